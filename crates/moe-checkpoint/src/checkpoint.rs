@@ -1,0 +1,147 @@
+//! Opening a checkpoint directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Kind, Result};
+use crate::index::{INDEX_FILE, find_shards};
+use crate::json;
+use crate::stored::{SourceFile, Stored};
+
+/// The file that describes a model's architecture.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// A checkpoint directory: its config, and lazy references to its tensors. Opening reads headers only.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Map<String, Value>,
+    tensors: BTreeMap<String, Stored>,
+    files: Vec<Arc<SourceFile>>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where there is no checkpoint, a shard or a tensor is not there;
+    /// [`Kind::Malformed`] where a file lies about its content; all name the file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        check_directory(dir)?;
+        let config_path = dir.join(CONFIG_FILE);
+        if !config_path.is_file() {
+            return Err(Error::new(Kind::Missing, "no config.json here")
+                .file(dir)
+                .remedy("give the directory that holds config.json and the safetensors files"));
+        }
+        let config = json::read(&config_path)?;
+        let index = find_shards(dir)?;
+        let mut tensors = BTreeMap::<String, Stored>::new();
+        let mut files = Vec::with_capacity(index.files.len());
+        for name in &index.files {
+            let (file, entries) = SourceFile::open(&dir.join(name))?;
+            for entry in entries {
+                let stored = Stored::new(&file, entry);
+                if let Some(first) = tensors.get(stored.name()) {
+                    return Err(Error::new(
+                        Kind::Malformed,
+                        format!("two shards hold this tensor; the other is {}", first.path().display()),
+                    )
+                    .tensor(stored.name())
+                    .file(stored.path()));
+                }
+                tensors.insert(stored.name().to_owned(), stored);
+            }
+            files.push(file);
+        }
+        for (tensor, shard) in &index.weight_map {
+            if tensors.get(tensor).is_none_or(|t| !t.path().ends_with(shard)) {
+                return Err(Error::new(
+                    Kind::Missing,
+                    format!("the index says {shard} holds this tensor; it does not"),
+                )
+                .tensor(tensor)
+                .file(dir.join(INDEX_FILE))
+                .remedy("download the shard and the index again"));
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), config, tensors, files })
+    }
+
+    /// Where the checkpoint is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The content of `config.json`, keys in file order.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// Every tensor by name.
+    pub fn tensors(&self) -> &BTreeMap<String, Stored> {
+        &self.tensors
+    }
+
+    /// The safetensors files.
+    pub fn files(&self) -> &[Arc<SourceFile>] {
+        &self.files
+    }
+
+    /// The files beside config and weights that a conversion carries along: tokenizer, templates,
+    /// generation config. Sorted; weights in other formats, receipts and hidden files are left out.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the directory can't be listed.
+    pub fn side_files(&self) -> Result<Vec<PathBuf>> {
+        let listing =
+            std::fs::read_dir(&self.dir).map_err(|e| Error::io("cannot list the checkpoint", &self.dir, e))?;
+        let mut files = Vec::new();
+        for entry in listing {
+            let path = entry.map_err(|e| Error::io("cannot list the checkpoint", &self.dir, e))?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if path.is_file() && is_side_file(&name) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// An allow-list: what stock loaders read. Anything else in the folder (training logs, other weight
+/// formats, the source's own model card) says nothing true about the converted model.
+fn is_side_file(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "generation_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.json",
+        "LICENSE",
+        "LICENSE.txt",
+        "LICENSE.md",
+        "NOTICE",
+        "USE_POLICY.md",
+    ];
+    NAMES.contains(&name) || name.starts_with("tokenizer") || name.ends_with(".jinja") || name.ends_with(".tiktoken")
+}
+
+fn check_directory(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if dir.exists() {
+        return Err(Error::new(Kind::Usage, "a checkpoint is a directory; this is a file")
+            .file(dir)
+            .remedy("give the directory that holds config.json and the safetensors files"));
+    }
+    Err(Error::new(Kind::Missing, "no such checkpoint directory").file(dir).remedy(
+        "check the path; hub names are not downloaded: fetch the model first (hf download NAME --local-dir DIR)",
+    ))
+}

@@ -1,0 +1,125 @@
+//! The one error type of the libraries: what went wrong, where, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything that reads, plans or writes checkpoints.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What sort of problem it is; callers map it to exit codes and tests match on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The operating system refused (permissions, full disk, a file that vanished).
+    Io,
+    /// A file does not follow its format.
+    Malformed,
+    /// Something that must be there is not.
+    Missing,
+    /// Files contradict each other, such as a shape and the config.
+    Mismatch,
+    /// Valid, but not something this program can do.
+    Unsupported,
+    /// The options cannot work, whatever the data.
+    Usage,
+    /// A value is not finite, or a computation failed.
+    Numeric,
+    /// The result is complete but worse than a quality gate allows.
+    Gate,
+}
+
+/// An error in three parts: what, where (file and tensor), and the remedy.
+#[derive(Debug)]
+pub struct Error(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    kind: Kind,
+    what: String,
+    file: Option<PathBuf>,
+    tensor: Option<String>,
+    remedy: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `kind` that says `what` went wrong.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Self(Box::new(Parts { kind, what: what.into(), file: None, tensor: None, remedy: None, source: None }))
+    }
+
+    /// The operating system's `source` error while doing `what` to `file`.
+    pub fn io(what: impl Into<String>, file: impl AsRef<Path>, source: io::Error) -> Self {
+        let remedy = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Some("free space on that disk, or write elsewhere")
+            }
+            io::ErrorKind::FileTooLarge => Some("raise the file-size limit (ulimit -f), or lower --max-shard-size"),
+            io::ErrorKind::PermissionDenied => Some("check the permissions of this path"),
+            io::ErrorKind::ReadOnlyFilesystem => Some("choose an output on a writable disk"),
+            io::ErrorKind::NotFound => Some("check the path"),
+            _ => None,
+        };
+        let mut error = Self::new(Kind::Io, what).file(file).source(source);
+        error.0.remedy = remedy.map(str::to_owned);
+        error
+    }
+
+    /// Adds the file that the error is about, unless one is named already.
+    #[must_use]
+    pub fn file(mut self, file: impl AsRef<Path>) -> Self {
+        self.0.file.get_or_insert_with(|| file.as_ref().to_owned());
+        self
+    }
+
+    /// Adds the tensor that the error is about, unless one is named already.
+    #[must_use]
+    pub fn tensor(mut self, tensor: impl Into<String>) -> Self {
+        self.0.tensor.get_or_insert_with(|| tensor.into());
+        self
+    }
+
+    /// Adds what the user can do about it, unless a remedy is given already.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.0.remedy.get_or_insert_with(|| remedy.into());
+        self
+    }
+
+    /// Adds the underlying error.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// What sort of problem it is.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = &self.0;
+        write!(f, "{}", parts.what)?;
+        if let Some(source) = &parts.source {
+            write!(f, ": {source}")?;
+        }
+        if let Some(tensor) = &parts.tensor {
+            write!(f, "\n  tensor: {tensor}")?;
+        }
+        if let Some(file) = &parts.file {
+            write!(f, "\n  file:   {}", file.display())?;
+        }
+        if let Some(remedy) = &parts.remedy {
+            write!(f, "\n  remedy: {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+// The underlying error is already part of the message, so `source()` stays empty: reporters that
+// walk the chain would print it twice.
+impl std::error::Error for Error {}

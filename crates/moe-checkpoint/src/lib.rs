@@ -1,0 +1,29 @@
+//! Hugging Face checkpoint directories: strict reading and streaming, hashed writing.
+//!
+//! This crate knows files (safetensors shards, the index, `config.json`, side files, SHA-256
+//! manifests) and nothing about what a tensor means. Reading is by position
+//! into caller-owned buffers, so a source that shrinks underneath is an error and never a signal;
+//! writing pushes bytes as they are made, hashes them on the way, and lets the result appear under
+//! its final name only when it is complete.
+
+mod checkpoint;
+mod error;
+mod header;
+mod index;
+pub mod json;
+mod manifest;
+mod shard;
+mod staging;
+mod stored;
+mod writer;
+
+pub use checkpoint::{CONFIG_FILE, Checkpoint};
+pub use error::{Error, Kind, Result};
+pub use header::{Entry, MAX_HEADER_BYTES, encode_header, parse_header};
+pub use index::{INDEX_FILE, SINGLE_FILE, shard_file_name};
+pub use manifest::{MANIFEST_FILE, Manifest, sha256_file};
+pub use safetensors::Dtype;
+pub use shard::{Declared, ShardPlan, plan_shards};
+pub use staging::{OutputDir, OutputOptions, write_file_atomically};
+pub use stored::{SourceFile, Stored};
+pub use writer::{WriteSummary, Writer};

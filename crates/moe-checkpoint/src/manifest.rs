@@ -1,0 +1,111 @@
+//! `SHA256SUMS`: the hash of every file of an output, in the format of `sha256sum -c`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Kind, Result};
+
+/// The manifest's file name.
+pub const MANIFEST_FILE: &str = "SHA256SUMS";
+
+/// File names with their SHA-256 in hexadecimal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Hash by file name; names are relative to the directory.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// Reads the manifest of `dir`; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <plain file name>`.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(MANIFEST_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("cannot read the manifest", &path, e))?;
+        let mut files = BTreeMap::new();
+        for (number, line) in text.lines().enumerate() {
+            let (hash, name) = line
+                .split_once("  ")
+                .filter(|(hash, name)| {
+                    hash.len() == 64
+                        && hash.bytes().all(|b| b.is_ascii_hexdigit())
+                        && !name.contains('/')
+                        && *name != ".."
+                })
+                .ok_or_else(|| {
+                    Error::new(Kind::Malformed, format!("line {} is not a hash and a file name", number + 1))
+                        .file(&path)
+                })?;
+            files.insert(name.to_owned(), hash.to_ascii_lowercase());
+        }
+        Ok(Some(Self { files }))
+    }
+
+    /// The manifest as text, sorted by file name.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for (name, hash) in &self.files {
+            let _ = writeln!(text, "{hash}  {name}");
+        }
+        text
+    }
+}
+
+/// The SHA-256 of the file `path`, in hexadecimal.
+///
+/// # Errors
+/// [`Kind::Io`] where it can't be read.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io("cannot open this file", path, e))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer).map_err(|e| Error::io("cannot read this file", path, e))?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_of_a_file_is_sha256sums() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("abc"), "abc").unwrap();
+        // FIPS 180-2, appendix B.1.
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256_file(&dir.path().join("abc")).unwrap(), expected);
+        let manifest = Manifest { files: [("abc".to_owned(), expected.to_owned())].into() };
+        std::fs::write(dir.path().join(MANIFEST_FILE), manifest.to_text()).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), Some(manifest));
+    }
+
+    #[test]
+    fn a_manifest_that_points_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = format!("{}  ../etc/passwd\n", "0".repeat(64));
+        std::fs::write(dir.path().join(MANIFEST_FILE), line).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap_err().kind(), Kind::Malformed);
+    }
+}

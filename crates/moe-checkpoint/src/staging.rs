@@ -1,0 +1,278 @@
+//! Output directories that appear under their final name only when they are complete.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statvfs};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Kind, Result};
+use crate::manifest::{MANIFEST_FILE, Manifest, hex};
+use crate::writer::write_synced;
+
+/// How an output directory may be created.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OutputOptions<'a> {
+    /// Replace an existing output, if it has the file `replaceable_if`.
+    pub overwrite: bool,
+    /// The file that marks a directory as written by this program.
+    pub replaceable_if: &'a str,
+}
+
+/// A directory being written: it lies hidden beside its final place until [`OutputDir::commit`].
+/// Dropped without that, it is removed.
+#[derive(Debug)]
+pub struct OutputDir {
+    target: PathBuf,
+    staging: PathBuf,
+    manifest: Manifest,
+    committed: bool,
+    /// Holds the lock on the staging directory.
+    _lock: File,
+}
+
+impl OutputDir {
+    /// Checks whether `target` may be created, without touching the disk.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where it exists and may not be replaced, or lies inside one of `inputs` or
+    /// around it; [`Kind::Missing`] where its parent directory can't be had.
+    pub fn check(target: &Path, inputs: &[&Path], options: OutputOptions<'_>) -> Result<()> {
+        let parent = parent_of(target);
+        // The parent may not exist yet; what exists of it decides where it would lie.
+        let existing = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+        let existing = existing.canonicalize().map_err(|e| Error::io("cannot resolve this path", existing, e))?;
+        if !existing.is_dir() {
+            return Err(Error::new(Kind::Usage, "the output's parent is not a directory").file(&existing));
+        }
+        let resolved = target.canonicalize().unwrap_or_else(|_| existing.join(target.file_name().unwrap_or_default()));
+        for input in inputs {
+            let input = input.canonicalize().map_err(|e| Error::io("cannot resolve this input", input, e))?;
+            if existing.starts_with(&input) || resolved.starts_with(&input) || input.starts_with(&resolved) {
+                return Err(Error::new(Kind::Usage, "the output would lie inside an input, or around one")
+                    .file(target)
+                    .remedy("choose an output outside the input directory"));
+            }
+        }
+        if target.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        if !options.overwrite {
+            return Err(Error::new(Kind::Usage, "the output exists")
+                .file(target)
+                .remedy("remove it, choose another name, or give --overwrite"));
+        }
+        let empty = fs::read_dir(target).is_ok_and(|mut d| d.next().is_none());
+        if !empty && !target.join(options.replaceable_if).is_file() {
+            return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
+                .file(target)
+                .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
+        }
+        Ok(())
+    }
+
+    /// Creates the hidden directory beside `target` and locks it.
+    ///
+    /// # Errors
+    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created; [`Kind::Usage`] where
+    /// another run is writing the same output.
+    pub fn create(target: &Path, inputs: &[&Path], options: OutputOptions<'_>) -> Result<Self> {
+        Self::check(target, inputs, options)?;
+        let parent = parent_of(target);
+        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
+        let name = target.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output has no name").file(target))?;
+        let staging = parent.join(format!(".{}.partial-moe-convert", name.to_string_lossy()));
+        let fail = |e: io::Error| Error::io("cannot create the output", &staging, e);
+        match fs::create_dir(&staging) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(fail)?,
+        }
+        let lock = File::open(&staging).map_err(fail)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::new(Kind::Usage, "another run is writing this output")
+                .file(target)
+                .remedy("wait for it, or choose another output"));
+        }
+        // What a killed run left behind; nobody holds its lock.
+        clear_directory(&staging).map_err(fail)?;
+        Ok(Self { target: target.to_owned(), staging, manifest: Manifest::default(), committed: false, _lock: lock })
+    }
+
+    /// Where files are written until the commit.
+    pub fn path(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Refuses early when the disk has less than `bytes` free.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], with both figures.
+    pub fn require_space(&self, bytes: u64) -> Result<()> {
+        let Ok(disk) = statvfs(&self.staging) else { return Ok(()) };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free >= bytes {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Io, format!("the output takes {bytes} bytes; the disk has {free} free"))
+            .file(&self.target)
+            .remedy("free space on that disk, or write elsewhere"))
+    }
+
+    /// Writes the small file `name` and lists it in the manifest.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be written.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_synced(&self.staging.join(name), bytes)?;
+        self.manifest.files.insert(name.to_owned(), hex(&Sha256::digest(bytes)));
+        Ok(())
+    }
+
+    /// Writes the small file `name` without listing it: for what differs from run to run.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be written.
+    pub fn write_unlisted(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_synced(&self.staging.join(name), bytes)
+    }
+
+    /// Adds files that were written and hashed by a [`crate::Writer`] to the manifest.
+    pub fn add_hashes(&mut self, hashes: impl IntoIterator<Item = (String, String)>) {
+        self.manifest.files.extend(hashes);
+    }
+
+    /// Writes the manifest, flushes everything and lets the directory appear under its final name.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; the final name is then untouched.
+    pub fn commit(mut self) -> Result<()> {
+        write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
+        let fail = |e: io::Error| Error::io("cannot move the finished output to its place", &self.target, e);
+        File::open(&self.staging).and_then(|d| d.sync_all()).map_err(fail)?;
+        if self.target.symlink_metadata().is_ok() {
+            renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE).map_err(|e| fail(e.into()))?;
+            // What was exchanged is the earlier result, now under the hidden name.
+            fs::remove_dir_all(&self.staging).map_err(fail)?;
+        } else {
+            fs::rename(&self.staging, &self.target).map_err(fail)?;
+        }
+        self.committed = true;
+        let parent = parent_of(&self.target);
+        File::open(&parent).and_then(|d| d.sync_all()).map_err(fail)
+    }
+}
+
+impl Drop for OutputDir {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_dir_all(&self.staging);
+        }
+    }
+}
+
+fn parent_of(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn clear_directory(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.symlink_metadata()?.is_dir() {
+            true => fs::remove_dir_all(&path)?,
+            false => fs::remove_file(&path)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it.
+///
+/// # Errors
+/// [`Kind::Io`], and what `fill` returns.
+pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output file has no name").file(path))?;
+    let staging = path.with_file_name(format!(".{}.partial-moe-convert", name.to_string_lossy()));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&staging)?;
+        fill(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&staging, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&staging);
+        Error::io("cannot write this file", path, e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: OutputOptions<'_> = OutputOptions { overwrite: false, replaceable_if: "receipt" };
+    const OVERWRITE: OutputOptions<'_> = OutputOptions { overwrite: true, replaceable_if: "receipt" };
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_appears_before_the_commit_and_nothing_stays_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        output.write("receipt", b"x").unwrap();
+        assert!(!target.exists());
+        drop(output);
+        assert!(names(dir.path()).is_empty());
+
+        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        output.write("receipt", b"x").unwrap();
+        output.commit().unwrap();
+        assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn overwrite_replaces_own_results_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("thesis.tex"), "").unwrap();
+        assert_eq!(OutputDir::create(&target, &[], OPTIONS).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(OutputDir::create(&target, &[], OVERWRITE).unwrap_err().kind(), Kind::Usage);
+        fs::write(target.join("receipt"), "").unwrap();
+        let mut output = OutputDir::create(&target, &[], OVERWRITE).unwrap();
+        output.write("receipt", b"new").unwrap();
+        output.commit().unwrap();
+        assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
+        assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_second_run_on_the_same_output_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let _first = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        let message = OutputDir::create(&target, &[], OPTIONS).unwrap_err().to_string();
+        assert!(message.contains("another run"), "{message}");
+    }
+
+    #[test]
+    fn an_output_inside_or_around_an_input_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let input = dir.path().join("a/input");
+        fs::create_dir_all(&input).unwrap();
+        for target in [input.join("out"), input.join("deep/er/out"), input.clone(), dir.path().join("a")] {
+            let error = OutputDir::check(&target, &[&input], OVERWRITE).unwrap_err();
+            assert!(error.to_string().contains("inside an input"), "{}: {error}", target.display());
+        }
+        OutputDir::check(&dir.path().join("b"), &[&input], OPTIONS).unwrap();
+    }
+}

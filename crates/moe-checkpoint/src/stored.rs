@@ -1,0 +1,163 @@
+//! Lazy references to tensor bytes in files, read by position.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::Dtype;
+
+use crate::error::{Error, Kind, Result};
+use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
+
+/// An open safetensors file whose header has been checked.
+///
+/// The handle stays open, so that a file that is renamed or unlinked underneath can still be read;
+/// one that is truncated gives an error.
+#[derive(Debug)]
+pub struct SourceFile {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    bytes: u64,
+}
+
+impl SourceFile {
+    /// Opens `path` and reads its header.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors file.
+    pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
+        let file = File::open(path).map_err(|e| Error::io("cannot open this shard", path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?;
+        let truncated =
+            |what: String| Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again");
+        if !metadata.is_file() {
+            return Err(Error::new(Kind::Malformed, "this shard is not a regular file").file(path));
+        }
+        let bytes = metadata.len();
+        if bytes < 8 {
+            return Err(truncated(format!("{bytes} bytes are too few for a safetensors file")));
+        }
+        let read = |buffer: &mut [u8], at| {
+            file.read_exact_at(buffer, at).map_err(|e| Error::io("cannot read the header", path, e))
+        };
+        let mut length = [0; 8];
+        read(&mut length, 0)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES || length > bytes - 8 {
+            return Err(truncated(format!("the header claims {length} bytes; the file has {bytes}")));
+        }
+        let mut json = vec![0; length as usize];
+        read(&mut json, 8)?;
+        let entries = parse_header(&json, bytes - 8 - length).map_err(|e| e.file(path))?;
+        let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes };
+        Ok((Arc::new(source), entries))
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// A tensor, or a contiguous part of one, that lies in a file.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    file: Arc<SourceFile>,
+    name: Arc<str>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Absolute position of the first byte in the file.
+    offset: u64,
+    bytes: u64,
+}
+
+impl Stored {
+    pub(crate) fn new(file: &Arc<SourceFile>, entry: Entry) -> Self {
+        Self {
+            file: file.clone(),
+            name: entry.name.into(),
+            dtype: entry.dtype,
+            shape: entry.shape,
+            offset: file.data_start + entry.start,
+            bytes: entry.end - entry.start,
+        }
+    }
+
+    /// The tensor's name in its file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds it.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Shape, outermost dimension first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether both are the same bytes of the same file.
+    pub fn same_bytes(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && self.offset == other.offset && self.bytes == other.bytes
+    }
+
+    /// Rows `start..end` of the outermost dimension, without reading anything.
+    ///
+    /// # Panics
+    /// If the range is not within the shape, or rows don't end on a byte.
+    #[must_use]
+    pub fn rows(&self, start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= self.shape[0], "rows {start}..{end} of {:?}", self.shape);
+        let row_bytes = if self.shape[0] == 0 { 0 } else { self.bytes / self.shape[0] as u64 };
+        let mut part = self.clone();
+        part.shape[0] = end - start;
+        part.offset += start as u64 * row_bytes;
+        part.bytes = (end - start) as u64 * row_bytes;
+        part
+    }
+
+    /// Entry `index` of the outermost dimension, which is dropped: expert e of a fused `[E, …]` tensor.
+    ///
+    /// # Panics
+    /// If `index` is not within the shape.
+    #[must_use]
+    pub fn at(&self, index: usize) -> Self {
+        let mut part = self.rows(index, index + 1);
+        part.shape.remove(0);
+        part
+    }
+
+    /// Fills `buffer` with the bytes that start `offset` bytes into this tensor.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], naming file and tensor, where the file has become shorter or can't be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        debug_assert!(offset + buffer.len() as u64 <= self.bytes);
+        self.file.file.read_exact_at(buffer, self.offset + offset).map_err(|e| {
+            let what = match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => "the file became shorter while it was being read",
+                _ => "cannot read this tensor",
+            };
+            Error::io(what, self.path(), e).tensor(self.name())
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! The streaming writer: tensors are pushed as they are made, hashed and written side by side.
+//!
+//! Three threads work on the same recycled buffers: the caller fills one, one thread hashes it and
+//! one writes it, while a fourth asks the kernel to flush what is already written, so that the final
+//! fsync has little left to wait for. The buffers are the memory bound.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{JoinHandle, spawn};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Kind, Result};
+use crate::index::INDEX_FILE;
+use crate::json;
+use crate::manifest::hex;
+use crate::shard::{ShardPlan, index_json};
+
+const BUFFER_BYTES: usize = 2 << 20;
+const BUFFERS: usize = 16;
+const FLUSH_EVERY_BYTES: u64 = 64 << 20;
+
+/// A recycled buffer; the last holder's drop gives it back to the pool.
+struct Chunk {
+    bytes: Vec<u8>,
+    pool: Sender<Vec<u8>>,
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // The pool is gone only when the writer is, and then nobody wants the buffer.
+        let _ = self.pool.send(std::mem::take(&mut self.bytes));
+    }
+}
+
+enum Order {
+    Open(PathBuf),
+    Data(Arc<Chunk>),
+    Close,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Default)]
+pub struct WriteSummary {
+    /// SHA-256 of every file, in hexadecimal.
+    pub hashes: BTreeMap<String, String>,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Time that the hashing thread was busy.
+    pub hashing: Duration,
+    /// Time that the writing thread was busy.
+    pub writing: Duration,
+}
+
+/// Writes planned shards into a directory, one after the other.
+pub struct Writer {
+    dir: PathBuf,
+    shards: Vec<ShardPlan>,
+    shard: usize,
+    entry: usize,
+    /// Bytes of the current entry that were pushed.
+    filled: u64,
+    pool: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    hash: Worker<String>,
+    disk: Worker<()>,
+    summary: WriteSummary,
+}
+
+/// A thread that takes orders and answers once for every `Close`.
+struct Worker<T> {
+    orders: Option<SyncSender<Order>>,
+    answers: Receiver<Result<T>>,
+    thread: Option<JoinHandle<Duration>>,
+}
+
+impl<T: Send + 'static> Worker<T> {
+    fn start(run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static) -> Self {
+        let (orders, inbox) = sync_channel(BUFFERS);
+        let (outbox, answers) = channel();
+        Self { orders: Some(orders), answers, thread: Some(spawn(move || run(inbox, outbox))) }
+    }
+
+    /// Sends an order; a worker that has stopped says why.
+    fn send(&self, order: Order) -> Result<()> {
+        let orders = self.orders.as_ref().expect("orders end in stop()");
+        orders.send(order).map_err(|_| match self.answers.try_iter().find_map(Result::err) {
+            Some(error) => error,
+            None => Error::new(Kind::Io, "a writer thread stopped"),
+        })
+    }
+
+    fn answer(&self) -> Result<T> {
+        self.answers.recv().unwrap_or_else(|_| Err(Error::new(Kind::Io, "a writer thread stopped")))
+    }
+
+    fn stop(&mut self) -> Duration {
+        self.orders = None;
+        self.thread.take().and_then(|t| t.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Writer {
+    /// Starts writing `shards` into the directory `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the first file can't be created.
+    pub fn create(dir: &Path, shards: Vec<ShardPlan>) -> Result<Self> {
+        let pool = channel();
+        for _ in 0..BUFFERS {
+            let _ = pool.0.send(Vec::with_capacity(BUFFER_BYTES));
+        }
+        let hash = Worker::start(hash_shards);
+        let disk = Worker::start(write_shards);
+        let summary = WriteSummary::default();
+        let mut writer = Self { dir: dir.to_owned(), shards, shard: 0, entry: 0, filled: 0, pool, hash, disk, summary };
+        writer.open_shard()?;
+        Ok(writer)
+    }
+
+    /// The name of the next tensor that is expected, or `None` when all are written.
+    pub fn next_tensor(&self) -> Option<&str> {
+        Some(self.shards.get(self.shard)?.entries.get(self.entry)?.name.as_str())
+    }
+
+    /// Pushes `bytes` as the next part of the tensor `name`.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] out of the declared order or size; [`Kind::Io`] where writing fails.
+    pub fn push(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let part = &bytes[..bytes.len().min(BUFFER_BYTES)];
+            self.push_with(name, part.len(), |buffer| {
+                buffer.copy_from_slice(part);
+                Ok(())
+            })?;
+            bytes = &bytes[part.len()..];
+        }
+        self.skip_empty()
+    }
+
+    /// Pushes `bytes_total` bytes of the tensor `name`; `fill` is called with an offset and a buffer,
+    /// in order, and reads or makes the bytes in place.
+    ///
+    /// # Errors
+    /// As for [`Writer::push`], and what `fill` returns.
+    pub fn push_from(
+        &mut self,
+        name: &str,
+        bytes_total: u64,
+        mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut offset = 0;
+        while offset < bytes_total {
+            let part = (bytes_total - offset).min(BUFFER_BYTES as u64) as usize;
+            self.push_with(name, part, |buffer| fill(offset, buffer))?;
+            offset += part as u64;
+        }
+        self.skip_empty()
+    }
+
+    fn push_with(&mut self, name: &str, bytes: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let entry = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry));
+        let room = match entry {
+            Some(entry) if entry.name == name => entry.end - entry.start - self.filled,
+            _ => return Err(Error::new(Kind::Mismatch, "a tensor was pushed out of the declared order").tensor(name)),
+        };
+        if bytes as u64 > room {
+            return Err(Error::new(Kind::Mismatch, "a tensor is larger than declared").tensor(name));
+        }
+        let mut buffer = self.pool.1.recv().expect("this struct holds a sender");
+        // Buffers keep their length, so only a first use or a growing one clears memory.
+        buffer.resize(bytes, 0);
+        fill(&mut buffer)?;
+        self.send(buffer)?;
+        self.filled += bytes as u64;
+        if bytes as u64 == room {
+            self.next_entry()?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
+        self.summary.bytes += bytes.len() as u64;
+        let chunk = Arc::new(Chunk { bytes, pool: self.pool.0.clone() });
+        self.hash.send(Order::Data(chunk.clone()))?;
+        self.disk.send(Order::Data(chunk))
+    }
+
+    fn next_entry(&mut self) -> Result<()> {
+        self.entry += 1;
+        self.filled = 0;
+        if self.entry < self.shards[self.shard].entries.len() {
+            return Ok(());
+        }
+        self.close_shard()?;
+        self.shard += 1;
+        self.entry = 0;
+        self.open_shard()
+    }
+
+    /// Tensors without elements take no push: step over them.
+    fn skip_empty(&mut self) -> Result<()> {
+        while let Some(entry) = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry)) {
+            if entry.start != entry.end {
+                break;
+            }
+            self.next_entry()?;
+        }
+        Ok(())
+    }
+
+    fn open_shard(&mut self) -> Result<()> {
+        let Some(plan) = self.shards.get(self.shard) else { return Ok(()) };
+        let path = self.dir.join(&plan.file);
+        let header = plan.header.clone();
+        self.hash.send(Order::Open(path.clone()))?;
+        self.disk.send(Order::Open(path))?;
+        self.send(header)?;
+        if self.shards[self.shard].entries.is_empty() {
+            self.close_shard()?;
+            self.shard += 1;
+        }
+        self.skip_empty()
+    }
+
+    fn close_shard(&mut self) -> Result<()> {
+        self.hash.send(Order::Close)?;
+        self.disk.send(Order::Close)?;
+        self.disk.answer()?;
+        let hash = self.hash.answer()?;
+        self.summary.hashes.insert(self.shards[self.shard].file.clone(), hash);
+        Ok(())
+    }
+
+    /// Writes the index where there are several shards, and says what was written.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] where a declared tensor was never pushed; [`Kind::Io`] where writing fails.
+    pub fn finish(mut self) -> Result<WriteSummary> {
+        if let Some(missing) = self.next_tensor() {
+            return Err(Error::new(Kind::Mismatch, "a declared tensor was never written").tensor(missing));
+        }
+        if self.shards.len() > 1 {
+            let text = json::to_pretty(&index_json(&self.shards));
+            let path = self.dir.join(INDEX_FILE);
+            write_synced(&path, text.as_bytes())?;
+            self.summary.bytes += text.len() as u64;
+            self.summary.hashes.insert(INDEX_FILE.to_owned(), hex(&Sha256::digest(text.as_bytes())));
+        }
+        self.summary.hashing = self.hash.stop();
+        self.summary.writing = self.disk.stop();
+        Ok(std::mem::take(&mut self.summary))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.hash.stop();
+        self.disk.stop();
+    }
+}
+
+/// Creates or replaces `path` with `bytes` and waits until they are on the disk.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io("cannot write this file", path, e))
+}
+
+fn hash_shards(orders: Receiver<Order>, answers: Sender<Result<String>>) -> Duration {
+    let mut hasher = Sha256::new();
+    let mut busy = Duration::ZERO;
+    for order in orders {
+        let start = Instant::now();
+        match order {
+            Order::Open(_) => hasher = Sha256::new(),
+            Order::Data(chunk) => hasher.update(&chunk.bytes),
+            Order::Close => {
+                let _ = answers.send(Ok(hex(&std::mem::take(&mut hasher).finalize())));
+            }
+        }
+        busy += start.elapsed();
+    }
+    busy
+}
+
+fn write_shards(orders: Receiver<Order>, answers: Sender<Result<()>>) -> Duration {
+    let mut busy = Duration::ZERO;
+    let mut shard: Option<OpenShard> = None;
+    for order in orders {
+        let start = Instant::now();
+        let done = match order {
+            Order::Open(path) => OpenShard::create(path).map(|s| shard = Some(s)),
+            Order::Data(chunk) => shard.as_mut().map_or(Ok(()), |s| s.write(&chunk.bytes)),
+            Order::Close => shard.take().map_or(Ok(()), OpenShard::close).map(|()| {
+                let _ = answers.send(Ok(()));
+            }),
+        };
+        busy += start.elapsed();
+        if let Err(error) = done {
+            // The caller learns it from its next order, which finds this thread gone.
+            let _ = answers.send(Err(error));
+            break;
+        }
+    }
+    busy
+}
+
+/// A shard being written, with a thread that flushes it as it grows.
+struct OpenShard {
+    path: PathBuf,
+    file: File,
+    unflushed: u64,
+    flush: Option<SyncSender<()>>,
+    flusher: JoinHandle<std::io::Result<()>>,
+}
+
+impl OpenShard {
+    fn create(path: PathBuf) -> Result<Self> {
+        let fail = |e| Error::io("cannot create this shard", &path, e);
+        let file = File::create(&path).map_err(fail)?;
+        let handle = file.try_clone().map_err(fail)?;
+        let (flush, wanted) = sync_channel::<()>(1);
+        let flusher = spawn(move || {
+            for () in wanted {
+                handle.sync_data()?;
+            }
+            handle.sync_all()
+        });
+        Ok(Self { path, file, unflushed: 0, flush: Some(flush), flusher })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("cannot write this shard", &self.path, e))?;
+        self.unflushed += bytes.len() as u64;
+        if self.unflushed >= FLUSH_EVERY_BYTES {
+            self.unflushed = 0;
+            // A full queue means that a flush is waiting already, which covers these bytes too.
+            let _ = self.flush.as_ref().map(|f| f.try_send(()));
+        }
+        Ok(())
+    }
+
+    fn close(mut self) -> Result<()> {
+        self.flush = None;
+        let synced = self.flusher.join().unwrap_or_else(|_| Err(std::io::Error::other("the flushing thread died")));
+        synced.map_err(|e| Error::io("cannot write this shard", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, Declared, Dtype, plan_shards, sha256_file};
+
+    fn declared() -> Vec<Declared> {
+        let tensor =
+            |name: &str, shape: &[usize]| Declared { name: name.into(), dtype: Dtype::U8, shape: shape.into() };
+        vec![tensor("a", &[5 << 20]), tensor("empty", &[0, 4]), tensor("b", &[3, 7])]
+    }
+
+    #[test]
+    fn what_is_pushed_is_read_back_and_hashed() {
+        for max_shard in [1 << 20, 1 << 30] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut writer = Writer::create(dir.path(), plan_shards(&declared(), max_shard).unwrap()).unwrap();
+            let a: Vec<u8> = (0..5u32 << 20).map(|i| (i % 251) as u8).collect();
+            writer.push("a", &a).unwrap();
+            writer.push_from("b", 21, |_, buffer| Ok(buffer.fill(9))).unwrap();
+            let summary = writer.finish().unwrap();
+            for (file, hash) in &summary.hashes {
+                assert_eq!(&sha256_file(&dir.path().join(file)).unwrap(), hash);
+            }
+            std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            let mut read = vec![0; a.len()];
+            checkpoint.tensors()["a"].read_at(0, &mut read).unwrap();
+            assert_eq!(read, a);
+            assert_eq!(checkpoint.tensors()["empty"].shape(), [0, 4]);
+            let mut rows = vec![0; 7];
+            checkpoint.tensors()["b"].at(2).read_at(0, &mut rows).unwrap();
+            assert_eq!(rows, [9; 7]);
+        }
+    }
+
+    #[test]
+    fn order_size_and_completeness_are_enforced() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path(), plan_shards(&declared(), 1 << 30).unwrap()).unwrap();
+        assert_eq!(writer.push("b", &[0; 21]).unwrap_err().kind(), Kind::Mismatch);
+        writer.push("a", &vec![0; 5 << 20]).unwrap();
+        assert_eq!(writer.push("b", &[0; 22]).unwrap_err().kind(), Kind::Mismatch);
+        let message = writer.finish().unwrap_err().to_string();
+        assert!(message.contains("never written") && message.contains("tensor: b"), "{message}");
+    }
+
+    #[test]
+    fn a_directory_that_vanishes_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let result = Writer::create(&gone, plan_shards(&declared(), 1 << 30).unwrap())
+            .and_then(|mut w| w.push("a", &vec![0; 5 << 20]));
+        assert_eq!(result.unwrap_err().kind(), Kind::Io);
+    }
+}
