@@ -1,1 +1,26 @@
-//! placeholder
+//! The typed model: layers, attention, feed-forward blocks, routers, experts and lazy weights.
+//!
+//! Tensor names and config keys exist only at the border: a file `families/<model_type>.toml`
+//! describes a family, [`Model::open`] reads a checkpoint through it and [`Model::declare`] turns a
+//! model back into names and a config. In between, a model is a list of typed layers whose weights are
+//! references into files.
+
+mod assembly;
+mod config;
+mod declare;
+mod family;
+mod layer;
+mod read;
+mod rope;
+mod weight;
+mod window;
+
+pub use assembly::{Head, Model, Parameters};
+pub use config::Config;
+pub use declare::Declaration;
+pub use family::{Family, Flag, Layout, QkNormKind, families, family};
+pub use layer::{Attention, Expert, Ffn, Layer, Linear, Moe, QkNorm, Router, SharedExpert};
+pub use moe_checkpoint::{Error, Kind, Result};
+pub use rope::{Rope, RopeScaling};
+pub use weight::{Make, Weight};
+pub use window::WindowRule;

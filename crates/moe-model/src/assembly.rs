@@ -1,0 +1,150 @@
+//! A whole model: what all layers share, and the layers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::family::Family;
+use crate::layer::{Ffn, Layer, Moe};
+use crate::rope::Rope;
+use crate::weight::Weight;
+
+/// The output head.
+#[derive(Debug, Clone)]
+pub enum Head {
+    /// The embedding matrix is used again.
+    Tied,
+    /// A matrix of its own, `[vocab, hidden]`.
+    Own(Weight),
+}
+
+/// A decoder-only language model with lazy weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The family that names its tensors.
+    pub family: &'static Family,
+    /// The config it was read with. Typed fields win over it when the model is written.
+    pub config: Map<String, Value>,
+    /// Where the config came from, for messages.
+    pub config_file: PathBuf,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// ε of the RMS norms.
+    pub norm_eps: f64,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Token embedding, `[vocab, hidden]`.
+    pub embed: Weight,
+    /// The layers in order.
+    pub layers: Vec<Layer>,
+    /// RMS norm before the head, `[hidden]`.
+    pub final_norm: Weight,
+    /// Output head.
+    pub head: Head,
+    /// Tensors that the family doesn't know, carried byte for byte under their own names.
+    pub extra: BTreeMap<String, Weight>,
+}
+
+impl Model {
+    /// The matrix of the output head, `[vocab, hidden]`.
+    pub fn head_weight(&self) -> &Weight {
+        match &self.head {
+            Head::Tied => &self.embed,
+            Head::Own(weight) => weight,
+        }
+    }
+
+    /// The mixtures of experts with the index of their layer.
+    pub fn moes(&self) -> impl Iterator<Item = (usize, &Moe)> {
+        self.layers.iter().enumerate().filter_map(|(index, layer)| Some((index, layer.ffn.moe()?)))
+    }
+
+    /// Parameters in total, and those that one token uses: all but the experts it isn't routed to.
+    pub fn parameters(&self) -> Parameters {
+        let mut counts = Parameters::default();
+        counts.embedding = self.embed.elements();
+        if let Head::Own(weight) = &self.head {
+            counts.head = weight.elements();
+        }
+        counts.other = self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();
+        for layer in &self.layers {
+            counts.add_layer(layer);
+        }
+        counts
+    }
+}
+
+/// Number of parameters by component.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Parameters {
+    /// Token embedding.
+    pub embedding: usize,
+    /// Output head, 0 where it is tied.
+    pub head: usize,
+    /// Attention with its norms.
+    pub attention: usize,
+    /// Dense feed-forward blocks.
+    pub dense_ffn: usize,
+    /// Routers and shared experts' gates.
+    pub routers: usize,
+    /// Routed experts.
+    pub experts: usize,
+    /// The part of the routed experts that one token uses.
+    pub experts_active: usize,
+    /// Shared experts.
+    pub shared_experts: usize,
+    /// Everything else.
+    pub other: usize,
+}
+
+impl Parameters {
+    fn add_layer(&mut self, layer: &Layer) {
+        let linear = |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
+        let expert = |e: &crate::Expert| e.linears().into_iter().map(linear).sum::<usize>();
+        let a = &layer.attention;
+        self.attention += [&a.q, &a.k, &a.v, &a.o].into_iter().map(linear).sum::<usize>();
+        if let Some(crate::QkNorm::PerHead { q, k } | crate::QkNorm::FullWidth { q, k }) = &a.qk_norm {
+            self.attention += q.elements() + k.elements();
+        }
+        self.other += layer.attention_norm.elements() + layer.ffn_norm.elements();
+        match &layer.ffn {
+            Ffn::Dense(ffn) => self.dense_ffn += expert(ffn),
+            Ffn::Moe(moe) => {
+                let each = moe.experts.first().map_or(0, expert);
+                self.experts += each * moe.experts.len();
+                self.experts_active += each * moe.router.top_k;
+                self.routers += moe.router.weight.elements();
+                if let Some(shared) = &moe.shared {
+                    self.shared_experts += expert(&shared.expert);
+                    self.routers += shared.gate.elements();
+                }
+            }
+        }
+    }
+
+    /// All parameters.
+    pub fn total(&self) -> usize {
+        self.active() - self.experts_active + self.experts
+    }
+
+    /// The parameters that one token uses.
+    pub fn active(&self) -> usize {
+        self.embedding
+            + self.head
+            + self.attention
+            + self.dense_ffn
+            + self.routers
+            + self.experts_active
+            + self.shared_experts
+            + self.other
+    }
+}

@@ -1,0 +1,103 @@
+//! Typed access to `config.json` with the defaults that stock loaders assume.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::family::{Family, Flag};
+use crate::{Error, Kind, Result};
+
+/// A config seen through its family: what is missing has the loaders' default.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    /// The content of `config.json`.
+    pub raw: &'a Map<String, Value>,
+    /// The family it belongs to.
+    pub family: &'a Family,
+    /// The file, for messages.
+    pub file: &'a Path,
+}
+
+impl<'a> Config<'a> {
+    /// The value of `key`: the config's, else the family's default.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw.get(key).or_else(|| self.family.defaults.get(key))
+    }
+
+    /// A problem with `key`, as an error that names the file.
+    pub fn error(&self, key: &str, what: &str) -> Error {
+        Error::new(Kind::Malformed, format!("config key {key:?} {what}")).file(self.file)
+    }
+
+    fn required(&self, key: &str) -> Result<&'a Value> {
+        self.get(key).ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// A count.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is missing or no count.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        self.optional_usize(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// A count that may be missing or null.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is something else.
+    pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
+        // No dimension of any model comes near 2^32; products of two still fit.
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().filter(|n| *n <= u64::from(u32::MAX)) {
+                Some(n) => Ok(Some(n as usize)),
+                None => Err(self.error(key, &format!("is {value}, which is no sensible count"))),
+            },
+        }
+    }
+
+    /// A count that is at least one.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is missing, zero or no count.
+    pub fn positive(&self, key: &str) -> Result<usize> {
+        match self.usize(key)? {
+            0 => Err(self.error(key, "is 0")),
+            n => Ok(n),
+        }
+    }
+
+    /// A switch.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is missing or no boolean.
+    pub fn bool(&self, key: &str) -> Result<bool> {
+        let value = self.required(key)?;
+        value.as_bool().ok_or_else(|| self.error(key, &format!("is {value}, not true or false")))
+    }
+
+    /// A finite number that may be missing or null.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is something else.
+    pub fn optional_f64(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
+                Some(x) => Ok(Some(x)),
+                None => Err(self.error(key, &format!("is {value}, not a number"))),
+            },
+        }
+    }
+
+    /// What a family's flag says for this model.
+    ///
+    /// # Errors
+    /// As for [`Config::bool`].
+    pub fn flag(&self, flag: &Flag) -> Result<bool> {
+        match flag {
+            Flag::Fixed(value) => Ok(*value),
+            Flag::Key(key) => self.bool(key),
+        }
+    }
+}

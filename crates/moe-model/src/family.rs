@@ -1,0 +1,227 @@
+//! Families as data: tensor names, config keys and routing rules of one `model_type` each.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use include_dir::{Dir, include_dir};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::window::WindowRule;
+use crate::{Error, Kind, Result};
+
+static FILES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/families");
+
+/// Something that a family fixes, or that a config key of this name switches.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Flag {
+    /// The same in every model of the family.
+    Fixed(bool),
+    /// Read from this config key.
+    Key(String),
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        Flag::Fixed(false)
+    }
+}
+
+/// Which normalisation of queries and keys a family has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNormKind {
+    /// None.
+    #[default]
+    None,
+    /// Over each head.
+    PerHead,
+    /// Over all heads at once.
+    FullWidth,
+}
+
+/// A family's attention.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttentionRule {
+    /// Whether query, key and value projections have biases.
+    pub qkv_bias: Flag,
+    /// Whether the output projection has a bias.
+    pub o_bias: Flag,
+    /// Normalisation of queries and keys.
+    pub qk_norm: QkNormKind,
+    /// The config key of the clamp on projected queries, keys and values.
+    pub clip: Option<String>,
+    /// Which layers have a sliding window.
+    pub window: WindowRule,
+}
+
+/// Names of a feed-forward network's weights below the layer's prefix.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertNames {
+    /// Gate projection (the one that goes through the activation).
+    pub gate: String,
+    /// Up projection.
+    pub up: String,
+    /// Down projection.
+    pub down: String,
+}
+
+/// A family's dense feed-forward block.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseRule {
+    /// The config key of the width.
+    pub width: String,
+    /// Whether the three projections have biases.
+    #[serde(default)]
+    pub bias: Flag,
+    /// Names of the weights.
+    #[serde(default = "dense_names")]
+    pub names: ExpertNames,
+}
+
+fn dense_names() -> ExpertNames {
+    let name = |n: &str| format!("mlp.{n}_proj.weight");
+    ExpertNames { gate: name("gate"), up: name("up"), down: name("down") }
+}
+
+/// Names of experts that are stored as one 3-D tensor: `gate_up [E, 2I, H]` and `down [E, H, I]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FusedNames {
+    /// Gate rows, then up rows, of every expert.
+    pub gate_up: String,
+    /// Down projections of every expert.
+    pub down: String,
+}
+
+/// One way in which a mixture of experts lies on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// The router's weight.
+    pub router: String,
+    /// Names of expert `{expert}`, where every expert has tensors of its own.
+    pub expert: Option<ExpertNames>,
+    /// Names of the fused tensors.
+    pub fused: Option<FusedNames>,
+}
+
+/// A family's shared expert.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedRule {
+    /// The config key of the width.
+    pub width: String,
+    /// Names of its network.
+    pub expert: ExpertNames,
+    /// Name of the sigmoid gate, `[1, hidden]`.
+    pub gate: String,
+}
+
+/// A family's mixture of experts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeRule {
+    /// Config keys of the number of experts: the first that is there is read, all are written.
+    pub experts: Vec<String>,
+    /// The config key of the number of experts a token goes to.
+    pub top_k: String,
+    /// The config key of an expert's width.
+    pub width: String,
+    /// Whether selected probabilities are divided by their sum.
+    pub normalize: Flag,
+    /// The config key of the period of sparse layers: layer i is one if `(i + 1) % step == 0`.
+    pub sparse_step: Option<String>,
+    /// The config key that lists layers which stay dense.
+    pub dense_layers: Option<String>,
+    /// The shared expert.
+    pub shared: Option<SharedRule>,
+    /// How it lies on disk; the first layout is written, all are read.
+    pub layouts: Vec<Layout>,
+}
+
+/// Everything that is particular to one `model_type`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Family {
+    /// The value of the config key `model_type`.
+    pub model_type: String,
+    /// The class name that is written to the config key `architectures`.
+    pub architecture: String,
+    /// MoE families that can hold an upcycled model of this family; the first is the default.
+    #[serde(default)]
+    pub upcycles_to: Vec<String>,
+    /// Config keys that mean something in this family only.
+    #[serde(default)]
+    pub own_keys: Vec<String>,
+    /// Attention.
+    pub attention: AttentionRule,
+    /// The dense block, if the family has one.
+    pub dense: Option<DenseRule>,
+    /// The mixture of experts, if the family has one.
+    pub moe: Option<MoeRule>,
+    /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.
+    pub defaults: Map<String, Value>,
+    /// Keys that are written into a converted config unless the source has them.
+    #[serde(default)]
+    pub written: Map<String, Value>,
+}
+
+/// Every family by `model_type`.
+///
+/// # Panics
+/// If a family file is broken, which a test excludes.
+pub fn families() -> &'static BTreeMap<String, Family> {
+    static FAMILIES: OnceLock<BTreeMap<String, Family>> = OnceLock::new();
+    FAMILIES.get_or_init(|| {
+        FILES
+            .files()
+            .map(|file| {
+                let text = file.contents_utf8().expect("family files are text");
+                let mut family: Family =
+                    toml::from_str(text).unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
+                for value in family.defaults.values_mut().filter(|v| *v == "null") {
+                    *value = Value::Null;
+                }
+                (family.model_type.clone(), family)
+            })
+            .collect()
+    })
+}
+
+/// The family `model_type`.
+///
+/// # Errors
+/// [`Kind::Unsupported`], listing the families there are.
+pub fn family(model_type: &str) -> Result<&'static Family> {
+    families().get(model_type).ok_or_else(|| {
+        let known: Vec<_> = families().keys().map(String::as_str).collect();
+        Error::new(Kind::Unsupported, format!("unknown model_type {model_type:?}"))
+            .remedy(format!("supported: {}", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_file_is_named_by_its_model_type_and_refers_to_families_that_exist() {
+        assert_eq!(FILES.files().count(), families().len());
+        for file in FILES.files() {
+            let stem = file.path().file_stem().unwrap().to_str().unwrap();
+            let family = family(stem).unwrap();
+            assert!(family.dense.is_some() || family.moe.is_some(), "{stem}");
+            for target in &family.upcycles_to {
+                assert!(families()[target].moe.is_some(), "{stem} upcycles to {target}");
+            }
+            for layout in family.moe.iter().flat_map(|m| &m.layouts) {
+                assert!(layout.expert.is_some() != layout.fused.is_some(), "{stem}: a layout is one or the other");
+            }
+        }
+    }
+}

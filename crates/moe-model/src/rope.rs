@@ -1,0 +1,238 @@
+//! Rotary position embeddings: parameters in both spellings, and inverse frequencies.
+//!
+//! Formulas as in transformers' `modeling_rope_utils.py`; YaRN is Peng et al. 2309.00071.
+
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::{Error, Kind, Result};
+
+/// How frequencies are stretched beyond the pretraining context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// Llama 3: long wavelengths are divided by `factor`, with a smooth transition.
+    Llama3 {
+        /// Stretch.
+        factor: f64,
+        /// Wavelengths above `original / low` are stretched.
+        low: f64,
+        /// Wavelengths below `original / high` are kept.
+        high: f64,
+        /// Pretraining context in tokens.
+        original: f64,
+    },
+    /// YaRN.
+    Yarn {
+        /// Stretch.
+        factor: f64,
+        /// Multiplies cos and sin.
+        attention_factor: f64,
+        /// Rotations above which a dimension is kept.
+        beta_fast: f64,
+        /// Rotations below which a dimension is stretched.
+        beta_slow: f64,
+        /// Whether the borders between the two are rounded to whole dimensions.
+        truncate: bool,
+        /// Pretraining context in tokens.
+        original: f64,
+    },
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base wavelength.
+    pub theta: f64,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+/// The rope keys of a config, whichever spelling they have.
+struct Keys<'a> {
+    config: Config<'a>,
+    parameters: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.parameters.and_then(|p| p.get(key)).filter(|v| !v.is_null())
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
+                Some(x) => Ok(Some(x)),
+                None => Err(self.error(key, &format!("is {value}, not a number"))),
+            },
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.number(key)? {
+            Some(x) if x > 0.0 => Ok(x),
+            Some(x) => Err(self.error(key, &format!("is {x}, not positive"))),
+            None => Err(self.error(key, "is missing")),
+        }
+    }
+
+    fn error(&self, key: &str, what: &str) -> Error {
+        self.config.error(&format!("rope_parameters.{key}"), what)
+    }
+
+    /// The config's own key wins over the one among the parameters; without either it is the context length.
+    fn original(&self) -> Result<f64> {
+        let key = "original_max_position_embeddings";
+        let found = self.config.optional_f64(key)?.or(self.number(key)?);
+        let original = found.or(self.config.optional_f64("max_position_embeddings")?);
+        original.filter(|x| *x > 0.0).ok_or_else(|| self.error(key, "is missing"))
+    }
+}
+
+impl Rope {
+    /// Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
+    pub(crate) fn decode(config: Config<'_>) -> Result<Self> {
+        let object = |key: &str| match config.raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(_) => Err(config.error(key, "is not an object")),
+        };
+        // As in transformers: the older key wins where both are there.
+        let parameters = object("rope_scaling")?.or(object("rope_parameters")?);
+        let keys = Keys { config, parameters };
+        let nested = |v: &Value| v.is_object();
+        if parameters.is_some_and(|p| p.values().any(nested)) {
+            return Err(unsupported(&config, "rotary parameters that differ between layers"));
+        }
+        let partial = keys.number("partial_rotary_factor")?.or(config.optional_f64("partial_rotary_factor")?);
+        if partial.is_some_and(|p| p != 1.0) {
+            return Err(unsupported(&config, "a partial_rotary_factor other than 1"));
+        }
+        let theta = match keys.number("rope_theta")?.or(config.optional_f64("rope_theta")?) {
+            Some(theta) if theta > 0.0 => theta,
+            _ => return Err(config.error("rope_theta", "is missing or not positive")),
+        };
+        let kind = match keys.get("rope_type").or(keys.get("type")) {
+            None => "default",
+            Some(kind) => kind.as_str().ok_or_else(|| keys.error("rope_type", "is not a string"))?,
+        };
+        let scaling = match kind {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: keys.positive("factor")? },
+            "llama3" => RopeScaling::Llama3 {
+                factor: keys.positive("factor")?,
+                low: keys.positive("low_freq_factor")?,
+                high: keys.positive("high_freq_factor")?,
+                original: keys.original()?,
+            },
+            "yarn" => decode_yarn(&keys)?,
+            other => return Err(unsupported(&config, &format!("rope type {other:?}"))),
+        };
+        Ok(Self { theta, scaling })
+    }
+
+    /// Writes both spellings where they can say the same: loaders of either age read them.
+    pub(crate) fn encode(&self, raw: &mut Map<String, Value>) {
+        let existing = raw.get("rope_scaling").or(raw.get("rope_parameters")).and_then(Value::as_object);
+        let mut parameters = existing.cloned().unwrap_or_default();
+        let kind = match self.scaling {
+            RopeScaling::Default => "default",
+            RopeScaling::Linear { .. } => "linear",
+            RopeScaling::Llama3 { .. } => "llama3",
+            RopeScaling::Yarn { .. } => "yarn",
+        };
+        parameters.remove("type");
+        parameters.insert("rope_type".into(), json!(kind));
+        let mut scaling = parameters.clone();
+        parameters.insert("rope_theta".into(), json!(self.theta));
+        scaling.remove("rope_theta");
+        raw.insert("rope_theta".into(), json!(self.theta));
+        raw.insert("rope_parameters".into(), Value::Object(parameters));
+        // A rope_scaling of the default type makes 4.x validators complain, so it stays out.
+        if kind == "default" {
+            raw.remove("rope_scaling");
+        } else {
+            raw.insert("rope_scaling".into(), Value::Object(scaling));
+        }
+    }
+
+    /// Inverse frequencies `[head_dim / 2]` in radians per token, and the factor on cos and sin.
+    pub fn inverse_frequencies(&self, head_dim: usize) -> (Vec<f64>, f64) {
+        use std::f64::consts::PI;
+        let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / head_dim as f64);
+        let half = head_dim / 2;
+        match self.scaling {
+            RopeScaling::Default => ((0..half).map(plain).collect(), 1.0),
+            RopeScaling::Linear { factor } => ((0..half).map(|i| plain(i) / factor).collect(), 1.0),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let stretch = |f: f64| {
+                    let wavelength = 2.0 * PI / f;
+                    if wavelength < original / high {
+                        f
+                    } else if wavelength > original / low {
+                        f / factor
+                    } else {
+                        let smooth = (original / wavelength - low) / (high - low);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                };
+                ((0..half).map(|i| stretch(plain(i))).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, truncate, original } => {
+                // The dimension that makes `rotations` turns over the pretraining context.
+                let dimension = |rotations: f64| {
+                    head_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut first, mut last) = (dimension(beta_fast), dimension(beta_slow));
+                if truncate {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                let (first, mut last) = (first.max(0.0), last.min(head_dim as f64 - 1.0));
+                if first == last {
+                    last += 0.001;
+                }
+                let blend = |i: usize| {
+                    let stretched = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+                    plain(i) / factor * stretched + plain(i) * (1.0 - stretched)
+                };
+                ((0..half).map(blend).collect(), attention_factor)
+            }
+        }
+    }
+}
+
+fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
+    let original = keys.original()?;
+    let factor = match keys.number("factor")? {
+        Some(_) => keys.positive("factor")?,
+        None => keys.config.optional_f64("max_position_embeddings")?.unwrap_or(original) / original,
+    };
+    let nonzero = |key: &str| Ok::<_, Error>(keys.number(key)?.filter(|x| *x != 0.0));
+    let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    let attention_factor = match (keys.number("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+        (Some(given), _, _) => given,
+        (None, Some(m), Some(all)) => mscale(m) / mscale(all),
+        _ => mscale(1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor,
+        beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
+        beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
+        truncate: keys.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+        original,
+    })
+}
+
+fn unsupported(config: &Config<'_>, what: &str) -> Error {
+    Error::new(Kind::Unsupported, format!("{what} is not supported"))
+        .file(config.file)
+        .remedy("supported rope types: default, linear, llama3, yarn")
+}

@@ -1,0 +1,104 @@
+//! Weights: element type, shape, and where the bytes come from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use moe_checkpoint::{Dtype, Result, Stored};
+
+/// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
+/// validated and written tensor by tensor. Making twice gives the same bytes.
+pub trait Make: Send + Sync {
+    /// The bytes, little-endian in the weight's element type; as many as its shape takes.
+    ///
+    /// # Errors
+    /// What reading the weights it is made from returns.
+    fn make(&self) -> Result<Vec<u8>>;
+}
+
+#[derive(Clone)]
+enum Source {
+    Stored(Stored),
+    Made { name: Arc<str>, make: Arc<dyn Make> },
+}
+
+/// A weight that is read or made only when it is needed.
+#[derive(Clone)]
+pub struct Weight {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    source: Source,
+}
+
+impl From<Stored> for Weight {
+    fn from(stored: Stored) -> Self {
+        Self { dtype: stored.dtype(), shape: stored.shape().to_vec(), source: Source::Stored(stored) }
+    }
+}
+
+impl Weight {
+    /// A weight that `make` computes; `name` says in messages what it is.
+    pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl Make + 'static) -> Self {
+        Self { dtype, shape: shape.to_vec(), source: Source::Made { name: name.into(), make: Arc::new(make) } }
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Shape, outermost dimension first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.elements() as u64 * self.dtype.bitsize() as u64 / 8
+    }
+
+    /// The name for messages: the tensor's in its file, or what it was made as.
+    pub fn name(&self) -> &str {
+        match &self.source {
+            Source::Stored(stored) => stored.name(),
+            Source::Made { name, .. } => name,
+        }
+    }
+
+    /// The bytes in a file, if that is where they come from.
+    pub fn stored(&self) -> Option<&Stored> {
+        match &self.source {
+            Source::Stored(stored) => Some(stored),
+            Source::Made { .. } => None,
+        }
+    }
+
+    /// All bytes.
+    ///
+    /// # Errors
+    /// What reading the file, or making the bytes, returns.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        match &self.source {
+            Source::Stored(stored) => {
+                let mut bytes = vec![0; stored.bytes() as usize];
+                stored.read_at(0, &mut bytes)?;
+                Ok(bytes)
+            }
+            Source::Made { make, .. } => {
+                let bytes = make.make()?;
+                assert_eq!(bytes.len() as u64, self.bytes(), "{}: wrong number of bytes made", self.name());
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {}", self.name(), self.shape, self.dtype)
+    }
+}

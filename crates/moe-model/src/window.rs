@@ -1,0 +1,107 @@
+//! Which layers have a sliding window, as config keys say it.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::{Error, Kind, Result};
+
+/// How a family's config says which layers have a sliding window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WindowRule {
+    /// No layer has one.
+    #[default]
+    None,
+    /// `sliding_window`, unless null, applies to every layer.
+    EveryLayer,
+    /// The same, where `use_sliding_window` is true.
+    IfEnabled,
+    /// `layer_types`; without it, the layers from `max_window_layers` on, where `use_sliding_window` is true.
+    LateLayers,
+    /// `layer_types`; without it, even layers below `max_window_layers`, where `use_sliding_window` is true.
+    AlternateLayers,
+}
+
+impl WindowRule {
+    /// The window of each of `layers` layers.
+    pub(crate) fn decode(self, config: &Config<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
+        let enabled = match self {
+            WindowRule::None => false,
+            WindowRule::EveryLayer => true,
+            _ => config.bool("use_sliding_window")?,
+        };
+        let window = if enabled { config.optional_usize("sliding_window")? } else { None };
+        let Some(window) = window else { return Ok(vec![None; layers]) };
+        if window == 0 {
+            return Err(config.error("sliding_window", "is 0").remedy("use null where there is no window"));
+        }
+        let slides = |layer: usize, last: usize| match self {
+            WindowRule::LateLayers => layer >= last,
+            WindowRule::AlternateLayers => layer < last && layer.is_multiple_of(2),
+            _ => true,
+        };
+        if !matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers) {
+            return Ok(vec![Some(window); layers]);
+        }
+        if let Some(types) = config.get("layer_types").filter(|v| !v.is_null()) {
+            return decode_layer_types(config, types, window, layers);
+        }
+        let last = config.usize("max_window_layers")?;
+        Ok((0..layers).map(|layer| slides(layer, last).then_some(window)).collect())
+    }
+
+    /// Writes `windows` into `raw`, the config of a model under this rule.
+    pub(crate) fn encode(self, windows: &[Option<usize>], raw: &mut Map<String, Value>) -> Result<()> {
+        let widest = windows.iter().flatten().max().copied();
+        let uniform = windows.iter().all(|w| *w == widest);
+        let cannot = |what: &str| {
+            Err(Error::new(Kind::Unsupported, format!("the target family cannot express {what}"))
+                .remedy("choose another --target"))
+        };
+        match (self, widest) {
+            (WindowRule::None, None) => {}
+            (WindowRule::None, Some(_)) => return cannot("a sliding window"),
+            (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
+                return cannot("a sliding window in some layers only");
+            }
+            (WindowRule::EveryLayer, window) => {
+                raw.insert("sliding_window".into(), json!(window));
+            }
+            (_, None) => {
+                raw.insert("use_sliding_window".into(), json!(false));
+            }
+            (_, Some(window)) => {
+                if windows.iter().flatten().any(|w| *w != window) {
+                    return cannot("sliding windows of several widths");
+                }
+                raw.insert("use_sliding_window".into(), json!(true));
+                raw.insert("sliding_window".into(), json!(window));
+            }
+        }
+        if matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers) {
+            // The two rules read the same keys differently; the list means the same to both.
+            let types: Vec<_> = windows.iter().map(|w| if w.is_some() { SLIDING } else { FULL }).collect();
+            raw.insert("layer_types".into(), json!(types));
+        } else {
+            raw.remove("layer_types");
+        }
+        Ok(())
+    }
+}
+
+const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
+
+fn decode_layer_types(config: &Config<'_>, types: &Value, window: usize, layers: usize) -> Result<Vec<Option<usize>>> {
+    let types = types.as_array().filter(|t| t.len() == layers);
+    let types = types.ok_or_else(|| config.error("layer_types", "is not a list with an entry for each layer"))?;
+    types
+        .iter()
+        .map(|t| match t.as_str() {
+            Some(SLIDING) => Ok(Some(window)),
+            Some(FULL) => Ok(None),
+            _ => Err(config.error("layer_types", &format!("has {t}, which is not supported"))),
+        })
+        .collect()
+}
