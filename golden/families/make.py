@@ -2,7 +2,7 @@
 """Forward-parity goldens of the model families, made by transformers.
 
     python3.11 -m venv /tmp/goldens && /tmp/goldens/bin/pip install -r requirements.txt
-    /tmp/goldens/bin/python make.py                      # all cases, about a minute on one CPU core
+    /tmp/goldens/bin/python make.py                      # all cases, under two minutes on one CPU core
     /tmp/goldens/bin/python make.py llama mixtral/fused  # some families or cases (cases.md is left alone)
 
 Each case becomes <model_type>/<case>/ with
@@ -21,8 +21,8 @@ changes nothing. Further checks, so that a golden can tell right from wrong:
   - `same_as`: the case's weights and tokens are another case's, and so must be the logits;
   - shifting the elements of any one tensor by one place must change the logits;
   - every expert is chosen in every MoE layer, and adjacent probabilities p_1..p_k+1 are at least MIN_MARGIN apart.
-The weights are drawn from a seed derived from the case's name and an attempt number; the first attempt that meets the
-last condition is taken, so a run is reproducible.
+The weights and tokens are drawn from a seed derived from the case's name and an attempt number; of ATTEMPTS attempts the
+one with the widest least margin is taken, so a run is reproducible.
 """
 
 import json
@@ -45,9 +45,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 HERE = Path(__file__).resolve().parent
-MIN_MARGIN = 0.002  # between adjacent router probabilities, up to the first one not chosen
+ATTEMPTS = 300  # seeds tried for a case with routers
+MIN_MARGIN = 0.003  # between adjacent router probabilities, up to the first one not chosen
 MIN_EFFECT = 0.02  # on some logit, of a `differs` value (of a shifted tensor: a tenth of it)
-SHORT, LONG = (11, 7), (21, 9)  # lengths of the sequences
+SHORT, LONG = (11, 6, 1), (21, 9)  # lengths of the sequences
 
 
 # ---------------------------------------------------------------- the cases
@@ -116,6 +117,17 @@ def old_keys(type_key):
     return edit
 
 
+def both_keys(type_key):
+    """New and old keys side by side, saying the same."""
+
+    def edit(c):
+        new = dict(rope_parameters=dict(c["rope_parameters"]), dtype=c["dtype"])
+        old_keys(type_key)(c)
+        c.update(new)
+
+    return edit
+
+
 def rename(old, new):
     def edit(c):
         c[new] = c.pop(old)
@@ -133,12 +145,12 @@ def drop(*keys):
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MIX_E5 = dict(num_local_experts=5, num_experts_per_tok=2)
-MIXTRAL_TINY = dict(TINY, **D10, **MIX_E5, intermediate_size=12, **rope(theta=100.0))
-QWEN2_MOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12,
+MIXTRAL_TINY = dict(TINY, **D10, **MIX_E5, intermediate_size=10, **rope(theta=100.0))
+QWEN2_MOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10,
                       shared_expert_intermediate_size=20, **rope(theta=100.0))
-QWEN3_MOE_TINY = dict(TINY, **D10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, norm_topk_prob=True,
+QWEN3_MOE_TINY = dict(TINY, **D10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10, norm_topk_prob=True,
                       **rope(theta=100.0))
-OLMOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, intermediate_size=12, **rope(theta=100.0))
+OLMOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, intermediate_size=10, **rope(theta=100.0))
 
 CASES = [
     # dense
@@ -157,11 +169,14 @@ CASES = [
     Case("llama", "linear_old", "bfloat16", {**TINY, **D10, **LINEAR}, LONG, [DEFAULT], "linear", [old_keys("type")]),
     Case("llama", "llama3_old", "bfloat16", {**TINY, **D10, **LLAMA3}, LONG, [DEFAULT], "llama3", [old_keys("rope_type")]),
     Case("llama", "yarn_old", "bfloat16", {**TINY, **D16, **YARN}, LONG, [DEFAULT], "yarn", [old_keys("rope_type")]),
+    Case("llama", "llama3_both", "bfloat16", {**TINY, **D10, **LLAMA3}, LONG, [DEFAULT], "llama3", [both_keys("rope_type")]),
+    Case("llama", "tied_own_head", "bfloat16", {**TINY, **D10, **DEFAULT}, edit=[put(**TIED)]),  # the file's head wins
     Case("llama", "unknown_key", "bfloat16", {**TINY, "num_key_value_heads": 3, **DEFAULT},
          edit=[put(my_custom_key={"a": 1}), drop("head_dim")]),
     Case("mistral", "base", "bfloat16", {**BIG, **D12, "sliding_window": 6, **rope(theta=100.0)}, LONG,
          [{"sliding_window": None}, {"sliding_window": 5}, {"sliding_window": 7}]),
-    Case("mistral", "full", "float16", {**TINY, **D10, "sliding_window": None, **rope(theta=100.0)}, LONG, [{"sliding_window": 6}]),
+    Case("mistral", "full", "float16", {**TINY, **D10, "sliding_window": None, **rope(theta=100.0)}, LONG,
+         [{"sliding_window": 6}]),
     Case("mistral", "old", "bfloat16", {**TINY, **D10, "sliding_window": 6, **rope(theta=100.0)}, LONG,
          [{"sliding_window": None}], edit=[old_keys("type"), drop("rope_scaling")]),
     Case("qwen2", "base", "float32", {**TINY, **rope(theta=10000.0)}),
@@ -175,20 +190,21 @@ CASES = [
     Case("qwen3", "base", "bfloat16", {**BIG, **D12, **rope(theta=100.0)}),
     Case("qwen3", "bias", "float16", {**TINY, **D10, **TIED, "attention_bias": True, **rope(theta=100.0)}),
     Case("qwen3", "layer_types", "bfloat16", {**TINY, **D10, "num_hidden_layers": 3, "use_sliding_window": True,
-                                              "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING], **rope(theta=100.0)}, LONG,
+                                              "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING],
+                                              **rope(theta=100.0)}, LONG,
          [{"layer_types": [FULL] * 3}, {"layer_types": [SLIDING] * 3}, {"layer_types": [FULL, SLIDING, SLIDING]}]),
     # mixture of experts
     Case("mixtral", "base", "bfloat16", {**BIG, **D12, "num_local_experts": 7, "num_experts_per_tok": 3,
-                                         "intermediate_size": 20, **rope(theta=100.0)}),
+                                         "intermediate_size": 14, **rope(theta=100.0)}),
     Case("mixtral", "sliding", "bfloat16", {**MIXTRAL_TINY, "sliding_window": 6}, LONG,
          [{"sliding_window": None}, {"sliding_window": 5}, {"sliding_window": 7}]),
     Case("mixtral", "sharded", "float16", {**MIXTRAL_TINY, **TIED}, layout="sharded"),
     Case("mixtral", "fused", "bfloat16", MIXTRAL_TINY, layout="fused"),
     Case("mixtral", "mixed", "bfloat16", MIXTRAL_TINY, layout="mixed"),
-    Case("mixtral", "old", "float32", {**TINY, **MIX_E5, "intermediate_size": 12, **rope(theta=1e6)}, LONG,
+    Case("mixtral", "old", "float32", {**TINY, **MIX_E5, "intermediate_size": 10, **rope(theta=1e6)}, LONG,
          [rope(theta=1e4)], edit=[drop("rope_parameters", "head_dim"), rename("dtype", "torch_dtype")]),
-    Case("qwen2_moe", "base", "bfloat16", {**BIG, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
-                                           "shared_expert_intermediate_size": 28, **rope(theta=100.0)},
+    Case("qwen2_moe", "base", "bfloat16", {**BIG, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 14,
+                                           "shared_expert_intermediate_size": 20, **rope(theta=100.0)},
          differs=[{"norm_topk_prob": True}]),
     Case("qwen2_moe", "norm", "float16", {**QWEN2_MOE_TINY, "norm_topk_prob": True}, differs=[{"norm_topk_prob": False}]),
     Case("qwen2_moe", "sparse_step", "bfloat16", {**QWEN2_MOE_TINY, **TIED, "num_hidden_layers": 3, "decoder_sparse_step": 2}),
@@ -201,7 +217,7 @@ CASES = [
                                                   "sliding_window": 6, "max_window_layers": 2}, LONG,
          [{"use_sliding_window": False}, {"max_window_layers": 3}], "sliding", [old_keys("type"), drop("layer_types")]),
     Case("qwen2_moe", "fused", "bfloat16", QWEN2_MOE_TINY, layout="fused"),
-    Case("qwen3_moe", "base", "bfloat16", {**BIG, **D12, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+    Case("qwen3_moe", "base", "bfloat16", {**BIG, **D12, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 14,
                                            "norm_topk_prob": True, **rope(theta=100.0)}, differs=[{"norm_topk_prob": False}]),
     Case("qwen3_moe", "no_norm", "float16", {**QWEN3_MOE_TINY, "norm_topk_prob": False}, differs=[{"norm_topk_prob": True}]),
     Case("qwen3_moe", "mlp_only", "bfloat16", {**QWEN3_MOE_TINY, **TIED, "num_hidden_layers": 3, "mlp_only_layers": [0, 2]}),
@@ -214,7 +230,7 @@ CASES = [
          [rope(theta=100.0)], edit=[rename("num_local_experts", "num_experts"), old_keys("rope_type")]),
     Case("qwen3_moe", "both_names", "bfloat16", QWEN3_MOE_TINY, edit=[put(num_experts=5)]),
     Case("qwen3_moe", "fused", "bfloat16", QWEN3_MOE_TINY, layout="fused"),
-    Case("olmoe", "base", "bfloat16", {**BIG, "num_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 20,
+    Case("olmoe", "base", "bfloat16", {**BIG, "num_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 14,
                                        **rope(theta=100.0)}, differs=[{"norm_topk_prob": True}]),
     Case("olmoe", "clip", "float32", {**OLMOE_TINY, "clip_qkv": 0.6}, differs=[{"clip_qkv": None}]),
     Case("olmoe", "norm", "float16", {**OLMOE_TINY, **TIED, "norm_topk_prob": True}, differs=[{"norm_topk_prob": False}]),
@@ -294,7 +310,8 @@ def build(case):
     config = AutoConfig.for_model(case.family, **json.loads(json.dumps(case.config)))
     dtype = getattr(torch, case.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **EAGER).eval()
-    for attempt in range(2000):
+    best = None
+    for attempt in range(ATTEMPTS):
         seed = zlib.crc32(f"{case.family}/{case.same_as or case.name}/{attempt}".encode())
         generator = torch.Generator().manual_seed(seed)
         randomise(model, generator)
@@ -302,10 +319,14 @@ def build(case):
             p.data = p.data.to(dtype).float()
         sequences = [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in case.lengths]
         reference = forward(model, sequences)
-        m = margins(reference)
-        if m is None or (m.min() >= MIN_MARGIN and every_expert_chosen(reference)):
+        gaps = margins(reference)
+        if gaps is None:
             return model, sequences, reference
-    raise SystemExit(f"{case.family}/{case.name}: no seed gives clear routing")
+        if every_expert_chosen(reference) and (best is None or gaps.min() > best[0]):
+            best = gaps.min(), {k: v.clone() for k, v in model.state_dict().items()}, sequences, reference
+    assert best and best[0] >= MIN_MARGIN, f"{case.family}/{case.name}: no seed gives clear routing"
+    model.load_state_dict(best[1])
+    return model, *best[2:]
 
 
 def save(case, model, directory):
@@ -413,7 +434,8 @@ def main():
     chosen = [c for c in CASES if not wanted or c.family in wanted or f"{c.family}/{c.name}" in wanted]
     rows = [make(c) for c in chosen]
     if not wanted:
-        head = ["case", "stored", "layout", "tokens", "logits std", "attention peak", "p_k − p_k+1: min / 10% / median", "least gap in p_1..p_k+1", "bytes"]
+        head = ["case", "stored", "layout", "tokens", "logits std", "attention peak",
+                "p_k − p_k+1: min / 10% / median", "least gap in p_1..p_k+1", "bytes"]
         lines = ["# The cases (written by make.py)", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         (HERE / "cases.md").write_text("\n".join(lines) + "\n")

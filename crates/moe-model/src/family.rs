@@ -128,6 +128,9 @@ pub struct SharedRule {
 pub struct MoeRule {
     /// Config keys of the number of experts: the first that is there is read, all are written.
     pub experts: Vec<String>,
+    /// Config keys of the same number that are read, but not written.
+    #[serde(default)]
+    pub experts_also: Vec<String>,
     /// The config key of the number of experts a token goes to.
     pub top_k: String,
     /// The config key of an expert's width.

@@ -68,10 +68,12 @@ impl Model {
             return Err(config.error("num_hidden_layers", &what));
         }
         let windows = family.attention.window.decode(&config, layers)?;
-        let embed = reader.take(names::EMBED, &[shape.vocab, shape.hidden])?;
+        let tied = config.bool("tie_word_embeddings")?;
+        let embed = reader.embedding(tied, &shape)?;
         let layers = (0..layers).map(|l| reader.layer(l, &shape, windows[l])).collect::<Result<Vec<_>>>()?;
         let final_norm = reader.take(names::FINAL_NORM, &[shape.hidden])?;
-        let head = match config.bool("tie_word_embeddings")? {
+        // transformers 5 keeps a head that a tied checkpoint holds all the same.
+        let head = match tied && !reader.tensors.contains_key(names::HEAD) {
             true => Head::Tied,
             false => Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden]).map_err(|e| {
                 e.remedy("if the head is the embedding, set \"tie_word_embeddings\": true in config.json")
@@ -183,6 +185,12 @@ impl Reader<'_> {
                 .remedy("supported: F32, F16, BF16"));
         }
         Ok(weight)
+    }
+
+    /// A tied checkpoint may hold the matrix under the head's name only.
+    fn embedding(&mut self, tied: bool, shape: &Shape) -> Result<Weight> {
+        let only_head = tied && !self.tensors.contains_key(names::EMBED) && self.tensors.contains_key(names::HEAD);
+        self.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
     }
 
     /// `name` is the weight's; its bias has the same name with `.bias`.
@@ -357,8 +365,10 @@ pub(crate) fn bias_name(name: &str) -> String {
 }
 
 fn count_experts(config: &Config<'_>, rule: &MoeRule) -> Result<usize> {
-    let given = rule.experts.iter().find(|key| config.raw.get(*key).is_some_and(|v| !v.is_null()));
-    config.positive(given.unwrap_or(&rule.experts[0]))
+    let given =
+        rule.experts.iter().chain(&rule.experts_also).find(|key| config.raw.get(*key).is_some_and(|v| !v.is_null()));
+    let default = || rule.experts.iter().find(|key| config.get(key).is_some()).unwrap_or(&rule.experts[0]);
+    config.positive(given.unwrap_or_else(default))
 }
 
 /// Whether layer `index` is a mixture of experts, as the config says.

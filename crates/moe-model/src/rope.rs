@@ -101,7 +101,7 @@ impl Rope {
     pub(crate) fn decode(config: Config<'_>) -> Result<Self> {
         let object = |key: &str| match config.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
             Some(_) => Err(config.error(key, "is not an object")),
         };
         // As in transformers: the older key wins where both are there.
@@ -226,7 +226,8 @@ fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
         attention_factor,
         beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
         beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
-        truncate: keys.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+        // A null counts as false there, a missing key as true.
+        truncate: keys.parameters.and_then(|p| p.get("truncate")).is_none_or(|v| v.as_bool() == Some(true)),
         original,
     })
 }

@@ -1,0 +1,197 @@
+//! Choosing a compute device, with a sentence instead of a panic where there is none.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+/// Where numerics run, as the user asks for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, if this build and this machine have one; otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
+    /// Apple's GPU.
+    Metal,
+}
+
+/// A device that can't be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// Not a device's name.
+    #[error("unknown device {0:?}\n  remedy: give auto, cpu, cuda:0 (or another number) or metal")]
+    Unknown(String),
+    /// The program was built without this backend.
+    #[error("this moe-convert was built without {0}\n  remedy: {1}")]
+    NotBuilt(&'static str, &'static str),
+    /// A library that the backend needs is not on this machine.
+    #[error("{device} needs {library}, which can't be loaded here: {reason}\n  remedy: {remedy}")]
+    MissingLibrary {
+        /// The device asked for.
+        device: DeviceChoice,
+        /// The shared library.
+        library: &'static str,
+        /// What the loader says.
+        reason: String,
+        /// What to install or set.
+        remedy: &'static str,
+    },
+    /// The driver is there, the device is not.
+    #[error("{device} can't be opened: {reason}\n  remedy: check nvidia-smi, or run with --device cpu")]
+    Unavailable {
+        /// The device asked for.
+        device: DeviceChoice,
+        /// What the driver says.
+        reason: String,
+    },
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(number) => write!(f, "cuda:{number}"),
+            DeviceChoice::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            "metal" => Ok(DeviceChoice::Metal),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(DeviceChoice::Cuda)
+                .ok_or_else(|| DeviceError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+/// A device and the element type that numerics use on it.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Where tensors live.
+    pub device: Device,
+    /// What matrix products are computed in.
+    pub dtype: DType,
+}
+
+impl Compute {
+    /// f32 on the CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32 }
+    }
+}
+
+/// Opens the device that `choice` stands for.
+///
+/// # Errors
+/// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
+pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
+        DeviceChoice::Cuda(number) => open_cuda(number),
+        DeviceChoice::Metal => open_metal(),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt("CUDA", "build it with scripts/build-cuda.sh, or run with --device cpu"))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device, DeviceError> {
+    let device = DeviceChoice::Cuda(number);
+    probe_cuda_libraries(device)?;
+    // cudarc panics, rather than returning an error, on a library or symbol that is missing.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
+    std::panic::set_hook(hook);
+    let unavailable = |reason: String| DeviceError::Unavailable { device, reason };
+    match opened {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(error)) => Err(unavailable(chain(&error))),
+        Err(panic) => Err(unavailable(match panic.downcast_ref::<String>() {
+            Some(text) => text.clone(),
+            None => "the CUDA driver could not be started".to_owned(),
+        })),
+    }
+}
+
+/// The libraries that the CUDA build opens at run time, in the versions of the toolkit it was built with.
+#[cfg(feature = "cuda")]
+fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
+    const DRIVER: &str = "install the NVIDIA driver, or run with --device cpu";
+    const TOOLKIT: &str = "install the CUDA 13 runtime libraries, or add their folder to LD_LIBRARY_PATH \
+                           (from PyPI: <site-packages>/nvidia/cu13/lib)";
+    const LIBRARIES: [(&str, &str); 4] = [
+        ("libcuda.so.1", DRIVER),
+        ("libcublas.so.13", TOOLKIT),
+        ("libcublasLt.so.13", TOOLKIT),
+        ("libcurand.so.10", TOOLKIT),
+    ];
+    for (library, remedy) in LIBRARIES {
+        // SAFETY: loading these libraries runs NVIDIA's own initialisers, which is what opening the device does anyway.
+        if let Err(error) = unsafe { libloading::Library::new(library) } {
+            return Err(DeviceError::MissingLibrary { device, library, reason: error.to_string(), remedy });
+        }
+    }
+    Ok(())
+}
+
+/// An error with its sources: candle's Display alone names no library.
+#[cfg(any(feature = "cuda", feature = "metal"))]
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(not(feature = "metal"))]
+fn open_metal() -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt("Metal", "build it with --features metal on macOS, or run with --device cpu"))
+}
+
+#[cfg(feature = "metal")]
+fn open_metal() -> Result<Device, DeviceError> {
+    Device::new_metal(0).map_err(|e| DeviceError::Unavailable { device: DeviceChoice::Metal, reason: chain(&e) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_nonsense_is_refused() {
+        for name in ["auto", "cpu", "cuda:0", "cuda:7", "metal"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
+        for name in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
+            assert!(name.parse::<DeviceChoice>().unwrap_err().to_string().contains("remedy"), "{name}");
+        }
+    }
+
+    #[test]
+    fn auto_always_gives_a_device() {
+        open_device(DeviceChoice::Auto).unwrap();
+    }
+}

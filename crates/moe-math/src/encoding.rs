@@ -1,0 +1,149 @@
+//! Little-endian bytes of f32, f16 and bf16 weights, to f32 and back, and to tensors.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::device::Compute;
+
+/// Work below this many elements isn't worth another thread.
+const PARALLEL_ELEMENTS: usize = 1 << 16;
+
+/// Decodes `bytes` of `dtype` (F32, F16 or BF16) into f32, exactly.
+///
+/// # Errors
+/// For any other dtype.
+pub fn decode_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
+    let width = dtype.size_in_bytes();
+    let mut values = vec![0f32; bytes.len() / width];
+    let decode: fn(&[u8], &mut [f32]) = match dtype {
+        DType::F32 => |bytes, out| {
+            for (value, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f32::from_le_bytes(*b);
+            }
+        },
+        // bf16 is the upper half of an f32.
+        DType::BF16 => |bytes, out| {
+            for (value, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *value = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }
+        },
+        DType::F16 => |bytes, out| {
+            let halves: Vec<f16> = bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+            halves.convert_to_f32_slice(out);
+        },
+        other => bail!("{other:?} is no weight encoding"),
+    };
+    let inputs = bytes.par_chunks(PARALLEL_ELEMENTS * width);
+    values.par_chunks_mut(PARALLEL_ELEMENTS).zip(inputs).for_each(|(out, bytes)| decode(bytes, out));
+    Ok(values)
+}
+
+/// Encodes `values` as `dtype` (F32, F16 or BF16), rounding to nearest even.
+///
+/// # Errors
+/// For any other dtype.
+pub fn encode_f32(values: &[f32], dtype: DType) -> Result<Vec<u8>> {
+    let width = dtype.size_in_bytes();
+    let mut bytes = vec![0u8; values.len() * width];
+    let encode: fn(&[f32], &mut [u8]) = match dtype {
+        DType::F32 => |values, out| {
+            for (b, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *b = value.to_le_bytes();
+            }
+        },
+        DType::BF16 => |values, out| {
+            for (b, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *b = bf16::from_f32(*value).to_le_bytes();
+            }
+        },
+        DType::F16 => |values, out| {
+            for (b, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *b = f16::from_f32(*value).to_le_bytes();
+            }
+        },
+        other => bail!("{other:?} is no weight encoding"),
+    };
+    let outputs = bytes.par_chunks_mut(PARALLEL_ELEMENTS * width);
+    values.par_chunks(PARALLEL_ELEMENTS).zip(outputs).for_each(|(values, out)| encode(values, out));
+    Ok(bytes)
+}
+
+/// A tensor of `shape` from encoded bytes, in the dtype and on the device of `compute`.
+///
+/// # Errors
+/// For a dtype other than F32, F16 and BF16, or where the device refuses.
+pub fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize], compute: &Compute) -> Result<Tensor> {
+    if compute.device.is_cpu() && compute.dtype == DType::F32 {
+        return Tensor::from_vec(decode_f32(bytes, dtype)?, shape, &Device::Cpu);
+    }
+    // The narrow bytes travel to the device; widening happens there.
+    Tensor::from_raw_buffer(bytes, dtype, shape, &compute.device)?.to_dtype(compute.dtype)
+}
+
+/// The position of the first value of `dtype` that is not finite.
+///
+/// # Errors
+/// For a dtype other than F32, F16 and BF16.
+pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
+    // A float is not finite exactly where all exponent bits are set.
+    let bad16 = |mask: u16| {
+        bytes.par_chunks(PARALLEL_ELEMENTS * 2).enumerate().find_map_first(move |(chunk, bytes)| {
+            let halves = bytes.as_chunks::<2>().0;
+            let any = halves.iter().fold(false, |any, b| any | (u16::from_le_bytes(*b) & mask == mask));
+            any.then(|| {
+                let position = halves.iter().position(|b| u16::from_le_bytes(*b) & mask == mask);
+                chunk * PARALLEL_ELEMENTS + position.unwrap_or_default()
+            })
+        })
+    };
+    match dtype {
+        DType::BF16 => Ok(bad16(0x7f80)),
+        DType::F16 => Ok(bad16(0x7c00)),
+        DType::F32 => {
+            let finite = |b: &[u8; 4]| f32::from_le_bytes(*b).is_finite();
+            Ok(bytes.as_chunks::<4>().0.par_iter().position_first(|b| !finite(b)))
+        }
+        other => bail!("{other:?} is no weight encoding"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_survives_a_round_trip() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        for dtype in [DType::BF16, DType::F16] {
+            let values = decode_f32(&all, dtype).unwrap();
+            let back = encode_f32(&values, dtype).unwrap();
+            for (i, value) in values.iter().enumerate().filter(|(_, v)| !v.is_nan()) {
+                assert_eq!(all[2 * i..2 * i + 2], back[2 * i..2 * i + 2], "{dtype:?} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_agrees_with_candle() {
+        let bytes: Vec<u8> = (0..4000u32).map(|i| (i * 37 % 251) as u8 & 0x3f).collect();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let shape = [bytes.len() / dtype.size_in_bytes()];
+            let theirs = Tensor::from_raw_buffer(&bytes, dtype, &shape, &Device::Cpu).unwrap();
+            let theirs: Vec<f32> = theirs.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+            assert_eq!(decode_f32(&bytes, dtype).unwrap(), theirs);
+        }
+    }
+
+    #[test]
+    fn the_first_non_finite_value_is_found() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let mut values = vec![1.5f32; 200_000];
+            assert_eq!(first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(), None);
+            values[150_001] = f32::NEG_INFINITY;
+            values[140_003] = f32::NAN;
+            assert_eq!(first_non_finite(&encode_f32(&values, dtype).unwrap(), dtype).unwrap(), Some(140_003));
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Seeded sampling: the same seed and stream give the same numbers, whatever the threads.
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
+
+/// A generator for one purpose: `stream` tells it apart from others of the same seed, so that tensors
+/// can be made in any order.
+pub fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    generator.set_stream(stream);
+    generator
+}
+
+/// `count` numbers from N(0, std²).
+pub fn normal(count: usize, std: f64, generator: &mut impl RngCore) -> Vec<f32> {
+    let sample = |_| {
+        let x: f64 = StandardNormal.sample(generator);
+        (x * std) as f32
+    };
+    (0..count).map(sample).collect()
+}
+
+/// Adds N(0, std²) to a random `fraction` of `values`.
+pub fn add_noise(values: &mut [f32], std: f64, fraction: f64, generator: &mut impl RngCore) {
+    for value in values {
+        // Two draws for every value, chosen or not: the noise of one doesn't move another's.
+        let chosen = unit(generator) < fraction;
+        let x: f64 = StandardNormal.sample(generator);
+        if chosen {
+            *value += (x * std) as f32;
+        }
+    }
+}
+
+/// A number in [0, 1) with 53 random bits.
+fn unit(generator: &mut impl RngCore) -> f64 {
+    (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// `count` token ids below `vocab`.
+pub fn token_ids(count: usize, vocab: usize, generator: &mut impl RngCore) -> Vec<u32> {
+    (0..count).map(|_| (unit(generator) * vocab as f64) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_those_of_the_normal_distribution() {
+        let values = normal(100_000, 0.5, &mut generator(1, 2));
+        let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / 1e5;
+        let variance = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 1e5 - mean * mean;
+        // Five standard errors.
+        assert!(mean.abs() < 5.0 * 0.5 / 1e5f64.sqrt(), "{mean}");
+        assert!((variance - 0.25).abs() < 5.0 * 0.25 * (2.0 / 1e5f64).sqrt(), "{variance}");
+    }
+
+    #[test]
+    fn streams_differ_and_seeds_repeat() {
+        let draw = |seed, stream| normal(8, 1.0, &mut generator(seed, stream));
+        assert_eq!(draw(1, 2), draw(1, 2));
+        assert_ne!(draw(1, 2), draw(1, 3));
+        assert_ne!(draw(1, 2), draw(2, 2));
+    }
+
+    #[test]
+    fn noise_touches_the_fraction_that_was_asked_for() {
+        let mut values = vec![0f32; 10_000];
+        add_noise(&mut values, 1.0, 0.3, &mut generator(5, 0));
+        let touched = values.iter().filter(|v| **v != 0.0).count();
+        assert!((2_770..3_230).contains(&touched), "{touched}");
+    }
+}
