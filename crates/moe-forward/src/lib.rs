@@ -1,1 +1,22 @@
-//! placeholder
+//! Running models: one generic decoder driven by the typed layers, streamed layer by layer.
+//!
+//! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory. There is
+//! no code for a family here: what a layer does follows from its type.
+
+mod attention;
+mod batch;
+mod chat;
+mod context;
+mod corpus;
+mod difference;
+mod evaluate;
+mod ffn;
+mod loader;
+mod rotary;
+mod sweep;
+
+pub use batch::Batch;
+pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
+pub use difference::{Difference, logit_difference};
+pub use evaluate::{Comparison, DomainReport, EvalReport, evaluate};
+pub use sweep::{Head, Observer, Silent, Sweep};

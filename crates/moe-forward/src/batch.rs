@@ -1,0 +1,51 @@
+//! Token sequences that go through a model together.
+
+use std::ops::Range;
+use std::path::Path;
+
+use moe_checkpoint::{Error, Kind, Result, json};
+
+/// Sequences of token ids, end to end. Positions count from 0 in each, and none sees another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// All ids in order.
+    pub ids: Vec<u32>,
+    /// Where each sequence lies in `ids`.
+    pub spans: Vec<Range<usize>>,
+}
+
+impl Batch {
+    /// Lays `sequences` end to end.
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Self::default();
+        for sequence in sequences {
+            let start = batch.ids.len();
+            batch.ids.extend_from_slice(sequence);
+            batch.spans.push(start..batch.ids.len());
+        }
+        batch
+    }
+
+    /// Reads `[[ids of a sequence], …]` from a JSON file.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where it is something else, or holds no token.
+    pub fn from_json(path: &Path) -> Result<Self> {
+        let sequences: Vec<Vec<u32>> = json::read(path)
+            .map_err(|e| e.remedy("give a JSON list of lists of token ids, such as [[1, 2, 3], [4, 5]]"))?;
+        if sequences.iter().any(Vec::is_empty) || sequences.is_empty() {
+            return Err(Error::new(Kind::Malformed, "a sequence without tokens").file(path));
+        }
+        Ok(Self::new(sequences.iter().map(Vec::as_slice)))
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Length of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.spans.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,60 @@
+//! Chat templates: `messages` to text, as transformers' `apply_chat_template` renders them.
+
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Value, context};
+use moe_checkpoint::{Error, Kind, Result, json};
+
+/// A checkpoint's chat template, with its special tokens.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    tokens: Value,
+}
+
+impl ChatTemplate {
+    /// Reads `chat_template.jinja`, else the key `chat_template` of `tokenizer_config.json`.
+    pub fn load(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("tokenizer_config.json");
+        let config: serde_json::Value = if path.is_file() { json::read(&path)? } else { serde_json::Value::Null };
+        let file = model_dir.join("chat_template.jinja");
+        let template = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(_) => config["chat_template"].as_str().map(str::to_owned).ok_or_else(|| {
+                Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
+                    .file(model_dir)
+                    .remedy("give \"text\" instead, or add chat_template.jinja")
+            })?,
+        };
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the default delimiters are valid"));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template_owned("chat", template).map_err(|e| bad_template(e).file(&file))?;
+        let token = |key: &str| match &config[key] {
+            serde_json::Value::String(text) => text.clone(),
+            other => other["content"].as_str().unwrap_or_default().to_owned(),
+        };
+        let tokens = context! {
+            bos_token => token("bos_token"), eos_token => token("eos_token"),
+            pad_token => token("pad_token"), unk_token => token("unk_token"),
+        };
+        Ok(Self { environment, tokens })
+    }
+
+    /// The conversation as text, without a prompt for a further answer.
+    pub fn render(&self, messages: &serde_json::Value) -> Result<String> {
+        let template = self.environment.get_template("chat").map_err(bad_template)?;
+        template
+            .render(context! { messages => Value::from(Serde(messages)), add_generation_prompt => false, ..self.tokens.clone() })
+            .map_err(bad_template)
+    }
+}
+
+fn bad_template(error: minijinja::Error) -> Error {
+    Error::new(Kind::Unsupported, "the chat template can't be rendered").source(error)
+}

@@ -1,0 +1,59 @@
+//! How far the logits of two models lie apart on the same tokens.
+
+use candle_core::Tensor;
+use moe_checkpoint::Result;
+use moe_math::Compute;
+use moe_math::likelihood::{agreements, divergence, log_probabilities};
+use moe_model::Model;
+use serde::Serialize;
+
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::sweep::{Head, Observer, Silent, Sweep};
+
+/// Logits of a model beside those of its original.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Tokens compared.
+    pub tokens: usize,
+    /// Largest absolute difference of a logit.
+    pub max_logit_difference: f64,
+    /// Largest absolute logit of the original, for scale.
+    pub max_logit: f64,
+    /// Mean KL(original ‖ model) in nats.
+    pub kl: f64,
+    /// Share of tokens whose most probable next token is the same.
+    pub top1_agreement: f64,
+}
+
+/// Runs both models on `batch`, layer by layer, one after the other.
+///
+/// # Errors
+/// What the sweeps return.
+pub fn logit_difference(
+    original: &Model,
+    model: &Model,
+    batch: &Batch,
+    compute: &Compute,
+    observer: &mut dyn Observer,
+) -> Result<Difference> {
+    let run = |model: &Model, observer: &mut dyn Observer| -> Result<Tensor> {
+        let mut sweep = Sweep::new(model, batch, compute)?;
+        sweep.run(observer)?;
+        Head::load(model, compute)?.logits(sweep.hidden())
+    };
+    let (p, q) = (run(original, &mut Silent)?, run(model, observer)?);
+    let measure = || -> candle_core::Result<Difference> {
+        let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
+        let (log_p, log_q) = (log_probabilities(&p)?, log_probabilities(&q)?);
+        let tokens = batch.tokens();
+        Ok(Difference {
+            tokens,
+            max_logit_difference: max((&p - &q)?)?,
+            max_logit: max(p.clone())?,
+            kl: divergence(&log_p, &log_q)?.iter().sum::<f64>() / tokens as f64,
+            top1_agreement: agreements(&log_p, &log_q)? as f64 / tokens as f64,
+        })
+    };
+    measure().context(|| "the difference of logits".into())
+}

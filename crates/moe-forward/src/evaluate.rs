@@ -1,0 +1,279 @@
+//! Held-out quality: loss and perplexity per domain, distance to another model, expert load.
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::likelihood::{agreements, divergence, log_probabilities, negative_log_likelihood};
+use moe_math::load::Load;
+use moe_math::routing::Routing;
+use moe_model::Model;
+use serde::Serialize;
+
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::corpus::Corpus;
+use crate::sweep::{Head, Observer, Silent, Sweep};
+
+/// Logits are compared in blocks of this many bytes of f64.
+const LOGIT_BYTES: usize = 64 << 20;
+
+/// A model beside its original on the same tokens.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The original's mean loss in nats.
+    pub original_loss: f64,
+    /// Mean KL(original ‖ model) in nats, over all tokens.
+    pub kl: f64,
+    /// Share of tokens whose most probable next token is the same.
+    pub top1_agreement: f64,
+}
+
+/// Quality on one domain.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DomainReport {
+    /// The domain's label; `all` for the pooled row.
+    pub label: String,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of tokens that were predicted: all but each sequence's first.
+    pub predicted_tokens: usize,
+    /// Mean negative log-likelihood in nats per predicted token.
+    pub loss: f64,
+    /// e^loss.
+    pub perplexity: f64,
+    /// Against the original, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Comparison>,
+}
+
+/// Expert load of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerLoad {
+    /// The layer's index.
+    pub layer: usize,
+    /// Load over all domains.
+    #[serde(flatten)]
+    pub load: Load,
+    /// Tokens per expert for each domain, in the order of the report's domains.
+    pub counts_by_domain: Vec<Vec<u64>>,
+}
+
+/// The result of an evaluation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// A row for each domain.
+    pub domains: Vec<DomainReport>,
+    /// All domains together: by tokens, or by their weights where all have one.
+    pub all: DomainReport,
+    /// Expert load of every sparse layer.
+    pub load: Vec<LayerLoad>,
+}
+
+/// Evaluates `model` on `corpus`, beside `original` if it is given.
+///
+/// # Errors
+/// [`Kind::Mismatch`] where the two have different vocabularies; what the sweeps return.
+pub fn evaluate(
+    model: &Model,
+    original: Option<&Model>,
+    corpus: &Corpus,
+    compute: &Compute,
+    observer: &mut dyn Observer,
+) -> Result<EvalReport> {
+    if let Some(original) = original.filter(|o| o.vocab != model.vocab) {
+        let what = format!("vocabularies of {} and {} tokens can't be compared", model.vocab, original.vocab);
+        return Err(Error::new(Kind::Mismatch, what).file(&original.config_file));
+    }
+    let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
+    let batch = Batch::new(sequences);
+    let mut counter = LoadCounter::new(corpus, observer);
+    let mut sweep = Sweep::new(model, &batch, compute)?;
+    sweep.run(&mut counter)?;
+    let load = counter.finish();
+    let hidden = Scored { head: Head::load(model, compute)?, hidden: sweep.hidden().clone() };
+    let reference = original
+        .map(|original| -> Result<Scored> {
+            let mut sweep = Sweep::new(original, &batch, compute)?;
+            sweep.run(&mut Silent)?;
+            Ok(Scored { head: Head::load(original, compute)?, hidden: sweep.hidden().clone() })
+        })
+        .transpose()?;
+    let mut spans = batch.spans.iter();
+    let mut domains = Vec::new();
+    for domain in &corpus.domains {
+        let mut sums = Sums::default();
+        for span in spans.by_ref().take(domain.sequences.len()) {
+            score(&hidden, reference.as_ref(), &batch.ids, span.clone(), &mut sums).context(|| "the loss".into())??;
+        }
+        domains.push(sums.report(&domain.label, domain.sequences.len(), original.is_some()));
+    }
+    let all = pool(corpus, &domains);
+    Ok(EvalReport { domains, all, load })
+}
+
+struct Scored {
+    head: Head,
+    hidden: Tensor,
+}
+
+#[derive(Default)]
+struct Sums {
+    tokens: usize,
+    predicted: usize,
+    loss: f64,
+    original_loss: f64,
+    kl: f64,
+    agreements: u64,
+}
+
+impl Sums {
+    fn report(&self, label: &str, sequences: usize, compared: bool) -> DomainReport {
+        let loss = self.loss / self.predicted as f64;
+        let against = compared.then(|| Comparison {
+            original_loss: self.original_loss / self.predicted as f64,
+            kl: self.kl / self.tokens as f64,
+            top1_agreement: self.agreements as f64 / self.tokens as f64,
+        });
+        DomainReport {
+            label: label.to_owned(),
+            sequences,
+            tokens: self.tokens,
+            predicted_tokens: self.predicted,
+            loss,
+            perplexity: loss.exp(),
+            against,
+        }
+    }
+}
+
+/// Adds the sequence `span` of `ids` to `sums`.
+fn score(
+    model: &Scored,
+    original: Option<&Scored>,
+    ids: &[u32],
+    span: std::ops::Range<usize>,
+    sums: &mut Sums,
+) -> candle_core::Result<Result<()>> {
+    let block = (LOGIT_BYTES / 8 / model.head.vocab()).max(1);
+    for start in span.clone().step_by(block) {
+        let rows = block.min(span.end - start);
+        let log = |scored: &Scored| -> Result<Tensor> {
+            let hidden = scored.hidden.narrow(0, start, rows).context(|| "a slice".into())?;
+            log_probabilities(&scored.head.logits(&hidden)?).context(|| "log-probabilities".into())
+        };
+        let log_q = match log(model) {
+            Ok(log_q) => log_q,
+            Err(error) => return Ok(Err(error)),
+        };
+        // The last token of the sequence predicts nothing.
+        let predicted = rows.min(span.end - 1 - start);
+        let targets = Tensor::from_slice(&ids[start + 1..start + 1 + predicted], predicted, log_q.device())?;
+        let loss = |log: &Tensor| match predicted {
+            0 => Ok(0.0),
+            _ => negative_log_likelihood(&log.narrow(0, 0, predicted)?, &targets),
+        };
+        sums.tokens += rows;
+        sums.predicted += predicted;
+        sums.loss += loss(&log_q)?;
+        if let Some(original) = original {
+            let log_p = match log(original) {
+                Ok(log_p) => log_p,
+                Err(error) => return Ok(Err(error)),
+            };
+            sums.original_loss += loss(&log_p)?;
+            sums.kl += divergence(&log_p, &log_q)?.iter().sum::<f64>();
+            sums.agreements += agreements(&log_p, &log_q)?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// All domains together: each weighs its tokens, or its weight where all have one.
+fn pool(corpus: &Corpus, domains: &[DomainReport]) -> DomainReport {
+    let weighted = corpus.domains.iter().all(|d| d.weight.is_some());
+    let mean = |tokens: fn(&DomainReport) -> usize, value: &dyn Fn(&DomainReport) -> f64| {
+        let weight = |(report, domain): (&DomainReport, &crate::Domain)| match domain.weight {
+            Some(weight) if weighted => weight,
+            _ => tokens(report) as f64,
+        };
+        let pairs = || domains.iter().zip(&corpus.domains);
+        let total: f64 = pairs().map(weight).sum();
+        pairs().map(|pair| weight(pair) * value(pair.0)).sum::<f64>() / total
+    };
+    let loss = mean(|d| d.predicted_tokens, &|d| d.loss);
+    let of = |f: fn(&Comparison) -> f64| move |d: &DomainReport| d.against.as_ref().map_or(0.0, f);
+    let compared = domains.iter().all(|d| d.against.is_some());
+    DomainReport {
+        label: "all".to_owned(),
+        sequences: domains.iter().map(|d| d.sequences).sum(),
+        tokens: domains.iter().map(|d| d.tokens).sum(),
+        predicted_tokens: domains.iter().map(|d| d.predicted_tokens).sum(),
+        loss,
+        perplexity: loss.exp(),
+        against: compared.then(|| Comparison {
+            original_loss: mean(|d| d.predicted_tokens, &of(|c| c.original_loss)),
+            kl: mean(|d| d.tokens, &of(|c| c.kl)),
+            top1_agreement: mean(|d| d.tokens, &of(|c| c.top1_agreement)),
+        }),
+    }
+}
+
+/// Counts tokens per layer, domain and expert, and passes events on.
+struct LoadCounter<'a> {
+    /// The domain of each token.
+    domain_of: Vec<usize>,
+    domains: usize,
+    /// Layer, tokens seen in it, counts by domain.
+    layers: Vec<(usize, usize, Vec<Vec<u64>>)>,
+    next: &'a mut dyn Observer,
+}
+
+impl<'a> LoadCounter<'a> {
+    fn new(corpus: &Corpus, next: &'a mut dyn Observer) -> Self {
+        let tokens = |d: &crate::Domain| d.sequences.iter().map(Vec::len).sum();
+        let domain_of =
+            corpus.domains.iter().enumerate().flat_map(|(i, d)| std::iter::repeat_n(i, tokens(d))).collect();
+        Self { domain_of, domains: corpus.domains.len(), layers: Vec::new(), next }
+    }
+
+    fn finish(self) -> Vec<LayerLoad> {
+        let total = |by_domain: &[Vec<u64>]| {
+            (0..by_domain[0].len()).map(|e| by_domain.iter().map(|counts| counts[e]).sum()).collect()
+        };
+        let layers = self.layers.into_iter();
+        layers
+            .map(|(layer, _, counts_by_domain)| LayerLoad {
+                layer,
+                load: Load::new(total(&counts_by_domain)),
+                counts_by_domain,
+            })
+            .collect()
+    }
+}
+
+impl Observer for LoadCounter<'_> {
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
+        if self.layers.last().is_none_or(|(last, _, _)| *last != layer) {
+            self.layers.push((layer, 0, vec![vec![0; routing.experts]; self.domains]));
+        }
+        let (_, seen, counts) = self.layers.last_mut().expect("it was just pushed");
+        for (token, selected) in routing.selected.chunks_exact(routing.top_k).enumerate() {
+            let counts = &mut counts[self.domain_of[*seen + token]];
+            selected.iter().for_each(|e| counts[*e as usize] += 1);
+        }
+        *seen += routing.tokens();
+        self.next.routed(layer, logits, routing);
+    }
+
+    fn layer_done(&mut self, layer: usize, layers: usize) {
+        self.next.layer_done(layer, layers);
+    }
+}
+
+/// Bytes that hidden states of `tokens` tokens take during an evaluation of `models` models.
+pub fn hidden_bytes(model: &Model, tokens: usize, models: usize, dtype: DType) -> u64 {
+    // The states, their normalised copy and the block's output exist at once.
+    (tokens * model.hidden * dtype.size_in_bytes() * (models + 2)) as u64
+}

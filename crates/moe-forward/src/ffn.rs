@@ -1,0 +1,97 @@
+//! Feed-forward blocks: one network for all tokens, or experts that run on their own tokens only.
+
+use candle_core::{D, DType, Tensor};
+use moe_checkpoint::Result;
+use moe_math::routing::{Routing, softmax_top_k};
+use moe_model::{Ffn, Moe};
+
+use crate::context::Context;
+use crate::loader::Loader;
+use crate::sweep::Observer;
+
+/// A block's activations are computed for this many tokens at a time.
+const TOKEN_BLOCK: usize = 4096;
+/// Experts' outputs of at most this many bytes wait for being summed.
+const COMBINE_BYTES: usize = 512 << 20;
+
+/// Runs the block of layer `index` on `x`, `[tokens, hidden]`, already normalised.
+pub(crate) fn forward(
+    loader: Loader<'_>,
+    index: usize,
+    ffn: &Ffn,
+    x: &Tensor,
+    observer: &mut dyn Observer,
+) -> Result<Tensor> {
+    match ffn {
+        Ffn::Dense(expert) => {
+            let expert = loader.expert(expert)?;
+            in_blocks(x, |x| expert.forward(x)).context(|| format!("the feed-forward block of layer {index}"))
+        }
+        Ffn::Moe(moe) => {
+            let (tokens, hidden) = x.dims2().context(|| "a shape".into())?;
+            let bytes_per_token = moe.router.top_k * hidden * loader.compute.dtype.size_in_bytes();
+            let block = (COMBINE_BYTES / bytes_per_token).max(1);
+            let mut parts = Vec::new();
+            for start in (0..tokens).step_by(block) {
+                let part = x.narrow(0, start, block.min(tokens - start)).context(|| "a slice".into())?;
+                parts.push(mixture(loader, index, moe, &part, observer)?);
+            }
+            Tensor::cat(&parts, 0).context(|| format!("the experts' output in layer {index}"))
+        }
+    }
+}
+
+fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
+    let tokens = x.dim(0)?;
+    let blocks =
+        (0..tokens).step_by(TOKEN_BLOCK).map(|start| f(&x.narrow(0, start, TOKEN_BLOCK.min(tokens - start))?));
+    Tensor::cat(&blocks.collect::<candle_core::Result<Vec<_>>>()?, 0)
+}
+
+fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+    let router = loader.tensor(&moe.router.weight)?;
+    let route = || -> candle_core::Result<(Tensor, Routing)> {
+        let logits = x.matmul(&router.t()?)?;
+        let routing = softmax_top_k(&logits, moe.router.top_k, moe.router.normalize)?;
+        Ok((logits, routing))
+    };
+    let (logits, routing) = route().context(|| format!("the routing of layer {index}"))?;
+    observer.routed(index, &logits, &routing);
+    // Outputs in the order of experts, and where the output for each (token, choice) has come to lie.
+    let mut outputs = Vec::new();
+    let mut place = vec![0u32; routing.selected.len()];
+    let mut filled = 0;
+    for (e, slots) in routing.slots_by_expert().iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
+        let expert = loader.expert(&moe.experts[e])?;
+        let tokens: Vec<u32> = slots.iter().map(|slot| slot / routing.top_k as u32).collect();
+        let run = || {
+            let count = tokens.len();
+            let tokens = Tensor::from_vec(tokens, count, x.device())?;
+            in_blocks(&x.index_select(&tokens, 0)?, |x| expert.forward(x))
+        };
+        outputs.push(run().context(|| format!("expert {e} of layer {index}"))?);
+        for &slot in slots {
+            place[slot as usize] = filled;
+            filled += 1;
+        }
+    }
+    let routed = combine(&outputs, place, &routing).context(|| format!("the experts' output in layer {index}"))?;
+    let Some(shared) = &moe.shared else { return Ok(routed) };
+    let (expert, gate) = (loader.expert(&shared.expert)?, loader.tensor(&shared.gate)?);
+    let add = || {
+        let gate = candle_nn::ops::sigmoid(&x.matmul(&gate.t()?)?)?;
+        routed + in_blocks(x, |x| expert.forward(x))?.broadcast_mul(&gate)?
+    };
+    add().context(|| format!("the shared expert of layer {index}"))
+}
+
+/// Σ over a token's choices of weight × output; gives `[tokens, hidden]`.
+fn combine(outputs: &[Tensor], place: Vec<u32>, routing: &Routing) -> candle_core::Result<Tensor> {
+    let outputs = Tensor::cat(outputs, 0)?;
+    let (tokens, k) = (routing.tokens(), routing.top_k);
+    let place = Tensor::from_vec(place, tokens * k, outputs.device())?;
+    let weights = Tensor::from_slice(&routing.weights, (tokens, k, 1), outputs.device())?;
+    let dtype = outputs.dtype();
+    let by_token = outputs.index_select(&place, 0)?.reshape((tokens, k, ()))?.to_dtype(DType::F32)?;
+    by_token.broadcast_mul(&weights)?.sum(D::Minus2)?.to_dtype(dtype)
+}

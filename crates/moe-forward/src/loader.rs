@@ -1,0 +1,94 @@
+//! Weights as tensors.
+
+use candle_core::{DType, Result as CandleResult, Tensor};
+use moe_checkpoint::{Dtype, Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::encoding;
+use moe_model::{Expert, Linear, Weight};
+
+use crate::context::Context;
+
+/// Loads weights in the dtype and on the device of `compute`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Loader<'a> {
+    pub compute: &'a Compute,
+}
+
+/// candle's name of a weight encoding.
+pub(crate) fn candle_dtype(weight: &Weight) -> Result<DType> {
+    match weight.dtype() {
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::BF16),
+        other => Err(Error::new(Kind::Unsupported, format!("{other} weights are not supported")).tensor(weight.name())),
+    }
+}
+
+impl Loader<'_> {
+    pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
+        let bytes = weight.read()?;
+        encoding::to_tensor(&bytes, candle_dtype(weight)?, weight.shape(), self.compute)
+            .context(|| format!("the tensor {}", weight.name()))
+    }
+
+    /// Rows `ids` of the matrix `weight`, reading only these.
+    pub fn rows(self, weight: &Weight, ids: &[u32]) -> Result<Tensor> {
+        let Some(stored) = weight.stored() else {
+            let ids = Tensor::new(ids, &self.compute.device).context(|| "an index".into())?;
+            return self.tensor(weight)?.index_select(&ids, 0).context(|| format!("rows of {}", weight.name()));
+        };
+        let columns = weight.shape()[1];
+        let row_bytes = (weight.bytes() / weight.shape()[0] as u64) as usize;
+        let mut bytes = vec![0; ids.len() * row_bytes];
+        for (id, row) in ids.iter().zip(bytes.chunks_exact_mut(row_bytes)) {
+            stored.read_at(u64::from(*id) * row_bytes as u64, row)?;
+        }
+        encoding::to_tensor(&bytes, candle_dtype(weight)?, &[ids.len(), columns], self.compute)
+            .context(|| format!("rows of {}", weight.name()))
+    }
+
+    pub fn linear(self, linear: &Linear) -> Result<LoadedLinear> {
+        let bias = linear.bias.as_ref().map(|b| self.tensor(b)).transpose()?;
+        Ok(LoadedLinear { weight: self.tensor(&linear.weight)?, bias })
+    }
+
+    pub fn expert(self, expert: &Expert) -> Result<LoadedExpert> {
+        Ok(LoadedExpert {
+            gate: self.linear(&expert.gate)?,
+            up: self.linear(&expert.up)?,
+            down: self.linear(&expert.down)?,
+        })
+    }
+}
+
+/// A linear map in memory.
+pub(crate) struct LoadedLinear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl LoadedLinear {
+    /// `x` is `[tokens, in]`; gives `[tokens, out]`.
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// A feed-forward network in memory.
+pub(crate) struct LoadedExpert {
+    gate: LoadedLinear,
+    up: LoadedLinear,
+    down: LoadedLinear,
+}
+
+impl LoadedExpert {
+    /// `down(silu(gate x) ∘ (up x))` for `x` of `[tokens, hidden]`.
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let gated = (self.gate.forward(x)?.silu()? * self.up.forward(x)?)?;
+        self.down.forward(&gated)
+    }
+}

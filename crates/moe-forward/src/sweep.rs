@@ -1,0 +1,213 @@
+//! The sweep: hidden states of a batch flow through the model layer by layer.
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::encoding::first_non_finite;
+use moe_math::routing::Routing;
+use moe_model::{Ffn, Layer, Model, QkNorm, Weight};
+
+use crate::attention::LoadedAttention;
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::ffn;
+use crate::loader::{Loader, candle_dtype};
+use crate::rotary::Rotary;
+
+/// Attention runs on whole sequences of about this many tokens together.
+const ATTENTION_TOKENS: usize = 4096;
+
+/// Watches a sweep.
+pub trait Observer {
+    /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
+        let _ = (layer, logits, routing);
+    }
+
+    /// `layer` of `layers` is done.
+    fn layer_done(&mut self, layer: usize, layers: usize) {
+        let _ = (layer, layers);
+    }
+}
+
+/// Watches nothing.
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// A batch on its way through a model.
+pub struct Sweep<'a> {
+    model: &'a Model,
+    batch: &'a Batch,
+    compute: &'a Compute,
+    rotary: Rotary,
+    /// `[tokens, hidden]`.
+    hidden: Tensor,
+}
+
+impl<'a> Sweep<'a> {
+    /// Embeds `batch`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
+    pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
+        let bad = batch.ids.iter().find(|id| **id as usize >= model.vocab);
+        if let Some(id) = bad {
+            return Err(Error::new(Kind::Usage, format!("token id {id}, but the vocabulary has {}", model.vocab))
+                .file(&model.config_file)
+                .remedy("use ids of this model's own tokenizer"));
+        }
+        let mut unique: Vec<u32> = batch.ids.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
+        let rows: Vec<u32> = batch.ids.iter().map(row).collect();
+        let table = Loader { compute }.rows(&model.embed, &unique)?;
+        let embed = || table.index_select(&Tensor::from_vec(rows, batch.tokens(), &compute.device)?, 0);
+        let hidden = embed().context(|| "the embedding".into())?;
+        let rotary = Rotary::new(&model.rope, model.head_dim, batch.longest(), compute)
+            .context(|| "the rotary embedding".into())?;
+        Ok(Self { model, batch, compute, rotary, hidden })
+    }
+
+    /// Runs all layers.
+    ///
+    /// # Errors
+    /// As for [`Sweep::layer`].
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        for index in 0..self.model.layers.len() {
+            self.layer(index, observer)?;
+            observer.layer_done(index, self.model.layers.len());
+        }
+        Ok(())
+    }
+
+    /// Runs layer `index`.
+    ///
+    /// # Errors
+    /// [`Kind::Numeric`] where the result is not finite, naming the tensor if a weight is to blame;
+    /// what reading and the device return.
+    pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
+        let layer = &self.model.layers[index];
+        let loader = Loader { compute: self.compute };
+        let attended = self.attention(index, layer, loader)?;
+        let ffn_norm = loader.tensor(&layer.ffn_norm)?;
+        let normed = self.norm(&attended, &ffn_norm).context(|| format!("a norm of layer {index}"))?;
+        let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
+        self.hidden = (attended + out).context(|| format!("layer {index}"))?;
+        self.check_finite(index)
+    }
+
+    fn attention(&self, index: usize, layer: &Layer, loader: Loader<'_>) -> Result<Tensor> {
+        let norm = loader.tensor(&layer.attention_norm)?;
+        let attention = LoadedAttention::load(loader, self.model, &layer.attention)?;
+        let run = |spans: &[std::ops::Range<usize>]| {
+            let (start, end) = (spans[0].start, spans[spans.len() - 1].end);
+            let local: Vec<_> = spans.iter().map(|s| s.start - start..s.end - start).collect();
+            let x = self.hidden.narrow(0, start, end - start)?;
+            let out = attention.forward(&self.norm(&x, &norm)?, &local, &self.rotary)?;
+            x + out
+        };
+        let parts = group_spans(&self.batch.spans).map(run).collect::<candle_core::Result<Vec<_>>>();
+        parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| format!("the attention of layer {index}"))
+    }
+
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+        candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.model.norm_eps as f32)
+    }
+
+    fn check_finite(&self, index: usize) -> Result<()> {
+        let sum = self.hidden.to_dtype(DType::F32).and_then(|h| h.sum_all()?.to_scalar::<f32>());
+        if sum.context(|| format!("layer {index}"))?.is_finite() {
+            return Ok(());
+        }
+        let what = format!("the hidden states of layer {index} are not finite");
+        let error = Error::new(Kind::Numeric, what).file(&self.model.config_file);
+        // Something is wrong, so time doesn't matter: find the weight that is to blame.
+        for weight in weights_of(&self.model.layers[index]) {
+            let found =
+                first_non_finite(&weight.read()?, candle_dtype(weight)?).context(|| weight.name().to_owned())?;
+            if let Some(position) = found {
+                return Err(error
+                    .tensor(format!("{} (element {position} is not finite)", weight.name()))
+                    .remedy("moe-convert verify lists every tensor that is not finite; get a sound checkpoint"));
+            }
+        }
+        Err(error.remedy("the weights are finite, so activations overflowed: compute in f32"))
+    }
+
+    /// The hidden states, `[tokens, hidden]`.
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+}
+
+/// Consecutive sequences, in groups of about [`ATTENTION_TOKENS`].
+fn group_spans(spans: &[std::ops::Range<usize>]) -> impl Iterator<Item = &[std::ops::Range<usize>]> {
+    let mut rest = spans;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let fits = rest.iter().take_while(|s| s.end - first.start <= ATTENTION_TOKENS).count();
+        let (group, others) = rest.split_at(fits.max(1));
+        rest = others;
+        Some(group)
+    })
+}
+
+fn weights_of(layer: &Layer) -> Vec<&Weight> {
+    let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
+    let a = &layer.attention;
+    let mut linears = vec![&a.q, &a.k, &a.v, &a.o];
+    if let Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) = &a.qk_norm {
+        weights.extend([q, k]);
+    }
+    match &layer.ffn {
+        Ffn::Dense(expert) => linears.extend(expert.linears()),
+        Ffn::Moe(moe) => {
+            weights.push(&moe.router.weight);
+            linears.extend(moe.experts.iter().flat_map(|e| e.linears()));
+            if let Some(shared) = &moe.shared {
+                weights.push(&shared.gate);
+                linears.extend(shared.expert.linears());
+            }
+        }
+    }
+    weights.extend(linears.into_iter().flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)));
+    weights
+}
+
+/// The final norm and the output head in memory.
+pub struct Head {
+    norm: Tensor,
+    weight: Tensor,
+    eps: f32,
+}
+
+impl Head {
+    /// Loads both.
+    ///
+    /// # Errors
+    /// What reading returns.
+    pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
+        let loader = Loader { compute };
+        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.tensor(model.head_weight())?);
+        Ok(Self { norm, weight, eps: model.norm_eps as f32 })
+    }
+
+    /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let compute = || {
+            let normed = candle_nn::ops::rms_norm(&hidden.contiguous()?, &self.norm, self.eps)?;
+            normed.matmul(&self.weight.t()?)?.to_dtype(DType::F32)
+        };
+        compute().context(|| "the logits".into())
+    }
+
+    /// Rows of the head: the size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.weight.dims()[0]
+    }
+}
