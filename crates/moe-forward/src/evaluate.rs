@@ -1,6 +1,6 @@
 //! Held-out quality: loss and perplexity per domain, distance to another model, expert load.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::likelihood::{agreements, divergence, log_probabilities, negative_log_likelihood};
@@ -270,10 +270,4 @@ impl Observer for LoadCounter<'_> {
     fn layer_done(&mut self, layer: usize, layers: usize) {
         self.next.layer_done(layer, layers);
     }
-}
-
-/// Bytes that hidden states of `tokens` tokens take during an evaluation of `models` models.
-pub fn hidden_bytes(model: &Model, tokens: usize, models: usize, dtype: DType) -> u64 {
-    // The states, their normalised copy and the block's output exist at once.
-    (tokens * model.hidden * dtype.size_in_bytes() * (models + 2)) as u64
 }

@@ -1,1 +1,11 @@
-//! placeholder
+//! The conversion passes, a module each: options, plan, and the transformed layers.
+//!
+//! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what it
+//! will do before anything is computed.
+
+mod pass;
+mod scaled;
+pub mod upcycle;
+
+pub use pass::{Identity, LayerRecord, Pass, Plan};
+pub use upcycle::UpcycleOptions;

@@ -1,1 +1,27 @@
-//! placeholder
+//! Running passes: from checkpoint to verified checkpoint with receipt, model card and manifest; recipes,
+//! gates and reports.
+//!
+//! Nothing here prints. Results are values, and progress goes to a [`Progress`].
+
+mod card;
+mod convert;
+mod evaluation;
+mod inspect;
+mod loaders;
+mod logits;
+mod progress;
+mod receipt;
+mod recipe;
+mod resources;
+mod verify;
+
+pub use card::identity as describe_identity;
+pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
+pub use evaluation::{EvalOptions, GateFailure, Gates, eval};
+pub use inspect::{Inspection, inspect};
+pub use logits::write_logits;
+pub use progress::{Progress, Quiet, Stage, Timings, Unit};
+pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
+pub use recipe::{Recipe, Step, StepKind};
+pub use resources::{ByteSize, peak_memory_bytes};
+pub use verify::{VerifyReport, verify};

@@ -1,0 +1,188 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use moe_math::DeviceChoice;
+use moe_passes::UpcycleOptions;
+use moe_pipeline::{ByteSize, EvalOptions};
+
+/// Converts and compresses Mixture-of-Experts checkpoints
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  moe-convert inspect golden/models/dense
+  moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2
+  moe-convert eval moe-8x --data golden/text/english.heldout.txt --against golden/models/dense
+  moe-convert run recipes/quickstart.toml
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met.
+Results go to stdout, everything else to stderr.";
+
+/// Options that every command takes.
+#[derive(Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// Where to compute: auto, cpu, cuda:N or metal. auto takes a GPU if this build and machine have one
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+
+    /// Threads for computing [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Refuse work that would hold more than this in memory, such as 8GiB
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
+
+    /// Print where the time went, and peak memory, to stderr
+    #[arg(long, global = true)]
+    pub timings: bool,
+
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// No progress and no notes on stderr
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show what a checkpoint holds, from headers alone
+    #[command(after_help = "Example:\n  moe-convert inspect golden/models/moe")]
+    Inspect {
+        /// Checkpoint directory
+        model: PathBuf,
+    },
+
+    /// Write the logits of given tokens
+    ///
+    /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order, vocab].
+    #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > ids.json\n  \
+                            moe-convert logits golden/models/moe --tokens ids.json -o logits.safetensors")]
+    Logits {
+        /// Checkpoint directory
+        model: PathBuf,
+        /// JSON file: [[ids of a sequence], …]
+        #[arg(long, value_name = "IDS.json")]
+        tokens: PathBuf,
+        /// File to write
+        #[arg(long, short, value_name = "OUT.safetensors")]
+        output: PathBuf,
+    },
+
+    /// Turn a dense model into an MoE that starts out computing the same function
+    #[command(after_help = "Examples:\n  \
+        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2\n  \
+        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2 --dry-run\n  \
+        moe-convert upcycle golden/models/dense -o noisy --experts 8 --top-k 2 --noise-std 0.01 --seed 7")]
+    Upcycle(Convert<UpcycleOptions>),
+
+    /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
+    #[command(after_help = "Examples:\n  \
+        moe-convert eval golden/models/moe --data golden/text/english.heldout.txt\n  \
+        moe-convert eval moe-8x --against golden/models/dense --max-kl 1e-6 \\\n    \
+        --data english=golden/text/english.heldout.txt --data code=golden/text/code.heldout.txt")]
+    Eval {
+        /// Checkpoint directory
+        model: PathBuf,
+        /// Checkpoint to compare with, of the same vocabulary
+        #[arg(long, value_name = "ORIGINAL")]
+        against: Option<PathBuf>,
+        #[command(flatten)]
+        options: EvalOptions,
+    },
+
+    /// Run the steps of a recipe
+    #[command(after_help = "Examples:\n  moe-convert run recipes/quickstart.toml\n  \
+                            moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart")]
+    Run {
+        /// Recipe file
+        recipe: PathBuf,
+        /// Replace a variable of the recipe
+        #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+        set: Vec<(String, String)>,
+        /// Keep outputs that are finished results of the same step, instead of making them again
+        #[arg(long)]
+        resume: bool,
+        /// Check every step and say what it would do, but write nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// Check a checkpoint: hashes, shapes, finite values, every expert present, loader traps
+    #[command(after_help = "Example:\n  moe-convert verify golden/models/moe")]
+    Verify {
+        /// Checkpoint directory
+        model: PathBuf,
+    },
+}
+
+/// A conversion: input, output, and the pass with its options.
+#[derive(Args)]
+pub struct Convert<P: Args> {
+    /// Checkpoint directory to read
+    pub model: PathBuf,
+
+    /// Directory to write; it appears when it is complete
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+
+    #[command(flatten)]
+    pub pass: P,
+
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+/// Options of everything that writes a checkpoint.
+#[derive(Args)]
+#[command(next_help_heading = "Writing")]
+pub struct Writing {
+    /// Replace an earlier result of moe-convert
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Keep OUT if it is the finished result of the same pass, options and source
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Print the plan with sizes and a memory estimate; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Most bytes of a weights file
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_shard_size: ByteSize,
+
+    /// Random tokens on which the written model is compared with its source; 0 for none
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub probe_tokens: usize,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Default for Writing {
+    fn default() -> Self {
+        Self {
+            overwrite: false,
+            resume: false,
+            dry_run: false,
+            max_shard_size: ByteSize(5_000_000_000),
+            probe_tokens: 32,
+        }
+    }
+}

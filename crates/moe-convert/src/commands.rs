@@ -1,0 +1,190 @@
+//! What the commands do: call the libraries, render what comes back.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::DType;
+use moe_checkpoint::{Error, Kind, json};
+use moe_forward::Batch;
+use moe_math::{Compute, open_device};
+use moe_model::Model;
+use moe_passes::Pass;
+use moe_pipeline::{
+    ByteSize, ConvertOptions, EvalOptions, Progress, Recipe, Step, StepKind, Timings, convert, eval, inspect,
+    is_finished, peak_memory_bytes, plan, verify, write_logits,
+};
+use serde::Serialize;
+
+use crate::bar;
+use crate::cli::{Cli, Command, Common, Writing};
+use crate::render;
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<()> {
+    set_threads(cli.common.threads)?;
+    let session = Session::new(cli.common)?;
+    let mut timings = Timings::default();
+    let result = match cli.command {
+        Command::Inspect { model } => session.inspect(&model),
+        Command::Logits { model, tokens, output } => {
+            timings.time("logits", || session.logits(&model, &tokens, &output))
+        }
+        Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Eval { model, against, options } => {
+            timings.time("eval", || session.eval(&model, against.as_deref(), &options))
+        }
+        Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
+        Command::Verify { model } => timings.time("verify", || session.verify(&model)),
+    };
+    if session.common.timings {
+        eprint!("{}", render::timings(&timings, peak_memory_bytes()));
+    }
+    result
+}
+
+/// candle asks this variable, rayon's own threads a builder.
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    if threads == 0 {
+        return Err(Error::new(Kind::Usage, "--threads 0").remedy("give at least 1").into());
+    }
+    // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
+}
+
+/// What all commands share.
+struct Session {
+    common: Common,
+    compute: Compute,
+    progress: Box<dyn Progress>,
+}
+
+impl Session {
+    fn new(common: Common) -> Result<Self> {
+        let device = open_device(common.device)?;
+        let progress = bar::progress(common.quiet);
+        Ok(Self { compute: Compute { device, dtype: DType::F32 }, progress, common })
+    }
+
+    /// Prints a result: `text`, or `value` with --json.
+    fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
+        let output = if self.common.json { json::to_pretty(value) } else { text() };
+        match std::io::stdout().lock().write_all(output.as_bytes()) {
+            // A reader that has seen enough, such as head, is no failure.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("cannot write to stdout"),
+        }
+    }
+
+    fn inspect(&self, model: &Path) -> Result<()> {
+        let inspection = inspect(model)?;
+        self.print(&inspection, || render::inspection(model, &inspection))
+    }
+
+    fn logits(&self, model: &Path, tokens: &Path, output: &Path) -> Result<()> {
+        let batch = Batch::from_json(tokens)?;
+        let model = Model::open(model)?;
+        write_logits(&model, &batch, output, &self.compute, self.progress.as_ref())?;
+        let shape = [batch.tokens(), model.vocab];
+        self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
+            format!("logits {shape:?} f32 written to {}\n", output.display())
+        })
+    }
+
+    fn convert<P: Pass>(
+        &self,
+        pass: &P,
+        input: &Path,
+        output: &Path,
+        writing: &Writing,
+        timings: &mut Timings,
+    ) -> Result<()> {
+        let options = ConvertOptions {
+            overwrite: writing.overwrite,
+            max_shard_size: writing.max_shard_size,
+            probe_tokens: writing.probe_tokens,
+            compute: self.compute.clone(),
+        };
+        if writing.dry_run {
+            let planned = plan(pass, input, output, &options)?;
+            self.check_budget(planned.memory_estimate_bytes)?;
+            return self.print(&planned, || render::plan(output, &planned));
+        }
+        if writing.resume && is_finished(pass, input, output, &options)? {
+            return self.print(&serde_json::json!({ "finished": output }), || {
+                format!("{} is finished already: same pass, options and source\n", output.display())
+            });
+        }
+        if self.common.memory_budget.is_some() {
+            self.check_budget(plan(pass, input, output, &options)?.memory_estimate_bytes)?;
+        }
+        let done = convert(pass, input, output, &options, self.progress.as_ref())?;
+        timings.0.extend(done.timings.0.iter().cloned());
+        self.print(&done, || render::conversion(input, output, &done))
+    }
+
+    fn check_budget(&self, estimate: u64) -> Result<()> {
+        match self.common.memory_budget.filter(|b| estimate > b.0) {
+            None => Ok(()),
+            Some(budget) => {
+                let what = format!("this run holds about {} in memory, the budget is {budget}", ByteSize(estimate));
+                Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget, or lower --probe-tokens").into())
+            }
+        }
+    }
+
+    fn eval(&self, model: &Path, against: Option<&Path>, options: &EvalOptions) -> Result<()> {
+        let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
+        let failures = options.gates.failures(&report);
+        let value =
+            serde_json::json!({ "model": model, "against": against, "report": report, "gates_failed": failures });
+        self.print(&value, || render::evaluation(model, against, &report))?;
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let text: Vec<_> =
+            failures.iter().map(|f| format!("{} is {:.6}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
+        Err(Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model).into())
+    }
+
+    fn verify(&self, model: &Path) -> Result<()> {
+        let report = verify(model, self.progress.as_ref())?;
+        self.print(&report, || render::verification(model, &report))
+    }
+
+    fn recipe(
+        &self,
+        path: &Path,
+        set: &[(String, String)],
+        resume: bool,
+        dry_run: bool,
+        timings: &mut Timings,
+    ) -> Result<()> {
+        let recipe = Recipe::read(path, set)?;
+        let count = recipe.steps.len();
+        for (index, step) in recipe.steps.iter().enumerate() {
+            self.progress.note(&format!("{}, step {} of {count}: {}", recipe.name, index + 1, step.command));
+            self.step(step, resume, dry_run, timings)
+                .with_context(|| format!("step {} ({}) of {} failed", index + 1, step.command, path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<()> {
+        match &step.kind {
+            StepKind::Upcycle { output, overwrite, options } => {
+                let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
+                self.convert(options, &step.model, output, &writing, timings)
+            }
+            // What reads a result can't run before there is one.
+            _ if dry_run => Ok(()),
+            StepKind::Eval { against, options } => {
+                timings.time("eval", || self.eval(&step.model, against.as_deref(), options))
+            }
+            StepKind::Verify => timings.time("verify", || self.verify(&step.model)),
+            StepKind::Inspect => self.inspect(&step.model),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Results as text for people.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, presets};
+use moe_forward::{DomainReport, EvalReport};
+use moe_pipeline::{
+    ByteSize, Conversion, Inspection, PlannedOutput, Receipt, Timings, VerifyReport, describe_identity,
+    peak_memory_bytes,
+};
+
+/// A table with a header; columns but the first are right-aligned.
+fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if index == 0 { 2 } else { 1 }, 1));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    lines(&table)
+}
+
+/// Pairs of a name and what it is.
+fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).add_rows(rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((2, 1));
+    }
+    lines(&table)
+}
+
+fn lines(table: &Table) -> String {
+    table.lines().fold(String::new(), |mut text, line| {
+        let _ = writeln!(text, "{}", line.trim_end());
+        text
+    })
+}
+
+/// 1,234,567 as `1.23 M`.
+fn count(n: usize) -> String {
+    match n {
+        0..10_000 => n.to_string(),
+        10_000..1_000_000 => format!("{:.1} K", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        _ => format!("{:.2} B", n as f64 / 1e9),
+    }
+}
+
+/// `inspect`.
+pub fn inspection(model: &Path, i: &Inspection) -> String {
+    let mut rows = vec![
+        ("family", i.model_type.clone()),
+        ("layers", format!("{} of width {}", i.layers, i.hidden)),
+        ("attention", format!("{} heads of {}, {} for keys and values", i.heads, i.head_dim, i.kv_heads)),
+    ];
+    if let Some(window) = i.window {
+        rows.push(("window", format!("{window} tokens in {} layers", i.sliding_layers)));
+    }
+    if let Some(moe) = &i.moe {
+        let norm = if moe.normalized { "normalised" } else { "not normalised" };
+        rows.push((
+            "experts",
+            format!("{} of width {} in {} layers", moe.experts, moe.expert_width, moe.sparse_layers),
+        ));
+        rows.push(("routing", format!("softmax, top-{}, {norm}", moe.top_k)));
+        if let Some(width) = moe.shared_width {
+            rows.push(("shared expert", format!("of width {width}, behind a sigmoid gate")));
+        }
+    }
+    let tied = if i.tied { ", tied to the head" } else { "" };
+    rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
+    let dtypes: Vec<_> = i.dtypes.iter().map(|(dtype, bytes)| format!("{} {dtype}", ByteSize(*bytes))).collect();
+    rows.push(("weights", format!("{} in {} tensors, {} files", dtypes.join(" + "), i.tensors, i.files.len())));
+    if !i.unknown_tensors.is_empty() {
+        rows.push(("unknown", i.unknown_tensors.join(", ")));
+    }
+    if !i.upcycles_to.is_empty() {
+        rows.push(("passes", format!("upcycle (to {})", i.upcycles_to.join(", "))));
+    }
+    let p = &i.parameters;
+    let parts = [
+        ("embedding", p.embedding),
+        ("attention", p.attention),
+        ("dense FFN", p.dense_ffn),
+        ("experts", p.experts),
+        ("shared experts", p.shared_experts),
+        ("routers", p.routers),
+        ("head", p.head),
+        ("norms, other", p.other),
+        ("total", i.total_parameters),
+        ("active per token", i.active_parameters),
+    ];
+    let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / i.total_parameters as f64);
+    let parts = parts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| vec![name.to_owned(), count(n), share(n)]);
+    format!("{}\n{}\n{}", model.display(), facts(rows), table(&["parameters", "count", "share"], parts))
+}
+
+fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
+    let result = &receipt.result;
+    let mut rows = vec![
+        ("family", format!("{} → {}", receipt.source.model_type, result.model_type)),
+        ("parameters", format!("{} total, {} active", count(result.total_parameters), count(result.active_parameters))),
+        (
+            "weights",
+            format!(
+                "{} in {} tensors, {} copied byte for byte",
+                ByteSize(result.bytes),
+                result.tensors,
+                result.tensors_copied
+            ),
+        ),
+    ];
+    if let Some(layer) = receipt.layers.first() {
+        let layers = receipt.layers.len();
+        rows.push(("experts", format!("{} in each of {layers} layers: {}", layer.experts.len(), layer.experts[0])));
+        if let Some(shared) = &layer.shared {
+            rows.push(("shared expert", shared.clone()));
+        }
+        rows.push(("router", layer.router.clone()));
+    }
+    rows.push(("function", describe_identity(&receipt.identity)));
+    if let Some(measured) = &receipt.measured {
+        let d = &measured.difference;
+        let text = format!(
+            "max |Δlogit| {:.2e} (largest logit {:.1}), KL {:.1e}, top-1 agreement {:.1} %, {} random tokens",
+            d.max_logit_difference,
+            d.max_logit,
+            d.kl,
+            100.0 * d.top1_agreement,
+            d.tokens
+        );
+        rows.push(("measured", text));
+    }
+    rows.extend(receipt.warnings.iter().map(|w| ("warning", w.clone())));
+    rows
+}
+
+/// A finished conversion.
+pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
+    let mut rows = receipt_facts(&done.receipt);
+    let seconds: f64 = done.timings.0.iter().map(|s| s.seconds).sum();
+    let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
+    let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
+    let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
+    rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
+    rows.push(("next", format!("moe-convert verify {}", output.display())));
+    format!("{} → {}\n{}", input.display(), output.display(), facts(rows))
+}
+
+/// A plan that was not run.
+pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
+    let mut rows = receipt_facts(&planned.receipt);
+    rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
+    let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
+    format!("would write {}\n{}{}", output.display(), facts(rows), table(&["file", "size"], shards))
+}
+
+/// `eval`.
+pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> String {
+    let mut header = vec!["domain", "tokens", "loss", "perplexity"];
+    if against.is_some() {
+        header.extend(["original loss", "Δ loss", "KL", "top-1 same"]);
+    }
+    let row = |d: &DomainReport| {
+        let mut row =
+            vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
+        if let Some(a) = &d.against {
+            row.push(format!("{:.4}", a.original_loss));
+            row.push(format!("{:+.5}", d.loss - a.original_loss));
+            row.push(format!("{:.2e}", a.kl));
+            row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
+        }
+        row
+    };
+    let beside = against.map_or(String::new(), |a| format!(" against {}", a.display()));
+    let mut text = format!("{}{beside}\n", model.display());
+    text += &table(&header, report.domains.iter().chain([&report.all]).map(row));
+    if !report.load.is_empty() {
+        text.push('\n');
+        text += &expert_load(report);
+    }
+    text
+}
+
+fn expert_load(report: &EvalReport) -> String {
+    let rows = report.load.iter().map(|l| {
+        let total: u64 = l.load.counts.iter().sum();
+        let share = |c: Option<&u64>| format!("{:.1} %", 100.0 * *c.unwrap_or(&0) as f64 / total.max(1) as f64);
+        let overloaded: Vec<_> = l.load.overloaded.iter().map(usize::to_string).collect();
+        vec![
+            l.layer.to_string(),
+            l.load.counts.len().to_string(),
+            share(l.load.counts.iter().min()),
+            share(l.load.counts.iter().max()),
+            format!("{:.3}", l.load.gini),
+            format!("{:.3}", l.load.entropy),
+            l.load.dead.to_string(),
+            if overloaded.is_empty() { "–".to_owned() } else { overloaded.join(" ") },
+        ]
+    });
+    table(&["layer", "experts", "least", "most", "Gini", "entropy", "dead", "over 3× mean"], rows)
+}
+
+/// `verify`.
+pub fn verification(model: &Path, report: &VerifyReport) -> String {
+    let hashes = match report.hashed_files {
+        Some(files) => format!("{files} files match SHA256SUMS"),
+        None => "no SHA256SUMS: not checked".to_owned(),
+    };
+    let mut rows = vec![
+        ("family", report.model_type.clone()),
+        ("hashes", hashes),
+        ("tensors", format!("{} of the right shape and finite ({})", report.tensors, ByteSize(report.bytes))),
+    ];
+    if report.experts > 0 {
+        rows.push(("experts", format!("all {} present in {} layers", report.experts, report.layers)));
+    }
+    rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));
+    format!("{}: sound\n{}", model.display(), facts(rows))
+}
+
+/// --timings.
+pub fn timings(timings: &Timings, peak: Option<u64>) -> String {
+    let rate = |s: &moe_pipeline::Stage| match s.bytes {
+        Some(bytes) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
+        None => String::new(),
+    };
+    let rows = timings.0.iter().map(|s| vec![s.name.clone(), format!("{:.3} s", s.seconds), rate(s)]);
+    let peak = peak.map_or(String::new(), |b| format!("  peak memory {}\n", ByteSize(b)));
+    table(&["stage", "time", "rate"], rows) + &peak
+}

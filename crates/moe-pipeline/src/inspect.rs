@@ -1,0 +1,115 @@
+//! `inspect`: a checkpoint at a glance, from headers alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use moe_checkpoint::{Checkpoint, Result, Stored};
+use moe_model::{Head, Model, Parameters};
+use serde::Serialize;
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The family.
+    pub model_type: String,
+    /// Layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Layers with a sliding window, and its width in tokens.
+    pub sliding_layers: usize,
+    /// The widest sliding window in tokens.
+    pub window: Option<usize>,
+    /// The mixture of experts, where there is one.
+    pub moe: Option<MoeSummary>,
+    /// Parameters by component.
+    pub parameters: Parameters,
+    /// Parameters in total.
+    pub total_parameters: usize,
+    /// Parameters that one token uses.
+    pub active_parameters: usize,
+    /// Bytes by element type.
+    pub dtypes: BTreeMap<String, u64>,
+    /// Tensors.
+    pub tensors: usize,
+    /// Weight files with their size in bytes.
+    pub files: Vec<(String, u64)>,
+    /// Tensors outside the layers that the family doesn't know.
+    pub unknown_tensors: Vec<String>,
+    /// MoE families that this model can be upcycled to.
+    pub upcycles_to: Vec<String>,
+}
+
+/// The mixtures of experts of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct MoeSummary {
+    /// Layers that have one.
+    pub sparse_layers: usize,
+    /// Experts in each.
+    pub experts: usize,
+    /// Experts that a token goes to.
+    pub top_k: usize,
+    /// An expert's width.
+    pub expert_width: usize,
+    /// The shared expert's width, where there is one.
+    pub shared_width: Option<usize>,
+    /// Whether routing weights are divided by their sum.
+    pub normalized: bool,
+}
+
+/// Looks at the checkpoint in `dir`; reads no weights.
+///
+/// # Errors
+/// What opening returns.
+pub fn inspect(dir: &Path) -> Result<Inspection> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let model = Model::read(&checkpoint)?;
+    let parameters = model.parameters();
+    let mut dtypes = BTreeMap::<String, u64>::new();
+    for tensor in checkpoint.tensors().values() {
+        *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes();
+    }
+    let file = |f: &std::sync::Arc<moe_checkpoint::SourceFile>| {
+        (f.path().file_name().unwrap_or_default().to_string_lossy().into_owned(), f.bytes())
+    };
+    let moe = model.moes().next().map(|(_, first)| MoeSummary {
+        sparse_layers: model.moes().count(),
+        experts: first.experts.len(),
+        top_k: first.router.top_k,
+        expert_width: first.experts[0].width(),
+        shared_width: first.shared.as_ref().map(|s| s.expert.width()),
+        normalized: first.router.normalize,
+    });
+    let windows = || model.layers.iter().filter_map(|l| l.attention.window);
+    Ok(Inspection {
+        model_type: model.family.model_type.clone(),
+        layers: model.layers.len(),
+        hidden: model.hidden,
+        vocab: model.vocab,
+        heads: model.heads,
+        kv_heads: model.kv_heads,
+        head_dim: model.head_dim,
+        tied: matches!(model.head, Head::Tied),
+        sliding_layers: windows().count(),
+        window: windows().max(),
+        moe,
+        total_parameters: parameters.total(),
+        active_parameters: parameters.active(),
+        parameters,
+        dtypes,
+        tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
+        files: checkpoint.files().iter().map(file).collect(),
+        unknown_tensors: model.extra.keys().cloned().collect(),
+        upcycles_to: model.family.upcycles_to.clone(),
+    })
+}

@@ -1,0 +1,53 @@
+//! `logits`: the logits of given tokens, as one f32 tensor in a safetensors file.
+
+use std::io::Write;
+use std::path::Path;
+
+use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, encode_header, write_file_atomically};
+use moe_forward::{Batch, Head, Sweep};
+use moe_math::Compute;
+use moe_model::Model;
+
+use crate::progress::{LayerProgress, Progress, Unit};
+
+/// Tokens whose logits are computed at once.
+const TOKEN_BLOCK: usize = 1024;
+
+/// Runs `model` on `batch` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`.
+///
+/// # Errors
+/// What reading, computing and writing return; no file is left then.
+pub fn write_logits(
+    model: &Model,
+    batch: &Batch,
+    output: &Path,
+    compute: &Compute,
+    progress: &dyn Progress,
+) -> Result<()> {
+    progress.stage("forward", model.layers.len() as u64, Unit::Layers);
+    let mut sweep = Sweep::new(model, batch, compute)?;
+    sweep.run(&mut LayerProgress(progress))?;
+    let head = Head::load(model, compute)?;
+    let shape = vec![batch.tokens(), model.vocab];
+    let entry =
+        Entry { name: "logits".to_owned(), dtype: Dtype::F32, start: 0, end: (shape[0] * shape[1] * 4) as u64, shape };
+    let numeric = |e: candle_core::Error| Error::new(Kind::Numeric, "cannot compute logits").source(e);
+    let mut failure = None;
+    let written = write_file_atomically(output, |file| {
+        file.write_all(&encode_header(std::slice::from_ref(&entry)))?;
+        for start in (0..batch.tokens()).step_by(TOKEN_BLOCK) {
+            let rows = TOKEN_BLOCK.min(batch.tokens() - start);
+            let block = sweep.hidden().narrow(0, start, rows).map_err(numeric).and_then(|h| head.logits(&h));
+            let values = block.and_then(|b| b.flatten_all().and_then(|b| b.to_vec1::<f32>()).map_err(numeric));
+            match values {
+                Ok(values) => file.write_all(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())?,
+                Err(error) => {
+                    failure = Some(error);
+                    return Err(std::io::Error::other("no logits"));
+                }
+            }
+        }
+        Ok(())
+    });
+    failure.map_or(written, Err)
+}

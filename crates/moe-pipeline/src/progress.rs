@@ -1,0 +1,77 @@
+//! Progress and timings.
+
+use std::time::{Duration, Instant};
+
+/// Is told how far a run has come. Draws nothing unless an implementation does.
+pub trait Progress: Sync {
+    /// A stage of `total` units begins; the one before it is over.
+    fn stage(&self, name: &str, total: u64, unit: Unit) {
+        let _ = (name, total, unit);
+    }
+
+    /// `units` more are done.
+    fn advance(&self, units: u64) {
+        let _ = units;
+    }
+
+    /// Something the user should read now.
+    fn note(&self, text: &str) {
+        let _ = text;
+    }
+}
+
+/// What progress is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Layers.
+    Layers,
+    /// Files.
+    Files,
+}
+
+/// Says nothing.
+pub struct Quiet;
+
+impl Progress for Quiet {}
+
+/// How long each stage took, in order.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Timings(pub Vec<Stage>);
+
+/// One stage of a run.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// Bytes that it moved, where that is what it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+impl Timings {
+    /// Runs `stage` and records its wall time.
+    pub fn time<T>(&mut self, name: &str, stage: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = stage();
+        self.add(name, start.elapsed(), None);
+        result
+    }
+
+    /// Adds a stage.
+    pub fn add(&mut self, name: &str, time: Duration, bytes: Option<u64>) {
+        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes });
+    }
+}
+
+/// Passes the layers of a sweep on to a [`Progress`].
+pub(crate) struct LayerProgress<'a>(pub &'a dyn Progress);
+
+impl moe_forward::Observer for LayerProgress<'_> {
+    fn layer_done(&mut self, _: usize, _: usize) {
+        self.0.advance(1);
+    }
+}

@@ -1,0 +1,93 @@
+//! The receipt: what was done to which bytes, and what came of it. The same run gives the same receipt.
+
+use std::collections::BTreeMap;
+
+use moe_forward::Difference;
+use moe_model::Parameters;
+use moe_passes::{Identity, LayerRecord};
+use serde::Serialize;
+
+/// The receipt's file name.
+pub const RECEIPT_FILE: &str = "moe-convert.json";
+/// The file with times, memory and host.
+pub const RUN_FILE: &str = "run.json";
+
+/// What `moe-convert.json` says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Receipt {
+    /// Program and version.
+    pub tool: Tool,
+    /// The pass.
+    pub pass: &'static str,
+    /// Its options, defaults included.
+    pub options: serde_json::Value,
+    /// What it read.
+    pub source: SourceRecord,
+    /// What it wrote.
+    pub result: ResultRecord,
+    /// Whether the result computes the same function, as the options promise it.
+    pub identity: Identity,
+    /// The same, as measured on the files that were written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+    /// How each layer was made.
+    pub layers: Vec<LayerRecord>,
+    /// What the user was warned of.
+    pub warnings: Vec<String>,
+}
+
+/// The program that wrote a receipt.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+}
+
+impl Tool {
+    /// This program.
+    pub(crate) fn this() -> Self {
+        Self { name: "moe-convert", version: env!("CARGO_PKG_VERSION") }
+    }
+}
+
+/// The checkpoint that was read.
+#[derive(Debug, Clone, Serialize)]
+pub struct SourceRecord {
+    /// Name of its directory.
+    pub name: String,
+    /// Its family.
+    pub model_type: String,
+    /// SHA-256 of config and weights by file name.
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// The checkpoint that was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct ResultRecord {
+    /// Its family.
+    pub model_type: String,
+    /// Parameters by component.
+    pub parameters: Parameters,
+    /// Parameters in total.
+    pub total_parameters: usize,
+    /// Parameters that one token uses.
+    pub active_parameters: usize,
+    /// Tensors.
+    pub tensors: usize,
+    /// Tensors whose bytes are the source's.
+    pub tensors_copied: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// Logits of the written files beside the source's, on seeded random tokens.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// Seed of the tokens.
+    pub seed: u64,
+    /// Numbers.
+    #[serde(flatten)]
+    pub difference: Difference,
+}

@@ -1,0 +1,203 @@
+//! Recipes: a TOML file with steps that run one after the other.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_passes::UpcycleOptions;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::evaluation::EvalOptions;
+
+/// A parsed recipe.
+#[derive(Debug)]
+pub struct Recipe {
+    /// Its name; the file's unless it gives one.
+    pub name: String,
+    /// Its steps in order.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Debug)]
+pub struct Step {
+    /// The command.
+    pub command: String,
+    /// The checkpoint that it reads.
+    pub model: PathBuf,
+    /// What it does.
+    pub kind: StepKind,
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub enum StepKind {
+    /// `upcycle`.
+    Upcycle {
+        /// Where the result goes.
+        output: PathBuf,
+        /// Whether an earlier result is replaced.
+        overwrite: bool,
+        /// The pass.
+        options: UpcycleOptions,
+    },
+    /// `eval`.
+    Eval {
+        /// The checkpoint to compare with.
+        against: Option<PathBuf>,
+        /// Data and gates.
+        options: EvalOptions,
+    },
+    /// `verify`.
+    Verify,
+    /// `inspect`.
+    Inspect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRecipe {
+    name: Option<String>,
+    #[serde(default)]
+    vars: BTreeMap<String, String>,
+    step: Vec<toml::Table>,
+}
+
+impl Recipe {
+    /// Reads the recipe `path`; `overrides` replace its variables. Paths are relative to the working directory.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`] where it
+    /// can't be read.
+    pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read this recipe", path, e))?;
+        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| e.file(path))
+    }
+
+    fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
+        let mut raw: RawRecipe = toml::from_str(text).map_err(|e| usage(e.to_string().trim_end().to_owned()))?;
+        for (key, value) in overrides {
+            match raw.vars.get_mut(key) {
+                Some(old) => value.clone_into(old),
+                None => {
+                    let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
+                    let what = format!("this recipe has no variable {key:?}");
+                    return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
+                }
+            }
+        }
+        if raw.step.is_empty() {
+            return Err(usage("the recipe has no step"));
+        }
+        let step = |(index, mut table): (usize, toml::Table)| {
+            let name = table.get("run").and_then(toml::Value::as_str).unwrap_or("?").to_owned();
+            let in_step = |what: String| usage(format!("step {} ({name}): {what}", index + 1));
+            substitute(&mut table, &raw.vars).map_err(in_step)?;
+            parse_step(table).map_err(in_step)
+        };
+        let steps = raw.step.into_iter().enumerate().map(step).collect::<Result<_>>()?;
+        Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
+    }
+}
+
+fn usage(what: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, what)
+}
+
+/// Replaces `${name}` in every string.
+fn substitute(table: &mut toml::Table, vars: &BTreeMap<String, String>) -> Result<(), String> {
+    table.iter_mut().try_for_each(|(_, value)| substitute_value(value, vars))
+}
+
+fn substitute_value(value: &mut toml::Value, vars: &BTreeMap<String, String>) -> Result<(), String> {
+    match value {
+        toml::Value::String(text) => {
+            for (name, replacement) in vars {
+                *text = text.replace(&format!("${{{name}}}"), replacement);
+            }
+            match text.split_once("${").and_then(|(_, rest)| rest.split_once('}')) {
+                Some((name, _)) => Err(format!("there is no variable {name:?} under [vars]")),
+                None => Ok(()),
+            }
+        }
+        toml::Value::Array(values) => values.iter_mut().try_for_each(|v| substitute_value(v, vars)),
+        toml::Value::Table(table) => substitute(table, vars),
+        _ => Ok(()),
+    }
+}
+
+fn parse_step(mut table: toml::Table) -> Result<Step, String> {
+    let command: String = take(&mut table, "run")?.ok_or("every step has a key \"run\" that names its command")?;
+    let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
+    let kind = match command.as_str() {
+        "upcycle" => StepKind::Upcycle {
+            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
+            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
+            options: rest(table)?,
+        },
+        "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
+        "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
+        "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
+        other => return Err(format!("there is no command {other:?}; there are upcycle, eval, verify and inspect")),
+    };
+    Ok(Step { command, model, kind })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
+    let value = table.remove(key);
+    value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", e.message()))).transpose()
+}
+
+fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
+    toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.message().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: &str = r#"
+        [vars]
+        out = "target/x"
+        [[step]]
+        run = "upcycle"
+        model = "dense"
+        output = "${out}/moe"
+        experts = 8
+        top-k = 2
+        [[step]]
+        run = "verify"
+        model = "${out}/moe"
+    "#;
+
+    fn message(text: &str, overrides: &[(String, String)]) -> String {
+        Recipe::parse(text, overrides, "x").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn variables_are_replaced_and_overridden() {
+        let of = |overrides: &[(String, String)]| Recipe::parse(RECIPE, overrides, "x").unwrap().steps[1].model.clone();
+        assert_eq!(of(&[]), Path::new("target/x/moe"));
+        assert_eq!(of(&[("out".into(), "/y".into())]), Path::new("/y/moe"));
+        assert!(message(RECIPE, &[("outt".into(), "/y".into())]).contains("its variables are: out"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
+        assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
+        assert!(with("experts = 8", "experts = \"8\"").contains("step 1 (upcycle)"));
+        assert!(with("experts = 8", "").contains("missing field `experts`"));
+        assert!(with("\"verify\"", "\"verfiy\"").contains("there is no command \"verfiy\""));
+        assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
+        assert!(
+            with("${out}/moe\"\n        experts", "${oops}/moe\"\n        experts").contains("no variable \"oops\"")
+        );
+        assert!(message("step = 3", &[]).contains("line 1"));
+    }
+}

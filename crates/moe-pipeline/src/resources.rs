@@ -1,0 +1,114 @@
+//! Sizes in bytes, peak memory, and the facts of a run that are not part of its result.
+
+use std::fmt;
+use std::str::FromStr;
+
+use moe_checkpoint::{Error, Kind};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::progress::Timings;
+
+/// A number of bytes, written as `5GB` (10⁹), `8GiB` (2³⁰) or a plain number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ByteSize(pub u64);
+
+const UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+impl FromStr for ByteSize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (number, unit) =
+            UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
+        let number: Option<f64> = number.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
+        number.map(|x| Self((x * unit as f64) as u64)).filter(|size| size.0 > 0).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("{text:?} is no size")).remedy("write it as 5GB, 8GiB, 500MiB or in bytes")
+        })
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// Decimal units, as disks and model hubs count.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+        match units.iter().find(|(_, unit)| self.0 as f64 >= *unit) {
+            Some((name, unit)) => write!(f, "{:.2} {name}", self.0 as f64 / unit),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The most memory that this process has held at once: VmHWM, in bytes. `None` where the system doesn't say.
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// What differs from run to run: written to `run.json`, outside the manifest.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RunRecord {
+    pub source: String,
+    pub device: String,
+    pub threads: usize,
+    pub host: String,
+    pub unix_time: u64,
+    pub seconds: f64,
+    pub peak_memory_bytes: Option<u64>,
+    pub timings: Timings,
+}
+
+impl RunRecord {
+    pub fn now(source: &std::path::Path, device: &candle_core::Device, timings: Timings) -> Self {
+        let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),
+            device: format!("{:?}", device.location()),
+            threads: rayon::current_num_threads(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            unix_time: unix_time.map_or(0, |t| t.as_secs()),
+            seconds: timings.0.iter().map(|s| s.seconds).sum(),
+            peak_memory_bytes: peak_memory_bytes(),
+            timings,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("8GiB", 8 << 30), ("5GB", 5_000_000_000), ("1.5 MiB", 3 << 19), ("77", 77), ("9B", 9)] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes, "{text}");
+        }
+        for text in ["", "GB", "-1GB", "0", "1PB", "nan", "inf"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        assert_eq!(ByteSize(1_234_567).to_string(), "1.23 MB");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn peak_memory_is_at_least_what_is_held() {
+        let held = vec![1u8; 64 << 20];
+        assert!(peak_memory_bytes().unwrap() >= held.len() as u64);
+    }
+}

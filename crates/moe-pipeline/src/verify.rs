@@ -1,0 +1,111 @@
+//! `verify`: hashes, shapes, finite values, every expert present, and what loaders would trip over.
+
+use std::path::Path;
+
+use candle_core::DType;
+use moe_checkpoint::{Checkpoint, Dtype, Error, Kind, MANIFEST_FILE, Manifest, Result, Stored, sha256_file};
+use moe_math::encoding::first_non_finite;
+use moe_model::Model;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::loaders;
+use crate::progress::{Progress, Unit};
+
+/// Tensors are read in parts of this many bytes.
+const PART_BYTES: u64 = 4 << 20;
+
+/// What was found in a sound checkpoint; anything unsound is an error.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// The family.
+    pub model_type: String,
+    /// Files whose SHA-256 is the manifest's; `None` without a manifest.
+    pub hashed_files: Option<usize>,
+    /// Tensors of the right shape, with finite values.
+    pub tensors: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Layers.
+    pub layers: usize,
+    /// Experts found, over all layers.
+    pub experts: usize,
+    /// What stock loaders would trip over.
+    pub notes: Vec<String>,
+}
+
+/// Checks the checkpoint in `dir`.
+///
+/// # Errors
+/// The first thing that is wrong, by file and tensor.
+pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
+    // What needs no weights comes first: it answers in milliseconds.
+    let checkpoint = Checkpoint::open(dir)?;
+    let model = Model::read(&checkpoint)?;
+    let manifest = Manifest::read(dir)?;
+    let hashed_files = manifest.as_ref().map(|m| m.files.len());
+    if let Some(manifest) = manifest {
+        check_hashes(dir, &manifest, progress)?;
+    }
+    let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
+    progress.stage("check values", bytes, Unit::Bytes);
+    for tensor in checkpoint.tensors().values() {
+        check_finite(tensor)?;
+        progress.advance(tensor.bytes());
+    }
+    Ok(VerifyReport {
+        model_type: model.family.model_type.clone(),
+        hashed_files,
+        tensors: checkpoint.tensors().len(),
+        bytes,
+        layers: model.layers.len(),
+        experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
+        notes: loaders::notes(&checkpoint, &model),
+    })
+}
+
+fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
+    progress.stage("check hashes", manifest.files.len() as u64, Unit::Files);
+    manifest.files.par_iter().try_for_each(|(name, expected)| {
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Err(Error::new(Kind::Missing, format!("{MANIFEST_FILE} lists a file that is not there"))
+                .file(&path)
+                .remedy("copy the directory again, whole"));
+        }
+        let actual = sha256_file(&path)?;
+        progress.advance(1);
+        if actual == *expected {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Mismatch, format!("SHA-256 is {actual}, {MANIFEST_FILE} says {expected}"))
+            .file(&path)
+            .remedy("this file changed after it was written: copy or convert it again"))
+    })
+}
+
+fn check_finite(tensor: &Stored) -> Result<()> {
+    let dtype = match tensor.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => return Ok(()),
+    };
+    let mut buffer = vec![0; PART_BYTES.min(tensor.bytes()) as usize];
+    let mut offset = 0;
+    while offset < tensor.bytes() {
+        let part = &mut buffer[..PART_BYTES.min(tensor.bytes() - offset) as usize];
+        tensor.read_at(offset, part)?;
+        let found = first_non_finite(part, dtype)
+            .map_err(|e| Error::new(Kind::Numeric, "cannot check this tensor").source(e).tensor(tensor.name()))?;
+        if let Some(position) = found {
+            let element = offset / dtype.size_in_bytes() as u64 + position as u64;
+            return Err(Error::new(Kind::Numeric, format!("element {element} is not finite"))
+                .tensor(tensor.name())
+                .file(tensor.path())
+                .remedy("the training or conversion that wrote it failed: get a sound checkpoint"));
+        }
+        offset += part.len() as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the release binary with CUDA on a machine that needs neither a GPU nor a CUDA toolkit:
+# nvcc comes from pinned PyPI wheels; the CUDA libraries are opened (dlopen) only when the program runs.
+#
+#   scripts/build-cuda.sh [cargo options]           builds (12 minutes of nvcc, once) and prints the binary's path
+#   scripts/build-cuda.sh --check [cargo options]   clippy on every #[cfg(feature = "cuda")] line, without nvcc
+#
+# CUDA_COMPUTE_CAP chooses the GPU (90 is Hopper). `-p CRATE` replaces the default, -p moe-convert.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-$PWD/target}
+host=$(rustc -vV | sed -n 's/^host: //p')
+# A target folder of its own: the RUSTFLAGS below would make cargo rebuild the CPU-only artifacts.
+export CARGO_TARGET_DIR=$target/cuda
+export CUDA_HOME=$target/cuda/toolkit/nvidia/cu13
+
+if [[ ${1:-} == --check ]]; then
+  shift
+  export CARGO_TARGET_DIR=$target/cuda-check CUDA_HOME=$target/cuda-check/toolkit
+  mkdir -p "$CUDA_HOME/bin"
+  cat >"$CUDA_HOME/bin/nvcc" <<'NVCC'
+#!/bin/sh
+# Stands in for nvcc where nothing is linked: names a version for cudarc, leaves empty files for candle-kernels.
+[ "$1" != --version ] || printf '\n\n\nCuda compilation tools, release 13.0, V13.0.88\n'
+while [ $# -gt 0 ]; do
+  case $1 in -o) : >"$2" ;; --output-directory) folder=$2 ;; *.cu) source=$1 ;; esac
+  shift
+done
+[ -z "${folder:-}" ] || : >"$folder/$(basename "$source" .cu).ptx"
+NVCC
+  chmod +x "$CUDA_HOME/bin/nvcc"
+  build=(clippy --all-targets) lints=(-- -D warnings)
+else
+  if [[ ! -e $CUDA_HOME/.complete ]]; then
+    # CUDA 12's wheels hold no compiler; --no-deps leaves out the libraries, which the build doesn't need.
+    python3 -m pip install -q --no-deps --upgrade --target "$target/cuda/toolkit" \
+      nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+      nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    # Empty archives satisfy cudarc's -l flags; the CUDA runtime is linked in statically.
+    for lib in cuda cublas cublasLt curand nvrtc cusolver cusparse; do ar rcs "$CUDA_HOME/lib/lib$lib.a"; done
+    ln -sf libcudart_static.a "$CUDA_HOME/lib/libcudart.a"
+    touch "$CUDA_HOME/.complete"
+  fi
+  build=(build --release) lints=()
+fi
+
+export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
+# cudarc switches to dlopen on this cfg, though candle asks it for dynamic linking: internals of cudarc 0.19.10, so
+# Cargo.toml locks its version and candle's. An explicit --target keeps the flag away from build scripts.
+export RUSTFLAGS="${RUSTFLAGS:-} --cfg feature=\"dynamic-loading\""
+[[ " $* " == *" -p "* ]] || set -- -p moe-convert "$@"
+cargo "${build[@]}" --locked --features cuda --target "$host" "$@" "${lints[@]}" >&2
+[[ ${build[0]} == clippy || " $* " != *" -p moe-convert "* ]] || echo "$CARGO_TARGET_DIR/$host/release/moe-convert"
