@@ -100,7 +100,7 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
         entries.push(Entry { name, dtype: raw.dtype, shape: raw.shape, start, end });
     }
     check_names_unique(&entries)?;
-    entries.sort_by(|a, b| (a.start, a.end).cmp(&(b.start, b.end)));
+    entries.sort_by_key(|e| (e.start, e.end));
     check_contiguous(&entries, data_len)?;
     Ok(entries)
 }

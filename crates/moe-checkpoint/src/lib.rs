@@ -6,6 +6,8 @@
 //! writing pushes bytes as they are made, hashes them on the way, and lets the result appear under
 //! its final name only when it is complete.
 
+#![deny(clippy::unwrap_used)]
+
 mod checkpoint;
 mod error;
 mod header;

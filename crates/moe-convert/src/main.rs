@@ -1,5 +1,7 @@
 //! `moe-convert`: converts and compresses Mixture-of-Experts checkpoints.
 
+#![deny(clippy::unwrap_used)]
+
 mod bar;
 mod cli;
 mod commands;

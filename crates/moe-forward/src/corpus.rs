@@ -86,7 +86,7 @@ impl Corpus {
         if options.sequence_length < 2 {
             return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict"));
         }
-        for spec in specs.iter().filter(|s| !s.path.is_file()) {
+        if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
             return Err(Error::new(Kind::Missing, "no such data file").file(&spec.path).remedy("check --data"));
         }
         let mut source = Documents { model_dir, tokenizer: None, template: None };

@@ -3,6 +3,8 @@
 //! A layer's weights are loaded, used and dropped; hidden states of all tokens stay in memory. There is
 //! no code for a family here: what a layer does follows from its type.
 
+#![deny(clippy::unwrap_used)]
+
 mod attention;
 mod batch;
 mod chat;

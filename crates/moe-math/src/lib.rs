@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
 
+#![deny(clippy::unwrap_used)]
+
 pub mod device;
 pub mod encoding;
 pub mod likelihood;

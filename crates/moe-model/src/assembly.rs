@@ -70,12 +70,12 @@ impl Model {
 
     /// Parameters in total, and those that one token uses: all but the experts it isn't routed to.
     pub fn parameters(&self) -> Parameters {
-        let mut counts = Parameters::default();
-        counts.embedding = self.embed.elements();
-        if let Head::Own(weight) = &self.head {
-            counts.head = weight.elements();
-        }
-        counts.other = self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();
+        let head = match &self.head {
+            Head::Tied => 0,
+            Head::Own(weight) => weight.elements(),
+        };
+        let other = self.final_norm.elements() + self.extra.values().map(Weight::elements).sum::<usize>();
+        let mut counts = Parameters { embedding: self.embed.elements(), head, other, ..Parameters::default() };
         for layer in &self.layers {
             counts.add_layer(layer);
         }

@@ -219,7 +219,8 @@ fn uniform<T: PartialEq + Clone>(values: &[T]) -> Option<T> {
 }
 
 fn cannot(what: &str) -> Error {
-    Error::new(Kind::Unsupported, format!("the target family cannot express {what}")).remedy("choose another --target")
+    Error::new(Kind::Unsupported, format!("the target family cannot express {what}"))
+        .remedy("choose another --target where inspect lists one")
 }
 
 struct Namer {

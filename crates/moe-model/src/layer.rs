@@ -107,7 +107,7 @@ pub struct Moe {
 #[derive(Debug, Clone)]
 pub enum Ffn {
     /// One network for every token.
-    Dense(Expert),
+    Dense(Box<Expert>),
     /// Routed experts.
     Moe(Box<Moe>),
 }

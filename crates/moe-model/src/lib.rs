@@ -5,6 +5,8 @@
 //! model back into names and a config. In between, a model is a list of typed layers whose weights are
 //! references into files.
 
+#![deny(clippy::unwrap_used)]
+
 mod assembly;
 mod config;
 mod declare;

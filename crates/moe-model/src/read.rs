@@ -213,7 +213,7 @@ impl Reader<'_> {
             (Some(rule), _) if is_sparse(&self.config, rule, index)? => {
                 Ffn::Moe(Box::new(self.moe(&prefix, rule, shape.hidden)?))
             }
-            (_, Some(rule)) => Ffn::Dense(self.dense(&prefix, rule, shape.hidden)?),
+            (_, Some(rule)) => Ffn::Dense(Box::new(self.dense(&prefix, rule, shape.hidden)?)),
             (_, None) => {
                 return Err(Error::new(
                     Kind::Unsupported,

@@ -57,7 +57,7 @@ impl WindowRule {
         let uniform = windows.iter().all(|w| *w == widest);
         let cannot = |what: &str| {
             Err(Error::new(Kind::Unsupported, format!("the target family cannot express {what}"))
-                .remedy("choose another --target"))
+                .remedy("choose another --target where inspect lists one"))
         };
         match (self, widest) {
             (WindowRule::None, None) => {}

@@ -3,6 +3,8 @@
 //! A pass does no I/O: it maps typed layers to typed layers whose weights are lazy, and says what it
 //! will do before anything is computed.
 
+#![deny(clippy::unwrap_used)]
+
 mod pass;
 mod scaled;
 pub mod upcycle;

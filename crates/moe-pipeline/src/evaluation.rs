@@ -75,12 +75,12 @@ impl Gates {
     /// The gates that `report` does not meet. A measurement that is no number meets none.
     pub fn failures(&self, report: &EvalReport) -> Vec<GateFailure> {
         let Some(against) = &report.all.against else { return Vec::new() };
-        let at_most = |gate, limit: Option<f64>, measured: f64| {
-            limit.filter(|limit| !(measured <= *limit)).map(|limit| GateFailure { gate, limit, measured })
+        let failure = |gate, limit: Option<f64>, measured: f64, beyond: fn(f64, f64) -> bool| {
+            let limit = limit.filter(|limit| measured.is_nan() || beyond(measured, *limit))?;
+            Some(GateFailure { gate, limit, measured })
         };
-        let at_least = |gate, limit: Option<f64>, measured: f64| {
-            limit.filter(|limit| !(measured >= *limit)).map(|limit| GateFailure { gate, limit, measured })
-        };
+        let at_most = |gate, limit, measured| failure(gate, limit, measured, |m, l| m > l);
+        let at_least = |gate, limit, measured| failure(gate, limit, measured, |m, l| m < l);
         [
             at_most("max-kl", self.max_kl, against.kl),
             at_most("max-loss-increase", self.max_loss_increase, report.all.loss - against.original_loss),

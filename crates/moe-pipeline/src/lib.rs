@@ -3,6 +3,8 @@
 //!
 //! Nothing here prints. Results are values, and progress goes to a [`Progress`].
 
+#![deny(clippy::unwrap_used)]
+
 mod card;
 mod convert;
 mod evaluation;
