@@ -374,7 +374,12 @@ mod tests {
             let mut writer = Writer::create(dir.path(), plan_shards(&declared(), max_shard).unwrap()).unwrap();
             let a: Vec<u8> = (0..5u32 << 20).map(|i| (i % 251) as u8).collect();
             writer.push("a", &a).unwrap();
-            writer.push_from("b", 21, |_, buffer| Ok(buffer.fill(9))).unwrap();
+            writer
+                .push_from("b", 21, |_, buffer| {
+                    buffer.fill(9);
+                    Ok(())
+                })
+                .unwrap();
             let summary = writer.finish().unwrap();
             for (file, hash) in &summary.hashes {
                 assert_eq!(&sha256_file(&dir.path().join(file)).unwrap(), hash);

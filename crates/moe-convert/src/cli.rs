@@ -79,6 +79,9 @@ pub enum Command {
         /// File to write
         #[arg(long, short, value_name = "OUT.safetensors")]
         output: PathBuf,
+        /// Replace the file even if it holds something other than logits
+        #[arg(long)]
+        overwrite: bool,
     },
 
     /// Turn a dense model into an MoE that starts out computing the same function

@@ -27,8 +27,8 @@ pub fn run(cli: Cli) -> Result<()> {
     let mut timings = Timings::default();
     let result = match cli.command {
         Command::Inspect { model } => session.inspect(&model),
-        Command::Logits { model, tokens, output } => {
-            timings.time("logits", || session.logits(&model, &tokens, &output))
+        Command::Logits { model, tokens, output, overwrite } => {
+            timings.time("logits", || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Eval { model, against, options } => {
@@ -83,10 +83,10 @@ impl Session {
         self.print(&inspection, || render::inspection(model, &inspection))
     }
 
-    fn logits(&self, model: &Path, tokens: &Path, output: &Path) -> Result<()> {
+    fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let batch = Batch::from_json(tokens)?;
         let model = Model::open(model)?;
-        write_logits(&model, &batch, output, &self.compute, self.progress.as_ref())?;
+        write_logits(&model, &batch, output, overwrite, &self.compute, self.progress.as_ref())?;
         let shape = [batch.tokens(), model.vocab];
         self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
             format!("logits {shape:?} f32 written to {}\n", output.display())

@@ -10,7 +10,7 @@ use tokenizers::Tokenizer;
 
 use crate::chat::ChatTemplate;
 
-/// A data file as the user names it: `[label=]path[@weight]`.
+/// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct DataSpec {
     /// The domain; the file's name without extension unless given.

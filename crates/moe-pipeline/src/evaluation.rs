@@ -15,7 +15,7 @@ use crate::resources::ByteSize;
 #[derive(Debug, Clone, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EvalOptions {
-    /// Held-out text as [LABEL=]PATH[@WEIGHT]; a text file, or JSONL with "text", "messages" or "input_ids".
+    /// Held-out text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages" or "input_ids".
     #[arg(long, value_name = "DATA", required = true)]
     pub data: Vec<DataSpec>,
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, encode_header, write_file_atomically};
+use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, encode_header, write_file_atomically};
 use moe_forward::{Batch, Head, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
@@ -16,14 +16,17 @@ const TOKEN_BLOCK: usize = 1024;
 /// Runs `model` on `batch` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`.
 ///
 /// # Errors
-/// What reading, computing and writing return; no file is left then.
+/// [`Kind::Usage`] where `output` exists, unless it holds nothing but logits or `overwrite` is given; what
+/// reading, computing and writing return. No new file is left then.
 pub fn write_logits(
     model: &Model,
     batch: &Batch,
     output: &Path,
+    overwrite: bool,
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<()> {
+    check_replaceable(output, overwrite)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers);
     let mut sweep = Sweep::new(model, batch, compute)?;
     sweep.run(&mut LayerProgress(progress))?;
@@ -50,4 +53,22 @@ pub fn write_logits(
         Ok(())
     });
     failure.map_or(written, Err)
+}
+
+/// A mistyped path must not cost anybody their weights: only logits and empty files are replaced unasked.
+fn check_replaceable(output: &Path, overwrite: bool) -> Result<()> {
+    let empty = || output.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
+    let only_logits = || {
+        let opened = SourceFile::open(output);
+        opened.is_ok_and(|(_, entries)| matches!(entries.as_slice(), [entry] if entry.name == "logits"))
+    };
+    if output.is_dir() {
+        return Err(Error::new(Kind::Usage, "the output is a directory").file(output).remedy("give a file name"));
+    }
+    if overwrite || !output.exists() || empty() || only_logits() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, "the output exists and holds something other than logits")
+        .file(output)
+        .remedy("choose another name, or give --overwrite"))
 }

@@ -1,0 +1,243 @@
+//! What the black-box tests share: a sandbox in which the binary runs, and checkpoints to damage there.
+//!
+//! A [`Sandbox`] is a temporary directory that holds a link `golden` to the repository's goldens. Commands run
+//! in it, so a test reads like a shell session: `sandbox.run("inspect golden/models/dense")`.
+
+// Each test file is a crate of its own and uses only a part of this.
+#![allow(dead_code)]
+// clippy takes helpers for library code; in a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+pub mod checkpoint;
+pub mod tensors;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use checkpoint::Checkpoint;
+
+/// The program under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
+/// Errors come before this.
+const ERROR_LIMIT: Duration = Duration::from_secs(1);
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// Fails with all of `problems`, so that one run of a table shows every case that is wrong.
+#[track_caller]
+pub fn assert_none(problems: &[String]) {
+    assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
+}
+
+/// A temporary directory in which the binary runs.
+pub struct Sandbox(TempDir);
+
+impl Sandbox {
+    /// An empty one, but for the link `golden`.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        symlink(root().join("golden"), dir.path().join("golden")).unwrap();
+        Self(dir)
+    }
+
+    /// Where `name` lies, in here.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file and makes its directory.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// A file's bytes.
+    #[track_caller]
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// A JSON file's value.
+    #[track_caller]
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.read(name)).unwrap()
+    }
+
+    /// Copies `golden/<golden>` to `name`, to be damaged there.
+    pub fn copy(&self, golden: &str, name: &str) -> Checkpoint {
+        let target = self.path(name);
+        fs::create_dir(&target).unwrap();
+        for entry in fs::read_dir(root().join("golden").join(golden)).unwrap() {
+            let from = entry.unwrap().path();
+            fs::copy(&from, target.join(from.file_name().unwrap())).unwrap();
+        }
+        Checkpoint::new(target)
+    }
+
+    /// Runs the binary; `line` is cut at spaces.
+    #[track_caller]
+    pub fn run(&self, line: &str) -> Outcome {
+        self.run_args(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs the binary.
+    #[track_caller]
+    pub fn run_args(&self, args: &[&str]) -> Outcome {
+        self.outcome(&args.join(" "), Command::new(BINARY).args(args))
+    }
+
+    /// Runs a line of shell, in which `moe-convert` is the binary.
+    #[track_caller]
+    pub fn shell(&self, script: &str) -> Outcome {
+        let script = format!("moe-convert() {{ '{BINARY}' \"$@\"; }}\n{script}");
+        self.outcome(&script, Command::new("bash").args(["-c", &script]))
+    }
+
+    fn outcome(&self, line: &str, command: &mut Command) -> Outcome {
+        let start = Instant::now();
+        let output = command.current_dir(self.0.path()).stdin(Stdio::null()).output().unwrap();
+        Outcome::new(line, &output, start.elapsed())
+    }
+
+    /// Runs `line`, which must be refused as bad input is: with exit code `code`, within a second, with a
+    /// message that holds `complaints` and a remedy, without a trace in the sandbox. Says what is wrong with it.
+    pub fn refuses(&self, line: &str, code: i32, complaints: &[&str]) -> Vec<String> {
+        let before = self.contents();
+        let mut outcome = self.run(line);
+        // The machine may be busy; what is slow three times is slow.
+        for _ in 0..2 {
+            if outcome.took > ERROR_LIMIT {
+                outcome = self.run(line);
+            }
+        }
+        let mut problems = outcome.refusal_problems(code, complaints);
+        let after = self.contents();
+        let changed = |name: &&PathBuf| before.get(*name) != after.get(*name);
+        let changes: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).filter(changed).collect();
+        if !changes.is_empty() {
+            problems.push(format!("it changed, left or removed {changes:?}"));
+        }
+        problems.into_iter().map(|p| format!("{p}\n{outcome}")).collect()
+    }
+
+    /// Everything in here, hidden files too; links are not followed.
+    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut contents = BTreeMap::new();
+        collect(self.0.path(), self.0.path(), &mut contents);
+        contents
+    }
+
+    /// The names in the directory `name`, sorted.
+    pub fn names(&self, name: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(name)).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn collect(root: &Path, dir: &Path, contents: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = path.symlink_metadata().unwrap().file_type();
+        let bytes = match () {
+            () if kind.is_symlink() => fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+            () if kind.is_file() => fs::read(&path).unwrap(),
+            () if kind.is_dir() => {
+                collect(root, &path, contents);
+                Vec::new()
+            }
+            () => Vec::new(),
+        };
+        contents.insert(path.strip_prefix(root).unwrap().to_owned(), bytes);
+    }
+}
+
+/// What a run of the binary gave.
+pub struct Outcome {
+    /// The command.
+    pub line: String,
+    /// Exit code; 128 + signal where one ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Outcome {
+    fn new(line: &str, output: &Output, took: Duration) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { line: line.to_owned(), code, stdout: text(&output.stdout), stderr: text(&output.stderr), took }
+    }
+
+    /// Asserts exit code 0.
+    #[track_caller]
+    pub fn succeeds(self) -> Self {
+        self.exits(0)
+    }
+
+    /// Asserts the exit code.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self}");
+        self
+    }
+
+    /// Asserts that stderr holds all of `texts`.
+    #[track_caller]
+    pub fn says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.stderr.contains(text), "no {text:?} in\n{self}");
+        }
+        self
+    }
+
+    /// stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}\n{self}"))
+    }
+
+    /// What keeps this from being a good refusal.
+    fn refusal_problems(&self, code: i32, complaints: &[&str]) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.code != code {
+            problems.push(format!("exit code {}, not {code}", self.code));
+        }
+        for complaint in complaints.iter().chain(&["remedy"]) {
+            if !self.stderr.contains(complaint) {
+                problems.push(format!("stderr lacks {complaint:?}"));
+            }
+        }
+        if self.stderr.contains("panicked") || self.stderr.contains("RUST_BACKTRACE") {
+            problems.push("it panicked".to_owned());
+        }
+        if !self.stdout.is_empty() {
+            problems.push("a failure wrote to stdout".to_owned());
+        }
+        if self.took > ERROR_LIMIT {
+            problems.push(format!("it took {:?}", self.took));
+        }
+        problems
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let indent = |text: &str| text.trim_end().replace('\n', "\n  | ");
+        write!(f, "  $ {}\n  exit {}\n  | {}", self.line, self.code, indent(&self.stderr))
+    }
+}
