@@ -63,7 +63,7 @@ def ours(path, sequences):
         tokens, out = pathlib.Path(scratch, "ids.json"), pathlib.Path(scratch, "logits.safetensors")
         tokens.write_text(json.dumps(sequences))
         command = [BINARY, "logits", str(path), "--tokens", str(tokens), "-o", str(out), "--device", "cpu", "--quiet"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return load_file(out)["logits"]
 
 

@@ -112,7 +112,7 @@ impl Sandbox {
 
     /// Runs `line`, which must be refused as bad input is: with exit code `code`, within a second, with a
     /// message that holds `complaints` and a remedy, without a trace in the sandbox. Says what is wrong with it.
-    pub fn refuses(&self, line: &str, code: i32, complaints: &[&str]) -> Vec<String> {
+    pub fn refuses(&self, line: &str, code: i32, complaints: &[&str]) -> Option<String> {
         let before = self.contents();
         let mut outcome = self.run(line);
         // The machine may be busy; what is slow three times is slow.
@@ -128,7 +128,7 @@ impl Sandbox {
         if !changes.is_empty() {
             problems.push(format!("it changed, left or removed {changes:?}"));
         }
-        problems.into_iter().map(|p| format!("{p}\n{outcome}")).collect()
+        (!problems.is_empty()).then(|| format!("{}\n{outcome}", problems.join("; ")))
     }
 
     /// Everything in here, hidden files too; links are not followed.

@@ -168,7 +168,7 @@ pub struct Writing {
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
 
-    /// Random tokens on which the written model is compared with its source; 0 for none
+    /// Random tokens on which the result is compared with its source before it is written; 0 for none
     #[arg(long, value_name = "TOKENS", default_value_t = 32)]
     pub probe_tokens: usize,
 }

@@ -13,6 +13,7 @@ use clap::Parser;
 use moe_checkpoint::{Error, Kind};
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -20,6 +21,17 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Layers come and go with buffers of the same sizes. glibc would give each back to the kernel and fault in
+/// fresh pages for the next, which took most of the time of a sweep; told so, it keeps them.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator, and no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
     }
 }
 

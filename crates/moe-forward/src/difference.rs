@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::batch::Batch;
 use crate::context::Context;
-use crate::sweep::{Head, Observer, Silent, Sweep};
+use crate::sweep::{Head, Observer, Sweep};
 
 /// Logits of a model beside those of its original.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,7 +42,7 @@ pub fn logit_difference(
         sweep.run(observer)?;
         Head::load(model, compute)?.logits(sweep.hidden())
     };
-    let (p, q) = (run(original, &mut Silent)?, run(model, observer)?);
+    let (p, q) = (run(original, observer)?, run(model, observer)?);
     let measure = || -> candle_core::Result<Difference> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
         let (log_p, log_q) = (log_probabilities(&p)?, log_probabilities(&q)?);

@@ -3,10 +3,10 @@
 use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::routing::{Routing, softmax_top_k};
-use moe_model::{Ffn, Moe};
+use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::Context;
-use crate::loader::Loader;
+use crate::loader::{LoadedExpert, Loader};
 use crate::sweep::Observer;
 
 /// A block's activations are computed for this many tokens at a time.
@@ -61,8 +61,14 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let mut outputs = Vec::new();
     let mut place = vec![0u32; routing.selected.len()];
     let mut filled = 0;
+    // Before it is written, an upcycled model's experts are one and the same.
+    let mut loaded: Option<(&Expert, LoadedExpert)> = None;
     for (e, slots) in routing.slots_by_expert().iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
-        let expert = loader.expert(&moe.experts[e])?;
+        let wanted = &moe.experts[e];
+        let expert = match loaded.take() {
+            Some((last, expert)) if last.same_source(wanted) => expert,
+            _ => loader.expert(wanted)?,
+        };
         let tokens: Vec<u32> = slots.iter().map(|slot| slot / routing.top_k as u32).collect();
         let run = || {
             let count = tokens.len();
@@ -70,6 +76,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
             in_blocks(&x.index_select(&tokens, 0)?, |x| expert.forward(x))
         };
         outputs.push(run().context(|| format!("expert {e} of layer {index}"))?);
+        loaded = Some((wanted, expert));
         for &slot in slots {
             place[slot as usize] = filled;
             filled += 1;

@@ -66,6 +66,19 @@ impl Expert {
         self.gate.weight.shape()[0]
     }
 
+    /// Whether both are made of the same bytes.
+    pub fn same_source(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Linear, &Linear)| {
+            let biases = match (&a.bias, &b.bias) {
+                (Some(a), Some(b)) => a.same_source(b),
+                (None, None) => true,
+                _ => false,
+            };
+            biases && a.weight.same_source(&b.weight)
+        };
+        self.linears().into_iter().zip(other.linears()).all(same)
+    }
+
     /// The three projections.
     pub fn linears(&self) -> [&Linear; 3] {
         [&self.gate, &self.up, &self.down]

@@ -77,6 +77,16 @@ impl Weight {
         }
     }
 
+    /// Whether both come from the same bytes of a file, or are made by the same maker: what is loaded for
+    /// one serves the other.
+    pub fn same_source(&self, other: &Self) -> bool {
+        match (&self.source, &other.source) {
+            (Source::Stored(a), Source::Stored(b)) => a.same_bytes(b) && self.shape == other.shape,
+            (Source::Made { make: a, .. }, Source::Made { make: b, .. }) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
     /// All bytes.
     ///
     /// # Errors

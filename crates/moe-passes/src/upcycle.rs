@@ -228,7 +228,12 @@ impl UpcycleOptions {
             top_k: self.top_k,
             normalize,
         };
-        let experts = (0..self.experts).map(|e| self.expert(ffn, scales.routed, Some(stream + 1 + 3 * e as u64)));
+        let experts = if self.has_noise() {
+            let noisy = |e| self.expert(ffn, scales.routed, Some(stream + 1 + 3 * e as u64));
+            (0..self.experts).map(noisy).collect()
+        } else {
+            vec![self.expert(ffn, scales.routed, None); self.experts]
+        };
         let shared = scales
             .shared
             .map(|scale| -> Result<_> {
@@ -236,13 +241,13 @@ impl UpcycleOptions {
                 Ok(SharedExpert { expert: self.expert(ffn, scale, None), gate })
             })
             .transpose()?;
-        Ok(Moe { router, experts: experts.collect(), shared })
+        Ok(Moe { router, experts, shared })
     }
 
     /// The dense network with its output scaled; with a stream, also with noise.
     fn expert(&self, ffn: &Expert, scale: f64, stream: Option<u64>) -> Expert {
         let noise = |projection: u64| {
-            let stream = stream.filter(|_| self.has_noise())? + projection;
+            let stream = stream? + projection;
             Some(Noise { std: self.noise_std, fraction: self.noise_fraction, seed: self.seed, stream })
         };
         let linear = |weight: &Weight, factor, projection| Linear {

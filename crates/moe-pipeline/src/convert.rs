@@ -68,6 +68,8 @@ struct Prepared {
     source: Model,
     plan: Plan,
     declaration: Declaration,
+    /// The declaration read back: names and config as loaders find them, weights still lazy.
+    result: Model,
     shards: Vec<ShardPlan>,
 }
 
@@ -78,14 +80,14 @@ impl Prepared {
         let plan = pass.plan(&source)?;
         let declaration = plan.model.declare()?;
         // What loaders will find must be a model; a contradiction shows here, before the first byte.
-        declaration.reread()?;
+        let result = declaration.reread()?;
         let declared: Vec<Declared> = declaration
             .tensors
             .iter()
             .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
             .collect();
         let shards = plan_shards(&declared, max_shard_size.0)?;
-        Ok(Self { checkpoint, source, plan, declaration, shards })
+        Ok(Self { checkpoint, source, plan, declaration, result, shards })
     }
 
     fn receipt<P: Pass>(&self, pass: &P, input: &Path) -> Receipt {
@@ -185,6 +187,12 @@ pub fn convert<P: Pass>(
     progress.stage("hash source", files.iter().map(|f| f.bytes()).sum(), Unit::Bytes);
     receipt.source.sha256 = timings.time("hash source", || hash_source(&prepared.checkpoint, progress))?;
 
+    if options.probe_tokens > 0 {
+        progress.stage("measure", 2 * prepared.source.layers.len() as u64, Unit::Layers);
+        let measured = timings.time("measure", || measure(&prepared, options, progress))?;
+        check_identity(&receipt.identity, &measured.difference)?;
+        receipt.measured = Some(measured);
+    }
     let start = Instant::now();
     progress.stage("write", prepared.declaration.bytes(), Unit::Bytes);
     let mut writer = Writer::create(dir.path(), prepared.shards.clone())?;
@@ -197,12 +205,6 @@ pub fn convert<P: Pass>(
     dir.add_hashes(summary.hashes);
     write_side_files(&mut dir, &prepared)?;
 
-    if options.probe_tokens > 0 {
-        progress.stage("measure", 2 * prepared.source.layers.len() as u64, Unit::Layers);
-        let measured = timings.time("measure", || measure(&prepared.source, dir.path(), options, progress))?;
-        check_identity(&receipt.identity, &measured.difference)?;
-        receipt.measured = Some(measured);
-    }
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
     dir.write("README.md", card::render(&receipt, &name).as_bytes())?;
@@ -247,14 +249,17 @@ fn write_side_files(dir: &mut OutputDir, prepared: &Prepared) -> Result<()> {
     Ok(())
 }
 
-/// Compares the files in `written` with their source on seeded random tokens.
-fn measure(source: &Model, written: &Path, options: &ConvertOptions, progress: &dyn Progress) -> Result<Measured> {
+/// Compares what will be written, by the names it will have, with its source on seeded random tokens.
+///
+/// This happens before the first byte is written, from the very weights that are written then: reading
+/// the files back would cost a large model the time of writing it again. `eval --against` does that.
+fn measure(prepared: &Prepared, options: &ConvertOptions, progress: &dyn Progress) -> Result<Measured> {
     const SEED: u64 = 0;
-    let written = Model::open(written)?;
+    let source = &prepared.source;
     let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
     let observer = &mut LayerProgress(progress);
-    let difference = logit_difference(source, &written, &batch, &options.compute, observer)?;
+    let difference = logit_difference(source, &prepared.result, &batch, &options.compute, observer)?;
     Ok(Measured { seed: SEED, difference })
 }
 

@@ -27,7 +27,7 @@ pub struct Receipt {
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.
     pub identity: Identity,
-    /// The same, as measured on the files that were written.
+    /// The same, as measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
     /// How each layer was made.
@@ -82,7 +82,7 @@ pub struct ResultRecord {
     pub bytes: u64,
 }
 
-/// Logits of the written files beside the source's, on seeded random tokens.
+/// Logits of the result beside the source's, on seeded random tokens.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
     /// Seed of the tokens.

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Does the installed transformers load these checkpoints as moe-convert means them?
+
+usage: check.py [--cases CASES.json] MODEL_DIR...
+
+For each: loads it with nothing missing, unexpected or mismatched; compares logits with `moe-convert logits`; stock attention
+and experts, and decoding through the cache, must agree too. A case may also name the dense model's logits:
+    [{"model": DIR, "tokens": IDS.json, "dense": LOGITS.safetensors, "options": "…"}, …]
+They are compared as strictly as the receipt promises: 1e-4 of the largest logit where it says exact, otherwise four times
+what it measured. Exits with 1 if anything is wrong, after looking at everything. MOE_CONVERT names the binary."""
+import argparse
+import json
+import logging
+import pathlib
+import traceback
+import warnings
+
+import transformers
+from loading import TOLERANCE, difference, load, logits, ours, stepped, versions
+from safetensors.torch import load_file
+
+PROBLEMS, NOTES = [], {}
+
+
+class Notes(logging.Handler):
+    """Collects what transformers grumbles about, a line for each complaint."""
+
+    def emit(self, record):
+        NOTES.setdefault(record.getMessage().splitlines()[0][:160], set()).add(self.model)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL_DIR")
+    parser.add_argument("--cases", metavar="CASES.json")
+    args = parser.parse_args()
+    cases = [{"model": model} for model in args.models]
+    if args.cases:
+        cases += json.loads(pathlib.Path(args.cases).read_text())
+    notes = Notes(logging.WARNING)
+    transformers.utils.logging.add_handler(notes)
+    transformers.utils.logging.set_verbosity_warning()
+    warnings.simplefilter("ignore")
+    print(versions())
+    for case in cases:
+        notes.model = case["model"]
+        try:
+            figures = check(case)
+            print(f"ok     {label(case)}  {figures}", flush=True)
+        except Exception as error:
+            PROBLEMS.append(case["model"])
+            what = str(error) if isinstance(error, AssertionError) else traceback.format_exc(limit=-3)
+            print(f"WRONG  {label(case)}\n       " + what.strip().replace("\n", "\n       "), flush=True)
+    for note, models in sorted(NOTES.items()):
+        print(f"note ({len(models)} of {len(cases)}): {note}")
+    print(f"{len(cases) - len(PROBLEMS)} of {len(cases)} load and agree; transformers {transformers.__version__}")
+    raise SystemExit(bool(PROBLEMS))
+
+
+def label(case):
+    return f"{case['model']} {case.get('options', '')}".strip()
+
+
+def check(case):
+    path = pathlib.Path(case["model"])
+    config = json.loads((path / "config.json").read_text())
+    vocab = config["vocab_size"]
+    drawn = [[(7 + 31 * i * i + 3 * s) % vocab for i in range(n)] for s, n in enumerate((21, 9, 1))]
+    ids = json.loads(pathlib.Path(case["tokens"]).read_text()) if "tokens" in case else drawn
+    figures, wrong = {}, []
+
+    def compare(what, found, wanted, limit=TOLERANCE):
+        largest, relative = difference(found, wanted)
+        figures[what] = f"{relative:.1e}"
+        if relative > limit:
+            wrong.append(f"{what}: max |Δ| {largest:.3e}, relative {relative:.3e}, limit {limit:.1e}")
+
+    model = load(path)
+    assert [type(model).__name__] == config["architectures"], f"{type(model).__name__} is not {config['architectures']}"
+    found = logits(model, ids)
+    compare("ours", found, ours(path, ids))
+    longest = max(range(len(ids)), key=lambda s: len(ids[s]))
+    start = sum(map(len, ids[:longest]))
+    rows = found[start : start + len(ids[longest])]
+    compare("cache", stepped(model, ids[longest]), rows)
+    compare("stock", logits(stock(path, config), ids), found)
+    if "dense" in case:
+        compare("dense", found, load_file(case["dense"])["logits"], promised(path))
+    assert not wrong, "\n".join(wrong)
+    return " ".join(f"{what} {figure}" for what, figure in figures.items())
+
+
+def stock(path, config):
+    """Loaded with transformers' own choices; grouped products want widths in multiples of 16 bytes."""
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    aligned = all(n * 4 % 16 == 0 for n in (width, config["hidden_size"]))
+    return load(path, attn_implementation="sdpa", **({"experts_implementation": None} if aligned and NEWER else {}))
+
+
+NEWER = int(transformers.__version__.split(".")[0]) >= 5
+
+
+def promised(path):
+    receipt = json.loads((path / "moe-convert.json").read_text())
+    if receipt["identity"]["kind"] == "exact":
+        return TOLERANCE
+    measured = receipt["measured"]
+    return max(TOLERANCE, 4 * measured["max_logit_difference"] / max(1.0, measured["max_logit"]))
+
+
+main()
