@@ -7,7 +7,7 @@
 use std::fmt;
 
 use safetensors::Dtype;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -38,26 +38,31 @@ struct RawEntry {
     data_offsets: (u64, u64),
 }
 
-/// A JSON object as a list, so that a name that occurs twice is seen rather than overwritten.
-struct Pairs(Vec<(String, serde_json::Value)>);
+/// The entries as a list, so that a name that occurs twice is seen rather than overwritten.
+struct RawHeader(Vec<(String, RawEntry)>);
 
-impl<'de> Deserialize<'de> for Pairs {
+impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = RawHeader;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
+                    entries.push((name, entry));
                 }
-                Ok(Pairs(pairs))
+                Ok(RawHeader(entries))
             }
         }
-        deserializer.deserialize_map(PairsVisitor)
+        deserializer.deserialize_map(EntriesVisitor)
     }
 }
 
@@ -77,15 +82,10 @@ pub(crate) fn data_bytes(dtype: Dtype, shape: &[usize]) -> Option<u64> {
 /// [`Kind::Malformed`], naming the tensor, when the JSON is broken, a name occurs twice, a range
 /// overlaps or leaves a gap, a range does not match dtype and shape, or the data is cut short.
 pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
-    let Pairs(pairs) =
-        serde_json::from_slice(json).map_err(|e| malformed("the safetensors header is not a JSON object").source(e))?;
-    let mut entries = Vec::with_capacity(pairs.len());
-    for (name, value) in pairs {
-        if name == "__metadata__" {
-            continue;
-        }
-        let raw: RawEntry =
-            serde_json::from_value(value).map_err(|e| malformed("bad header entry").source(e).tensor(&name))?;
+    let RawHeader(raw) = serde_json::from_slice(json)
+        .map_err(|e| malformed("the safetensors header is not a JSON object of tensors").source(e))?;
+    let mut entries = Vec::with_capacity(raw.len());
+    for (name, raw) in raw {
         let (start, end) = raw.data_offsets;
         let expected = data_bytes(raw.dtype, &raw.shape).ok_or_else(|| {
             malformed(format!("shape {:?} of {} has no size in bytes", raw.shape, raw.dtype)).tensor(&name)

@@ -22,7 +22,7 @@ use crate::manifest::hex;
 use crate::shard::{ShardPlan, index_json};
 
 const BUFFER_BYTES: usize = 2 << 20;
-const BUFFERS: usize = 16;
+const BUFFERS: usize = 8;
 const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// A recycled buffer; the last holder's drop gives it back to the pool.

@@ -49,8 +49,9 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     }
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
     progress.stage("check values", bytes, Unit::Bytes);
+    let mut buffer = vec![0; PART_BYTES as usize];
     for tensor in checkpoint.tensors().values() {
-        check_finite(tensor)?;
+        check_finite(tensor, &mut buffer)?;
         progress.advance(tensor.bytes());
     }
     Ok(VerifyReport {
@@ -84,14 +85,13 @@ fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Res
     })
 }
 
-fn check_finite(tensor: &Stored) -> Result<()> {
+fn check_finite(tensor: &Stored, buffer: &mut [u8]) -> Result<()> {
     let dtype = match tensor.dtype() {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         _ => return Ok(()),
     };
-    let mut buffer = vec![0; PART_BYTES.min(tensor.bytes()) as usize];
     let mut offset = 0;
     while offset < tensor.bytes() {
         let part = &mut buffer[..PART_BYTES.min(tensor.bytes() - offset) as usize];

@@ -1,0 +1,267 @@
+//! Sound checkpoints, requests that cannot work: token files, data, options and outputs. Each is refused in
+//! under a second with a message that names file or option and the remedy, and leaves no trace.
+
+mod common;
+
+use common::{Sandbox, assert_none};
+use serde_json::json;
+
+const LLAMA: &str = "golden/families/llama/base/model";
+const DENSE: &str = "golden/models/dense";
+const ENGLISH: &str = "golden/text/english.heldout.txt";
+
+/// A command line, its exit code, and what the message says.
+type Request = (&'static str, i32, &'static [&'static str]);
+
+#[track_caller]
+fn all_refused(sandbox: &Sandbox, requests: &[Request]) {
+    let found = requests.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    assert_none(&found.collect::<Vec<_>>());
+}
+
+#[test]
+fn token_files() {
+    let cases: &[(&str, i32, &[&str])] = &[
+        ("", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
+        ("one two", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
+        ("[[1, 2", 1, &["JSON"]),
+        ("[1, 2]", 1, &["JSON"]),
+        (r#"{"ids": [[1]]}"#, 1, &["JSON"]),
+        ("[[-1]]", 1, &["-1"]),
+        ("[[1.5]]", 1, &["1.5"]),
+        ("[[4294967296]]", 1, &["4294967296"]),
+        (r#"[["1"]]"#, 1, &["JSON"]),
+        ("[]", 1, &["without tokens"]),
+        ("[[1, 2], []]", 1, &["without tokens"]),
+        ("[[1, 2], [100, 101]]", 1, &["101", "vocabulary"]),
+    ];
+    let mut problems = Vec::new();
+    for (content, code, complaints) in cases {
+        let sandbox = Sandbox::new();
+        sandbox.write("ids.json", content);
+        let complaints = [*complaints, &["ids.json"]].concat();
+        let line = format!("logits {LLAMA} --tokens ids.json -o logits.safetensors");
+        problems.extend(sandbox.refuses(&line, *code, &complaints).map(|p| format!("{content}: {p}")));
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn logits_files() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("families/llama/base/model", "model");
+    sandbox.write("ids.json", "[[1, 2]]");
+    sandbox.write("folder/file", "");
+    sandbox.write("mine.safetensors", "not to be lost");
+    let requests: &[Request] = &[
+        ("logits model --tokens nowhere.json -o x.safetensors", 1, &["nowhere.json"]),
+        ("logits model --tokens folder -o x.safetensors", 1, &["folder"]),
+        ("logits model --tokens ids.json -o nowhere/x.safetensors", 1, &["nowhere"]),
+        ("logits model --tokens ids.json -o folder", 2, &["folder"]),
+        ("logits model --tokens ids.json -o folder/file/x", 2, &["folder/file"]),
+        ("logits model --tokens ids.json -o mine.safetensors", 2, &["mine.safetensors", "exists"]),
+        ("logits model --tokens ids.json -o ids.json", 2, &["ids.json"]),
+        ("logits model --tokens ids.json -o model/model.safetensors", 2, &["model/model.safetensors"]),
+        ("logits model --tokens ids.json -o model/logits.safetensors", 2, &["model/logits.safetensors", "inside"]),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
+fn data_for_eval() {
+    let sandbox = Sandbox::new();
+    sandbox.write("empty.txt", "");
+    sandbox.write("empty.jsonl", "\n\n");
+    sandbox.write("one.jsonl", "{\"input_ids\": [5]}\n");
+    sandbox.write("broken.jsonl", "{\"text\": \"good\"}\n\n{\"text\": \"bad\n");
+    sandbox.write("keys.jsonl", "{\"text\": \"good\"}\n{\"txt\": \"bad\"}\n");
+    sandbox.write("large.jsonl", "{\"input_ids\": [1, 2, 2048]}\n");
+    sandbox.write("latin1.txt", b"caf\xe9 au lait");
+    sandbox.write("folder/x.txt", "text");
+    let requests: &[Request] = &[
+        ("eval golden/models/dense --data nowhere.txt", 1, &["nowhere.txt", "--data"]),
+        ("eval golden/models/dense --data folder", 1, &["folder"]),
+        ("eval golden/models/dense --data empty.txt", 2, &["empty.txt", "nothing to predict"]),
+        ("eval golden/models/dense --data empty.jsonl", 2, &["empty.jsonl", "nothing to predict"]),
+        ("eval golden/models/dense --data one.jsonl", 2, &["one.jsonl", "nothing to predict"]),
+        ("eval golden/models/dense --data broken.jsonl", 1, &["broken.jsonl", "line 3"]),
+        ("eval golden/models/dense --data keys.jsonl", 1, &["keys.jsonl", "line 2", "input_ids"]),
+        ("eval golden/models/dense --data large.jsonl", 1, &["2048", "vocabulary", "large.jsonl"]),
+        ("eval golden/models/dense --data latin1.txt", 1, &["latin1.txt", "UTF-8"]),
+        ("eval golden/families/llama/base/model --data golden/text/english.heldout.txt", 1, &["tokenizer.json"]),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
+fn options_of_eval() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    let requests: &[Request] = &[
+        ("eval golden/models/dense --data ids.jsonl --max-kl 0.1", 2, &["gate", "--against"]),
+        ("eval golden/models/dense --data ids.jsonl --max-loss-increase 0.1", 2, &["--against"]),
+        ("eval golden/models/dense --data ids.jsonl --min-agreement 0.9", 2, &["--against"]),
+        ("eval golden/models/dense --data ids.jsonl --sequence-length 1", 2, &["sequence length"]),
+        (
+            "eval golden/models/dense --data ids.jsonl --against golden/families/llama/base/model",
+            1,
+            &["vocabular", "2048", "101"],
+        ),
+        ("eval golden/models/dense --data ids.jsonl --against nowhere", 1, &["nowhere"]),
+        ("eval golden/models/dense --data ids.jsonl --memory-budget 1KiB", 2, &["--memory-budget"]),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
+fn broken_tokenizer() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/dense", "model");
+    model.truncate("tokenizer.json", 1000);
+    let line = format!("eval model --data {ENGLISH}");
+    assert_none(&Vec::from_iter(sandbox.refuses(&line, 1, &["model/tokenizer.json"])));
+}
+
+#[test]
+fn options_of_upcycle() {
+    let sandbox = Sandbox::new();
+    let requests: &[Request] = &[
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 5", 2, &["top-k 5", "4 experts"]),
+        ("upcycle golden/models/dense -o out --experts 0 --top-k 1", 2, &["at least one expert"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 0", 2, &["top-k"]),
+        ("upcycle golden/models/dense -o out --experts 1000000000 --top-k 1", 2, &["1000000000", "65536"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target gpt9", 2, &["gpt9", "mixtral"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target llama", 2, &["llama", "mixtral"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --target qwen3_moe", 2, &["qwen3_moe", "--target"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std=-1", 2, &["--noise-std"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-std nan", 2, &["--noise-std"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --noise-fraction 2", 2, &["--noise-fraction"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --router-std inf", 2, &["--router-std"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --norm-topk-prob false", 2, &["norm_topk_prob"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --memory-budget 1MiB", 2, &["--memory-budget"]),
+        ("upcycle golden/models/dense -o out --experts 4 --top-k 2 --threads 0", 2, &["--threads"]),
+        ("upcycle golden/models/moe -o out --experts 4 --top-k 2", 2, &["golden/models/moe", "qwen3_moe", "already"]),
+        (
+            "upcycle golden/families/llama/bias/model -o out --experts 4 --top-k 2",
+            1,
+            &["model.layers.0.mlp.", ".bias", "mlp_bias"],
+        ),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+/// clap's own refusals have no remedy line, but they teach: the usage, the nearest option.
+#[test]
+fn command_lines_that_do_not_parse() {
+    let sandbox = Sandbox::new();
+    for line in [
+        "",
+        "upcicle golden/models/dense",
+        "upcycle golden/models/dense -o out --experts 4",
+        "upcycle golden/models/dense --experts 4 --top-k 2",
+        "upcycle golden/models/dense -o out --experts four --top-k 2",
+        "upcycle golden/models/dense -o out --experts -4 --top-k 2",
+        "upcycle golden/models/dense -o out --experts 4 --top-k 2 --init magic",
+        "inspect golden/models/dense --device tpu",
+        "inspect golden/models/dense --memory-budget much",
+        "inspect golden/models/dense --nonsense",
+        "eval golden/models/dense",
+        "eval golden/models/dense --data x@-1",
+        "run",
+    ] {
+        let outcome = sandbox.run(line).exits(2);
+        assert!(outcome.stdout.is_empty(), "{outcome}");
+        assert!(outcome.stderr.contains("--help") || outcome.stderr.contains("Usage"), "{outcome}");
+    }
+    assert_eq!(sandbox.names("."), ["golden"]);
+}
+
+#[test]
+fn outputs_that_may_not_be_written() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("families/llama/base/model", "nest/model");
+    sandbox.write("thesis/thesis.tex", "years of work");
+    sandbox.write("folder/file", "");
+    std::fs::create_dir(sandbox.path("empty")).unwrap();
+    std::os::unix::fs::symlink("nest/model", sandbox.path("link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", sandbox.path("dangling")).unwrap();
+    let cases: &[(&str, &[&str])] = &[
+        ("-o thesis", &["thesis", "exists", "--overwrite"]),
+        ("-o thesis --overwrite", &["thesis", "not written by moe-convert"]),
+        ("-o folder/file", &["folder/file", "exists"]),
+        ("-o folder/file --overwrite", &["folder/file", "not written by moe-convert"]),
+        ("-o empty", &["empty", "exists"]),
+        ("-o dangling", &["dangling", "exists"]),
+        ("-o nest/model", &["nest/model", "inside"]),
+        ("-o nest/model --overwrite", &["nest/model", "inside"]),
+        ("-o nest/model/out", &["nest/model/out", "inside"]),
+        ("-o nest/model/deep/er/out", &["nest/model/deep/er/out", "inside"]),
+        ("-o link/out", &["link/out", "inside"]),
+        ("-o nest/model/../model/out", &["inside"]),
+        ("-o nest", &["nest", "around"]),
+        ("-o nest --overwrite", &["nest", "around"]),
+        ("-o .", &["."]),
+        ("-o ..", &[".."]),
+        ("-o /", &["/"]),
+        ("-o folder/file/out", &["folder/file", "not a directory"]),
+    ];
+    let mut problems = Vec::new();
+    for (output, complaints) in cases {
+        for dry_run in ["--dry-run", "", "--resume"] {
+            let line = format!("upcycle nest/model {output} --experts 4 --top-k 2 {dry_run}");
+            problems.extend(sandbox.refuses(&line, 2, complaints));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// What is not ours stays, even where a receipt's name is all that it has of ours.
+#[test]
+fn overwrite_keeps_what_a_failed_run_found() {
+    let sandbox = Sandbox::new();
+    let upcycle = format!("upcycle {DENSE} -o out --experts 2 --top-k 1 --overwrite --probe-tokens 0");
+    sandbox.run(&upcycle).succeeds();
+    let model = sandbox.copy("models/dense", "broken");
+    model.set("num_hidden_layers", json!(5));
+    let line = "upcycle broken -o out --experts 2 --top-k 1 --overwrite";
+    assert_none(&Vec::from_iter(sandbox.refuses(line, 1, &["model.layers.4."])));
+    sandbox.run("verify out").succeeds();
+}
+
+#[test]
+fn recipes() {
+    const STEP: &str = "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"out\"\n";
+    let cases: &[(&str, &[&str])] = &[
+        ("", &["step"]),
+        ("step = []", &["no step"]),
+        ("nonsense", &["line 1"]),
+        ("stepp = 1\n", &["stepp"]),
+        ("[[step]]\n", &["step 1", "run"]),
+        ("[[step]]\nrun = \"fly\"\nmodel = \"x\"\n", &["step 1", "fly", "upcycle"]),
+        ("[[step]]\nrun = \"verify\"\n", &["step 1 (verify)", "model"]),
+        ("[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n", &["step 1 (verify)", "colour"]),
+        ("${STEP}experts = 4\n", &["step 1 (upcycle)", "top-k"]),
+        ("${STEP}experts = 4\ntop-k = 2\ntop_k = 2\n", &["step 1 (upcycle)", "top_k"]),
+        ("${STEP}experts = \"4\"\ntop-k = 2\n", &["step 1 (upcycle)", "experts"]),
+        ("${STEP}experts = -4\ntop-k = 2\n", &["step 1 (upcycle)"]),
+        ("${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"verify\"\nmodel = \"${gone}\"\n", &["step 2", "gone"]),
+        ("${STEP}experts = 4\ntop-k = 5\n", &["step 1", "top-k 5"]),
+        (
+            "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"eval\"\nmodel = \"out\"\ndata = [\"x\"]\ngates = { max-kll = 1 }\n",
+            &["step 2 (eval)", "max-kll"],
+        ),
+    ];
+    let mut problems = Vec::new();
+    for (text, complaints) in cases {
+        let sandbox = Sandbox::new();
+        sandbox.write("recipe.toml", text.replace("${STEP}", STEP));
+        let complaints = [*complaints, &["recipe.toml"]].concat();
+        problems.extend(sandbox.refuses("run recipe.toml", 2, &complaints).map(|p| format!("{text}: {p}")));
+    }
+    let sandbox = Sandbox::new();
+    sandbox.write("recipe.toml", format!("[vars]\nout = \"x\"\n{STEP}experts = 4\ntop-k = 2\n"));
+    problems.extend(sandbox.refuses("run nowhere.toml", 1, &["nowhere.toml"]));
+    problems.extend(sandbox.refuses("run golden", 1, &["golden"]));
+    problems.extend(sandbox.refuses("run recipe.toml --set oout=y", 2, &["oout", "out"]));
+    assert_none(&problems);
+}

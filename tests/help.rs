@@ -1,0 +1,80 @@
+//! The text of `--help` is kept in `help/`, and every example in it runs.
+//!
+//! `BLESS=1 cargo test -p moe-convert --test help` rewrites the files after a change that was meant.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use common::{Sandbox, assert_none, root};
+
+const COMMANDS: &[&str] = &["", "inspect", "logits", "upcycle", "eval", "run", "verify"];
+
+/// The words under "Commands:", so that a new command can't be forgotten here.
+#[test]
+fn every_command_is_listed_here() {
+    let help = Sandbox::new().run("--help").succeeds().stdout;
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    // A description that is broken over lines is indented further.
+    let names = commands.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
+    let mut names: Vec<_> = names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").collect();
+    names.insert(0, "");
+    assert_eq!(names, COMMANDS);
+}
+
+#[test]
+fn help_is_what_it_was() {
+    let bless = std::env::var_os("BLESS").is_some_and(|v| v == "1");
+    let mut problems = Vec::new();
+    for command in COMMANDS {
+        let found = Sandbox::new().shell(&format!("COLUMNS=110 moe-convert {command} --help")).succeeds().stdout;
+        let name = if command.is_empty() { "moe-convert" } else { command };
+        let path = root().join("tests/help").join(format!("{name}.txt"));
+        if bless {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &found).unwrap();
+        } else if fs::read_to_string(&path).unwrap_or_default() != found {
+            problems.push(format!(
+                "{name} --help differs from tests/help/{name}.txt; if it should, run with BLESS=1\n{found}"
+            ));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// The indented lines under "Example:" or "Examples:", lines that end in a backslash joined.
+fn examples(help: &str) -> Vec<String> {
+    let lines = help.lines().skip_while(|l| !l.starts_with("Example")).skip(1);
+    let block: Vec<_> = lines.take_while(|l| l.starts_with("  ")).map(str::trim).collect();
+    block.join("\n").replace("\\\n", " ").lines().map(str::to_owned).collect()
+}
+
+/// Runs every example, those of a command in one directory, one after the other, as a reader would.
+#[test]
+fn examples_run() {
+    let mut problems = Vec::new();
+    let mut seen = BTreeSet::new();
+    for command in COMMANDS {
+        let sandbox = Sandbox::new();
+        symlink(root().join("recipes"), sandbox.path("recipes")).unwrap();
+        let examples = examples(&sandbox.run(&format!("{command} --help")).succeeds().stdout);
+        assert!(!examples.is_empty(), "{command} has no example");
+        if examples.iter().any(|e| e.contains(" moe-8x") && !e.contains("-o moe-8x")) {
+            // The result that the examples of `upcycle` write.
+            sandbox.run("upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2").succeeds();
+        }
+        for example in examples {
+            // What writes nothing by name, or into a place of its own, has to run once only.
+            if !example.contains(" -o ") && !seen.insert(example.clone()) {
+                continue;
+            }
+            let outcome = sandbox.shell(&example.replace("/tmp/", "tmp/"));
+            if outcome.code != 0 {
+                problems.push(format!("{command} --help: {outcome}"));
+            }
+        }
+    }
+    assert_none(&problems);
+}
