@@ -20,7 +20,7 @@ OPTIONS = {
     "qwen3": [EIGHT, FIVE, NOT_NORMALISED, f"{FIVE} --norm-topk-prob false --router zeros"],
 }
 # What transformers 4.57's own reading of the target family lacks; no config key can say it.
-WINDOWS = "qwen2_moe there ignores layer_types: the window holds in every layer, and not at all through the cache"
+WINDOWS = "qwen2_moe there ignores layer_types: it masks every layer alike, and decoding through the cache differs"
 OLDER_CANNOT = {
     "qwen2/sliding": WINDOWS,
     "qwen2/sliding_old": WINDOWS,
