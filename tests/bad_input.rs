@@ -75,9 +75,9 @@ fn headers_that_are_no_headers() {
         case("length 0", |c| set_length(c, 0), &[SHARD, "header"]),
         case("broken JSON", |c| c.set_header(r#"{"a":{"dtype":"#), &[SHARD, "not a JSON object"]),
         case("not UTF-8", |c| c.set_header(b"{\"\xff\xfe\":{}}"), &[SHARD, "not a JSON object"]),
-        case("nested deeply", |c| c.set_header(format!("{{\"a\":{}", "[".repeat(100_000))), &[SHARD, "recursion"]),
+        case("nested deeply", |c| c.set_header(format!("{{\"a\":{}", "[".repeat(100_000))), &[SHARD, "header"]),
         case("a list", |c| c.set_header("[]"), &[SHARD, "not a JSON object"]),
-        case("an entry that is no object", |c| c.set_header(r#"{"a":1}"#), &[SHARD, "tensor: a"]),
+        case("an entry that is no object", |c| c.set_header(r#"{"a":1}"#), &[SHARD, "tensor"]),
         case("text after it", |c| c.set_header("{} x"), &[SHARD, "not a JSON object"]),
     ];
     all_refused(LLAMA, EVERY_COMMAND, &cases);
@@ -97,12 +97,12 @@ fn headers_that_lie() {
         case("a gap", |c| c.move_range(DOWN, |s, e| (s + 4, e + 4)), &[SHARD, "belong to no tensor"]),
         case("far outside", |c| c.move_range(DOWN, |s, e| (s + (1 << 50), e + (1 << 50))), &[SHARD, "model.layers.0."]),
         case("at the end of u64", |c| c.move_range(DOWN, |s, e| (u64::MAX - (e - s), u64::MAX)), &[SHARD]),
-        case("a negative offset", |c| set_entry(c, "data_offsets", json!([-4, 8956])), &[SHARD, DOWN, "bad header"]),
+        case("a negative offset", |c| set_entry(c, "data_offsets", json!([-4, 8956])), &[SHARD, DOWN, "-4"]),
         case("another shape", |c| set_entry(c, "shape", json!([40, 57])), &[SHARD, DOWN, "[40, 57]"]),
         case("a shape past 2^64", |c| set_entry(c, "shape", json!([1u64 << 40, 1u64 << 40])), &[SHARD, DOWN, "size"]),
-        case("a negative shape", |c| set_entry(c, "shape", json!([-40, 56])), &[SHARD, DOWN, "bad header"]),
+        case("a negative shape", |c| set_entry(c, "shape", json!([-40, 56])), &[SHARD, DOWN, "-40"]),
         case("a dtype nobody knows", |c| set_entry(c, "dtype", json!("F99")), &[SHARD, DOWN, "F99"]),
-        case("an entry without dtype", |c| drop_dtype(c), &[SHARD, DOWN, "dtype"]),
+        case("an entry without dtype", drop_dtype, &[SHARD, DOWN, "dtype"]),
         case("a name twice", name_twice, &[SHARD, "twice", "model.norm.weight"]),
     ];
     all_refused(LLAMA, EVERY_COMMAND, &cases);
@@ -294,10 +294,21 @@ fn directories_that_are_no_checkpoints() {
     sandbox.write("ids.json", "[[1]]");
     let mut problems = Vec::new();
     for command in EVERY_COMMAND {
-        problems.extend(sandbox.refuses(&command.replace(" model", " nowhere"), 1, &["nowhere", "no such"]));
+        problems.extend(sandbox.refuses(&command.replace(" model", " nowhere"), 1, &["nowhere"]));
         problems.extend(sandbox.refuses(&command.replace(" model", " file"), 2, &["file", "directory"]));
     }
     assert_none(&problems);
+}
+
+/// A pipe under a file's name blocks whoever opens it, so the program must look before.
+#[test]
+fn pipes_do_not_hang() {
+    for (golden, file) in [(LLAMA, SHARD), (LLAMA, CONFIG), (SHARDED, INDEX), (SHARDED, SECOND_SHARD)] {
+        let sandbox = Sandbox::new();
+        sandbox.copy(golden, "model").remove(file);
+        let outcome = sandbox.shell(&format!("mkfifo model/{file}; timeout 5 '{}' inspect model", common::BINARY));
+        outcome.exits(1).says(&["model", "remedy"]);
+    }
 }
 
 /// What reads values. `inspect` and `--dry-run` read headers alone.
@@ -325,10 +336,8 @@ fn values_that_are_not_finite() {
             &["model.embed_tokens.weight"],
         ),
     ];
-    all_refused(LLAMA, &READ_VALUES[..2], &cases);
-    all_refused(LLAMA, &READ_VALUES[4..], &cases);
-    // The probe's tokens may miss one row of the embedding; everything else is seen.
-    all_refused(LLAMA, &READ_VALUES[2..4], &cases[..5]);
+    // Nothing but a look at every value sees the one in the embedding: the probe's tokens may miss its row.
+    all_refused(LLAMA, READ_VALUES, &cases);
     let element = [case("NaN", |c| c.set_f32(Q, 41, f32::NAN), &[Q, SHARD, "element 41"])];
     all_refused(LLAMA, &["verify model"], &element);
 }

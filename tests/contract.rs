@@ -221,6 +221,27 @@ fn sharded_outputs_have_an_index_that_the_weights_obey() {
 }
 
 #[test]
+fn what_a_killed_run_left_is_cleared() {
+    let sandbox = Sandbox::new();
+    sandbox.write(".out.partial-moe-convert/model.safetensors", "half");
+    sandbox.run(UPCYCLE).succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out"]);
+    sandbox.run("verify out").succeeds();
+}
+
+#[test]
+fn a_killed_run_leaves_no_result() {
+    let sandbox = Sandbox::new();
+    let upcycle = "upcycle golden/models/dense -o out --experts 64 --top-k 2";
+    for milliseconds in [30, 60, 120, 240] {
+        sandbox.shell(&format!("timeout -s KILL 0.{milliseconds:03} '{BINARY}' {upcycle} --overwrite"));
+        assert!(!sandbox.path("out").exists() || sandbox.run("verify out").code == 0);
+    }
+    sandbox.run(&format!("{upcycle} --overwrite")).succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out"]);
+}
+
+#[test]
 fn manifests_are_those_of_sha256sum() {
     let sandbox = Sandbox::new();
     sandbox.run(UPCYCLE).succeeds();

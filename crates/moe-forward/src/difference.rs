@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::batch::Batch;
 use crate::context::Context;
-use crate::sweep::{Head, Observer, Sweep};
+use crate::loader::{Loader, Shared};
+use crate::sweep::{Head, Observer, Silent, Sweep};
 
 /// Logits of a model beside those of its original.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,7 +27,7 @@ pub struct Difference {
     pub top1_agreement: f64,
 }
 
-/// Runs both models on `batch`, layer by layer, one after the other.
+/// Runs both models on `batch` in step, so that weights which both are made of are loaded once.
 ///
 /// # Errors
 /// What the sweeps return.
@@ -37,12 +38,27 @@ pub fn logit_difference(
     compute: &Compute,
     observer: &mut dyn Observer,
 ) -> Result<Difference> {
-    let run = |model: &Model, observer: &mut dyn Observer| -> Result<Tensor> {
-        let mut sweep = Sweep::new(model, batch, compute)?;
-        sweep.run(observer)?;
-        Head::load(model, compute)?.logits(sweep.hidden())
-    };
-    let (p, q) = (run(original, observer)?, run(model, observer)?);
+    let shared = Shared::default();
+    let mut sweeps = [Sweep::new(original, batch, compute)?, Sweep::new(model, batch, compute)?];
+    sweeps.iter_mut().for_each(|sweep| sweep.share(&shared));
+    let [first, second] = &mut sweeps;
+    let layers = model.layers.len();
+    for index in 0..layers.max(original.layers.len()) {
+        shared.record();
+        if index < original.layers.len() {
+            first.layer(index, &mut Silent)?;
+        }
+        shared.lend();
+        if index < layers {
+            second.layer(index, observer)?;
+        }
+        observer.layer_done(index, layers);
+    }
+    let loader = Loader { compute, shared: Some(&shared) };
+    shared.record();
+    let p = Head::load_with(original, loader)?.logits(first.hidden())?;
+    shared.lend();
+    let q = Head::load_with(model, loader)?.logits(second.hidden())?;
     let measure = || -> candle_core::Result<Difference> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
         let (log_p, log_q) = (log_probabilities(&p)?, log_probabilities(&q)?);

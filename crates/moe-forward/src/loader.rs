@@ -1,5 +1,7 @@
 //! Weights as tensors.
 
+use std::cell::{Cell, RefCell};
+
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
@@ -9,9 +11,36 @@ use moe_model::{Expert, Linear, Weight};
 use crate::context::Context;
 
 /// Loads weights in the dtype and on the device of `compute`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Loader<'a> {
     pub compute: &'a Compute,
+    /// Where to look first, and what to fill.
+    pub shared: Option<&'a Shared>,
+}
+
+/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once.
+#[derive(Default)]
+pub(crate) struct Shared {
+    tensors: RefCell<Vec<(Weight, Tensor)>>,
+    recording: Cell<bool>,
+}
+
+impl Shared {
+    /// From now on, keeps what is loaded instead of what was kept.
+    pub fn record(&self) {
+        self.tensors.borrow_mut().clear();
+        self.recording.set(true);
+    }
+
+    /// From now on, lends what was kept.
+    pub fn lend(&self) {
+        self.recording.set(false);
+    }
+
+    fn find(&self, weight: &Weight) -> Option<Tensor> {
+        let tensors = self.tensors.borrow();
+        tensors.iter().find(|(kept, _)| kept.same_source(weight)).map(|(_, tensor)| tensor.clone())
+    }
 }
 
 /// candle's name of a weight encoding.
@@ -26,9 +55,16 @@ pub(crate) fn candle_dtype(weight: &Weight) -> Result<DType> {
 
 impl Loader<'_> {
     pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
+        if let Some(tensor) = self.shared.and_then(|shared| shared.find(weight)) {
+            return Ok(tensor);
+        }
         let bytes = weight.read()?;
-        encoding::to_tensor(&bytes, candle_dtype(weight)?, weight.shape(), self.compute)
-            .context(|| format!("the tensor {}", weight.name()))
+        let tensor = encoding::to_tensor(&bytes, candle_dtype(weight)?, weight.shape(), self.compute)
+            .context(|| format!("the tensor {}", weight.name()))?;
+        if let Some(shared) = self.shared.filter(|shared| shared.recording.get()) {
+            shared.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
+        }
+        Ok(tensor)
     }
 
     /// Rows `ids` of the matrix `weight`, reading only these.

@@ -11,7 +11,7 @@ use crate::attention::LoadedAttention;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::ffn;
-use crate::loader::{Loader, candle_dtype};
+use crate::loader::{Loader, Shared, candle_dtype};
 use crate::rotary::Rotary;
 
 /// Attention runs on whole sequences of about this many tokens together.
@@ -41,6 +41,7 @@ pub struct Sweep<'a> {
     batch: &'a Batch,
     compute: &'a Compute,
     rotary: Rotary,
+    shared: Option<&'a Shared>,
     /// `[tokens, hidden]`.
     hidden: Tensor,
 }
@@ -62,12 +63,17 @@ impl<'a> Sweep<'a> {
         unique.dedup();
         let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
         let rows: Vec<u32> = batch.ids.iter().map(row).collect();
-        let table = Loader { compute }.rows(&model.embed, &unique)?;
+        let table = Loader { compute, shared: None }.rows(&model.embed, &unique)?;
         let embed = || table.index_select(&Tensor::from_vec(rows, batch.tokens(), &compute.device)?, 0);
         let hidden = embed().context(|| "the embedding".into())?;
         let rotary = Rotary::new(&model.rope, model.head_dim, batch.longest(), compute)
             .context(|| "the rotary embedding".into())?;
-        Ok(Self { model, batch, compute, rotary, hidden })
+        Ok(Self { model, batch, compute, rotary, shared: None, hidden })
+    }
+
+    /// Looks for weights among `shared`, and fills it, from now on.
+    pub(crate) fn share(&mut self, shared: &'a Shared) {
+        self.shared = Some(shared);
     }
 
     /// Runs all layers.
@@ -89,7 +95,7 @@ impl<'a> Sweep<'a> {
     /// what reading and the device return.
     pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let layer = &self.model.layers[index];
-        let loader = Loader { compute: self.compute };
+        let loader = Loader { compute: self.compute, shared: self.shared };
         let attended = self.attention(index, layer, loader)?;
         let ffn_norm = loader.tensor(&layer.ffn_norm)?;
         let normed = self.norm(&attended, &ffn_norm).context(|| format!("a norm of layer {index}"))?;
@@ -189,7 +195,10 @@ impl Head {
     /// # Errors
     /// What reading returns.
     pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
-        let loader = Loader { compute };
+        Self::load_with(model, Loader { compute, shared: None })
+    }
+
+    pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
         let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.tensor(model.head_weight())?);
         Ok(Self { norm, weight, eps: model.norm_eps as f32 })
     }

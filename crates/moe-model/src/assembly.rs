@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::family::Family;
+use crate::family::{Caveat, CaveatWhen, Family};
 use crate::layer::{Ffn, Layer, Moe};
 use crate::rope::Rope;
 use crate::weight::Weight;
@@ -61,6 +61,15 @@ impl Model {
             Head::Tied => &self.embed,
             Head::Own(weight) => weight,
         }
+    }
+
+    /// What stock loaders do wrong with this model, by its family file.
+    pub fn caveats(&self) -> impl Iterator<Item = &str> {
+        let applies = |caveat: &&Caveat| match caveat.when {
+            CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window.is_some()),
+            CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
+        };
+        self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
     }
 
     /// The mixtures of experts with the index of their layer.

@@ -130,6 +130,10 @@ impl Model {
         for key in &rule.experts {
             raw.insert(key.clone(), json!(experts));
         }
+        // A second name of the same count must not contradict the first.
+        for key in &rule.experts_also {
+            raw.entry(key.clone()).and_modify(|count| *count = json!(experts));
+        }
         raw.insert(rule.top_k.clone(), json!(same("top-k", &|m| m.router.top_k)?));
         raw.insert(rule.width.clone(), json!(same("expert width", &|m| m.experts[0].width())?));
         same("normalisation", &|m| usize::from(m.router.normalize))?;

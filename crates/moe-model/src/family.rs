@@ -147,6 +147,26 @@ pub struct MoeRule {
     pub layouts: Vec<Layout>,
 }
 
+/// A model that a stock loader gets wrong.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Caveat {
+    /// Which models of the family.
+    pub when: CaveatWhen,
+    /// Which loader, what happens, and what to do.
+    pub note: String,
+}
+
+/// What a [`Caveat`] applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaveatWhen {
+    /// Models with a sliding window in some layer.
+    SlidingWindow,
+    /// Models whose heads don't add up to the hidden size.
+    HeadDim,
+}
+
 /// Everything that is particular to one `model_type`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +189,9 @@ pub struct Family {
     pub moe: Option<MoeRule>,
     /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.
     pub defaults: Map<String, Value>,
+    /// What stock loaders do wrong with valid models.
+    #[serde(default)]
+    pub caveats: Vec<Caveat>,
     /// Keys that are written into a converted config unless the source has them.
     #[serde(default)]
     pub written: Map<String, Value>,

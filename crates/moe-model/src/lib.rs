@@ -20,7 +20,7 @@ mod window;
 pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::Declaration;
-pub use family::{Family, Flag, Layout, QkNormKind, families, family};
+pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
 pub use layer::{Attention, Expert, Ffn, Layer, Linear, Moe, QkNorm, Router, SharedExpert};
 pub use moe_checkpoint::{Error, Kind, Result};
 pub use rope::{Rope, RopeScaling};

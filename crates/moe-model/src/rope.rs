@@ -140,7 +140,8 @@ impl Rope {
 
     /// Writes both spellings where they can say the same: loaders of either age read them.
     pub(crate) fn encode(&self, raw: &mut Map<String, Value>) {
-        let existing = raw.get("rope_scaling").or(raw.get("rope_parameters")).and_then(Value::as_object);
+        let filled = |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        let existing = filled("rope_scaling").or(filled("rope_parameters"));
         let mut parameters = existing.cloned().unwrap_or_default();
         let kind = match self.scaling {
             RopeScaling::Default => "default",
@@ -150,6 +151,15 @@ impl Rope {
         };
         parameters.remove("type");
         parameters.insert("rope_type".into(), json!(kind));
+        // Older loaders neither look for these at the top level nor compute them.
+        if let RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } | RopeScaling::Yarn { factor, .. } =
+            self.scaling
+        {
+            parameters.insert("factor".into(), json!(factor));
+        }
+        if let RopeScaling::Llama3 { original, .. } | RopeScaling::Yarn { original, .. } = self.scaling {
+            parameters.insert("original_max_position_embeddings".into(), json!(original as u64));
+        }
         let mut scaling = parameters.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
         scaling.remove("rope_theta");

@@ -53,3 +53,46 @@ fn goldens_survive_a_round_trip_through_names_and_config() {
         }
     }
 }
+
+fn with_config(case: &str, edit: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> Model {
+    let checkpoint = moe_checkpoint::Checkpoint::open(&golden(case)).unwrap();
+    let mut config = checkpoint.config().clone();
+    edit(&mut config);
+    let tensors = checkpoint.tensors().iter().map(|(n, t)| (n.clone(), moe_model::Weight::from(t.clone()))).collect();
+    Model::assemble(config, Path::new("config.json"), tensors).unwrap()
+}
+
+/// An empty or null `rope_scaling` says nothing; what stands in `rope_parameters` must survive it.
+#[test]
+fn an_empty_rope_scaling_does_not_hide_rope_parameters() {
+    for empty in [serde_json::json!(null), serde_json::json!({})] {
+        let model = with_config("families/llama/yarn/model", |c| _ = c.insert("rope_scaling".into(), empty.clone()));
+        let again = model.declare().unwrap().reread().unwrap();
+        assert_eq!(model.rope, again.rope);
+        assert!(matches!(again.rope.scaling, moe_model::RopeScaling::Yarn { .. }));
+    }
+}
+
+/// transformers 4 looks for the pretraining context among the parameters only.
+#[test]
+fn the_effective_rope_parameters_are_written_out() {
+    let key = "original_max_position_embeddings";
+    let model = with_config("families/llama/llama3_old/model", |c| _ = c.insert(key.into(), serde_json::json!(24)));
+    let config = model.declare().unwrap().config;
+    for parameters in ["rope_scaling", "rope_parameters"] {
+        assert_eq!(config[parameters][key], 24, "{parameters}");
+    }
+}
+
+/// A stale second name of the expert count would win in some loaders.
+#[test]
+fn every_name_of_the_expert_count_is_kept_up_to_date() {
+    let mut model =
+        with_config("families/mixtral/base/model", |c| _ = c.insert("num_experts".into(), serde_json::json!(99)));
+    for layer in &mut model.layers {
+        let moe_model::Ffn::Moe(moe) = &mut layer.ffn else { continue };
+        moe.experts.pop();
+    }
+    let config = model.declare().unwrap().config;
+    assert_eq!(config["num_experts"], config["num_local_experts"]);
+}

@@ -116,7 +116,9 @@ impl Pass for UpcycleOptions {
             layers.push(self.record(index, scales));
         }
         let identity = self.identity(normalize, scales);
-        Ok(Plan { model, identity, layers, warnings: self.warnings(normalize) })
+        let mut warnings = self.warnings(normalize);
+        warnings.extend(model.caveats().map(str::to_owned));
+        Ok(Plan { model, identity, layers, warnings })
     }
 }
 

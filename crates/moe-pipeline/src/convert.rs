@@ -188,7 +188,7 @@ pub fn convert<P: Pass>(
     receipt.source.sha256 = timings.time("hash source", || hash_source(&prepared.checkpoint, progress))?;
 
     if options.probe_tokens > 0 {
-        progress.stage("measure", 2 * prepared.source.layers.len() as u64, Unit::Layers);
+        progress.stage("measure", prepared.source.layers.len() as u64, Unit::Layers);
         let measured = timings.time("measure", || measure(&prepared, options, progress))?;
         check_identity(&receipt.identity, &measured.difference)?;
         receipt.measured = Some(measured);

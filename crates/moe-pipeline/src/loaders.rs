@@ -34,6 +34,7 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
             );
         }
     }
+    notes.extend(model.caveats().map(str::to_owned));
     let tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) == Some(true);
     if tied && checkpoint.tensors().contains_key("lm_head.weight") {
         let what = "embeddings are tied, yet there is an lm_head.weight: transformers 5 uses it if it differs, older \
