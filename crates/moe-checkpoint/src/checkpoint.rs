@@ -51,7 +51,8 @@ impl Checkpoint {
                         format!("two shards hold this tensor; the other is {}", first.path().display()),
                     )
                     .tensor(stored.name())
-                    .file(stored.path()));
+                    .file(stored.path())
+                    .remedy("remove the stale shard, or download the checkpoint again"));
                 }
                 tensors.insert(stored.name().to_owned(), stored);
             }

@@ -59,7 +59,10 @@ impl Error {
             io::ErrorKind::PermissionDenied => Some("check the permissions of this path"),
             io::ErrorKind::ReadOnlyFilesystem => Some("choose an output on a writable disk"),
             io::ErrorKind::NotFound => Some("check the path"),
-            _ => None,
+            io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("give a file where a file is wanted"),
+            io::ErrorKind::InvalidData => Some("this is no UTF-8 text: convert it first"),
+            io::ErrorKind::UnexpectedEof => Some("download or copy the file again"),
+            _ => Some("check that the disk and the file are sound, then try again"),
         };
         let mut error = Self::new(Kind::Io, what).file(file).source(source);
         error.0.remedy = remedy.map(str::to_owned);

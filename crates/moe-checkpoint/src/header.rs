@@ -31,7 +31,7 @@ pub struct Entry {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with dtype, shape and data_offsets")]
 struct RawEntry {
     dtype: Dtype,
     shape: Vec<usize>,

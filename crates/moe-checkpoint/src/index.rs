@@ -29,6 +29,7 @@ pub(crate) struct Index {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with a weight_map")]
 struct RawIndex {
     weight_map: BTreeMap<String, String>,
 }
@@ -37,6 +38,11 @@ struct RawIndex {
 pub(crate) fn find_shards(dir: &Path) -> Result<Index> {
     let index = dir.join(INDEX_FILE);
     if index.exists() {
+        if !index.is_file() {
+            return Err(Error::new(Kind::Malformed, "the index is not a regular file")
+                .file(&index)
+                .remedy("download the index again"));
+        }
         return read_index(&index);
     }
     if dir.join(SINGLE_FILE).exists() {
@@ -80,7 +86,9 @@ fn read_index(path: &Path) -> Result<Index> {
         }
     }
     if files.is_empty() {
-        return Err(Error::new(Kind::Malformed, "the index lists no tensor").file(path));
+        return Err(Error::new(Kind::Malformed, "the index lists no tensor")
+            .file(path)
+            .remedy("download the index again"));
     }
     Ok(Index { files, weight_map: raw.weight_map })
 }

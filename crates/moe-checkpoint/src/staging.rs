@@ -44,7 +44,9 @@ impl OutputDir {
         let existing = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
         let existing = existing.canonicalize().map_err(|e| Error::io("cannot resolve this path", existing, e))?;
         if !existing.is_dir() {
-            return Err(Error::new(Kind::Usage, "the output's parent is not a directory").file(&existing));
+            return Err(Error::new(Kind::Usage, "the output's parent is not a directory")
+                .file(&existing)
+                .remedy("choose another output"));
         }
         let resolved = target.canonicalize().unwrap_or_else(|_| existing.join(target.file_name().unwrap_or_default()));
         for input in inputs {

@@ -28,13 +28,16 @@ impl SourceFile {
     /// # Errors
     /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors file.
     pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
-        let file = File::open(path).map_err(|e| Error::io("cannot open this shard", path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?;
+        // Looked at before it is opened: opening a pipe would wait for its writer.
+        let metadata = path.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?;
         let truncated =
             |what: String| Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again");
         if !metadata.is_file() {
-            return Err(Error::new(Kind::Malformed, "this shard is not a regular file").file(path));
+            return Err(Error::new(Kind::Malformed, "this shard is not a regular file")
+                .file(path)
+                .remedy("weights lie in files: copy it to one"));
         }
+        let file = File::open(path).map_err(|e| Error::io("cannot open this shard", path, e))?;
         let bytes = metadata.len();
         if bytes < 8 {
             return Err(truncated(format!("{bytes} bytes are too few for a safetensors file")));
@@ -50,7 +53,8 @@ impl SourceFile {
         }
         let mut json = vec![0; length as usize];
         read(&mut json, 8)?;
-        let entries = parse_header(&json, bytes - 8 - length).map_err(|e| e.file(path))?;
+        let entries = parse_header(&json, bytes - 8 - length)
+            .map_err(|e| e.file(path).remedy("this file is damaged: download or copy it again"))?;
         let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes };
         Ok((Arc::new(source), entries))
     }

@@ -1,10 +1,15 @@
 //! Progress on stderr: a bar on a terminal, plain lines otherwise.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moe_pipeline::{Progress, Quiet, Unit};
+
+/// Writes a line to stderr. Where that is closed or full there is nobody to tell, and work goes on.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// The progress that fits stderr.
 pub fn progress(quiet: bool) -> Box<dyn Progress> {
@@ -48,7 +53,7 @@ impl Progress for Bar {
     }
 
     fn note(&self, text: &str) {
-        self.with(|bar| bar.suspend(|| eprintln!("note: {text}")));
+        self.with(|bar| bar.suspend(|| say(&format!("note: {text}"))));
     }
 }
 
@@ -64,13 +69,13 @@ struct Lines;
 impl Progress for Lines {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
         match unit {
-            Unit::Bytes => eprintln!("{name}: {}", moe_pipeline::ByteSize(total)),
-            Unit::Layers => eprintln!("{name}: {total} layers"),
-            Unit::Files => eprintln!("{name}: {total} files"),
+            Unit::Bytes => say(&format!("{name}: {}", moe_pipeline::ByteSize(total))),
+            Unit::Layers => say(&format!("{name}: {total} layers")),
+            Unit::Files => say(&format!("{name}: {total} files")),
         }
     }
 
     fn note(&self, text: &str) {
-        eprintln!("note: {text}");
+        say(&format!("note: {text}"));
     }
 }

@@ -86,8 +86,8 @@ pub enum Command {
 
     /// Turn a dense model into an MoE that starts out computing the same function
     #[command(after_help = "Examples:\n  \
-        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2\n  \
         moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2 --dry-run\n  \
+        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2\n  \
         moe-convert upcycle golden/models/dense -o noisy --experts 8 --top-k 2 --noise-std 0.01 --seed 7")]
     Upcycle(Convert<UpcycleOptions>),
 

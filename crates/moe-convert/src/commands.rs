@@ -38,7 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
     };
     if session.common.timings {
-        eprint!("{}", render::timings(&timings, peak_memory_bytes()));
+        bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
     }
     result
 }
@@ -46,8 +46,8 @@ pub fn run(cli: Cli) -> Result<()> {
 /// candle asks this variable, rayon's own threads a builder.
 fn set_threads(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
-    if threads == 0 {
-        return Err(Error::new(Kind::Usage, "--threads 0").remedy("give at least 1").into());
+    if !(1..=1024).contains(&threads) {
+        return Err(Error::new(Kind::Usage, format!("--threads {threads}")).remedy("give 1 to 1024").into());
     }
     // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };

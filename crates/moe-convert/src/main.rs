@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            bar::say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -84,7 +84,8 @@ impl Corpus {
     /// known form, [`Kind::Usage`] where nothing is left to predict.
     pub fn load(specs: &[DataSpec], model_dir: &Path, options: TokenizeOptions) -> Result<Self> {
         if options.sequence_length < 2 {
-            return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict"));
+            return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
+                .remedy("raise --sequence-length"));
         }
         if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
             return Err(Error::new(Kind::Missing, "no such data file").file(&spec.path).remedy("check --data"));
@@ -200,8 +201,12 @@ fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .file(model_dir)
             .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
     }
-    Tokenizer::from_file(&path)
-        .map_err(|e| Error::new(Kind::Malformed, "cannot understand this tokenizer").source(e).file(&path))
+    Tokenizer::from_file(&path).map_err(|e| {
+        Error::new(Kind::Malformed, "cannot understand this tokenizer")
+            .source(e)
+            .file(&path)
+            .remedy("download tokenizer.json again")
+    })
 }
 
 #[cfg(test)]

@@ -84,7 +84,9 @@ pub fn evaluate(
 ) -> Result<EvalReport> {
     if let Some(original) = original.filter(|o| o.vocab != model.vocab) {
         let what = format!("vocabularies of {} and {} tokens can't be compared", model.vocab, original.vocab);
-        return Err(Error::new(Kind::Mismatch, what).file(&original.config_file));
+        return Err(Error::new(Kind::Mismatch, what)
+            .file(&original.config_file)
+            .remedy("compare models with the same tokenizer"));
     }
     let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);

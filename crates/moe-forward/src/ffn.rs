@@ -6,7 +6,7 @@ use moe_math::routing::{Routing, softmax_top_k};
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::Context;
-use crate::loader::{LoadedExpert, Loader};
+use crate::loader::Loader;
 use crate::sweep::Observer;
 
 /// A block's activations are computed for this many tokens at a time.
@@ -61,23 +61,16 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let mut outputs = Vec::new();
     let mut place = vec![0u32; routing.selected.len()];
     let mut filled = 0;
-    // Before it is written, an upcycled model's experts are one and the same.
-    let mut loaded: Option<(&Expert, LoadedExpert)> = None;
-    for (e, slots) in routing.slots_by_expert().iter().enumerate().filter(|(_, slots)| !slots.is_empty()) {
-        let wanted = &moe.experts[e];
-        let expert = match loaded.take() {
-            Some((last, expert)) if last.same_source(wanted) => expert,
-            _ => loader.expert(wanted)?,
-        };
+    for (expert, slots) in groups(moe, &routing) {
+        let loaded = loader.expert(expert)?;
         let tokens: Vec<u32> = slots.iter().map(|slot| slot / routing.top_k as u32).collect();
         let run = || {
             let count = tokens.len();
             let tokens = Tensor::from_vec(tokens, count, x.device())?;
-            in_blocks(&x.index_select(&tokens, 0)?, |x| expert.forward(x))
+            in_blocks(&x.index_select(&tokens, 0)?, |x| loaded.forward(x))
         };
-        outputs.push(run().context(|| format!("expert {e} of layer {index}"))?);
-        loaded = Some((wanted, expert));
-        for &slot in slots {
+        outputs.push(run().context(|| format!("the expert of {} in layer {index}", expert.down.weight.name()))?);
+        for slot in slots {
             place[slot as usize] = filled;
             filled += 1;
         }
@@ -90,6 +83,19 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         routed + in_blocks(x, |x| expert.forward(x))?.broadcast_mul(&gate)?
     };
     add().context(|| format!("the shared expert of layer {index}"))
+}
+
+/// Experts that have tokens, each with its positions in `routing.selected`. Neighbours that are made of the same
+/// bytes, as in a plain upcycling before it is written, are one.
+fn groups<'m>(moe: &'m Moe, routing: &Routing) -> Vec<(&'m Expert, Vec<u32>)> {
+    let mut groups: Vec<(&Expert, Vec<u32>)> = Vec::new();
+    for (expert, slots) in moe.experts.iter().zip(routing.slots_by_expert()).filter(|(_, slots)| !slots.is_empty()) {
+        match groups.last_mut() {
+            Some((last, all)) if last.same_source(expert) => all.extend(slots),
+            _ => groups.push((expert, slots)),
+        }
+    }
+    groups
 }
 
 /// Σ over a token's choices of weight × output; gives `[tokens, hidden]`.

@@ -43,8 +43,11 @@ impl Shared {
     }
 }
 
-/// candle's name of a weight encoding.
-pub(crate) fn candle_dtype(weight: &Weight) -> Result<DType> {
+/// candle's name of a weight's encoding.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for anything but F32, F16 and BF16.
+pub fn candle_dtype(weight: &Weight) -> Result<DType> {
     match weight.dtype() {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),

@@ -3,7 +3,6 @@
 use candle_core::{DType, Tensor};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
-use moe_math::encoding::first_non_finite;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Layer, Model, QkNorm, Weight};
 
@@ -11,7 +10,8 @@ use crate::attention::LoadedAttention;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::ffn;
-use crate::loader::{Loader, Shared, candle_dtype};
+use crate::finite;
+use crate::loader::{Loader, Shared};
 use crate::rotary::Rotary;
 
 /// Attention runs on whole sequences of about this many tokens together.
@@ -66,6 +66,7 @@ impl<'a> Sweep<'a> {
         let table = Loader { compute, shared: None }.rows(&model.embed, &unique)?;
         let embed = || table.index_select(&Tensor::from_vec(rows, batch.tokens(), &compute.device)?, 0);
         let hidden = embed().context(|| "the embedding".into())?;
+        finite::check(&hidden, "the embeddings of these tokens", [&model.embed])?;
         let rotary = Rotary::new(&model.rope, model.head_dim, batch.longest(), compute)
             .context(|| "the rotary embedding".into())?;
         Ok(Self { model, batch, compute, rotary, shared: None, hidden })
@@ -101,7 +102,7 @@ impl<'a> Sweep<'a> {
         let normed = self.norm(&attended, &ffn_norm).context(|| format!("a norm of layer {index}"))?;
         let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
         self.hidden = (attended + out).context(|| format!("layer {index}"))?;
-        self.check_finite(index)
+        finite::check(&self.hidden, &format!("the hidden states of layer {index}"), weights_of(layer))
     }
 
     fn attention(&self, index: usize, layer: &Layer, loader: Loader<'_>) -> Result<Tensor> {
@@ -120,26 +121,6 @@ impl<'a> Sweep<'a> {
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
         candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.model.norm_eps as f32)
-    }
-
-    fn check_finite(&self, index: usize) -> Result<()> {
-        let sum = self.hidden.to_dtype(DType::F32).and_then(|h| h.sum_all()?.to_scalar::<f32>());
-        if sum.context(|| format!("layer {index}"))?.is_finite() {
-            return Ok(());
-        }
-        let what = format!("the hidden states of layer {index} are not finite");
-        let error = Error::new(Kind::Numeric, what).file(&self.model.config_file);
-        // Something is wrong, so time doesn't matter: find the weight that is to blame.
-        for weight in weights_of(&self.model.layers[index]) {
-            let found =
-                first_non_finite(&weight.read()?, candle_dtype(weight)?).context(|| weight.name().to_owned())?;
-            if let Some(position) = found {
-                return Err(error
-                    .tensor(format!("{} (element {position} is not finite)", weight.name()))
-                    .remedy("moe-convert verify lists every tensor that is not finite; get a sound checkpoint"));
-            }
-        }
-        Err(error.remedy("the weights are finite, so activations overflowed: compute in f32"))
     }
 
     /// The hidden states, `[tokens, hidden]`.
@@ -187,6 +168,8 @@ pub struct Head {
     norm: Tensor,
     weight: Tensor,
     eps: f32,
+    /// Where both come from, for messages.
+    sources: [Weight; 2],
 }
 
 impl Head {
@@ -200,19 +183,22 @@ impl Head {
 
     pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
         let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.tensor(model.head_weight())?);
-        Ok(Self { norm, weight, eps: model.norm_eps as f32 })
+        let sources = [model.final_norm.clone(), model.head_weight().clone()];
+        Ok(Self { norm, weight, eps: model.norm_eps as f32, sources })
     }
 
     /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
     ///
     /// # Errors
-    /// What the device returns.
+    /// [`Kind::Numeric`] where they are not finite; what the device returns.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let compute = || {
             let normed = candle_nn::ops::rms_norm(&hidden.contiguous()?, &self.norm, self.eps)?;
             normed.matmul(&self.weight.t()?)?.to_dtype(DType::F32)
         };
-        compute().context(|| "the logits".into())
+        let logits = compute().context(|| "the logits".into())?;
+        finite::check(&logits, "the logits", &self.sources)?;
+        Ok(logits)
     }
 
     /// Rows of the head: the size of the vocabulary.

@@ -26,7 +26,9 @@ impl<'a> Config<'a> {
 
     /// A problem with `key`, as an error that names the file.
     pub fn error(&self, key: &str, what: &str) -> Error {
-        Error::new(Kind::Malformed, format!("config key {key:?} {what}")).file(self.file)
+        Error::new(Kind::Malformed, format!("config key {key:?} {what}"))
+            .file(self.file)
+            .remedy("get the config.json that belongs to these weights")
     }
 
     fn required(&self, key: &str) -> Result<&'a Value> {

@@ -75,12 +75,11 @@ impl Model {
         // transformers 5 keeps a head that a tied checkpoint holds all the same.
         let head = match tied && !reader.tensors.contains_key(names::HEAD) {
             true => Head::Tied,
-            false => Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden]).map_err(|e| {
-                e.remedy("if the head is the embedding, set \"tie_word_embeddings\": true in config.json")
-            })?),
+            false => Head::Own(reader.take(names::HEAD, &[shape.vocab, shape.hidden])?),
         };
         let rope = Rope::decode(config)?;
-        let norm_eps = config.optional_f64("rms_norm_eps")?.ok_or_else(|| config.error("rms_norm_eps", "is null"))?;
+        let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
+        let norm_eps = norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
         let extra = reader.rest()?;
         let Shape { hidden, vocab, heads, kv_heads, head_dim } = shape;
         let config_file = file.to_owned();
@@ -166,7 +165,10 @@ impl Reader<'_> {
             Error::new(Kind::Missing, "a tensor that the config calls for is missing")
                 .tensor(name)
                 .file(self.config.file)
-                .remedy("the checkpoint is incomplete, or config.json is of another model")
+                .remedy(match name {
+                    names::HEAD => "if the head is the embedding, set \"tie_word_embeddings\": true in config.json",
+                    _ => "the checkpoint is incomplete, or config.json is of another model",
+                })
         })?;
         let file = weight.stored().map_or(self.config.file, |s| s.path());
         if weight.shape() != shape {
@@ -219,7 +221,8 @@ impl Reader<'_> {
                     Kind::Unsupported,
                     format!("layer {index} is dense, which this family can't be"),
                 )
-                .file(self.config.file));
+                .file(self.config.file)
+                .remedy("get the config.json that belongs to these weights"));
             }
         };
         Ok(Layer { attention_norm, attention, ffn_norm, ffn })

@@ -34,7 +34,7 @@ impl WindowRule {
         let window = if enabled { config.optional_usize("sliding_window")? } else { None };
         let Some(window) = window else { return Ok(vec![None; layers]) };
         if window == 0 {
-            return Err(config.error("sliding_window", "is 0").remedy("use null where there is no window"));
+            return Err(config.error("sliding_window", "is 0; null stands for no window"));
         }
         let slides = |layer: usize, last: usize| match self {
             WindowRule::LateLayers => layer >= last,

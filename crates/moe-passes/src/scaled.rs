@@ -1,6 +1,7 @@
 //! Weights made from others elementwise, on demand: scaled, with noise, or random.
 
 use candle_core::DType;
+use moe_forward::{candle_dtype, not_finite};
 use moe_math::{encoding, sampling};
 use moe_model::{Error, Kind, Make, Result, Weight};
 
@@ -42,15 +43,15 @@ impl Make for Scaled {
         let bytes = encoding::encode_f32(&values, dtype).map_err(fail)?;
         match encoding::first_non_finite(&bytes, dtype).map_err(fail)? {
             None => Ok(bytes),
-            Some(position) => {
-                let what = format!("element {position} is not finite, or overflows {dtype:?} when scaled by {factor}");
-                let error = Error::new(Kind::Numeric, what).tensor(self.base.name());
-                let error = error.remedy("moe-convert verify lists every tensor that is not finite");
-                Err(match self.base.stored() {
-                    Some(stored) => error.file(stored.path()),
-                    None => error,
-                })
-            }
+            // Finite before, so it overflowed; otherwise it was no number to begin with.
+            Some(position) => Err(match values[position].is_finite() {
+                false => not_finite(&self.base, position as u64),
+                true => {
+                    Error::new(Kind::Numeric, format!("element {position} overflows {dtype:?} when scaled by {factor}"))
+                        .tensor(self.base.name())
+                        .remedy("convert the source to bfloat16 or float32 first")
+                }
+            }),
         }
     }
 }
@@ -82,16 +83,6 @@ impl Make for Normal {
             std => sampling::normal(self.count, std, &mut sampling::generator(self.seed, self.stream)),
         };
         encoding::encode_f32(&values, self.dtype).map_err(|e| numeric("router", e))
-    }
-}
-
-fn candle_dtype(weight: &Weight) -> Result<DType> {
-    use moe_checkpoint::Dtype;
-    match weight.dtype() {
-        Dtype::F32 => Ok(DType::F32),
-        Dtype::F16 => Ok(DType::F16),
-        Dtype::BF16 => Ok(DType::BF16),
-        other => Err(Error::new(Kind::Unsupported, format!("{other} weights can't be changed")).tensor(weight.name())),
     }
 }
 

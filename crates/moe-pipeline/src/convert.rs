@@ -5,10 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, OutputDir, OutputOptions, ShardPlan, Writer, json, plan_shards, sha256_file,
+    CONFIG_FILE, Checkpoint, Declared, Manifest, OutputDir, OutputOptions, ShardPlan, Writer, json, plan_shards,
+    sha256_file,
 };
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::{Batch, Difference, logit_difference};
+use moe_forward::{Batch, Difference, candle_dtype, logit_difference, not_finite};
+use moe_math::encoding::first_non_finite;
 use moe_math::{Compute, sampling};
 use moe_model::{Declaration, Model, Weight};
 use moe_passes::{Identity, Pass, Plan};
@@ -19,9 +21,12 @@ use crate::card;
 use crate::progress::{LayerProgress, Progress, Quiet, Timings, Unit};
 use crate::receipt::{Measured, RECEIPT_FILE, RUN_FILE, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, RunRecord};
+use crate::verify::check_hashes;
 
 /// Logits of a result that promises identity may differ by this much for each unit of the largest logit.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
+/// Logits of all of them are in memory at once.
+const MAX_PROBE_TOKENS: usize = 4096;
 /// Config, cards and file-system overhead, on top of the tensors.
 const SLACK_BYTES: u64 = 4 << 20;
 
@@ -136,7 +141,7 @@ impl Prepared {
 /// # Errors
 /// Whatever would stop the run before its first byte.
 pub fn plan<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
-    OutputDir::check(output, &[input], output_options(options))?;
+    check_options(input, output, options)?;
     let prepared = Prepared::new(pass, input, options.max_shard_size)?;
     let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
     Ok(PlannedOutput {
@@ -160,7 +165,9 @@ pub fn is_finished<P: Pass>(pass: &P, input: &Path, output: &Path, options: &Con
     let mut wanted = prepared.receipt(pass, input);
     wanted.source.sha256 = hash_source(&prepared.checkpoint, &Quiet)?;
     let wanted = serde_json::to_value(&wanted).unwrap_or_default();
-    Ok(["tool", "pass", "options", "source", "result"].iter().all(|key| found[key] == wanted[key]))
+    let same = ["tool", "pass", "options", "source", "result"].iter().all(|key| found[key] == wanted[key]);
+    let whole = || Manifest::read(output).is_ok_and(|m| m.is_some_and(|m| check_hashes(output, &m, &Quiet).is_ok()));
+    Ok(same && whole())
 }
 
 /// Runs `pass` on the checkpoint `input` and writes the result to `output`.
@@ -175,7 +182,7 @@ pub fn convert<P: Pass>(
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Conversion> {
-    OutputDir::check(output, &[input], output_options(options))?;
+    check_options(input, output, options)?;
     let mut timings = Timings::default();
     let prepared = timings.time("plan", || Prepared::new(pass, input, options.max_shard_size))?;
     let mut receipt = prepared.receipt(pass, input);
@@ -216,15 +223,40 @@ pub fn convert<P: Pass>(
     Ok(Conversion { receipt, timings, bytes: summary.bytes, hashing_seconds: summary.hashing.as_secs_f64() })
 }
 
+/// What needs neither source nor plan.
+fn check_options(input: &Path, output: &Path, options: &ConvertOptions) -> Result<()> {
+    if options.probe_tokens > MAX_PROBE_TOKENS {
+        let what = format!("{} probe tokens are more than {MAX_PROBE_TOKENS}", options.probe_tokens);
+        return Err(
+            Error::new(Kind::Usage, what).remedy("lower --probe-tokens; eval measures on as much text as you like")
+        );
+    }
+    if input.is_dir() {
+        OutputDir::check(output, &[input], output_options(options))?;
+    }
+    Ok(())
+}
+
 fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
     OutputOptions { overwrite: options.overwrite, replaceable_if: RECEIPT_FILE }
 }
 
+fn numeric(error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, "cannot check a tensor").source(error)
+}
+
 fn push(writer: &mut Writer, name: &str, weight: &Weight) -> Result<()> {
-    match weight.stored() {
-        Some(stored) => writer.push_from(name, stored.bytes(), |offset, buffer| stored.read_at(offset, buffer)),
-        None => writer.push(name, &weight.read()?),
-    }
+    let Some(stored) = weight.stored() else { return writer.push(name, &weight.read()?) };
+    let float = candle_dtype(weight).ok();
+    writer.push_from(name, stored.bytes(), |offset, buffer| {
+        stored.read_at(offset, buffer)?;
+        // A probe sees a few tokens; here every value passes by.
+        let found = float.map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype))).transpose()?;
+        match found {
+            Some((Some(at), dtype)) => Err(not_finite(weight, offset / dtype.size_in_bytes() as u64 + at as u64)),
+            _ => Ok(()),
+        }
+    })
 }
 
 /// SHA-256 of config and weights; files are hashed side by side.

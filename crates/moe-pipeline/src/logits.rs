@@ -26,7 +26,7 @@ pub fn write_logits(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<()> {
-    check_replaceable(output, overwrite)?;
+    check_output(model, output, overwrite)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers);
     let mut sweep = Sweep::new(model, batch, compute)?;
     sweep.run(&mut LayerProgress(progress))?;
@@ -56,7 +56,20 @@ pub fn write_logits(
 }
 
 /// A mistyped path must not cost anybody their weights: only logits and empty files are replaced unasked.
-fn check_replaceable(output: &Path, overwrite: bool) -> Result<()> {
+fn check_output(model: &Model, output: &Path, overwrite: bool) -> Result<()> {
+    let directory = |path: &Path| {
+        path.parent().and_then(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }.canonicalize().ok())
+    };
+    if let (Some(model), Some(parent)) = (directory(&model.config_file), directory(output))
+        && parent.starts_with(&model)
+    {
+        return Err(Error::new(
+            Kind::Usage,
+            "the output lies inside the model's directory, where loaders would find it",
+        )
+        .file(output)
+        .remedy("choose an output outside the input directory"));
+    }
     let empty = || output.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
     let only_logits = || {
         let opened = SourceFile::open(output);

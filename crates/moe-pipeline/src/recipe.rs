@@ -72,7 +72,9 @@ impl Recipe {
     /// can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read this recipe", path, e))?;
-        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| e.file(path))
+        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| {
+            e.file(path).remedy("correct the recipe; the keys of a step are the options of its command, see its --help")
+        })
     }
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
@@ -154,7 +156,7 @@ fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Optio
 }
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
-    toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.message().to_owned())
+    toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string().trim().replace('\n', " "))
 }
 
 #[cfg(test)]

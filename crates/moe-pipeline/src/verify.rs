@@ -13,7 +13,7 @@ use crate::loaders;
 use crate::progress::{Progress, Unit};
 
 /// Tensors are read in parts of this many bytes.
-const PART_BYTES: u64 = 4 << 20;
+const PART_BYTES: u64 = 1 << 20;
 
 /// What was found in a sound checkpoint; anything unsound is an error.
 #[derive(Debug, Clone, Serialize)]
@@ -49,11 +49,15 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     }
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
     progress.stage("check values", bytes, Unit::Bytes);
-    let mut buffer = vec![0; PART_BYTES as usize];
-    for tensor in checkpoint.tensors().values() {
-        check_finite(tensor, &mut buffer)?;
+    let tensors: Vec<&Stored> = checkpoint.tensors().values().collect();
+    let check = |buffer: &mut Vec<u8>, tensor: &&Stored| -> Result<()> {
+        check_finite(tensor, buffer)?;
         progress.advance(tensor.bytes());
-    }
+        Ok(())
+    };
+    // The first bad tensor by name is reported, whichever thread finds one first.
+    let results: Vec<_> = tensors.par_iter().map_init(|| vec![0; PART_BYTES as usize], check).collect();
+    results.into_iter().collect::<Result<()>>()?;
     Ok(VerifyReport {
         model_type: model.family.model_type.clone(),
         hashed_files,
@@ -65,7 +69,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     })
 }
 
-fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
+pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
     progress.stage("check hashes", manifest.files.len() as u64, Unit::Files);
     manifest.files.par_iter().try_for_each(|(name, expected)| {
         let path = dir.join(name);

@@ -1,0 +1,43 @@
+//! Values that are not finite, and which weight is to blame.
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::encoding::first_non_finite;
+use moe_model::Weight;
+
+use crate::context::Context;
+use crate::loader::candle_dtype;
+
+/// Fails if `values` has one that is not finite; names the first of `suspects` that has one too.
+pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator<Item = &'w Weight>) -> Result<()> {
+    // A sum is finite only if every term is.
+    let sum = values.to_dtype(DType::F32).and_then(|v| v.sum_all()?.to_scalar::<f32>());
+    if sum.context(|| what.to_owned())?.is_finite() {
+        return Ok(());
+    }
+    // Something is wrong, so time doesn't matter any more.
+    for weight in suspects {
+        check_weight(weight)?;
+    }
+    Err(Error::new(Kind::Numeric, format!("{what}: not finite, though the weights are"))
+        .remedy("activations overflowed: compute in f32, or check the data"))
+}
+
+fn check_weight(weight: &Weight) -> Result<()> {
+    let found = first_non_finite(&weight.read()?, candle_dtype(weight)?).context(|| weight.name().to_owned())?;
+    match found {
+        None => Ok(()),
+        Some(element) => Err(not_finite(weight, element as u64)),
+    }
+}
+
+/// The error for a weight whose `element` is not finite.
+pub fn not_finite(weight: &Weight, element: u64) -> Error {
+    let error = Error::new(Kind::Numeric, format!("element {element} is not finite"))
+        .tensor(weight.name())
+        .remedy("the training or conversion that wrote it failed: get a sound checkpoint");
+    match weight.stored() {
+        Some(stored) => error.file(stored.path()),
+        None => error,
+    }
+}
