@@ -86,6 +86,7 @@ impl Session {
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let batch = Batch::from_json(tokens)?;
         let model = Model::open(model)?;
+        batch.check_vocabulary(model.vocab, tokens)?;
         write_logits(&model, &batch, output, overwrite, &self.compute, self.progress.as_ref())?;
         let shape = [batch.tokens(), model.vocab];
         self.print(&serde_json::json!({ "output": output, "shape": shape }), || {

@@ -39,6 +39,14 @@ impl Batch {
         Ok(Self::new(sequences.iter().map(Vec::as_slice)))
     }
 
+    /// Checks that a vocabulary of `vocab` tokens has all of these; they came from `file`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] otherwise.
+    pub fn check_vocabulary(&self, vocab: usize, file: &Path) -> Result<()> {
+        check_ids(&self.ids, vocab).map_err(|e| e.file(file))
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
@@ -47,5 +55,14 @@ impl Batch {
     /// Length of the longest sequence.
     pub fn longest(&self) -> usize {
         self.spans.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+    }
+}
+
+/// Refuses ids that a vocabulary of `vocab` tokens doesn't have.
+pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::new(Kind::Usage, format!("token id {id}, but the vocabulary has {vocab}"))
+            .remedy("use ids of this model's own tokenizer")),
     }
 }

@@ -8,6 +8,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
+use crate::batch::check_ids;
 use crate::chat::ChatTemplate;
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
@@ -54,6 +55,8 @@ impl<'de> Deserialize<'de> for DataSpec {
 pub struct TokenizeOptions {
     /// Documents are cut into windows of this many tokens; each is a sequence of its own.
     pub sequence_length: usize,
+    /// Size of the vocabulary, which no token id may reach.
+    pub vocab: usize,
     /// At most this many tokens are kept of each domain.
     pub max_tokens: Option<usize>,
 }
@@ -87,16 +90,20 @@ impl Corpus {
             return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
                 .remedy("raise --sequence-length"));
         }
-        if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
+        if let Some(spec) = specs.iter().find(|s| !s.path.exists() || s.path.is_dir()) {
             return Err(Error::new(Kind::Missing, "no such data file").file(&spec.path).remedy("check --data"));
         }
         let mut source = Documents { model_dir, tokenizer: None, template: None };
         let mut domains: Vec<Domain> = Vec::new();
         for spec in specs {
             let mut windows = Vec::new();
-            source.for_each(&spec.path, &mut |ids| {
-                windows.extend(ids.chunks(options.sequence_length).filter(|w| w.len() >= 2).map(<[u32]>::to_vec));
-            })?;
+            source
+                .for_each(&spec.path, &mut |ids| {
+                    check_ids(&ids, options.vocab)?;
+                    windows.extend(ids.chunks(options.sequence_length).filter(|w| w.len() >= 2).map(<[u32]>::to_vec));
+                    Ok(())
+                })
+                .map_err(|e| e.file(&spec.path))?;
             if windows.is_empty() {
                 return Err(Error::new(Kind::Usage, "this data has no two tokens in a row: nothing to predict")
                     .file(&spec.path)
@@ -144,12 +151,11 @@ struct Line {
 }
 
 impl Documents<'_> {
-    fn for_each(&mut self, path: &Path, take: &mut dyn FnMut(Vec<u32>)) -> Result<()> {
+    fn for_each(&mut self, path: &Path, take: &mut dyn FnMut(Vec<u32>) -> Result<()>) -> Result<()> {
         let fail = |e| Error::io("cannot read this data file", path, e);
         if path.extension().is_none_or(|e| e != "jsonl") {
             let text = std::fs::read_to_string(path).map_err(fail)?;
-            take(self.encode(&text, true)?);
-            return Ok(());
+            return take(self.encode(&text, true)?);
         }
         let lines = BufReader::new(std::fs::File::open(path).map_err(fail)?).lines();
         for (number, line) in lines.enumerate() {
@@ -172,7 +178,7 @@ impl Documents<'_> {
                     self.encode(&text, false)?
                 }
                 _ => return Err(malformed("none of the known keys".into())),
-            });
+            })?;
         }
         Ok(())
     }

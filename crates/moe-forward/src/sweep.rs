@@ -1,13 +1,13 @@
 //! The sweep: hidden states of a batch flow through the model layer by layer.
 
 use candle_core::{DType, Tensor};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Layer, Model, QkNorm, Weight};
 
 use crate::attention::LoadedAttention;
-use crate::batch::Batch;
+use crate::batch::{Batch, check_ids};
 use crate::context::Context;
 use crate::ffn;
 use crate::finite;
@@ -52,12 +52,7 @@ impl<'a> Sweep<'a> {
     /// # Errors
     /// [`Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
-        let bad = batch.ids.iter().find(|id| **id as usize >= model.vocab);
-        if let Some(id) = bad {
-            return Err(Error::new(Kind::Usage, format!("token id {id}, but the vocabulary has {}", model.vocab))
-                .file(&model.config_file)
-                .remedy("use ids of this model's own tokenizer"));
-        }
+        check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
         let mut unique: Vec<u32> = batch.ids.clone();
         unique.sort_unstable();
         unique.dedup();

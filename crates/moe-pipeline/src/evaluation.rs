@@ -110,7 +110,11 @@ pub fn eval(
     }
     let opened = Model::open(model)?;
     let original = original.map(Model::open).transpose()?;
-    let tokenize = TokenizeOptions { sequence_length: options.sequence_length, max_tokens: options.max_tokens };
+    let tokenize = TokenizeOptions {
+        sequence_length: options.sequence_length,
+        vocab: opened.vocab,
+        max_tokens: options.max_tokens,
+    };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     let models = 1 + usize::from(original.is_some());
     check_budget(&opened, corpus.tokens(), models, compute, memory_budget)?;
