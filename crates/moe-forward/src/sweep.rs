@@ -50,7 +50,7 @@ impl<'a> Sweep<'a> {
     /// Embeds `batch`.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
+    /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
         check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
         let mut unique: Vec<u32> = batch.ids.clone();
@@ -87,7 +87,7 @@ impl<'a> Sweep<'a> {
     /// Runs layer `index`.
     ///
     /// # Errors
-    /// [`Kind::Numeric`] where the result is not finite, naming the tensor if a weight is to blame;
+    /// [`moe_checkpoint::Kind::Numeric`] where the result is not finite, naming the tensor if a weight is to blame;
     /// what reading and the device return.
     pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let layer = &self.model.layers[index];
@@ -185,7 +185,7 @@ impl Head {
     /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
     ///
     /// # Errors
-    /// [`Kind::Numeric`] where they are not finite; what the device returns.
+    /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let compute = || {
             let normed = candle_nn::ops::rms_norm(&hidden.contiguous()?, &self.norm, self.eps)?;
