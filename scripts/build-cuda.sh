@@ -33,7 +33,7 @@ NVCC
 else
   if [[ ! -e $CUDA_HOME/.complete ]]; then
     # CUDA 12's wheels hold no compiler; --no-deps leaves out the libraries, which the build doesn't need.
-    python3 -m pip install -q --no-deps --upgrade --target "$target/cuda/toolkit" \
+    python3 -m pip install -q --root-user-action=ignore --no-deps --upgrade --target "$target/cuda/toolkit" \
       nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
       nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
     # Empty archives satisfy cudarc's -l flags; the CUDA runtime is linked in statically.

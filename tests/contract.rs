@@ -325,3 +325,15 @@ fn the_binary_needs_no_libraries_of_its_own() {
     let ldd = sandbox.shell(&format!("command -v ldd >/dev/null || exit 0; env -u LD_LIBRARY_PATH ldd '{BINARY}'"));
     assert!(!ldd.stdout.contains("not found"), "{}", ldd.stdout);
 }
+
+#[test]
+fn selftest_checks_every_family() {
+    let sandbox = Sandbox::new();
+    let checks: Value = serde_json::from_str(&sandbox.run("selftest --json --device cpu").succeeds().stdout).unwrap();
+    let names: Vec<_> = checks.as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect();
+    for family in std::fs::read_dir(root().join("crates/moe-model/families")).unwrap() {
+        let family = family.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(names.contains(&format!("forward {family}")), "{family}: {names:?}");
+    }
+    assert!(names.contains(&"upcycle llama".to_owned()), "{names:?}");
+}

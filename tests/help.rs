@@ -10,7 +10,7 @@ use std::os::unix::fs::symlink;
 
 use common::{Sandbox, assert_none, root};
 
-const COMMANDS: &[&str] = &["", "inspect", "logits", "upcycle", "eval", "run", "verify"];
+const COMMANDS: &[&str] = &["", "inspect", "logits", "upcycle", "eval", "run", "selftest", "verify"];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.
 #[test]
@@ -78,4 +78,17 @@ fn examples_run() {
         }
     }
     assert_none(&problems);
+}
+
+/// The commands in README.md, in order, as a reader would paste them.
+#[test]
+fn commands_in_the_readme_run() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let blocks = readme.split("```sh\n").skip(1).filter_map(|b| b.split("```").next());
+    let commands: Vec<_> = blocks.flat_map(str::lines).filter(|line| line.starts_with("moe-convert ")).collect();
+    assert!(commands.len() >= 5, "{commands:?}");
+    let sandbox = Sandbox::new();
+    for command in commands {
+        sandbox.shell(command).succeeds();
+    }
 }

@@ -123,6 +123,10 @@ pub enum Command {
         dry_run: bool,
     },
 
+    /// Run every pass on built-in models and compare with golden outputs, on any device
+    #[command(after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json")]
+    Selftest,
+
     /// Check a checkpoint: hashes, shapes, finite values, every expert present, loader traps
     #[command(after_help = "Example:\n  moe-convert verify golden/models/moe")]
     Verify {

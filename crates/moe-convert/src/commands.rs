@@ -12,7 +12,7 @@ use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
     ByteSize, ConvertOptions, EvalOptions, Progress, Recipe, Step, StepKind, Timings, convert, eval, inspect,
-    is_finished, peak_memory_bytes, plan, verify, write_logits,
+    is_finished, peak_memory_bytes, plan, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -35,6 +35,7 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time("eval", || session.eval(&model, against.as_deref(), &options))
         }
         Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
+        Command::Selftest => timings.time("selftest", || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
     };
     if session.common.timings {
@@ -153,6 +154,19 @@ impl Session {
     fn verify(&self, model: &Path) -> Result<()> {
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
+    }
+
+    fn selftest(&self) -> Result<()> {
+        let checks = selftest(&self.compute, self.progress.as_ref())?;
+        let failed: Vec<_> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
+        self.print(&checks, || render::selftest(&self.compute, &checks))?;
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let what = format!("selftest failed: {}", failed.join(", "));
+        Err(Error::new(Kind::Numeric, what)
+            .remedy("don't trust results on this device; please report the table")
+            .into())
     }
 
     fn recipe(

@@ -6,7 +6,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{DomainReport, EvalReport};
 use moe_pipeline::{
-    ByteSize, Conversion, Inspection, PlannedOutput, Receipt, Timings, VerifyReport, describe_identity,
+    ByteSize, Check, Conversion, Inspection, PlannedOutput, Receipt, Timings, VerifyReport, describe_identity,
     peak_memory_bytes,
 };
 
@@ -221,6 +221,22 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
     }
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));
     format!("{}: sound\n{}", model.display(), facts(rows))
+}
+
+/// `selftest`.
+pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
+    let rows = checks.iter().map(|c| {
+        vec![
+            c.name.clone(),
+            c.models.to_string(),
+            format!("{:.2e}", c.error),
+            format!("{:.0e}", c.tolerance),
+            c.misrouted.to_string(),
+            if c.passed() { "ok" } else { "FAILED" }.to_owned(),
+        ]
+    });
+    let header = ["check", "models", "max error", "tolerance", "misrouted", ""];
+    format!("selftest on {:?} in {:?}\n{}", compute.device.location(), compute.dtype, table(&header, rows))
 }
 
 /// --timings.

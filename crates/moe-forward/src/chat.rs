@@ -56,5 +56,46 @@ impl ChatTemplate {
 }
 
 fn bad_template(error: minijinja::Error) -> Error {
-    Error::new(Kind::Unsupported, "the chat template can't be rendered").source(error)
+    Error::new(Kind::Unsupported, "the chat template can't be rendered")
+        .source(error)
+        .remedy("give \"text\" instead of \"messages\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ChatML as SmolLM2 and Qwen ship it, rendered by hand.
+    const CHATML: &str = "{% for message in messages %}\n{% if loop.first and messages[0]['role'] != 'system' %}\n\
+        {{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}\n{% endif %}\n\
+        {{ '<|im_start|>' + message['role'] + '\\n' + message['content'].strip() + '<|im_end|>' + '\\n' }}\n\
+        {% endfor %}\n{% if add_generation_prompt %}{{ 'never' }}{% endif %}{{ eos_token }}";
+
+    fn render(template: &str, messages: &str) -> Result<String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": {"content": "</s>"}}"#).unwrap();
+        ChatTemplate::load(dir.path())?.render(&serde_json::from_str(messages).unwrap())
+    }
+
+    #[test]
+    fn a_conversation_is_rendered_as_jinja_does() {
+        let text = render(CHATML, r#"[{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "Yes"}]"#);
+        let expected = "<|im_start|>system\nBe brief.<|im_end|>\n\n<|im_start|>user\nHi<|im_end|>\n\n\
+                        <|im_start|>assistant\nYes<|im_end|>\n\n</s>";
+        assert_eq!(text.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_template_that_refuses_says_why() {
+        let error = render("{{ raise_exception('roles must alternate') }}", "[]").unwrap_err().to_string();
+        assert!(error.contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn no_template_is_said_with_a_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ChatTemplate::load(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("no chat template") && error.contains("remedy"), "{error}");
+    }
 }

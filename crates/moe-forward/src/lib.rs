@@ -15,6 +15,7 @@ mod evaluate;
 mod ffn;
 mod finite;
 mod loader;
+mod parity;
 mod rotary;
 mod sweep;
 
@@ -24,4 +25,5 @@ pub use difference::{Difference, logit_difference};
 pub use evaluate::{Comparison, DomainReport, EvalReport, evaluate};
 pub use finite::not_finite;
 pub use loader::candle_dtype;
+pub use parity::{Parity, max_difference, parity};
 pub use sweep::{Head, Observer, Silent, Sweep};

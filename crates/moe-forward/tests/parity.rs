@@ -1,18 +1,14 @@
 //! Forward parity with transformers on every golden, and proof that the goldens bite.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
-use moe_forward::{Batch, Head, Observer, Sweep};
+use candle_core::Tensor;
+use moe_forward::{Batch, Head, Silent, Sweep, max_difference, parity};
 use moe_math::Compute;
-use moe_math::routing::Routing;
 use moe_model::{Expert, Ffn, Make, Model, Result, Weight};
 
 /// Largest absolute error of a logit; their standard deviation is about 1.
 const TOLERANCE: f32 = 1e-4;
-/// Selections must agree where the reference's decision is clearer than this.
-const MARGIN: f32 = 1e-5;
 
 fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
@@ -45,49 +41,22 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-#[derive(Default)]
-struct Recorder(BTreeMap<usize, Routing>);
-
-impl Observer for Recorder {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
-        assert!(self.0.insert(layer, routing.clone()).is_none(), "goldens are small enough for one part");
-    }
+/// The CPU, or the device that MOE_TEST_DEVICE names.
+fn compute() -> Compute {
+    let name = std::env::var("MOE_TEST_DEVICE").unwrap_or("cpu".into());
+    Compute { device: moe_math::open_device(name.parse().unwrap()).unwrap(), ..Compute::cpu() }
 }
 
-fn run(model: &Model, batch: &Batch) -> Result<(Tensor, Recorder)> {
-    let compute = Compute::cpu();
-    let mut recorder = Recorder::default();
-    let mut sweep = Sweep::new(model, batch, &compute)?;
-    sweep.run(&mut recorder)?;
-    Ok((Head::load(model, &compute)?.logits(sweep.hidden())?, recorder))
+fn run(model: &Model, batch: &Batch) -> Tensor {
+    let compute = compute();
+    let mut sweep = Sweep::new(model, batch, &compute).unwrap();
+    sweep.run(&mut Silent).unwrap();
+    let logits = Head::load(model, &compute).unwrap().logits(sweep.hidden()).unwrap();
+    logits.to_device(&candle_core::Device::Cpu).unwrap()
 }
 
-fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    // f32::max would skip a NaN.
-    difference.into_iter().fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max })
-}
-
-fn check_routing(name: &str, layer: usize, routing: &Routing, reference: &BTreeMap<String, Tensor>) {
-    let logits = reference[&format!("router_logits.{layer}")].to_dtype(DType::F32).unwrap();
-    let p = candle_nn::ops::softmax_last_dim(&logits.contiguous().unwrap()).unwrap().to_vec2::<f32>().unwrap();
-    let selected = reference[&format!("selected.{layer}")].to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
-    assert_eq!(routing.tokens(), selected.len(), "{name}: tokens in layer {layer}");
-    for (token, (theirs, p)) in selected.iter().zip(&p).enumerate() {
-        let ours = &routing.selected[token * routing.top_k..][..routing.top_k];
-        let mut sorted = p.clone();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        if theirs.len() == p.len() || sorted[theirs.len() - 1] - sorted[theirs.len()] > MARGIN {
-            let set = |ids: &[u32]| ids.iter().copied().collect::<std::collections::BTreeSet<_>>();
-            assert_eq!(set(ours), set(theirs), "{name}: experts of token {token} in layer {layer}");
-        }
-    }
-    if let Some(weights) = reference.get(&format!("weights.{layer}")) {
-        let ours = Tensor::from_slice(&routing.weights, weights.dims(), weights.device()).unwrap();
-        let difference = max_difference(&ours, weights);
-        assert!(difference < TOLERANCE, "{name}: routing weights in layer {layer} are off by {difference}");
-    }
+fn difference(a: &Tensor, b: &Tensor) -> f32 {
+    max_difference(a, b).unwrap()
 }
 
 #[test]
@@ -95,17 +64,11 @@ fn logits_and_experts_are_those_of_transformers() {
     let cases = cases();
     assert!(cases.len() > 50, "only {} goldens", cases.len());
     for case in cases {
-        let reference = candle_core::safetensors::load(&case.reference, &candle_core::Device::Cpu).unwrap();
-        let reference: BTreeMap<_, _> = reference.into_iter().collect();
         let model = Model::open(&case.model).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let batch = Batch::from_json(&case.tokens).unwrap();
-        let (logits, recorder) = run(&model, &batch).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-        let difference = max_difference(&logits, &reference["logits"]);
-        assert!(difference < TOLERANCE, "{}: logits are off by {difference}", case.name);
-        assert_eq!(recorder.0.len(), model.moes().count(), "{}", case.name);
-        for (layer, routing) in &recorder.0 {
-            check_routing(&case.name, *layer, routing, &reference);
-        }
+        let found = parity(&model, &case.tokens, &case.reference, &compute());
+        let found = found.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        assert!(found.logits < TOLERANCE && found.weights < TOLERANCE, "{}: {found:?}", case.name);
+        assert_eq!(found.misrouted, 0, "{}: {found:?}", case.name);
     }
 }
 
@@ -114,11 +77,11 @@ fn logits_and_experts_are_those_of_transformers() {
 fn sequences_do_not_see_each_other() {
     let model = Model::open(&golden("models/moe")).unwrap();
     let batch = Batch::from_json(&golden("models/moe.tokens.json")).unwrap();
-    let (together, _) = run(&model, &batch).unwrap();
+    let together = run(&model, &batch);
     for span in &batch.spans {
-        let (alone, _) = run(&model, &Batch::new([&batch.ids[span.clone()]])).unwrap();
+        let alone = run(&model, &Batch::new([&batch.ids[span.clone()]]));
         let part = together.narrow(0, span.start, span.len()).unwrap();
-        assert!(max_difference(&alone, &part) < 1e-5);
+        assert!(difference(&alone, &part) < 1e-5);
     }
 }
 
@@ -153,16 +116,16 @@ fn mutations_fail_parity() {
         let case = golden("families").join(name);
         let model = Model::open(&case.join("model")).unwrap();
         let batch = Batch::from_json(&case.join("tokens.json")).unwrap();
-        let (reference, _) = run(&model, &batch).unwrap();
+        let reference = run(&model, &batch);
         let declared = model.declare().unwrap();
         for index in 0..declared.tensors.len() {
             let mut mutant = declared.clone();
             let (tensor, weight) = &mut mutant.tensors[index];
             let tensor = tensor.clone();
             *weight = shifted(weight);
-            let (logits, _) = run(&mutant.reread().unwrap(), &batch).unwrap();
-            let difference = max_difference(&logits, &reference);
-            assert!(difference > TOLERANCE, "{name}: shifting {tensor} changes logits by {difference} only");
+            let logits = run(&mutant.reread().unwrap(), &batch);
+            let moved = difference(&logits, &reference);
+            assert!(moved > TOLERANCE, "{name}: shifting {tensor} changes logits by {moved} only");
         }
         let mut swapped = model.clone();
         let swap = |expert: &mut Expert| std::mem::swap(&mut expert.gate, &mut expert.up);
@@ -172,8 +135,8 @@ fn mutations_fail_parity() {
                 Ffn::Moe(moe) => moe.experts.iter_mut().for_each(swap),
             }
         }
-        let (logits, _) = run(&swapped, &batch).unwrap();
-        assert!(max_difference(&logits, &reference) > TOLERANCE, "{name}: gate and up are interchangeable");
+        let logits = run(&swapped, &batch);
+        assert!(difference(&logits, &reference) > TOLERANCE, "{name}: gate and up are interchangeable");
     }
 }
 

@@ -99,6 +99,25 @@ fn half() -> f64 {
     0.5
 }
 
+impl UpcycleOptions {
+    /// Plain copies, everything else as by default.
+    pub fn copies(experts: usize, top_k: usize) -> Self {
+        Self {
+            experts,
+            top_k,
+            target: None,
+            init: Init::Copy,
+            noise_std: 0.0,
+            noise_fraction: one(),
+            router: RouterInit::Normal,
+            router_std: None,
+            norm_topk_prob: None,
+            shared_fraction: half(),
+            seed: 0,
+        }
+    }
+}
+
 impl Pass for UpcycleOptions {
     const NAME: &'static str = "upcycle";
 

@@ -15,6 +15,7 @@ mod progress;
 mod receipt;
 mod recipe;
 mod resources;
+mod selftest;
 mod verify;
 
 pub use card::identity as describe_identity;
@@ -26,4 +27,5 @@ pub use progress::{Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Recipe, Step, StepKind};
 pub use resources::{ByteSize, peak_memory_bytes};
+pub use selftest::{Check, selftest};
 pub use verify::{VerifyReport, verify};

@@ -29,6 +29,8 @@ pub enum Unit {
     Layers,
     /// Files.
     Files,
+    /// Model families.
+    Families,
 }
 
 /// Says nothing.

@@ -1,0 +1,129 @@
+//! Comparing a forward pass with a reference that another implementation wrote.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::routing::Routing;
+use moe_model::Model;
+
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::sweep::{Head, Observer, Sweep};
+
+/// Selections must agree where the reference's decision, p_k − p_{k+1}, is clearer than this.
+const MARGIN: f32 = 1e-5;
+
+/// How far a forward pass is from its reference.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Parity {
+    /// Largest absolute error of a logit.
+    pub logits: f32,
+    /// Largest absolute error of an applied routing weight, where the reference has them.
+    pub weights: f32,
+    /// Tokens, over all layers, that go to other experts than in the reference.
+    pub misrouted: usize,
+}
+
+/// Runs `model` on the tokens in `tokens` (JSON) and compares with the safetensors file `reference`: "logits", and
+/// for each sparse layer "router_logits.N", "selected.N" and maybe "weights.N".
+///
+/// # Errors
+/// What reading and computing return; [`Kind::Mismatch`] where the reference is of another model.
+pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute) -> Result<Parity> {
+    let batch = Batch::from_json(tokens)?;
+    let reference = Reference { file: reference, tensors: load(reference)? };
+    let mut recorder = Recorder::default();
+    let mut sweep = Sweep::new(model, &batch, compute)?;
+    sweep.run(&mut recorder)?;
+    let logits = Head::load(model, compute)?.logits(sweep.hidden())?;
+    let mut parity = Parity { logits: max_difference(&logits, reference.get("logits")?)?, ..Parity::default() };
+    for (layer, _) in model.moes() {
+        let routing = Recorder::join(&recorder.0, layer);
+        parity.misrouted += reference.misrouted(layer, &routing)?;
+        if let Ok(weights) = reference.get(&format!("weights.{layer}")) {
+            let ours = Tensor::from_slice(&routing.weights, weights.dims(), &Device::Cpu);
+            parity.weights = parity.weights.max(max_difference(&ours.context(|| "weights".into())?, weights)?);
+        }
+    }
+    Ok(parity)
+}
+
+/// The largest absolute difference of two tensors of the same shape; NaN if any value is.
+///
+/// # Errors
+/// [`Kind::Mismatch`] for different shapes.
+pub fn max_difference(a: &Tensor, b: &Tensor) -> Result<f32> {
+    if a.dims() != b.dims() {
+        return Err(Error::new(Kind::Mismatch, format!("shapes {:?} and {:?} differ", a.dims(), b.dims())));
+    }
+    let difference = || (a.to_device(&Device::Cpu)? - b)?.abs()?.flatten_all()?.to_vec1::<f32>();
+    // f32::max would skip a NaN.
+    let larger = |max: f32, d: f32| if d > max || d.is_nan() { d } else { max };
+    Ok(difference().context(|| "a difference".into())?.into_iter().fold(0.0, larger))
+}
+
+fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
+    candle_core::safetensors::load(path, &Device::Cpu)
+        .map_err(|e| Error::new(Kind::Malformed, "cannot read this reference").source(e).file(path))
+}
+
+struct Reference<'a> {
+    file: &'a Path,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Reference<'_> {
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        let missing = || Error::new(Kind::Mismatch, "the reference has no such tensor").tensor(name).file(self.file);
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    /// Tokens that `routing` sends elsewhere, of those whose decision is clear.
+    fn misrouted(&self, layer: usize, routing: &Routing) -> Result<usize> {
+        let (logits, selected) =
+            (self.get(&format!("router_logits.{layer}"))?, self.get(&format!("selected.{layer}"))?);
+        let rows = || -> candle_core::Result<_> {
+            let p = candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?;
+            Ok((p.to_vec2::<f32>()?, selected.to_dtype(DType::U32)?.to_vec2::<u32>()?))
+        };
+        let (p, selected) = rows().context(|| "a reference".into())?;
+        if selected.len() != routing.tokens() {
+            return Err(Error::new(Kind::Mismatch, "the reference has other tokens").file(self.file));
+        }
+        let ours = routing.selected.chunks_exact(routing.top_k);
+        Ok(ours.zip(selected.iter().zip(&p)).filter(|(ours, (theirs, p))| differ(ours, theirs, p)).count())
+    }
+}
+
+fn differ(ours: &[u32], theirs: &[u32], p: &[f32]) -> bool {
+    let k = theirs.len();
+    let mut sorted = p.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let clear = k == p.len() || sorted[k - 1] - sorted[k] > MARGIN;
+    clear && (ours.len() != k || ours.iter().any(|expert| !theirs.contains(expert)))
+}
+
+#[derive(Default)]
+struct Recorder(Vec<(usize, Routing)>);
+
+impl Recorder {
+    /// All parts of one layer's routing.
+    fn join(parts: &[(usize, Routing)], layer: usize) -> Routing {
+        let mut parts = parts.iter().filter(|(index, _)| *index == layer).map(|(_, routing)| routing.clone());
+        let mut whole = parts.next().unwrap_or(Routing { experts: 0, top_k: 1, selected: vec![], weights: vec![] });
+        for part in parts {
+            whole.selected.extend(part.selected);
+            whole.weights.extend(part.weights);
+        }
+        whole
+    }
+}
+
+impl Observer for Recorder {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
+        self.0.push((layer, routing.clone()));
+    }
+}
