@@ -25,6 +25,8 @@ pub enum Kind {
     Usage,
     /// A value is not finite, or a computation failed.
     Numeric,
+    /// Ended because something beside it failed, whose error says why.
+    Stopped,
     /// The result is complete but worse than a quality gate allows.
     Gate,
 }

@@ -142,7 +142,7 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
 /// A finished conversion.
 pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
     let mut rows = receipt_facts(&done.receipt);
-    let seconds: f64 = done.timings.0.iter().map(|s| s.seconds).sum();
+    let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
     let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
@@ -243,6 +243,7 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
 pub fn timings(timings: &Timings, peak: Option<u64>) -> String {
     let rate = |s: &moe_pipeline::Stage| match s.bytes {
         Some(bytes) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
+        None if s.beside => "beside the next".to_owned(),
         None => String::new(),
     };
     let rows = timings.0.iter().map(|s| vec![s.name.clone(), format!("{:.3} s", s.seconds), rate(s)]);

@@ -52,7 +52,7 @@ pub fn logit_difference(
         if index < layers {
             second.layer(index, observer)?;
         }
-        observer.layer_done(index, layers);
+        observer.layer_done(index, layers)?;
     }
     let loader = Loader { compute, shared: Some(&shared) };
     shared.record();

@@ -269,7 +269,7 @@ impl Observer for LoadCounter<'_> {
         self.next.routed(layer, logits, routing);
     }
 
-    fn layer_done(&mut self, layer: usize, layers: usize) {
-        self.next.layer_done(layer, layers);
+    fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {
+        self.next.layer_done(layer, layers)
     }
 }

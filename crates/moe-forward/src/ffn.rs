@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
+use moe_math::product::product;
 use moe_math::routing::{Routing, softmax_top_k};
 use moe_model::{Expert, Ffn, Moe};
 
@@ -49,9 +50,9 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> 
 }
 
 fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-    let router = loader.tensor(&moe.router.weight)?;
+    let router = loader.matrix(&moe.router.weight)?;
     let route = || -> candle_core::Result<(Tensor, Routing)> {
-        let logits = x.matmul(&router.t()?)?;
+        let logits = product(x, &router)?;
         let routing = softmax_top_k(&logits, moe.router.top_k, moe.router.normalize)?;
         Ok((logits, routing))
     };
@@ -63,23 +64,24 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let mut filled = 0;
     for (expert, slots) in groups(moe, &routing) {
         let loaded = loader.expert(expert)?;
-        let tokens: Vec<u32> = slots.iter().map(|slot| slot / routing.top_k as u32).collect();
+        let tokens = unique_tokens(&slots, routing.top_k);
+        for slot in slots {
+            let token = slot / routing.top_k as u32;
+            place[slot as usize] = filled + tokens.binary_search(&token).expect("every slot's token is there") as u32;
+        }
+        filled += tokens.len() as u32;
         let run = || {
             let count = tokens.len();
             let tokens = Tensor::from_vec(tokens, count, x.device())?;
             in_blocks(&x.index_select(&tokens, 0)?, |x| loaded.forward(x))
         };
         outputs.push(run().context(|| format!("the expert of {} in layer {index}", expert.down.weight.name()))?);
-        for slot in slots {
-            place[slot as usize] = filled;
-            filled += 1;
-        }
     }
     let routed = combine(&outputs, place, &routing).context(|| format!("the experts' output in layer {index}"))?;
     let Some(shared) = &moe.shared else { return Ok(routed) };
-    let (expert, gate) = (loader.expert(&shared.expert)?, loader.tensor(&shared.gate)?);
+    let (expert, gate) = (loader.expert(&shared.expert)?, loader.matrix(&shared.gate)?);
     let add = || {
-        let gate = candle_nn::ops::sigmoid(&x.matmul(&gate.t()?)?)?;
+        let gate = candle_nn::ops::sigmoid(&product(x, &gate)?)?;
         routed + in_blocks(x, |x| expert.forward(x))?.broadcast_mul(&gate)?
     };
     add().context(|| format!("the shared expert of layer {index}"))
@@ -96,6 +98,14 @@ fn groups<'m>(moe: &'m Moe, routing: &Routing) -> Vec<(&'m Expert, Vec<u32>)> {
         }
     }
     groups
+}
+
+/// The tokens of `slots`, ascending, each once: experts of the same bytes give a token that chose both one output.
+fn unique_tokens(slots: &[u32], top_k: usize) -> Vec<u32> {
+    let mut tokens: Vec<u32> = slots.iter().map(|slot| slot / top_k as u32).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
 }
 
 /// Σ over a token's choices of weight × output; gives `[tokens, hidden]`.

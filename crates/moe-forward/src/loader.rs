@@ -5,7 +5,8 @@ use std::cell::{Cell, RefCell};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
-use moe_math::encoding;
+use moe_math::encoding::{self, Encoded};
+use moe_math::product::product;
 use moe_model::{Expert, Linear, Weight};
 
 use crate::context::Context;
@@ -56,14 +57,31 @@ pub fn candle_dtype(weight: &Weight) -> Result<DType> {
     }
 }
 
+fn of(weight: &Weight) -> String {
+    format!("the tensor {}", weight.name())
+}
+
 impl Loader<'_> {
     pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
+        self.load(weight, |weight, dtype| {
+            encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
+        })
+    }
+
+    /// A matrix that tokens are multiplied by, in the encoding that [`product`] wants.
+    pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
+        self.load(weight, |weight, dtype| {
+            let mut values = Encoded::zeros(dtype, weight.elements()).context(|| of(weight))?;
+            weight.read_into(values.bytes_mut())?;
+            values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
+        })
+    }
+
+    fn load(self, weight: &Weight, read: impl FnOnce(&Weight, DType) -> Result<Tensor>) -> Result<Tensor> {
         if let Some(tensor) = self.shared.and_then(|shared| shared.find(weight)) {
             return Ok(tensor);
         }
-        let bytes = weight.read()?;
-        let tensor = encoding::to_tensor(&bytes, candle_dtype(weight)?, weight.shape(), self.compute)
-            .context(|| format!("the tensor {}", weight.name()))?;
+        let tensor = read(weight, candle_dtype(weight)?)?;
         if let Some(shared) = self.shared.filter(|shared| shared.recording.get()) {
             shared.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
         }
@@ -88,7 +106,7 @@ impl Loader<'_> {
 
     pub fn linear(self, linear: &Linear) -> Result<LoadedLinear> {
         let bias = linear.bias.as_ref().map(|b| self.tensor(b)).transpose()?;
-        Ok(LoadedLinear { weight: self.tensor(&linear.weight)?, bias })
+        Ok(LoadedLinear { weight: self.matrix(&linear.weight)?, bias })
     }
 
     pub fn expert(self, expert: &Expert) -> Result<LoadedExpert> {
@@ -109,7 +127,7 @@ pub(crate) struct LoadedLinear {
 impl LoadedLinear {
     /// `x` is `[tokens, in]`; gives `[tokens, out]`.
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = product(x, &self.weight)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),

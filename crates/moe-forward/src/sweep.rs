@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::Compute;
+use moe_math::product::product;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Layer, Model, QkNorm, Weight};
 
@@ -25,8 +26,12 @@ pub trait Observer {
     }
 
     /// `layer` of `layers` is done.
-    fn layer_done(&mut self, layer: usize, layers: usize) {
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {
         let _ = (layer, layers);
+        Ok(())
     }
 }
 
@@ -79,7 +84,7 @@ impl<'a> Sweep<'a> {
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
         for index in 0..self.model.layers.len() {
             self.layer(index, observer)?;
-            observer.layer_done(index, self.model.layers.len());
+            observer.layer_done(index, self.model.layers.len())?;
         }
         Ok(())
     }
@@ -177,7 +182,7 @@ impl Head {
     }
 
     pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
-        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.tensor(model.head_weight())?);
+        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
         let sources = [model.final_norm.clone(), model.head_weight().clone()];
         Ok(Self { norm, weight, eps: model.norm_eps as f32, sources })
     }
@@ -189,7 +194,7 @@ impl Head {
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let compute = || {
             let normed = candle_nn::ops::rms_norm(&hidden.contiguous()?, &self.norm, self.eps)?;
-            normed.matmul(&self.weight.t()?)?.to_dtype(DType::F32)
+            product(&normed, &self.weight)?.to_dtype(DType::F32)
         };
         let logits = compute().context(|| "the logits".into())?;
         finite::check(&logits, "the logits", &self.sources)?;

@@ -82,6 +82,55 @@ pub fn to_tensor(bytes: &[u8], dtype: DType, shape: &[usize], compute: &Compute)
     Tensor::from_raw_buffer(bytes, dtype, shape, &compute.device)?.to_dtype(compute.dtype)
 }
 
+/// Values in their stored encoding, to be filled as little-endian bytes without another copy.
+pub enum Encoded {
+    /// f32
+    F32(Vec<f32>),
+    /// f16
+    F16(Vec<f16>),
+    /// bf16
+    BF16(Vec<bf16>),
+}
+
+impl Encoded {
+    /// Room for `elements` values of `dtype`.
+    ///
+    /// # Errors
+    /// For a dtype other than F32, F16 and BF16.
+    pub fn zeros(dtype: DType, elements: usize) -> Result<Self> {
+        Ok(match dtype {
+            DType::F32 => Self::F32(vec![0.0; elements]),
+            DType::F16 => Self::F16(vec![f16::ZERO; elements]),
+            DType::BF16 => Self::BF16(vec![bf16::ZERO; elements]),
+            other => bail!("{other:?} is no weight encoding"),
+        })
+    }
+
+    /// The bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice_mut(values),
+            Self::F16(values) => bytemuck::cast_slice_mut(values),
+            Self::BF16(values) => bytemuck::cast_slice_mut(values),
+        }
+    }
+
+    /// A matrix for [`crate::product::product`]: as stored on the CPU, where that kernel widens it on the way, and in
+    /// the dtype of `compute` elsewhere.
+    ///
+    /// # Errors
+    /// For a shape of another size, or where the device refuses.
+    pub fn into_matrix(self, shape: &[usize], compute: &Compute) -> Result<Tensor> {
+        let matrix = match self {
+            Self::F32(values) => Tensor::from_vec(values, shape, &compute.device),
+            Self::F16(values) => Tensor::from_vec(values, shape, &compute.device),
+            Self::BF16(values) => Tensor::from_vec(values, shape, &compute.device),
+        }?;
+        let as_stored = compute.device.is_cpu() && compute.dtype == DType::F32;
+        if as_stored { Ok(matrix) } else { matrix.to_dtype(compute.dtype) }
+    }
+}
+
 /// The position of the first value of `dtype` that is not finite. On the calling thread alone: this runs beside
 /// reading and writing, which waking other threads would hold up.
 ///

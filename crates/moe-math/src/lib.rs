@@ -8,6 +8,7 @@ pub mod device;
 pub mod encoding;
 pub mod likelihood;
 pub mod load;
+pub mod product;
 pub mod routing;
 pub mod sampling;
 

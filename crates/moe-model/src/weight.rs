@@ -105,6 +105,17 @@ impl Weight {
             }
         }
     }
+
+    /// All bytes, into `buffer`, which has room for just these.
+    ///
+    /// # Errors
+    /// As for [`Weight::read`].
+    pub fn read_into(&self, buffer: &mut [u8]) -> Result<()> {
+        match self.stored() {
+            Some(stored) => stored.read_at(0, buffer),
+            None => self.read().map(|bytes| buffer.copy_from_slice(&bytes)),
+        }
+    }
 }
 
 impl fmt::Debug for Weight {

@@ -1,15 +1,17 @@
-//! Running a pass: plan, validate, write, measure, and let the result appear.
+//! Running a pass: plan, validate, write and measure side by side, and let the result appear.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Manifest, OutputDir, OutputOptions, ShardPlan, Writer, json, plan_shards,
+    CONFIG_FILE, Checkpoint, Declared, Manifest, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json, plan_shards,
     sha256_file,
 };
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::{Batch, Difference, candle_dtype, logit_difference, not_finite};
+use moe_forward::{Batch, Difference, Observer, candle_dtype, logit_difference, not_finite};
 use moe_math::encoding::first_non_finite;
 use moe_math::{Compute, sampling};
 use moe_model::{Declaration, Model, Weight};
@@ -18,7 +20,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::card;
-use crate::progress::{LayerProgress, Progress, Quiet, Timings, Unit};
+use crate::progress::{Progress, Quiet, Timings, Unit};
 use crate::receipt::{Measured, RECEIPT_FILE, RUN_FILE, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, RunRecord};
 use crate::verify::check_hashes;
@@ -190,25 +192,23 @@ pub fn convert<P: Pass>(
     let mut dir = OutputDir::create(output, &[input], output_options(options))?;
     dir.require_space(prepared.declaration.bytes() + SLACK_BYTES)?;
 
-    let files = prepared.checkpoint.files();
-    progress.stage("hash source", files.iter().map(|f| f.bytes()).sum(), Unit::Bytes);
-    receipt.source.sha256 = timings.time("hash source", || hash_source(&prepared.checkpoint, progress))?;
-
-    if options.probe_tokens > 0 {
-        progress.stage("measure", prepared.source.layers.len() as u64, Unit::Layers);
-        let measured = timings.time("measure", || measure(&prepared, options, progress))?;
-        check_identity(&receipt.identity, &measured.difference)?;
-        receipt.measured = Some(measured);
-    }
     let start = Instant::now();
     progress.stage("write", prepared.declaration.bytes(), Unit::Bytes);
-    let mut writer = Writer::create(dir.path(), prepared.shards.clone())?;
-    for (name, weight) in &prepared.declaration.tensors {
-        push(&mut writer, name, weight)?;
-        progress.advance(weight.bytes());
-    }
-    let summary = writer.finish()?;
+    let stop = AtomicBool::new(false);
+    let (proof, summary) = std::thread::scope(|scope| {
+        let proof = scope.spawn(|| Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed)));
+        let summary = write(&prepared, dir.path(), &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
+        (proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary)
+    });
+    // Whichever failed first stopped the other, which then says no more than that.
+    let (proof, summary) = match (proof, summary) {
+        (Err(error), _) if error.kind() != Kind::Stopped => return Err(error),
+        (_, Err(error)) => return Err(error),
+        (proof, Ok(summary)) => (proof?, summary),
+    };
+    proof.times.iter().for_each(|(name, time)| timings.add_beside(name, *time));
     timings.add("write", start.elapsed(), Some(summary.bytes));
+    (receipt.source.sha256, receipt.measured) = (proof.source, proof.measured);
     dir.add_hashes(summary.hashes);
     write_side_files(&mut dir, &prepared)?;
 
@@ -221,6 +221,52 @@ pub fn convert<P: Pass>(
     dir.commit()?;
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion { receipt, timings, bytes: summary.bytes, hashing_seconds: summary.hashing.as_secs_f64() })
+}
+
+/// Writes all tensors; ends early where `stop` is set.
+fn write(prepared: &Prepared, dir: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
+    let mut writer = Writer::create(dir, prepared.shards.clone())?;
+    for (name, weight) in &prepared.declaration.tensors {
+        check_stop(stop)?;
+        push(&mut writer, name, weight)?;
+        progress.advance(weight.bytes());
+    }
+    writer.finish()
+}
+
+fn check_stop(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Relaxed) { Err(Error::new(Kind::Stopped, "stopped")) } else { Ok(()) }
+}
+
+/// What the receipt says of source and result, found while the result is being written.
+struct Proof {
+    source: BTreeMap<String, String>,
+    measured: Option<Measured>,
+    times: Vec<(&'static str, Duration)>,
+}
+
+impl Proof {
+    fn new(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> Result<Self> {
+        let start = Instant::now();
+        let measured = (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
+        if let Some(measured) = &measured {
+            check_identity(&prepared.plan.identity, &measured.difference)?;
+        }
+        let mut times = Vec::from_iter(measured.is_some().then(|| ("measure", start.elapsed())));
+        let start = Instant::now();
+        let source = hash_source(&prepared.checkpoint, &Quiet)?;
+        times.push(("hash source", start.elapsed()));
+        Ok(Self { source, measured, times })
+    }
+}
+
+/// Ends a sweep where it is set.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Observer for Stop<'_> {
+    fn layer_done(&mut self, _: usize, _: usize) -> Result<()> {
+        check_stop(self.0)
+    }
 }
 
 /// What needs neither source nor plan.
@@ -283,15 +329,14 @@ fn write_side_files(dir: &mut OutputDir, prepared: &Prepared) -> Result<()> {
 
 /// Compares what will be written, by the names it will have, with its source on seeded random tokens.
 ///
-/// This happens before the first byte is written, from the very weights that are written then: reading
-/// the files back would cost a large model the time of writing it again. `eval --against` does that.
-fn measure(prepared: &Prepared, options: &ConvertOptions, progress: &dyn Progress) -> Result<Measured> {
+/// This happens beside the writing, from the very weights that are written: reading the files back would cost a
+/// large model the time of writing it again. `eval --against` does that.
+fn measure(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> Result<Measured> {
     const SEED: u64 = 0;
     let source = &prepared.source;
     let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
-    let observer = &mut LayerProgress(progress);
-    let difference = logit_difference(source, &prepared.result, &batch, &options.compute, observer)?;
+    let difference = logit_difference(source, &prepared.result, &batch, &options.compute, &mut Stop(stop))?;
     Ok(Measured { seed: SEED, difference })
 }
 

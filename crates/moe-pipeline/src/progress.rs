@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use moe_checkpoint::Result;
+
 /// Is told how far a run has come. Draws nothing unless an implementation does.
 pub trait Progress: Sync {
     /// A stage of `total` units begins; the one before it is over.
@@ -52,6 +54,9 @@ pub struct Stage {
     /// Bytes that it moved, where that is what it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Whether it ran beside the stage after it, so that its time isn't part of the run's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub beside: bool,
 }
 
 impl Timings {
@@ -63,9 +68,23 @@ impl Timings {
         result
     }
 
+    /// Adds a stage that ran beside the one after it.
+    pub fn add_beside(&mut self, name: &str, time: Duration) {
+        self.push(name, time, None, true);
+    }
+
+    /// Wall time of all stages, in seconds.
+    pub fn total(&self) -> f64 {
+        self.0.iter().filter(|stage| !stage.beside).map(|stage| stage.seconds).sum()
+    }
+
+    fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, beside: bool) {
+        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes, beside });
+    }
+
     /// Adds a stage.
     pub fn add(&mut self, name: &str, time: Duration, bytes: Option<u64>) {
-        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes });
+        self.push(name, time, bytes, false);
     }
 }
 
@@ -73,7 +92,8 @@ impl Timings {
 pub(crate) struct LayerProgress<'a>(pub &'a dyn Progress);
 
 impl moe_forward::Observer for LayerProgress<'_> {
-    fn layer_done(&mut self, _: usize, _: usize) {
+    fn layer_done(&mut self, _: usize, _: usize) -> Result<()> {
         self.0.advance(1);
+        Ok(())
     }
 }

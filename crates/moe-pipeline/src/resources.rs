@@ -84,7 +84,7 @@ impl RunRecord {
             threads: rayon::current_num_threads(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             unix_time: unix_time.map_or(0, |t| t.as_secs()),
-            seconds: timings.0.iter().map(|s| s.seconds).sum(),
+            seconds: timings.total(),
             peak_memory_bytes: peak_memory_bytes(),
             timings,
         }
