@@ -1,15 +1,21 @@
-//! Pure numerics: devices, encodings, seeded sampling, routing, and metrics on candle tensors.
+//! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment, and metrics on candle tensors.
 //!
 //! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
 
 #![deny(clippy::unwrap_used)]
 
+pub mod assignment;
 pub mod device;
 pub mod encoding;
+pub mod kmeans;
 pub mod likelihood;
 pub mod load;
+pub mod orthogonal;
+mod points;
 pub mod product;
+mod reduce;
 pub mod routing;
 pub mod sampling;
+pub mod temperature;
 
 pub use device::{Compute, DeviceChoice, DeviceError, open_device};

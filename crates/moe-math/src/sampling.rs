@@ -34,7 +34,7 @@ pub fn add_noise(values: &mut [f32], std: f64, fraction: f64, generator: &mut im
 }
 
 /// A number in [0, 1) with 53 random bits.
-fn unit(generator: &mut impl RngCore) -> f64 {
+pub(crate) fn unit(generator: &mut impl RngCore) -> f64 {
     (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

@@ -1,0 +1,264 @@
+//! k-means, plain and with clusters of limited size, by Euclidean distance or by angle.
+
+use candle_core::Tensor;
+use rand_core::RngCore;
+
+use crate::assignment::{AssignmentError, balanced};
+use crate::points::Points;
+
+/// What makes points near.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Metric {
+    /// |x − c|²; a centroid is the mean of its points.
+    #[default]
+    Euclidean,
+    /// 2 − 2 cos(x, c), which is |x − c|² of unit vectors; a centroid is the direction of its points' mean ("spherical
+    /// k-means", Dhillon and Modha, Machine Learning 42, 2001).
+    Cosine,
+}
+
+/// How to search.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What makes points near.
+    pub metric: Metric,
+    /// Iterations after which the search ends unsettled; at least one is made.
+    pub max_iterations: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { metric: Metric::Euclidean, max_iterations: 300 }
+    }
+}
+
+/// Points in clusters, none of them empty.
+#[derive(Debug, Clone)]
+pub struct Clustering {
+    /// `[k, d]` f32, on the device of the points; unit vectors with [`Metric::Cosine`].
+    pub centroids: Tensor,
+    /// The cluster of each point.
+    pub assignment: Vec<u32>,
+    /// Σ |x − c|² over points and their centroids, in f64; of normalised points with [`Metric::Cosine`].
+    pub inertia: f64,
+    /// Assignments computed.
+    pub iterations: usize,
+    /// Whether the last assignment was that before it. If not, the search ended at the greatest number of iterations, or
+    /// where rounding let the inertia fall no further.
+    pub is_settled: bool,
+}
+
+/// Points that can't be clustered as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// No clusters, or more than points.
+    #[error(
+        "{points} points can't form {clusters} clusters\n  remedy: ask for at least 1 cluster, or give more points"
+    )]
+    Clusters {
+        /// Points given.
+        points: usize,
+        /// Clusters asked for.
+        clusters: usize,
+    },
+    /// Fewer distinct points than clusters.
+    #[error(
+        "fewer than {clusters} of the {points} points differ, so a cluster stays empty\n  remedy: ask for fewer clusters, or \
+         give more varied points"
+    )]
+    Duplicates {
+        /// Points given.
+        points: usize,
+        /// Clusters asked for.
+        clusters: usize,
+    },
+    /// Initial centroids of another width than the points.
+    #[error("the points have {points} coordinates, the initial centroids {centroids}")]
+    Width {
+        /// d of the points.
+        points: usize,
+        /// d of the centroids.
+        centroids: usize,
+    },
+    /// A coordinate is infinite, no number, or so large that squared distances overflow.
+    #[error("{what} {row} is not finite, or beyond 1e15")]
+    NotFinite {
+        /// "point" or "initial centroid".
+        what: &'static str,
+        /// Its number.
+        row: usize,
+    },
+    /// A zero vector has no angle to anything.
+    #[error("{what} {row} is zero and has no direction\n  remedy: leave it out, or cluster by Euclidean distance")]
+    NoDirection {
+        /// "point" or "initial centroid".
+        what: &'static str,
+        /// Its number.
+        row: usize,
+    },
+    /// Points without coordinates.
+    #[error("the points have no coordinates")]
+    NoCoordinates,
+    /// The clusters are too small for the points.
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    /// What the device returns.
+    #[error(transparent)]
+    Device(#[from] candle_core::Error),
+}
+
+/// Lloyd's k-means of `points` `[n, d]` from a k-means++ start.
+///
+/// Distances are f32 matrix products on the device of the points, in blocks; sums are f64 on the host, in fixed order.
+/// Beside the points it takes 2·n·d f32. Equally near centroids: the lower index. A cluster left empty takes the point
+/// farthest from its centroid, of equally far ones the first, from a cluster that has others.
+///
+/// # Errors
+/// [`ClusterError`]: no clusters, n < k, fewer than k distinct points, values that are not finite.
+pub fn kmeans(
+    points: &Tensor,
+    clusters: usize,
+    options: &Options,
+    generator: &mut impl RngCore,
+) -> Result<Clustering, ClusterError> {
+    let search = Search::new(points, clusters, None, options)?;
+    search.run(search.points.plus_plus(clusters, generator))
+}
+
+/// [`kmeans`] from given centroids `[k, d]`.
+///
+/// # Errors
+/// As [`kmeans`], and if the widths differ.
+pub fn kmeans_from(points: &Tensor, initial: &Tensor, options: &Options) -> Result<Clustering, ClusterError> {
+    let search = Search::new(points, initial.dims2()?.0, None, options)?;
+    search.run(search.points.center(initial)?)
+}
+
+/// [`kmeans`] with at most `capacity` points in a cluster: every assignment is the cheapest of those
+/// ([`balanced`]), and with n = k · capacity all clusters are equally large. LLaMA-MoE (2406.16554) cuts an FFN's neurons
+/// so, by their weights; CMoE (2502.04416) by their binary activations.
+///
+/// # Errors
+/// As [`kmeans`], and if n > k · capacity.
+pub fn balanced_kmeans(
+    points: &Tensor,
+    clusters: usize,
+    capacity: usize,
+    options: &Options,
+    generator: &mut impl RngCore,
+) -> Result<Clustering, ClusterError> {
+    let search = Search::new(points, clusters, Some(capacity), options)?;
+    search.run(search.points.plus_plus(clusters, generator))
+}
+
+/// [`balanced_kmeans`] from given centroids `[k, d]`.
+///
+/// # Errors
+/// As [`balanced_kmeans`], and if the widths differ.
+pub fn balanced_kmeans_from(
+    points: &Tensor,
+    initial: &Tensor,
+    capacity: usize,
+    options: &Options,
+) -> Result<Clustering, ClusterError> {
+    let search = Search::new(points, initial.dims2()?.0, Some(capacity), options)?;
+    search.run(search.points.center(initial)?)
+}
+
+/// Lloyd's search: assign to the nearest centroids, move centroids, repeat. Neither step can raise the inertia.
+struct Search {
+    points: Points,
+    clusters: usize,
+    capacity: Option<usize>,
+    max_iterations: usize,
+}
+
+/// An assignment, its centroids (less the points' mean) and its inertia.
+struct State {
+    assignment: Vec<u32>,
+    centroids: Vec<f64>,
+    inertia: f64,
+}
+
+impl Search {
+    fn new(points: &Tensor, clusters: usize, capacity: Option<usize>, options: &Options) -> Result<Self, ClusterError> {
+        let (n, d) = points.dims2()?;
+        if clusters == 0 || n < clusters {
+            return Err(ClusterError::Clusters { points: n, clusters });
+        }
+        if d == 0 {
+            return Err(ClusterError::NoCoordinates);
+        }
+        let points = Points::new(points, options.metric)?;
+        Ok(Self { points, clusters, capacity, max_iterations: options.max_iterations.max(1) })
+    }
+
+    fn run(&self, initial: Vec<f64>) -> Result<Clustering, ClusterError> {
+        let mut state = self.step(&initial)?;
+        for iterations in 2..=self.max_iterations {
+            let next = self.step(&state.centroids)?;
+            let is_settled = next.assignment == state.assignment;
+            // Only rounding keeps the inertia from falling; ending here rules out going in circles.
+            if is_settled || next.inertia >= state.inertia {
+                return self.finish(state, iterations, is_settled);
+            }
+            state = next;
+        }
+        self.finish(state, self.max_iterations, false)
+    }
+
+    fn step(&self, centroids: &[f64]) -> Result<State, ClusterError> {
+        let mut assignment = match self.capacity {
+            None => self.nearest(centroids)?,
+            Some(capacity) => self.nearest_with_room(centroids, capacity)?,
+        };
+        self.fill_empty(&mut assignment, centroids)?;
+        let centroids = self.points.centroids(&assignment, centroids);
+        let inertia = self.points.distances(&assignment, &centroids).iter().sum();
+        Ok(State { assignment, centroids, inertia })
+    }
+
+    fn nearest(&self, centroids: &[f64]) -> candle_core::Result<Vec<u32>> {
+        let mut assignment = Vec::with_capacity(self.points.n);
+        let nearest =
+            |scores: &[f32]| (1..scores.len()).fold(0, |best, c| if scores[c] < scores[best] { c } else { best });
+        self.points.scores(centroids, |block| {
+            assignment.extend(block.chunks_exact(self.clusters).map(|scores| nearest(scores) as u32));
+        })?;
+        Ok(assignment)
+    }
+
+    fn nearest_with_room(&self, centroids: &[f64], capacity: usize) -> Result<Vec<u32>, ClusterError> {
+        let mut cost = Vec::with_capacity(self.points.n * self.clusters);
+        self.points.scores(centroids, |block| cost.extend(block.iter().map(|score| f64::from(*score))))?;
+        Ok(balanced(&cost, self.clusters, capacity)?)
+    }
+
+    /// Gives every empty cluster the point farthest from its centroid.
+    fn fill_empty(&self, assignment: &mut [u32], centroids: &[f64]) -> Result<(), ClusterError> {
+        let mut counts = vec![0usize; self.clusters];
+        assignment.iter().for_each(|a| counts[*a as usize] += 1);
+        let empty: Vec<usize> = (0..self.clusters).filter(|c| counts[*c] == 0).collect();
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let mut distances = self.points.distances(assignment, centroids);
+        for cluster in empty {
+            let movable = |i: &usize| counts[assignment[*i] as usize] > 1 && distances[*i] > 0.0;
+            let farthest = |a: &usize, b: &usize| distances[*a].total_cmp(&distances[*b]).then(b.cmp(a));
+            let Some(i) = (0..self.points.n).filter(movable).max_by(farthest) else {
+                return Err(ClusterError::Duplicates { points: self.points.n, clusters: self.clusters });
+            };
+            counts[assignment[i] as usize] -= 1;
+            counts[cluster] += 1;
+            (assignment[i], distances[i]) = (cluster as u32, 0.0);
+        }
+        Ok(())
+    }
+
+    fn finish(&self, state: State, iterations: usize, is_settled: bool) -> Result<Clustering, ClusterError> {
+        let State { assignment, centroids, inertia } = state;
+        let centroids = self.points.uncenter(&centroids)?;
+        Ok(Clustering { centroids, assignment, inertia, iterations, is_settled })
+    }
+}
