@@ -1,9 +1,12 @@
 """Upcycles every dense golden with several options, and some under edited configs, for check.py.
 
-usage: upcycle_goldens.py OUT_DIR      writes OUT_DIR/cases.json"""
+usage: upcycle_goldens.py OUT_DIR      from the root of the repository; writes OUT_DIR/cases.json
+
+A new option is a line in MORE; one that every model of a family should have, an entry in OPTIONS."""
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,15 +57,18 @@ EDITS = [
     ("qwen3/all_slide", "qwen3/layer_types", dict(layer_types=["sliding_attention"] * 3)),
     ("qwen3/leftovers", "qwen3/base", LEFTOVER),
 ]
-# Shapes of the result that the table above leaves out.
-SHAPES = [
+# What one golden shows as well as all: (name, golden, options).
+MORE = [
     ("llama/sharded", "llama/linear_old", f"{EIGHT} --max-shard-size 60000"),
     ("llama/top_1", "llama/linear_old", "--experts 4 --top-k 1"),
     ("llama/all", "llama/linear_old", "--experts 4 --top-k 4"),
     ("llama/one", "llama/linear_old", "--experts 1 --top-k 1"),
     ("qwen3/many", "qwen3/base", "--experts 160 --top-k 8"),
+    ("llama/noise", "llama/base", f"{EIGHT} --noise-std 0.05 --noise-fraction 0.5"),
+    ("qwen2/noise", "qwen2/base", f"{FIVE} --noise-std 0.05"),
+    ("qwen3/noise", "qwen3/base", f"{FIVE} --noise-std 0.05"),
 ]
-# What the target family cannot hold.
+# Names of what the target family cannot hold.
 REFUSED = {"llama/bias", "qwen3/layer_types"}
 
 
@@ -71,11 +77,11 @@ def main(out):
     cases, wrong = [], []
     work = [(source, options) for source in goldens() for options in OPTIONS[source[0].split("/")[0]]]
     work += [(edited(out, *edit), EIGHT) for edit in EDITS]
-    work += [((name, *golden(of)[1:]), options) for name, of, options in SHAPES]
+    work += [((name, *golden(of)[1:]), options) for name, of, options in MORE]
     for number, ((name, source, tokens, dense), options) in enumerate(work):
         to = out / name.replace("/", "-") / str(number)
         to.parent.mkdir(parents=True, exist_ok=True)
-        run = moe_convert("upcycle", source, "-o", to, *options.split(), "--json", "--quiet")
+        run = moe_convert("upcycle", source, "-o", to, *shlex.split(options), "--json", "--quiet")
         if name in REFUSED or run.returncode:
             if (run.returncode == 1) != (name in REFUSED):
                 wrong.append(f"{name} {options}: exit code {run.returncode}: {run.stderr.strip()}")

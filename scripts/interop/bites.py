@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Does check.py bite? It must call broken copies of good outputs, some of each family, WRONG, each for its own reason.
+
+usage: bites.py CASES.json      as check.py takes them; the copies lie in broken/ beside it"""
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+GATE = re.compile(r"(.+\.experts\.\d+\.)(w1|gate_proj)(\.weight)")
+UP = {"w1": "w3", "gate_proj": "up_proj"}
+
+
+def gates(tensors):
+    return list(filter(None, map(GATE.fullmatch, sorted(tensors))))
+
+
+def lacks_a_norm(tensors):
+    del tensors["model.norm.weight"]
+
+
+def lacks_a_tensor_of_an_expert(tensors):
+    del tensors[gates(tensors)[0][0]]
+
+
+def has_one_too_many(tensors):
+    gate, expert, _, weight = gates(tensors)[0].group(0, 1, 2, 3)
+    tensors[f"{expert}other{weight}"] = tensors[gate]
+
+
+def swaps_gate_and_up_of_two_experts(tensors):
+    for match in gates(tensors)[:2]:
+        gate, up = match[0], match[1] + UP[match[2]] + match[3]
+        tensors[gate], tensors[up] = tensors[up], tensors[gate]
+
+
+BREAKS = {
+    lacks_a_norm: "missing_keys",
+    lacks_a_tensor_of_an_expert: "",  # transformers 5 stops by itself: it can't stack the experts
+    has_one_too_many: "unexpected_keys",
+    swaps_gate_and_up_of_two_experts: "dense: ",
+}
+
+
+def main(cases_json):
+    out = pathlib.Path(cases_json).parent / "broken"
+    shutil.rmtree(out, ignore_errors=True)
+    broken = [break_one(case, spoil, out) for case in one_of_each_family(cases_json) for spoil in BREAKS]
+    (out / "cases.json").write_text(json.dumps(broken))
+    command = [sys.executable, pathlib.Path(__file__).parent / "check.py", "--cases", out / "cases.json"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    reports = run.stdout.split("WRONG  ")[1:]
+    missed = [case["model"] for case in broken if not any(found(case, report) for report in reports)]
+    if run.returncode != 1 or missed:
+        raise SystemExit(f"{run.stdout}{run.stderr}check.py should have found what is broken: {' '.join(missed)}")
+    print(f"{len(broken)} broken copies found to be WRONG")
+
+
+def found(case, report):
+    return report.startswith(case["model"] + " ") and case["reason"] in report
+
+
+def one_of_each_family(cases_json):
+    chosen = {}
+    for case in json.loads(pathlib.Path(cases_json).read_text()):
+        path = pathlib.Path(case["model"])
+        receipt = json.loads((path / "moe-convert.json").read_text())
+        if receipt["identity"]["kind"] == "exact" and (path / "model.safetensors").exists() and not case.get("older_cannot"):
+            chosen.setdefault(receipt["result"]["model_type"], case)
+    return chosen.values()
+
+
+def break_one(case, spoil, out):
+    source = pathlib.Path(case["model"])
+    to = out / f"{source.parent.name}-{source.name}-{spoil.__name__}"
+    shutil.copytree(source, to)
+    rewrite(to / "model.safetensors", spoil)
+    return case | {"model": str(to), "options": "broken", "reason": BREAKS[spoil]}
+
+
+def rewrite(file, change):
+    """Changes a safetensors file's tensors: {name: (dtype, shape, bytes)}."""
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {})
+    span = lambda tensor: slice(*(start + offset for offset in tensor["data_offsets"]))
+    tensors = {name: (tensor["dtype"], tensor["shape"], data[span(tensor)]) for name, tensor in header.items()}
+    change(tensors)
+    header, end = {"__metadata__": metadata}, 0
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = dict(dtype=dtype, shape=shape, data_offsets=[end, end := end + len(content)])
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(content for _, _, content in tensors.values()))
+
+
+main(*sys.argv[1:])
