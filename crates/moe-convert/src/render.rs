@@ -114,13 +114,17 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
-    if let Some(layer) = receipt.layers.first() {
-        let layers = receipt.layers.len();
-        rows.push(("experts", format!("{} in each of {layers} layers: {}", layer.experts.len(), layer.experts[0])));
+    if let Some((layer, router)) = receipt.first_converted() {
+        let converted = receipt.layers.iter().filter(|l| l.router.is_some()).count();
+        let kept = receipt.layers.len() - converted;
+        let dense = if kept > 0 { format!(", {kept} stay dense") } else { String::new() };
+        let kinds = layer.experts_by_kind();
+        rows.push(("experts", format!("{} in each of {converted} layers{dense}: {}", layer.experts.len(), kinds[0])));
+        rows.extend(kinds.into_iter().skip(1).map(|kind| ("", kind)));
         if let Some(shared) = &layer.shared {
             rows.push(("shared expert", shared.clone()));
         }
-        rows.push(("router", layer.router.clone()));
+        rows.push(("router", router.to_owned()));
     }
     rows.push(("function", describe_identity(&receipt.identity)));
     if let Some(measured) = &receipt.measured {

@@ -8,7 +8,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use crate::batch::check_ids;
+use crate::batch::{Batch, check_ids};
 use crate::chat::ChatTemplate;
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
@@ -120,6 +120,11 @@ impl Corpus {
         Ok(Self { domains })
     }
 
+    /// All sequences, end to end.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice))
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.domains.iter().flat_map(|d| &d.sequences).map(Vec::len).sum()
@@ -200,7 +205,7 @@ impl Documents<'_> {
     }
 }
 
-fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
+pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
     let path = model_dir.join("tokenizer.json");
     if !path.is_file() {
         return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")

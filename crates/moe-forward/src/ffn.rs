@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
+use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::routing::{Routing, softmax_top_k};
 use moe_model::{Expert, Ffn, Moe};
@@ -40,6 +41,15 @@ pub(crate) fn forward(
             Tensor::cat(&parts, 0).context(|| format!("the experts' output in layer {index}"))
         }
     }
+}
+
+/// What the neurons of `network` do on `x`, `[tokens, hidden]`: silu(gate x) ∘ (up x), `[tokens, width]`.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn neuron_activations(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
+    let loaded = Loader { compute, shared: None }.expert(network)?;
+    loaded.activations(x).context(|| format!("activations behind {}", network.gate.weight.name()))
 }
 
 fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {

@@ -57,6 +57,15 @@ pub fn candle_dtype(weight: &Weight) -> Result<DType> {
     }
 }
 
+/// `weight` as an f32 tensor on the device of `compute`, whatever its dtype.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn to_f32(weight: &Weight, compute: &Compute) -> Result<Tensor> {
+    let compute = Compute { dtype: DType::F32, ..compute.clone() };
+    Loader { compute: &compute, shared: None }.tensor(weight)
+}
+
 fn of(weight: &Weight) -> String {
     format!("the tensor {}", weight.name())
 }
@@ -145,7 +154,11 @@ pub(crate) struct LoadedExpert {
 impl LoadedExpert {
     /// `down(silu(gate x) ∘ (up x))` for `x` of `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let gated = (self.gate.forward(x)?.silu()? * self.up.forward(x)?)?;
-        self.down.forward(&gated)
+        self.down.forward(&self.activations(x)?)
+    }
+
+    /// `silu(gate x) ∘ (up x)`, `[tokens, width]`.
+    pub fn activations(&self, x: &Tensor) -> CandleResult<Tensor> {
+        self.gate.forward(x)?.silu()? * self.up.forward(x)?
     }
 }

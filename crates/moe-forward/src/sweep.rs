@@ -20,6 +20,16 @@ const ATTENTION_TOKENS: usize = 4096;
 
 /// Watches a sweep.
 pub trait Observer {
+    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already normalised: what its router
+    /// sees. Called once for a layer.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
+        let _ = (layer, x);
+        Ok(())
+    }
+
     /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
     fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
         let _ = (layer, logits, routing);
@@ -58,14 +68,7 @@ impl<'a> Sweep<'a> {
     /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
         check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
-        let mut unique: Vec<u32> = batch.ids.clone();
-        unique.sort_unstable();
-        unique.dedup();
-        let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
-        let rows: Vec<u32> = batch.ids.iter().map(row).collect();
-        let table = Loader { compute, shared: None }.rows(&model.embed, &unique)?;
-        let embed = || table.index_select(&Tensor::from_vec(rows, batch.tokens(), &compute.device)?, 0);
-        let hidden = embed().context(|| "the embedding".into())?;
+        let hidden = embed(&model.embed, &batch.ids, compute)?;
         finite::check(&hidden, "the embeddings of these tokens", [&model.embed])?;
         let rotary = Rotary::new(&model.rope, model.head_dim, batch.longest(), compute)
             .context(|| "the rotary embedding".into())?;
@@ -100,6 +103,7 @@ impl<'a> Sweep<'a> {
         let attended = self.attention(index, layer, loader)?;
         let ffn_norm = loader.tensor(&layer.ffn_norm)?;
         let normed = self.norm(&attended, &ffn_norm).context(|| format!("a norm of layer {index}"))?;
+        observer.ffn_input(index, &normed)?;
         let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
         self.hidden = (attended + out).context(|| format!("layer {index}"))?;
         finite::check(&self.hidden, &format!("the hidden states of layer {index}"), weights_of(layer))
@@ -127,6 +131,21 @@ impl<'a> Sweep<'a> {
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }
+}
+
+/// The rows `ids` of the embedding `table`, `[ids, hidden]`; each row that occurs is read once.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
+    let mut unique = ids.to_vec();
+    unique.sort_unstable();
+    unique.dedup();
+    let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
+    let rows: Vec<u32> = ids.iter().map(row).collect();
+    let read = Loader { compute, shared: None }.rows(table, &unique)?;
+    let select = || read.index_select(&Tensor::from_vec(rows, ids.len(), &compute.device)?, 0);
+    select().context(|| "the embedding".into())
 }
 
 /// Consecutive sequences, in groups of about [`ATTENTION_TOKENS`].

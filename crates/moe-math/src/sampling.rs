@@ -38,6 +38,20 @@ pub(crate) fn unit(generator: &mut impl RngCore) -> f64 {
     (generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// `count` different numbers below `n`, in random order (Fisher–Yates).
+///
+/// # Panics
+/// If there aren't that many.
+pub fn choose(count: usize, n: usize, generator: &mut impl RngCore) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..n).collect();
+    for i in 0..count {
+        let j = i + (unit(generator) * (n - i) as f64) as usize;
+        all.swap(i, j);
+    }
+    all.truncate(count);
+    all
+}
+
 /// `count` token ids below `vocab`.
 pub fn token_ids(count: usize, vocab: usize, generator: &mut impl RngCore) -> Vec<u32> {
     (0..count).map(|_| (unit(generator) * vocab as f64) as u32).collect()

@@ -5,9 +5,9 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod part;
 mod pass;
-mod scaled;
 pub mod upcycle;
 
-pub use pass::{Identity, LayerRecord, Pass, Plan};
+pub use pass::{Identity, LayerRecord, Pass, Plan, Sources, Survey, SurveyText, Surveyor, TextSource};
 pub use upcycle::UpcycleOptions;

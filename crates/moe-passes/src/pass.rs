@@ -1,32 +1,117 @@
 //! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use moe_forward::{Batch, DataSpec, Observer};
+use moe_math::Compute;
 use moe_model::{Model, Result};
 use serde::Serialize;
+use serde_json::Value;
 
 /// A conversion pass; its options are its fields.
 pub trait Pass: Serialize {
     /// The word for it on the command line, in recipes and in receipts.
     const NAME: &'static str;
 
-    /// Validates the options against `model` and says what will be done.
+    /// Checkpoints that it reads beside the one that it converts.
+    fn others(&self) -> &[PathBuf] {
+        &[]
+    }
+
+    /// Validates the options against the models and says what will be done.
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`] for a
     /// model that this pass can't take. No weight has been read then.
-    fn plan(&self, model: &Model) -> Result<Plan>;
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
+}
+
+/// What a pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The model that it converts.
+    pub model: &'a Model,
+    /// The models of [`Pass::others`], in order.
+    pub others: &'a [Model],
+    /// Where to compute what weights alone decide.
+    pub compute: &'a Compute,
 }
 
 /// What a pass will do: the converted model, whose weights are made when they are written, and the record.
-#[derive(Debug)]
 pub struct Plan {
     /// The converted model.
     pub model: Model,
     /// Whether it computes the same function as the model it is made from.
     pub identity: Identity,
-    /// How each changed layer is made.
+    /// How each layer is made.
     pub layers: Vec<LayerRecord>,
     /// What the user should know before it runs.
     pub warnings: Vec<String>,
+    /// What must be found out from text before the first weight is made.
+    pub surveys: Vec<Survey>,
+    /// Experts that are chosen together, as the shards of one network; 1 if each stands alone.
+    pub group: usize,
+}
+
+/// One sweep over the original model, from which weights of the converted one follow.
+pub struct Survey {
+    /// The text.
+    pub text: TextSource,
+    /// What watches the sweep.
+    pub surveyor: Box<dyn Surveyor>,
+}
+
+/// Text for a survey.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TextSource {
+    /// Files that the user names.
+    Data {
+        /// The files.
+        specs: Vec<DataSpec>,
+        /// Tokens of a window.
+        sequence_length: usize,
+        /// Most tokens of a label.
+        max_tokens: usize,
+    },
+    /// A file of prompts.
+    Prompts {
+        /// The file.
+        path: PathBuf,
+        /// How many sets of prompts it must have.
+        sets: usize,
+    },
+}
+
+impl TextSource {
+    /// The files that it is read from.
+    pub fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Data { specs, .. } => specs.iter().map(|spec| spec.path.as_path()).collect(),
+            Self::Prompts { path, .. } => vec![path],
+        }
+    }
+}
+
+/// Tokens of a survey.
+#[derive(Debug, Clone, Default)]
+pub struct SurveyText {
+    /// All sequences.
+    pub batch: Batch,
+    /// For prompts: the set that each sequence belongs to, and whether it is a positive prompt there.
+    pub sets: Vec<(usize, bool)>,
+}
+
+/// Watches a sweep over the original model, and makes weights of what it sees.
+pub trait Surveyor: Observer + Send + Sync {
+    /// Is told what is about to come.
+    ///
+    /// # Errors
+    /// What reading weights returns.
+    fn begin(&mut self, text: &SurveyText) -> Result<()>;
+
+    /// What it found, by layer, for the receipt.
+    fn found(&self) -> BTreeMap<usize, Value>;
 }
 
 /// Whether a converted model computes the function of its original.
@@ -48,15 +133,41 @@ pub enum Identity {
 }
 
 /// How one layer was made.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LayerRecord {
     /// The layer's index.
     pub layer: usize,
-    /// How the router was made.
-    pub router: String,
+    /// How the router was made; none where the layer stays as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router: Option<String>,
     /// How each expert was made, in order.
     pub experts: Vec<String>,
     /// How the shared expert was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// What surveys of the layer's inputs found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<Value>,
+}
+
+impl LayerRecord {
+    /// How experts were made, those that were made alike together; a few kinds, the others counted.
+    pub fn experts_by_kind(&self) -> Vec<String> {
+        const SHOWN: usize = 8;
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for expert in &self.experts {
+            match kinds.iter_mut().find(|(kind, _)| kind == expert) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((expert, 1)),
+            }
+        }
+        if let [(kind, _)] = kinds.as_slice() {
+            return vec![(*kind).to_owned()];
+        }
+        let mut lines: Vec<String> = kinds.iter().take(SHOWN).map(|(kind, count)| format!("{count} × {kind}")).collect();
+        if kinds.len() > SHOWN {
+            lines.push(format!("and {} other kinds", kinds.len() - SHOWN));
+        }
+        lines
+    }
 }

@@ -44,18 +44,7 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
     for warning in &receipt.warnings {
         let _ = writeln!(card, "\n> **Note:** {warning}.");
     }
-    if let Some(layer) = receipt.layers.first() {
-        let _ = write!(
-            card,
-            "\n## How it was made\n\nRouter: {}. Each of {} layers has",
-            layer.router,
-            receipt.layers.len()
-        );
-        let _ = writeln!(card, " {} experts: {}.", layer.experts.len(), layer.experts[0]);
-        if let Some(shared) = &layer.shared {
-            let _ = writeln!(card, "Shared expert: {shared}.");
-        }
-    }
+    card.push_str(&how_it_was_made(receipt));
     let options = serde_json::to_string_pretty(&receipt.options).unwrap_or_default();
     let _ = write!(
         card,
@@ -64,6 +53,28 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
          Check this folder with `moe-convert verify .` or `sha256sum -c SHA256SUMS`.\n"
     );
     card
+}
+
+fn how_it_was_made(receipt: &Receipt) -> String {
+    let Some((layer, router)) = receipt.first_converted() else { return String::new() };
+    let mut text = String::from("\n## How it was made\n\n");
+    let converted: Vec<usize> = receipt.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
+    if converted.len() < receipt.layers.len() {
+        let _ = writeln!(text, "Layers with experts: {converted:?}; the others are the source's dense ones.\n");
+    }
+    let _ = writeln!(text, "Each of {} layers has {} experts:\n", converted.len(), layer.experts.len());
+    for kind in layer.experts_by_kind() {
+        let _ = writeln!(text, "- {kind}");
+    }
+    if let Some(shared) = &layer.shared {
+        let _ = writeln!(text, "- shared expert: {shared}");
+    }
+    let _ = writeln!(text, "\nRouter: {router}.");
+    if !receipt.others.is_empty() {
+        let names: Vec<_> = receipt.others.iter().map(|source| format!("`{}`", source.name)).collect();
+        let _ = writeln!(text, "\nExperts come from {}.", names.join(", "));
+    }
+    text
 }
 
 /// The promise in words.

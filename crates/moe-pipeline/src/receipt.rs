@@ -23,6 +23,12 @@ pub struct Receipt {
     pub options: serde_json::Value,
     /// What it read.
     pub source: SourceRecord,
+    /// Further checkpoints that it read, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<SourceRecord>,
+    /// SHA-256 of text that it read, by file name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub texts: BTreeMap<String, String>,
     /// What it wrote.
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.
@@ -34,6 +40,13 @@ pub struct Receipt {
     pub layers: Vec<LayerRecord>,
     /// What the user was warned of.
     pub warnings: Vec<String>,
+}
+
+impl Receipt {
+    /// The first layer that was converted, and how its router was made.
+    pub fn first_converted(&self) -> Option<(&LayerRecord, &str)> {
+        self.layers.iter().find_map(|layer| Some((layer, layer.router.as_deref()?)))
+    }
 }
 
 /// The program that wrote a receipt.
@@ -90,4 +103,7 @@ pub struct Measured {
     /// Numbers.
     #[serde(flatten)]
     pub difference: Difference,
+    /// Where experts come in groups that belong together: how often, over tokens and layers, one was torn apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_groups: Option<u64>,
 }

@@ -8,7 +8,7 @@ use moe_checkpoint::{Error, Result};
 use moe_forward::{Batch, Silent, logit_difference, parity};
 use moe_math::Compute;
 use moe_model::{Kind, Model};
-use moe_passes::{Identity, Pass, UpcycleOptions};
+use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 use serde::Serialize;
 
 use crate::progress::{Progress, Unit};
@@ -98,8 +98,9 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     if dense.family.upcycles_to.is_empty() {
         return Ok(None);
     }
-    let planned =
-        UpcycleOptions::copies(5, 2).plan(&dense).and_then(|plan| Ok((plan.model.declare()?.reread()?, plan.identity)));
+    let sources = Sources { model: &dense, others: &[], compute };
+    let planned = UpcycleOptions::copies(5, 2).plan(&sources);
+    let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, plan.identity)));
     let (moe, identity) = match planned {
         Ok(planned) => planned,
         Err(error) if error.kind() == Kind::Unsupported => return Ok(None),

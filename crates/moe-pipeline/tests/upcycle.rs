@@ -6,7 +6,7 @@ use moe_checkpoint::Checkpoint;
 use moe_forward::{Batch, Silent, logit_difference};
 use moe_math::Compute;
 use moe_model::{Ffn, Kind, Model};
-use moe_passes::{Identity, Pass, UpcycleOptions};
+use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, convert};
 
 fn golden(path: &str) -> PathBuf {
@@ -15,6 +15,10 @@ fn golden(path: &str) -> PathBuf {
 
 fn options(toml: &str) -> UpcycleOptions {
     toml::from_str(toml).unwrap()
+}
+
+fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<Plan> {
+    options(toml).plan(&Sources { model: dense, others: &[], compute: &Compute::cpu() })
 }
 
 /// Checkpoint and tokens of every dense golden of `family`.
@@ -42,7 +46,7 @@ fn check_all(family: &str, toml: &str, exact: bool, tolerance: f64) {
     for (dir, tokens) in cases(family) {
         let name = dir.display();
         let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
-        let planned = options(toml).plan(&dense).and_then(|plan| plan.model.declare().map(|d| (plan, d)));
+        let planned = plan(toml, &dense).and_then(|plan| plan.model.declare().map(|d| (plan, d)));
         let (plan, declaration) = match planned {
             Ok(planned) => planned,
             Err(e) if cannot_be_held(&dir, &e) => continue,
@@ -90,7 +94,7 @@ fn unnormalised_routing_is_made_up_for_by_scale() {
 fn noise_changes_the_function_and_the_plan_says_so() {
     let (dir, tokens) = cases("llama").remove(0);
     let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
-    let plan = options("experts = 4\ntop-k = 2\nnoise-std = 0.05").plan(&dense).unwrap();
+    let plan = plan("experts = 4\ntop-k = 2\nnoise-std = 0.05", &dense).unwrap();
     assert!(matches!(plan.identity, Identity::Changed { .. }));
     assert!(relative_difference(&dense, &plan.model, &batch) > 1e-3);
     let Ffn::Moe(moe) = &plan.model.layers[0].ffn else { panic!("layer 0 is dense") };
@@ -103,7 +107,7 @@ fn noise_changes_the_function_and_the_plan_says_so() {
 fn without_normalisation_a_large_router_loses_identity_and_the_plan_says_so() {
     let (dir, tokens) = cases("qwen3").remove(0);
     let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
-    let plan = options("experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0").plan(&dense).unwrap();
+    let plan = plan("experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0", &dense).unwrap();
     assert!(matches!(plan.identity, Identity::Changed { .. }), "{:?}", plan.identity);
     assert!(relative_difference(&dense, &plan.model, &batch) > 1e-3);
 }
@@ -148,7 +152,7 @@ fn impossible_requests_are_refused_before_anything_is_read() {
     let dense = Model::open(&golden("models/dense")).unwrap();
     let moe = Model::open(&golden("models/moe")).unwrap();
     let refusal = |toml: &str, model: &Model| {
-        let error = options(toml).plan(model).unwrap_err();
+        let error = plan(toml, model).err().unwrap();
         assert_eq!(error.kind(), Kind::Usage, "{error}");
         error.to_string()
     };

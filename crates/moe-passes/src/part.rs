@@ -1,0 +1,277 @@
+//! Weights made from others on demand: some of their neurons, scaled, redrawn, with noise; means of several.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::DType;
+use moe_forward::{candle_dtype, not_finite};
+use moe_math::{encoding, orthogonal, sampling};
+use moe_model::{Error, Kind, Make, Result, Weight};
+
+/// Where a projection has its neurons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axis {
+    /// A row is a neuron: gate and up, `[width, hidden]`.
+    Rows,
+    /// A column is one: down, `[hidden, width]`.
+    Columns,
+}
+
+/// Which neurons of a feed-forward network make up an expert.
+#[derive(Clone)]
+pub(crate) enum Neurons {
+    All,
+    Range(Range<usize>),
+    /// All, so many times over.
+    Copies(usize),
+    /// One set of a partition that is found when it is first needed, and how many there are in it.
+    Set(Arc<dyn Partition>, usize, usize),
+}
+
+/// Neurons cut into sets.
+pub(crate) trait Partition: Send + Sync {
+    /// The neurons of each set, ascending.
+    fn sets(&self) -> Result<&[Vec<u32>]>;
+}
+
+impl Neurons {
+    /// How many of a network's `width` there are.
+    pub fn count(&self, width: usize) -> usize {
+        match self {
+            Self::All => width,
+            Self::Range(range) => range.len(),
+            Self::Copies(copies) => copies * width,
+            Self::Set(_, _, count) => *count,
+        }
+    }
+}
+
+/// Seeded noise on a weight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noise {
+    pub std: f64,
+    pub fraction: f64,
+    pub seed: u64,
+    pub stream: u64,
+}
+
+/// Some of an expert's neurons, drawn anew from N(mean, std²) of the whole matrix (Drop-Upcycling, 2502.19261 §3).
+#[derive(Clone)]
+pub(crate) struct Redraw {
+    /// Positions among the expert's neurons; the same for gate, up and down.
+    pub neurons: Arc<BTreeSet<usize>>,
+    pub seed: u64,
+    pub stream: u64,
+}
+
+/// What becomes of one projection of a dense network in an expert: (chosen neurons, redrawn) · factor + noise.
+#[derive(Clone)]
+pub(crate) struct Part {
+    pub base: Weight,
+    pub axis: Axis,
+    pub neurons: Neurons,
+    pub factor: f64,
+    pub redraw: Option<Redraw>,
+    pub noise: Option<Noise>,
+}
+
+impl Part {
+    /// The weight, in the encoding of the base; the very bytes of the base where nothing changes them.
+    pub fn weight(self) -> Weight {
+        let unchanged = self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none();
+        let rows = |range: &Range<usize>| Some(Weight::from(self.base.stored()?.rows(range.start, range.end)));
+        let as_stored = match (&self.neurons, self.axis) {
+            (Neurons::All, _) => Some(self.base.clone()),
+            (Neurons::Range(range), Axis::Rows) => rows(range),
+            _ => None,
+        };
+        if let Some(weight) = as_stored.filter(|_| unchanged) {
+            return weight;
+        }
+        let mut shape = self.base.shape().to_vec();
+        let neurons = &mut shape[if self.axis == Axis::Rows { 0 } else { 1 }];
+        *neurons = self.neurons.count(*neurons);
+        let base = self.base.clone();
+        Weight::made(base.name(), base.dtype(), &shape, self)
+    }
+
+    /// Neurons of the base.
+    fn width(&self) -> usize {
+        self.base.shape()[if self.axis == Axis::Rows { 0 } else { 1 }]
+    }
+
+    /// The bytes of the chosen neurons.
+    fn chosen(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let set;
+        let chosen: Vec<Range<usize>> = match &self.neurons {
+            Neurons::All => return Ok(bytes),
+            Neurons::Range(range) => vec![range.clone()],
+            Neurons::Copies(copies) => vec![0..self.width(); *copies],
+            Neurons::Set(partition, index, _) => {
+                set = partition.sets()?;
+                set[*index].iter().map(|n| *n as usize..*n as usize + 1).collect()
+            }
+        };
+        let element = self.base.dtype().bitsize() / 8;
+        let columns = self.base.shape()[1] * element;
+        Ok(match self.axis {
+            Axis::Rows => chosen.iter().flat_map(|r| &bytes[r.start * columns..r.end * columns]).copied().collect(),
+            Axis::Columns => {
+                let rows = bytes.chunks_exact(columns);
+                let parts = rows.flat_map(|row| chosen.iter().map(|r| &row[r.start * element..r.end * element]));
+                parts.collect::<Vec<_>>().concat()
+            }
+        })
+    }
+
+    fn redraw(&self, redraw: &Redraw, all: &[f32], values: &mut [f32]) {
+        let count = all.len() as f64;
+        let mean = all.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
+        let variance = all.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / count;
+        let neurons = self.neurons.count(self.width());
+        let across = values.len() / neurons.max(1);
+        let mut random = sampling::generator(redraw.seed, redraw.stream);
+        for neuron in redraw.neurons.iter() {
+            let drawn = sampling::normal(across, variance.sqrt(), &mut random);
+            for (i, x) in drawn.into_iter().enumerate() {
+                let at = if self.axis == Axis::Rows { neuron * across + i } else { i * neurons + neuron };
+                values[at] = (mean + f64::from(x)) as f32;
+            }
+        }
+    }
+}
+
+impl Make for Part {
+    fn make(&self) -> Result<Vec<u8>> {
+        let fail = |e| numeric(self.base.name(), e);
+        let dtype = candle_dtype(&self.base)?;
+        let stored = self.base.read()?;
+        if let Some(element) = encoding::first_non_finite(&stored, dtype).map_err(fail)? {
+            return Err(not_finite(&self.base, element as u64));
+        }
+        let all = self.redraw.as_ref().map(|_| encoding::decode_f32(&stored, dtype)).transpose().map_err(fail)?;
+        let chosen = self.chosen(stored)?;
+        if self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none() {
+            return Ok(chosen);
+        }
+        let mut values = encoding::decode_f32(&chosen, dtype).map_err(fail)?;
+        if let (Some(redraw), Some(all)) = (&self.redraw, all) {
+            self.redraw(redraw, &all, &mut values);
+        }
+        let factor = self.factor as f32;
+        values.iter_mut().for_each(|x| *x *= factor);
+        if let Some(Noise { std, fraction, seed, stream }) = self.noise {
+            sampling::add_noise(&mut values, std, fraction, &mut sampling::generator(seed, stream));
+        }
+        finite(encoding::encode_f32(&values, dtype).map_err(fail)?, dtype, self.base.name())
+    }
+}
+
+/// Refuses what overflowed its encoding.
+fn finite(bytes: Vec<u8>, dtype: DType, name: &str) -> Result<Vec<u8>> {
+    match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(name, e))? {
+        None => Ok(bytes),
+        Some(position) => {
+            Err(Error::new(Kind::Numeric, format!("element {position} overflows {dtype:?} when it is converted"))
+                .tensor(name)
+                .remedy("convert the source to bfloat16 or float32 first"))
+        }
+    }
+}
+
+/// The mean of weights of one shape, summed in f64.
+struct Mean(Vec<Weight>);
+
+/// The mean of `weights`, which have one shape, in the encoding of the first.
+pub(crate) fn mean(weights: Vec<Weight>) -> Weight {
+    let first = weights[0].clone();
+    if weights.iter().all(|w| w.same_source(&first)) {
+        return first;
+    }
+    Weight::made(first.name(), first.dtype(), first.shape(), Mean(weights))
+}
+
+impl Make for Mean {
+    fn make(&self) -> Result<Vec<u8>> {
+        let first = &self.0[0];
+        let mut sums = vec![0f64; first.elements()];
+        for weight in &self.0 {
+            let dtype = candle_dtype(weight)?;
+            let bytes = weight.read()?;
+            if let Some(element) = encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(weight.name(), e))? {
+                return Err(not_finite(weight, element as u64));
+            }
+            let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))?;
+            sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(x));
+        }
+        let count = self.0.len() as f64;
+        let values: Vec<f32> = sums.into_iter().map(|sum| (sum / count) as f32).collect();
+        let dtype = candle_dtype(first)?;
+        finite(encoding::encode_f32(&values, dtype).map_err(|e| numeric(first.name(), e))?, dtype, first.name())
+    }
+}
+
+/// Rows that a survey of the model's inputs fills in before they are written.
+pub(crate) type Surveyed = Arc<OnceLock<Vec<f32>>>;
+
+/// Where the rows of a router come from.
+#[derive(Clone)]
+pub(crate) enum Rows {
+    Zeros,
+    Normal {
+        std: f64,
+        seed: u64,
+        stream: u64,
+    },
+    /// Orthonormal rows times a gain.
+    Orthogonal {
+        gain: f64,
+        seed: u64,
+        stream: u64,
+    },
+    Surveyed(Surveyed),
+}
+
+/// A matrix `[rows · times, columns]`, each of whose rows stands there `times` times in a row.
+struct Repeated {
+    rows: Rows,
+    shape: [usize; 2],
+    times: usize,
+    dtype: DType,
+    name: String,
+}
+
+/// `shape[0]` rows in the encoding of `like`: distinct ones, each repeated `times` times.
+pub(crate) fn rows(name: String, rows: Rows, shape: [usize; 2], times: usize, like: &Weight) -> Result<Weight> {
+    let made = Repeated { rows, shape, times, dtype: candle_dtype(like)?, name: name.clone() };
+    Ok(Weight::made(name, like.dtype(), &shape, made))
+}
+
+impl Make for Repeated {
+    fn make(&self) -> Result<Vec<u8>> {
+        let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
+        let distinct = match &self.rows {
+            Rows::Zeros => vec![0.0; count * columns],
+            Rows::Normal { std, seed, stream } => {
+                sampling::normal(count * columns, *std, &mut sampling::generator(*seed, *stream))
+            }
+            Rows::Orthogonal { gain, seed, stream } => {
+                let mut random = sampling::generator(*seed, *stream);
+                let rows = orthogonal::rows(count, columns, *gain, &mut random).map_err(|e| numeric(&self.name, e))?;
+                rows.into_iter().map(|x| x as f32).collect()
+            }
+            Rows::Surveyed(cell) => match cell.get() {
+                Some(rows) => rows.clone(),
+                None => return Err(Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)),
+            },
+        };
+        let repeated = |row| std::iter::repeat_n(row, self.times).flatten().copied();
+        let values: Vec<f32> = distinct.chunks_exact(columns).flat_map(repeated).collect();
+        finite(encoding::encode_f32(&values, self.dtype).map_err(|e| numeric(&self.name, e))?, self.dtype, &self.name)
+    }
+}
+
+fn numeric(name: &str, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, "cannot make this weight").source(error).tensor(name)
+}

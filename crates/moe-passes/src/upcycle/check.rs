@@ -1,0 +1,231 @@
+//! What is refused, and what is warned of, before any weight is read.
+
+use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
+
+use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
+
+fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
+}
+
+impl UpcycleOptions {
+    /// What cannot work with any model.
+    pub(super) fn check(&self) -> Result<()> {
+        self.check_counts()?;
+        self.check_numbers()?;
+        let idle = [
+            (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
+            (self.init != Init::Partition && self.router == RouterInit::Activations, "--router activations", "--init partition"),
+            (self.init != Init::Partition && self.shared_width.is_some(), "--shared-width", "--init partition"),
+            (
+                self.router == RouterInit::Activations && self.partition_by != PartitionBy::Activations,
+                "--router activations",
+                "--partition-by activations",
+            ),
+        ];
+        for (is_idle, option, wanted) in idle {
+            if is_idle {
+                return usage(format!("{option} goes with {wanted}"), format!("give {wanted}, or leave {option} out"));
+            }
+        }
+        if self.init == Init::Partition && (self.granularity > 1 || self.models.len() > 1) {
+            return usage(
+                "--init partition deals out the neurons of one network, each to one expert",
+                "leave out --granularity and --expert",
+            );
+        }
+        self.check_texts()
+    }
+
+    fn check_counts(&self) -> Result<()> {
+        let Self { experts, top_k, granularity, .. } = *self;
+        if experts == 0 || top_k == 0 {
+            return usage(
+                "an MoE needs at least one expert and a top-k of at least one",
+                "raise --experts or --top-k",
+            );
+        }
+        if experts > 65_536 {
+            return usage(format!("{experts} experts"), "give at most 65536");
+        }
+        if top_k > experts {
+            return usage(format!("top-k {top_k} is more than the {experts} experts"), "lower --top-k or raise --experts");
+        }
+        if granularity == 0 || !experts.is_multiple_of(granularity) || !top_k.is_multiple_of(granularity) {
+            let what = format!("--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}");
+            let up = |n: usize| n.div_ceil(granularity.max(1)) * granularity.max(1);
+            return usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)));
+        }
+        if self.shared_experts == 0 || self.shared_experts > 1024 {
+            return usage(format!("--shared-experts {}", self.shared_experts), "give 1 to 1024; --shared-fraction 0 silences it");
+        }
+        let count = self.models.len();
+        if count > 0 && !self.router_rows().is_multiple_of(count) {
+            let what = format!("{} experts can't be dealt out evenly to {count} models", self.router_rows());
+            return usage(what, format!("give --experts {}, one for each --expert", count * granularity));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        if ![self.noise_fraction, self.shared_fraction, self.drop_fraction].into_iter().all(share) {
+            return usage(
+                "a share lies between 0 and 1",
+                "check --noise-fraction, --shared-fraction and --drop-fraction",
+            );
+        }
+        if !(0.0..1.0).contains(&self.router_entropy) {
+            return usage(
+                format!("--router-entropy {} is not below 1", self.router_entropy),
+                "give a share of the greatest entropy, such as 0.9, or 0 to leave rows unscaled",
+            );
+        }
+        let std = |x: f64| x >= 0.0 && x.is_finite();
+        if !std(self.noise_std) || !self.router_std.is_none_or(std) {
+            return usage("a standard deviation is a number from 0 up", "check --noise-std and --router-std");
+        }
+        Ok(())
+    }
+
+    fn check_texts(&self) -> Result<()> {
+        let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
+            || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
+        match (wants_data, self.data.is_empty()) {
+            (true, true) => return usage("routers and partitions found on text need text", "give --data"),
+            (false, false) => {
+                return usage("nothing here is found on --data", "leave it out, or give --router kmeans");
+            }
+            _ => {}
+        }
+        if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
+            return Err(Error::new(Kind::Usage, "a weight has no meaning here: every token counts alike")
+                .file(&spec.path)
+                .remedy("leave @WEIGHT out; --data-tokens limits each label"));
+        }
+        match (self.router.takes_prompts(), &self.prompts) {
+            (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
+            (false, Some(_)) => usage("nothing here takes --prompts", "leave it out, or give --router prompts"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The family to write.
+pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static Family> {
+    let source = &dense.family.model_type;
+    if dense.moes().next().is_some() {
+        return Err(Error::new(Kind::Usage, format!("this {source} model is an MoE already"))
+            .file(&dense.config_file)
+            .remedy("upcycle takes a dense model"));
+    }
+    let possible = &dense.family.upcycles_to;
+    let Some(default) = possible.first() else {
+        return Err(Error::new(Kind::Unsupported, format!("no MoE family can hold an upcycled {source} model"))
+            .file(&dense.config_file));
+    };
+    let wanted = options.target.as_ref().unwrap_or(default);
+    if possible.contains(wanted) {
+        return family(wanted);
+    }
+    let moes: Vec<_> = families().values().filter(|f| f.moe.is_some()).map(|f| f.model_type.as_str()).collect();
+    let what = match moes.contains(&wanted.as_str()) {
+        true => format!("a {source} model can't be upcycled to {wanted}: the two differ outside the experts"),
+        false => format!("{wanted:?} is no MoE family; there are {}", moes.join(", ")),
+    };
+    usage(what, format!("give --target {}", possible.join(" or --target ")))
+}
+
+/// Refuses layers that stay dense where the family has no such.
+pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
+    let mixes = |family: &Family| family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some());
+    if mixes(target) || !chosen.contains(&false) {
+        return Ok(());
+    }
+    let others = dense.family.upcycles_to.iter().filter(|name| family(name).is_ok_and(mixes));
+    let others: Vec<_> = others.map(|name| format!("--target {name}")).collect();
+    let remedy = if others.is_empty() { String::new() } else { format!(", or give {}", others.join(" or ")) };
+    let what = format!("{} has no dense layers among those with experts", target.model_type);
+    usage(what, format!("leave --layers out{remedy}"))
+}
+
+/// Whether routing weights are divided by their sum.
+pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<bool> {
+    let rule = &target.moe.as_ref().expect("targets are MoE families").normalize;
+    match (rule, options.norm_topk_prob) {
+        (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
+            usage(format!("{} fixes norm_topk_prob to {fixed}", target.model_type), "leave --norm-topk-prob out")
+        }
+        (Flag::Fixed(fixed), _) => Ok(*fixed),
+        (Flag::Key(_), wanted) => Ok(wanted.unwrap_or(true)),
+    }
+}
+
+/// Refuses models that can't lend `base` their networks: another family, or tensors of other shapes.
+pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
+    let wanted = base.declare()?.tensors;
+    for other in others {
+        let refuse = |what: String, tensor: Option<&str>| {
+            let error = Error::new(Kind::Usage, what).file(&other.config_file);
+            let error = if let Some(tensor) = tensor { error.tensor(tensor) } else { error };
+            Err(error.remedy("give models of one architecture, fine-tuned from one base"))
+        };
+        if other.family.model_type != base.family.model_type {
+            let (theirs, ours) = (&other.family.model_type, &base.family.model_type);
+            return refuse(format!("a {theirs} model can't be an expert of a {ours} model"), None);
+        }
+        let found = other.declare()?.tensors;
+        for ((name, ours), (theirs_name, theirs)) in wanted.iter().zip(&found) {
+            if name != theirs_name {
+                return refuse(format!("this model has {theirs_name} where the base has {name}"), Some(name));
+            }
+            if (ours.shape(), ours.dtype()) != (theirs.shape(), theirs.dtype()) {
+                let of = |w: &moe_model::Weight| format!("{:?} {}", w.shape(), w.dtype());
+                return refuse(format!("this model has {}, the base {}", of(theirs), of(ours)), Some(name));
+            }
+        }
+        if wanted.len() != found.len() {
+            return refuse(format!("this model has {} tensors, the base {}", found.len(), wanted.len()), None);
+        }
+        if (other.heads, other.kv_heads) != (base.heads, base.kv_heads) {
+            return refuse("this model has other attention heads than the base".into(), None);
+        }
+    }
+    Ok(())
+}
+
+/// What works, but may not be what is wanted.
+pub(super) fn warnings(options: &UpcycleOptions, normalize: bool, base: &Model, others: &[Model]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let experts = options.router_rows();
+    if options.top_k == options.granularity && normalize && experts > 1 {
+        let what = match options.granularity {
+            1 => "with top-k 1 and normalised routing weights every weight is 1",
+            _ => "with one group of shards a token and normalised routing weights all weights are equal",
+        };
+        warnings.push(format!("{what}, so the router gets no gradient: train with a larger --top-k"));
+    }
+    if options.router_std() == 0.0 && !options.router.is_surveyed() && experts > 1 {
+        warnings.push("an exactly zero router sends every token to the same experts".to_owned());
+    }
+    if options.scale_placement == ScalePlacement::Nvidia {
+        warnings.push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
+    }
+    if options.init == Init::Partition && options.top_k < options.experts && !options.has_surveyed_router() {
+        warnings.push("a router that knows nothing of the partition drops neurons at random".to_owned());
+    }
+    let rope = |m: &Model| serde_json::to_string(&(m.config.get("rope_theta"), m.config.get("rope_scaling"), m.config.get("rope_parameters"))).unwrap_or_default();
+    for other in others {
+        if rope(other) != rope(base) || other.norm_eps != base.norm_eps {
+            let file = other.config_file.display();
+            warnings.push(format!("{file} has another rotary embedding or norm ε than the base, whose are kept"));
+        }
+    }
+    warnings
+}
+
+impl UpcycleOptions {
+    fn has_surveyed_router(&self) -> bool {
+        self.router == RouterInit::Activations
+    }
+}

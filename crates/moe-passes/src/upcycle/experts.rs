@@ -1,0 +1,120 @@
+//! The experts of one layer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use moe_math::sampling;
+use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
+
+use super::partition::LayerPartition;
+use super::scales::{Factors, Scales};
+use super::{Init, UpcycleOptions};
+use crate::part::{Axis, Neurons, Noise, Part, Redraw, Rows, rows};
+
+/// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own from the second on.
+pub(super) fn stream(layer: usize) -> u64 {
+    (layer as u64) << 32
+}
+
+/// One for each of three projections: noise, then redrawn neurons; then the choice of these.
+const STREAMS: u64 = 7;
+
+/// What the experts of one layer are made of.
+pub(super) struct Experts<'a> {
+    pub options: &'a UpcycleOptions,
+    pub layer: usize,
+    /// One for each model that lends its own, else the base's.
+    pub networks: Vec<&'a Expert>,
+    pub partition: Option<LayerPartition>,
+    pub scales: Scales,
+}
+
+impl Experts<'_> {
+    /// The routed experts in order.
+    pub fn routed(&self) -> Result<Vec<Expert>> {
+        let options = self.options;
+        let width = self.networks[0].width();
+        if !width.is_multiple_of(options.granularity) {
+            let what = format!("--granularity {} doesn't divide the feed-forward width {width}", options.granularity);
+            let divisors: Vec<_> = (1..=64).filter(|g| width.is_multiple_of(*g)).map(|g| g.to_string()).collect();
+            return Err(Error::new(Kind::Usage, what)
+                .tensor(self.networks[0].gate.weight.name())
+                .remedy(format!("give one of {}", divisors.join(", "))));
+        }
+        let differs = options.has_noise() || options.init != Init::Copy;
+        // Experts that are equal share their weights, so that they are read and computed once.
+        let distinct = if differs { options.experts } else { options.granularity * self.networks.len() };
+        let made: Vec<Expert> = (0..distinct).map(|i| self.expert(i)).collect();
+        Ok((0..options.experts).map(|i| made[i % distinct].clone()).collect())
+    }
+
+    fn expert(&self, index: usize) -> Expert {
+        let options = self.options;
+        let (copy, shard) = (index / options.granularity, index % options.granularity);
+        let network = self.networks[copy % self.networks.len()];
+        let width = network.width();
+        let neurons = match &self.partition {
+            Some(partition) => partition.neurons(index),
+            None if options.granularity == 1 => Neurons::All,
+            None => {
+                let size = width / options.granularity;
+                Neurons::Range(shard * size..(shard + 1) * size)
+            }
+        };
+        self.make(network, &neurons, self.scales.routed, Some(stream(self.layer) + 1 + STREAMS * index as u64))
+    }
+
+    /// The shared expert, where the family has one; its gate is zero, so σ gives ½.
+    pub fn shared(&self) -> Result<Option<SharedExpert>> {
+        let Some(factors) = self.scales.shared else { return Ok(None) };
+        let network = self.networks[0];
+        let like = &network.gate.weight;
+        let gate = rows(format!("layer {} shared expert's gate", self.layer), Rows::Zeros, [1, like.shape()[1]], 1, like)?;
+        let expert = match (&self.partition, self.options.shared_experts) {
+            (Some(partition), _) => self.make(network, &partition.shared(), factors, None),
+            (None, 1) => self.make(network, &Neurons::All, factors, None),
+            (None, copies) => self.make(network, &Neurons::Copies(copies), factors, None),
+        };
+        Ok(Some(SharedExpert { expert, gate }))
+    }
+
+    /// Some neurons of `network`, scaled; with a stream, also with what makes experts differ.
+    fn make(&self, network: &Expert, neurons: &Neurons, factors: Factors, stream: Option<u64>) -> Expert {
+        let dropped = stream.and_then(|stream| self.dropped(neurons.count(network.width()), stream + 6));
+        let part = |weight: &Weight, axis, factor, projection: u64| Linear {
+            weight: Part {
+                base: weight.clone(),
+                axis,
+                neurons: neurons.clone(),
+                factor,
+                redraw: stream.zip(dropped.clone()).map(|(stream, neurons)| Redraw {
+                    neurons,
+                    seed: self.options.seed,
+                    stream: stream + 3 + projection,
+                }),
+                noise: stream.and_then(|stream| self.noise(stream + projection)),
+            }
+            .weight(),
+            bias: None,
+        };
+        Expert {
+            gate: part(&network.gate.weight, Axis::Rows, factors.inner, 0),
+            up: part(&network.up.weight, Axis::Rows, factors.inner, 1),
+            down: part(&network.down.weight, Axis::Columns, factors.down, 2),
+        }
+    }
+
+    fn noise(&self, stream: u64) -> Option<Noise> {
+        let UpcycleOptions { noise_std, noise_fraction, seed, .. } = *self.options;
+        self.options.has_noise().then_some(Noise { std: noise_std, fraction: noise_fraction, seed, stream })
+    }
+
+    /// The neurons that are drawn anew: one set for gate, up and down, of ⌊r·width⌉ neurons (2502.19261 §3.1).
+    fn dropped(&self, width: usize, stream: u64) -> Option<Arc<BTreeSet<usize>>> {
+        let count = (self.options.drop_fraction * width as f64).round() as usize;
+        (self.options.init == Init::Drop && count > 0).then(|| {
+            let mut random = sampling::generator(self.options.seed, stream);
+            Arc::new(sampling::choose(count, width, &mut random).into_iter().collect())
+        })
+    }
+}

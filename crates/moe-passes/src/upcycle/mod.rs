@@ -1,0 +1,97 @@
+//! Upcycling: a dense model becomes an MoE, and where it can, starts out computing the same function.
+//!
+//! Komatsuzaki et al. 2212.05055 (copies), He et al. 2410.07524 (shards in virtual groups), Nakamura et al. 2502.19261
+//! (drop), Sukhbaatar et al. 2403.07816 (experts from several models), LLaMA-MoE 2406.16554 and CMoE 2502.04416
+//! (partitions).
+
+mod average;
+mod check;
+mod experts;
+mod layers;
+mod options;
+mod partition;
+mod routers;
+mod scales;
+
+use std::path::PathBuf;
+
+use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
+
+use crate::pass::{LayerRecord, Pass, Plan, Sources};
+
+pub use layers::LayerChoice;
+pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
+
+use experts::Experts;
+use partition::Partitions;
+use routers::Routers;
+use scales::Scales;
+
+impl Pass for UpcycleOptions {
+    const NAME: &'static str = "upcycle";
+
+    fn others(&self) -> &[PathBuf] {
+        &self.models
+    }
+
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+        self.check()?;
+        let dense = sources.model;
+        let target = check::target(self, dense)?;
+        check::models(dense, sources.others)?;
+        let normalize = check::normalize(self, target)?;
+        let chosen = self.layers.chosen(dense.layers.len())?;
+        check::layers(&chosen, dense, target)?;
+        let scales = Scales::new(self, target, normalize);
+        let identity = scales.identity(self, normalize, dense, sources.others);
+        let mut warnings = check::warnings(self, normalize, dense, sources.others);
+        let mut model = dense.clone();
+        model.family = target;
+        if self.attention == Rest::Average {
+            average::average(&mut model, sources.others);
+        }
+        let mut partitions = Partitions::new(self, target, sources.compute);
+        let mut routers = Routers::new(self, dense, sources.compute);
+        let mut layers = Vec::with_capacity(dense.layers.len());
+        for index in 0..dense.layers.len() {
+            if !chosen[index] {
+                layers.push(LayerRecord { layer: index, ..LayerRecord::default() });
+                continue;
+            }
+            let networks = self.networks(index, sources, target)?;
+            let partition = partitions.layer(index, networks[0])?;
+            let experts = Experts { options: self, layer: index, networks, partition, scales };
+            let router = routers.layer(index, normalize)?;
+            let (experts, shared) = (experts.routed()?, experts.shared()?);
+            layers.push(scales.record(self, index, &experts));
+            model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
+        }
+        warnings.extend(model.caveats().map(str::to_owned));
+        let surveys = partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
+        Ok(Plan { model, identity, layers, warnings, surveys, group: self.granularity })
+    }
+}
+
+impl UpcycleOptions {
+    /// The dense networks of layer `index` that experts are made of: the base's or, if there are some, the others'.
+    fn networks<'a>(&self, index: usize, sources: &Sources<'a>, target: &Family) -> Result<Vec<&'a Expert>> {
+        let of = |model: &'a Model| network(model, index, target);
+        match sources.others {
+            [] => Ok(vec![of(sources.model)?]),
+            others => others.iter().map(of).collect(),
+        }
+    }
+}
+
+fn network<'a>(model: &'a Model, index: usize, target: &Family) -> Result<&'a Expert> {
+    let Ffn::Dense(ffn) = &model.layers[index].ffn else {
+        return Err(Error::new(Kind::Usage, format!("layer {index} is no dense layer")));
+    };
+    if let Some(bias) = ffn.linears().iter().find_map(|l| l.bias.as_ref()) {
+        let what = format!("{} experts have no biases, but this feed-forward network has", target.model_type);
+        return Err(Error::new(Kind::Unsupported, what)
+            .tensor(bias.name())
+            .remedy("no MoE family here can hold this model; if the biases are zero, drop them and mlp_bias"));
+    }
+    Ok(ffn)
+}

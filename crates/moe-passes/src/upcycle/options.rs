@@ -1,0 +1,290 @@
+//! The options of `upcycle`, on the command line and in recipes.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use moe_forward::DataSpec;
+use serde::{Deserialize, Serialize};
+
+use super::layers::LayerChoice;
+
+/// How the experts are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// Every expert is a copy of the dense feed-forward network or, with --granularity, of one of its shards.
+    #[default]
+    Copy,
+    /// Copies with a share of neurons drawn anew, so that experts differ (Drop-Upcycling).
+    Drop,
+    /// The network's neurons are dealt out among the experts (LLaMA-MoE, CMoE).
+    Partition,
+}
+
+/// How a partition groups neurons.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PartitionBy {
+    /// At random.
+    Random,
+    /// Balanced clusters of their gate and up rows.
+    #[default]
+    Weights,
+    /// Balanced clusters of the tokens of --data on which they are most active.
+    Activations,
+}
+
+/// How the routers are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterInit {
+    /// Entries from a normal distribution of standard deviation --router-std, 0.02 unless given.
+    #[default]
+    Normal,
+    /// Almost zero: noise of standard deviation --router-std, 1e-6 unless given, so that ties are broken.
+    Zeros,
+    /// Orthogonal rows, as long as normal ones are on average.
+    Orthogonal,
+    /// Centroids of the inputs that the feed-forward network sees on --data, apart from their mean.
+    Kmeans,
+    /// Mean inputs of the feed-forward network on the prompts of --prompts.
+    Prompts,
+    /// Mean token embeddings of the prompts of --prompts, the same in every layer.
+    CheapEmbed,
+    /// The inputs on which an expert's neurons are most active on --data; for --init partition.
+    Activations,
+}
+
+impl RouterInit {
+    /// Whether rows come from text, and so have a scale that --router-entropy can set.
+    pub(super) fn is_surveyed(self) -> bool {
+        !matches!(self, Self::Normal | Self::Zeros | Self::Orthogonal)
+    }
+
+    pub(super) fn takes_prompts(self) -> bool {
+        matches!(self, Self::Prompts | Self::CheapEmbed)
+    }
+}
+
+/// Where the scale lies that makes the mixture equal to the dense network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScalePlacement {
+    /// On down projections alone, which keeps the function.
+    #[default]
+    Exact,
+    /// Its cube root on gate, up and down projections (Megatron, 2410.07524); changes the function of gated networks.
+    Nvidia,
+}
+
+/// Where everything but the experts comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rest {
+    /// The model that is upcycled.
+    #[default]
+    Base,
+    /// The mean of the models given by --expert (Branch-Train-MiX).
+    Average,
+}
+
+/// Options of `upcycle`.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct UpcycleOptions {
+    /// Experts in each layer.
+    #[arg(long, value_name = "N")]
+    pub experts: usize,
+
+    /// Experts that each token goes to.
+    #[arg(long, value_name = "K")]
+    pub top_k: usize,
+
+    /// Shards that each dense network is cut into; N and K count shards and are multiples of it. Shards of one
+    /// network share their router rows, so that they are chosen together.
+    #[arg(long, value_name = "G", default_value_t = 1)]
+    #[serde(default = "one_shard")]
+    pub granularity: usize,
+
+    /// MoE family to write, as its model_type; by default the one that holds the dense family exactly.
+    #[arg(long, value_name = "FAMILY")]
+    #[serde(default)]
+    pub target: Option<String>,
+
+    /// Layers that get experts: all, every:2 (each second one), or a list such as 0,4-7. The others stay dense.
+    #[arg(long, value_name = "LAYERS", default_value_t)]
+    #[serde(default)]
+    pub layers: LayerChoice,
+
+    /// How experts are made.
+    #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
+    #[serde(default)]
+    pub init: Init,
+
+    /// A dense model whose networks become experts, in turn with the others given; repeat it for each.
+    #[arg(long = "expert", value_name = "DENSE", help_heading = "Experts")]
+    #[serde(default, rename = "expert")]
+    pub models: Vec<PathBuf>,
+
+    /// With --expert: where everything but the experts comes from.
+    #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
+    #[serde(default)]
+    pub attention: Rest,
+
+    /// With --init drop: share of an expert's neurons that are drawn anew.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
+    #[serde(default = "half")]
+    pub drop_fraction: f64,
+
+    /// With --init partition: how neurons are grouped.
+    #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
+    #[serde(default)]
+    pub partition_by: PartitionBy,
+
+    /// Standard deviation of noise that is added to every expert; 0 keeps the function.
+    #[arg(long, value_name = "STD", default_value_t = 0.0, help_heading = "Experts")]
+    #[serde(default)]
+    pub noise_std: f64,
+
+    /// Share of an expert's weights that get noise.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, help_heading = "Experts")]
+    #[serde(default = "one")]
+    pub noise_fraction: f64,
+
+    /// Where the scale lies that makes the mixture equal the dense network.
+    #[arg(long, value_enum, default_value_t, help_heading = "Experts")]
+    #[serde(default)]
+    pub scale_placement: ScalePlacement,
+
+    /// Share of the function that the shared expert computes, where the family has one.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
+    #[serde(default = "half")]
+    pub shared_fraction: f64,
+
+    /// Copies of the dense network that the shared expert is made of, where the family has one.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, help_heading = "Experts")]
+    #[serde(default = "one_shard")]
+    pub shared_experts: usize,
+
+    /// With --init partition: neurons of the shared expert, where the family has one; about a quarter unless given.
+    #[arg(long, value_name = "NEURONS", help_heading = "Experts")]
+    #[serde(default)]
+    pub shared_width: Option<usize>,
+
+    /// How routers are made.
+    #[arg(long, value_enum, default_value_t, help_heading = "Routers")]
+    #[serde(default)]
+    pub router: RouterInit,
+
+    /// Standard deviation of router entries.
+    #[arg(long, value_name = "STD", help_heading = "Routers")]
+    #[serde(default)]
+    pub router_std: Option<f64>,
+
+    /// For routers made from text: rows are scaled until the mean entropy of routing there is this share of
+    /// its maximum, ln(experts). 0 leaves rows as long as they are.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, help_heading = "Routers")]
+    #[serde(default = "nine_tenths")]
+    pub router_entropy: f64,
+
+    /// JSON file of prompts, one entry for each router row: [{"positive": ["…"], "negative": ["…"]}, …].
+    #[arg(long, value_name = "PROMPTS.json", help_heading = "Routers")]
+    #[serde(default)]
+    pub prompts: Option<PathBuf>,
+
+    /// Text that k-means routers and partitions by activation are found on, as PATH, LABEL=PATH or LABEL=PATH@WEIGHT.
+    #[arg(long, value_name = "DATA", help_heading = "Routers")]
+    #[serde(default)]
+    pub data: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --data.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, help_heading = "Routers")]
+    #[serde(default = "survey_tokens")]
+    pub data_tokens: usize,
+
+    /// Documents of --data are cut into windows of this many tokens.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Routers")]
+    #[serde(default = "window")]
+    pub sequence_length: usize,
+
+    /// Whether routing weights are divided by their sum, where the family leaves the choice. The default,
+    /// true, keeps the function with any router; false asks for an almost zero one.
+    #[arg(long, value_name = "BOOL", help_heading = "Routers")]
+    #[serde(default)]
+    pub norm_topk_prob: Option<bool>,
+
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+fn nine_tenths() -> f64 {
+    0.9
+}
+
+fn one_shard() -> usize {
+    1
+}
+
+fn survey_tokens() -> usize {
+    4096
+}
+
+fn window() -> usize {
+    512
+}
+
+impl UpcycleOptions {
+    /// Plain copies, everything else as by default.
+    pub fn copies(experts: usize, top_k: usize) -> Self {
+        Self {
+            experts,
+            top_k,
+            granularity: 1,
+            target: None,
+            layers: LayerChoice::All,
+            init: Init::Copy,
+            models: Vec::new(),
+            attention: Rest::Base,
+            drop_fraction: half(),
+            partition_by: PartitionBy::Weights,
+            noise_std: 0.0,
+            noise_fraction: one(),
+            scale_placement: ScalePlacement::Exact,
+            shared_fraction: half(),
+            shared_experts: 1,
+            shared_width: None,
+            router: RouterInit::Normal,
+            router_std: None,
+            router_entropy: nine_tenths(),
+            prompts: None,
+            data: Vec::new(),
+            data_tokens: survey_tokens(),
+            sequence_length: window(),
+            norm_topk_prob: None,
+            seed: 0,
+        }
+    }
+
+    /// Rows of a router that differ.
+    pub fn router_rows(&self) -> usize {
+        self.experts / self.granularity
+    }
+
+    pub(super) fn has_noise(&self) -> bool {
+        self.noise_std > 0.0 && self.noise_fraction > 0.0
+    }
+
+    pub(super) fn router_std(&self) -> f64 {
+        self.router_std.unwrap_or(if self.router == RouterInit::Zeros { 1e-6 } else { 0.02 })
+    }
+}

@@ -1,0 +1,317 @@
+//! The neurons of a dense network dealt out among experts: LLaMA-MoE (2406.16554), CMoE (2502.04416).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use candle_core::{DType, Device, Tensor};
+use moe_forward::{Observer, neuron_activations, to_f32};
+use moe_math::kmeans::{Metric, Options, balanced_kmeans};
+use moe_math::{Compute, sampling};
+use moe_model::{Error, Expert, Family, Kind, Result};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::experts::stream;
+use super::routers::{Routers, failed, own_directions, scaled_rows, text_source};
+use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
+use crate::part::{Neurons, Partition, Surveyed};
+use crate::pass::{Survey, SurveyText, Surveyor};
+
+const MAX_ITERATIONS: usize = 50;
+/// Active neurons of a token are its ⌈width / this⌉ strongest, [`LEAST_ACTIVE`] at least.
+const ACTIVE_SHARE: usize = 32;
+/// CMoE's K_a (§4.1).
+const LEAST_ACTIVE: usize = 10;
+
+/// Partitions of all layers.
+pub(super) struct Partitions<'a> {
+    options: &'a UpcycleOptions,
+    compute: &'a Compute,
+    has_shared: bool,
+    layers: BTreeMap<usize, Arc<Sets>>,
+}
+
+/// The partition of one layer.
+#[derive(Clone)]
+pub(super) struct LayerPartition {
+    sets: Arc<Sets>,
+}
+
+impl LayerPartition {
+    /// The neurons of routed expert `index`.
+    pub fn neurons(&self, index: usize) -> Neurons {
+        Neurons::Set(self.sets.clone(), index, self.sets.plan.each)
+    }
+
+    /// The neurons of the shared expert.
+    pub fn shared(&self) -> Neurons {
+        Neurons::Set(self.sets.clone(), self.sets.plan.experts, self.sets.plan.shared)
+    }
+}
+
+/// How many neurons go where.
+#[derive(Debug, Clone, Copy)]
+struct Deal {
+    experts: usize,
+    each: usize,
+    shared: usize,
+    by: PartitionBy,
+    seed: u64,
+    stream: u64,
+}
+
+/// The sets of one layer, found when they are first needed or by a survey.
+struct Sets {
+    plan: Deal,
+    network: Expert,
+    compute: Compute,
+    found: OnceLock<Vec<Vec<u32>>>,
+    /// Held while they are found: two threads would find them twice.
+    finding: Mutex<()>,
+}
+
+impl<'a> Partitions<'a> {
+    pub fn new(options: &'a UpcycleOptions, target: &Family, compute: &'a Compute) -> Self {
+        let has_shared = target.moe.as_ref().is_some_and(|m| m.shared.is_some());
+        Self { options, compute, has_shared, layers: BTreeMap::new() }
+    }
+
+    /// The partition of `network` in layer `index`; none for other initialisations.
+    pub fn layer(&mut self, index: usize, network: &Expert) -> Result<Option<LayerPartition>> {
+        let options = self.options;
+        if options.init != Init::Partition {
+            return Ok(None);
+        }
+        let (width, experts) = (network.width(), options.experts);
+        let shared = self.shared_width(width, experts)?;
+        let each = width.saturating_sub(shared) / experts;
+        if each == 0 || each * experts + shared != width {
+            let what = format!("{width} neurons, {shared} of them shared, can't be dealt out evenly to {experts} experts");
+            let fitting: Vec<_> = (2..=256).filter(|n| (width - shared).is_multiple_of(*n)).map(|n| n.to_string()).collect();
+            return Err(Error::new(Kind::Usage, what)
+                .tensor(network.gate.weight.name())
+                .remedy(format!("give --experts as one of {}", fitting.join(", "))));
+        }
+        let plan =
+            Deal { experts, each, shared, by: options.partition_by, seed: options.seed, stream: stream(index) + 1 };
+        let (network, compute) = (network.clone(), self.compute.clone());
+        let sets = Arc::new(Sets { plan, network, compute, found: OnceLock::new(), finding: Mutex::new(()) });
+        self.layers.insert(index, sets.clone());
+        Ok(Some(LayerPartition { sets }))
+    }
+
+    /// About a quarter of the width, so that the rest can be dealt out.
+    fn shared_width(&self, width: usize, experts: usize) -> Result<usize> {
+        match (self.has_shared, self.options.shared_width) {
+            (false, None) => Ok(0),
+            (false, Some(_)) => Err(Error::new(Kind::Usage, "the target family has no shared expert")
+                .remedy("leave --shared-width out, or choose another --target")),
+            (true, Some(shared)) if shared == 0 || shared >= width => {
+                Err(Error::new(Kind::Usage, format!("--shared-width {shared} of {width} neurons"))
+                    .remedy("give a number between, which leaves a multiple of --experts"))
+            }
+            (true, Some(shared)) => Ok(shared),
+            (true, None) => Ok(width - (width - width.div_ceil(4)) / experts * experts),
+        }
+    }
+
+    /// The sweep that finds them, if one does; it fills in the cells of `routers` where these go by activation too.
+    pub fn surveys(self, routers: &mut Routers<'_>) -> Option<Survey> {
+        let options = self.options;
+        if options.init != Init::Partition || options.partition_by != PartitionBy::Activations {
+            return None;
+        }
+        let rows = options.router == RouterInit::Activations;
+        let layers = self.layers.into_iter();
+        let layers = layers.map(|(layer, sets)| (layer, (sets, rows.then(|| routers.cell(layer))))).collect();
+        let surveyor = ActivationSurvey {
+            layers,
+            entropy: options.router_entropy,
+            compute: self.compute.clone(),
+            found: BTreeMap::new(),
+        };
+        let data = UpcycleOptions { prompts: None, ..options.clone() };
+        Some(Survey { text: text_source(&data), surveyor: Box::new(surveyor) })
+    }
+}
+
+impl Partition for Sets {
+    fn sets(&self) -> Result<&[Vec<u32>]> {
+        let _finding = self.finding.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.found.get().is_none() {
+            let sets = self.find()?;
+            let _ = self.found.set(sets);
+        }
+        Ok(self.found.get().expect("it was just set"))
+    }
+}
+
+impl Sets {
+    fn find(&self) -> Result<Vec<Vec<u32>>> {
+        let Deal { by, seed, stream, .. } = self.plan;
+        match by {
+            PartitionBy::Random => {
+                let width = self.network.width();
+                let order = sampling::choose(width, width, &mut sampling::generator(seed, stream));
+                let order: Vec<u32> = order.into_iter().map(|n| n as u32).collect();
+                let mut sets: Vec<Vec<u32>> = order[self.plan.shared..].chunks(self.plan.each).map(<[u32]>::to_vec).collect();
+                sets.push(order[..self.plan.shared].to_vec());
+                Ok(sorted(sets))
+            }
+            PartitionBy::Weights => self.by_weights(),
+            PartitionBy::Activations => {
+                Err(Error::new(Kind::Numeric, "the survey found no partition").tensor(self.network.gate.weight.name()))
+            }
+        }
+    }
+
+    /// Neurons whose gate and up rows point the same way belong together; those with the longest rows are shared.
+    fn by_weights(&self) -> Result<Vec<Vec<u32>>> {
+        let name = self.network.gate.weight.name();
+        let rows = || -> Result<Tensor> {
+            let (gate, up) = (to_f32(&self.network.gate.weight, &self.compute)?, to_f32(&self.network.up.weight, &self.compute)?);
+            Tensor::cat(&[gate, up], 1).map_err(|e| failed(name, e))
+        };
+        let rows = rows()?;
+        let lengths = rows.sqr().and_then(|r| r.sum(1)?.to_vec1::<f32>()).map_err(|e| failed(name, e))?;
+        self.plan.clustered(&rows, &lengths, Metric::Cosine, name)
+    }
+}
+
+impl Deal {
+    /// The `shared` neurons of the greatest `weight` apart; the others, rows of `features`, in balanced clusters.
+    fn clustered(&self, features: &Tensor, weight: &[f32], metric: Metric, name: &str) -> Result<Vec<Vec<u32>>> {
+        let fail = |e| failed(name, e);
+        let mut order: Vec<u32> = (0..weight.len() as u32).collect();
+        // Stable, so that ties go to the lower index.
+        order.sort_by(|a, b| weight[*b as usize].total_cmp(&weight[*a as usize]));
+        let (shared, rest) = order.split_at(self.shared);
+        let mut rest = rest.to_vec();
+        rest.sort_unstable();
+        let index = Tensor::new(rest.as_slice(), features.device()).map_err(fail)?;
+        let points = features.index_select(&index, 0).map_err(fail)?;
+        let options = Options { metric, max_iterations: MAX_ITERATIONS };
+        let mut random = sampling::generator(self.seed, self.stream);
+        let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random).map_err(|e| {
+            Error::new(Kind::Numeric, "cannot group neurons")
+                .source(e)
+                .tensor(name)
+                .remedy("choose another --partition-by, or give more --data")
+        })?;
+        let mut sets = vec![Vec::with_capacity(self.each); self.experts];
+        rest.iter().zip(&clusters.assignment).for_each(|(neuron, set)| sets[*set as usize].push(*neuron));
+        sets.push(shared.to_vec());
+        Ok(sorted(sets))
+    }
+}
+
+fn sorted(mut sets: Vec<Vec<u32>>) -> Vec<Vec<u32>> {
+    sets.iter_mut().for_each(|set| set.sort_unstable());
+    sets
+}
+
+/// Finds partitions, and routers that fit them, from activations.
+struct ActivationSurvey {
+    layers: BTreeMap<usize, (Arc<Sets>, Option<Surveyed>)>,
+    entropy: f64,
+    compute: Compute,
+    found: BTreeMap<usize, Value>,
+}
+
+impl Surveyor for ActivationSurvey {
+    fn begin(&mut self, _: &SurveyText) -> Result<()> {
+        Ok(())
+    }
+
+    fn found(&self) -> BTreeMap<usize, Value> {
+        self.found.clone()
+    }
+}
+
+impl Observer for ActivationSurvey {
+    fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
+        let Some((sets, rows)) = self.layers.get(&layer).cloned() else { return Ok(()) };
+        let name = sets.network.gate.weight.name().to_owned();
+        let activations = neuron_activations(&sets.network, x, &self.compute)?;
+        let tokens: Vec<Vec<f32>> =
+            activations.to_dtype(DType::F32).and_then(|a| a.to_vec2()).map_err(|e| failed(&name, e))?;
+        let width = sets.network.width();
+        let active = active_neurons(&tokens, width.div_ceil(ACTIVE_SHARE).max(LEAST_ACTIVE).min(width));
+        let rates: Vec<f32> = active.chunks_exact(tokens.len()).map(|of| of.iter().sum()).collect();
+        let features = Tensor::from_vec(active, (width, tokens.len()), &Device::Cpu)
+            .and_then(|t| t.to_device(&self.compute.device))
+            .map_err(|e| failed(&name, e))?;
+        let found = sets.plan.clustered(&features, &rates, Metric::Euclidean, &name)?;
+        let mut record = json!({ "tokens": tokens.len() });
+        if let Some(cell) = rows {
+            let (rows, scaled) = self.rows(layer, &sets, &found, &tokens, x)?;
+            record = Value::Object(scaled);
+            let _ = cell.set(rows);
+        }
+        record["shared_activation_share"] = json!(share(&rates, &found[sets.plan.experts]));
+        self.found.insert(layer, record);
+        let _ = sets.found.set(found);
+        Ok(())
+    }
+}
+
+impl ActivationSurvey {
+    /// A row for each expert: the covariance of an input's own direction with the share of the network's output,
+    /// Σ h² ‖down‖² over neurons, that the expert's neurons make.
+    fn rows(
+        &self,
+        layer: usize,
+        sets: &Sets,
+        found: &[Vec<u32>],
+        tokens: &[Vec<f32>],
+        x: &Tensor,
+    ) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
+        let name = sets.network.down.weight.name();
+        let fail = |e| failed(name, e);
+        let down = to_f32(&sets.network.down.weight, &self.compute)?;
+        let lengths: Vec<f32> = down.sqr().and_then(|d| d.sum(0)?.to_vec1()).map_err(fail)?;
+        let experts = sets.plan.experts;
+        let shares = |h: &Vec<f32>| -> Vec<f32> {
+            let mass = |set: &Vec<u32>| set.iter().map(|n| h[*n as usize].powi(2) * lengths[*n as usize]).sum::<f32>();
+            let masses: Vec<f32> = found[..experts].iter().map(mass).collect();
+            let all = masses.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+            masses.into_iter().map(|m| m / all).collect()
+        };
+        let shares: Vec<f32> = tokens.par_iter().flat_map_iter(shares).collect();
+        let x = x.to_dtype(DType::F32).map_err(fail)?;
+        let covariance = || {
+            let shares = Tensor::from_vec(shares, (tokens.len(), experts), x.device())?;
+            let centred = shares.broadcast_sub(&shares.mean_keepdim(0)?)?;
+            centred.t()?.contiguous()?.matmul(&own_directions(&x)?)
+        };
+        scaled_rows(&covariance().map_err(fail)?, &x, self.entropy, layer)
+    }
+}
+
+/// `[width, tokens]`: 1 where a neuron is among the `count` strongest of a token (CMoE's ATopK), 0 elsewhere.
+fn active_neurons(tokens: &[Vec<f32>], count: usize) -> Vec<f32> {
+    let width = tokens.first().map_or(0, Vec::len);
+    let strongest = |h: &Vec<f32>| {
+        let mut order: Vec<u32> = (0..width as u32).collect();
+        let by_strength = |a: &u32, b: &u32| {
+            let strength = |n: &u32| h[*n as usize].abs();
+            strength(b).total_cmp(&strength(a)).then(a.cmp(b))
+        };
+        if count < width {
+            order.select_nth_unstable_by(count, by_strength);
+        }
+        order.truncate(count);
+        order
+    };
+    let strongest: Vec<Vec<u32>> = tokens.par_iter().map(strongest).collect();
+    let mut active = vec![0f32; width * tokens.len()];
+    for (token, neurons) in strongest.iter().enumerate() {
+        neurons.iter().for_each(|neuron| active[*neuron as usize * tokens.len() + token] = 1.0);
+    }
+    active
+}
+
+fn share(rates: &[f32], set: &[u32]) -> f64 {
+    let of: f64 = set.iter().map(|n| f64::from(rates[*n as usize])).sum();
+    of / rates.iter().map(|r| f64::from(*r)).sum::<f64>().max(1.0)
+}

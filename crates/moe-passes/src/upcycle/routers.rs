@@ -1,0 +1,257 @@
+//! Routers: drawn at random, or made of what the network sees on text.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, IndexOp, Tensor};
+use moe_forward::{Observer, embed};
+use moe_math::kmeans::{Metric, Options, kmeans};
+use moe_math::temperature::scale_to_entropy;
+use moe_math::{Compute, sampling};
+use moe_model::{Error, Kind, Model, Result, Router, Weight};
+use serde_json::{Value, json};
+
+use super::experts::stream;
+use super::{RouterInit, UpcycleOptions};
+use crate::part::{Rows, Surveyed, rows};
+use crate::pass::{Survey, SurveyText, Surveyor, TextSource};
+
+/// Iterations of k-means; assignments hardly change after a few dozen.
+const MAX_ITERATIONS: usize = 100;
+
+/// Makes the routers of all layers.
+pub(super) struct Routers<'a> {
+    options: &'a UpcycleOptions,
+    model: &'a Model,
+    compute: &'a Compute,
+    surveyed: BTreeMap<usize, Surveyed>,
+}
+
+impl<'a> Routers<'a> {
+    pub fn new(options: &'a UpcycleOptions, model: &'a Model, compute: &'a Compute) -> Self {
+        Self { options, model, compute, surveyed: BTreeMap::new() }
+    }
+
+    /// The router of layer `index`.
+    pub fn layer(&mut self, index: usize, normalize: bool) -> Result<Router> {
+        let options = self.options;
+        let (std, seed, stream, hidden) = (options.router_std(), options.seed, stream(index), self.model.hidden);
+        let source = match options.router {
+            RouterInit::Normal | RouterInit::Zeros => Rows::Normal { std, seed, stream },
+            RouterInit::Orthogonal => Rows::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream },
+            _ => Rows::Surveyed(self.cell(index)),
+        };
+        let like = &self.model.layers[index].ffn_norm;
+        let shape = [options.experts, hidden];
+        let weight = rows(format!("layer {index} router"), source, shape, options.granularity, like)?;
+        Ok(Router { weight, top_k: options.top_k, normalize })
+    }
+
+    /// Where the surveyed rows of layer `index` will be.
+    pub fn cell(&mut self, index: usize) -> Surveyed {
+        self.surveyed.entry(index).or_insert_with(|| Arc::new(OnceLock::new())).clone()
+    }
+
+    /// The sweep that fills the cells in; none where another survey does, or nothing needs it.
+    pub fn surveys(self) -> Option<Survey> {
+        let options = self.options.clone();
+        let kind = match options.router {
+            RouterInit::Kmeans => RowsOf::Kmeans,
+            RouterInit::Prompts => RowsOf::Prompts,
+            RouterInit::CheapEmbed => RowsOf::CheapEmbed,
+            RouterInit::Normal | RouterInit::Zeros | RouterInit::Orthogonal | RouterInit::Activations => return None,
+        };
+        let text = text_source(&options);
+        let surveyor = RouterSurvey {
+            kind,
+            options,
+            embed: self.model.embed.clone(),
+            compute: self.compute.clone(),
+            cells: self.surveyed,
+            text: SurveyText::default(),
+            embedded: None,
+            found: BTreeMap::new(),
+        };
+        Some(Survey { text, surveyor: Box::new(surveyor) })
+    }
+}
+
+/// Where a survey's text comes from.
+pub(super) fn text_source(options: &UpcycleOptions) -> TextSource {
+    match &options.prompts {
+        Some(path) if options.router.takes_prompts() => {
+            TextSource::Prompts { path: path.clone(), sets: options.router_rows() }
+        }
+        _ => TextSource::Data {
+            specs: options.data.clone(),
+            sequence_length: options.sequence_length,
+            max_tokens: options.data_tokens,
+        },
+    }
+}
+
+/// What router rows are made of.
+#[derive(Debug, Clone, Copy)]
+enum RowsOf {
+    Kmeans,
+    Prompts,
+    CheapEmbed,
+}
+
+/// Makes router rows of the inputs of each layer's feed-forward network.
+struct RouterSurvey {
+    kind: RowsOf,
+    options: UpcycleOptions,
+    embed: Weight,
+    compute: Compute,
+    cells: BTreeMap<usize, Surveyed>,
+    text: SurveyText,
+    /// Rows made of token embeddings, which are the same in every layer.
+    embedded: Option<Tensor>,
+    found: BTreeMap<usize, Value>,
+}
+
+impl Surveyor for RouterSurvey {
+    fn begin(&mut self, text: &SurveyText) -> Result<()> {
+        self.text = text.clone();
+        if let RowsOf::CheapEmbed = self.kind {
+            let states = embed(&self.embed, &text.batch.ids, &self.compute)?;
+            let rows = states.to_dtype(DType::F32).and_then(|states| self.embedding_rows(&states));
+            self.embedded = Some(rows.map_err(|e| failed("embeddings of prompts", e))?);
+        }
+        Ok(())
+    }
+
+    fn found(&self) -> BTreeMap<usize, Value> {
+        self.found.clone()
+    }
+}
+
+impl Observer for RouterSurvey {
+    fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
+        let Some(cell) = self.cells.get(&layer).cloned() else { return Ok(()) };
+        let what = || format!("the router of layer {layer}");
+        let x = x.to_dtype(DType::F32).map_err(|e| failed(&what(), e))?;
+        let mut found = serde_json::Map::new();
+        let rows = match (self.kind, &self.embedded) {
+            (RowsOf::Kmeans, _) => self.centroids(layer, &x, &mut found)?,
+            (RowsOf::CheapEmbed, Some(rows)) => rows.clone(),
+            _ => self.prompt_rows(&x).map_err(|e| failed(&what(), e))?,
+        };
+        let (rows, scaled) = scaled_rows(&rows, &x, self.options.router_entropy, layer)?;
+        found.extend(scaled);
+        self.found.insert(layer, Value::Object(found));
+        let _ = cell.set(rows);
+        Ok(())
+    }
+}
+
+impl RouterSurvey {
+    /// A row for each set of prompts: what `summary` says of the spans of its positive prompts, less what it says of
+    /// its negative ones.
+    fn rows_of_sets(&self, summary: impl Fn(&[Range<usize>]) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
+        let spans = |set: usize, positive: bool| -> Vec<Range<usize>> {
+            let of_set = self.text.batch.spans.iter().zip(&self.text.sets).filter(|(_, kind)| **kind == (set, positive));
+            of_set.map(|(span, _)| span.clone()).collect()
+        };
+        let row = |set: usize| match spans(set, false).as_slice() {
+            [] => summary(&spans(set, true)),
+            negative => summary(&spans(set, true))? - summary(negative)?,
+        };
+        Tensor::cat(&(0..self.options.router_rows()).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)
+    }
+
+    /// Mean over prompts of the mean over their tokens of `states`, `[tokens, hidden]`.
+    fn prompt_rows(&self, states: &Tensor) -> candle_core::Result<Tensor> {
+        self.rows_of_sets(|spans| {
+            let means = spans.iter().map(|span| states.i(span.clone())?.mean_keepdim(0));
+            Tensor::cat(&means.collect::<candle_core::Result<Vec<_>>>()?, 0)?.mean_keepdim(0)
+        })
+    }
+
+    /// mergekit's `cheap_embed`: unit vectors along the sum of all tokens' embeddings, positive less negative, and of
+    /// that the unit vector.
+    fn embedding_rows(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
+        let rows = self.rows_of_sets(|spans| {
+            let sums = spans.iter().map(|span| embeddings.i(span.clone())?.sum_keepdim(0));
+            unit_rows(&Tensor::cat(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_keepdim(0)?)
+        })?;
+        unit_rows(&rows)
+    }
+
+    /// Unit centroids `[rows, hidden]` of what is particular to each input of `x`.
+    ///
+    /// Inputs share a large mean μ. A row's component along μ would only favour its expert on every token, so inputs are
+    /// clustered, by angle, after μ is taken away and they are projected on the space orthogonal to it; the centroids
+    /// lie in that space, and a row's logit on x is its product with what is left of x. So the expert that a token
+    /// goes to first is that of its cluster.
+    fn centroids(&self, layer: usize, x: &Tensor, found: &mut serde_json::Map<String, Value>) -> Result<Tensor> {
+        let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
+        let mut random = sampling::generator(self.options.seed, stream(layer));
+        let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
+        let clusters = kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
+            Error::new(Kind::Usage, format!("k-means of the FFN inputs of layer {layer}"))
+                .source(e)
+                .remedy("give more --data, or raise --data-tokens")
+        })?;
+        let mut sizes = vec![0usize; self.options.router_rows()];
+        clusters.assignment.iter().for_each(|cluster| sizes[*cluster as usize] += 1);
+        found.insert("kmeans_iterations".into(), json!(clusters.iterations));
+        // 1 − inertia / 2n of unit vectors is their mean cosine with their centroid.
+        found.insert("mean_cosine".into(), json!(1.0 - clusters.inertia / (2.0 * clusters.assignment.len() as f64)));
+        found.insert("cluster_sizes".into(), json!(sizes));
+        Ok(clusters.centroids)
+    }
+}
+
+/// `x − μ` without its component along μ, the mean of the rows of `x` `[tokens, hidden]`.
+pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
+    let mean = x.mean_keepdim(0)?;
+    let length = mean.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+    let centred = x.broadcast_sub(&mean)?;
+    if length == 0.0 {
+        return Ok(centred);
+    }
+    let unit = (mean / f64::from(length))?;
+    let along = centred.matmul(&unit.t()?)?;
+    centred - along.matmul(&unit)?
+}
+
+/// Rows of unit length times the scale at which the mean entropy of routing `x` is the share `entropy` of its maximum;
+/// unchanged for 0. Also what was found, for the receipt.
+pub(super) fn scaled_rows(rows: &Tensor, x: &Tensor, entropy: f64, layer: usize) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
+    let fail = |e| failed(&format!("the router of layer {layer}"), e);
+    let mut found = serde_json::Map::new();
+    let tokens = x.dim(0).map_err(fail)?;
+    found.insert("tokens".into(), json!(tokens));
+    let values = |rows: &Tensor| rows.flatten_all()?.to_vec1::<f32>();
+    let count = rows.dim(0).map_err(fail)?;
+    if entropy == 0.0 || count == 1 {
+        return Ok((values(rows).map_err(fail)?, found));
+    }
+    let lengths: Vec<f32> = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1()).map_err(fail)?;
+    if let Some(row) = lengths.iter().position(|length| !(*length > 0.0 && length.is_finite())) {
+        let what = format!("row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart");
+        return Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"));
+    }
+    let unit = unit_rows(rows).map_err(fail)?;
+    let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
+    let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
+        Error::new(Kind::Usage, format!("cannot scale the router of layer {layer}"))
+            .source(e)
+            .remedy("raise --router-entropy, or give text that differs more between experts")
+    })?;
+    found.insert("row_length".into(), json!(temperature.scale));
+    found.insert("entropy_share".into(), json!(temperature.entropy_fraction));
+    let rows = (unit * temperature.scale).and_then(|rows| values(&rows)).map_err(fail)?;
+    Ok((rows, found))
+}
+
+fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {
+    rows.broadcast_div(&rows.sqr()?.sum_keepdim(1)?.sqrt()?)
+}
+
+pub(super) fn failed(what: &str, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, format!("cannot compute {what}")).source(error)
+}

@@ -1,0 +1,196 @@
+//! A pass applied to checkpoints, validated down to every output name and every text before the first weight is read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, json, plan_shards, sha256_file};
+use moe_forward::{Corpus, Sweep, TokenizeOptions, load_prompts};
+use moe_math::Compute;
+use moe_model::{Declaration, Model};
+use moe_passes::{Pass, Plan, Sources, SurveyText, TextSource};
+use rayon::prelude::*;
+
+use crate::progress::{Progress, Unit};
+use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
+use crate::resources::ByteSize;
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A pass applied to a checkpoint.
+pub(crate) struct Prepared {
+    pub checkpoint: Checkpoint,
+    /// The checkpoints that it reads beside, in order.
+    others: Vec<Checkpoint>,
+    pub source: Model,
+    pub plan: Plan,
+    pub declaration: Declaration,
+    /// The declaration read back: names and config as loaders find them, weights still lazy.
+    pub result: Model,
+    pub shards: Vec<ShardPlan>,
+    /// The text of each of the plan's surveys.
+    texts: Vec<SurveyText>,
+}
+
+impl Prepared {
+    pub fn new<P: Pass>(pass: &P, input: &Path, max_shard_size: ByteSize, compute: &Compute) -> Result<Self> {
+        let checkpoint = Checkpoint::open(input)?;
+        let source = Model::read(&checkpoint)?;
+        let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
+        let plan = pass.plan(&Sources { model: &source, others: &models, compute })?;
+        check_tokenizers(input, pass.others())?;
+        let declaration = plan.model.declare()?;
+        // What loaders will find must be a model; a contradiction shows here, before the first byte.
+        let result = declaration.reread()?;
+        let declared: Vec<Declared> = declaration
+            .tensors
+            .iter()
+            .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
+            .collect();
+        let shards = plan_shards(&declared, max_shard_size.0)?;
+        let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
+        Ok(Self { checkpoint, others, source, plan, declaration, result, shards, texts })
+    }
+
+    /// Runs the plan's surveys, each a sweep over the source.
+    pub fn survey(&mut self, compute: &Compute, progress: &dyn Progress) -> Result<()> {
+        for (survey, text) in self.plan.surveys.iter_mut().zip(&self.texts) {
+            let layers = self.source.layers.len();
+            progress.stage(&format!("survey {} tokens", text.batch.tokens()), layers as u64, Unit::Layers);
+            survey.surveyor.begin(text)?;
+            let mut sweep = Sweep::new(&self.source, &text.batch, compute)?;
+            for index in 0..layers {
+                sweep.layer(index, survey.surveyor.as_mut())?;
+                progress.advance(1);
+            }
+            for (layer, found) in survey.surveyor.found() {
+                self.plan.layers.iter_mut().filter(|r| r.layer == layer).for_each(|r| r.found.push(found.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the receipt says before anything is hashed or measured.
+    pub fn receipt<P: Pass>(&self, pass: &P) -> Receipt {
+        let parameters = self.plan.model.parameters();
+        let copied = self.declaration.tensors.iter().filter(|(_, w)| w.stored().is_some()).count();
+        let source = |checkpoint: &Checkpoint| {
+            let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
+            let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+            SourceRecord {
+                name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                model_type: model_type.unwrap_or_default().to_owned(),
+                sha256: BTreeMap::new(),
+            }
+        };
+        Receipt {
+            tool: Tool::this(),
+            pass: P::NAME,
+            options: serde_json::to_value(pass).unwrap_or_default(),
+            source: source(&self.checkpoint),
+            others: self.others.iter().map(source).collect(),
+            texts: BTreeMap::new(),
+            result: ResultRecord {
+                model_type: self.plan.model.family.model_type.clone(),
+                total_parameters: parameters.total(),
+                active_parameters: parameters.active(),
+                parameters,
+                tensors: self.declaration.tensors.len(),
+                tensors_copied: copied,
+                bytes: self.declaration.bytes(),
+            },
+            identity: self.plan.identity.clone(),
+            measured: None,
+            layers: self.plan.layers.clone(),
+            warnings: self.plan.warnings.clone(),
+        }
+    }
+
+    /// Hashes of everything that is read.
+    pub fn hashes(&self) -> Result<Hashes> {
+        let texts: Vec<&Path> = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).collect();
+        Ok(Hashes {
+            source: hash_checkpoint(&self.checkpoint)?,
+            others: self.others.iter().map(hash_checkpoint).collect::<Result<_>>()?,
+            texts: hash_files(&texts)?,
+        })
+    }
+
+    /// The probe's largest tensors: the head in f32 beside logits of both models, or a layer's weights; and a survey's
+    /// hidden states.
+    pub fn memory_estimate(&self, probe_tokens: usize) -> u64 {
+        const WRITER_BYTES: u64 = 64 << 20;
+        /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
+        const STATES: usize = 8;
+        let surveyed = self.texts.iter().map(|text| text.batch.tokens()).max().unwrap_or(0);
+        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
+        if probe_tokens == 0 {
+            return WRITER_BYTES + survey;
+        }
+        let head = (self.source.vocab * self.source.hidden * 4) as u64;
+        let logits = (self.source.vocab * probe_tokens * 8 * 6) as u64;
+        WRITER_BYTES + survey.max(head + logits)
+    }
+}
+
+/// SHA-256 of what was read.
+pub(crate) struct Hashes {
+    source: BTreeMap<String, String>,
+    others: Vec<BTreeMap<String, String>>,
+    texts: BTreeMap<String, String>,
+}
+
+impl Hashes {
+    pub fn record(self, receipt: &mut Receipt) {
+        receipt.source.sha256 = self.source;
+        receipt.others.iter_mut().zip(self.others).for_each(|(record, hashes)| record.sha256 = hashes);
+        receipt.texts = self.texts;
+    }
+}
+
+/// SHA-256 of config and weights.
+fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
+    let config = checkpoint.dir().join(CONFIG_FILE);
+    let files: Vec<&Path> = std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
+    hash_files(&files)
+}
+
+/// SHA-256 by file name; files are hashed side by side.
+fn hash_files(paths: &[&Path]) -> Result<BTreeMap<String, String>> {
+    let hash = |path: &&Path| -> Result<(String, String)> {
+        Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), sha256_file(path)?))
+    };
+    paths.par_iter().map(hash).collect()
+}
+
+fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText> {
+    match text {
+        TextSource::Data { specs, sequence_length, max_tokens } => {
+            let options = TokenizeOptions { sequence_length: *sequence_length, vocab, max_tokens: Some(*max_tokens) };
+            Ok(SurveyText { batch: Corpus::load(specs, model_dir, options)?.batch(), sets: Vec::new() })
+        }
+        TextSource::Prompts { path, sets } => {
+            let (batch, sets) = load_prompts(path, model_dir, *sets)?;
+            batch.check_vocabulary(vocab, path)?;
+            Ok(SurveyText { batch, sets })
+        }
+    }
+}
+
+/// Refuses models that give the same ids other meanings.
+fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
+    let read = |dir: &Path| -> Result<Option<serde_json::Value>> {
+        let path = dir.join(TOKENIZER);
+        if path.is_file() { json::read(&path).map(Some) } else { Ok(None) }
+    };
+    let Some(wanted) = (if others.is_empty() { None } else { read(base)? }) else { return Ok(()) };
+    for other in others.iter().filter(|other| *other != base) {
+        let Some(found) = read(other)? else { continue };
+        if let Some(part) = ["model", "added_tokens"].into_iter().find(|part| wanted[*part] != found[*part]) {
+            return Err(Error::new(Kind::Usage, format!("this tokenizer has another {part:?} than the base's"))
+                .file(other.join(TOKENIZER))
+                .remedy("give models that were fine-tuned from one base, with its tokenizer"));
+        }
+    }
+    Ok(())
+}
