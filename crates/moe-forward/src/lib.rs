@@ -28,5 +28,5 @@ pub use ffn::neuron_activations;
 pub use finite::not_finite;
 pub use loader::{candle_dtype, to_f32};
 pub use parity::{Parity, max_difference, parity};
-pub use prompts::load_prompts;
+pub use prompts::{Prompts, load_prompts};
 pub use sweep::{Head, Observer, Silent, Sweep, embed};

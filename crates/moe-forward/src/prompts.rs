@@ -22,13 +22,24 @@ struct PromptSet {
 
 const REMEDY: &str = "give a list such as [{\"positive\": [\"a prompt\", …], \"negative\": []}, …]";
 
-/// Reads `sets` sets of prompts from the JSON file `path`, tokenised with the tokenizer of `model_dir`: all sequences, and for
-/// each the set that it belongs to, and whether it is a positive prompt there.
+/// Prompts as token ids.
+#[derive(Debug, Clone, Default)]
+pub struct Prompts {
+    /// All prompts, each a sequence that begins with the tokenizer's BOS token, if it has one.
+    pub batch: Batch,
+    /// For each, the set that it belongs to, and whether it is a positive prompt there.
+    pub kinds: Vec<(usize, bool)>,
+    /// Tokens at the start of each sequence that say nothing of the prompt: the BOS token.
+    pub skip: usize,
+}
+
+/// Reads `sets` sets of prompts from the JSON file `path`, tokenised as mergekit does it, with the tokenizer of `model_dir`:
+/// the BOS token, then the prompt, and no other special tokens.
 ///
 /// # Errors
 /// [`Kind::Malformed`] where the file is something else, [`Kind::Usage`] for another number of sets, a set without a
 /// positive prompt, or a prompt without a token; [`Kind::Missing`] without a tokenizer.
-pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<(Batch, Vec<(usize, bool)>)> {
+pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompts> {
     let found: Vec<PromptSet> = json::read_expecting(path, REMEDY)?;
     let usage = |what: String| Error::new(Kind::Usage, what).file(path);
     if found.len() != sets {
@@ -39,24 +50,37 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<(Batch
         return Err(usage(format!("entry {index} has no positive prompt")).remedy(REMEDY));
     }
     let tokenizer = load_tokenizer(model_dir)?;
+    let bos = bos_token(model_dir)?.and_then(|token| tokenizer.token_to_id(&token));
     let (mut sequences, mut kinds) = (Vec::new(), Vec::new());
     for (index, set) in found.iter().enumerate() {
         for (prompts, is_positive) in [(&set.positive, true), (&set.negative, false)] {
             for prompt in prompts {
-                sequences.push(encode(&tokenizer, prompt).map_err(|e| e.file(path))?);
+                sequences.push(encode(&tokenizer, bos, prompt).map_err(|e| e.file(path))?);
                 kinds.push((index, is_positive));
             }
         }
     }
-    Ok((Batch::new(sequences.iter().map(Vec::as_slice)), kinds))
+    let batch = Batch::new(sequences.iter().map(Vec::as_slice));
+    Ok(Prompts { batch, kinds, skip: usize::from(bos.is_some()) })
 }
 
-fn encode(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
-    let failed = |e| Error::new(Kind::Malformed, "the tokenizer failed").source(e);
-    // Special tokens alone would say nothing of the prompt.
-    let words = tokenizer.encode_fast(prompt, false).map_err(failed)?;
-    if words.get_ids().is_empty() {
-        return Err(Error::new(Kind::Usage, format!("the prompt {prompt:?} gives no token")).remedy("give it some words"));
+fn encode(tokenizer: &Tokenizer, bos: Option<u32>, prompt: &str) -> Result<Vec<u32>> {
+    let encoding = tokenizer.encode_fast(prompt, false);
+    let encoding = encoding.map_err(|e| Error::new(Kind::Malformed, "the tokenizer failed").source(e))?;
+    if encoding.get_ids().is_empty() {
+        let what = format!("the prompt {prompt:?} gives no token");
+        return Err(Error::new(Kind::Usage, what).remedy("give it some words"));
     }
-    Ok(tokenizer.encode_fast(prompt, true).map_err(failed)?.get_ids().to_vec())
+    Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+}
+
+/// The text of the BOS token, which tokenizer_config.json has as a string or as an object.
+fn bos_token(model_dir: &Path) -> Result<Option<String>> {
+    let path = model_dir.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config: serde_json::Value = json::read(&path)?;
+    let token = &config["bos_token"];
+    Ok(token.as_str().or(token["content"].as_str()).map(str::to_owned))
 }

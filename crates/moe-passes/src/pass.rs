@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_forward::{Batch, DataSpec, Observer};
+use moe_forward::{Batch, DataSpec, Observer, Prompts};
 use moe_math::Compute;
 use moe_model::{Model, Result};
 use serde::Serialize;
@@ -94,12 +94,22 @@ impl TextSource {
 }
 
 /// Tokens of a survey.
-#[derive(Debug, Clone, Default)]
-pub struct SurveyText {
+#[derive(Debug, Clone)]
+pub enum SurveyText {
+    /// Of files.
+    Data(Batch),
+    /// Of prompts.
+    Prompts(Prompts),
+}
+
+impl SurveyText {
     /// All sequences.
-    pub batch: Batch,
-    /// For prompts: the set that each sequence belongs to, and whether it is a positive prompt there.
-    pub sets: Vec<(usize, bool)>,
+    pub fn batch(&self) -> &Batch {
+        match self {
+            Self::Data(batch) => batch,
+            Self::Prompts(prompts) => &prompts.batch,
+        }
+    }
 }
 
 /// Watches a sweep over the original model, and makes weights of what it sees.

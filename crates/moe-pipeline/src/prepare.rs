@@ -56,9 +56,9 @@ impl Prepared {
     pub fn survey(&mut self, compute: &Compute, progress: &dyn Progress) -> Result<()> {
         for (survey, text) in self.plan.surveys.iter_mut().zip(&self.texts) {
             let layers = self.source.layers.len();
-            progress.stage(&format!("survey {} tokens", text.batch.tokens()), layers as u64, Unit::Layers);
+            progress.stage(&format!("survey {} tokens", text.batch().tokens()), layers as u64, Unit::Layers);
             survey.surveyor.begin(text)?;
-            let mut sweep = Sweep::new(&self.source, &text.batch, compute)?;
+            let mut sweep = Sweep::new(&self.source, text.batch(), compute)?;
             for index in 0..layers {
                 sweep.layer(index, survey.surveyor.as_mut())?;
                 progress.advance(1);
@@ -122,7 +122,7 @@ impl Prepared {
         const WRITER_BYTES: u64 = 64 << 20;
         /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
         const STATES: usize = 8;
-        let surveyed = self.texts.iter().map(|text| text.batch.tokens()).max().unwrap_or(0);
+        let surveyed = self.texts.iter().map(|text| text.batch().tokens()).max().unwrap_or(0);
         let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
         if probe_tokens == 0 {
             return WRITER_BYTES + survey;
@@ -167,12 +167,12 @@ fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText>
     match text {
         TextSource::Data { specs, sequence_length, max_tokens } => {
             let options = TokenizeOptions { sequence_length: *sequence_length, vocab, max_tokens: Some(*max_tokens) };
-            Ok(SurveyText { batch: Corpus::load(specs, model_dir, options)?.batch(), sets: Vec::new() })
+            Ok(SurveyText::Data(Corpus::load(specs, model_dir, options)?.batch()))
         }
         TextSource::Prompts { path, sets } => {
-            let (batch, sets) = load_prompts(path, model_dir, *sets)?;
-            batch.check_vocabulary(vocab, path)?;
-            Ok(SurveyText { batch, sets })
+            let prompts = load_prompts(path, model_dir, *sets)?;
+            prompts.batch.check_vocabulary(vocab, path)?;
+            Ok(SurveyText::Prompts(prompts))
         }
     }
 }

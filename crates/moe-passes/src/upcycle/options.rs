@@ -47,9 +47,9 @@ pub enum RouterInit {
     Orthogonal,
     /// Centroids of the inputs that the feed-forward network sees on --data, apart from their mean.
     Kmeans,
-    /// Mean inputs of the feed-forward network on the prompts of --prompts.
+    /// Mean inputs of the feed-forward network on the prompts of --prompts; where rows are scaled, apart from their mean.
     Prompts,
-    /// Mean token embeddings of the prompts of --prompts, the same in every layer.
+    /// Token embeddings of the prompts of --prompts, the same in every layer (mergekit's cheap_embed).
     CheapEmbed,
     /// The inputs on which an expert's neurons are most active on --data; for --init partition.
     Activations,

@@ -1,11 +1,10 @@
 //! Routers: drawn at random, or made of what the network sees on text.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, IndexOp, Tensor};
-use moe_forward::{Observer, embed};
+use moe_forward::{Observer, Prompts, embed};
 use moe_math::kmeans::{Metric, Options, kmeans};
 use moe_math::temperature::scale_to_entropy;
 use moe_math::{Compute, sampling};
@@ -69,7 +68,7 @@ impl<'a> Routers<'a> {
             embed: self.model.embed.clone(),
             compute: self.compute.clone(),
             cells: self.surveyed,
-            text: SurveyText::default(),
+            prompts: Prompts::default(),
             embedded: None,
             found: BTreeMap::new(),
         };
@@ -106,7 +105,7 @@ struct RouterSurvey {
     embed: Weight,
     compute: Compute,
     cells: BTreeMap<usize, Surveyed>,
-    text: SurveyText,
+    prompts: Prompts,
     /// Rows made of token embeddings, which are the same in every layer.
     embedded: Option<Tensor>,
     found: BTreeMap<usize, Value>,
@@ -114,9 +113,11 @@ struct RouterSurvey {
 
 impl Surveyor for RouterSurvey {
     fn begin(&mut self, text: &SurveyText) -> Result<()> {
-        self.text = text.clone();
+        if let SurveyText::Prompts(prompts) = text {
+            self.prompts = prompts.clone();
+        }
         if let RowsOf::CheapEmbed = self.kind {
-            let states = embed(&self.embed, &text.batch.ids, &self.compute)?;
+            let states = embed(&self.embed, &text.batch().ids, &self.compute)?;
             let rows = states.to_dtype(DType::F32).and_then(|states| self.embedding_rows(&states));
             self.embedded = Some(rows.map_err(|e| failed("embeddings of prompts", e))?);
         }
@@ -139,7 +140,12 @@ impl Observer for RouterSurvey {
             (RowsOf::CheapEmbed, Some(rows)) => rows.clone(),
             _ => self.prompt_rows(&x).map_err(|e| failed(&what(), e))?,
         };
-        let (rows, scaled) = scaled_rows(&rows, &x, self.options.router_entropy, layer)?;
+        let words = match self.kind {
+            RowsOf::Kmeans => Ok(x),
+            _ => self.by_prompt(&x, self.prompts.skip).and_then(|prompts| Tensor::cat(&prompts, 0)),
+        };
+        let words = words.map_err(|e| failed(&what(), e))?;
+        let (rows, scaled) = scaled_rows(&rows, &words, self.options.router_entropy, layer)?;
         found.extend(scaled);
         self.found.insert(layer, Value::Object(found));
         let _ = cell.set(rows);
@@ -148,24 +154,39 @@ impl Observer for RouterSurvey {
 }
 
 impl RouterSurvey {
-    /// A row for each set of prompts: what `summary` says of the spans of its positive prompts, less what it says of
-    /// its negative ones.
-    fn rows_of_sets(&self, summary: impl Fn(&[Range<usize>]) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
-        let spans = |set: usize, positive: bool| -> Vec<Range<usize>> {
-            let of_set = self.text.batch.spans.iter().zip(&self.text.sets).filter(|(_, kind)| **kind == (set, positive));
-            of_set.map(|(span, _)| span.clone()).collect()
+    /// A row for each set of prompts: what `summary` says of its positive prompts, less what it says of its negative
+    /// ones; `prompts` holds the states of each prompt's tokens.
+    fn rows_of_sets(
+        &self,
+        prompts: &[Tensor],
+        summary: impl Fn(&[&Tensor]) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        let of = |set: usize, positive: bool| -> Vec<&Tensor> {
+            let of_set = prompts.iter().zip(&self.prompts.kinds).filter(|(_, kind)| **kind == (set, positive));
+            of_set.map(|(states, _)| states).collect()
         };
-        let row = |set: usize| match spans(set, false).as_slice() {
-            [] => summary(&spans(set, true)),
-            negative => summary(&spans(set, true))? - summary(negative)?,
+        let row = |set: usize| match of(set, false).as_slice() {
+            [] => summary(&of(set, true)),
+            negative => summary(&of(set, true))? - summary(negative)?,
         };
         Tensor::cat(&(0..self.options.router_rows()).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 
-    /// Mean over prompts of the mean over their tokens of `states`, `[tokens, hidden]`.
+    /// `states`, `[tokens, hidden]`, of each prompt but for its first `skip` tokens.
+    fn by_prompt(&self, states: &Tensor, skip: usize) -> candle_core::Result<Vec<Tensor>> {
+        self.prompts.batch.spans.iter().map(|span| states.i(span.start + skip..span.end)).collect()
+    }
+
+    /// Mean over prompts of the mean over their tokens, but for BOS, of `states`. Where rows are scaled, only what is
+    /// particular to each state counts, as in [`Self::centroids`].
     fn prompt_rows(&self, states: &Tensor) -> candle_core::Result<Tensor> {
-        self.rows_of_sets(|spans| {
-            let means = spans.iter().map(|span| states.i(span.clone())?.mean_keepdim(0));
+        let mut prompts = self.by_prompt(states, self.prompts.skip)?;
+        if self.options.router_entropy != 0.0 {
+            let direction = Direction::of_mean(&Tensor::cat(&prompts, 0)?)?;
+            prompts = prompts.iter().map(|states| direction.removed(states)).collect::<candle_core::Result<_>>()?;
+        }
+        self.rows_of_sets(&prompts, |prompts| {
+            let means = prompts.iter().map(|states| states.mean_keepdim(0));
             Tensor::cat(&means.collect::<candle_core::Result<Vec<_>>>()?, 0)?.mean_keepdim(0)
         })
     }
@@ -173,8 +194,8 @@ impl RouterSurvey {
     /// mergekit's `cheap_embed`: unit vectors along the sum of all tokens' embeddings, positive less negative, and of
     /// that the unit vector.
     fn embedding_rows(&self, embeddings: &Tensor) -> candle_core::Result<Tensor> {
-        let rows = self.rows_of_sets(|spans| {
-            let sums = spans.iter().map(|span| embeddings.i(span.clone())?.sum_keepdim(0));
+        let rows = self.rows_of_sets(&self.by_prompt(embeddings, 0)?, |prompts| {
+            let sums = prompts.iter().map(|states| states.sum_keepdim(0));
             unit_rows(&Tensor::cat(&sums.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_keepdim(0)?)
         })?;
         unit_rows(&rows)
@@ -205,17 +226,34 @@ impl RouterSurvey {
     }
 }
 
-/// `x − μ` without its component along μ, the mean of the rows of `x` `[tokens, hidden]`.
-pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
-    let mean = x.mean_keepdim(0)?;
-    let length = mean.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
-    let centred = x.broadcast_sub(&mean)?;
-    if length == 0.0 {
-        return Ok(centred);
+/// The mean μ of states, which their own directions are what is left of them without.
+struct Direction {
+    mean: Tensor,
+    /// μ/|μ|, unless μ is zero.
+    unit: Option<Tensor>,
+}
+
+impl Direction {
+    /// Of the rows of `x`, `[tokens, hidden]`.
+    fn of_mean(x: &Tensor) -> candle_core::Result<Self> {
+        let mean = x.mean_keepdim(0)?;
+        let length = mean.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt();
+        let unit = (length > 0.0).then(|| &mean / f64::from(length)).transpose()?;
+        Ok(Self { mean, unit })
     }
-    let unit = (mean / f64::from(length))?;
-    let along = centred.matmul(&unit.t()?)?;
-    centred - along.matmul(&unit)?
+
+    /// `x − μ` without its component along μ.
+    fn removed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let centred = x.broadcast_sub(&self.mean)?;
+        let Some(unit) = &self.unit else { return Ok(centred) };
+        let along = centred.matmul(&unit.t()?)?;
+        centred - along.matmul(unit)?
+    }
+}
+
+/// What is particular to each row of `x`, `[tokens, hidden]`: without their mean, and any component along it.
+pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
+    Direction::of_mean(x)?.removed(x)
 }
 
 /// Rows of unit length times the scale at which the mean entropy of routing `x` is the share `entropy` of its maximum;

@@ -154,7 +154,7 @@ impl UpcycleOptions {
             RouterInit::Orthogonal => format!("orthogonal rows as long as normal ones of std {:e}, seed {seed}", self.router_std()),
             RouterInit::Kmeans => format!("k-means of the layer's FFN inputs, seed {seed}"),
             RouterInit::Prompts => "mean FFN inputs on prompts".to_owned(),
-            RouterInit::CheapEmbed => "mean token embeddings of prompts".to_owned(),
+            RouterInit::CheapEmbed => "token embeddings of prompts".to_owned(),
             RouterInit::Activations => "inputs on which an expert's neurons are most active".to_owned(),
         };
         let scale = match self.router_entropy {
