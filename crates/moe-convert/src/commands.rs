@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::DType;
 use moe_checkpoint::{Error, Kind, json};
-use moe_forward::Batch;
+use moe_forward::{Batch, EvalReport};
 use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    ByteSize, ConvertOptions, EvalOptions, Progress, Recipe, Step, StepKind, Timings, convert, eval, inspect,
+    ByteSize, ConvertOptions, EvalOptions, Progress, Recipe, Step, StepKind, Summary, Timings, convert, eval, inspect,
     is_finished, peak_memory_bytes, plan, selftest, verify, write_logits,
 };
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Eval { model, against, options } => {
-            timings.time("eval", || session.eval(&model, against.as_deref(), &options))
+            timings.time("eval", || session.eval(&model, against.as_deref(), &options)).map(|_| ())
         }
         Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
         Command::Selftest => timings.time("selftest", || session.selftest()),
@@ -137,14 +137,14 @@ impl Session {
         }
     }
 
-    fn eval(&self, model: &Path, against: Option<&Path>, options: &EvalOptions) -> Result<()> {
+    fn eval(&self, model: &Path, against: Option<&Path>, options: &EvalOptions) -> Result<EvalReport> {
         let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
         let failures = options.gates.failures(&report);
         let value =
             serde_json::json!({ "model": model, "against": against, "report": report, "gates_failed": failures });
         self.print(&value, || render::evaluation(model, against, &report))?;
         if failures.is_empty() {
-            return Ok(());
+            return Ok(report);
         }
         let text: Vec<_> =
             failures.iter().map(|f| format!("{} is {:.6}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
@@ -179,27 +179,37 @@ impl Session {
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
         let count = recipe.steps.len();
+        let mut evaluated = Vec::new();
         for (index, step) in recipe.steps.iter().enumerate() {
             self.progress.note(&format!("{}, step {} of {count}: {}", recipe.name, index + 1, step.command));
-            self.step(step, resume, dry_run, timings)
+            let report = self
+                .step(step, resume, dry_run, timings)
                 .with_context(|| format!("step {} ({}) of {} failed", index + 1, step.command, path.display()))?;
+            let label = || step.label.clone().unwrap_or_else(|| step.model.display().to_string());
+            evaluated.extend(report.map(|report| (label(), report)));
         }
-        Ok(())
+        if evaluated.len() < 2 {
+            return Ok(());
+        }
+        let rows: Vec<_> = evaluated.iter().map(|(label, report)| Summary::new(label, report)).collect();
+        self.print(&serde_json::json!({ "summary": rows }), || render::summary(&rows))
     }
 
-    fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<()> {
+    /// Runs one step; what an evaluation finds goes into the recipe's summary.
+    fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<Option<EvalReport>> {
         match &step.kind {
             StepKind::Upcycle { output, overwrite, options } => {
                 let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
-                self.convert(options, &step.model, output, &writing, timings)
+                self.convert(options, &step.model, output, &writing, timings)?;
             }
             // What reads a result can't run before there is one.
-            _ if dry_run => Ok(()),
+            _ if dry_run => {}
             StepKind::Eval { against, options } => {
-                timings.time("eval", || self.eval(&step.model, against.as_deref(), options))
+                return timings.time("eval", || self.eval(&step.model, against.as_deref(), options)).map(Some);
             }
-            StepKind::Verify => timings.time("verify", || self.verify(&step.model)),
-            StepKind::Inspect => self.inspect(&step.model),
+            StepKind::Verify => timings.time("verify", || self.verify(&step.model))?,
+            StepKind::Inspect => self.inspect(&step.model)?,
         }
+        Ok(None)
     }
 }

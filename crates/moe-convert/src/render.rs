@@ -6,7 +6,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{DomainReport, EvalReport};
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, PlannedOutput, Receipt, Timings, VerifyReport, describe_identity,
+    ByteSize, Check, Conversion, Inspection, PlannedOutput, Receipt, Summary, Timings, VerifyReport, describe_identity,
     peak_memory_bytes,
 };
 
@@ -188,6 +188,29 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
         text += &expert_load(report);
     }
     text
+}
+
+/// All evaluations of a recipe, in Markdown.
+pub fn summary(rows: &[Summary]) -> String {
+    let header = ["", "loss", "KL to the original", "agreement", "Gini", "entropy", "dead", "information"];
+    let mut text = format!("| {} |\n|{}\n", header.join(" | "), "---|".repeat(header.len()));
+    for row in rows {
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
+        let load = row.load.as_ref();
+        let cells = [
+            row.label.clone(),
+            format!("{:.4}", row.loss),
+            or_dash(row.kl.map(|kl| format!("{kl:.1e}"))),
+            or_dash(row.top1_agreement.map(|share| format!("{:.1} %", 100.0 * share))),
+            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.gini, l.worst_gini))),
+            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.entropy, l.least_entropy))),
+            or_dash(load.map(|l| format!("{} of {}", l.dead, l.experts))),
+            or_dash(load.map(|l| format!("{:.3} bit", l.information))),
+        ];
+        text += &format!("| {} |\n", cells.join(" | "));
+    }
+    text + "\nGini, entropy (1: even) and information are means over layers, in brackets the worst one; information is that between a \
+            token's expert and its domain.\n"
 }
 
 fn expert_load(report: &EvalReport) -> String {

@@ -23,7 +23,7 @@ mod sweep;
 pub use batch::Batch;
 pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
 pub use difference::{Difference, logit_difference};
-pub use evaluate::{Comparison, DomainReport, EvalReport, evaluate};
+pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, evaluate};
 pub use ffn::neuron_activations;
 pub use finite::not_finite;
 pub use loader::{candle_dtype, to_f32};

@@ -18,6 +18,7 @@ mod receipt;
 mod recipe;
 mod resources;
 mod selftest;
+mod summary;
 mod verify;
 
 pub use card::identity as describe_identity;
@@ -29,5 +30,6 @@ pub use progress::{Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Recipe, Step, StepKind};
 pub use resources::{ByteSize, peak_memory_bytes};
+pub use summary::{LoadSummary, Summary};
 pub use selftest::{Check, selftest};
 pub use verify::{VerifyReport, verify};

@@ -26,6 +26,8 @@ pub struct Step {
     pub command: String,
     /// The checkpoint that it reads.
     pub model: PathBuf,
+    /// What its row in the summary is called; the checkpoint unless given.
+    pub label: Option<String>,
     /// What it does.
     pub kind: StepKind,
 }
@@ -61,6 +63,9 @@ struct RawRecipe {
     name: Option<String>,
     #[serde(default)]
     vars: BTreeMap<String, String>,
+    /// Keys of every step that runs a command, where the step itself doesn't have them.
+    #[serde(default)]
+    defaults: BTreeMap<String, toml::Table>,
     step: Vec<toml::Table>,
 }
 
@@ -92,9 +97,16 @@ impl Recipe {
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step"));
         }
+        let runs = |name: &String| raw.step.iter().any(|t| t.get("run").and_then(toml::Value::as_str) == Some(name));
+        if let Some(name) = raw.defaults.keys().find(|name| !runs(name)) {
+            return Err(usage(format!("[defaults.{name}]: no step runs {name:?}")));
+        }
         let step = |(index, mut table): (usize, toml::Table)| {
             let name = table.get("run").and_then(toml::Value::as_str).unwrap_or("?").to_owned();
             let in_step = |what: String| usage(format!("step {} ({name}): {what}", index + 1));
+            for (key, value) in raw.defaults.get(&name).into_iter().flatten() {
+                table.entry(key.clone()).or_insert_with(|| value.clone());
+            }
             substitute(&mut table, &raw.vars).map_err(in_step)?;
             parse_step(table).map_err(in_step)
         };
@@ -132,6 +144,7 @@ fn substitute_value(value: &mut toml::Value, vars: &BTreeMap<String, String>) ->
 fn parse_step(mut table: toml::Table) -> Result<Step, String> {
     let command: String = take(&mut table, "run")?.ok_or("every step has a key \"run\" that names its command")?;
     let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
+    let label = take(&mut table, "label")?;
     let kind = match command.as_str() {
         "upcycle" => StepKind::Upcycle {
             output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
@@ -143,7 +156,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         other => return Err(format!("there is no command {other:?}; there are upcycle, eval, verify and inspect")),
     };
-    Ok(Step { command, model, kind })
+    Ok(Step { command, model, label, kind })
 }
 
 #[derive(Deserialize)]
@@ -190,6 +203,15 @@ mod tests {
     }
 
     #[test]
+    fn defaults_fill_in_what_a_step_leaves_out() {
+        let text = format!("{RECIPE}\n[defaults.upcycle]\ntop-k = 4\nseed = 7");
+        let StepKind::Upcycle { options, .. } = &Recipe::parse(&text, &[], "x").unwrap().steps[0].kind else {
+            panic!("the first step upcycles")
+        };
+        assert_eq!((options.top_k, options.seed), (2, 7));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
         assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
@@ -201,5 +223,6 @@ mod tests {
             with("${out}/moe\"\n        experts", "${oops}/moe\"\n        experts").contains("no variable \"oops\"")
         );
         assert!(message("step = 3", &[]).contains("line 1"));
+        assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
     }
 }
