@@ -123,6 +123,159 @@ fn broken_tokenizer() {
 }
 
 #[test]
+fn models_given_as_experts() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("mergekit/inputs/a", "base");
+    sandbox.copy("mergekit/inputs/b", "tokens");
+    let tokenizer = sandbox.read("tokens/tokenizer.json");
+    sandbox.write("tokens/tokenizer.json", String::from_utf8(tokenizer).unwrap().replacen("Ġthe", "Ġteh", 1));
+    sandbox.write("file", "text");
+    let requests: &[Request] = &[
+        ("upcycle base -o out --experts 2 --top-k 1 --expert base --expert nowhere", 1, &["nowhere"]),
+        ("upcycle base -o out --experts 2 --top-k 1 --expert base --expert file", 2, &["file"]),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/models/dense",
+            2,
+            &["golden/models/dense", "[2048, 128]", "tensor: "],
+        ),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/models/moe",
+            2,
+            &["golden/models/moe", "qwen3_moe"],
+        ),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert golden/mergekit/inputs/qwen2",
+            2,
+            &["inputs/qwen2", "qwen2 model"],
+        ),
+        (
+            "upcycle base -o out --experts 2 --top-k 1 --expert base --expert tokens",
+            2,
+            &["tokens/tokenizer.json", "base"],
+        ),
+        ("upcycle base -o out --experts 3 --top-k 1 --expert base --expert tokens", 2, &["3 experts", "2 models"]),
+        ("upcycle base -o base/out --experts 1 --top-k 1 --expert base", 2, &["inside"]),
+        ("upcycle golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert base", 2, &["inside"]),
+        ("upcycle base -o out --experts 2 --top-k 1 --attention average", 2, &["--attention average", "--expert"]),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
+fn text_for_routers() {
+    let sandbox = Sandbox::new();
+    sandbox.write("empty.txt", "");
+    sandbox.write("short.txt", "one two");
+    sandbox.write("object.json", r#"{"positive": ["x"]}"#);
+    sandbox.write("three.json", r#"[{"positive": ["x"]}, {"positive": ["y"]}, {"positive": ["z"]}]"#);
+    sandbox.write("none.json", r#"[{"positive": ["x"]}, {"positive": []}]"#);
+    sandbox.write("blank.json", r#"[{"positive": ["x"]}, {"positive": [""]}]"#);
+    sandbox.write("equal.json", r#"[{"positive": ["one two"]}, {"positive": ["one two"]}]"#);
+    sandbox.write("good.json", r#"[{"positive": ["one two three"]}, {"positive": ["def f(x): return x"]}]"#);
+    let requests: &[Request] = &[
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans", 2, &["--data"]),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --data good.json",
+            2,
+            &["--data", "--router kmeans"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans --data nowhere.txt",
+            1,
+            &["nowhere.txt"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans --data empty.txt",
+            2,
+            &["empty.txt"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans --data short.txt",
+            2,
+            &["layer 0", "8 clusters", "--data"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --router kmeans --data short.txt@0.5",
+            2,
+            &["weight", "short.txt"],
+        ),
+        (
+            "upcycle golden/families/llama/base/model -o out --experts 8 --top-k 2 --router kmeans --data short.txt",
+            1,
+            &["tokenizer.json"],
+        ),
+        ("upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts", 2, &["--prompts"]),
+        ("upcycle golden/models/dense -o out --experts 2 --top-k 1 --prompts good.json", 2, &["--router prompts"]),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts nowhere.json",
+            1,
+            &["nowhere.json"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts object.json",
+            1,
+            &["object.json", "positive"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts three.json",
+            2,
+            &["3 sets", "2 router rows", "three.json"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts none.json",
+            2,
+            &["entry 1", "none.json"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts blank.json",
+            2,
+            &["no token", "blank.json"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router cheap-embed --prompts equal.json",
+            2,
+            &["layer 0", "entropy"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router cheap-embed --prompts good.json --router-entropy 1",
+            2,
+            &["--router-entropy"],
+        ),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
+fn shapes_of_experts() {
+    let sandbox = Sandbox::new();
+    let requests: &[Request] = &[
+        (
+            "upcycle golden/models/dense -o out --experts 6 --top-k 3 --granularity 3",
+            2,
+            &["--granularity 3", "512", "1, 2, 4, 8"],
+        ),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 3 --granularity 2",
+            2,
+            &["--granularity 2", "--top-k 4"],
+        ),
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --granularity 0", 2, &["--granularity 0"]),
+        ("upcycle golden/models/dense -o out --experts 3 --top-k 2 --init partition", 2, &["512 neurons", "2, 4"]),
+        ("upcycle golden/models/dense -o out --experts 600 --top-k 2 --init partition", 2, &["512 neurons"]),
+        (
+            "upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers every:2",
+            2,
+            &["mixtral", "--target qwen2_moe"],
+        ),
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers 4", 2, &["layer 4", "0 to 3"]),
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --layers x", 2, &["--layers", "every:2"]),
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --shared-experts 0", 2, &["--shared-experts 0"]),
+        ("upcycle golden/models/dense -o out --experts 8 --top-k 2 --drop-fraction 1.5", 2, &["--drop-fraction"]),
+    ];
+    all_refused(&sandbox, requests);
+}
+
+#[test]
 fn options_of_upcycle() {
     let sandbox = Sandbox::new();
     let requests: &[Request] = &[

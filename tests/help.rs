@@ -80,15 +80,27 @@ fn examples_run() {
     assert_none(&problems);
 }
 
-/// The commands in README.md, in order, as a reader would paste them.
-#[test]
-fn commands_in_the_readme_run() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let blocks = readme.split("```sh\n").skip(1).filter_map(|b| b.split("```").next());
-    let commands: Vec<_> = blocks.flat_map(str::lines).filter(|line| line.starts_with("moe-convert ")).collect();
+/// The `sh` commands of a page, in order, as a reader would paste them.
+#[track_caller]
+fn commands_run(page: &str) {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let blocks = text.split("```sh\n").skip(1).filter_map(|b| b.split("```").next());
+    let joined = blocks.collect::<String>().replace("\\\n", " ");
+    let commands: Vec<_> = joined.lines().filter(|line| line.starts_with("moe-convert ")).collect();
     assert!(commands.len() >= 5, "{commands:?}");
     let sandbox = Sandbox::new();
+    symlink(root().join("recipes"), sandbox.path("recipes")).unwrap();
     for command in commands {
         sandbox.shell(command).succeeds();
     }
+}
+
+#[test]
+fn commands_in_the_readme_run() {
+    commands_run("README.md");
+}
+
+#[test]
+fn commands_in_the_guide_run() {
+    commands_run("docs/upcycling.md");
 }

@@ -88,7 +88,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2 --dry-run\n  \
         moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2\n  \
-        moe-convert upcycle golden/models/dense -o noisy --experts 8 --top-k 2 --noise-std 0.01 --seed 7")]
+        moe-convert upcycle golden/models/dense -o fine --experts 16 --top-k 4 --granularity 2\n  \
+        moe-convert upcycle golden/models/dense -o by-topic --experts 8 --top-k 2 --router kmeans \\\n    \
+        --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
+        docs/upcycling.md has an example for each way of making experts and routers.")]
     Upcycle(Convert<UpcycleOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
@@ -172,7 +175,7 @@ pub struct Writing {
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
 
-    /// Random tokens on which the result is compared with its source before it is written; 0 for none
+    /// Random tokens on which the result is compared with its source while it is written; 0 for none
     #[arg(long, value_name = "TOKENS", default_value_t = 32)]
     pub probe_tokens: usize,
 }

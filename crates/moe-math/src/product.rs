@@ -189,8 +189,8 @@ fn row(block: &[f32], i: usize, width: usize) -> &[f32] {
 /// Loops rather than closures given to `array::map`: only what is inlined here gets the instructions of `S`.
 #[inline(always)]
 fn tile<S: Simd>(simd: S, w: [&[f32]; TILE], x: [&[f32]; TILE]) -> [[f32; TILE]; TILE] {
-    let (mut wide_w, mut wide_x): ([&[S::f32s]; TILE], [&[S::f32s]; TILE]) = ([&[]; TILE], [&[]; TILE]);
-    let (mut rest_w, mut rest_x): ([&[f32]; TILE], [&[f32]; TILE]) = ([&[]; TILE], [&[]; TILE]);
+    let (mut wide_w, mut rest_w) = ([&[] as &[S::f32s]; TILE], [&[] as &[f32]; TILE]);
+    let (mut wide_x, mut rest_x) = (wide_w, rest_w);
     for i in 0..TILE {
         (wide_w[i], rest_w[i]) = S::as_simd_f32s(w[i]);
         (wide_x[i], rest_x[i]) = S::as_simd_f32s(x[i]);

@@ -174,7 +174,8 @@ impl LayerRecord {
         if let [(kind, _)] = kinds.as_slice() {
             return vec![(*kind).to_owned()];
         }
-        let mut lines: Vec<String> = kinds.iter().take(SHOWN).map(|(kind, count)| format!("{count} × {kind}")).collect();
+        let mut lines: Vec<String> =
+            kinds.iter().take(SHOWN).map(|(kind, count)| format!("{count} × {kind}")).collect();
         if kinds.len() > SHOWN {
             lines.push(format!("and {} other kinds", kinds.len() - SHOWN));
         }

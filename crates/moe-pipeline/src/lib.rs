@@ -30,6 +30,6 @@ pub use progress::{Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Recipe, Step, StepKind};
 pub use resources::{ByteSize, peak_memory_bytes};
-pub use summary::{LoadSummary, Summary};
 pub use selftest::{Check, selftest};
+pub use summary::{LoadSummary, Summary};
 pub use verify::{VerifyReport, verify};

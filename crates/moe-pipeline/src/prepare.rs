@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, json, plan_shards, sha256_file};
+use moe_checkpoint::{
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, json, plan_shards, sha256_file,
+};
 use moe_forward::{Corpus, Sweep, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
@@ -151,7 +153,8 @@ impl Hashes {
 /// SHA-256 of config and weights.
 fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
     let config = checkpoint.dir().join(CONFIG_FILE);
-    let files: Vec<&Path> = std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
+    let files: Vec<&Path> =
+        std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
     hash_files(&files)
 }
 

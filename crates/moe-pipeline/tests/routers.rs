@@ -148,7 +148,8 @@ fn inputs_of(model: &Model, batch: &Batch, layer: usize) -> Vec<Vec<f32>> {
 /// In f64, from the written rows: routing has the entropy that was asked for, and no row leans on the mean input.
 #[test]
 fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
-    const DATA: &str = "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
+    const DATA: &str =
+        "data = ['${golden}/text/english.calibration.txt', '${golden}/text/code.calibration.txt']\ndata-tokens = 1024";
     let (experts, hidden) = (8, 128);
     for share in [0.5, 0.9] {
         let options = format!("experts = {experts}\ntop-k = 2\nrouter = 'kmeans'\nrouter-entropy = {share:?}\n{DATA}");

@@ -15,7 +15,11 @@ impl UpcycleOptions {
         self.check_numbers()?;
         let idle = [
             (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
-            (self.init != Init::Partition && self.router == RouterInit::Activations, "--router activations", "--init partition"),
+            (
+                self.init != Init::Partition && self.router == RouterInit::Activations,
+                "--router activations",
+                "--init partition",
+            ),
             (self.init != Init::Partition && self.shared_width.is_some(), "--shared-width", "--init partition"),
             (
                 self.router == RouterInit::Activations && self.partition_by != PartitionBy::Activations,
@@ -40,24 +44,29 @@ impl UpcycleOptions {
     fn check_counts(&self) -> Result<()> {
         let Self { experts, top_k, granularity, .. } = *self;
         if experts == 0 || top_k == 0 {
-            return usage(
-                "an MoE needs at least one expert and a top-k of at least one",
-                "raise --experts or --top-k",
-            );
+            return usage("an MoE needs at least one expert and a top-k of at least one", "raise --experts or --top-k");
         }
         if experts > 65_536 {
             return usage(format!("{experts} experts"), "give at most 65536");
         }
         if top_k > experts {
-            return usage(format!("top-k {top_k} is more than the {experts} experts"), "lower --top-k or raise --experts");
+            return usage(
+                format!("top-k {top_k} is more than the {experts} experts"),
+                "lower --top-k or raise --experts",
+            );
         }
         if granularity == 0 || !experts.is_multiple_of(granularity) || !top_k.is_multiple_of(granularity) {
-            let what = format!("--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}");
+            let what = format!(
+                "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
+            );
             let up = |n: usize| n.div_ceil(granularity.max(1)) * granularity.max(1);
             return usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)));
         }
         if self.shared_experts == 0 || self.shared_experts > 1024 {
-            return usage(format!("--shared-experts {}", self.shared_experts), "give 1 to 1024; --shared-fraction 0 silences it");
+            return usage(
+                format!("--shared-experts {}", self.shared_experts),
+                "give 1 to 1024; --shared-fraction 0 silences it",
+            );
         }
         let count = self.models.len();
         if count > 0 && !self.router_rows().is_multiple_of(count) {
@@ -138,7 +147,8 @@ pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
 
 /// Refuses layers that stay dense where the family has no such.
 pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<()> {
-    let mixes = |family: &Family| family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some());
+    let mixes =
+        |family: &Family| family.dense.is_some() && family.moe.as_ref().is_some_and(|m| m.dense_layers.is_some());
     if mixes(target) || !chosen.contains(&false) {
         return Ok(());
     }
@@ -209,12 +219,20 @@ pub(super) fn warnings(options: &UpcycleOptions, normalize: bool, base: &Model, 
         warnings.push("an exactly zero router sends every token to the same experts".to_owned());
     }
     if options.scale_placement == ScalePlacement::Nvidia {
-        warnings.push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
+        warnings
+            .push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
     }
     if options.init == Init::Partition && options.top_k < options.experts && !options.has_surveyed_router() {
         warnings.push("a router that knows nothing of the partition drops neurons at random".to_owned());
     }
-    let rope = |m: &Model| serde_json::to_string(&(m.config.get("rope_theta"), m.config.get("rope_scaling"), m.config.get("rope_parameters"))).unwrap_or_default();
+    let rope = |m: &Model| {
+        serde_json::to_string(&(
+            m.config.get("rope_theta"),
+            m.config.get("rope_scaling"),
+            m.config.get("rope_parameters"),
+        ))
+        .unwrap_or_default()
+    };
     for other in others {
         if rope(other) != rope(base) || other.norm_eps != base.norm_eps {
             let file = other.config_file.display();

@@ -69,7 +69,8 @@ impl Experts<'_> {
         let Some(factors) = self.scales.shared else { return Ok(None) };
         let network = self.networks[0];
         let like = &network.gate.weight;
-        let gate = rows(format!("layer {} shared expert's gate", self.layer), Rows::Zeros, [1, like.shape()[1]], 1, like)?;
+        let gate =
+            rows(format!("layer {} shared expert's gate", self.layer), Rows::Zeros, [1, like.shape()[1]], 1, like)?;
         let expert = match (&self.partition, self.options.shared_experts) {
             (Some(partition), _) => self.make(network, &partition.shared(), factors, None),
             (None, 1) => self.make(network, &Neurons::All, factors, None),

@@ -53,8 +53,8 @@ impl Pass for UpcycleOptions {
         let mut partitions = Partitions::new(self, target, sources.compute);
         let mut routers = Routers::new(self, dense, sources.compute);
         let mut layers = Vec::with_capacity(dense.layers.len());
-        for index in 0..dense.layers.len() {
-            if !chosen[index] {
+        for (index, is_chosen) in chosen.into_iter().enumerate() {
+            if !is_chosen {
                 layers.push(LayerRecord { layer: index, ..LayerRecord::default() });
                 continue;
             }

@@ -192,7 +192,7 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub prompts: Option<PathBuf>,
 
-    /// Text that k-means routers and partitions by activation are found on, as PATH, LABEL=PATH or LABEL=PATH@WEIGHT.
+    /// Text that k-means routers and partitions by activation are found on, as PATH or LABEL=PATH; text, or JSONL.
     #[arg(long, value_name = "DATA", help_heading = "Routers")]
     #[serde(default)]
     pub data: Vec<DataSpec>,

@@ -86,8 +86,10 @@ impl<'a> Partitions<'a> {
         let shared = self.shared_width(width, experts)?;
         let each = width.saturating_sub(shared) / experts;
         if each == 0 || each * experts + shared != width {
-            let what = format!("{width} neurons, {shared} of them shared, can't be dealt out evenly to {experts} experts");
-            let fitting: Vec<_> = (2..=256).filter(|n| (width - shared).is_multiple_of(*n)).map(|n| n.to_string()).collect();
+            let what =
+                format!("{width} neurons, {shared} of them shared, can't be dealt out evenly to {experts} experts");
+            let fitting: Vec<_> =
+                (2..=256).filter(|n| (width - shared).is_multiple_of(*n)).map(|n| n.to_string()).collect();
             return Err(Error::new(Kind::Usage, what)
                 .tensor(network.gate.weight.name())
                 .remedy(format!("give --experts as one of {}", fitting.join(", "))));
@@ -154,7 +156,8 @@ impl Sets {
                 let width = self.network.width();
                 let order = sampling::choose(width, width, &mut sampling::generator(seed, stream));
                 let order: Vec<u32> = order.into_iter().map(|n| n as u32).collect();
-                let mut sets: Vec<Vec<u32>> = order[self.plan.shared..].chunks(self.plan.each).map(<[u32]>::to_vec).collect();
+                let mut sets: Vec<Vec<u32>> =
+                    order[self.plan.shared..].chunks(self.plan.each).map(<[u32]>::to_vec).collect();
                 sets.push(order[..self.plan.shared].to_vec());
                 Ok(sorted(sets))
             }
@@ -169,7 +172,8 @@ impl Sets {
     fn by_weights(&self) -> Result<Vec<Vec<u32>>> {
         let name = self.network.gate.weight.name();
         let rows = || -> Result<Tensor> {
-            let (gate, up) = (to_f32(&self.network.gate.weight, &self.compute)?, to_f32(&self.network.up.weight, &self.compute)?);
+            let (gate, up) =
+                (to_f32(&self.network.gate.weight, &self.compute)?, to_f32(&self.network.up.weight, &self.compute)?);
             Tensor::cat(&[gate, up], 1).map_err(|e| failed(name, e))
         };
         let rows = rows()?;

@@ -258,7 +258,12 @@ pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
 
 /// Rows of unit length times the scale at which the mean entropy of routing `x` is the share `entropy` of its maximum;
 /// unchanged for 0. Also what was found, for the receipt.
-pub(super) fn scaled_rows(rows: &Tensor, x: &Tensor, entropy: f64, layer: usize) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
+pub(super) fn scaled_rows(
+    rows: &Tensor,
+    x: &Tensor,
+    entropy: f64,
+    layer: usize,
+) -> Result<(Vec<f32>, serde_json::Map<String, Value>)> {
     let fail = |e| failed(&format!("the router of layer {layer}"), e);
     let mut found = serde_json::Map::new();
     let tokens = x.dim(0).map_err(fail)?;

@@ -86,13 +86,18 @@ impl Scales {
         }
         let inner_scale = self.routed.inner != 1.0;
         if inner_scale {
-            changes.push(format!("gate and up projections are scaled by {:.6}, which SiLU doesn't undo", self.routed.inner));
+            changes.push(format!(
+                "gate and up projections are scaled by {:.6}, which SiLU doesn't undo",
+                self.routed.inner
+            ));
         }
         let constant_router = options.router == RouterInit::Zeros;
         if options.init == Init::Partition && options.top_k < options.experts {
             changes.push("a token uses the neurons of its experts only".to_owned());
         } else if options.init == Init::Partition && !constant_router {
-            changes.push("routing weights differ, and with them the neurons' shares; --router zeros keeps the function".into());
+            changes.push(
+                "routing weights differ, and with them the neurons' shares; --router zeros keeps the function".into(),
+            );
         } else if !normalize && options.top_k < options.experts && !constant_router {
             let what = "routing weights are not normalised, so their sum depends on the token";
             changes.push(format!("{what}; --router zeros keeps the function"));
@@ -130,7 +135,13 @@ impl Scales {
             format!("{what}{factors}, gate 0")
         });
         let router = Some(options.describe_router());
-        LayerRecord { layer: index, router, experts: (0..experts.len()).map(expert).collect(), shared, found: Vec::new() }
+        LayerRecord {
+            layer: index,
+            router,
+            experts: (0..experts.len()).map(expert).collect(),
+            shared,
+            found: Vec::new(),
+        }
     }
 }
 
@@ -151,7 +162,9 @@ impl UpcycleOptions {
         let seed = self.seed;
         let text = match self.router {
             RouterInit::Normal | RouterInit::Zeros => format!("normal, std {:e}, seed {seed}", self.router_std()),
-            RouterInit::Orthogonal => format!("orthogonal rows as long as normal ones of std {:e}, seed {seed}", self.router_std()),
+            RouterInit::Orthogonal => {
+                format!("orthogonal rows as long as normal ones of std {:e}, seed {seed}", self.router_std())
+            }
             RouterInit::Kmeans => format!("k-means of the layer's FFN inputs, seed {seed}"),
             RouterInit::Prompts => "mean FFN inputs on prompts".to_owned(),
             RouterInit::CheapEmbed => "token embeddings of prompts".to_owned(),
