@@ -12,9 +12,13 @@ import subprocess
 import time
 
 # What is compared. Ours: options of `moe-convert upcycle`. mergekit's: a gate mode.
+CALIBRATION = [f"--data=golden/text/{domain}.calibration.txt" for domain in ("english", "code", "spanish", "arithmetic")]
 OURS = {
     "ours, `--router normal`": ["--router", "normal"],
     "ours, `--router normal --probe-tokens 0`": ["--router", "normal", "--probe-tokens", "0"],
+    "ours, `cheap-embed`": ["--router", "cheap-embed", "--prompts", "prompts.json"],
+    "ours, `prompts`": ["--router", "prompts", "--prompts", "prompts.json"],
+    "ours, `kmeans` on 4 × 2,048 tokens": ["--router", "kmeans", "--data-tokens", "2048", *CALIBRATION],
 }
 MERGEKIT = {
     "mergekit `random`": "random",
@@ -69,6 +73,10 @@ def main():
 
 
 def ours(args, options, out):
+    """`prompts.json` among the options is the file of PROMPTS."""
+    path = args.scratch / "prompts.json"
+    path.write_text(json.dumps([{"positive": [PROMPTS[e % len(PROMPTS)][1]]} for e in range(args.experts)], ensure_ascii=False))
+    options = [path if word == "prompts.json" else word for word in options]
     return [args.binary, "upcycle", args.model, "-o", out, "--experts", str(args.experts), "--top-k", str(args.top_k), "-q", *options]
 
 
