@@ -64,7 +64,8 @@ fn only_the_binary_prints_and_uses_anyhow() {
 fn numerics_know_no_files_and_passes_do_no_io() {
     assert_none(&uses("moe-math", &["std::fs", "std::path", "moe_checkpoint", "moe_model"]));
     // A pass's options name files, which the pipeline opens.
-    let io = ["std::fs", "std::io", "std::thread", ".exists()", ".is_file()", ".is_dir()", "canonicalize", "Checkpoint"];
+    let io =
+        ["std::fs", "std::io", "std::thread", ".exists()", ".is_file()", ".is_dir()", "canonicalize", "Checkpoint"];
     assert_none(&uses("moe-passes", &io));
     assert_none(&uses("moe-checkpoint", &["expert", "router"]));
 }
