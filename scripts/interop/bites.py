@@ -2,6 +2,7 @@
 """Does check.py bite? It must call broken copies of good outputs, some of each family, WRONG, each for its own reason.
 
 usage: bites.py CASES.json      as check.py takes them; the copies lie in broken/ beside it"""
+import importlib.metadata
 import json
 import pathlib
 import re
@@ -36,6 +37,16 @@ def swaps_gate_and_up_of_two_experts(tensors):
         tensors[gate], tensors[up] = tensors[up], tensors[gate]
 
 
+def exchanges_gates_of_two_experts(tensors):
+    first, second = (match[0] for match in gates(tensors)[:2])
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+
+
+def exchanges_routers_of_two_layers(tensors):
+    first, second = [name for name in sorted(tensors) if re.search(r"(mlp|moe)\.gate\.weight$", name)][:2]
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+
+
 BREAKS = {
     lacks_a_norm: "missing_keys",
     lacks_a_tensor_of_an_expert: "",  # transformers 5 stops by itself: it can't stack the experts
@@ -43,11 +54,24 @@ BREAKS = {
     swaps_gate_and_up_of_two_experts: "dense: ",
 }
 
+# What truth.py must find, in transformers 5: what is in a case's options, how it is broken, what is said.
+LIES = [
+    ("--expert ", exchanges_gates_of_two_experts, "mixture: "),
+    ("--init drop", exchanges_gates_of_two_experts, "a neuron differs in some projections only"),
+    ("--init partition", exchanges_gates_of_two_experts, "none of the dense network's"),
+    ("--scale-placement nvidia", exchanges_gates_of_two_experts, "a neuron differs in some projections only"),
+    ("--router prompts", exchanges_routers_of_two_layers, "router rows differ"),
+    ("--router cheap-embed", exchanges_routers_of_two_layers, "entropy "),
+]
+
 
 def main(cases_json):
     out = pathlib.Path(cases_json).parent / "broken"
     shutil.rmtree(out, ignore_errors=True)
-    broken = [break_one(case, spoil, out) for case in one_of_each_family(cases_json) for spoil in BREAKS]
+    broken = [break_one(case, spoil, out, why) for case in one_of_each_family(cases_json) for spoil, why in BREAKS.items()]
+    if int(importlib.metadata.version("transformers").split(".")[0]) >= 5:
+        cases = json.loads(pathlib.Path(cases_json).read_text())
+        broken += [break_one(next(case for case in cases if option in case["options"]), spoil, out, why) for option, spoil, why in LIES]
     (out / "cases.json").write_text(json.dumps(broken))
     command = [sys.executable, pathlib.Path(__file__).parent / "check.py", "--cases", out / "cases.json"]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -72,12 +96,12 @@ def one_of_each_family(cases_json):
     return chosen.values()
 
 
-def break_one(case, spoil, out):
+def break_one(case, spoil, out, reason):
     source = pathlib.Path(case["model"])
     to = out / f"{source.parent.name}-{source.name}-{spoil.__name__}"
     shutil.copytree(source, to)
     rewrite(to / "model.safetensors", spoil)
-    return case | {"model": str(to), "options": "broken", "reason": BREAKS[spoil]}
+    return case | {"model": str(to), "options": "broken", "reason": reason}
 
 
 def rewrite(file, change):

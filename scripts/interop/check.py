@@ -5,10 +5,11 @@ usage: check.py [--cases CASES.json] MODEL_DIR...
 
 For each: loads it with nothing missing, unexpected or mismatched; compares logits with `moe-convert logits`; stock attention
 and experts, and decoding through the cache, must agree too. A case may also name the dense model's logits:
-    [{"model": DIR, "tokens": IDS.json, "dense": LOGITS.safetensors or DIR, "options": "…"}, …]
+    [{"model": DIR, "tokens": IDS.json, "dense": LOGITS.safetensors or DIR, "source": DIR, "options": "…"}, …]
 (a directory is read by transformers 5 only: 4.57 misreads newer dense configs). They are compared as strictly as the receipt
-promises: 1e-4 of the largest logit where it says exact, four times what it measured where it says approximate, not at all where
-the function was changed on purpose. With "older_cannot": REASON, transformers 4 must fail: so the list of its limits stays true.
+promises: 1e-4 of the largest logit where it says exact, four times what it measured where it says approximate. Where the function
+was changed on purpose, and the case names the dense model's directory as "source", truth.py says what must have come out.
+With "older_cannot": REASON, transformers 4 must fail: so the list of its limits stays true.
 Exits with 1 if anything is wrong, after looking at everything. MOE_CONVERT names the binary."""
 import argparse
 import json
@@ -19,7 +20,8 @@ import warnings
 
 import torch
 import transformers
-from loading import TOLERANCE, difference, load, logits, ours, stepped, versions
+import truth
+from loading import TOLERANCE, difference, load, logits, ours, split_groups, stepped, versions
 from safetensors.torch import load_file
 
 PROBLEMS, NOTES = [], {}
@@ -97,6 +99,13 @@ def check(case):
     limit = promised(path) if "dense" in case else None
     if limit and (NEWER or case["dense"].endswith(".safetensors")):
         compare("dense", found, wanted(case["dense"], ids), limit)
+    if "source" in case:
+        made = truth.Case(case, json.loads((path / "moe-convert.json").read_text()), model)
+        split = split_groups(model, ids, made.granularity)
+        if split:
+            wrong.append(f"{split} times a token goes to some shards of a network but not to all")
+        if NEWER:
+            made.check(compare, ids)
     assert not wrong, "\n".join(wrong)
     return " ".join(f"{what} {figure}" for what, figure in figures.items())
 

@@ -44,6 +44,26 @@ def logits(model, sequences):
         return torch.cat([model(torch.tensor([ids]), use_cache=False).logits[0].float() for ids in sequences])
 
 
+def split_groups(model, sequences, granularity):
+    """How often a token, in any layer, goes to some shards of a dense network but not to all of them."""
+    found, hooks = [], []
+
+    def look(gate, _, output):
+        k = model.config.num_experts_per_tok
+        picked = output[2] if isinstance(output, tuple) else output.softmax(-1, dtype=torch.float).topk(k, -1)[1]
+        chosen = torch.zeros(len(picked), len(gate.weight)).scatter(-1, picked, 1.0).unflatten(-1, (-1, granularity))
+        found.append((chosen != chosen[..., :1]).any(-1).sum().item())
+
+    for layer in model.model.layers:
+        block = layer.mlp if hasattr(layer, "mlp") else layer.block_sparse_moe
+        if hasattr(block, "experts"):
+            hooks.append(block.gate.register_forward_hook(look))
+    logits(model, sequences)
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
+
+
 def stepped(model, ids):
     """Logits as generation sees them: half the tokens at once, then one by one through the cache."""
     with torch.no_grad():
