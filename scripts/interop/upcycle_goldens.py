@@ -62,6 +62,7 @@ EACH = [
     f"{QUARTERS} --router orthogonal --noise-std 0.02",
     "--experts 8 --top-k 8 --granularity 4 --router zeros",
     "--experts 4 --top-k 4 --granularity 4",
+    f"{SHARDS} --router zeros",
     f"{SHARDS} --scale-placement nvidia",
     f"{FOUR} --init drop",
     f"{SHARDS} --init drop --drop-fraction 0.3 --noise-std 0.02 --noise-fraction 0.1",
