@@ -56,23 +56,24 @@ def mixture(case):
     for at in case.layers:
         networks, mlp = [model.model.layers[at].mlp for model in case.lent], case.moe.model.layers[at].mlp
         rows, active = groups(case, mlp)[:, 0], case.top_k // case.granularity
-        case.base.model.layers[at].mlp = Mixture(networks, rows, active, case.shared_fraction_of(mlp))
+        own = case.base.model.layers[at].mlp
+        case.base.model.layers[at].mlp = Mixture(networks, own, rows, active, case.shared_fraction_of(mlp))
     return case.base
 
 
 class Mixture(torch.nn.Module):
-    """By definition: every network runs, and counts by its router row. The shared expert is the first one's."""
+    """By definition: every network runs, and counts by its router row. The shared expert is the base's, or the mean."""
 
-    def __init__(self, networks, rows, active, shared):
+    def __init__(self, networks, own, rows, active, shared):
         super().__init__()
-        self.networks, self.rows, self.active, self.shared = networks, rows, active, shared
+        self.networks, self.own, self.rows, self.active, self.shared = networks, own, rows, active, shared
 
     def forward(self, x):
         values, picked = (x @ self.rows.T).softmax(-1).topk(self.active, -1)
         gates = torch.zeros(*x.shape[:-1], len(self.rows)).scatter(-1, picked, values / values.sum(-1, keepdim=True))
         outputs = [self.networks[row % len(self.networks)](x) for row in range(len(self.rows))]
         routed = sum(gates[..., row, None] * output for row, output in enumerate(outputs))
-        return self.shared * outputs[0] + (1 - self.shared) * routed
+        return self.shared * self.own(x) + (1 - self.shared) * routed
 
 
 def groups(case, mlp):

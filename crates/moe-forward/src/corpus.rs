@@ -91,7 +91,8 @@ impl Corpus {
                 .remedy("raise --sequence-length"));
         }
         if let Some(spec) = specs.iter().find(|s| !s.path.exists() || s.path.is_dir()) {
-            return Err(Error::new(Kind::Missing, "no such data file").file(&spec.path).remedy("check --data"));
+            let what = if spec.path.is_dir() { "a directory is no data file" } else { "no such data file" };
+            return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
         }
         let mut source = Documents { model_dir, tokenizer: None, template: None };
         let mut domains: Vec<Domain> = Vec::new();

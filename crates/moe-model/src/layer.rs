@@ -126,6 +126,14 @@ pub enum Ffn {
 }
 
 impl Ffn {
+    /// The one network, if it is that.
+    pub fn dense(&self) -> Option<&Expert> {
+        match self {
+            Ffn::Dense(expert) => Some(expert),
+            Ffn::Moe(_) => None,
+        }
+    }
+
     /// The mixture, if it is one.
     pub fn moe(&self) -> Option<&Moe> {
         match self {

@@ -34,6 +34,8 @@ pub struct Sources<'a> {
     pub model: &'a Model,
     /// The models of [`Pass::others`], in order.
     pub others: &'a [Model],
+    /// Whether any of these is another checkpoint than `model`.
+    pub others_differ: bool,
     /// Where to compute what weights alone decide.
     pub compute: &'a Compute,
 }

@@ -39,7 +39,9 @@ impl Prepared {
         let source = Model::read(&checkpoint)?;
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
-        let plan = pass.plan(&Sources { model: &source, others: &models, compute })?;
+        let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let others_differ = pass.others().iter().any(|other| place(other) != place(input));
+        let plan = pass.plan(&Sources { model: &source, others: &models, others_differ, compute })?;
         check_tokenizers(input, pass.others())?;
         let declaration = plan.model.declare()?;
         // What loaders will find must be a model; a contradiction shows here, before the first byte.

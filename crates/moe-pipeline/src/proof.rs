@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
+use half::bf16;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Batch, Difference, Observer, logit_difference};
 use moe_math::routing::Routing;
@@ -13,7 +14,7 @@ use moe_passes::Identity;
 
 use crate::convert::ConvertOptions;
 use crate::prepare::{Hashes, Prepared};
-use crate::receipt::Measured;
+use crate::receipt::{GroupTies, Measured};
 
 /// Logits of a result that promises identity may differ by this much for each unit of the largest logit.
 const IDENTITY_TOLERANCE: f64 = 1e-4;
@@ -34,9 +35,7 @@ impl Proof {
         let mut warnings = Vec::new();
         if let Some(measured) = &measured {
             check_identity(&prepared.plan.identity, &measured.difference)?;
-            warnings.extend(measured.split_groups.filter(|n| *n > 0).map(|split| {
-                format!("{split} times in all layers, a token of the probe was given parts of several groups of shards")
-            }));
+            warnings.extend(measured.group_ties.and_then(tie_warning));
         }
         let mut times = Vec::from_iter(measured.is_some().then(|| ("measure", start.elapsed())));
         let start = Instant::now();
@@ -60,22 +59,26 @@ fn measure(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> 
     let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
     let group = prepared.plan.group;
-    let mut watch = Watch { stop, group, split: 0 };
+    let mut watch = Watch { stop, group, ties: GroupTies::default() };
     let difference = logit_difference(source, &prepared.result, &batch, &options.compute, &mut watch)?;
-    Ok(Measured { seed: SEED, difference, split_groups: (group > 1).then_some(watch.split) })
+    Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })
 }
 
-/// Ends a sweep where `stop` is set, and counts tokens whose experts are not whole groups.
+/// Ends a sweep where `stop` is set, and counts ties between groups of experts.
 struct Watch<'a> {
     stop: &'a AtomicBool,
     group: usize,
-    split: u64,
+    ties: GroupTies,
 }
 
 impl Observer for Watch<'_> {
-    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) {
-        if self.group > 1 {
-            self.split += split_tokens(&routing.selected, routing.top_k, self.group);
+    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) {
+        let rows = if self.group > 1 { logits.to_vec2::<f32>().unwrap_or_default() } else { Vec::new() };
+        for logits in rows {
+            self.ties.routings += 1;
+            self.ties.in_f32 += u64::from(is_tied(&logits, routing.top_k, self.group));
+            let rounded: Vec<f32> = logits.iter().map(|z| bf16::from_f32(*z).to_f32()).collect();
+            self.ties.in_bf16 += u64::from(is_tied(&rounded, routing.top_k, self.group));
         }
     }
 
@@ -84,14 +87,30 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// Tokens, with `top_k` experts each in `selected`, that have some but not all experts of a group of `group` neighbours.
-fn split_tokens(selected: &[u32], top_k: usize, group: usize) -> u64 {
-    let is_split = |experts: &&[u32]| {
-        let mut groups: Vec<u32> = experts.iter().map(|expert| expert / group as u32).collect();
-        groups.sort_unstable();
-        groups.chunk_by(|a, b| a == b).any(|members| members.len() != group)
-    };
-    selected.chunks_exact(top_k).filter(is_split).count() as u64
+/// Whether the last of the chosen groups, each `group` neighbouring experts, is as probable in f32 as the first that is
+/// not chosen.
+fn is_tied(logits: &[f32], top_k: usize, group: usize) -> bool {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
+    let mut groups: Vec<f32> = logits.iter().step_by(group).map(|z| (z - largest).exp() / sum).collect();
+    groups.sort_by(|a, b| b.total_cmp(a));
+    let chosen = top_k / group;
+    groups.get(chosen).is_some_and(|next| *next == groups[chosen - 1])
+}
+
+fn tie_warning(ties: GroupTies) -> Option<String> {
+    let GroupTies { routings, in_f32, in_bf16 } = ties;
+    let consequence = "runtimes that break ties otherwise than by index mix their shards there";
+    match (in_f32, in_bf16) {
+        (0, 0) => None,
+        (0, _) => Some(format!(
+            "with routers in bf16, two groups of shards tie in {in_bf16} of {routings} routings of the probe: {consequence}"
+        )),
+        _ => Some(format!(
+            "two groups of shards tie in {in_f32} of {routings} routings of the probe ({in_bf16} in bf16): {consequence}; \
+             raise --router-std"
+        )),
+    }
 }
 
 fn check_identity(identity: &Identity, difference: &Difference) -> Result<()> {
@@ -111,10 +130,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_with_parts_of_groups_are_counted() {
-        // Whole groups in any order; one shard of two groups; one group whole and two halves.
-        assert_eq!(split_tokens(&[3, 2, 0, 1], 4, 2), 0);
-        assert_eq!(split_tokens(&[0, 1, 1, 2, 4, 5], 2, 2), 1);
-        assert_eq!(split_tokens(&[0, 1, 2, 5], 4, 2), 1);
+    fn ties_for_the_last_place_are_found() {
+        // Two groups of two are chosen: the second and the third are equal, or only the third and the fourth.
+        assert!(is_tied(&[3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0], 4, 2));
+        assert!(!is_tied(&[3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0], 4, 2));
+        // Logits that differ, but not as probabilities in f32.
+        assert!(is_tied(&[1e-9, 1e-9, 2e-9, 2e-9], 2, 2));
+        // All groups are chosen.
+        assert!(!is_tied(&[0.0; 4], 4, 2));
     }
 }

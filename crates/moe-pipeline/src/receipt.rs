@@ -95,6 +95,18 @@ pub struct ResultRecord {
     pub bytes: u64,
 }
 
+/// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place among the chosen
+/// ones. A runtime that breaks ties otherwise than by index then mixes the two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct GroupTies {
+    /// Pairs looked at.
+    pub routings: u64,
+    /// Ties of probabilities in f32.
+    pub in_f32: u64,
+    /// Ties where router logits are computed in bf16.
+    pub in_bf16: u64,
+}
+
 /// Logits of the result beside the source's, on seeded random tokens.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
@@ -103,7 +115,7 @@ pub struct Measured {
     /// Numbers.
     #[serde(flatten)]
     pub difference: Difference,
-    /// Where experts come in groups that belong together: how often, over tokens and layers, one was torn apart.
+    /// Where experts come in groups that are chosen together: how often groups tie for the last place.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub split_groups: Option<u64>,
+    pub group_ties: Option<GroupTies>,
 }

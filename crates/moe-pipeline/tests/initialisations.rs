@@ -13,7 +13,8 @@ fn golden(path: &str) -> PathBuf {
 
 fn try_plan(toml: &str, dense: &Model, others: &[Model]) -> moe_checkpoint::Result<Plan> {
     let options: UpcycleOptions = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
-    options.plan(&Sources { model: dense, others, compute: &Compute::cpu() })
+    let others_differ = others.iter().any(|other| other.config_file != dense.config_file);
+    options.plan(&Sources { model: dense, others, others_differ, compute: &Compute::cpu() })
 }
 
 fn plan(toml: &str, dense: &Model) -> Plan {
@@ -83,16 +84,15 @@ fn shards_in_virtual_groups_compute_the_dense_function() {
 /// For the router's scale c = E·G/T beside every other expert count, in every dense family.
 #[test]
 fn scales_of_unnormalised_shards_follow_the_table() {
-    for (family, width) in [("qwen2", None::<usize>), ("qwen3", None)] {
+    for (family, shared) in [("qwen2", "\nshared-fraction = 0.0"), ("qwen3", "")] {
         let mut dirs: Vec<_> =
             std::fs::read_dir(golden("families").join(family)).unwrap().map(|e| e.unwrap().path()).collect();
         dirs.retain(|d| d.is_dir());
         dirs.sort();
         let dense = Model::open(&dirs[0].join("model")).unwrap();
-        let divisor =
-            (2..=5).find(|g| width.unwrap_or(network(&dense, 0).width()).is_multiple_of(*g)).expect("a divisor");
+        let divisor = (2..=5).find(|g| network(&dense, 0).width().is_multiple_of(*g)).expect("a divisor");
         let options = format!(
-            "experts = {}\ntop-k = {}\ngranularity = {divisor}\nnorm-topk-prob = false\nrouter = 'zeros'\nshared-fraction = 0.0",
+            "experts = {}\ntop-k = {}\ngranularity = {divisor}\nnorm-topk-prob = false\nrouter = 'zeros'{shared}",
             divisor * 4,
             divisor * 2
         );
@@ -265,6 +265,26 @@ fn impossible_requests_name_what_and_remedy() {
         ("experts = 4\ntop-k = 2\nlayers = '9'", "there are 4", "0 to 3"),
         ("experts = 4\ntop-k = 2\nshared-width = 9\ninit = 'partition'", "no shared expert", "--target"),
         ("experts = 4\ntop-k = 2\ninit = 'partition'\ngranularity = 2", "deals out the neurons", "--granularity"),
+        (
+            "experts = 4\ntop-k = 2\ngranularity = 2\nrouter = 'zeros'\nrouter-std = 0.0",
+            "one shard twice",
+            "--router-std",
+        ),
+        ("experts = 4\ntop-k = 2\nrouter-std = 1e300", "from 0 to 1e6", "--router-std"),
+        ("experts = 4\ntop-k = 2\ndrop-fraction = 0.3", "--drop-fraction goes with --init drop", "--init drop"),
+        ("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.0001", "is none", "--drop-fraction"),
+        ("experts = 4\ntop-k = 2\nrouter-entropy = 0.5", "--router-entropy goes with", "kmeans"),
+        ("experts = 4\ntop-k = 2\nshared-experts = 2", "mixtral has no shared expert", "--target"),
+        (
+            "experts = 500\ntop-k = 2\ninit = 'partition'\ntarget = 'qwen2_moe'",
+            "dealt out evenly",
+            "--experts as one of 2, 3",
+        ),
+        (
+            "experts = 4\ntop-k = 2\ninit = 'partition'\ntarget = 'qwen2_moe'\nshared-width = 511",
+            "511 of them shared",
+            "another --shared-width",
+        ),
     ] {
         let error = plan_error(toml, &dense);
         assert!(error.contains(what) && error.contains("remedy:") && error.contains(remedy), "{toml}: {error}");
@@ -322,6 +342,22 @@ mod several_models {
         let moe = mixture(&plan, 0);
         for (expert, model) in moe.experts.iter().zip(models.iter().cycle()) {
             assert_eq!(expert.up.weight.read().unwrap(), network(model, 0).up.weight.read().unwrap());
+        }
+    }
+
+    /// The shared expert is no expert of a model: it is the base's, or the mean's.
+    #[test]
+    fn the_shared_expert_is_the_bases() {
+        let models = inputs(&["a", "b", "c"]);
+        let options = "experts = 2\ntop-k = 2\ntarget = 'qwen2_moe'\nexpert = ['b', 'c']";
+        let shared = |plan: &Plan| values(&mixture(plan, 1).shared.as_ref().unwrap().expert.up.weight);
+        let base = try_plan(options, &models[0], &models[1..]).unwrap();
+        assert_eq!(shared(&base), values(&network(&models[0], 1).up.weight));
+        assert!(base.layers[1].shared.as_ref().unwrap().contains("the base's network"));
+        let average = try_plan(&format!("{options}\nattention = 'average'"), &models[0], &models[1..]).unwrap();
+        let (b, c) = (values(&network(&models[1], 1).up.weight), values(&network(&models[2], 1).up.weight));
+        for (found, (b, c)) in shared(&average).iter().zip(b.iter().zip(&c)) {
+            assert!((found - (b + c) / 2.0).abs() <= ((b + c) / 2.0).abs() / 256.0);
         }
     }
 

@@ -18,7 +18,7 @@ fn options(toml: &str) -> UpcycleOptions {
 }
 
 fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<Plan> {
-    options(toml).plan(&Sources { model: dense, others: &[], compute: &Compute::cpu() })
+    options(toml).plan(&Sources { model: dense, others: &[], others_differ: false, compute: &Compute::cpu() })
 }
 
 /// Checkpoint and tokens of every dense golden of `family`.

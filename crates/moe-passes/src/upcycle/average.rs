@@ -2,6 +2,7 @@
 
 use moe_model::{Ffn, Head, Linear, Model, QkNorm, Weight};
 
+use super::experts::mean_network;
 use crate::part::mean;
 
 /// Replaces every weight of `model` by the mean of the same weight in `others`, which have its shapes.
@@ -36,14 +37,9 @@ pub(super) fn average(model: &mut Model, others: &[Model]) {
         }
         // Of layers that stay dense; the others are replaced.
         if let Ffn::Dense(ffn) = &mut layer.ffn {
-            let dense = |m: &'_ Model| match &m.layers[index].ffn {
-                Ffn::Dense(ffn) => ffn.clone(),
-                Ffn::Moe(_) => unreachable!("dense models have dense layers"),
-            };
-            let networks: Vec<_> = others.iter().map(dense).collect();
-            ffn.gate.weight = mean(networks.iter().map(|n| n.gate.weight.clone()).collect());
-            ffn.up.weight = mean(networks.iter().map(|n| n.up.weight.clone()).collect());
-            ffn.down.weight = mean(networks.iter().map(|n| n.down.weight.clone()).collect());
+            // Models with experts were refused.
+            let networks: Vec<_> = others.iter().filter_map(|m| m.layers[index].ffn.dense()).collect();
+            **ffn = mean_network(&networks);
         }
     }
 }

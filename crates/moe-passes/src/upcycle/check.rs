@@ -2,7 +2,9 @@
 
 use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
 
+use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
+use crate::pass::Sources;
 
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
@@ -13,32 +15,45 @@ impl UpcycleOptions {
     pub(super) fn check(&self) -> Result<()> {
         self.check_counts()?;
         self.check_numbers()?;
+        let partition = self.init == Init::Partition;
+        if partition
+            && (self.granularity > 1 || !self.models.is_empty() || self.scale_placement != ScalePlacement::Exact)
+        {
+            return usage(
+                "--init partition deals out the neurons of the one dense network, each to one expert",
+                "leave out --granularity, --expert and --scale-placement",
+            );
+        }
+        self.check_idle()?;
+        self.check_texts()
+    }
+
+    /// Options that would be ignored.
+    fn check_idle(&self) -> Result<()> {
+        let (drop, partition) = (self.init == Init::Drop, self.init == Init::Partition);
         let idle = [
             (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
-            (
-                self.init != Init::Partition && self.router == RouterInit::Activations,
-                "--router activations",
-                "--init partition",
-            ),
-            (self.init != Init::Partition && self.shared_width.is_some(), "--shared-width", "--init partition"),
+            (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
+            (self.router == RouterInit::Activations && !partition, "--router activations", "--init partition"),
+            (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
+            (self.partition_by != PartitionBy::Weights && !partition, "--partition-by", "--init partition"),
             (
                 self.router == RouterInit::Activations && self.partition_by != PartitionBy::Activations,
                 "--router activations",
                 "--partition-by activations",
             ),
+            (
+                self.router_entropy != 0.9 && !self.router.is_surveyed(),
+                "--router-entropy",
+                "--router kmeans, prompts, cheap-embed or activations",
+            ),
         ];
-        for (is_idle, option, wanted) in idle {
-            if is_idle {
-                return usage(format!("{option} goes with {wanted}"), format!("give {wanted}, or leave {option} out"));
+        match idle.into_iter().find(|(is_idle, ..)| *is_idle) {
+            None => Ok(()),
+            Some((_, option, wanted)) => {
+                usage(format!("{option} goes with {wanted}"), format!("give {wanted}, or leave {option} out"))
             }
         }
-        if self.init == Init::Partition && (self.granularity > 1 || self.models.len() > 1) {
-            return usage(
-                "--init partition deals out the neurons of one network, each to one expert",
-                "leave out --granularity and --expert",
-            );
-        }
-        self.check_texts()
     }
 
     fn check_counts(&self) -> Result<()> {
@@ -90,9 +105,18 @@ impl UpcycleOptions {
                 "give a share of the greatest entropy, such as 0.9, or 0 to leave rows unscaled",
             );
         }
-        let std = |x: f64| x >= 0.0 && x.is_finite();
+        let std = |x: f64| (0.0..=1e6).contains(&x);
         if !std(self.noise_std) || !self.router_std.is_none_or(std) {
-            return usage("a standard deviation is a number from 0 up", "check --noise-std and --router-std");
+            return usage("a standard deviation is a number from 0 to 1e6", "check --noise-std and --router-std");
+        }
+        if self.router_std() == 0.0 && !self.router.is_surveyed() && self.granularity > 1 && self.top_k < self.experts {
+            return usage(
+                "all rows of a zero router are equal, so a token may be given one shard twice and another never",
+                "raise --router-std, or leave it out",
+            );
+        }
+        if self.data_tokens < 2 {
+            return usage(format!("--data-tokens {}", self.data_tokens), "give some thousand");
         }
         Ok(())
     }
@@ -159,6 +183,23 @@ pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<
     usage(what, format!("leave --layers out{remedy}"))
 }
 
+/// Refuses options of a shared expert where the family has none, or doesn't take them.
+pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
+    let has_shared = target.moe.as_ref().is_some_and(|m| m.shared.is_some());
+    let partition = options.init == Init::Partition;
+    let idle = [
+        (options.shared_experts != 1 && (!has_shared || partition), "--shared-experts"),
+        (options.shared_fraction != 0.5 && (!has_shared || partition), "--shared-fraction"),
+        (options.shared_width.is_some() && !has_shared, "--shared-width"),
+    ];
+    let Some((_, option)) = idle.into_iter().find(|(is_idle, _)| *is_idle) else { return Ok(()) };
+    let what = match has_shared {
+        true => format!("{option} has no meaning for a partition, whose shared expert has neurons of its own"),
+        false => format!("{} has no shared expert for {option}", target.model_type),
+    };
+    usage(what, format!("leave {option} out, or choose another --target"))
+}
+
 /// Whether routing weights are divided by their sum.
 pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<bool> {
     let rule = &target.moe.as_ref().expect("targets are MoE families").normalize;
@@ -205,8 +246,17 @@ pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
 }
 
 /// What works, but may not be what is wanted.
-pub(super) fn warnings(options: &UpcycleOptions, normalize: bool, base: &Model, others: &[Model]) -> Vec<String> {
+pub(super) fn warnings(
+    options: &UpcycleOptions,
+    normalize: bool,
+    scales: Scales,
+    sources: &Sources<'_>,
+) -> Vec<String> {
+    let (base, others) = (sources.model, sources.others);
     let mut warnings = Vec::new();
+    if options.attention == Rest::Average && options.router.is_surveyed() {
+        warnings.push("routers are made of what the base sees on text, not of what the mean of the models sees".into());
+    }
     let experts = options.router_rows();
     if options.top_k == options.granularity && normalize && experts > 1 {
         let what = match options.granularity {
@@ -218,7 +268,7 @@ pub(super) fn warnings(options: &UpcycleOptions, normalize: bool, base: &Model, 
     if options.router_std() == 0.0 && !options.router.is_surveyed() && experts > 1 {
         warnings.push("an exactly zero router sends every token to the same experts".to_owned());
     }
-    if options.scale_placement == ScalePlacement::Nvidia {
+    if scales.routed.inner != 1.0 {
         warnings
             .push("this scale placement keeps the function of squared-ReLU networks only, and changes this one".into());
     }

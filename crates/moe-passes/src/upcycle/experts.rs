@@ -8,8 +8,8 @@ use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
 
 use super::partition::LayerPartition;
 use super::scales::{Factors, Scales};
-use super::{Init, UpcycleOptions};
-use crate::part::{Axis, Neurons, Noise, Part, Redraw, Rows, rows};
+use super::{Init, Rest, UpcycleOptions};
+use crate::part::{Axis, Neurons, Noise, Part, Redraw, Rows, mean, rows};
 
 /// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own from the second on.
 pub(super) fn stream(layer: usize) -> u64 {
@@ -25,6 +25,8 @@ pub(super) struct Experts<'a> {
     pub layer: usize,
     /// One for each model that lends its own, else the base's.
     pub networks: Vec<&'a Expert>,
+    /// The network of the model that is upcycled.
+    pub base: &'a Expert,
     pub partition: Option<LayerPartition>,
     pub scales: Scales,
 }
@@ -42,6 +44,11 @@ impl Experts<'_> {
                 .remedy(format!("give one of {}", divisors.join(", "))));
         }
         let differs = options.has_noise() || options.init != Init::Copy;
+        let size = self.partition.as_ref().map_or(width / options.granularity, |p| p.neurons(0).count(width));
+        if options.init == Init::Drop && options.drop_fraction > 0.0 && self.dropped_neurons(size) == 0 {
+            let what = format!("a share {} of an expert's {size} neurons is none", options.drop_fraction);
+            return Err(Error::new(Kind::Usage, what).remedy("raise --drop-fraction, or leave out --init drop"));
+        }
         // Experts that are equal share their weights, so that they are read and computed once.
         let distinct = if differs { options.experts } else { options.granularity * self.networks.len() };
         let made: Vec<Expert> = (0..distinct).map(|i| self.expert(i)).collect();
@@ -67,7 +74,14 @@ impl Experts<'_> {
     /// The shared expert, where the family has one; its gate is zero, so σ gives ½.
     pub fn shared(&self) -> Result<Option<SharedExpert>> {
         let Some(factors) = self.scales.shared else { return Ok(None) };
-        let network = self.networks[0];
+        let averaged;
+        let network = match self.options.attention {
+            Rest::Base => self.base,
+            Rest::Average => {
+                averaged = mean_network(&self.networks);
+                &averaged
+            }
+        };
         let like = &network.gate.weight;
         let gate =
             rows(format!("layer {} shared expert's gate", self.layer), Rows::Zeros, [1, like.shape()[1]], 1, like)?;
@@ -110,12 +124,26 @@ impl Experts<'_> {
         self.options.has_noise().then_some(Noise { std: noise_std, fraction: noise_fraction, seed, stream })
     }
 
-    /// The neurons that are drawn anew: one set for gate, up and down, of ⌊r·width⌉ neurons (2502.19261 §3.1).
+    /// r·width neurons, rounded.
+    fn dropped_neurons(&self, width: usize) -> usize {
+        (self.options.drop_fraction * width as f64).round() as usize
+    }
+
+    /// The neurons that are drawn anew: one set for gate, up and down (2502.19261 §3.1).
     fn dropped(&self, width: usize, stream: u64) -> Option<Arc<BTreeSet<usize>>> {
-        let count = (self.options.drop_fraction * width as f64).round() as usize;
+        let count = self.dropped_neurons(width);
         (self.options.init == Init::Drop && count > 0).then(|| {
             let mut random = sampling::generator(self.options.seed, stream);
             Arc::new(sampling::choose(count, width, &mut random).into_iter().collect())
         })
     }
+}
+
+/// The mean of networks of one shape.
+pub(super) fn mean_network(networks: &[&Expert]) -> Expert {
+    let of = |pick: fn(&Expert) -> &Linear| Linear {
+        weight: mean(networks.iter().map(|n| pick(n).weight.clone()).collect()),
+        bias: None,
+    };
+    Expert { gate: of(|n| &n.gate), up: of(|n| &n.up), down: of(|n| &n.down) }
 }

@@ -43,8 +43,9 @@ impl Pass for UpcycleOptions {
         let chosen = self.layers.chosen(dense.layers.len())?;
         check::layers(&chosen, dense, target)?;
         let scales = Scales::new(self, target, normalize);
-        let identity = scales.identity(self, normalize, dense, sources.others);
-        let mut warnings = check::warnings(self, normalize, dense, sources.others);
+        check::shared(self, target)?;
+        let identity = scales.identity(self, normalize, sources.others_differ);
+        let mut warnings = check::warnings(self, normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
         if self.attention == Rest::Average {
@@ -60,7 +61,8 @@ impl Pass for UpcycleOptions {
             }
             let networks = self.networks(index, sources, target)?;
             let partition = partitions.layer(index, networks[0])?;
-            let experts = Experts { options: self, layer: index, networks, partition, scales };
+            let base = network(dense, index, target)?;
+            let experts = Experts { options: self, layer: index, networks, base, partition, scales };
             let router = routers.layer(index, normalize)?;
             let (experts, shared) = (experts.routed()?, experts.shared()?);
             layers.push(scales.record(self, index, &experts));

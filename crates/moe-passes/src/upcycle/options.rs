@@ -41,7 +41,7 @@ pub enum RouterInit {
     /// Entries from a normal distribution of standard deviation --router-std, 0.02 unless given.
     #[default]
     Normal,
-    /// Almost zero: noise of standard deviation --router-std, 1e-6 unless given, so that ties are broken.
+    /// Almost zero: noise of standard deviation --router-std, 1e-6 unless given (1e-4 for shards), so that ties are broken.
     Zeros,
     /// Orthogonal rows, as long as normal ones are on average.
     Orthogonal,
@@ -284,7 +284,12 @@ impl UpcycleOptions {
         self.noise_std > 0.0 && self.noise_fraction > 0.0
     }
 
+    /// Rows of groups must be told apart in f32, or runtimes mix the shards of two groups; whole experts need not.
     pub(super) fn router_std(&self) -> f64 {
-        self.router_std.unwrap_or(if self.router == RouterInit::Zeros { 1e-6 } else { 0.02 })
+        self.router_std.unwrap_or(match (self.router, self.granularity) {
+            (RouterInit::Zeros, 1) => 1e-6,
+            (RouterInit::Zeros, _) => 1e-4,
+            _ => 0.02,
+        })
     }
 }

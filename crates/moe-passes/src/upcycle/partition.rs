@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::experts::stream;
-use super::routers::{Routers, failed, own_directions, scaled_rows, text_source};
+use super::routers::{Routers, failed, first_line, own_directions, scaled_rows, text_source};
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};
@@ -86,13 +86,18 @@ impl<'a> Partitions<'a> {
         let shared = self.shared_width(width, experts)?;
         let each = width.saturating_sub(shared) / experts;
         if each == 0 || each * experts + shared != width {
-            let what =
-                format!("{width} neurons, {shared} of them shared, can't be dealt out evenly to {experts} experts");
-            let fitting: Vec<_> =
-                (2..=256).filter(|n| (width - shared).is_multiple_of(*n)).map(|n| n.to_string()).collect();
-            return Err(Error::new(Kind::Usage, what)
-                .tensor(network.gate.weight.name())
-                .remedy(format!("give --experts as one of {}", fitting.join(", "))));
+            let of_them = options.shared_width.map_or(String::new(), |shared| format!(", {shared} of them shared,"));
+            let fits = |n: &usize| {
+                let shared = self.shared_width(width, *n).unwrap_or(width);
+                width > shared && (width - shared).is_multiple_of(*n)
+            };
+            let fitting: Vec<_> = (2..=64).filter(fits).map(|n| n.to_string()).collect();
+            let remedy = match fitting.is_empty() {
+                true => "give another --shared-width, which leaves a multiple of --experts".to_owned(),
+                false => format!("give --experts as one of {}", fitting.join(", ")),
+            };
+            let what = format!("{width} neurons{of_them} can't be dealt out evenly to {experts} experts");
+            return Err(Error::new(Kind::Usage, what).tensor(network.gate.weight.name()).remedy(remedy));
         }
         let plan =
             Deal { experts, each, shared, by: options.partition_by, seed: options.seed, stream: stream(index) + 1 };
@@ -105,9 +110,8 @@ impl<'a> Partitions<'a> {
     /// About a quarter of the width, so that the rest can be dealt out.
     fn shared_width(&self, width: usize, experts: usize) -> Result<usize> {
         match (self.has_shared, self.options.shared_width) {
-            (false, None) => Ok(0),
-            (false, Some(_)) => Err(Error::new(Kind::Usage, "the target family has no shared expert")
-                .remedy("leave --shared-width out, or choose another --target")),
+            // With a width, it was refused.
+            (false, _) => Ok(0),
             (true, Some(shared)) if shared == 0 || shared >= width => {
                 Err(Error::new(Kind::Usage, format!("--shared-width {shared} of {width} neurons"))
                     .remedy("give a number between, which leaves a multiple of --experts"))
@@ -197,8 +201,7 @@ impl Deal {
         let options = Options { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random).map_err(|e| {
-            Error::new(Kind::Numeric, "cannot group neurons")
-                .source(e)
+            Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e)))
                 .tensor(name)
                 .remedy("choose another --partition-by, or give more --data")
         })?;

@@ -212,8 +212,7 @@ impl RouterSurvey {
         let mut random = sampling::generator(self.options.seed, stream(layer));
         let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
         let clusters = kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
-            Error::new(Kind::Usage, format!("k-means of the FFN inputs of layer {layer}"))
-                .source(e)
+            Error::new(Kind::Usage, format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e)))
                 .remedy("give more --data, or raise --data-tokens")
         })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
@@ -270,20 +269,19 @@ pub(super) fn scaled_rows(
     found.insert("tokens".into(), json!(tokens));
     let values = |rows: &Tensor| rows.flatten_all()?.to_vec1::<f32>();
     let count = rows.dim(0).map_err(fail)?;
-    if entropy == 0.0 || count == 1 {
-        return Ok((values(rows).map_err(fail)?, found));
-    }
     let lengths: Vec<f32> = rows.sqr().and_then(|r| r.sum(1)?.sqrt()?.to_vec1()).map_err(fail)?;
     if let Some(row) = lengths.iter().position(|length| !(*length > 0.0 && length.is_finite())) {
         let what = format!("row {row} of the router of layer {layer} is zero: nothing tells this expert's text apart");
         return Err(Error::new(Kind::Usage, what).remedy("give prompts, or data, that differ"));
     }
+    if entropy == 0.0 || count == 1 {
+        return Ok((values(rows).map_err(fail)?, found));
+    }
     let unit = unit_rows(rows).map_err(fail)?;
     let logits = unit.t().and_then(|t| x.matmul(&t)).map_err(fail)?;
     let temperature = scale_to_entropy(&logits, entropy).map_err(|e| {
-        Error::new(Kind::Usage, format!("cannot scale the router of layer {layer}"))
-            .source(e)
-            .remedy("raise --router-entropy, or give text that differs more between experts")
+        Error::new(Kind::Usage, format!("cannot scale the router of layer {layer}: {}", first_line(&e)))
+            .remedy("give text that differs more between experts, or raise --router-entropy")
     })?;
     found.insert("row_length".into(), json!(temperature.scale));
     found.insert("entropy_share".into(), json!(temperature.entropy_fraction));
@@ -293,6 +291,11 @@ pub(super) fn scaled_rows(
 
 fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {
     rows.broadcast_div(&rows.sqr()?.sum_keepdim(1)?.sqrt()?)
+}
+
+/// An error without its remedy: who reports it has one that names options.
+pub(super) fn first_line(error: &impl ToString) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 pub(super) fn failed(what: &str, error: candle_core::Error) -> Error {

@@ -5,10 +5,13 @@
 //! gates g sum to Σ = 1 where they are normalised and to K/N at a zero router where they aren't. The T = K/G selected
 //! copies of each shard then add up to Σ/G · c · f(x), which is f(x) for c = G/Σ.
 
-use moe_model::{Expert, Family, Model};
+use moe_model::{Expert, Family};
 
 use super::{Init, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::pass::{Identity, LayerRecord};
+
+/// Rows of shards that differ by less give equal probabilities in f32 on some tokens.
+const LEAST_GROUP_STD: f64 = 1e-4;
 
 /// Factors on an expert's projections.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,14 +52,20 @@ impl Scales {
     }
 
     /// What the options promise.
-    pub fn identity(self, options: &UpcycleOptions, normalize: bool, base: &Model, others: &[Model]) -> Identity {
-        let changes = self.changes(options, normalize, base, others);
+    pub fn identity(self, options: &UpcycleOptions, normalize: bool, others_differ: bool) -> Identity {
+        let changes = self.changes(options, normalize, others_differ);
         if !changes.is_empty() {
             return Identity::Changed { reason: changes.join("; ") };
         }
-        if !normalize && options.top_k < options.experts || options.init == Init::Partition {
+        let is_dealt_out = options.init == Init::Partition && options.experts > 1;
+        if !normalize && options.top_k < options.experts || is_dealt_out {
             let std = options.router_std();
             let reason = format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
+            return Identity::Approximate { reason };
+        }
+        let (std, is_random) = (options.router_std(), !options.router.is_surveyed());
+        if options.granularity > 1 && options.top_k < options.experts && is_random && std < LEAST_GROUP_STD {
+            let reason = format!("rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups");
             return Identity::Approximate { reason };
         }
         let factors = [self.routed.down, self.shared.map_or(1.0, |s| s.down)];
@@ -69,7 +78,7 @@ impl Scales {
         }
     }
 
-    fn changes(self, options: &UpcycleOptions, normalize: bool, base: &Model, others: &[Model]) -> Vec<String> {
+    fn changes(self, options: &UpcycleOptions, normalize: bool, others_differ: bool) -> Vec<String> {
         let mut changes = Vec::new();
         if options.has_noise() {
             changes.push(format!("noise of standard deviation {} on experts", options.noise_std));
@@ -77,8 +86,7 @@ impl Scales {
         if options.init == Init::Drop && options.drop_fraction > 0.0 {
             changes.push(format!("a share {} of every expert's neurons is drawn anew", options.drop_fraction));
         }
-        let differ = |m: &Model| m.config_file != base.config_file;
-        if others.iter().any(differ) {
+        if others_differ {
             changes.push("experts come from different models".to_owned());
             if options.attention == Rest::Average {
                 changes.push("everything else is their mean".to_owned());
@@ -94,7 +102,7 @@ impl Scales {
         let constant_router = options.router == RouterInit::Zeros;
         if options.init == Init::Partition && options.top_k < options.experts {
             changes.push("a token uses the neurons of its experts only".to_owned());
-        } else if options.init == Init::Partition && !constant_router {
+        } else if options.init == Init::Partition && options.experts > 1 && !constant_router {
             changes.push(
                 "routing weights differ, and with them the neurons' shares; --router zeros keeps the function".into(),
             );
@@ -129,8 +137,14 @@ impl Scales {
         let shared = self.shared.map(|factors| {
             let what = match (options.init, options.shared_experts) {
                 (Init::Partition, _) => "neurons that every token uses".to_owned(),
-                (_, 1) => "copy of the dense network".to_owned(),
-                (_, count) => format!("{count} copies of the dense network"),
+                (_, count) => {
+                    let of = match (options.models.is_empty(), options.attention) {
+                        (true, _) => "the dense network",
+                        (_, Rest::Base) => "the base's network",
+                        (_, Rest::Average) => "the mean of the networks",
+                    };
+                    if count == 1 { format!("copy of {of}") } else { format!("{count} copies of {of}") }
+                }
             };
             format!("{what}{factors}, gate 0")
         });
