@@ -65,7 +65,8 @@ impl Scales {
         }
         let (std, is_random) = (options.router_std(), !options.router.is_surveyed());
         if options.granularity > 1 && options.top_k < options.experts && is_random && std < LEAST_GROUP_STD {
-            let reason = format!("rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups");
+            let reason =
+                format!("rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups");
             return Identity::Approximate { reason };
         }
         let factors = [self.routed.down, self.shared.map_or(1.0, |s| s.down)];
