@@ -101,12 +101,18 @@ def memory(args):
     shutil.rmtree(bench.out)
 
 
+def removed(path):
+    """Removes `path` and waits until that is done with: a disk that discards freed blocks is slow for a while after."""
+    shutil.rmtree(path, ignore_errors=True)
+    os.sync()
+
+
 class Bench:
     def __init__(self, binary, out):
         self.binary, self.out = binary, out
 
     def upcycle(self, model, *options):
-        shutil.rmtree(self.out, ignore_errors=True)
+        removed(self.out)
         start = time.monotonic()
         run = subprocess.run([self.binary, "upcycle", model, "-o", self.out, *options, "--json"], check=True, capture_output=True)
         seconds = time.monotonic() - start
@@ -116,7 +122,7 @@ class Bench:
         return dict(seconds=seconds, hashing=report["hashing_seconds"], write=write, peak=peak, stages=report["timings"])
 
     def copy(self, files, to):
-        shutil.rmtree(to, ignore_errors=True)
+        removed(to)
         to.mkdir()
         start = time.monotonic()
         for file in files:
