@@ -9,5 +9,5 @@ mod part;
 mod pass;
 pub mod upcycle;
 
-pub use pass::{Identity, LayerRecord, Pass, Plan, Sources, Survey, SurveyText, Surveyor, TextSource};
+pub use pass::{Effect, Identity, Kept, LayerRecord, Pass, Plan, Sources, Survey, SurveyText, Surveyor, TextSource};
 pub use upcycle::UpcycleOptions;

@@ -44,8 +44,8 @@ pub struct Sources<'a> {
 pub struct Plan {
     /// The converted model.
     pub model: Model,
-    /// Whether it computes the same function as the model it is made from.
-    pub identity: Identity,
+    /// What the options do to the function; [`Identity::of`] sums it up.
+    pub effects: Vec<Effect>,
     /// How each layer is made.
     pub layers: Vec<LayerRecord>,
     /// What the user should know before it runs.
@@ -142,6 +142,50 @@ pub enum Identity {
         /// What changes it.
         reason: String,
     },
+}
+
+impl Identity {
+    /// What `effects` come to.
+    pub fn of(effects: &[Effect]) -> Self {
+        let reason = |kept: Kept| {
+            let reasons: Vec<_> = effects.iter().filter(|e| e.kept == kept).map(|e| e.why.as_str()).collect();
+            (!reasons.is_empty()).then(|| reasons.join("; "))
+        };
+        match (reason(Kept::No), reason(Kept::Approximately)) {
+            (Some(reason), _) => Self::Changed { reason },
+            (None, Some(reason)) => Self::Approximate { reason },
+            (None, None) => Self::Exact,
+        }
+    }
+}
+
+/// Whether an option keeps the function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kept {
+    /// Up to the rounding of the computation.
+    Exactly,
+    /// Up to what the effect says.
+    Approximately,
+    /// By design.
+    No,
+}
+
+/// What one option does to the function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Effect {
+    /// The option.
+    pub option: String,
+    /// Whether it keeps the function.
+    pub kept: Kept,
+    /// Why.
+    pub why: String,
+}
+
+impl Effect {
+    pub(crate) fn new(option: impl Into<String>, kept: Kept, why: impl Into<String>) -> Self {
+        Self { option: option.into(), kept, why: why.into() }
+    }
 }
 
 /// How one layer was made.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use moe_passes::Identity;
+use moe_passes::{Identity, Kept};
 
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::resources::ByteSize;
@@ -45,6 +45,15 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
         let _ = writeln!(card, "\n> **Note:** {warning}.");
     }
     card.push_str(&how_it_was_made(receipt));
+    card.push_str("\n| option | keeps the function | because |\n|---|---|---|\n");
+    for effect in &receipt.effects {
+        let kept = match effect.kept {
+            Kept::Exactly => "yes",
+            Kept::Approximately => "approximately",
+            Kept::No => "no",
+        };
+        let _ = writeln!(card, "| `{}` | {kept} | {} |", effect.option, effect.why);
+    }
     let options = serde_json::to_string_pretty(&receipt.options).unwrap_or_default();
     let _ = write!(
         card,

@@ -9,7 +9,7 @@ use moe_checkpoint::{
 use moe_forward::{Corpus, Sweep, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Pass, Plan, Sources, SurveyText, TextSource};
+use moe_passes::{Identity, Pass, Plan, Sources, SurveyText, TextSource};
 use rayon::prelude::*;
 
 use crate::progress::{Progress, Unit};
@@ -103,7 +103,8 @@ impl Prepared {
                 tensors_copied: copied,
                 bytes: self.declaration.bytes(),
             },
-            identity: self.plan.identity.clone(),
+            identity: Identity::of(&self.plan.effects),
+            effects: self.plan.effects.clone(),
             measured: None,
             layers: self.plan.layers.clone(),
             warnings: self.plan.warnings.clone(),

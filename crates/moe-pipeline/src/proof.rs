@@ -34,7 +34,7 @@ impl Proof {
         let measured = (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
         let mut warnings = Vec::new();
         if let Some(measured) = &measured {
-            check_identity(&prepared.plan.identity, &measured.difference)?;
+            check_identity(&Identity::of(&prepared.plan.effects), &measured.difference)?;
             warnings.extend(measured.group_ties.and_then(tie_warning));
         }
         let mut times = Vec::from_iter(measured.is_some().then(|| ("measure", start.elapsed())));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use moe_forward::Difference;
 use moe_model::Parameters;
-use moe_passes::{Identity, LayerRecord};
+use moe_passes::{Effect, Identity, LayerRecord};
 use serde::Serialize;
 
 /// The receipt's file name.
@@ -33,6 +33,8 @@ pub struct Receipt {
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.
     pub identity: Identity,
+    /// What each option does to the function.
+    pub effects: Vec<Effect>,
     /// The same, as measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,

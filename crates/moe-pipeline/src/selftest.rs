@@ -100,7 +100,7 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     }
     let sources = Sources { model: &dense, others: &[], others_differ: false, compute };
     let planned = UpcycleOptions::copies(5, 2).plan(&sources);
-    let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, plan.identity)));
+    let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
     let (moe, identity) = match planned {
         Ok(planned) => planned,
         Err(error) if error.kind() == Kind::Unsupported => return Ok(None),

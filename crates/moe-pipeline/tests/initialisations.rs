@@ -75,7 +75,12 @@ fn shards_in_virtual_groups_compute_the_dense_function() {
         ),
     ] {
         let plan = plan(options, &dense);
-        assert_eq!(plan.identity == Identity::Exact, exact, "{options}: {:?}", plan.identity);
+        assert_eq!(
+            Identity::of(&plan.effects) == Identity::Exact,
+            exact,
+            "{options}: {:?}",
+            Identity::of(&plan.effects)
+        );
         let difference = relative_difference(&dense, &plan, &tokens);
         assert!(difference < tolerance, "{options}: {difference}");
     }
@@ -143,7 +148,7 @@ fn shards_give_the_dense_network_back() {
 fn dropped_neurons_are_one_set_with_the_moments_of_the_matrix() {
     let dense = dense();
     let plan = plan("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.25\nseed = 3", &dense);
-    assert!(matches!(plan.identity, Identity::Changed { .. }));
+    assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }));
     let (ffn, moe) = (network(&dense, 1), mixture(&plan, 1));
     let mut sets = Vec::new();
     for expert in &moe.experts {
@@ -184,7 +189,11 @@ fn partitions_deal_out_every_neuron_once() {
                 "experts = 4\ntop-k = 4\ninit = 'partition'\npartition-by = '{by}'\ntarget = '{target}'\nrouter = 'zeros'"
             );
             let plan = plan(&options, &dense);
-            assert!(matches!(plan.identity, Identity::Approximate { .. }), "{:?}", plan.identity);
+            assert!(
+                matches!(Identity::of(&plan.effects), Identity::Approximate { .. }),
+                "{:?}",
+                Identity::of(&plan.effects)
+            );
             let difference = relative_difference(&dense, &plan, &tokens);
             assert!(difference < 1e-4, "{options}: {difference}");
             let moe = mixture(&plan, 2);
@@ -215,7 +224,7 @@ fn nvidia_scales_are_cube_roots() {
         ),
     ] {
         let plan = plan(&format!("{options}\nscale-placement = 'nvidia'"), &dense);
-        assert!(matches!(plan.identity, Identity::Changed { .. }));
+        assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }));
         let (original, expert) = (neuron(network(&dense, 0), 0), neuron(&mixture(&plan, 0).experts[0], 0));
         for (found, wanted) in expert.iter().flatten().zip(original.iter().flatten()) {
             let wanted = f64::from(*wanted) * s.cbrt();
@@ -231,7 +240,7 @@ fn chosen_layers_get_experts_and_the_others_stay() {
         let plan = plan(&format!("experts = 4\ntop-k = 2\ntarget = 'qwen2_moe'\nlayers = '{layers}'"), &dense);
         let found: Vec<usize> = plan.model.moes().map(|(layer, _)| layer).collect();
         assert_eq!(found, converted);
-        assert_eq!(plan.identity, Identity::Exact);
+        assert_eq!(Identity::of(&plan.effects), Identity::Exact);
         assert!(relative_difference(&dense, &plan, &tokens) < 1e-5, "{layers}");
         let recorded: Vec<usize> = plan.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
         assert_eq!(recorded, converted);
@@ -311,7 +320,7 @@ mod several_models {
                 }
             }
         }
-        assert!(matches!(plan.identity, Identity::Changed { .. }), "{:?}", plan.identity);
+        assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }), "{:?}", Identity::of(&plan.effects));
         // Everything else is the base's.
         assert_eq!(plan.model.embed.read().unwrap(), theirs.embed.read().unwrap());
         assert_eq!(
@@ -366,7 +375,7 @@ mod several_models {
         let models = inputs(&["b", "b"]);
         let plan = try_plan("experts = 4\ntop-k = 2\nattention = 'average'\nexpert = ['b', 'b']", &models[0], &models)
             .unwrap();
-        assert_eq!(plan.identity, Identity::Exact);
+        assert_eq!(Identity::of(&plan.effects), Identity::Exact);
         let tokens = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(tokens.path(), "[[1, 5, 9, 200, 7, 3]]").unwrap();
         assert!(relative_difference(&models[0], &plan, tokens.path()) < 1e-5);

@@ -52,7 +52,7 @@ fn check_all(family: &str, toml: &str, exact: bool, tolerance: f64) {
             Err(e) if cannot_be_held(&dir, &e) => continue,
             Err(e) => panic!("{name}: {e}"),
         };
-        assert_eq!(plan.identity == Identity::Exact, exact, "{name}: {:?}", plan.identity);
+        assert_eq!(Identity::of(&plan.effects) == Identity::Exact, exact, "{name}: {:?}", Identity::of(&plan.effects));
         let moe = declaration.reread().unwrap_or_else(|e| panic!("{name}: {e}"));
         let difference = relative_difference(&dense, &moe, &batch);
         assert!(difference < tolerance, "{name}, {toml}: {difference}");
@@ -95,7 +95,7 @@ fn noise_changes_the_function_and_the_plan_says_so() {
     let (dir, tokens) = cases("llama").remove(0);
     let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
     let plan = plan("experts = 4\ntop-k = 2\nnoise-std = 0.05", &dense).unwrap();
-    assert!(matches!(plan.identity, Identity::Changed { .. }));
+    assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }));
     assert!(relative_difference(&dense, &plan.model, &batch) > 1e-3);
     let Ffn::Moe(moe) = &plan.model.layers[0].ffn else { panic!("layer 0 is dense") };
     let bytes = |e: usize| moe.experts[e].gate.weight.read().unwrap();
@@ -108,7 +108,7 @@ fn without_normalisation_a_large_router_loses_identity_and_the_plan_says_so() {
     let (dir, tokens) = cases("qwen3").remove(0);
     let (dense, batch) = (Model::open(&dir).unwrap(), Batch::from_json(&tokens).unwrap());
     let plan = plan("experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0", &dense).unwrap();
-    assert!(matches!(plan.identity, Identity::Changed { .. }), "{:?}", plan.identity);
+    assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }), "{:?}", Identity::of(&plan.effects));
     assert!(relative_difference(&dense, &plan.model, &batch) > 1e-3);
 }
 

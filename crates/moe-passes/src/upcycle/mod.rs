@@ -6,6 +6,7 @@
 
 mod average;
 mod check;
+mod effects;
 mod experts;
 mod layers;
 mod options;
@@ -44,7 +45,7 @@ impl Pass for UpcycleOptions {
         check::layers(&chosen, dense, target)?;
         let scales = Scales::new(self, target, normalize);
         check::shared(self, target)?;
-        let identity = scales.identity(self, normalize, sources.others_differ);
+        let effects = effects::effects(self, scales, normalize, sources.others_differ);
         let mut warnings = check::warnings(self, normalize, scales, sources);
         let mut model = dense.clone();
         model.family = target;
@@ -70,7 +71,7 @@ impl Pass for UpcycleOptions {
         }
         warnings.extend(model.caveats().map(str::to_owned));
         let surveys = partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
-        Ok(Plan { model, identity, layers, warnings, surveys, group: self.granularity })
+        Ok(Plan { model, effects, layers, warnings, surveys, group: self.granularity })
     }
 }
 

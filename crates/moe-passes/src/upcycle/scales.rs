@@ -1,4 +1,4 @@
-//! Scales that make the mixture equal the dense network, and whether they do.
+//! Scales that make the mixture equal the dense network.
 //!
 //! f(x) = down · (silu(gate x) ∘ (up x)) is linear in down but not in gate, so an exact scale c sits on down alone:
 //! with N experts, top-k K and granularity G, of whose networks every G-th part stands in one expert, the selected
@@ -8,10 +8,7 @@
 use moe_model::{Expert, Family};
 
 use super::{Init, Rest, RouterInit, ScalePlacement, UpcycleOptions};
-use crate::pass::{Identity, LayerRecord};
-
-/// Rows of shards that differ by less give equal probabilities in f32 on some tokens.
-const LEAST_GROUP_STD: f64 = 1e-4;
+use crate::pass::LayerRecord;
 
 /// Factors on an expert's projections.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,69 +46,6 @@ impl Scales {
             }
         };
         Self { routed, shared: shared(2.0 * alpha / options.shared_experts as f64) }
-    }
-
-    /// What the options promise.
-    pub fn identity(self, options: &UpcycleOptions, normalize: bool, others_differ: bool) -> Identity {
-        let changes = self.changes(options, normalize, others_differ);
-        if !changes.is_empty() {
-            return Identity::Changed { reason: changes.join("; ") };
-        }
-        let is_dealt_out = options.init == Init::Partition && options.experts > 1;
-        if !normalize && options.top_k < options.experts || is_dealt_out {
-            let std = options.router_std();
-            let reason = format!("a router of standard deviation {std:e} leaves routing weights close to 1/experts");
-            return Identity::Approximate { reason };
-        }
-        let (std, is_random) = (options.router_std(), !options.router.is_surveyed());
-        if options.granularity > 1 && options.top_k < options.experts && is_random && std < LEAST_GROUP_STD {
-            let reason =
-                format!("rows of standard deviation {std:e} tie in f32 now and then, which mixes shards of two groups");
-            return Identity::Approximate { reason };
-        }
-        let factors = [self.routed.down, self.shared.map_or(1.0, |s| s.down)];
-        match factors.into_iter().find(|x| *x != 0.0 && x.log2().fract() != 0.0) {
-            None => Identity::Exact,
-            Some(factor) => {
-                let reason = format!("down projections are scaled by {factor}, which rounds in the stored dtype");
-                Identity::Approximate { reason }
-            }
-        }
-    }
-
-    fn changes(self, options: &UpcycleOptions, normalize: bool, others_differ: bool) -> Vec<String> {
-        let mut changes = Vec::new();
-        if options.has_noise() {
-            changes.push(format!("noise of standard deviation {} on experts", options.noise_std));
-        }
-        if options.init == Init::Drop && options.drop_fraction > 0.0 {
-            changes.push(format!("a share {} of every expert's neurons is drawn anew", options.drop_fraction));
-        }
-        if others_differ {
-            changes.push("experts come from different models".to_owned());
-            if options.attention == Rest::Average {
-                changes.push("everything else is their mean".to_owned());
-            }
-        }
-        let inner_scale = self.routed.inner != 1.0;
-        if inner_scale {
-            changes.push(format!(
-                "gate and up projections are scaled by {:.6}, which SiLU doesn't undo",
-                self.routed.inner
-            ));
-        }
-        let constant_router = options.router == RouterInit::Zeros;
-        if options.init == Init::Partition && options.top_k < options.experts {
-            changes.push("a token uses the neurons of its experts only".to_owned());
-        } else if options.init == Init::Partition && options.experts > 1 && !constant_router {
-            changes.push(
-                "routing weights differ, and with them the neurons' shares; --router zeros keeps the function".into(),
-            );
-        } else if !normalize && options.top_k < options.experts && !constant_router {
-            let what = "routing weights are not normalised, so their sum depends on the token";
-            changes.push(format!("{what}; --router zeros keeps the function"));
-        }
-        changes
     }
 
     /// How layer `index` is made.
