@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use half::bf16;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Batch, Difference, Observer, logit_difference};
@@ -73,8 +73,12 @@ struct Watch<'a> {
 
 impl Observer for Watch<'_> {
     fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) {
-        let rows = if self.group > 1 { logits.to_vec2::<f32>().unwrap_or_default() } else { Vec::new() };
-        for logits in rows {
+        if self.group == 1 {
+            return;
+        }
+        // A device that fails here fails in the sweep, too.
+        let rows = logits.to_dtype(DType::F32).and_then(|logits| logits.to_vec2::<f32>());
+        for logits in rows.unwrap_or_default() {
             self.ties.routings += 1;
             self.ties.in_f32 += u64::from(is_tied(&logits, routing.top_k, self.group));
             let rounded: Vec<f32> = logits.iter().map(|z| bf16::from_f32(*z).to_f32()).collect();

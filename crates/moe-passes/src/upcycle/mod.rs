@@ -64,7 +64,7 @@ impl Pass for UpcycleOptions {
             let partition = partitions.layer(index, networks[0])?;
             let base = network(dense, index, target)?;
             let experts = Experts { options: self, layer: index, networks, base, partition, scales };
-            let router = routers.layer(index, normalize)?;
+            let router = routers.layer(index, normalize, &base.gate.weight)?;
             let (experts, shared) = (experts.routed()?, experts.shared()?);
             layers.push(scales.record(self, index, &experts));
             model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));

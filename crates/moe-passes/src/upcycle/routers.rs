@@ -32,8 +32,8 @@ impl<'a> Routers<'a> {
         Self { options, model, compute, surveyed: BTreeMap::new() }
     }
 
-    /// The router of layer `index`.
-    pub fn layer(&mut self, index: usize, normalize: bool) -> Result<Router> {
+    /// The router of layer `index`, in the encoding of `like`.
+    pub fn layer(&mut self, index: usize, normalize: bool, like: &Weight) -> Result<Router> {
         let options = self.options;
         let (std, seed, stream, hidden) = (options.router_std(), options.seed, stream(index), self.model.hidden);
         let source = match options.router {
@@ -41,7 +41,6 @@ impl<'a> Routers<'a> {
             RouterInit::Orthogonal => Rows::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream },
             _ => Rows::Surveyed(self.cell(index)),
         };
-        let like = &self.model.layers[index].ffn_norm;
         let shape = [options.experts, hidden];
         let weight = rows(format!("layer {index} router"), source, shape, options.granularity, like)?;
         Ok(Router { weight, top_k: options.top_k, normalize })
