@@ -5,11 +5,12 @@ import json
 import math
 import os
 import pathlib
-import re
 import shutil
 import statistics
 import subprocess
 import time
+
+from machine import command, load, machine
 
 # What is compared. Ours: options of `moe-convert upcycle`. mergekit's: a gate mode.
 CALIBRATION = [f"--data=golden/text/{domain}.calibration.txt" for domain in ("english", "code", "spanish", "arithmetic")]
@@ -158,21 +159,6 @@ def information(counts, _labels):
 
 def version(program):
     return command(program.parent / "python", "-c", "import importlib.metadata as m; print(m.version('mergekit'))")
-
-
-def machine(path):
-    lscpu = command("lscpu")
-    field = lambda name: re.search(rf"^{name}:\s*(.+)$", lscpu, re.MULTILINE).group(1)
-    memory = re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)
-    return f"{field('Model name')}, {field('CPU.s.')} cores, {int(memory) / 2**20:.0f} GiB memory, {command('findmnt', '-n', '-o', 'FSTYPE', '-T', path)}"
-
-
-def command(*words):
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def load():
-    return "/".join(f"{x:.1f}" for x in os.getloadavg())
 
 
 main()

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+from machine import command, load, machine
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -141,22 +143,6 @@ class Bench:
         run = subprocess.run([self.binary, name, self.out, "--timings"], check=True, capture_output=True, text=True)
         value, unit = re.search(r"peak memory ([\d.]+) (\w+)", run.stderr).groups()
         return float(value) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
-
-
-def machine(path):
-    lscpu = command("lscpu")
-    field = lambda name: re.search(rf"^{name}:\s*(.+)$", lscpu, re.MULTILINE).group(1)
-    memory = re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1)
-    disk = command("findmnt", "-n", "-o", "FSTYPE", "-T", str(path))
-    return f"{field('Model name')}, {field('CPU.s.')} cores, {int(memory) / 2**20:.0f} GiB memory, {disk}"
-
-
-def command(*words):
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def load():
-    return "/".join(f"{x:.1f}" for x in os.getloadavg())
 
 
 main()

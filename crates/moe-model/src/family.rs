@@ -197,6 +197,13 @@ pub struct Family {
     pub written: Map<String, Value>,
 }
 
+impl Family {
+    /// Whether every token goes through an expert beside the routed ones.
+    pub fn has_shared_expert(&self) -> bool {
+        self.moe.as_ref().is_some_and(|moe| moe.shared.is_some())
+    }
+}
+
 /// Every family by `model_type`.
 ///
 /// # Panics

@@ -18,6 +18,16 @@ pub(crate) enum Axis {
     Columns,
 }
 
+impl Axis {
+    /// The dimension of neurons in a projection's shape.
+    fn dimension(self) -> usize {
+        match self {
+            Self::Rows => 0,
+            Self::Columns => 1,
+        }
+    }
+}
+
 /// Which neurons of a feed-forward network make up an expert.
 #[derive(Clone)]
 pub(crate) enum Neurons {
@@ -79,26 +89,29 @@ pub(crate) struct Part {
 impl Part {
     /// The weight, in the encoding of the base; the very bytes of the base where nothing changes them.
     pub fn weight(self) -> Weight {
-        let unchanged = self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none();
         let rows = |range: &Range<usize>| Some(Weight::from(self.base.stored()?.rows(range.start, range.end)));
         let as_stored = match (&self.neurons, self.axis) {
             (Neurons::All, _) => Some(self.base.clone()),
             (Neurons::Range(range), Axis::Rows) => rows(range),
             _ => None,
         };
-        if let Some(weight) = as_stored.filter(|_| unchanged) {
+        if let Some(weight) = as_stored.filter(|_| self.only_chooses()) {
             return weight;
         }
         let mut shape = self.base.shape().to_vec();
-        let neurons = &mut shape[if self.axis == Axis::Rows { 0 } else { 1 }];
-        *neurons = self.neurons.count(*neurons);
+        shape[self.axis.dimension()] = self.neurons.count(self.width());
         let base = self.base.clone();
         Weight::made(base.name(), base.dtype(), &shape, self)
     }
 
     /// Neurons of the base.
     fn width(&self) -> usize {
-        self.base.shape()[if self.axis == Axis::Rows { 0 } else { 1 }]
+        self.base.shape()[self.axis.dimension()]
+    }
+
+    /// Whether values are the base's, bit for bit.
+    fn only_chooses(&self) -> bool {
+        self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none()
     }
 
     /// The bytes of the chosen neurons.
@@ -145,14 +158,10 @@ impl Part {
 impl Make for Part {
     fn make(&self) -> Result<Vec<u8>> {
         let fail = |e| numeric(self.base.name(), e);
-        let dtype = candle_dtype(&self.base)?;
-        let stored = self.base.read()?;
-        if let Some(element) = encoding::first_non_finite(&stored, dtype).map_err(fail)? {
-            return Err(not_finite(&self.base, element as u64));
-        }
+        let (stored, dtype) = read_finite(&self.base)?;
         let all = self.redraw.as_ref().map(|_| encoding::decode_f32(&stored, dtype)).transpose().map_err(fail)?;
         let chosen = self.chosen(stored)?;
-        if self.factor == 1.0 && self.redraw.is_none() && self.noise.is_none() {
+        if self.only_chooses() {
             return Ok(chosen);
         }
         let mut values = encoding::decode_f32(&chosen, dtype).map_err(fail)?;
@@ -164,12 +173,23 @@ impl Make for Part {
         if let Some(Noise { std, fraction, seed, stream }) = self.noise {
             sampling::add_noise(&mut values, std, fraction, &mut sampling::generator(seed, stream));
         }
-        finite(encoding::encode_f32(&values, dtype).map_err(fail)?, dtype, self.base.name())
+        encoded(&values, dtype, self.base.name())
     }
 }
 
-/// Refuses what overflowed its encoding.
-fn finite(bytes: Vec<u8>, dtype: DType, name: &str) -> Result<Vec<u8>> {
+/// The bytes of `weight` and their encoding; refuses values that are not finite.
+fn read_finite(weight: &Weight) -> Result<(Vec<u8>, DType)> {
+    let dtype = candle_dtype(weight)?;
+    let bytes = weight.read()?;
+    match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(weight.name(), e))? {
+        None => Ok((bytes, dtype)),
+        Some(element) => Err(not_finite(weight, element as u64)),
+    }
+}
+
+/// `values` as `dtype`; refuses what overflows it.
+fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
+    let bytes = encoding::encode_f32(values, dtype).map_err(|e| numeric(name, e))?;
     match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(name, e))? {
         None => Ok(bytes),
         Some(position) => {
@@ -197,18 +217,13 @@ impl Make for Mean {
         let first = &self.0[0];
         let mut sums = vec![0f64; first.elements()];
         for weight in &self.0 {
-            let dtype = candle_dtype(weight)?;
-            let bytes = weight.read()?;
-            if let Some(element) = encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(weight.name(), e))? {
-                return Err(not_finite(weight, element as u64));
-            }
+            let (bytes, dtype) = read_finite(weight)?;
             let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))?;
             sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(x));
         }
         let count = self.0.len() as f64;
         let values: Vec<f32> = sums.into_iter().map(|sum| (sum / count) as f32).collect();
-        let dtype = candle_dtype(first)?;
-        finite(encoding::encode_f32(&values, dtype).map_err(|e| numeric(first.name(), e))?, dtype, first.name())
+        encoded(&values, candle_dtype(first)?, first.name())
     }
 }
 
@@ -268,7 +283,7 @@ impl Make for Repeated {
         };
         let repeated = |row| std::iter::repeat_n(row, self.times).flatten().copied();
         let values: Vec<f32> = distinct.chunks_exact(columns).flat_map(repeated).collect();
-        finite(encoding::encode_f32(&values, self.dtype).map_err(|e| numeric(&self.name, e))?, self.dtype, &self.name)
+        encoded(&values, self.dtype, &self.name)
     }
 }
 

@@ -185,7 +185,7 @@ pub(super) fn layers(chosen: &[bool], dense: &Model, target: &Family) -> Result<
 
 /// Refuses options of a shared expert where the family has none, or doesn't take them.
 pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
-    let has_shared = target.moe.as_ref().is_some_and(|m| m.shared.is_some());
+    let has_shared = target.has_shared_expert();
     let partition = options.init == Init::Partition;
     let idle = [
         (options.shared_experts != 1 && (!has_shared || partition), "--shared-experts"),

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::experts::stream;
-use super::routers::{Routers, failed, first_line, own_directions, scaled_rows, text_source};
+use super::routers::{Routers, data_source, failed, first_line, own_directions, scaled_rows};
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};
@@ -72,7 +72,7 @@ struct Sets {
 
 impl<'a> Partitions<'a> {
     pub fn new(options: &'a UpcycleOptions, target: &Family, compute: &'a Compute) -> Self {
-        let has_shared = target.moe.as_ref().is_some_and(|m| m.shared.is_some());
+        let has_shared = target.has_shared_expert();
         Self { options, compute, has_shared, layers: BTreeMap::new() }
     }
 
@@ -136,8 +136,7 @@ impl<'a> Partitions<'a> {
             compute: self.compute.clone(),
             found: BTreeMap::new(),
         };
-        let data = UpcycleOptions { prompts: None, ..options.clone() };
-        Some(Survey { text: text_source(&data), surveyor: Box::new(surveyor) })
+        Some(Survey { text: data_source(options), surveyor: Box::new(surveyor) })
     }
 }
 

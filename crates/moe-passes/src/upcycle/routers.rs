@@ -53,17 +53,15 @@ impl<'a> Routers<'a> {
 
     /// The sweep that fills the cells in; none where another survey does, or nothing needs it.
     pub fn surveys(self) -> Option<Survey> {
-        let options = self.options.clone();
-        let kind = match options.router {
-            RouterInit::Kmeans => RowsOf::Kmeans,
-            RouterInit::Prompts => RowsOf::Prompts,
-            RouterInit::CheapEmbed => RowsOf::CheapEmbed,
-            RouterInit::Normal | RouterInit::Zeros | RouterInit::Orthogonal | RouterInit::Activations => return None,
+        let text = match (self.options.router, &self.options.prompts) {
+            (RouterInit::Kmeans, _) => data_source(self.options),
+            (RouterInit::Prompts | RouterInit::CheapEmbed, Some(path)) => {
+                TextSource::Prompts { path: path.clone(), sets: self.options.router_rows() }
+            }
+            _ => return None,
         };
-        let text = text_source(&options);
         let surveyor = RouterSurvey {
-            kind,
-            options,
+            options: self.options.clone(),
             embed: self.model.embed.clone(),
             compute: self.compute.clone(),
             cells: self.surveyed,
@@ -75,31 +73,17 @@ impl<'a> Routers<'a> {
     }
 }
 
-/// Where a survey's text comes from.
-pub(super) fn text_source(options: &UpcycleOptions) -> TextSource {
-    match &options.prompts {
-        Some(path) if options.router.takes_prompts() => {
-            TextSource::Prompts { path: path.clone(), sets: options.router_rows() }
-        }
-        _ => TextSource::Data {
-            specs: options.data.clone(),
-            sequence_length: options.sequence_length,
-            max_tokens: options.data_tokens,
-        },
+/// The text of --data.
+pub(super) fn data_source(options: &UpcycleOptions) -> TextSource {
+    TextSource::Data {
+        specs: options.data.clone(),
+        sequence_length: options.sequence_length,
+        max_tokens: options.data_tokens,
     }
-}
-
-/// What router rows are made of.
-#[derive(Debug, Clone, Copy)]
-enum RowsOf {
-    Kmeans,
-    Prompts,
-    CheapEmbed,
 }
 
 /// Makes router rows of the inputs of each layer's feed-forward network.
 struct RouterSurvey {
-    kind: RowsOf,
     options: UpcycleOptions,
     embed: Weight,
     compute: Compute,
@@ -115,7 +99,7 @@ impl Surveyor for RouterSurvey {
         if let SurveyText::Prompts(prompts) = text {
             self.prompts = prompts.clone();
         }
-        if let RowsOf::CheapEmbed = self.kind {
+        if self.options.router == RouterInit::CheapEmbed {
             let states = embed(&self.embed, &text.batch().ids, &self.compute)?;
             let rows = states.to_dtype(DType::F32).and_then(|states| self.embedding_rows(&states));
             self.embedded = Some(rows.map_err(|e| failed("embeddings of prompts", e))?);
@@ -134,13 +118,13 @@ impl Observer for RouterSurvey {
         let what = || format!("the router of layer {layer}");
         let x = x.to_dtype(DType::F32).map_err(|e| failed(&what(), e))?;
         let mut found = serde_json::Map::new();
-        let rows = match (self.kind, &self.embedded) {
-            (RowsOf::Kmeans, _) => self.centroids(layer, &x, &mut found)?,
-            (RowsOf::CheapEmbed, Some(rows)) => rows.clone(),
+        let rows = match (self.options.router, &self.embedded) {
+            (RouterInit::Kmeans, _) => self.centroids(layer, &x, &mut found)?,
+            (RouterInit::CheapEmbed, Some(rows)) => rows.clone(),
             _ => self.prompt_rows(&x).map_err(|e| failed(&what(), e))?,
         };
-        let words = match self.kind {
-            RowsOf::Kmeans => Ok(x),
+        let words = match self.options.router {
+            RouterInit::Kmeans => Ok(x),
             _ => self.by_prompt(&x, self.prompts.skip).and_then(|prompts| Tensor::cat(&prompts, 0)),
         };
         let words = words.map_err(|e| failed(&what(), e))?;

@@ -28,7 +28,7 @@ pub(super) struct Scales {
 impl Scales {
     pub fn new(options: &UpcycleOptions, target: &Family, normalize: bool) -> Self {
         let (n, k, g) = (options.experts as f64, options.top_k as f64, options.granularity as f64);
-        let has_shared = target.moe.as_ref().is_some_and(|m| m.shared.is_some());
+        let has_shared = target.has_shared_expert();
         let shared = |down| has_shared.then_some(Factors { inner: 1.0, down });
         if options.init == Init::Partition {
             // Where all gates are equal, every selected neuron counts as in the dense network; σ(0) = ½ of a shared one.
