@@ -66,6 +66,8 @@ pub struct Writer {
     /// Bytes of the current entry that were pushed.
     filled: u64,
     pool: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    /// How many buffers there are, in the pool and out of it.
+    buffers: usize,
     hash: Worker<String>,
     disk: Worker<()>,
     summary: WriteSummary,
@@ -117,7 +119,18 @@ impl Writer {
         let hash = Worker::start(hash_shards);
         let disk = Worker::start(write_shards);
         let summary = WriteSummary::default();
-        let mut writer = Self { dir: dir.to_owned(), shards, shard: 0, entry: 0, filled: 0, pool, hash, disk, summary };
+        let mut writer = Self {
+            dir: dir.to_owned(),
+            shards,
+            shard: 0,
+            entry: 0,
+            filled: 0,
+            pool,
+            buffers: BUFFERS,
+            hash,
+            disk,
+            summary,
+        };
         writer.open_shard()?;
         Ok(writer)
     }
@@ -131,39 +144,62 @@ impl Writer {
     ///
     /// # Errors
     /// [`Kind::Mismatch`] out of the declared order or size; [`Kind::Io`] where writing fails.
-    pub fn push(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let part = &bytes[..bytes.len().min(BUFFER_BYTES)];
-            self.push_with(name, part.len(), |buffer| {
-                buffer.copy_from_slice(part);
-                Ok(())
-            })?;
-            bytes = &bytes[part.len()..];
-        }
-        self.skip_empty()
+    pub fn push(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.push_copies(&[name], bytes.len() as u64, |offset, buffer| {
+            buffer.copy_from_slice(&bytes[offset as usize..][..buffer.len()]);
+            Ok(())
+        })
     }
 
-    /// Pushes `bytes_total` bytes of the tensor `name`; `fill` is called with an offset and a buffer,
-    /// in order, and reads or makes the bytes in place.
+    /// Pushes `bytes_total` bytes for each of the tensors `names`, the next ones in the declared order; `fill` is called
+    /// with an offset and a buffer, in order, and reads or makes the bytes in place, once for all of them.
+    ///
+    /// Where there are several names, the tensor's bytes are held in memory.
     ///
     /// # Errors
     /// As for [`Writer::push`], and what `fill` returns.
-    pub fn push_from(
+    pub fn push_copies(
         &mut self,
-        name: &str,
+        names: &[&str],
         bytes_total: u64,
         mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
+        let Some((first, copies)) = names.split_first() else { return Ok(()) };
+        let mut kept = Vec::new();
         let mut offset = 0;
         while offset < bytes_total {
             let part = (bytes_total - offset).min(BUFFER_BYTES as u64) as usize;
-            self.push_with(name, part, |buffer| fill(offset, buffer))?;
+            self.check_room(first, part)?;
+            let mut buffer = self.buffer(kept.len());
+            // Buffers keep their length, so only a first use or a growing one clears memory.
+            buffer.resize(part, 0);
+            fill(offset, &mut buffer)?;
+            let chunk = Arc::new(Chunk { bytes: buffer, pool: self.pool.0.clone() });
+            self.send(chunk.clone())?;
+            if !copies.is_empty() {
+                kept.push(chunk);
+            }
             offset += part as u64;
+        }
+        for name in copies {
+            for chunk in &kept {
+                self.check_room(name, chunk.bytes.len())?;
+                self.send(chunk.clone())?;
+            }
         }
         self.skip_empty()
     }
 
-    fn push_with(&mut self, name: &str, bytes: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    /// A buffer for the next chunk, where the caller holds on to `kept` chunks.
+    fn buffer(&mut self, kept: usize) -> Vec<u8> {
+        if kept + 1 < self.buffers {
+            return self.pool.1.recv().expect("this struct holds a sender");
+        }
+        self.buffers += 1;
+        Vec::with_capacity(BUFFER_BYTES)
+    }
+
+    fn check_room(&self, name: &str, bytes: usize) -> Result<()> {
         let entry = self.shards.get(self.shard).and_then(|s| s.entries.get(self.entry));
         let room = match entry {
             Some(entry) if entry.name == name => entry.end - entry.start - self.filled,
@@ -172,21 +208,19 @@ impl Writer {
         if bytes as u64 > room {
             return Err(Error::new(Kind::Mismatch, "a tensor is larger than declared").tensor(name));
         }
-        let mut buffer = self.pool.1.recv().expect("this struct holds a sender");
-        // Buffers keep their length, so only a first use or a growing one clears memory.
-        buffer.resize(bytes, 0);
-        fill(&mut buffer)?;
-        self.send(buffer)?;
-        self.filled += bytes as u64;
-        if bytes as u64 == room {
-            self.next_entry()?;
-        }
         Ok(())
     }
 
-    fn send(&mut self, bytes: Vec<u8>) -> Result<()> {
-        self.summary.bytes += bytes.len() as u64;
-        let chunk = Arc::new(Chunk { bytes, pool: self.pool.0.clone() });
+    /// Sends the next part of the current entry.
+    fn send(&mut self, chunk: Arc<Chunk>) -> Result<()> {
+        self.filled += chunk.bytes.len() as u64;
+        self.send_bytes(chunk)?;
+        let entry = &self.shards[self.shard].entries[self.entry];
+        if self.filled == entry.end - entry.start { self.next_entry() } else { Ok(()) }
+    }
+
+    fn send_bytes(&mut self, chunk: Arc<Chunk>) -> Result<()> {
+        self.summary.bytes += chunk.bytes.len() as u64;
         self.hash.send(Order::Data(chunk.clone()))?;
         self.disk.send(Order::Data(chunk))
     }
@@ -220,7 +254,7 @@ impl Writer {
         let header = plan.header.clone();
         self.hash.send(Order::Open(path.clone()))?;
         self.disk.send(Order::Open(path))?;
-        self.send(header)?;
+        self.send_bytes(Arc::new(Chunk { bytes: header, pool: self.pool.0.clone() }))?;
         if self.shards[self.shard].entries.is_empty() {
             self.close_shard()?;
             self.shard += 1;
@@ -364,7 +398,7 @@ mod tests {
     fn declared() -> Vec<Declared> {
         let tensor =
             |name: &str, shape: &[usize]| Declared { name: name.into(), dtype: Dtype::U8, shape: shape.into() };
-        vec![tensor("a", &[5 << 20]), tensor("empty", &[0, 4]), tensor("b", &[3, 7])]
+        vec![tensor("a", &[5 << 20]), tensor("empty", &[0, 4]), tensor("b", &[3, 7]), tensor("c", &[3, 7])]
     }
 
     #[test]
@@ -374,12 +408,15 @@ mod tests {
             let mut writer = Writer::create(dir.path(), plan_shards(&declared(), max_shard).unwrap()).unwrap();
             let a: Vec<u8> = (0..5u32 << 20).map(|i| (i % 251) as u8).collect();
             writer.push("a", &a).unwrap();
+            let mut calls = 0;
             writer
-                .push_from("b", 21, |_, buffer| {
+                .push_copies(&["b", "c"], 21, |_, buffer| {
+                    calls += 1;
                     buffer.fill(9);
                     Ok(())
                 })
                 .unwrap();
+            assert_eq!(calls, 1);
             let summary = writer.finish().unwrap();
             for (file, hash) in &summary.hashes {
                 assert_eq!(&sha256_file(&dir.path().join(file)).unwrap(), hash);
@@ -390,9 +427,34 @@ mod tests {
             checkpoint.tensors()["a"].read_at(0, &mut read).unwrap();
             assert_eq!(read, a);
             assert_eq!(checkpoint.tensors()["empty"].shape(), [0, 4]);
-            let mut rows = vec![0; 7];
-            checkpoint.tensors()["b"].at(2).read_at(0, &mut rows).unwrap();
-            assert_eq!(rows, [9; 7]);
+            for name in ["b", "c"] {
+                let mut rows = vec![0; 7];
+                checkpoint.tensors()[name].at(2).read_at(0, &mut rows).unwrap();
+                assert_eq!(rows, [9; 7]);
+            }
+        }
+    }
+
+    #[test]
+    fn copies_larger_than_all_buffers_are_written() {
+        let bytes = BUFFERS * BUFFER_BYTES + 5;
+        let names = ["a", "b", "c"];
+        let declared = names.map(|name| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![bytes] });
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(dir.path(), plan_shards(&declared, 1 << 30).unwrap()).unwrap();
+        let byte = |at: u64| (at % 241) as u8;
+        let fill = |offset: u64, buffer: &mut [u8]| {
+            buffer.iter_mut().zip(offset..).for_each(|(b, at)| *b = byte(at));
+            Ok(())
+        };
+        writer.push_copies(&names, bytes as u64, fill).unwrap();
+        writer.finish().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let mut read = vec![0; bytes];
+        for name in names {
+            checkpoint.tensors()[name].read_at(0, &mut read).unwrap();
+            assert!(read.iter().zip(0..).all(|(b, at)| *b == byte(at)), "{name}");
         }
     }
 

@@ -296,10 +296,14 @@ impl Namer {
         let layout = &rule.layouts[0];
         self.push(format!("{prefix}{}", layout.router), &moe.router.weight);
         let names = layout.expert.as_ref().expect("the written layout has tensors per expert");
-        for (e, expert) in moe.experts.iter().enumerate() {
-            let of = |name: &String| name.replace("{expert}", &e.to_string());
-            let named = ExpertNames { gate: of(&names.gate), up: of(&names.up), down: of(&names.down) };
-            self.expert(prefix, &named, expert);
+        // All gates, all ups, all downs: what experts share lies side by side, and is read once.
+        type Part = fn(&Expert) -> &Linear;
+        let parts: [(&String, Part); 3] =
+            [(&names.gate, |e| &e.gate), (&names.up, |e| &e.up), (&names.down, |e| &e.down)];
+        for (name, part) in parts {
+            for (e, expert) in moe.experts.iter().enumerate() {
+                self.linear(format!("{prefix}{}", name.replace("{expert}", &e.to_string())), part(expert));
+            }
         }
         if let (Some(rule), Some(shared)) = (&rule.shared, &moe.shared) {
             self.expert(prefix, &rule.expert, &shared.expert);

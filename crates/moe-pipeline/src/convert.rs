@@ -24,6 +24,8 @@ use crate::verify::check_hashes;
 
 /// Logits of all of them are in memory at once.
 const MAX_PROBE_TOKENS: usize = 4096;
+/// Copies of a larger tensor are read again rather than kept in memory.
+const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
 const SLACK_BYTES: u64 = 4 << 20;
 
@@ -158,10 +160,10 @@ pub fn convert<P: Pass>(
 /// Writes all tensors; ends early where `stop` is set.
 fn write(prepared: &Prepared, dir: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
     let mut writer = Writer::create(dir, prepared.shards.clone())?;
-    for (name, weight) in &prepared.declaration.tensors {
+    for copies in prepared.declaration.tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
-        push(&mut writer, name, weight)?;
-        progress.advance(weight.bytes());
+        push(&mut writer, copies)?;
+        progress.advance(copies.iter().map(|(_, weight)| weight.bytes()).sum());
     }
     writer.finish()
 }
@@ -193,10 +195,18 @@ fn numeric(error: candle_core::Error) -> Error {
     Error::new(Kind::Numeric, "cannot check a tensor").source(error)
 }
 
-fn push(writer: &mut Writer, name: &str, weight: &Weight) -> Result<()> {
+/// Whether `next` is written from what was read for `weight`.
+fn is_copy(weight: &Weight, next: &Weight) -> bool {
+    weight.bytes() <= MAX_COPIED_BYTES && weight.stored().is_some() && weight.same_source(next)
+}
+
+/// Writes tensors that are made of the same bytes.
+fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
+    let (name, weight) = &copies[0];
     let Some(stored) = weight.stored() else { return writer.push(name, &weight.read()?) };
+    let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     let float = candle_dtype(weight).ok();
-    writer.push_from(name, stored.bytes(), |offset, buffer| {
+    writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
         // A probe sees a few tokens; here every value passes by.
         let found = float.map(|dtype| Ok((first_non_finite(buffer, dtype).map_err(numeric)?, dtype))).transpose()?;
