@@ -23,6 +23,7 @@ def main():
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     for name in ("runs", "experts", "top-k"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--pause", type=float, required=True)
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     print(f"{datetime.date.today()}, {machine(args.scratch)}; {command('git', 'describe', '--always', '--dirty')}; "
@@ -33,29 +34,31 @@ def main():
 
 
 def speed(args):
-    bench = Bench(args.binary, args.scratch / "out")
+    original, copy, bare, probed = (args.scratch / name for name in ("original", "copy", "bare", "probed"))
     options = ["--experts", str(args.experts), "--top-k", str(args.top_k), "--timings"]
-    bench.upcycle(args.model, *options)  # warms the cache and makes the file to copy
-    original, copy = args.scratch / "original", args.scratch / "copy"
-    shutil.rmtree(original, ignore_errors=True)
-    bench.out.rename(original)
+    Bench(args.binary, original).upcycle(args.model, *options)  # warms the cache and makes the file to copy
     weights = sorted(original.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in weights)
     ways = {
-        "`cp --reflink=never && sync`": lambda: bench.copy(weights, copy),
-        "`upcycle --probe-tokens 0`": lambda: bench.upcycle(args.model, *options, "--probe-tokens", "0"),
-        "`upcycle`, with the default probe": lambda: bench.upcycle(args.model, *options),
+        "`cp --reflink=never && sync`": lambda: copied(weights, copy),
+        "`upcycle --probe-tokens 0`": lambda: Bench(args.binary, bare).upcycle(args.model, *options, "--probe-tokens", "0"),
+        "`upcycle`, with the default probe": lambda: Bench(args.binary, probed).upcycle(args.model, *options),
     }
     found = {way: [] for way in ways}
     for _ in range(args.runs):
         for way, run in ways.items():
+            # None pays for what another has just written and removed: the disks of cloud machines are slow for a while
+            # after large writes and discards.
+            for out in (copy, bare, probed):
+                shutil.rmtree(out, ignore_errors=True)
             os.sync()
+            time.sleep(args.pause)
             found[way].append(run())
-    shutil.rmtree(original)
-    shutil.rmtree(bench.out)
-    shutil.rmtree(copy)
+    for out in (original, copy, bare, probed):
+        shutil.rmtree(out, ignore_errors=True)
     print(f"`moe-convert upcycle {args.model.name} -o OUT {' '.join(options)}`: {size / 1e9:.3f} GB of weights written, all of "
-          f"it hashed and synced; warm cache, one disk, the ways in turn, {args.runs} times.\n")
+          f"it hashed and synced; warm cache, one disk, the ways in turn, {args.runs} times, "
+          f"{args.pause:g} s of rest before each.\n")
     print("| way | median s | all s | MB/s | speed ÷ cp's | peak memory MB | hashing thread busy s (share of writing) |")
     print("|---|---|---|---|---|---|---|")
     median = {way: statistics.median(run["seconds"] for run in runs) for way, runs in found.items()}
@@ -103,10 +106,12 @@ def memory(args):
     shutil.rmtree(bench.out)
 
 
-def removed(path):
-    """Removes `path` and waits until that is done with: a disk that discards freed blocks is slow for a while after."""
-    shutil.rmtree(path, ignore_errors=True)
-    os.sync()
+def copied(files, to):
+    to.mkdir()
+    start = time.monotonic()
+    for file in files:
+        subprocess.run(["sh", "-c", 'cp --reflink=never "$1" "$2" && sync "$2"', "sh", file, to / file.name], check=True)
+    return dict(seconds=time.monotonic() - start)
 
 
 class Bench:
@@ -114,7 +119,7 @@ class Bench:
         self.binary, self.out = binary, out
 
     def upcycle(self, model, *options):
-        removed(self.out)
+        shutil.rmtree(self.out, ignore_errors=True)
         start = time.monotonic()
         run = subprocess.run([self.binary, "upcycle", model, "-o", self.out, *options, "--json"], check=True, capture_output=True)
         seconds = time.monotonic() - start
@@ -122,14 +127,6 @@ class Bench:
         write = next(stage["seconds"] for stage in report["timings"] if stage["name"] == "write")
         peak = json.loads((self.out / "run.json").read_text())["peak_memory_bytes"]
         return dict(seconds=seconds, hashing=report["hashing_seconds"], write=write, peak=peak, stages=report["timings"])
-
-    def copy(self, files, to):
-        removed(to)
-        to.mkdir()
-        start = time.monotonic()
-        for file in files:
-            subprocess.run(["sh", "-c", 'cp --reflink=never "$1" "$2" && sync "$2"', "sh", file, to / file.name], check=True)
-        return dict(seconds=time.monotonic() - start)
 
     def peaks(self, model, experts):
         peaks = {}
