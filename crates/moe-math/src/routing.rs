@@ -1,6 +1,6 @@
-//! Routing tokens to experts: softmax over experts, then top-k.
+//! Routing tokens to experts: scores, groups of experts, top-k and the weights that are applied.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Where each token goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,33 +40,203 @@ impl Routing {
     }
 }
 
-/// Softmax in f32, then top-k, optionally divided by the sum of the selected.
+/// What makes a score s of a logit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Softmax over the experts.
+    Softmax,
+    /// σ of each logit.
+    Sigmoid,
+}
+
+/// What makes a group's score of its experts' choice scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupScore {
+    /// The largest (DeepSeek-V2, 2405.04434 §2.1.2).
+    Max,
+    /// The sum of the two largest (DeepSeek-V3, 2412.19437 §2.1.2).
+    TopTwoSum,
+}
+
+/// Experts in groups of consecutive ones: only those of the best groups can be selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// How many groups there are.
+    pub count: usize,
+    /// How many of them stay.
+    pub kept: usize,
+    /// What they are ranked by.
+    pub score: GroupScore,
+}
+
+/// How a router's logits become a [`Routing`].
 ///
-/// `logits` is `[tokens, experts]`. This is rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
+/// s = softmax or σ of the logits; c = s + bias; groups are ranked by c and the worse ones dropped; the `top_k` experts
+/// of the largest c are selected; their weights are s, divided by their sum if `normalize`, times `scale`. All in f32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// What makes s of a logit.
+    pub scoring: Scoring,
+    /// `[experts]`: added for choosing, not for weighing.
+    pub bias: Option<Vec<f32>>,
+    /// Groups of experts, where there are some.
+    pub groups: Option<Groups>,
+    /// Experts that a token goes to.
+    pub top_k: usize,
+    /// Whether the weights of the selected are divided by their sum.
+    pub normalize: bool,
+    /// Multiplies the weights.
+    pub scale: f64,
+}
+
+/// Keeps a sum of scores that all underflowed from dividing by zero, as transformers does.
+const LEAST_SUM: f32 = 1e-20;
+
+impl Rule {
+    /// Softmax, then top-k: rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
+    pub fn softmax(top_k: usize, normalize: bool) -> Self {
+        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalize, scale: 1.0 }
+    }
+
+    fn check(&self, experts: usize, live: usize) -> Result<()> {
+        if self.top_k > live {
+            bail!("{live} experts are too few for a top-k of {}", self.top_k);
+        }
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.len() != experts) {
+            bail!("a bias of {} values for {experts} experts", bias.len());
+        }
+        match self.groups {
+            Some(Groups { count, kept, .. }) if count == 0 || !experts.is_multiple_of(count) || kept > count => {
+                bail!("{experts} experts don't make {count} equal groups of which {kept} are kept")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Routes by `rule`; `logits` is `[tokens, experts]`.
 ///
 /// # Errors
-/// What the device returns.
-pub fn softmax_top_k(logits: &Tensor, top_k: usize, normalize: bool) -> Result<Routing> {
+/// For a rule that doesn't fit this number of experts; what the device returns.
+pub fn route(logits: &Tensor, rule: &Rule) -> Result<Routing> {
+    route_masked(logits, rule, None)
+}
+
+/// As [`route`], as if the experts that are `masked` were not there: what remains when they are pruned.
+///
+/// A softmax runs over the others only. A group's score is that of the experts it has left; where the groups that are
+/// kept have fewer than top-k left, the best of the other groups fill up.
+///
+/// # Errors
+/// As for [`route`]; for fewer than top-k experts that are left.
+///
+/// # Panics
+/// If `masked` has another length than there are experts.
+pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Result<Routing> {
     let (tokens, experts) = logits.dims2()?;
-    let probabilities = candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?;
-    let probabilities: Vec<f32> = probabilities.flatten_all()?.to_vec1()?;
-    let mut selected = Vec::with_capacity(tokens * top_k);
-    let mut weights = Vec::with_capacity(tokens * top_k);
-    let mut order: Vec<u32> = Vec::with_capacity(experts);
-    for row in probabilities.chunks_exact(experts) {
-        order.clear();
-        order.extend(0..experts as u32);
-        let descending = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
-        if top_k < experts {
-            order.select_nth_unstable_by(top_k, descending);
-        }
-        order[..top_k].sort_unstable_by(descending);
-        let sum: f32 = order[..top_k].iter().map(|e| row[*e as usize]).sum();
-        let scale = if normalize { 1.0 / sum } else { 1.0 };
-        selected.extend_from_slice(&order[..top_k]);
-        weights.extend(order[..top_k].iter().map(|e| row[*e as usize] * scale));
+    let is_live = |e: &u32| masked.is_none_or(|masked| !masked[*e as usize]);
+    assert!(masked.is_none_or(|masked| masked.len() == experts), "a mask for each expert");
+    let live: Vec<u32> = (0..experts as u32).filter(is_live).collect();
+    rule.check(experts, live.len())?;
+    let scores = scores(logits, rule.scoring, masked)?;
+    let mut chooser = Chooser { rule, live, order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] };
+    let mut selected = Vec::with_capacity(tokens * rule.top_k);
+    let mut weights = Vec::with_capacity(tokens * rule.top_k);
+    for scores in scores.chunks_exact(experts) {
+        let chosen = chooser.choose(scores);
+        let of = |e: &u32| scores[*e as usize];
+        let sum: f32 = chosen.iter().map(of).sum();
+        let divisor = if rule.normalize { sum + LEAST_SUM } else { 1.0 };
+        selected.extend_from_slice(chosen);
+        weights.extend(chosen.iter().map(|e| of(e) / divisor * rule.scale as f32));
     }
-    Ok(Routing { experts, top_k, selected, weights })
+    Ok(Routing { experts, top_k: rule.top_k, selected, weights })
+}
+
+/// `[tokens, experts]` in f32, row by row.
+fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<Vec<f32>> {
+    let mut logits = logits.to_dtype(DType::F32)?.contiguous()?;
+    if let Some(masked) = masked {
+        let floor: Vec<f32> = masked.iter().map(|m| if *m { f32::NEG_INFINITY } else { 0.0 }).collect();
+        logits = logits.broadcast_add(&Tensor::from_vec(floor, masked.len(), logits.device())?)?;
+    }
+    let scores = match scoring {
+        Scoring::Softmax => candle_nn::ops::softmax_last_dim(&logits)?,
+        Scoring::Sigmoid => candle_nn::ops::sigmoid(&logits)?,
+    };
+    scores.flatten_all()?.to_vec1()
+}
+
+/// Softmax in f32, then top-k, optionally divided by the sum of the selected; `logits` is `[tokens, experts]`.
+///
+/// # Errors
+/// As for [`route`].
+pub fn softmax_top_k(logits: &Tensor, top_k: usize, normalize: bool) -> Result<Routing> {
+    route(logits, &Rule::softmax(top_k, normalize))
+}
+
+/// Chooses the experts of one token after the other, in buffers that are reused.
+struct Chooser<'r> {
+    rule: &'r Rule,
+    /// Experts that may be chosen, ascending.
+    live: Vec<u32>,
+    order: Vec<u32>,
+    /// The choice scores c of all experts.
+    choice: Vec<f32>,
+    /// For each group, whether it is dropped; empty without groups.
+    dropped: Vec<bool>,
+}
+
+impl Chooser<'_> {
+    /// The experts of the token with these `scores`, in descending order of score.
+    fn choose(&mut self, scores: &[f32]) -> &[u32] {
+        self.choice.copy_from_slice(scores);
+        for (choice, bias) in self.choice.iter_mut().zip(self.rule.bias.iter().flatten()) {
+            *choice += bias;
+        }
+        if let Some(groups) = self.rule.groups {
+            self.drop_groups(groups);
+        }
+        let (top_k, choice, dropped) = (self.rule.top_k, &self.choice, &self.dropped);
+        let size = choice.len() / dropped.len().max(1);
+        let is_dropped = |e: u32| dropped.get(e as usize / size).is_some_and(|d| *d);
+        let better = |a: &u32, b: &u32| {
+            let by_choice = || choice[*b as usize].total_cmp(&choice[*a as usize]);
+            is_dropped(*a).cmp(&is_dropped(*b)).then_with(by_choice).then(a.cmp(b))
+        };
+        self.order.clone_from(&self.live);
+        if top_k < self.order.len() {
+            self.order.select_nth_unstable_by(top_k, better);
+        }
+        let chosen = &mut self.order[..top_k];
+        chosen.sort_unstable_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+        chosen
+    }
+
+    fn drop_groups(&mut self, groups: Groups) {
+        let size = self.choice.len() / groups.count;
+        // The two largest choice scores of each group's live experts.
+        let mut best = vec![[f32::NEG_INFINITY; 2]; groups.count];
+        for &expert in &self.live {
+            let (score, [first, second]) = (self.choice[expert as usize], &mut best[expert as usize / size]);
+            if score > *first {
+                (*first, *second) = (score, *first);
+            } else if score > *second {
+                *second = score;
+            }
+        }
+        let score = |[first, second]: [f32; 2]| match groups.score {
+            GroupScore::TopTwoSum if second > f32::NEG_INFINITY => first + second,
+            GroupScore::TopTwoSum | GroupScore::Max => first,
+        };
+        let mut order: Vec<usize> = (0..groups.count).collect();
+        order.sort_by(|a, b| score(best[*b]).total_cmp(&score(best[*a])));
+        self.dropped.clear();
+        self.dropped.resize(groups.count, false);
+        for group in &order[groups.kept..] {
+            self.dropped[*group] = true;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,32 +244,106 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    fn route<const N: usize>(logits: &[[f32; 4]; N], top_k: usize, normalize: bool) -> Routing {
+    fn softmax<const N: usize>(logits: &[[f32; 4]; N], top_k: usize, normalize: bool) -> Routing {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
         softmax_top_k(&logits, top_k, normalize).unwrap()
+    }
+
+    /// Logits whose σ are `scores`.
+    fn logits(scores: &[f32]) -> Tensor {
+        let logits: Vec<f32> = scores.iter().map(|s| (s / (1.0 - s)).ln()).collect();
+        Tensor::from_vec(logits, (1, scores.len()), &Device::Cpu).unwrap()
+    }
+
+    fn sigmoid(top_k: usize) -> Rule {
+        Rule { scoring: Scoring::Sigmoid, ..Rule::softmax(top_k, false) }
+    }
+
+    fn assert_close(actual: &[f32], expected: &[f32]) {
+        let close = actual.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close && actual.len() == expected.len(), "{actual:?} instead of {expected:?}");
     }
 
     #[test]
     fn weights_are_probabilities_or_their_shares() {
         // softmax of ln(1, 2, 3, 4) is (1, 2, 3, 4) / 10.
         let logits = [[1f32.ln(), 2f32.ln(), 3f32.ln(), 4f32.ln()]];
-        let plain = route(&logits, 2, false);
+        let plain = softmax(&logits, 2, false);
         assert_eq!(plain.selected, [3, 2]);
-        assert!((plain.weights[0] - 0.4).abs() < 1e-6 && (plain.weights[1] - 0.3).abs() < 1e-6);
-        let shares = route(&logits, 2, true);
-        assert!((shares.weights[0] - 4.0 / 7.0).abs() < 1e-6 && (shares.weights[1] - 3.0 / 7.0).abs() < 1e-6);
+        assert_close(&plain.weights, &[0.4, 0.3]);
+        assert_close(&softmax(&logits, 2, true).weights, &[4.0 / 7.0, 3.0 / 7.0]);
     }
 
     #[test]
     fn ties_go_to_the_lower_index_and_all_experts_may_be_selected() {
-        assert_eq!(route(&[[0.0; 4]], 2, true).selected, [0, 1]);
-        assert_eq!(route(&[[0.0, 1.0, 0.0, 1.0]], 4, true).selected, [1, 3, 0, 2]);
+        assert_eq!(softmax(&[[0.0; 4]], 2, true).selected, [0, 1]);
+        assert_eq!(softmax(&[[0.0, 1.0, 0.0, 1.0]], 4, true).selected, [1, 3, 0, 2]);
     }
 
     #[test]
     fn slots_and_counts_agree() {
-        let routing = route(&[[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]], 2, true);
+        let routing = softmax(&[[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]], 2, true);
         assert_eq!(routing.counts(), [1, 1, 1, 1]);
         assert_eq!(routing.slots_by_expert(), [vec![2], vec![3], vec![1], vec![0]]);
+    }
+
+    #[test]
+    fn a_bias_chooses_but_does_not_weigh() {
+        let logits = logits(&[0.5, 0.6, 0.7, 0.2]);
+        let rule = Rule { bias: Some(vec![0.0, 0.0, -0.3, 0.5]), scale: 2.0, ..sigmoid(2) };
+        let routing = route(&logits, &rule).unwrap();
+        assert_eq!(routing.selected, [1, 3]);
+        assert_close(&routing.weights, &[1.2, 0.4]);
+        let routing = route(&logits, &Rule { normalize: true, ..rule }).unwrap();
+        assert_close(&routing.weights, &[1.5, 0.5]);
+    }
+
+    /// The best expert is in a group that is only second by the sum of two.
+    #[test]
+    fn groups_are_ranked_by_their_best_or_by_their_two_best() {
+        let logits = logits(&[0.9, 0.1, 0.6, 0.7]);
+        let with = |score| Rule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
+        assert_eq!(route(&logits, &with(GroupScore::Max)).unwrap().selected, [0, 1]);
+        assert_eq!(route(&logits, &with(GroupScore::TopTwoSum)).unwrap().selected, [3, 2]);
+    }
+
+    #[test]
+    fn negative_choice_scores_still_beat_dropped_groups() {
+        let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
+        let rule = Rule { groups: Some(groups), bias: Some(vec![-2.0, -2.0, -1.5, -1.6]), ..sigmoid(2) };
+        assert_eq!(route(&logits(&[0.9, 0.8, 0.5, 0.6]), &rule).unwrap().selected, [3, 2]);
+    }
+
+    #[test]
+    fn masked_experts_are_as_good_as_gone() {
+        let all = Tensor::new(&[[1.0f32, 3.0, 2.0, 0.0]], &Device::Cpu).unwrap();
+        let rest = Tensor::new(&[[1.0f32, 2.0, 0.0]], &Device::Cpu).unwrap();
+        for rule in [Rule::softmax(2, false), sigmoid(2)] {
+            let masked = route_masked(&all, &rule, Some(&[false, true, false, false])).unwrap();
+            assert_eq!(masked.selected, [2, 0]);
+            assert_close(&masked.weights, &route(&rest, &rule).unwrap().weights);
+        }
+        assert!(route_masked(&all, &sigmoid(2), Some(&[true, true, true, false])).is_err());
+    }
+
+    #[test]
+    fn a_group_scores_what_is_left_of_it() {
+        let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
+        let rule = Rule { groups: Some(groups), ..sigmoid(1) };
+        let logits = logits(&[0.9, 0.8, 0.3, 0.4]);
+        let select = |masked: [bool; 4], rule: &Rule| route_masked(&logits, rule, Some(&masked)).unwrap().selected;
+        assert_eq!(select([true, false, false, false], &rule), [1]);
+        assert_eq!(select([true, true, false, false], &rule), [3]);
+        // One is left in the group that is kept, so the other group lends its best.
+        assert_eq!(select([true, false, false, false], &Rule { top_k: 2, ..rule }), [1, 3]);
+    }
+
+    #[test]
+    fn rules_that_cannot_work_are_refused() {
+        let groups = |count, kept| Rule { groups: Some(Groups { count, kept, score: GroupScore::Max }), ..sigmoid(1) };
+        for rule in [sigmoid(5), groups(3, 1), groups(0, 0), groups(2, 3), Rule { bias: Some(vec![0.0]), ..sigmoid(1) }]
+        {
+            assert!(route(&logits(&[0.5; 4]), &rule).is_err(), "{rule:?}");
+        }
     }
 }
