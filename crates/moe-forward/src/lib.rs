@@ -7,6 +7,7 @@
 
 mod attention;
 mod batch;
+mod calibration;
 mod chat;
 mod context;
 mod corpus;
@@ -14,19 +15,26 @@ mod difference;
 mod evaluate;
 mod ffn;
 mod finite;
+mod left_out;
 mod loader;
+mod observe;
 mod parity;
 mod prompts;
 mod rotary;
+mod states;
 mod sweep;
 
 pub use batch::Batch;
-pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
+pub use calibration::{Calibration, Group, group_factors, labels};
+pub use corpus::{Corpus, DataSpec, Domain, TOKENIZER_FILE, TokenizeOptions, special_tokens};
 pub use difference::{Difference, logit_difference};
 pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, evaluate};
-pub use ffn::neuron_activations;
+pub use ffn::{ExpertsOn, expert_output, experts_on, neuron_activations, router_scores};
 pub use finite::not_finite;
+pub use left_out::LeftOut;
 pub use loader::{candle_dtype, to_f32};
+pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
-pub use sweep::{Head, Observer, Silent, Sweep, embed};
+pub use states::Storage;
+pub use sweep::{Converter, ExpertRun, Head, Observer, Silent, Sweep, Wants, embed};
