@@ -4,11 +4,12 @@ use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::routing::{Routing, softmax_top_k};
+use moe_math::routing::Routing;
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::Context;
 use crate::loader::Loader;
+use crate::router::LoadedRouter;
 use crate::sweep::Observer;
 
 /// A block's activations are computed for this many tokens at a time.
@@ -60,13 +61,8 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> 
 }
 
 fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-    let router = loader.matrix(&moe.router.weight)?;
-    let route = || -> candle_core::Result<(Tensor, Routing)> {
-        let logits = product(x, &router)?;
-        let routing = softmax_top_k(&logits, moe.router.top_k, moe.router.normalize)?;
-        Ok((logits, routing))
-    };
-    let (logits, routing) = route().context(|| format!("the routing of layer {index}"))?;
+    let router = LoadedRouter::load_with(&moe.router, loader)?;
+    let (logits, routing) = router.route(x).context(|| format!("the routing of layer {index}"))?;
     observer.routed(index, &logits, &routing);
     // Outputs in the order of experts, and where the output for each (token, choice) has come to lie.
     let mut outputs = Vec::new();
@@ -89,10 +85,14 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     }
     let routed = combine(&outputs, place, &routing).context(|| format!("the experts' output in layer {index}"))?;
     let Some(shared) = &moe.shared else { return Ok(routed) };
-    let (expert, gate) = (loader.expert(&shared.expert)?, loader.matrix(&shared.gate)?);
+    let expert = loader.expert(&shared.expert)?;
+    let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
     let add = || {
-        let gate = candle_nn::ops::sigmoid(&product(x, &gate)?)?;
-        routed + in_blocks(x, |x| expert.forward(x))?.broadcast_mul(&gate)?
+        let out = in_blocks(x, |x| expert.forward(x))?;
+        match &gate {
+            Some(gate) => routed + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
+            None => routed + out,
+        }
     };
     add().context(|| format!("the shared expert of layer {index}"))
 }

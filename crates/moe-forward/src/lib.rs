@@ -14,10 +14,12 @@ mod difference;
 mod evaluate;
 mod ffn;
 mod finite;
+mod latent;
 mod loader;
 mod parity;
 mod prompts;
 mod rotary;
+mod router;
 mod sweep;
 
 pub use batch::Batch;
@@ -29,4 +31,5 @@ pub use finite::not_finite;
 pub use loader::{candle_dtype, to_f32};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
+pub use router::LoadedRouter;
 pub use sweep::{Head, Observer, Silent, Sweep, embed};

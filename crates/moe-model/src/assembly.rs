@@ -36,7 +36,7 @@ pub struct Model {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's queries and keys.
     pub head_dim: usize,
     /// ε of the RMS norms.
     pub norm_eps: f64,
@@ -66,7 +66,7 @@ impl Model {
     /// What stock loaders do wrong with this model, by its family file.
     pub fn caveats(&self) -> impl Iterator<Item = &str> {
         let applies = |caveat: &&Caveat| match caveat.when {
-            CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window.is_some()),
+            CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
         };
         self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
@@ -119,11 +119,8 @@ impl Parameters {
     fn add_layer(&mut self, layer: &Layer) {
         let linear = |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
         let expert = |e: &crate::Expert| e.linears().into_iter().map(linear).sum::<usize>();
-        let a = &layer.attention;
-        self.attention += [&a.q, &a.k, &a.v, &a.o].into_iter().map(linear).sum::<usize>();
-        if let Some(crate::QkNorm::PerHead { q, k } | crate::QkNorm::FullWidth { q, k }) = &a.qk_norm {
-            self.attention += q.elements() + k.elements();
-        }
+        self.attention += layer.attention.linears().into_iter().map(linear).sum::<usize>();
+        self.attention += layer.attention.norms().into_iter().map(Weight::elements).sum::<usize>();
         self.other += layer.attention_norm.elements() + layer.ffn_norm.elements();
         match &layer.ffn {
             Ffn::Dense(ffn) => self.dense_ffn += expert(ffn),
@@ -131,10 +128,10 @@ impl Parameters {
                 let each = moe.experts.first().map_or(0, expert);
                 self.experts += each * moe.experts.len();
                 self.experts_active += each * moe.router.top_k;
-                self.routers += moe.router.weight.elements();
+                self.routers += moe.router.weights().map(Weight::elements).sum::<usize>();
                 if let Some(shared) = &moe.shared {
                     self.shared_experts += expert(&shared.expert);
-                    self.routers += shared.gate.elements();
+                    self.routers += shared.gate.as_ref().map_or(0, Weight::elements);
                 }
             }
         }

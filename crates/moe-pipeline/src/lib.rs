@@ -24,7 +24,7 @@ mod verify;
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
 pub use evaluation::{EvalOptions, GateFailure, Gates, eval};
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use logits::write_logits;
 pub use progress::{Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
