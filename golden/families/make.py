@@ -33,6 +33,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,9 @@ class Case:
     differs: list = field(default_factory=list)  # config values, each of which must change the logits
     same_as: str = ""  # a case with the same weights, tokens and therefore logits
     edit: list = field(default_factory=list)  # functions on config.json as a dict
-    layout: str = "saved"  # or "fused" (names in memory), "sharded", "mixed" (norms and routers in f32)
+    # or "fused" (names in memory), "sharded", "mixed" (norms and routers in f32), "fp8" (projections in e4m3 with a
+    # scale for each block), "mtp" (layers for multi-token prediction behind the others, which transformers ignores)
+    layout: str = "saved"
 
     @property
     def path(self):
@@ -265,7 +268,7 @@ CASES = [
     Case("olmoe", "bias", "bfloat16", {**OLMOE_TINY, "attention_bias": True, "clip_qkv": 1.0}, differs=[{"clip_qkv": None}]),
     Case("olmoe", "fused", "bfloat16", OLMOE_TINY, layout="fused"),
     # latent attention, softmax: groups ranked by their best expert
-    Case("deepseek_v2", "base", "bfloat16", {**MLA_BIG, **GROUPS, "topk_method": "group_limited_greedy", "n_shared_experts": 2,
+    Case("deepseek_v2", "base", "bfloat16", {**MLA_TINY, **GROUPS, "topk_method": "group_limited_greedy", "n_shared_experts": 2,
                                              "routed_scaling_factor": 1.7},
          differs=[{"topk_method": "greedy"}, {"topk_group": 3}, {"routed_scaling_factor": 1.0}]),
     Case("deepseek_v2", "greedy", "float16", {**MLA_TINY, **TIED, "q_lora_rank": None, "first_k_dense_replace": 0,
@@ -293,10 +296,14 @@ CASES = [
                                              "attention_bias": True}),
     Case("deepseek_v3", "mixed", "bfloat16", {**V3_TINY, "first_k_dense_replace": 0}, layout="mixed"),
     Case("deepseek_v3", "fused", "bfloat16", V3_TINY, layout="fused"),
+    # widths that are no multiples of 128: blocks at the end are cut off
+    Case("deepseek_v3", "fp8", "bfloat16", {**V3_TINY, "hidden_size": 150, "intermediate_size": 130, "q_lora_rank": 20,
+                                            "kv_lora_rank": 12, "qk_nope_head_dim": 30, "qk_rope_head_dim": 16,
+                                            "v_head_dim": 26, "moe_intermediate_size": 14, "n_routed_experts": 4}, layout="fp8"),
+    Case("deepseek_v3", "mtp", "bfloat16", {**V3_TINY, "num_nextn_predict_layers": 2}, layout="mtp"),
     # ordinary attention, partly rotated; routing as deepseek_v3, bias in f32
-    Case("glm4_moe", "base", "bfloat16", {**BIG, **D12, **GROUPS, "moe_intermediate_size": 14, "first_k_dense_replace": 1,
-                                          "n_shared_experts": 2, "routed_scaling_factor": 2.5, "use_qk_norm": True,
-                                          "num_nextn_predict_layers": 0, **rope(theta=100.0, partial_rotary_factor=0.5)},
+    Case("glm4_moe", "base", "bfloat16", {**GLM_TINY, **GROUPS, "n_shared_experts": 2, "routed_scaling_factor": 2.5,
+                                          "use_qk_norm": True},
          differs=[NO_GROUPS, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": False},
                   rope(theta=100.0, partial_rotary_factor=1.0)]),
     Case("glm4_moe", "bias", "float16", {**GLM_TINY, **TIED, **D16, "attention_bias": True, "norm_topk_prob": False,
@@ -306,6 +313,7 @@ CASES = [
     Case("glm4_moe", "yarn", "bfloat16", {**GLM_TINY, **D16, **but(YARN, rope_theta=100.0, partial_rotary_factor=0.5)}, LONG,
          [rope(theta=100.0, partial_rotary_factor=0.5), but(YARN, rope_theta=100.0, partial_rotary_factor=1.0)]),
     Case("glm4_moe", "hub", "bfloat16", {**GLM_TINY, "use_qk_norm": True}, edit=[partial_at_the_top]),
+    Case("glm4_moe", "mtp", "bfloat16", {**GLM_TINY, "num_nextn_predict_layers": 1}, layout="mtp"),
     Case("glm4_moe", "no_partial", "bfloat16", {**GLM_TINY, "first_k_dense_replace": 0, **rope(theta=100.0)}, edit=[no_partial],
          differs=[rope(theta=100.0, partial_rotary_factor=1.0)]),
 ]
@@ -419,6 +427,39 @@ def choice_dtypes(config, dtype):
     return {n: b.dtype for n, b in choice_biases(AutoModelForCausalLM.from_config(config, dtype=dtype))}
 
 
+BLOCK = 128
+CONFIG_FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[BLOCK, BLOCK])
+
+
+def projections(model):
+    """Names on disk and values of what is quantised: every projection but the head, and the router."""
+    for name, p in model.named_parameters():
+        if name.endswith("gate_up_proj"):
+            for e, (gate, up) in enumerate(zip(*p.data.chunk(2, dim=1))):
+                yield name.replace("gate_up_proj", f"{e}.gate_proj.weight"), gate
+                yield name.replace("gate_up_proj", f"{e}.up_proj.weight"), up
+        elif name.endswith("experts.down_proj"):
+            for e, down in enumerate(p.data):
+                yield name.replace("down_proj", f"{e}.down_proj.weight"), down
+        elif "_proj" in name and name.endswith("weight"):
+            yield name, p.data
+
+
+def spread(scale, shape):
+    """[rows, columns]: every element's scale."""
+    return scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: shape[0], : shape[1]]
+
+
+def quantise(matrix):
+    """Codes, and the scale of each block: its largest magnitude becomes 448, the largest of e4m3."""
+    scale = torch.stack([torch.stack([b.abs().max() / 448 for b in row.split(BLOCK, 1)]) for row in matrix.split(BLOCK)])
+    return (matrix / spread(scale, matrix.shape)).to(torch.float8_e4m3fn), scale
+
+
+def dequantise(codes, scale):
+    return codes.to(torch.float32) * spread(scale, codes.shape)
+
+
 def build(case):
     """A model in memory, weights rounded to the stored dtype and held in f32; tokens; its forward."""
     config = AutoConfig.for_model(case.family, **json.loads(json.dumps(case.config)))
@@ -432,6 +473,11 @@ def build(case):
         randomise(model, generator)
         for p in model.parameters():
             p.data = p.data.to(dtype).float()
+        if case.layout == "fp8":
+            for _, matrix in projections(model):
+                matrix[:, BLOCK:] *= 1.5  # so that blocks differ in scale
+                matrix[BLOCK:] *= 1.25
+                matrix.copy_(dequantise(*quantise(matrix)))
         for name, bias in choice_biases(model):
             bias.copy_(bias.to(kept.get(name, dtype)))
         sequences = [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in case.lengths]
@@ -444,6 +490,26 @@ def build(case):
     assert best and best[0] >= MIN_MARGIN, f"{case.family}/{case.name}: no seed gives clear routing"
     model.load_state_dict(best[1])
     return model, *best[2:]
+
+
+def prediction_layers(case, config):
+    """The tensors of layers for multi-token prediction, as DeepSeek-V3 and GLM-4.5 name them."""
+    first, count, hidden = config.num_hidden_layers, config.num_nextn_predict_layers, config.hidden_size
+    longer = AutoConfig.for_model(case.family, **{**json.loads(json.dumps(case.config)), "num_hidden_layers": first + count})
+    model = AutoModelForCausalLM.from_config(longer, dtype=torch.bfloat16, **EAGER)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{case.family}/{case.name}/prediction".encode()))
+    randomise(model, generator)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        saved = load_file(Path(scratch) / "model.safetensors")
+    tensors = {k: v for k, v in saved.items() if k.startswith("model.layers.") and int(k.split(".")[2]) >= first}
+    table = (config.vocab_size, hidden)
+    for layer in range(first, first + count):
+        own = {"enorm": (hidden,), "hnorm": (hidden,), "eh_proj": (hidden, 2 * hidden), "embed_tokens": table,
+               "shared_head.norm": (hidden,), "shared_head.head": table}
+        for name, shape in own.items():
+            tensors[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape, generator=generator).to(torch.bfloat16)
+    return tensors
 
 
 def save(case, model, directory):
@@ -464,12 +530,37 @@ def save(case, model, directory):
         tensors = load_file(file)
         f32 = {k: v.float() if "norm" in k or ".gate." in k else v for k, v in tensors.items()}
         save_file(f32, file, metadata={"format": "pt"})
+    elif case.layout == "mtp":
+        save_file({**load_file(file), **prediction_layers(case, model.config)}, file, metadata={"format": "pt"})
+    elif case.layout == "fp8":
+        tensors = load_file(file)
+        for name, matrix in projections(model):
+            # It is on the grid already, so that quantising again finds the same codes; the assertion on logits checks it.
+            tensors[name], tensors[f"{name}_scale_inv"] = quantise(matrix)
+        save_file(tensors, file, metadata={"format": "pt"})
+        path = directory / "config.json"
+        config = {**json.loads(path.read_text()), "quantization_config": CONFIG_FP8}
+        path.write_text(json.dumps(config, indent=2) + "\n")
     if case.edit:
         path = directory / "config.json"
         config = json.loads(path.read_text())
         for edit in case.edit:
             edit(config)
         path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def dequantised(directory, scratch):
+    """A copy of the fp8 checkpoint in `directory` with plain f32 projections, from its files alone."""
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization_config"]
+    (scratch / "config.json").write_text(json.dumps(config))
+    tensors = load_file(directory / "model.safetensors")
+    for name in [n for n in tensors if n.endswith("_scale_inv")]:
+        scale, weight = tensors.pop(name), name.removesuffix("_scale_inv")
+        assert tensors[weight].dtype == torch.float8_e4m3fn
+        tensors[weight] = dequantise(tensors[weight], scale)
+    save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+    return tensors
 
 
 def load(directory, **changes):
@@ -486,6 +577,9 @@ def load(directory, **changes):
         directory, config=AutoConfig.for_model(kind, **config) if changes else None,
         dtype=torch.float32, output_loading_info=True, **EAGER,
     )
+    last = model.config.num_hidden_layers + getattr(model.config, "num_nextn_predict_layers", 0)
+    ours = {f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers, last)}
+    info["unexpected_keys"] = [k for k in info["unexpected_keys"] if ".".join(k.split(".")[:3]) not in ours]
     bad = {k: v for k, v in info.items() if v}
     assert not bad, f"{directory}: {bad}"
     for p in model.parameters():  # f32 tensors lie unaligned in the mapped file, which alters the last bit of a product
@@ -513,7 +607,18 @@ def make(case):
     save(case, model, directory)
     (case.path / "tokens.json").write_text(json.dumps(sequences) + "\n")
 
-    loaded = load(directory)
+    if case.layout == "fp8":
+        plain = case.path / "plain"
+        plain.mkdir()
+        values = dequantised(directory, plain)
+        loaded = load(plain)
+        shutil.rmtree(plain)
+        # [138, 20] in 2 x 1 blocks, [28, 150] in 1 x 2
+        names = [f"model.layers.0.self_attn.{name}.weight" for name in ("q_b_proj", "kv_a_proj_with_mqa")]
+        e4m3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+        save_file({"e4m3": e4m3, **{name: values[name] for name in names}}, case.path / "dequantised.safetensors")
+    else:
+        loaded = load(directory)
     reference = forward(loaded, sequences)
     assert reference.keys() == expected.keys()
     for key in reference:

@@ -76,6 +76,15 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
     let dtypes: Vec<_> = i.dtypes.iter().map(|(dtype, bytes)| format!("{} {dtype}", ByteSize(*bytes))).collect();
     rows.push(("weights", format!("{} in {} tensors, {} files", dtypes.join(" + "), i.tensors, i.files.len())));
+    if let Some(quantization) = &i.quantization {
+        rows.push((
+            "quantized",
+            format!("{quantization}; computed from the dequantized weights, activations as they are"),
+        ));
+    }
+    if i.multi_token_layers > 0 {
+        rows.push(("prediction", format!("{} layers for further tokens, carried but not run", i.multi_token_layers)));
+    }
     if !i.unknown_tensors.is_empty() {
         rows.push(("unknown", i.unknown_tensors.join(", ")));
     }
@@ -91,6 +100,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         ("shared experts", p.shared_experts),
         ("routers", p.routers),
         ("head", p.head),
+        ("multi-token", p.multi_token),
         ("norms, other", p.other),
         ("total", i.total_parameters),
         ("active per token", i.active_parameters),

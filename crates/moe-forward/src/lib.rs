@@ -28,7 +28,7 @@ pub use difference::{Difference, logit_difference};
 pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, evaluate};
 pub use ffn::neuron_activations;
 pub use finite::not_finite;
-pub use loader::{candle_dtype, to_f32};
+pub use loader::{candle_dtype, float_dtype, to_f32};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
 pub use router::LoadedRouter;

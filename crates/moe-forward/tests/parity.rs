@@ -144,6 +144,7 @@ fn mutations_fail_parity() {
         "deepseek_v2/bias",
         "deepseek_v3/base",
         "deepseek_v3/halves",
+        "deepseek_v3/fp8",
         "glm4_moe/base",
         "glm4_moe/bias",
     ] {
@@ -185,6 +186,8 @@ fn a_dropped_tensor_is_missed_by_name() {
             let (tensor, _) = short.tensors.remove(index);
             match short.reread() {
                 Err(error) => assert!(error.to_string().contains("remedy"), "{error}"),
+                // Layers for multi-token prediction need no embedding and head of their own.
+                Ok(short) if short.mtp.iter().any(|m| m.embed.is_none() || m.head.is_none()) => {}
                 Ok(_) => panic!("{}: nobody missed {tensor}", case.name),
             }
         }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use moe_checkpoint::Quantization;
 use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
 use crate::layer::{Ffn, Layer, Moe};
+use crate::mtp::MtpLayer;
 use crate::rope::Rope;
 use crate::weight::Weight;
 
@@ -46,10 +48,14 @@ pub struct Model {
     pub embed: Weight,
     /// The layers in order.
     pub layers: Vec<Layer>,
+    /// Layers for multi-token prediction, which the forward pass leaves out.
+    pub mtp: Vec<MtpLayer>,
     /// RMS norm before the head, `[hidden]`.
     pub final_norm: Weight,
     /// Output head.
     pub head: Head,
+    /// How weights that are quantized are encoded.
+    pub quantization: Option<Quantization>,
     /// Tensors that the family doesn't know, carried byte for byte under their own names.
     pub extra: BTreeMap<String, Weight>,
 }
@@ -88,6 +94,11 @@ impl Model {
         for layer in &self.layers {
             counts.add_layer(layer);
         }
+        for mtp in &self.mtp {
+            let mut layer = Parameters::default();
+            layer.add_layer(&mtp.layer);
+            counts.multi_token += layer.total() + mtp.own_weights().map(Weight::elements).sum::<usize>();
+        }
         counts
     }
 }
@@ -111,6 +122,8 @@ pub struct Parameters {
     pub experts_active: usize,
     /// Shared experts.
     pub shared_experts: usize,
+    /// Layers for multi-token prediction, experts and all.
+    pub multi_token: usize,
     /// Everything else.
     pub other: usize,
 }
@@ -139,10 +152,10 @@ impl Parameters {
 
     /// All parameters.
     pub fn total(&self) -> usize {
-        self.active() - self.experts_active + self.experts
+        self.active() - self.experts_active + self.experts + self.multi_token
     }
 
-    /// The parameters that one token uses.
+    /// The parameters that one token uses, multi-token prediction left out.
     pub fn active(&self) -> usize {
         self.embedding
             + self.head

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::Dtype;
+use moe_checkpoint::{Dtype, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::assembly::{Head, Model};
@@ -49,6 +49,9 @@ impl Model {
         for (index, layer) in self.layers.iter().enumerate() {
             namer.layer(index, layer)?;
         }
+        for (index, mtp) in self.mtp.iter().enumerate() {
+            namer.mtp_layer(self.layers.len() + index, mtp)?;
+        }
         namer.push(names::FINAL_NORM, &self.final_norm);
         if let Head::Own(weight) = &self.head {
             namer.push(names::HEAD, weight);
@@ -78,6 +81,11 @@ impl Model {
         self.declare_dense(&mut raw)?;
         if let Some(rule) = &self.family.moe {
             self.declare_moe(rule, &mut raw)?;
+        }
+        match &self.family.mtp {
+            Some(rule) => _ = raw.insert(rule.count.clone(), json!(self.mtp.len())),
+            None if self.mtp.is_empty() => {}
+            None => return Err(cannot("layers for multi-token prediction")),
         }
         for (key, value) in &self.family.written {
             raw.entry(key.clone()).or_insert_with(|| value.clone());
@@ -167,12 +175,15 @@ impl Namer {
 
     pub fn linear(&mut self, name: String, linear: &Linear) {
         self.push(name.as_str(), &linear.weight);
+        if let Some(scale) = linear.weight.scale() {
+            self.push(format!("{name}{}", Quantization::SCALE_SUFFIX), scale);
+        }
         if let Some(bias) = &linear.bias {
             self.push(bias_name(&name), bias);
         }
     }
 
-    fn layer(&mut self, index: usize, layer: &Layer) -> Result<()> {
+    pub fn layer(&mut self, index: usize, layer: &Layer) -> Result<()> {
         let prefix = format!("{}{index}.", names::LAYERS);
         self.push(format!("{prefix}{}", names::ATTENTION_NORM), &layer.attention_norm);
         self.attention(&prefix, &layer.attention)?;

@@ -14,6 +14,7 @@ mod declare;
 mod family;
 mod layer;
 mod mixture;
+mod mtp;
 mod read;
 mod rope;
 mod weight;
@@ -27,7 +28,8 @@ pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, LatentQuery, Layer, Linear, Moe,
     QkNorm, Router, Scoring, SharedExpert,
 };
-pub use moe_checkpoint::{Error, Kind, Result};
+pub use moe_checkpoint::{Error, Kind, Quantization, Result};
+pub use mtp::MtpLayer;
 pub use rope::{Rope, RopeScaling};
-pub use weight::{Make, Weight};
+pub use weight::{Encoding, Make, Weight};
 pub use window::WindowRule;

@@ -156,7 +156,9 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
 impl Model {
     /// The config keys of experts, routers, and where they are.
     pub(crate) fn declare_moe(&self, rule: &MoeRule, raw: &mut Map<String, Value>) -> Result<()> {
-        let moes: Vec<&Moe> = self.moes().map(|(_, moe)| moe).collect();
+        // One config speaks of all, those for multi-token prediction included.
+        let predicting = self.mtp.iter().filter_map(|mtp| mtp.layer.ffn.moe());
+        let moes: Vec<&Moe> = self.moes().map(|(_, moe)| moe).chain(predicting).collect();
         let experts = same(&moes, "the number of experts", |m| m.experts.len())?;
         for key in &rule.experts {
             raw.insert(key.clone(), json!(experts));

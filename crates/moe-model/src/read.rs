@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Dtype};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Dtype, Quantization};
 use serde_json::{Map, Value};
 
 use crate::assembly::{Head, Model};
@@ -54,7 +54,8 @@ impl Model {
         let family = family_of(&raw, file)?;
         let config = Config { raw: &raw, family, file };
         check_options(config)?;
-        let mut reader = Reader { config, tensors };
+        let quantization = Quantization::read(&raw, file)?;
+        let mut reader = Reader { config, tensors, quantization };
         let shape = Shape::read(config)?;
         // Every layer has tensors, so a larger count is nonsense; it is refused before anything is sized by it.
         let layers = config.positive("num_hidden_layers")?;
@@ -65,6 +66,7 @@ impl Model {
         let windows = family.attention.window.decode(&config, layers)?;
         let tied = config.bool("tie_word_embeddings")?;
         let embed = reader.embedding(tied, &shape)?;
+        let mtp = reader.mtp(layers, &shape)?;
         let layers = (0..layers).map(|l| reader.layer(l, &shape, windows[l])).collect::<Result<Vec<_>>>()?;
         let final_norm = reader.take(names::FINAL_NORM, &[shape.hidden])?;
         // transformers 5 keeps a head that a tied checkpoint holds all the same.
@@ -75,6 +77,7 @@ impl Model {
         let rope = shape.heads.rope(config)?;
         let norm_eps = config.optional_f64("rms_norm_eps")?.filter(|eps| *eps >= 0.0);
         let norm_eps = norm_eps.ok_or_else(|| config.error("rms_norm_eps", "is null or negative"))?;
+        let quantization = reader.quantization.clone();
         let extra = reader.rest()?;
         let Shape { hidden, vocab, heads: Heads { heads, kv_heads, head_dim } } = shape;
         let config_file = file.to_owned();
@@ -91,8 +94,10 @@ impl Model {
             rope,
             embed,
             layers,
+            mtp,
             final_norm,
             head,
+            quantization,
             extra,
         })
     }
@@ -107,12 +112,6 @@ fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
 
 /// Refuses by name what would silently change the function.
 fn check_options(config: Config<'_>) -> Result<()> {
-    let set = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
-    if set("quantization_config") {
-        return Err(Error::new(Kind::Unsupported, "quantized checkpoints are not read by this version")
-            .file(config.file)
-            .remedy("start from the unquantized checkpoint"));
-    }
     for (key, values) in &config.family.only {
         if let Some(value) = config.raw.get(key).filter(|v| !v.is_null() && !values.contains(v)) {
             let supported: Vec<_> = values.iter().map(Value::to_string).collect();
@@ -147,11 +146,23 @@ impl Shape {
 pub(crate) struct Reader<'a> {
     pub config: Config<'a>,
     pub tensors: BTreeMap<String, Weight>,
+    pub quantization: Option<Quantization>,
 }
 
 impl Reader<'_> {
+    /// A tensor whose elements are values.
     pub fn take(&mut self, name: impl AsRef<str>, shape: &[usize]) -> Result<Weight> {
-        let name = name.as_ref();
+        let weight = self.take_encoded(name.as_ref(), shape)?;
+        if matches!(weight.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Ok(weight);
+        }
+        Err(Error::new(Kind::Unsupported, format!("{} weights are not supported here", weight.dtype()))
+            .tensor(name.as_ref())
+            .file(weight.stored().map_or(self.config.file, |s| s.path()))
+            .remedy("supported: F32, F16, BF16; in projections also what quantization_config describes"))
+    }
+
+    fn take_encoded(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
         let weight = self.tensors.remove(name).ok_or_else(|| {
             Error::new(Kind::Missing, "a tensor that the config calls for is missing")
                 .tensor(name)
@@ -161,8 +172,8 @@ impl Reader<'_> {
                     _ => "the checkpoint is incomplete, or config.json is of another model",
                 })
         })?;
-        let file = weight.stored().map_or(self.config.file, |s| s.path());
         if weight.shape() != shape {
+            let file = weight.stored().map_or(self.config.file, |s| s.path());
             return Err(Error::new(
                 Kind::Mismatch,
                 format!("shape {:?}, but the config calls for {shape:?}", weight.shape()),
@@ -170,12 +181,6 @@ impl Reader<'_> {
             .tensor(name)
             .file(file)
             .remedy("the checkpoint and config.json don't belong together"));
-        }
-        if !matches!(weight.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::new(Kind::Unsupported, format!("{} weights are not supported", weight.dtype()))
-                .tensor(name)
-                .file(file)
-                .remedy("supported: F32, F16, BF16"));
         }
         Ok(weight)
     }
@@ -188,7 +193,7 @@ impl Reader<'_> {
 
     /// `name` is the weight's; its bias has the same name with `.bias`.
     pub fn linear(&mut self, name: &str, bias: bool, shape: [usize; 2]) -> Result<Linear> {
-        let weight = self.take(name, &shape)?;
+        let weight = self.projection(name, shape)?;
         let bias = match bias {
             true => Some(self.take(bias_name(name), &shape[..1])?),
             false => None,
@@ -196,7 +201,21 @@ impl Reader<'_> {
         Ok(Linear { weight, bias })
     }
 
-    fn layer(&mut self, index: usize, shape: &Shape, window: Option<usize>) -> Result<Layer> {
+    /// A matrix that may be quantized, with its scales.
+    fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        let dtype = self.tensors.get(name).map(Weight::dtype);
+        match self.quantization {
+            Some(Quantization::BlockFp8 { block }) if dtype == Some(Dtype::F8_E4M3) => {
+                let codes = self.take_encoded(name, &shape)?;
+                let blocks = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
+                let scale = self.take(format!("{name}{}", Quantization::SCALE_SUFFIX), &blocks)?;
+                Ok(codes.in_blocks(scale, block))
+            }
+            _ => self.take(name, &shape),
+        }
+    }
+
+    pub fn layer(&mut self, index: usize, shape: &Shape, window: Option<usize>) -> Result<Layer> {
         let prefix = format!("{}{index}.", names::LAYERS);
         let family = self.config.family;
         let attention_norm = self.take(prefix.clone() + names::ATTENTION_NORM, &[shape.hidden])?;

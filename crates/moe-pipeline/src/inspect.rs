@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, Result, Stored};
+use moe_checkpoint::{Checkpoint, Quantization, Result, Stored};
 use moe_model::{Groups, Head, Model, Parameters, Scoring};
 use serde::Serialize;
 
@@ -42,6 +42,10 @@ pub struct Inspection {
     pub total_parameters: usize,
     /// Parameters that one token uses.
     pub active_parameters: usize,
+    /// Layers for multi-token prediction behind the others.
+    pub multi_token_layers: usize,
+    /// How quantized weights are encoded.
+    pub quantization: Option<String>,
     /// Bytes by element type.
     pub dtypes: BTreeMap<String, u64>,
     /// Tensors.
@@ -142,6 +146,10 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         total_parameters: parameters.total(),
         active_parameters: parameters.active(),
         parameters,
+        multi_token_layers: model.mtp.len(),
+        quantization: model.quantization.as_ref().map(|quantization| match quantization {
+            Quantization::BlockFp8 { block: [rows, columns] } => format!("fp8 (e4m3) in blocks of {rows} × {columns}"),
+        }),
         dtypes,
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
         files: checkpoint.files().iter().map(file).collect(),
