@@ -10,7 +10,9 @@ Each case becomes <model_type>/<case>/ with
     tokens.json             [[ids], [ids], ...]: every sequence is run on its own, without padding
     reference.safetensors   logits [all tokens in order, vocab] f32 and, per MoE layer L,
                             router_logits.L [tokens, E] f32, selected.L [tokens, k] i64 (descending weight),
-                            weights.L [tokens, k] f32 (the gates as applied)
+                            weights.L [tokens, k] f32 (the gates as applied); where experts are not chosen by
+                            softmax(router_logits) alone, choice.L [tokens, E] f32: what they are chosen by, with the
+                            bias, and -inf in groups that are dropped
 
 How a case is made: a model is built from the case's config, EVERY tensor is randomised (also norms and biases), rounded
 to the stored dtype and saved; the case's edits are made to the files; then the files are loaded afresh in float32 (eager
@@ -20,7 +22,8 @@ changes nothing. Further checks, so that a golden can tell right from wrong:
   - `differs`: config values which must CHANGE the logits (the naive misreading of the case's feature);
   - `same_as`: the case's weights and tokens are another case's, and so must be the logits;
   - shifting the elements of any one tensor by one place must change the logits;
-  - every expert is chosen in every MoE layer, and adjacent probabilities p_1..p_k+1 are at least MIN_MARGIN apart.
+  - every expert is chosen in every MoE layer, and adjacent probabilities p_1..p_k+1 are at least MIN_MARGIN apart
+    (choice scores, where they are not the probabilities; also the last group that is kept and the first dropped).
 The weights and tokens are drawn from a seed derived from the case's name and an attempt number; of ATTEMPTS attempts the
 one with the widest least margin is taken, so a run is reproducible.
 """
@@ -30,6 +33,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +68,9 @@ class Case:
     differs: list = field(default_factory=list)  # config values, each of which must change the logits
     same_as: str = ""  # a case with the same weights, tokens and therefore logits
     edit: list = field(default_factory=list)  # functions on config.json as a dict
-    layout: str = "saved"  # or "fused" (names in memory), "sharded", "mixed" (norms and routers in f32)
+    # or "fused" (names in memory), "sharded", "mixed" (norms and routers in f32), "fp8" (projections in e4m3 with a
+    # scale for each block), "mtp" (layers for multi-token prediction behind the others, which transformers ignores)
+    layout: str = "saved"
 
     @property
     def path(self):
@@ -151,6 +157,31 @@ QWEN2_MOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, moe_intermedia
 QWEN3_MOE_TINY = dict(TINY, **D10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10, norm_topk_prob=True,
                       **rope(theta=100.0))
 OLMOE_TINY = dict(TINY, num_experts=5, num_experts_per_tok=2, intermediate_size=10, **rope(theta=100.0))
+LATENT = dict(kv_lora_rank=10, q_lora_rank=9, qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=7)
+MLA_TINY = dict(TINY, **LATENT, num_key_value_heads=3, moe_intermediate_size=10, n_routed_experts=5, num_experts_per_tok=2,
+                n_shared_experts=1, first_k_dense_replace=1, **rope(theta=100.0))
+MLA_BIG = dict(BIG, kv_lora_rank=14, q_lora_rank=18, qk_rope_head_dim=6, qk_nope_head_dim=8, v_head_dim=9, num_key_value_heads=4,
+               moe_intermediate_size=14, first_k_dense_replace=1, **rope(theta=100.0))
+GROUPS = dict(n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2)
+NO_GROUPS = dict(n_group=1, topk_group=1)
+V3_TINY = dict(MLA_TINY, **NO_GROUPS, routed_scaling_factor=1.5, num_nextn_predict_layers=0)
+GLM_TINY = dict(TINY, **D12, **NO_GROUPS, n_routed_experts=5, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=10,
+                first_k_dense_replace=1, routed_scaling_factor=1.5, num_nextn_predict_layers=0,
+                **rope(theta=100.0, partial_rotary_factor=0.5))
+# 2.0 rather than the family's 1.0, so that forgetting mscale_all_dim shows.
+YARN_LATENT = rope("yarn", theta=100.0, factor=4.0, original_max_position_embeddings=16, mscale=2.0, mscale_all_dim=2.0)
+
+
+def partial_at_the_top(c):
+    """partial_rotary_factor as GLM-4.5's own config has it."""
+    c["partial_rotary_factor"] = c["rope_parameters"].pop("partial_rotary_factor")
+    old_keys("type")(c)
+    del c["rope_scaling"]
+
+
+def no_partial(c):
+    del c["rope_parameters"]["partial_rotary_factor"]
+
 
 CASES = [
     # dense
@@ -236,6 +267,55 @@ CASES = [
     Case("olmoe", "norm", "float16", {**OLMOE_TINY, **TIED, "norm_topk_prob": True}, differs=[{"norm_topk_prob": False}]),
     Case("olmoe", "bias", "bfloat16", {**OLMOE_TINY, "attention_bias": True, "clip_qkv": 1.0}, differs=[{"clip_qkv": None}]),
     Case("olmoe", "fused", "bfloat16", OLMOE_TINY, layout="fused"),
+    # latent attention, softmax: groups ranked by their best expert
+    Case("deepseek_v2", "base", "bfloat16", {**MLA_TINY, **GROUPS, "topk_method": "group_limited_greedy", "n_shared_experts": 2,
+                                             "routed_scaling_factor": 1.7},
+         differs=[{"topk_method": "greedy"}, {"topk_group": 3}, {"routed_scaling_factor": 1.0}]),
+    Case("deepseek_v2", "greedy", "float16", {**MLA_TINY, **TIED, "q_lora_rank": None, "first_k_dense_replace": 0,
+                                              "rms_norm_eps": 0.05}),
+    Case("deepseek_v2", "bias", "bfloat16", {**MLA_TINY, "attention_bias": True, "mlp_bias": True}),
+    Case("deepseek_v2", "yarn", "bfloat16", {**MLA_TINY, "qk_rope_head_dim": 8, **but(YARN_LATENT, mscale=0.7)}, LONG,
+         [but(YARN_LATENT), but(YARN_LATENT, mscale=0.7, mscale_all_dim=None), rope(theta=100.0)]),
+    # as the hub has it; norm_topk_prob is ignored
+    Case("deepseek_v2", "hub", "bfloat16", {**MLA_TINY, "qk_rope_head_dim": 8, **but(YARN_LATENT, mscale=0.7)}, LONG,
+         [rope(theta=100.0)], "yarn", [old_keys("type"), put(scoring_func="softmax", moe_layer_freq=1, ep_size=1,
+                                                             norm_topk_prob=True), drop("head_dim", "qk_head_dim")]),
+    # latent attention, sigmoid and bias: groups ranked by their two best experts
+    Case("deepseek_v3", "base", "bfloat16", {**MLA_BIG, **GROUPS, "num_nextn_predict_layers": 0, "n_shared_experts": 2},
+         differs=[NO_GROUPS, {"topk_group": 3}, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": False},
+                  {"rope_interleave": False}]),
+    Case("deepseek_v3", "halves", "float16", {**V3_TINY, **TIED, "q_lora_rank": None, "rope_interleave": False,
+                                              "norm_topk_prob": False, "rms_norm_eps": 0.05},
+         differs=[{"rope_interleave": True}, {"norm_topk_prob": True}]),
+    Case("deepseek_v3", "yarn", "bfloat16", {**V3_TINY, "qk_rope_head_dim": 8, **YARN_LATENT}, LONG,
+         [but(YARN_LATENT, mscale=1.0), but(YARN_LATENT, mscale_all_dim=None), rope(theta=100.0)]),
+    Case("deepseek_v3", "hub", "bfloat16", {**V3_TINY, "qk_rope_head_dim": 8, **YARN_LATENT}, LONG,
+         [rope(theta=100.0)], "yarn", [old_keys("type"), put(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1,
+                                                             ep_size=1), drop("head_dim", "qk_head_dim", "rope_interleave")]),
+    Case("deepseek_v3", "bias", "bfloat16", {**V3_TINY, "num_hidden_layers": 3, "first_k_dense_replace": 2,
+                                             "attention_bias": True}),
+    Case("deepseek_v3", "mixed", "bfloat16", {**V3_TINY, "first_k_dense_replace": 0}, layout="mixed"),
+    Case("deepseek_v3", "fused", "bfloat16", V3_TINY, layout="fused"),
+    # widths that are no multiples of 128: blocks at the end are cut off
+    Case("deepseek_v3", "fp8", "bfloat16", {**V3_TINY, "hidden_size": 150, "intermediate_size": 130, "q_lora_rank": 20,
+                                            "kv_lora_rank": 12, "qk_nope_head_dim": 30, "qk_rope_head_dim": 16,
+                                            "v_head_dim": 26, "moe_intermediate_size": 14, "n_routed_experts": 4}, layout="fp8"),
+    Case("deepseek_v3", "mtp", "bfloat16", {**V3_TINY, "num_nextn_predict_layers": 2}, layout="mtp"),
+    # ordinary attention, partly rotated; routing as deepseek_v3, bias in f32
+    Case("glm4_moe", "base", "bfloat16", {**GLM_TINY, **GROUPS, "n_shared_experts": 2, "routed_scaling_factor": 2.5,
+                                          "use_qk_norm": True},
+         differs=[NO_GROUPS, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": False},
+                  rope(theta=100.0, partial_rotary_factor=1.0)]),
+    Case("glm4_moe", "bias", "float16", {**GLM_TINY, **TIED, **D16, "attention_bias": True, "norm_topk_prob": False,
+                                         "num_hidden_layers": 3, "first_k_dense_replace": 2,
+                                         **rope(theta=100.0, partial_rotary_factor=0.25)},
+         differs=[{"norm_topk_prob": True}, rope(theta=100.0, partial_rotary_factor=0.5)]),
+    Case("glm4_moe", "yarn", "bfloat16", {**GLM_TINY, **D16, **but(YARN, rope_theta=100.0, partial_rotary_factor=0.5)}, LONG,
+         [rope(theta=100.0, partial_rotary_factor=0.5), but(YARN, rope_theta=100.0, partial_rotary_factor=1.0)]),
+    Case("glm4_moe", "hub", "bfloat16", {**GLM_TINY, "use_qk_norm": True}, edit=[partial_at_the_top]),
+    Case("glm4_moe", "mtp", "bfloat16", {**GLM_TINY, "num_nextn_predict_layers": 1}, layout="mtp"),
+    Case("glm4_moe", "no_partial", "bfloat16", {**GLM_TINY, "first_k_dense_replace": 0, **rope(theta=100.0)}, edit=[no_partial],
+         differs=[rope(theta=100.0, partial_rotary_factor=1.0)]),
 ]
 
 
@@ -247,7 +327,8 @@ EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 def randomise(model, generator):
     """Every tensor: norms in 1 ± 0.3, biases N(0, 0.3), matrices N(0, gain² / fan-in) with gains that keep attention
     and routing far from uniform and the logits near a standard deviation of 1."""
-    gains = {"q_proj": 1.6, "k_proj": 1.6, "gate_proj": 1.5, "gate": 1.8, "shared_expert_gate": 1.5}
+    gains = {"q_proj": 1.6, "k_proj": 1.6, "gate_proj": 1.5, "gate": 1.8, "shared_expert_gate": 1.5,
+             "q_b_proj": 1.8, "kv_a_proj_with_mqa": 1.5, "kv_b_proj": 1.5}
     for name, p in model.named_parameters():  # tied tensors come once
         module, kind = name.split(".")[-2:]
         if "norm" in name:
@@ -261,6 +342,29 @@ def randomise(model, generator):
             else:
                 value *= gains.get(module, 1.3 if "expert" in name else 1.0) / math.sqrt(p.shape[-1])
         p.data.copy_(value)
+    for _, bias in choice_biases(model):
+        bias.copy_(0.2 * torch.randn(bias.shape, generator=generator))
+
+
+def choice_biases(model):
+    return [(n, b) for n, b in model.named_buffers() if n.endswith("e_score_correction_bias")]
+
+
+def choice(router, logits):
+    """What experts are chosen by, and how clear the choice of groups is; None for plain softmax. Written from the papers
+    (2405.04434 §2.1.2, 2412.19437 §2.1.2), not from the module, which must choose the same."""
+    bias = getattr(router, "e_score_correction_bias", None)
+    if bias is None and getattr(router, "topk_method", "greedy") == "greedy":
+        return None
+    c = torch.softmax(logits, -1) if bias is None else torch.sigmoid(logits) + bias
+    if router.num_group == 1:
+        return c, torch.full((len(c), 1), math.inf)
+    groups = c.unflatten(-1, (router.num_group, -1))
+    score = groups.amax(-1) if bias is None else groups.sort(-1).values[..., -2:].sum(-1)
+    ranked = score.sort(-1, descending=True).values
+    last, first = ranked[:, router.topk_group - 1 : router.topk_group], ranked[:, router.topk_group : router.topk_group + 1]
+    groups = groups.masked_fill((score < last).unsqueeze(-1), -math.inf)
+    return groups.flatten(1), last - first
 
 
 def forward(model, sequences):
@@ -270,13 +374,20 @@ def forward(model, sequences):
     def watch(name):
         layer = name.split(".")[2]
 
-        def hook(_module, _inputs, output):
-            for key, tensor in zip(("router_logits", "weights", "selected"), output):
+        def hook(module, _inputs, output):
+            logits, weights, selected = output
+            order = weights.argsort(dim=-1, descending=True, stable=True)
+            output = dict(router_logits=logits, weights=weights.gather(-1, order), selected=selected.gather(-1, order))
+            if (scores := choice(module, logits)) is not None:
+                output["choice"], output["_groups"] = scores
+                best = scores[0].topk(selected.shape[-1]).indices
+                assert torch.equal(best.sort().values, selected.sort().values), f"layer {layer} chooses otherwise"
+            for key, tensor in output.items():
                 found.setdefault(f"{key}.{layer}", []).append(tensor.detach().clone())
 
         return hook
 
-    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if type(m).__name__.endswith("TopKRouter")]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if type(m).__name__.lower().endswith("topkrouter")]
     with torch.no_grad():
         for ids in sequences:
             found.setdefault("logits", []).append(model(torch.tensor([ids]), use_cache=False).logits[0])
@@ -293,9 +404,15 @@ def margins(reference):
     for key, logits in reference.items():
         if key.startswith("router_logits."):
             k = reference[key.replace("router_logits", "selected")].shape[1]
-            p = torch.softmax(logits, -1).sort(-1, descending=True).values[:, : k + 1]
+            c = reference.get(key.replace("router_logits", "choice"), torch.softmax(logits, -1))
+            p = c.sort(-1, descending=True).values[:, : k + 1]
             out.append(p[:, :-1] - p[:, 1:])
     return torch.cat(out) if out else None
+
+
+def least_margin(reference):
+    groups = [gap.min() for key, gap in reference.items() if key.startswith("_groups.")]
+    return min([margins(reference).min(), *groups])
 
 
 def every_expert_chosen(reference):
@@ -305,11 +422,50 @@ def every_expert_chosen(reference):
     )
 
 
+def choice_dtypes(config, dtype):
+    """The dtypes that transformers saves biases of a model of `dtype` in."""
+    return {n: b.dtype for n, b in choice_biases(AutoModelForCausalLM.from_config(config, dtype=dtype))}
+
+
+BLOCK = 128
+CONFIG_FP8 = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8", weight_block_size=[BLOCK, BLOCK])
+
+
+def projections(model):
+    """Names on disk and values of what is quantised: every projection but the head, and the router."""
+    for name, p in model.named_parameters():
+        if name.endswith("gate_up_proj"):
+            for e, (gate, up) in enumerate(zip(*p.data.chunk(2, dim=1))):
+                yield name.replace("gate_up_proj", f"{e}.gate_proj.weight"), gate
+                yield name.replace("gate_up_proj", f"{e}.up_proj.weight"), up
+        elif name.endswith("experts.down_proj"):
+            for e, down in enumerate(p.data):
+                yield name.replace("down_proj", f"{e}.down_proj.weight"), down
+        elif "_proj" in name and name.endswith("weight"):
+            yield name, p.data
+
+
+def spread(scale, shape):
+    """[rows, columns]: every element's scale."""
+    return scale.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: shape[0], : shape[1]]
+
+
+def quantise(matrix):
+    """Codes, and the scale of each block: its largest magnitude becomes 448, the largest of e4m3."""
+    scale = torch.stack([torch.stack([b.abs().max() / 448 for b in row.split(BLOCK, 1)]) for row in matrix.split(BLOCK)])
+    return (matrix / spread(scale, matrix.shape)).to(torch.float8_e4m3fn), scale
+
+
+def dequantise(codes, scale):
+    return codes.to(torch.float32) * spread(scale, codes.shape)
+
+
 def build(case):
     """A model in memory, weights rounded to the stored dtype and held in f32; tokens; its forward."""
     config = AutoConfig.for_model(case.family, **json.loads(json.dumps(case.config)))
     dtype = getattr(torch, case.dtype)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **EAGER).eval()
+    kept = choice_dtypes(config, dtype) if choice_biases(model) else {}
     best = None
     for attempt in range(ATTEMPTS):
         seed = zlib.crc32(f"{case.family}/{case.same_as or case.name}/{attempt}".encode())
@@ -317,23 +473,51 @@ def build(case):
         randomise(model, generator)
         for p in model.parameters():
             p.data = p.data.to(dtype).float()
+        if case.layout == "fp8":
+            for _, matrix in projections(model):
+                matrix[:, BLOCK:] *= 1.5  # so that blocks differ in scale
+                matrix[BLOCK:] *= 1.25
+                matrix.copy_(dequantise(*quantise(matrix)))
+        for name, bias in choice_biases(model):
+            bias.copy_(bias.to(kept.get(name, dtype)))
         sequences = [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in case.lengths]
         reference = forward(model, sequences)
-        gaps = margins(reference)
-        if gaps is None:
+        if margins(reference) is None:
             return model, sequences, reference
-        if every_expert_chosen(reference) and (best is None or gaps.min() > best[0]):
-            best = gaps.min(), {k: v.clone() for k, v in model.state_dict().items()}, sequences, reference
+        gap = least_margin(reference)
+        if every_expert_chosen(reference) and (best is None or gap > best[0]):
+            best = gap, {k: v.clone() for k, v in model.state_dict().items()}, sequences, reference
     assert best and best[0] >= MIN_MARGIN, f"{case.family}/{case.name}: no seed gives clear routing"
     model.load_state_dict(best[1])
     return model, *best[2:]
+
+
+def prediction_layers(case, config):
+    """The tensors of layers for multi-token prediction, as DeepSeek-V3 and GLM-4.5 name them."""
+    first, count, hidden = config.num_hidden_layers, config.num_nextn_predict_layers, config.hidden_size
+    longer = AutoConfig.for_model(case.family, **{**json.loads(json.dumps(case.config)), "num_hidden_layers": first + count})
+    model = AutoModelForCausalLM.from_config(longer, dtype=torch.bfloat16, **EAGER)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{case.family}/{case.name}/prediction".encode()))
+    randomise(model, generator)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        saved = load_file(Path(scratch) / "model.safetensors")
+    tensors = {k: v for k, v in saved.items() if k.startswith("model.layers.") and int(k.split(".")[2]) >= first}
+    table = (config.vocab_size, hidden)
+    for layer in range(first, first + count):
+        own = {"enorm": (hidden,), "hnorm": (hidden,), "eh_proj": (hidden, 2 * hidden), "embed_tokens": table,
+               "shared_head.norm": (hidden,), "shared_head.head": table}
+        for name, shape in own.items():
+            tensors[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape, generator=generator).to(torch.bfloat16)
+    return tensors
 
 
 def save(case, model, directory):
     """Writes the checkpoint in the case's dtype and layout, and edits its config.json."""
     dtype = getattr(torch, case.dtype)
     saved = AutoModelForCausalLM.from_config(model.config, dtype=dtype, **EAGER)
-    saved.load_state_dict({k: v.to(dtype) for k, v in model.state_dict().items()})
+    biases = dict(choice_biases(saved))
+    saved.load_state_dict({k: v.to(biases[k].dtype if k in biases else dtype) for k, v in model.state_dict().items()})
     saved.config.dtype = dtype
     saved.save_pretrained(directory, max_shard_size="12KB" if case.layout == "sharded" else "1GB")
     file = directory / "model.safetensors"
@@ -344,14 +528,39 @@ def save(case, model, directory):
         save_file(tensors, file, metadata={"format": "pt"})
     elif case.layout == "mixed":
         tensors = load_file(file)
-        f32 = {k: v.float() if "norm" in k or k.endswith(".gate.weight") else v for k, v in tensors.items()}
+        f32 = {k: v.float() if "norm" in k or ".gate." in k else v for k, v in tensors.items()}
         save_file(f32, file, metadata={"format": "pt"})
+    elif case.layout == "mtp":
+        save_file({**load_file(file), **prediction_layers(case, model.config)}, file, metadata={"format": "pt"})
+    elif case.layout == "fp8":
+        tensors = load_file(file)
+        for name, matrix in projections(model):
+            # It is on the grid already, so that quantising again finds the same codes; the assertion on logits checks it.
+            tensors[name], tensors[f"{name}_scale_inv"] = quantise(matrix)
+        save_file(tensors, file, metadata={"format": "pt"})
+        path = directory / "config.json"
+        config = {**json.loads(path.read_text()), "quantization_config": CONFIG_FP8}
+        path.write_text(json.dumps(config, indent=2) + "\n")
     if case.edit:
         path = directory / "config.json"
         config = json.loads(path.read_text())
         for edit in case.edit:
             edit(config)
         path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def dequantised(directory, scratch):
+    """A copy of the fp8 checkpoint in `directory` with plain f32 projections, from its files alone."""
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization_config"]
+    (scratch / "config.json").write_text(json.dumps(config))
+    tensors = load_file(directory / "model.safetensors")
+    for name in [n for n in tensors if n.endswith("_scale_inv")]:
+        scale, weight = tensors.pop(name), name.removesuffix("_scale_inv")
+        assert tensors[weight].dtype == torch.float8_e4m3fn
+        tensors[weight] = dequantise(tensors[weight], scale)
+    save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+    return tensors
 
 
 def load(directory, **changes):
@@ -368,6 +577,9 @@ def load(directory, **changes):
         directory, config=AutoConfig.for_model(kind, **config) if changes else None,
         dtype=torch.float32, output_loading_info=True, **EAGER,
     )
+    last = model.config.num_hidden_layers + getattr(model.config, "num_nextn_predict_layers", 0)
+    ours = {f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers, last)}
+    info["unexpected_keys"] = [k for k in info["unexpected_keys"] if ".".join(k.split(".")[:3]) not in ours]
     bad = {k: v for k, v in info.items() if v}
     assert not bad, f"{directory}: {bad}"
     for p in model.parameters():  # f32 tensors lie unaligned in the mapped file, which alters the last bit of a product
@@ -395,7 +607,18 @@ def make(case):
     save(case, model, directory)
     (case.path / "tokens.json").write_text(json.dumps(sequences) + "\n")
 
-    loaded = load(directory)
+    if case.layout == "fp8":
+        plain = case.path / "plain"
+        plain.mkdir()
+        values = dequantised(directory, plain)
+        loaded = load(plain)
+        shutil.rmtree(plain)
+        # [138, 20] in 2 x 1 blocks, [28, 150] in 1 x 2
+        names = [f"model.layers.0.self_attn.{name}.weight" for name in ("q_b_proj", "kv_a_proj_with_mqa")]
+        e4m3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+        save_file({"e4m3": e4m3, **{name: values[name] for name in names}}, case.path / "dequantised.safetensors")
+    else:
+        loaded = load(directory)
     reference = forward(loaded, sequences)
     assert reference.keys() == expected.keys()
     for key in reference:
@@ -407,20 +630,20 @@ def make(case):
     for change in case.differs:
         d = effect(forward(load(directory, **change), sequences), reference)
         assert d > MIN_EFFECT, f"{label}: {change} moves the logits by only {d}"
-    for name, p in loaded.named_parameters():
+    for name, p in [*loaded.named_parameters(), *choice_biases(loaded)]:
         before = p.data.clone()
         p.data = before.flatten().roll(1).view_as(before)
         d = effect(forward(loaded, sequences), reference)
         assert d > MIN_EFFECT / 10, f"{label}: shifting {name} by one moves the logits by only {d}"
         p.data = before
-    save_file(reference, case.path / "reference.safetensors")
+    save_file({k: v for k, v in reference.items() if not k.startswith("_")}, case.path / "reference.safetensors")
 
     m = margins(reference)
     row = [
         label, case.dtype, case.layout, "+".join(map(str, case.lengths)),
         f"{reference['logits'].std():.2f}", f"{attention_peak(loaded, sequences):.2f}",
         "" if m is None else " / ".join(f"{q:.3f}" for q in (m[:, -1].min(), m[:, -1].quantile(0.1), m[:, -1].median())),
-        "" if m is None else f"{m.min():.3f}",
+        "" if m is None else f"{least_margin(reference):.3f}",
         str(sum(f.stat().st_size for f in case.path.rglob("*") if f.is_file())),
     ]
     print(" | ".join(row), flush=True)

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{DomainReport, EvalReport};
+use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, Observation, PlannedOutput, Receipt, Summary, Timings, VerifyReport,
-    describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary, Timings,
+    VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 /// A table with a header; columns but the first are right-aligned.
@@ -56,26 +57,35 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     let mut rows = vec![
         ("family", i.model_type.clone()),
         ("layers", format!("{} of width {}", i.layers, i.hidden)),
-        ("attention", format!("{} heads of {}, {} for keys and values", i.heads, i.head_dim, i.kv_heads)),
+        ("attention", attention(i)),
     ];
     if let Some(window) = i.window {
         rows.push(("window", format!("{window} tokens in {} layers", i.sliding_layers)));
     }
     if let Some(moe) = &i.moe {
-        let norm = if moe.normalized { "normalised" } else { "not normalised" };
         rows.push((
             "experts",
             format!("{} of width {} in {} layers", moe.experts, moe.expert_width, moe.sparse_layers),
         ));
-        rows.push(("routing", format!("softmax, top-{}, {norm}", moe.top_k)));
+        rows.push(("routing", routing(moe)));
         if let Some(width) = moe.shared_width {
-            rows.push(("shared expert", format!("of width {width}, behind a sigmoid gate")));
+            let gate = if moe.shared_gated { ", behind a sigmoid gate" } else { "" };
+            rows.push(("shared expert", format!("of width {width}{gate}")));
         }
     }
     let tied = if i.tied { ", tied to the head" } else { "" };
     rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
     let dtypes: Vec<_> = i.dtypes.iter().map(|(dtype, bytes)| format!("{} {dtype}", ByteSize(*bytes))).collect();
     rows.push(("weights", format!("{} in {} tensors, {} files", dtypes.join(" + "), i.tensors, i.files.len())));
+    if let Some(quantization) = &i.quantization {
+        rows.push((
+            "quantized",
+            format!("{quantization}; computed from the dequantized weights, activations as they are"),
+        ));
+    }
+    if i.multi_token_layers > 0 {
+        rows.push(("prediction", format!("{} layers for further tokens, carried but not run", i.multi_token_layers)));
+    }
     if !i.unknown_tensors.is_empty() {
         rows.push(("unknown", i.unknown_tensors.join(", ")));
     }
@@ -91,6 +101,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         ("shared experts", p.shared_experts),
         ("routers", p.routers),
         ("head", p.head),
+        ("multi-token", p.multi_token),
         ("norms, other", p.other),
         ("total", i.total_parameters),
         ("active per token", i.active_parameters),
@@ -98,6 +109,37 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / i.total_parameters as f64);
     let parts = parts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| vec![name.to_owned(), count(n), share(n)]);
     format!("{}\n{}\n{}", model.display(), facts(rows), table(&["parameters", "count", "share"], parts))
+}
+
+fn attention(i: &Inspection) -> String {
+    let heads = format!("{} heads of {}", i.heads, i.head_dim);
+    let partial = if i.rotary_dims < i.head_dim { format!(", {} rotated", i.rotary_dims) } else { String::new() };
+    match &i.latent {
+        None => format!("{heads}, {} for keys and values{partial}", i.kv_heads),
+        Some(latent) => {
+            let queries = latent.queries.map_or(String::new(), |width| format!("queries {width}, "));
+            let latents = format!("latents: {queries}keys and values {}", latent.keys_and_values);
+            format!("{heads}{partial}, values of {}; {latents}", latent.value)
+        }
+    }
+}
+
+fn routing(moe: &MoeSummary) -> String {
+    let scoring = match moe.scoring {
+        Scoring::Softmax => "softmax",
+        Scoring::Sigmoid => "sigmoid",
+    };
+    let bias = if moe.bias { " + bias" } else { "" };
+    let groups = moe.groups.map_or(String::new(), |groups| {
+        let by = match groups.score {
+            GroupScore::Max => "best",
+            GroupScore::TopTwoSum => "two best",
+        };
+        format!(" in {} of {} groups (by their {by})", groups.kept, groups.count)
+    });
+    let norm = if moe.normalized { "normalised" } else { "not normalised" };
+    let scale = if moe.scale == 1.0 { String::new() } else { format!(", × {}", moe.scale) };
+    format!("{scoring}{bias}, top-{}{groups}, {norm}{scale}", moe.top_k)
 }
 
 fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {

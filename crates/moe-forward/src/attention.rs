@@ -1,11 +1,12 @@
-//! Causal grouped-query attention, with an optional sliding window.
+//! Causal attention: grouped queries with an optional sliding window, or by way of latents.
 
 use std::ops::Range;
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
-use moe_model::{Attention, Model, QkNorm};
+use moe_model::{Attention, GroupedAttention, Model, QkNorm};
 
+use crate::latent::LoadedLatent;
 use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
 
@@ -13,7 +14,30 @@ use crate::rotary::Rotary;
 const QUERY_BLOCK: usize = 256;
 
 /// An attention block in memory.
-pub(crate) struct LoadedAttention {
+pub(crate) enum LoadedAttention {
+    Grouped(LoadedGrouped),
+    Latent(LoadedLatent),
+}
+
+impl LoadedAttention {
+    pub fn load(loader: Loader<'_>, model: &Model, attention: &Attention) -> Result<Self> {
+        Ok(match attention {
+            Attention::Grouped(attention) => Self::Grouped(LoadedGrouped::load(loader, model, attention)?),
+            Attention::Latent(attention) => Self::Latent(LoadedLatent::load(loader, model, attention)?),
+        })
+    }
+
+    /// `x` is `[tokens, hidden]`, already normalised; `spans` are its sequences.
+    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+        match self {
+            Self::Grouped(attention) => attention.forward(x, spans, rotary),
+            Self::Latent(attention) => attention.forward(x, spans, rotary),
+        }
+    }
+}
+
+/// Grouped-query attention in memory.
+pub(crate) struct LoadedGrouped {
     q: LoadedLinear,
     k: LoadedLinear,
     v: LoadedLinear,
@@ -38,8 +62,8 @@ struct Shape {
     eps: f32,
 }
 
-impl LoadedAttention {
-    pub fn load(loader: Loader<'_>, model: &Model, attention: &Attention) -> Result<Self> {
+impl LoadedGrouped {
+    fn load(loader: Loader<'_>, model: &Model, attention: &GroupedAttention) -> Result<Self> {
         let qk_norm = match &attention.qk_norm {
             None => LoadedNorm::None,
             Some(QkNorm::PerHead { q, k }) => LoadedNorm::PerHead(loader.tensor(q)?, loader.tensor(k)?),
@@ -62,9 +86,9 @@ impl LoadedAttention {
         })
     }
 
-    /// `x` is `[tokens, hidden]`, already normalised; `spans` are its sequences.
-    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
-        let Shape { heads, kv_heads, head_dim, clip, eps, .. } = self.shape;
+    fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+        let Shape { heads, kv_heads, head_dim, clip, eps, window } = self.shape;
+        let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
         let norm = |x: Tensor, weight: &Tensor| candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
         let (mut q, mut k, mut v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if let LoadedNorm::FullWidth(q_weight, k_weight) = &self.qk_norm {
@@ -81,30 +105,42 @@ impl LoadedAttention {
         let sequences = spans.iter().map(|span| {
             let of = |x: &Tensor| x.narrow(0, span.start, span.len())?.transpose(0, 1);
             let (q, k) = (rotary.apply(&of(&q)?)?, rotary.apply(&of(&k)?)?);
-            self.attend(&q, &k, &of(&v)?.contiguous()?)
+            scores.attend(&q, &k, &of(&v)?.contiguous()?)
         });
         self.o.forward(&Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?)
     }
+}
 
-    /// One sequence: `q` is `[heads, tokens, head_dim]`, `k` and `v` `[kv_heads, tokens, head_dim]`;
-    /// gives `[tokens, heads · head_dim]`.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
-        let Shape { heads, kv_heads, head_dim, window, .. } = self.shape;
-        let (tokens, groups) = (q.dim(1)?, heads / kv_heads);
-        let q = (q.reshape((kv_heads, groups, tokens, head_dim))? * (head_dim as f64).powf(-0.5))?;
+/// How scores become weights.
+pub(crate) struct Scores {
+    /// Multiplies them.
+    pub scale: f64,
+    /// A token attends to this many tokens up to and including itself.
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v` `[kv_heads, tokens, value]`;
+    /// gives `[tokens, heads · value]`.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
+        let window = self.window;
+        let (heads, tokens, width) = q.dims3()?;
+        let (kv_heads, _, value) = v.dims3()?;
+        let groups = heads / kv_heads;
+        let q = (q.reshape((kv_heads, groups, tokens, width))? * self.scale)?;
         let blocks = (0..tokens).step_by(QUERY_BLOCK).map(|first| {
             let end = (first + QUERY_BLOCK).min(tokens);
             let queries = end - first;
             // The first query's window says which keys no query of the block can see.
             let start = window.map_or(0, |w| (first + 1).saturating_sub(w));
             let keys = end - start;
-            let q = q.narrow(2, first, queries)?.contiguous()?.reshape((kv_heads, groups * queries, head_dim))?;
+            let q = q.narrow(2, first, queries)?.contiguous()?.reshape((kv_heads, groups * queries, width))?;
             let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
             let scores = q.matmul(&k.transpose(1, 2)?)?.reshape((kv_heads, groups, queries, keys))?;
             let scores = scores.to_dtype(DType::F32)?.broadcast_add(&mask(first..end, start..end, window, &q)?)?;
             let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
             let out = weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
-            out.reshape((heads, queries, head_dim))?.transpose(0, 1)?.reshape((queries, heads * head_dim))
+            out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
         });
         Tensor::cat(&blocks.collect::<CandleResult<Vec<_>>>()?, 0)
     }

@@ -4,12 +4,13 @@ use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::routing::{Routing, Rule, route, route_masked};
+use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::Context;
 use crate::left_out::Parts;
 use crate::loader::Loader;
+use crate::router::LoadedRouter;
 use crate::sweep::{ExpertRun, Observer};
 
 /// A block's activations are computed for this many tokens at a time.
@@ -58,7 +59,7 @@ pub struct ExpertsOn {
     /// The output of each expert, `[tokens, hidden]`, before any gate.
     pub outputs: Vec<Tensor>,
     logits: Tensor,
-    rule: Rule,
+    router: LoadedRouter,
 }
 
 impl ExpertsOn {
@@ -67,7 +68,7 @@ impl ExpertsOn {
     /// # Errors
     /// What the device returns.
     pub fn routed(&self, masked: &[bool]) -> candle_core::Result<Routing> {
-        route_masked(&self.logits, &self.rule, Some(masked))
+        route_masked(&self.logits, self.router.rule(), Some(masked))
     }
 }
 
@@ -78,8 +79,9 @@ impl ExpertsOn {
 pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn> {
     let run = |expert: &Expert| expert_output(expert, x, compute);
     let outputs = moe.experts.iter().map(run).collect::<Result<_>>()?;
-    let logits = router_logits(moe, x, compute)?;
-    Ok(ExpertsOn { outputs, logits, rule: rule(moe) })
+    let router = LoadedRouter::load(&moe.router, compute)?;
+    let (logits, _) = router.route(x).context(|| format!("the logits of {}", moe.router.weight.name()))?;
+    Ok(ExpertsOn { outputs, logits, router })
 }
 
 /// What `network` gives for `x`, `[tokens, hidden]`.
@@ -91,23 +93,22 @@ pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<
     in_blocks(x, |x| loaded.forward(x)).context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
-/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: `[tokens, experts]`, row by row.
+/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a bias for choosing, scores plus
+/// bias; `[tokens, experts]`, row by row.
 ///
 /// # Errors
 /// What reading and the device return.
 pub fn router_scores(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Vec<f32>> {
-    let logits = router_logits(moe, x, compute)?;
-    let values = logits.to_dtype(DType::F32).and_then(|l| l.flatten_all()?.to_vec1());
-    values.context(|| "router logits".into())
-}
-
-fn router_logits(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Tensor> {
-    let router = Loader { compute, shared: None }.matrix(&moe.router.weight)?;
-    product(x, &router).context(|| format!("the logits of {}", moe.router.weight.name()))
-}
-
-fn rule(moe: &Moe) -> Rule {
-    Rule::softmax(moe.router.top_k, moe.router.normalize)
+    let router = LoadedRouter::load(&moe.router, compute)?;
+    let scores = || -> candle_core::Result<Vec<f32>> {
+        let (logits, mut routing) = router.route(x)?;
+        let Some(bias) = &router.rule().bias else { return logits.flatten_all()?.to_vec1() };
+        for row in routing.scores.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+        }
+        Ok(routing.scores)
+    };
+    scores().context(|| format!("the scores of {}", moe.router.weight.name()))
 }
 
 fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
@@ -118,14 +119,8 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> 
 }
 
 fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-    let router = loader.matrix(&moe.router.weight)?;
-    let rule = rule(moe);
-    let routed = || -> candle_core::Result<(Tensor, Routing)> {
-        let logits = product(x, &router)?;
-        let routing = route(&logits, &rule)?;
-        Ok((logits, routing))
-    };
-    let (logits, routing) = routed().context(|| format!("the routing of layer {index}"))?;
+    let router = LoadedRouter::load_with(&moe.router, loader)?;
+    let (logits, routing) = router.route(x).context(|| format!("the routing of layer {index}"))?;
     observer.routed(index, &logits, &routing);
     let wants = observer.wants();
     // Outputs in the order of experts, and where the output for each (token, choice) has come to lie.
@@ -161,15 +156,19 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let outputs = Tensor::cat(&outputs, 0).context(|| format!("the experts' output in layer {index}"))?;
     let mut y = combine(&outputs, &place, &routing).context(|| format!("the experts' output in layer {index}"))?;
     if let Some(shared) = &moe.shared {
-        let (expert, gate) = (loader.expert(&shared.expert)?, loader.matrix(&shared.gate)?);
+        let expert = loader.expert(&shared.expert)?;
+        let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
         let add = || {
-            let gate = candle_nn::ops::sigmoid(&product(x, &gate)?)?;
-            &y + in_blocks(x, |x| expert.forward(x))?.broadcast_mul(&gate)?
+            let out = in_blocks(x, |x| expert.forward(x))?;
+            match &gate {
+                Some(gate) => &y + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
+                None => &y + out,
+            }
         };
         y = add().context(|| format!("the shared expert of layer {index}"))?;
     }
     if wants.left_out && routing.experts > routing.top_k {
-        let parts = Parts { loader, index, moe, x, logits: &logits, rule: &rule, routing: &routing };
+        let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
         observer.left_out(index, &parts.without_each(&outputs, &place, &y)?)?;
     }
     run_all_experts(loader, index, moe, x, observer)?;

@@ -6,7 +6,7 @@ use moe_math::encoding::first_non_finite;
 use moe_model::Weight;
 
 use crate::context::Context;
-use crate::loader::candle_dtype;
+use crate::loader::float_dtype;
 
 /// Fails if `values` has one that is not finite; names the first of `suspects` that has one too.
 pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator<Item = &'w Weight>) -> Result<()> {
@@ -24,9 +24,10 @@ pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator
 }
 
 fn check_weight(weight: &Weight) -> Result<()> {
-    let found = first_non_finite(&weight.read()?, candle_dtype(weight)?).context(|| weight.name().to_owned())?;
+    let Some(dtype) = float_dtype(weight.dtype()) else { return Ok(()) };
+    let found = first_non_finite(&weight.read()?, dtype).context(|| weight.name().to_owned())?;
     match found {
-        None => Ok(()),
+        None => weight.scale().map_or(Ok(()), check_weight),
         Some(element) => Err(not_finite(weight, element as u64)),
     }
 }

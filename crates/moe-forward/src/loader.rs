@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
-use moe_math::encoding::{self, Encoded};
+use moe_math::encoding::{self, Encoded, decode_f32};
+use moe_math::fp8::Blocks;
 use moe_math::product::product;
-use moe_model::{Expert, Linear, Weight};
+use moe_model::{Encoding, Expert, Linear, Weight};
 
 use crate::context::Context;
 
@@ -44,7 +45,18 @@ impl Shared {
     }
 }
 
-/// candle's name of a weight's encoding.
+/// candle's name of an element type of floats, also of those that are codes.
+pub fn float_dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F8_E4M3 => Some(DType::F8E4M3),
+        _ => None,
+    }
+}
+
+/// candle's name of a plain weight's element type: what new weights like it can be made in.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for anything but F32, F16 and BF16.
@@ -53,11 +65,13 @@ pub fn candle_dtype(weight: &Weight) -> Result<DType> {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
-        other => Err(Error::new(Kind::Unsupported, format!("{other} weights are not supported")).tensor(weight.name())),
+        other => Err(Error::new(Kind::Unsupported, format!("no new weights can be made in {other}"))
+            .tensor(weight.name())
+            .remedy("start from the unquantized checkpoint")),
     }
 }
 
-/// `weight` as an f32 tensor on the device of `compute`, whatever its dtype.
+/// `weight` as an f32 tensor on the device of `compute`, whatever its encoding.
 ///
 /// # Errors
 /// What reading and the device return.
@@ -72,25 +86,42 @@ fn of(weight: &Weight) -> String {
 
 impl Loader<'_> {
     pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
-        self.load(weight, |weight, dtype| {
-            encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
+        self.load(weight, |weight| match weight.encoding() {
+            Encoding::Plain => {
+                let dtype = candle_dtype(weight)?;
+                encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
+            }
+            Encoding::Blocks { scale, block } => self.dequantized(weight, scale, *block),
         })
     }
 
     /// A matrix that tokens are multiplied by, in the encoding that [`product`] wants.
     pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
-        self.load(weight, |weight, dtype| {
-            let mut values = Encoded::zeros(dtype, weight.elements()).context(|| of(weight))?;
-            weight.read_into(values.bytes_mut())?;
-            values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
+        self.load(weight, |weight| match weight.encoding() {
+            Encoding::Plain => {
+                let mut values = Encoded::zeros(candle_dtype(weight)?, weight.elements()).context(|| of(weight))?;
+                weight.read_into(values.bytes_mut())?;
+                values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
+            }
+            Encoding::Blocks { scale, block } => self.dequantized(weight, scale, *block),
         })
     }
 
-    fn load(self, weight: &Weight, read: impl FnOnce(&Weight, DType) -> Result<Tensor>) -> Result<Tensor> {
+    /// The values of codes in blocks. Activations stay as they are: only weights are quantized here.
+    fn dequantized(self, weight: &Weight, scale: &Weight, block: [usize; 2]) -> Result<Tensor> {
+        let codes = weight.read()?;
+        let scales = decode_f32(&scale.read()?, candle_dtype(scale)?).context(|| of(scale))?;
+        let shape = [weight.shape()[0], weight.shape()[1]];
+        let values = Blocks { codes: &codes, shape, scales: &scales, block }.dequantize().context(|| of(weight))?;
+        let tensor = || Tensor::from_vec(values, &shape, &self.compute.device)?.to_dtype(self.compute.dtype);
+        tensor().context(|| of(weight))
+    }
+
+    fn load(self, weight: &Weight, read: impl FnOnce(&Weight) -> Result<Tensor>) -> Result<Tensor> {
         if let Some(tensor) = self.shared.and_then(|shared| shared.find(weight)) {
             return Ok(tensor);
         }
-        let tensor = read(weight, candle_dtype(weight)?)?;
+        let tensor = read(weight)?;
         if let Some(shared) = self.shared.filter(|shared| shared.recording.get()) {
             shared.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
         }

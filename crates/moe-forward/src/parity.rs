@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::sweep::{Head, Observer, Sweep};
 
-/// Selections must agree where the reference's decision, p_k − p_{k+1}, is clearer than this.
+/// Selections must agree where the reference's decision, p_k − p_{k+1} of what it chooses by, is clearer than this.
 const MARGIN: f32 = 1e-5;
 
 /// How far a forward pass is from its reference.
@@ -28,7 +28,8 @@ pub struct Parity {
 }
 
 /// Runs `model` on the tokens in `tokens` (JSON) and compares with the safetensors file `reference`: "logits", and
-/// for each sparse layer "router_logits.N", "selected.N" and maybe "weights.N".
+/// for each sparse layer "router_logits.N", "selected.N" and maybe "weights.N" and "choice.N", the scores that experts
+/// are chosen by where those aren't softmax(router_logits).
 ///
 /// # Errors
 /// What reading and computing return; [`Kind::Mismatch`] where the reference is of another model.
@@ -83,10 +84,14 @@ impl Reference<'_> {
 
     /// Tokens that `routing` sends elsewhere, of those whose decision is clear.
     fn misrouted(&self, layer: usize, routing: &Routing) -> Result<usize> {
-        let (logits, selected) =
-            (self.get(&format!("router_logits.{layer}"))?, self.get(&format!("selected.{layer}"))?);
+        let selected = self.get(&format!("selected.{layer}"))?;
+        let choice = self.tensors.get(&format!("choice.{layer}"));
+        let logits = self.get(&format!("router_logits.{layer}"))?;
         let rows = || -> candle_core::Result<_> {
-            let p = candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?;
+            let p = match choice {
+                Some(choice) => choice.clone(),
+                None => candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?,
+            };
             Ok((p.to_vec2::<f32>()?, selected.to_dtype(DType::U32)?.to_vec2::<u32>()?))
         };
         let (p, selected) = rows().context(|| "a reference".into())?;

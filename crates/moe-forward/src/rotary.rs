@@ -1,28 +1,40 @@
 //! Tables of rotary position embeddings.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use moe_math::Compute;
 use moe_model::Rope;
 
-/// cos and sin, `[positions, head_dim / 2]` each.
+/// cos and sin, `[positions, dims / 2]` each.
 pub(crate) struct Rotary {
     cos: Tensor,
     sin: Tensor,
+    dims: usize,
+    interleaved: bool,
 }
 
 impl Rotary {
-    pub fn new(rope: &Rope, head_dim: usize, positions: usize, compute: &Compute) -> Result<Self> {
-        let (inverse, factor) = rope.inverse_frequencies(head_dim);
+    pub fn new(rope: &Rope, positions: usize, compute: &Compute) -> Result<Self> {
+        let (inverse, factor) = rope.inverse_frequencies();
         let table = |f: fn(f64) -> f64| {
             let angles = (0..positions).flat_map(|p| inverse.iter().map(move |w| p as f64 * w));
             let values: Vec<f32> = angles.map(|angle| (f(angle) * factor) as f32).collect();
-            Tensor::from_vec(values, (positions, head_dim / 2), &compute.device)?.to_dtype(compute.dtype)
+            Tensor::from_vec(values, (positions, inverse.len()), &compute.device)?.to_dtype(compute.dtype)
         };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, dims: rope.dims, interleaved: rope.interleaved })
     }
 
-    /// Rotates `x` of `[heads, tokens, head_dim]`, whose tokens have positions from 0.
+    /// Rotates the first dimensions of `x`, `[heads, tokens, width]`, whose tokens have positions from 0.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?.squeeze(0)
+        let rest = x.dim(D::Minus1)? - self.dims;
+        let front = x.narrow(D::Minus1, 0, self.dims)?.unsqueeze(0)?.contiguous()?;
+        let rotated = match self.interleaved {
+            false => candle_nn::rotary_emb::rope(&front, &self.cos, &self.sin)?,
+            true => candle_nn::rotary_emb::rope_i(&front, &self.cos, &self.sin)?,
+        };
+        let rotated = rotated.squeeze(0)?;
+        match rest {
+            0 => Ok(rotated),
+            _ => Tensor::cat(&[&rotated, &x.narrow(D::Minus1, self.dims, rest)?.contiguous()?], D::Minus1),
+        }
     }
 }

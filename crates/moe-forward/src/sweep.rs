@@ -8,7 +8,7 @@ use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::routing::Routing;
-use moe_model::{Ffn, Layer, Model, QkNorm, Weight};
+use moe_model::{Ffn, Layer, Model, Weight};
 
 use crate::attention::LoadedAttention;
 use crate::batch::{Batch, check_ids};
@@ -166,8 +166,7 @@ impl<'a> Sweep<'a> {
     /// As for [`Sweep::new`]; [`moe_checkpoint::Kind::Io`] where a scratch file can't be written.
     pub fn stored(model: &'a Model, batch: &'a Batch, compute: &'a Compute, storage: &Storage) -> Result<Self> {
         check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
-        let rotary = Rotary::new(&model.rope, model.head_dim, batch.longest(), compute)
-            .context(|| "the rotary embedding".into())?;
+        let rotary = Rotary::new(&model.rope, batch.longest(), compute).context(|| "the rotary embedding".into())?;
         let blocks = blocks(&batch.spans, storage.block_tokens);
         let scratch = storage.scratch.clone();
         let mut states = States::new(&blocks, model.hidden, scratch.as_deref(), compute)?;
@@ -340,18 +339,15 @@ fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> 
 
 fn weights_of(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
-    let a = &layer.attention;
-    let mut linears = vec![&a.q, &a.k, &a.v, &a.o];
-    if let Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) = &a.qk_norm {
-        weights.extend([q, k]);
-    }
+    let mut linears = layer.attention.linears();
+    weights.extend(layer.attention.norms());
     match &layer.ffn {
         Ffn::Dense(expert) => linears.extend(expert.linears()),
         Ffn::Moe(moe) => {
-            weights.push(&moe.router.weight);
+            weights.extend(moe.router.weights());
             linears.extend(moe.experts.iter().flat_map(|e| e.linears()));
             if let Some(shared) = &moe.shared {
-                weights.push(&shared.gate);
+                weights.extend(&shared.gate);
                 linears.extend(shared.expert.linears());
             }
         }

@@ -135,12 +135,13 @@ impl Encoded {
 /// reading and writing, which waking other threads would hold up.
 ///
 /// # Errors
-/// For a dtype other than F32, F16 and BF16.
+/// For a dtype other than F32, F16, BF16 and F8E4M3.
 pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
     // A float is not finite exactly where all exponent bits are set.
     let found = match dtype {
         DType::BF16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7f80 == 0x7f80),
         DType::F16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
+        DType::F8E4M3 => first(bytes, |b| b & 0x7f == 0x7f),
         DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
         other => bail!("{other:?} is no weight encoding"),
     };

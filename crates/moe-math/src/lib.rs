@@ -7,6 +7,7 @@
 pub mod assignment;
 pub mod device;
 pub mod encoding;
+pub mod fp8;
 pub mod kmeans;
 pub mod likelihood;
 pub mod load;

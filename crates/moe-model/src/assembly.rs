@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use moe_checkpoint::Quantization;
 use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
 use crate::layer::{Ffn, Layer, Moe};
+use crate::mtp::MtpLayer;
 use crate::rope::Rope;
 use crate::weight::Weight;
 
@@ -36,7 +38,7 @@ pub struct Model {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's queries and keys.
     pub head_dim: usize,
     /// ε of the RMS norms.
     pub norm_eps: f64,
@@ -46,10 +48,14 @@ pub struct Model {
     pub embed: Weight,
     /// The layers in order.
     pub layers: Vec<Layer>,
+    /// Layers for multi-token prediction, which the forward pass leaves out.
+    pub mtp: Vec<MtpLayer>,
     /// RMS norm before the head, `[hidden]`.
     pub final_norm: Weight,
     /// Output head.
     pub head: Head,
+    /// How weights that are quantized are encoded.
+    pub quantization: Option<Quantization>,
     /// Tensors that the family doesn't know, carried byte for byte under their own names.
     pub extra: BTreeMap<String, Weight>,
 }
@@ -66,7 +72,7 @@ impl Model {
     /// What stock loaders do wrong with this model, by its family file.
     pub fn caveats(&self) -> impl Iterator<Item = &str> {
         let applies = |caveat: &&Caveat| match caveat.when {
-            CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window.is_some()),
+            CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
         };
         self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
@@ -87,6 +93,11 @@ impl Model {
         let mut counts = Parameters { embedding: self.embed.elements(), head, other, ..Parameters::default() };
         for layer in &self.layers {
             counts.add_layer(layer);
+        }
+        for mtp in &self.mtp {
+            let mut layer = Parameters::default();
+            layer.add_layer(&mtp.layer);
+            counts.multi_token += layer.total() + mtp.own_weights().map(Weight::elements).sum::<usize>();
         }
         counts
     }
@@ -111,6 +122,8 @@ pub struct Parameters {
     pub experts_active: usize,
     /// Shared experts.
     pub shared_experts: usize,
+    /// Layers for multi-token prediction, experts and all.
+    pub multi_token: usize,
     /// Everything else.
     pub other: usize,
 }
@@ -119,11 +132,8 @@ impl Parameters {
     fn add_layer(&mut self, layer: &Layer) {
         let linear = |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
         let expert = |e: &crate::Expert| e.linears().into_iter().map(linear).sum::<usize>();
-        let a = &layer.attention;
-        self.attention += [&a.q, &a.k, &a.v, &a.o].into_iter().map(linear).sum::<usize>();
-        if let Some(crate::QkNorm::PerHead { q, k } | crate::QkNorm::FullWidth { q, k }) = &a.qk_norm {
-            self.attention += q.elements() + k.elements();
-        }
+        self.attention += layer.attention.linears().into_iter().map(linear).sum::<usize>();
+        self.attention += layer.attention.norms().into_iter().map(Weight::elements).sum::<usize>();
         self.other += layer.attention_norm.elements() + layer.ffn_norm.elements();
         match &layer.ffn {
             Ffn::Dense(ffn) => self.dense_ffn += expert(ffn),
@@ -131,10 +141,10 @@ impl Parameters {
                 let each = moe.experts.first().map_or(0, expert);
                 self.experts += each * moe.experts.len();
                 self.experts_active += each * moe.router.top_k;
-                self.routers += moe.router.weight.elements();
+                self.routers += moe.router.weights().map(Weight::elements).sum::<usize>();
                 if let Some(shared) = &moe.shared {
                     self.shared_experts += expert(&shared.expert);
-                    self.routers += shared.gate.elements();
+                    self.routers += shared.gate.as_ref().map_or(0, Weight::elements);
                 }
             }
         }
@@ -142,10 +152,10 @@ impl Parameters {
 
     /// All parameters.
     pub fn total(&self) -> usize {
-        self.active() - self.experts_active + self.experts
+        self.active() - self.experts_active + self.experts + self.multi_token
     }
 
-    /// The parameters that one token uses.
+    /// The parameters that one token uses, multi-token prediction left out.
     pub fn active(&self) -> usize {
         self.embedding
             + self.head

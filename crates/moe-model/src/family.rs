@@ -7,6 +7,7 @@ use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::layer::{GroupScore, Scoring};
 use crate::window::WindowRule;
 use crate::{Error, Kind, Result};
 
@@ -51,10 +52,36 @@ pub struct AttentionRule {
     pub o_bias: Flag,
     /// Normalisation of queries and keys.
     pub qk_norm: QkNormKind,
+    /// The config key that switches this normalisation; without one it is always there.
+    pub qk_norm_key: Option<String>,
+    /// Whether `partial_rotary_factor` says how much of a head is rotated.
+    pub partial_rotary: bool,
+    /// Whether neighbouring dimensions are rotated together.
+    pub interleaved: Flag,
+    /// Latent attention, where it is that; `qkv_bias` then speaks of the projections to the latents.
+    pub latent: Option<LatentRule>,
     /// The config key of the clamp on projected queries, keys and values.
     pub clip: Option<String>,
     /// Which layers have a sliding window.
     pub window: WindowRule,
+}
+
+/// A family's latent attention.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentRule {
+    /// The config key of the width of the queries' latent; null for queries without one.
+    pub q_rank: String,
+    /// The config key of the width of the latent of keys and values.
+    pub kv_rank: String,
+    /// The config key of the width of a head's part without position.
+    pub nope: String,
+    /// The config key of the width of the rotary part.
+    pub rope: String,
+    /// The config key of the width of a head's values.
+    pub value: String,
+    /// ε of the latents' norms, which no config key sets.
+    pub norm_eps: f64,
 }
 
 /// Names of a feed-forward network's weights below the layer's prefix.
@@ -83,6 +110,10 @@ pub struct DenseRule {
     pub names: ExpertNames,
 }
 
+fn softmax() -> Scoring {
+    Scoring::Softmax
+}
+
 fn dense_names() -> ExpertNames {
     let name = |n: &str| format!("mlp.{n}_proj.weight");
     ExpertNames { gate: name("gate"), up: name("up"), down: name("down") }
@@ -104,6 +135,8 @@ pub struct FusedNames {
 pub struct Layout {
     /// The router's weight.
     pub router: String,
+    /// The router's bias, which every model of the family then has.
+    pub bias: Option<String>,
     /// Names of expert `{expert}`, where every expert has tensors of its own.
     pub expert: Option<ExpertNames>,
     /// Names of the fused tensors.
@@ -115,11 +148,59 @@ pub struct Layout {
 #[serde(deny_unknown_fields)]
 pub struct SharedRule {
     /// The config key of the width.
-    pub width: String,
+    pub width: SharedWidth,
     /// Names of its network.
     pub expert: ExpertNames,
-    /// Name of the sigmoid gate, `[1, hidden]`.
-    pub gate: String,
+    /// Whether its three projections have biases.
+    #[serde(default)]
+    pub bias: Flag,
+    /// Name of the sigmoid gate, `[1, hidden]`, where it has one.
+    pub gate: Option<String>,
+}
+
+/// How wide a shared expert is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum SharedWidth {
+    /// As this config key says.
+    Key(String),
+    /// As many routed experts as this config key says.
+    Experts {
+        /// The config key.
+        experts: String,
+    },
+}
+
+/// How a family's experts are grouped.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupsRule {
+    /// The config key of the number of groups.
+    pub count: String,
+    /// The config key of the number of groups that a token can go to.
+    pub kept: String,
+    /// What groups are ranked by.
+    pub score: GroupScore,
+    /// Where groups count only if a config key has a certain value.
+    pub when: Option<KeyIs>,
+}
+
+/// A config key and a value of it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyIs {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub is: String,
+}
+
+/// A family's layers for multi-token prediction.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MtpRule {
+    /// The config key of their number.
+    pub count: String,
 }
 
 /// A family's mixture of experts.
@@ -135,8 +216,17 @@ pub struct MoeRule {
     pub top_k: String,
     /// The config key of an expert's width.
     pub width: String,
-    /// Whether selected probabilities are divided by their sum.
+    /// What makes scores of a router's logits.
+    #[serde(default = "softmax")]
+    pub scoring: Scoring,
+    /// Groups of experts.
+    pub groups: Option<GroupsRule>,
+    /// Whether selected scores are divided by their sum.
     pub normalize: Flag,
+    /// The config key of what then multiplies them.
+    pub scale: Option<String>,
+    /// The config key of the number of layers in front that stay dense.
+    pub dense_first: Option<String>,
     /// The config key of the period of sparse layers: layer i is one if `(i + 1) % step == 0`.
     pub sparse_step: Option<String>,
     /// The config key that lists layers which stay dense.
@@ -187,6 +277,11 @@ pub struct Family {
     pub dense: Option<DenseRule>,
     /// The mixture of experts, if the family has one.
     pub moe: Option<MoeRule>,
+    /// Layers for multi-token prediction, if the family has them.
+    pub mtp: Option<MtpRule>,
+    /// Config keys that may only have these values, if they are there: others mean another function.
+    #[serde(default)]
+    pub only: BTreeMap<String, Vec<Value>>,
     /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.
     pub defaults: Map<String, Value>,
     /// What stock loaders do wrong with valid models.

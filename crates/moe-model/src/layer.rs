@@ -1,5 +1,7 @@
 //! One decoder layer, typed.
 
+use serde::{Deserialize, Serialize};
+
 use crate::weight::Weight;
 
 /// A linear map `y = x Wᵀ + b`.
@@ -30,9 +32,110 @@ pub enum QkNorm {
     },
 }
 
+/// A layer's attention.
+#[derive(Debug, Clone)]
+pub enum Attention {
+    /// Queries in groups that share keys and values.
+    Grouped(Box<GroupedAttention>),
+    /// Keys and values, and maybe queries, by way of narrow latents.
+    Latent(Box<LatentAttention>),
+}
+
+impl Attention {
+    /// A token attends to this many tokens up to and including itself; `None` means all.
+    pub fn window(&self) -> Option<usize> {
+        match self {
+            Attention::Grouped(attention) => attention.window,
+            Attention::Latent(_) => None,
+        }
+    }
+
+    /// Grouped-query attention, if it is that.
+    pub fn grouped(&self) -> Option<&GroupedAttention> {
+        match self {
+            Attention::Grouped(attention) => Some(attention),
+            Attention::Latent(_) => None,
+        }
+    }
+
+    /// Latent attention, if it is that.
+    pub fn latent(&self) -> Option<&LatentAttention> {
+        match self {
+            Attention::Latent(attention) => Some(attention),
+            Attention::Grouped(_) => None,
+        }
+    }
+
+    /// The output projection.
+    pub fn output(&self) -> &Linear {
+        match self {
+            Attention::Grouped(attention) => &attention.o,
+            Attention::Latent(attention) => &attention.o,
+        }
+    }
+
+    /// Every projection.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Attention::Grouped(a) => vec![&a.q, &a.k, &a.v, &a.o],
+            Attention::Latent(a) => {
+                let mut linears = match &a.q {
+                    LatentQuery::Direct(q) => vec![q],
+                    LatentQuery::Compressed { a, b, .. } => vec![a, b],
+                };
+                linears.extend([&a.kv_a, &a.kv_b, &a.o]);
+                linears
+            }
+        }
+    }
+
+    /// Every projection, in the order of [`Attention::linears`].
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Attention::Grouped(a) => vec![&mut a.q, &mut a.k, &mut a.v, &mut a.o],
+            Attention::Latent(a) => {
+                let mut linears = match &mut a.q {
+                    LatentQuery::Direct(q) => vec![q],
+                    LatentQuery::Compressed { a, b, .. } => vec![a, b],
+                };
+                linears.extend([&mut a.kv_a, &mut a.kv_b, &mut a.o]);
+                linears
+            }
+        }
+    }
+
+    /// The weights of the norms inside it.
+    pub fn norms(&self) -> Vec<&Weight> {
+        match self {
+            Attention::Grouped(a) => match &a.qk_norm {
+                Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
+                None => vec![],
+            },
+            Attention::Latent(a) => match &a.q {
+                LatentQuery::Direct(_) => vec![&a.kv_a_norm],
+                LatentQuery::Compressed { norm, .. } => vec![norm, &a.kv_a_norm],
+            },
+        }
+    }
+
+    /// The weights of the norms inside it, in the order of [`Attention::norms`].
+    pub fn norms_mut(&mut self) -> Vec<&mut Weight> {
+        match self {
+            Attention::Grouped(a) => match &mut a.qk_norm {
+                Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
+                None => vec![],
+            },
+            Attention::Latent(a) => match &mut a.q {
+                LatentQuery::Direct(_) => vec![&mut a.kv_a_norm],
+                LatentQuery::Compressed { norm, .. } => vec![norm, &mut a.kv_a_norm],
+            },
+        }
+    }
+}
+
 /// Grouped-query attention.
 #[derive(Debug, Clone)]
-pub struct Attention {
+pub struct GroupedAttention {
     /// Query projection, `[heads · head_dim, hidden]`.
     pub q: Linear,
     /// Key projection, `[kv_heads · head_dim, hidden]`.
@@ -47,6 +150,62 @@ pub struct Attention {
     pub clip: Option<f64>,
     /// A token attends to this many tokens up to and including itself; `None` means all.
     pub window: Option<usize>,
+}
+
+/// How latent attention makes queries, `[heads · (nope + rope)]` of them.
+#[derive(Debug, Clone)]
+pub enum LatentQuery {
+    /// By one projection.
+    Direct(Linear),
+    /// By way of a latent of its own: `b norm(a x)`.
+    Compressed {
+        /// `[rank, hidden]`.
+        a: Linear,
+        /// RMS norm of the latent, `[rank]`.
+        norm: Weight,
+        /// `[heads · (nope + rope), rank]`.
+        b: Linear,
+    },
+}
+
+/// Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1).
+#[derive(Debug, Clone)]
+pub struct LatentAttention {
+    /// Queries.
+    pub q: LatentQuery,
+    /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank + rope, hidden]`.
+    pub kv_a: Linear,
+    /// RMS norm of the latent, `[rank]`.
+    pub kv_a_norm: Weight,
+    /// Of each head the key's other part, then the value: `[heads · (nope + value), rank]`.
+    pub kv_b: Linear,
+    /// Output projection, `[hidden, heads · value]`.
+    pub o: Linear,
+    /// Width of a head's part of queries and keys that has no position.
+    pub nope: usize,
+    /// Width of the part that is rotated.
+    pub rope: usize,
+    /// Width of a head's values.
+    pub value: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f64,
+    /// ε of the norms of the latents, whatever the other norms have.
+    pub norm_eps: f64,
+}
+
+impl LatentAttention {
+    /// Width of the latent of keys and values.
+    pub fn kv_rank(&self) -> usize {
+        self.kv_a_norm.elements()
+    }
+
+    /// Width of the latent of queries, where they have one.
+    pub fn q_rank(&self) -> Option<usize> {
+        match &self.q {
+            LatentQuery::Direct(_) => None,
+            LatentQuery::Compressed { norm, .. } => Some(norm.elements()),
+        }
+    }
 }
 
 /// A gated feed-forward network, `down(act(gate x) ∘ (up x))`: a dense layer's block or one expert.
@@ -85,24 +244,78 @@ impl Expert {
     }
 }
 
-/// Softmax over the experts' logits, then top-k: rule A of families.md.
+/// What makes a score of a router's logit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scoring {
+    /// Softmax over the experts.
+    Softmax,
+    /// σ of each logit.
+    Sigmoid,
+}
+
+/// What makes a group's score of its experts' choice scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupScore {
+    /// The largest.
+    Max,
+    /// The sum of the two largest.
+    TopTwoSum,
+}
+
+/// Experts in groups of consecutive ones: a token goes to experts of its best groups only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Groups {
+    /// How many groups there are; always more than one.
+    pub count: usize,
+    /// How many of them a token can go to.
+    pub kept: usize,
+    /// What they are ranked by.
+    pub score: GroupScore,
+}
+
+/// Which experts a token goes to: those of the best choice scores, weighed by their scores.
+///
+/// Rules A, B and C of families.md. The choice score is the score plus the bias; in which order things happen is said
+/// once, in `moe_math::routing::Rule`.
 #[derive(Debug, Clone)]
 pub struct Router {
     /// `[experts, hidden]`.
     pub weight: Weight,
+    /// `[experts]`: added to the scores for choosing, not for weighing.
+    pub bias: Option<Weight>,
+    /// What makes scores of the logits.
+    pub scoring: Scoring,
+    /// Groups of experts, where they limit the choice.
+    pub groups: Option<Groups>,
     /// Experts that a token goes to.
     pub top_k: usize,
-    /// Whether the selected probabilities are divided by their sum.
+    /// Whether the selected scores are divided by their sum.
     pub normalize: bool,
+    /// Multiplies the weights of the selected.
+    pub scale: f64,
 }
 
-/// An expert that every token goes through, scaled by `σ(gate · x)`.
+impl Router {
+    /// Softmax over the experts' logits, then top-k.
+    pub fn softmax(weight: Weight, top_k: usize, normalize: bool) -> Self {
+        Self { weight, bias: None, scoring: Scoring::Softmax, groups: None, top_k, normalize, scale: 1.0 }
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+}
+
+/// An expert that every token goes through.
 #[derive(Debug, Clone)]
 pub struct SharedExpert {
     /// Its feed-forward network.
     pub expert: Expert,
-    /// `[1, hidden]`.
-    pub gate: Weight,
+    /// `[1, hidden]`: its output is scaled by `σ(gate · x)`; without it, it isn't.
+    pub gate: Option<Weight>,
 }
 
 /// A mixture of experts.

@@ -8,10 +8,13 @@
 #![deny(clippy::unwrap_used)]
 
 mod assembly;
+mod attention;
 mod config;
 mod declare;
 mod family;
 mod layer;
+mod mixture;
+mod mtp;
 mod read;
 mod rope;
 mod weight;
@@ -21,8 +24,12 @@ pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::Declaration;
 pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
-pub use layer::{Attention, Expert, Ffn, Layer, Linear, Moe, QkNorm, Router, SharedExpert};
-pub use moe_checkpoint::{Error, Kind, Result};
+pub use layer::{
+    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, LatentQuery, Layer, Linear, Moe,
+    QkNorm, Router, Scoring, SharedExpert,
+};
+pub use moe_checkpoint::{Error, Kind, Quantization, Result};
+pub use mtp::MtpLayer;
 pub use rope::{Rope, RopeScaling};
-pub use weight::{Make, Weight};
+pub use weight::{Encoding, Make, Weight};
 pub use window::WindowRule;

@@ -50,8 +50,23 @@ pub enum RopeScaling {
 pub struct Rope {
     /// Base wavelength.
     pub theta: f64,
+    /// How many dimensions are rotated: those in front, of a head (or of its rotary part, where attention is latent).
+    pub dims: usize,
+    /// Whether neighbouring dimensions are rotated together, rather than i and i + dims / 2.
+    pub interleaved: bool,
     /// Stretching.
     pub scaling: RopeScaling,
+}
+
+/// What a family says of rotary embeddings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeShape {
+    /// Width of what may be rotated.
+    pub width: usize,
+    /// Whether a `partial_rotary_factor` counts.
+    pub partial: bool,
+    /// Whether neighbouring dimensions are rotated together.
+    pub interleaved: bool,
 }
 
 /// The rope keys of a config, whichever spelling they have.
@@ -61,6 +76,25 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
+    fn of(config: Config<'a>) -> Result<Self> {
+        let object = |key: &str| match config.raw.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
+            Some(_) => Err(config.error(key, "is not an object")),
+        };
+        // As in transformers: the older key wins where both are there.
+        let parameters = object("rope_scaling")?.or(object("rope_parameters")?);
+        Ok(Self { config, parameters })
+    }
+
+    /// The type of stretching.
+    fn kind(&self) -> Result<&'a str> {
+        match self.get("rope_type").or(self.get("type")) {
+            None => Ok("default"),
+            Some(kind) => kind.as_str().ok_or_else(|| self.error("rope_type", "is not a string")),
+        }
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.parameters.and_then(|p| p.get(key)).filter(|v| !v.is_null())
     }
@@ -98,32 +132,18 @@ impl<'a> Keys<'a> {
 
 impl Rope {
     /// Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
-    pub(crate) fn decode(config: Config<'_>) -> Result<Self> {
-        let object = |key: &str| match config.raw.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
-            Some(_) => Err(config.error(key, "is not an object")),
-        };
-        // As in transformers: the older key wins where both are there.
-        let parameters = object("rope_scaling")?.or(object("rope_parameters")?);
-        let keys = Keys { config, parameters };
+    pub(crate) fn decode(config: Config<'_>, shape: RopeShape) -> Result<Self> {
+        let keys = Keys::of(config)?;
         let nested = |v: &Value| v.is_object();
-        if parameters.is_some_and(|p| p.values().any(nested)) {
+        if keys.parameters.is_some_and(|p| p.values().any(nested)) {
             return Err(unsupported(&config, "rotary parameters that differ between layers"));
         }
-        let partial = keys.number("partial_rotary_factor")?.or(config.optional_f64("partial_rotary_factor")?);
-        if partial.is_some_and(|p| p != 1.0) {
-            return Err(unsupported(&config, "a partial_rotary_factor other than 1"));
-        }
+        let dims = rotated(&keys, shape)?;
         let theta = match keys.number("rope_theta")?.or(config.optional_f64("rope_theta")?) {
             Some(theta) if theta > 0.0 => theta,
             _ => return Err(config.error("rope_theta", "is missing or not positive")),
         };
-        let kind = match keys.get("rope_type").or(keys.get("type")) {
-            None => "default",
-            Some(kind) => kind.as_str().ok_or_else(|| keys.error("rope_type", "is not a string"))?,
-        };
-        let scaling = match kind {
+        let scaling = match keys.kind()? {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: keys.positive("factor")? },
             "llama3" => RopeScaling::Llama3 {
@@ -135,11 +155,23 @@ impl Rope {
             "yarn" => decode_yarn(&keys)?,
             other => return Err(unsupported(&config, &format!("rope type {other:?}"))),
         };
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, dims, interleaved: shape.interleaved, scaling })
+    }
+
+    /// What yarn's `mscale_all_dim` makes of the scale of latent attention's scores (DeepSeek-V2).
+    pub(crate) fn score_factor(config: Config<'_>) -> Result<f64> {
+        let keys = Keys::of(config)?;
+        let Some(all) = keys.number("mscale_all_dim")?.filter(|m| *m != 0.0) else { return Ok(1.0) };
+        match keys.kind()? {
+            "default" => Ok(1.0),
+            _ => Ok(mscale(keys.positive("factor")?, all).powi(2)),
+        }
     }
 
     /// Writes both spellings where they can say the same: loaders of either age read them.
-    pub(crate) fn encode(&self, raw: &mut Map<String, Value>) {
+    ///
+    /// `width` is that of what may be rotated, where the family may rotate a part of it.
+    pub(crate) fn encode(&self, width: Option<usize>, raw: &mut Map<String, Value>) {
         let filled = |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         let existing = filled("rope_scaling").or(filled("rope_parameters"));
         let mut parameters = existing.cloned().unwrap_or_default();
@@ -160,6 +192,13 @@ impl Rope {
         if let RopeScaling::Llama3 { original, .. } | RopeScaling::Yarn { original, .. } = self.scaling {
             parameters.insert("original_max_position_embeddings".into(), json!(original as u64));
         }
+        if let Some(width) = width {
+            let said = parameters.get(PARTIAL).or(raw.get(PARTIAL)).and_then(Value::as_f64);
+            let is_right = |factor: &f64| (width as f64 * factor) as usize == self.dims;
+            let factor = said.filter(is_right).unwrap_or(self.dims as f64 / width as f64);
+            parameters.insert(PARTIAL.into(), json!(factor));
+            raw.insert(PARTIAL.into(), json!(factor));
+        }
         let mut scaling = parameters.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
         scaling.remove("rope_theta");
@@ -173,9 +212,10 @@ impl Rope {
         }
     }
 
-    /// Inverse frequencies `[head_dim / 2]` in radians per token, and the factor on cos and sin.
-    pub fn inverse_frequencies(&self, head_dim: usize) -> (Vec<f64>, f64) {
+    /// Inverse frequencies `[dims / 2]` in radians per token, and the factor on cos and sin.
+    pub fn inverse_frequencies(&self) -> (Vec<f64>, f64) {
         use std::f64::consts::PI;
+        let head_dim = self.dims;
         let plain = |i: usize| self.theta.powf(-((2 * i) as f64) / head_dim as f64);
         let half = head_dim / 2;
         match self.scaling {
@@ -218,6 +258,31 @@ impl Rope {
     }
 }
 
+/// YaRN's factor on attention for a context stretched by `factor`.
+fn mscale(factor: f64, m: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
+}
+
+/// How many dimensions are rotated.
+fn rotated(keys: &Keys<'_>, shape: RopeShape) -> Result<usize> {
+    let partial = match keys.number(PARTIAL)? {
+        Some(factor) => factor,
+        None => keys.config.optional_f64(PARTIAL)?.unwrap_or(1.0),
+    };
+    if partial != 1.0 && !shape.partial {
+        return Err(unsupported(&keys.config, "a partial_rotary_factor other than 1 in this family"));
+    }
+    // Rounded down, as loaders do.
+    let dims = (shape.width as f64 * partial) as usize;
+    if dims == 0 || dims % 2 == 1 || dims > shape.width {
+        let what = format!("makes {dims} of {} dimensions rotate; an even number up to that can", shape.width);
+        return Err(keys.config.error(PARTIAL, &what));
+    }
+    Ok(dims)
+}
+
+const PARTIAL: &str = "partial_rotary_factor";
+
 fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
     let original = keys.original()?;
     let factor = match keys.number("factor")? {
@@ -225,7 +290,7 @@ fn decode_yarn(keys: &Keys<'_>) -> Result<RopeScaling> {
         None => keys.config.optional_f64("max_position_embeddings")?.unwrap_or(original) / original,
     };
     let nonzero = |key: &str| Ok::<_, Error>(keys.number(key)?.filter(|x| *x != 0.0));
-    let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    let mscale = |m: f64| mscale(factor, m);
     let attention_factor = match (keys.number("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?) {
         (Some(given), _, _) => given,
         (None, Some(m), Some(all)) => mscale(m) / mscale(all),

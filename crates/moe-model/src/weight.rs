@@ -21,27 +21,67 @@ enum Source {
     Made { name: Arc<str>, make: Arc<dyn Make> },
 }
 
+/// How a weight's elements become values.
+#[derive(Debug, Clone)]
+pub enum Encoding {
+    /// They are the values.
+    Plain,
+    /// They are codes; value = code × scale of its block.
+    Blocks {
+        /// `[⌈rows / block rows⌉, ⌈columns / block columns⌉]`.
+        scale: Arc<Weight>,
+        /// Rows and columns of a block; blocks at the end of a matrix may be smaller.
+        block: [usize; 2],
+    },
+}
+
 /// A weight that is read or made only when it is needed.
 #[derive(Clone)]
 pub struct Weight {
     dtype: Dtype,
     shape: Vec<usize>,
     source: Source,
+    encoding: Encoding,
 }
 
 impl From<Stored> for Weight {
     fn from(stored: Stored) -> Self {
-        Self { dtype: stored.dtype(), shape: stored.shape().to_vec(), source: Source::Stored(stored) }
+        Self {
+            dtype: stored.dtype(),
+            shape: stored.shape().to_vec(),
+            source: Source::Stored(stored),
+            encoding: Encoding::Plain,
+        }
     }
 }
 
 impl Weight {
     /// A weight that `make` computes; `name` says in messages what it is.
     pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl Make + 'static) -> Self {
-        Self { dtype, shape: shape.to_vec(), source: Source::Made { name: name.into(), make: Arc::new(make) } }
+        let source = Source::Made { name: name.into(), make: Arc::new(make) };
+        Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
 
-    /// Element type.
+    /// The same codes with a scale for each block.
+    #[must_use]
+    pub fn in_blocks(self, scale: Weight, block: [usize; 2]) -> Self {
+        Self { encoding: Encoding::Blocks { scale: Arc::new(scale), block }, ..self }
+    }
+
+    /// How its elements become values.
+    pub fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
+    /// The scales of its blocks, if its elements are codes.
+    pub fn scale(&self) -> Option<&Weight> {
+        match &self.encoding {
+            Encoding::Plain => None,
+            Encoding::Blocks { scale, .. } => Some(scale),
+        }
+    }
+
+    /// Element type: of the codes, where it is quantized.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -56,7 +96,7 @@ impl Weight {
         self.shape.iter().product()
     }
 
-    /// Size in bytes.
+    /// Size in bytes, without scales.
     pub fn bytes(&self) -> u64 {
         self.elements() as u64 * self.dtype.bitsize() as u64 / 8
     }
@@ -80,6 +120,15 @@ impl Weight {
     /// Whether both come from the same bytes of a file, or are made by the same maker: what is loaded for
     /// one serves the other.
     pub fn same_source(&self, other: &Self) -> bool {
+        let scales = match (self.scale(), other.scale()) {
+            (Some(a), Some(b)) => a.same_source(b),
+            (None, None) => true,
+            _ => false,
+        };
+        scales && self.same_bytes(other)
+    }
+
+    fn same_bytes(&self, other: &Self) -> bool {
         match (&self.source, &other.source) {
             (Source::Stored(a), Source::Stored(b)) => a.same_bytes(b) && self.shape == other.shape,
             (Source::Made { make: a, .. }, Source::Made { make: b, .. }) => Arc::ptr_eq(a, b),
@@ -87,7 +136,7 @@ impl Weight {
         }
     }
 
-    /// All bytes.
+    /// All bytes, as they are encoded.
     ///
     /// # Errors
     /// What reading the file, or making the bytes, returns.

@@ -18,9 +18,11 @@ fn cases() -> Vec<PathBuf> {
 
 /// What a decoder needs to know of a model: everything but the weights' bytes.
 fn description(model: &Model) -> String {
-    let Model { hidden, vocab, heads, kv_heads, head_dim, norm_eps, rope, embed, layers, final_norm, head, .. } = model;
+    let Model {
+        hidden, vocab, heads, kv_heads, head_dim, norm_eps, rope, embed, layers, final_norm, head, mtp, ..
+    } = model;
     format!(
-        "{hidden} {vocab} {heads} {kv_heads} {head_dim} {norm_eps} {rope:?} {embed:?} {layers:#?} {final_norm:?} {head:?}"
+        "{hidden} {vocab} {heads} {kv_heads} {head_dim} {norm_eps} {rope:?} {embed:?} {layers:#?} {final_norm:?} {head:?} {mtp:#?}"
     )
 }
 
@@ -55,11 +57,130 @@ fn goldens_survive_a_round_trip_through_names_and_config() {
 }
 
 fn with_config(case: &str, edit: impl Fn(&mut serde_json::Map<String, serde_json::Value>)) -> Model {
+    try_with_config(case, edit).unwrap()
+}
+
+fn try_with_config(
+    case: &str,
+    edit: impl Fn(&mut serde_json::Map<String, serde_json::Value>),
+) -> moe_model::Result<Model> {
     let checkpoint = moe_checkpoint::Checkpoint::open(&golden(case)).unwrap();
     let mut config = checkpoint.config().clone();
     edit(&mut config);
     let tensors = checkpoint.tensors().iter().map(|(n, t)| (n.clone(), moe_model::Weight::from(t.clone()))).collect();
-    Model::assemble(config, Path::new("config.json"), tensors).unwrap()
+    Model::assemble(config, Path::new("config.json"), tensors)
+}
+
+/// Names, encodings and sources of what `model` would be written as; but for fused experts, those of its files.
+fn names_and_bytes(model: &Model) -> Vec<String> {
+    let declared = model.declare().unwrap();
+    let mut found: Vec<_> = declared.tensors.iter().map(|(name, w)| format!("{name} from {w:?}")).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn what_no_pass_touches_is_written_from_the_same_bytes_under_the_same_names() {
+    for case in cases().iter().filter(|c| !c.ends_with("fused/model") && !c.ends_with("tied_own_head/model")) {
+        let checkpoint = moe_checkpoint::Checkpoint::open(case).unwrap();
+        let model = Model::read(&checkpoint).unwrap();
+        let of_files: Vec<_> = checkpoint
+            .tensors()
+            .iter()
+            .map(|(name, stored)| format!("{name} from {:?}", moe_model::Weight::from(stored.clone())))
+            .collect();
+        assert_eq!(names_and_bytes(&model), of_files, "{}", case.display());
+    }
+}
+
+#[test]
+fn quantized_weights_keep_their_scales_and_their_description() {
+    let model = with_config("families/deepseek_v3/fp8/model", |_| {});
+    let declared = model.declare().unwrap();
+    assert_eq!(declared.config["quantization_config"], model.config["quantization_config"]);
+    let scales = declared.tensors.iter().filter(|(name, _)| name.ends_with(".weight_scale_inv")).count();
+    let codes = declared.tensors.iter().filter(|(_, w)| w.dtype() == moe_checkpoint::Dtype::F8_E4M3).count();
+    assert!(scales > 20 && scales == codes, "{scales} scales of {codes} weights");
+    for key in ["quant_method", "weight_block_size"] {
+        let broken = try_with_config("families/deepseek_v3/fp8/model", |c| {
+            c["quantization_config"][key] = serde_json::json!("gptq");
+        });
+        assert_eq!(broken.unwrap_err().kind(), moe_model::Kind::Unsupported);
+    }
+    let plain = try_with_config("families/deepseek_v3/fp8/model", |c| _ = c.remove("quantization_config")).unwrap_err();
+    assert!(plain.to_string().contains("F8_E4M3"), "{plain}");
+}
+
+#[test]
+fn layers_for_multi_token_prediction_are_carried_pruned_or_dropped() {
+    for (case, count) in [("families/deepseek_v3/mtp/model", 2), ("families/glm4_moe/mtp/model", 1)] {
+        let mut model = with_config(case, |_| {});
+        assert_eq!(model.mtp.len(), count);
+        assert!(model.mtp.iter().all(|m| m.layer.ffn.moe().is_some() && m.embed.is_some() && m.head.is_some()));
+        assert!(model.parameters().multi_token > 0);
+        let shrink = |layer: &mut moe_model::Layer| {
+            let moe_model::Ffn::Moe(moe) = &mut layer.ffn else { return };
+            moe.experts.pop();
+            let (shape, dtype) = ([moe.experts.len(), moe.router.weight.shape()[1]], moe.router.weight.dtype());
+            moe.router.weight = moe_model::Weight::made("fewer rows", dtype, &shape, Zeros(2 * shape[0] * shape[1]));
+            let bias = moe.router.bias.as_ref().unwrap().dtype();
+            moe.router.bias =
+                Some(moe_model::Weight::made("fewer", bias, &shape[..1], Zeros(shape[0] * bias.bitsize() / 8)));
+        };
+        model.layers.iter_mut().for_each(shrink);
+        let refused = model.declare().unwrap_err();
+        assert!(refused.to_string().contains("number of experts"), "{refused}");
+        let mut dropped = model.clone();
+        dropped.mtp.clear();
+        let declared = dropped.declare().unwrap();
+        assert_eq!(declared.config["num_nextn_predict_layers"], 0);
+        assert!(declared.reread().unwrap().mtp.is_empty());
+        model.mtp.iter_mut().for_each(|mtp| shrink(&mut mtp.layer));
+        assert_eq!(model.declare().unwrap().reread().unwrap().mtp.len(), count);
+    }
+}
+
+struct Zeros(usize);
+
+impl moe_model::Make for Zeros {
+    fn make(&self) -> moe_model::Result<Vec<u8>> {
+        Ok(vec![0; self.0])
+    }
+}
+
+/// Tensors of layers that the config doesn't count are nobody's.
+#[test]
+fn prediction_layers_must_be_counted_and_whole() {
+    let case = "families/deepseek_v3/mtp/model";
+    let key = "num_nextn_predict_layers";
+    for (count, what) in [(0, "no such tensor"), (1, "no such tensor"), (3, "is missing")] {
+        let error = try_with_config(case, |c| _ = c.insert(key.into(), serde_json::json!(count))).unwrap_err();
+        assert!(error.to_string().contains(what), "{count}: {error}");
+    }
+    // transformers counts one by default, and has none.
+    let model = with_config("families/deepseek_v3/base/model", |c| _ = c.remove(key));
+    assert!(model.mtp.is_empty());
+}
+
+/// What would silently be another function is refused by its name.
+#[test]
+fn other_routing_than_the_family_has_is_refused() {
+    for (case, key, value) in [
+        ("deepseek_v3/base", "scoring_func", serde_json::json!("softmax")),
+        ("deepseek_v3/base", "topk_method", serde_json::json!("greedy")),
+        ("deepseek_v3/base", "moe_layer_freq", serde_json::json!(2)),
+        ("deepseek_v2/base", "topk_method", serde_json::json!("noaux_tc")),
+        ("deepseek_v2/base", "scoring_func", serde_json::json!("sigmoid")),
+        ("deepseek_v3/base", "n_group", serde_json::json!(8)),
+        ("deepseek_v3/base", "n_group", serde_json::json!(3)),
+        ("deepseek_v3/base", "topk_group", serde_json::json!(5)),
+        ("deepseek_v3/base", "topk_group", serde_json::json!(1)),
+        ("llama/base", "partial_rotary_factor", serde_json::json!(0.5)),
+    ] {
+        let edit = |c: &mut serde_json::Map<_, _>| _ = c.insert(key.into(), value.clone());
+        let error = try_with_config(&format!("families/{case}/model"), edit).unwrap_err().to_string();
+        assert!(error.contains(if key == "topk_group" { "" } else { key }), "{error}");
+    }
 }
 
 /// An empty or null `rope_scaling` says nothing; what stands in `rope_parameters` must survive it.

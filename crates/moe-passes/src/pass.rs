@@ -150,6 +150,13 @@ pub struct Sources<'a> {
     pub decisions: Option<&'a Decisions>,
 }
 
+impl<'a> Sources<'a> {
+    /// One model, and nothing beside it.
+    pub fn new(model: &'a Model, compute: &'a Compute) -> Self {
+        Self { model, others: &[], others_differ: false, compute, statistics: None, given_plan: None, decisions: None }
+    }
+}
+
 /// What a pass will do: the converted model, whose weights are made when they are written, and the record.
 pub struct Plan {
     /// The converted model.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use moe_checkpoint::{CONFIG_FILE, Manifest, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::{candle_dtype, not_finite};
+use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
 use moe_model::Weight;
@@ -215,7 +215,7 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     let (name, weight) = &copies[0];
     let Some(stored) = weight.stored() else { return writer.push(name, &weight.read()?) };
     let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
-    let float = candle_dtype(weight).ok();
+    let float = float_dtype(weight.dtype());
     writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
         // A probe sees a few tokens; here every value passes by.

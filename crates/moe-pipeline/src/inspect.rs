@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, Result, Stored};
-use moe_model::{Head, Model, Parameters};
+use moe_checkpoint::{Checkpoint, Quantization, Result, Stored};
+use moe_model::{Groups, Head, Model, Parameters, Scoring};
 use serde::Serialize;
 
 /// What a checkpoint holds.
@@ -22,8 +22,12 @@ pub struct Inspection {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's queries and keys.
     pub head_dim: usize,
+    /// How many dimensions of a head are rotated.
+    pub rotary_dims: usize,
+    /// The widths of latent attention, where it is that.
+    pub latent: Option<LatentSummary>,
     /// Whether the head is the embedding.
     pub tied: bool,
     /// Layers with a sliding window, and its width in tokens.
@@ -38,6 +42,10 @@ pub struct Inspection {
     pub total_parameters: usize,
     /// Parameters that one token uses.
     pub active_parameters: usize,
+    /// Layers for multi-token prediction behind the others.
+    pub multi_token_layers: usize,
+    /// How quantized weights are encoded.
+    pub quantization: Option<String>,
     /// Bytes by element type.
     pub dtypes: BTreeMap<String, u64>,
     /// Tensors.
@@ -48,6 +56,17 @@ pub struct Inspection {
     pub unknown_tensors: Vec<String>,
     /// MoE families that this model can be upcycled to.
     pub upcycles_to: Vec<String>,
+}
+
+/// Widths of latent attention.
+#[derive(Debug, Clone, Serialize)]
+pub struct LatentSummary {
+    /// The queries' latent, where they have one.
+    pub queries: Option<usize>,
+    /// The latent of keys and values.
+    pub keys_and_values: usize,
+    /// A head's values.
+    pub value: usize,
 }
 
 /// The mixtures of experts of a model.
@@ -63,8 +82,18 @@ pub struct MoeSummary {
     pub expert_width: usize,
     /// The shared expert's width, where there is one.
     pub shared_width: Option<usize>,
+    /// Whether the shared expert is behind a sigmoid gate.
+    pub shared_gated: bool,
+    /// What makes scores of a router's logits.
+    pub scoring: Scoring,
+    /// Whether a bias takes part in choosing experts.
+    pub bias: bool,
+    /// Groups of experts, where they limit the choice.
+    pub groups: Option<Groups>,
     /// Whether routing weights are divided by their sum.
     pub normalized: bool,
+    /// Multiplies routing weights.
+    pub scale: f64,
 }
 
 /// Looks at the checkpoint in `dir`; reads no weights.
@@ -88,9 +117,14 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         top_k: first.router.top_k,
         expert_width: first.experts[0].width(),
         shared_width: first.shared.as_ref().map(|s| s.expert.width()),
+        shared_gated: first.shared.as_ref().is_some_and(|s| s.gate.is_some()),
+        scoring: first.router.scoring,
+        bias: first.router.bias.is_some(),
+        groups: first.router.groups,
         normalized: first.router.normalize,
+        scale: first.router.scale,
     });
-    let windows = || model.layers.iter().filter_map(|l| l.attention.window);
+    let windows = || model.layers.iter().filter_map(|l| l.attention.window());
     Ok(Inspection {
         model_type: model.family.model_type.clone(),
         layers: model.layers.len(),
@@ -99,6 +133,12 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         heads: model.heads,
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
+        rotary_dims: model.rope.dims,
+        latent: model.layers.iter().find_map(|l| l.attention.latent()).map(|a| LatentSummary {
+            queries: a.q_rank(),
+            keys_and_values: a.kv_rank(),
+            value: a.value,
+        }),
         tied: matches!(model.head, Head::Tied),
         sliding_layers: windows().count(),
         window: windows().max(),
@@ -106,6 +146,10 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         total_parameters: parameters.total(),
         active_parameters: parameters.active(),
         parameters,
+        multi_token_layers: model.mtp.len(),
+        quantization: model.quantization.as_ref().map(|quantization| match quantization {
+            Quantization::BlockFp8 { block: [rows, columns] } => format!("fp8 (e4m3) in blocks of {rows} × {columns}"),
+        }),
         dtypes,
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
         files: checkpoint.files().iter().map(file).collect(),

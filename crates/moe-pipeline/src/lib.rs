@@ -28,7 +28,7 @@ pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
 pub use evaluation::{EvalOptions, GateFailure, Gates, eval};
 pub use fingerprint::Fingerprint;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use logits::write_logits;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, observe};
 pub use progress::{Progress, Quiet, Stage, Timings, Unit};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use candle_core::DType;
-use moe_checkpoint::{Checkpoint, Dtype, Error, Kind, MANIFEST_FILE, Manifest, Result, Stored, sha256_file};
+use moe_checkpoint::{Checkpoint, Error, Kind, MANIFEST_FILE, Manifest, Result, Stored, sha256_file};
+use moe_forward::float_dtype;
 use moe_math::encoding::first_non_finite;
 use moe_model::Model;
 use rayon::prelude::*;
@@ -90,12 +90,7 @@ pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progr
 }
 
 fn check_finite(tensor: &Stored, buffer: &mut [u8]) -> Result<()> {
-    let dtype = match tensor.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        _ => return Ok(()),
-    };
+    let Some(dtype) = float_dtype(tensor.dtype()) else { return Ok(()) };
     let mut offset = 0;
     while offset < tensor.bytes() {
         let part = &mut buffer[..PART_BYTES.min(tensor.bytes() - offset) as usize];

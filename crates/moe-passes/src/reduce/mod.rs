@@ -112,6 +112,7 @@ pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> M
     let chosen = |weight: &Weight| part::chosen_rows(weight, rows.clone());
     let mut moe = moe.clone();
     moe.router.weight = chosen(&moe.router.weight);
+    moe.router.bias = moe.router.bias.as_ref().map(chosen);
     moe.experts = experts;
     moe
 }

@@ -212,8 +212,13 @@ pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<boo
     }
 }
 
-/// Refuses models that can't lend `base` their networks: another family, or tensors of other shapes.
+/// Refuses models that can't lend `base` their networks: quantized ones, another family, or tensors of other shapes.
 pub(super) fn models(base: &Model, others: &[Model]) -> Result<()> {
+    if let Some(quantized) = std::iter::once(base).chain(others).find(|m| m.quantization.is_some()) {
+        return Err(Error::new(Kind::Unsupported, "a quantized model can't be upcycled")
+            .file(&quantized.config_file)
+            .remedy("start from the unquantized checkpoint"));
+    }
     let wanted = base.declare()?.tensors;
     for other in others {
         let refuse = |what: String, tensor: Option<&str>| {

@@ -90,7 +90,7 @@ impl Experts<'_> {
             (None, 1) => self.make(network, &Neurons::All, factors, None),
             (None, copies) => self.make(network, &Neurons::Copies(copies), factors, None),
         };
-        Ok(Some(SharedExpert { expert, gate }))
+        Ok(Some(SharedExpert { expert, gate: Some(gate) }))
     }
 
     /// Some neurons of `network`, scaled; with a stream, also with what makes experts differ.

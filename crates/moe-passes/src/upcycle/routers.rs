@@ -43,7 +43,7 @@ impl<'a> Routers<'a> {
         };
         let shape = [options.experts, hidden];
         let weight = rows(format!("layer {index} router"), source, shape, options.granularity, like)?;
-        Ok(Router { weight, top_k: options.top_k, normalize })
+        Ok(Router::softmax(weight, options.top_k, normalize))
     }
 
     /// Where the surveyed rows of layer `index` will be.

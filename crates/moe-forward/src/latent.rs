@@ -1,0 +1,88 @@
+//! Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1), with keys and values written out for every head.
+
+use std::ops::Range;
+
+use candle_core::{D, Result as CandleResult, Tensor};
+use moe_checkpoint::Result;
+use moe_model::{LatentAttention, LatentQuery, Model};
+
+use crate::attention::Scores;
+use crate::loader::{LoadedLinear, Loader};
+use crate::rotary::Rotary;
+
+/// Latent attention in memory.
+pub(crate) struct LoadedLatent {
+    q: Queries,
+    kv_a: LoadedLinear,
+    kv_a_norm: Tensor,
+    kv_b: LoadedLinear,
+    o: LoadedLinear,
+    heads: usize,
+    kv_rank: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    eps: f32,
+    scores: Scores,
+}
+
+enum Queries {
+    Direct(LoadedLinear),
+    Compressed { a: LoadedLinear, norm: Tensor, b: LoadedLinear },
+}
+
+impl LoadedLatent {
+    pub fn load(loader: Loader<'_>, model: &Model, attention: &LatentAttention) -> Result<Self> {
+        let q = match &attention.q {
+            LatentQuery::Direct(q) => Queries::Direct(loader.linear(q)?),
+            LatentQuery::Compressed { a, norm, b } => {
+                Queries::Compressed { a: loader.linear(a)?, norm: loader.tensor(norm)?, b: loader.linear(b)? }
+            }
+        };
+        Ok(Self {
+            q,
+            kv_a: loader.linear(&attention.kv_a)?,
+            kv_a_norm: loader.tensor(&attention.kv_a_norm)?,
+            kv_b: loader.linear(&attention.kv_b)?,
+            o: loader.linear(&attention.o)?,
+            heads: model.heads,
+            kv_rank: attention.kv_rank(),
+            nope: attention.nope,
+            rope: attention.rope,
+            value: attention.value,
+            eps: attention.norm_eps as f32,
+            scores: Scores { scale: attention.scale, window: None },
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+        let (tokens, heads) = (x.dim(0)?, self.heads);
+        let q = self.queries(x)?.reshape((tokens, heads, self.nope + self.rope))?;
+        let latent = self.kv_a.forward(x)?;
+        let k_rope = latent.narrow(1, self.kv_rank, self.rope)?.unsqueeze(1)?;
+        let latent = self.norm(&latent.narrow(1, 0, self.kv_rank)?, &self.kv_a_norm)?;
+        let kv = self.kv_b.forward(&latent)?.reshape((tokens, heads, self.nope + self.value))?;
+        let sequences = spans.iter().map(|span| {
+            let part = |x: &Tensor, start, width| {
+                x.narrow(0, span.start, span.len())?.narrow(D::Minus1, start, width)?.transpose(0, 1)?.contiguous()
+            };
+            let q_rope = rotary.apply(&part(&q, self.nope, self.rope)?)?;
+            let k_rope = rotary.apply(&part(&k_rope, 0, self.rope)?)?.broadcast_as(q_rope.shape())?.contiguous()?;
+            let q = Tensor::cat(&[&part(&q, 0, self.nope)?, &q_rope], D::Minus1)?;
+            let k = Tensor::cat(&[&part(&kv, 0, self.nope)?, &k_rope], D::Minus1)?;
+            self.scores.attend(&q, &k, &part(&kv, self.nope, self.value)?)
+        });
+        self.o.forward(&Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?)
+    }
+
+    fn queries(&self, x: &Tensor) -> CandleResult<Tensor> {
+        match &self.q {
+            Queries::Direct(q) => q.forward(x),
+            Queries::Compressed { a, norm, b } => b.forward(&self.norm(&a.forward(x)?, norm)?),
+        }
+    }
+
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> CandleResult<Tensor> {
+        candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.eps)
+    }
+}

@@ -1,0 +1,73 @@
+//! Routers in memory.
+
+use candle_core::{DType, Result as CandleResult, Tensor};
+use moe_checkpoint::Result;
+use moe_math::Compute;
+use moe_math::product::product;
+use moe_math::routing::{self, Routing, Rule};
+use moe_model::{GroupScore, Groups, Router, Scoring};
+
+use crate::context::Context;
+use crate::loader::{Loader, to_f32};
+
+/// A router in memory. It works in f32, whatever the rest of the model is computed in: close calls decide which expert
+/// a token goes to.
+pub struct LoadedRouter {
+    weight: Tensor,
+    rule: Rule,
+}
+
+impl LoadedRouter {
+    /// Loads `router` for the device of `compute`.
+    ///
+    /// # Errors
+    /// What reading and the device return.
+    pub fn load(router: &Router, compute: &Compute) -> Result<Self> {
+        Self::load_with(router, Loader { compute, shared: None })
+    }
+
+    pub(crate) fn load_with(router: &Router, loader: Loader<'_>) -> Result<Self> {
+        let compute = Compute { dtype: DType::F32, ..loader.compute.clone() };
+        let weight = Loader { compute: &compute, ..loader }.matrix(&router.weight)?;
+        Ok(Self { weight, rule: rule(router, &compute)? })
+    }
+
+    /// The logits `[tokens, experts]` of `x`, `[tokens, hidden]`, and where its tokens go.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn route(&self, x: &Tensor) -> CandleResult<(Tensor, Routing)> {
+        let logits = product(&x.to_dtype(DType::F32)?, &self.weight)?;
+        let routing = routing::route(&logits, &self.rule)?;
+        Ok((logits, routing))
+    }
+
+    /// How logits become a routing.
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+}
+
+/// The rule of `router`, its bias read.
+fn rule(router: &Router, compute: &Compute) -> Result<Rule> {
+    let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
+    Ok(Rule {
+        scoring: match router.scoring {
+            Scoring::Softmax => routing::Scoring::Softmax,
+            Scoring::Sigmoid => routing::Scoring::Sigmoid,
+        },
+        bias: router.bias.as_ref().map(read).transpose()?,
+        groups: router.groups.map(groups),
+        top_k: router.top_k,
+        normalize: router.normalize,
+        scale: router.scale,
+    })
+}
+
+fn groups(groups: Groups) -> routing::Groups {
+    let score = match groups.score {
+        GroupScore::Max => routing::GroupScore::Max,
+        GroupScore::TopTwoSum => routing::GroupScore::TopTwoSum,
+    };
+    routing::Groups { count: groups.count, kept: groups.kept, score }
+}
