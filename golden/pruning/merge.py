@@ -52,7 +52,8 @@ def gram_cosines(gram):
 
 def centroids_of(saliency):
     kept, margin = keep(saliency, M)
-    assert margin > MARGIN, margin
+    whole = np.array_equal(saliency, np.round(saliency))  # counts: a tie is one for everybody
+    assert whole or margin > MARGIN, margin
     return kept
 
 
@@ -80,10 +81,10 @@ def pseudo(similarity, saliency, centroids, cap):
     return [[c] + sorted(groups[c][1:]) for c in sorted(groups)]
 
 
-def check_average_linkage(distance, labels):
+def check_average_linkage(distance, labels, m):
     """Plain agglomeration by mean distances; asserts that no merge is nearly tied and that scipy's labels are the same partition."""
     clusters = [[j] for j in range(len(distance))]
-    while len(clusters) > M:
+    while len(clusters) > m:
         pairs = sorted((distance[np.ix_(clusters[a], clusters[b])].mean(), a, b) for a in range(len(clusters)) for b in range(a + 1, len(clusters)))
         assert pairs[1][0] > pairs[0][0] * (1 + MARGIN)
         _, a, b = pairs[0]
@@ -91,10 +92,10 @@ def check_average_linkage(distance, labels):
     assert {frozenset(c) for c in clusters} == {frozenset(np.flatnonzero(labels == label)) for label in set(labels)}
 
 
-def cluster(features):
+def cluster(features, m):
     distance = pdist(features)
-    labels = fcluster(linkage(distance, method="average"), M, criterion="maxclust")
-    check_average_linkage(squareform(distance), labels)
+    labels = fcluster(linkage(distance, method="average"), m, criterion="maxclust")
+    check_average_linkage(squareform(distance), labels, m)
     groups = []
     for label in set(labels):
         members = np.flatnonzero(labels == label)
@@ -120,15 +121,13 @@ def coefficients(groups, weights):
 
 
 def assign(cost, maximize=False):
-    """The permutation, and how much (of the total) the nearest other one would cost more."""
-    cost = -cost if maximize else cost
-    rows, columns = linear_sum_assignment(cost)
-    total, least = cost[rows, columns].sum(), np.inf
+    """The permutation, its total, and how much worse (of the total) the nearest other one is."""
+    rows, columns = linear_sum_assignment(cost, maximize=maximize)
+    total, sign, least = cost[rows, columns].sum(), -1 if maximize else 1, np.inf
     for row, column in zip(rows, columns):
         forbidden = cost.copy()
-        forbidden[row, column] = np.abs(cost).max() * 1e3
-        other = linear_sum_assignment(forbidden)
-        least = min(least, forbidden[other].sum() - total)
+        forbidden[row, column] += sign * np.abs(cost).max() * 1e3
+        least = min(least, sign * (forbidden[linear_sum_assignment(forbidden, maximize=maximize)].sum() - total))
     return columns, total, least / abs(total)
 
 
@@ -189,12 +188,6 @@ def largest_groups(groups):
     return sorted((g for g in groups if len(g) > 1), key=lambda g: (-len(g), g[0]))[:2]
 
 
-def error(layer, groups, experts):
-    """Σ‖f' − Σ w f‖ means little without routing; what is printed is how far merged experts are from their centroid's output."""
-    return {c: float(np.linalg.norm(layer.phi(g, u, layer.x) @ d.T - layer.output(c, layer.x)) / np.linalg.norm(layer.output(c, layer.x)))
-            for c, (g, u, d) in experts.items()}
-
-
 def write(name, layer, groups, w, permute=None, extra=None, facts=None, make=None):
     assert sorted(j for group in groups for j in group) == list(range(layer.E)) and len(groups) == M
     tensors, margins, totals, permutations = dict(extra or {}), {}, {}, {}
@@ -204,9 +197,9 @@ def write(name, layer, groups, w, permute=None, extra=None, facts=None, make=Non
             check_permutation(layer, j, permutations[j])
             tensors[f"permutations.{j}"] = permutations[j].astype(np.uint8)
     make = make or (lambda group, weights: merged(layer, group, weights, permutations))
-    experts = {group[0]: make(group, weights) for group, weights in zip(groups, w) if group in largest_groups(groups)}
-    for centroid, expert in experts.items():
-        tensors |= parts(centroid, *expert)
+    for group, weights in zip(groups, w):
+        if group in largest_groups(groups):
+            tensors |= parts(group[0], *make(group, weights))
     save(f"merge-{name}.safetensors", tensors)
     entry = {"layer": LAYER, "groups": groups, "coefficients": [[float(v) for v in weights] for weights in w]} | (facts or {})
     if permute:
@@ -215,7 +208,7 @@ def write(name, layer, groups, w, permute=None, extra=None, facts=None, make=Non
         print("least assignment margin", min(margins.values()))
         assert min(margins.values()) > 1e-7
     save_json(f"merge-{name}.json", entry)
-    print(name, groups, "away from centroid", error(layer, groups, experts))
+    print(name, groups)
 
 
 def m_smoe_groups(layer):
@@ -224,14 +217,14 @@ def m_smoe_groups(layer):
 
 def m_smoe(layer):
     groups = m_smoe_groups(layer)
-    write("m-smoe", layer, groups, coefficients(groups, layer.tokens),
-          lambda c, j: tuple(v if i != 1 else -v for i, v in enumerate(weight_permutation(layer, c, j))))
+    write("m-smoe", layer, groups, coefficients(groups, layer.tokens), lambda c, j: weight_permutation(layer, c, j))
 
 
 def hc_smoe(layer):
     features = np.stack([layer.output(j, layer.x).mean(0) for j in range(layer.E)])
-    groups = cluster(features)
-    write("hc-smoe", layer, groups, coefficients(groups, layer.tokens), extra={"features": features.astype(np.float32)})
+    groups = cluster(features, M)
+    write("hc-smoe", layer, groups, coefficients(groups, layer.tokens), extra={"features": features.astype(np.float32)},
+          facts={"groups_by_count": {str(m): cluster(features, m) for m in (4, 8, 16, 18, 23)}})
     write("average", layer, groups, coefficients(groups, np.ones(layer.E)))
 
 
