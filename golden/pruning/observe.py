@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """tokens.json, statistics.safetensors: sums and maxima of METHODS.md over two windows of each domain. See README.md."""
+import json
 import sys
 
 import numpy as np
@@ -77,8 +78,6 @@ def statistics(model, layer, seen):
 
 def check_against_reference(model):
     """float64 against the logits stored with the model, and the selections of the float32 model on the calibration windows."""
-    import json
-
     reference = {key: torch.from_numpy(value) for key, value in load(FOLDER.parent / "moe.logits.safetensors").items()}
     runs = [model.forward(ids) for ids in json.loads((FOLDER.parent / "moe.tokens.json").read_text())]
     worst = (torch.cat([logits for logits, _ in runs]) - reference["logits"]).abs().max().item()
