@@ -324,8 +324,8 @@ mod several_models {
         // Everything else is the base's.
         assert_eq!(plan.model.embed.read().unwrap(), theirs.embed.read().unwrap());
         assert_eq!(
-            plan.model.layers[1].attention.o.weight.read().unwrap(),
-            theirs.layers[1].attention.o.weight.read().unwrap()
+            plan.model.layers[1].attention.output().weight.read().unwrap(),
+            theirs.layers[1].attention.output().weight.read().unwrap()
         );
     }
 
@@ -345,7 +345,9 @@ mod several_models {
         };
         check(&plan.model.embed, &|m| m.embed.clone());
         check(&plan.model.final_norm, &|m| m.final_norm.clone());
-        check(&plan.model.layers[1].attention.k.weight, &|m| m.layers[1].attention.k.weight.clone());
+        check(&plan.model.layers[1].attention.linears()[1].weight, &|m| {
+            m.layers[1].attention.linears()[1].weight.clone()
+        });
         check(&plan.model.layers[0].ffn_norm, &|m| m.layers[0].ffn_norm.clone());
         // Experts are dealt out in turn: 0 and 3 are a's.
         let moe = mixture(&plan, 0);
