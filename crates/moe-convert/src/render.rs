@@ -8,8 +8,8 @@ use moe_forward::{DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary, Timings,
-    VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, HeldOutReport, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary,
+    Timings, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 /// A table with a header; columns but the first are right-aligned.
@@ -195,7 +195,13 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
     rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
     rows.push(("next", format!("moe-convert verify {}", output.display())));
-    format!("{} → {}\n{}{}", input.display(), output.display(), facts(rows), trust(&done.receipt))
+    format!(
+        "{} → {}\n{}{}",
+        input.display(),
+        output.display(),
+        facts(rows),
+        trust(&done.receipt) + &held_out(&done.receipt)
+    )
 }
 
 /// `observe`.
@@ -263,6 +269,43 @@ fn trust(receipt: &Receipt) -> String {
         "super",
     ];
     format!("\n{}", table(&header, layers.iter().map(row)))
+}
+
+/// What a result costs on held-out text, and a random choice of experts beside it.
+fn held_out(receipt: &Receipt) -> String {
+    let Some(HeldOutReport { result, control }) = &receipt.held_out else { return String::new() };
+    let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
+    if control.is_some() {
+        header.extend(["random: Δ loss", "KL"]);
+    }
+    let figures = |d: &DomainReport| {
+        let against = d.against.clone().unwrap_or_default();
+        (
+            against.original_loss,
+            format!("{:+.4}", d.loss - against.original_loss),
+            format!("{:.4}", against.kl),
+            against.top1_agreement,
+        )
+    };
+    let domains = |report: &EvalReport| report.domains.iter().chain([&report.all]).cloned().collect::<Vec<_>>();
+    let beside = control.as_ref().map(domains).unwrap_or_default();
+    let row = |(index, d): (usize, &DomainReport)| {
+        let (original, loss, kl, same) = figures(d);
+        let mut row = vec![
+            d.label.clone(),
+            d.tokens.to_string(),
+            format!("{original:.4}"),
+            loss,
+            kl,
+            format!("{:.1} %", 100.0 * same),
+        ];
+        if let Some(control) = beside.get(index) {
+            let (_, loss, kl, _) = figures(control);
+            row.extend([loss, kl]);
+        }
+        row
+    };
+    format!("\n{}", table(&header, domains(result).iter().enumerate().map(row)))
 }
 
 /// A plan that was not run.

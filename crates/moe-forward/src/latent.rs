@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
-use moe_model::{LatentAttention, LatentQuery, Model};
+use moe_model::{LatentAttention, Model};
 
 use crate::attention::Scores;
 use crate::loader::{LoadedLinear, Loader};
@@ -12,7 +12,9 @@ use crate::rotary::Rotary;
 
 /// Latent attention in memory.
 pub(crate) struct LoadedLatent {
-    q: Queries,
+    /// Projection to and norm of what queries are made of.
+    q_latent: Option<(LoadedLinear, Tensor)>,
+    q: LoadedLinear,
     kv_a: LoadedLinear,
     kv_a_norm: Tensor,
     kv_b: LoadedLinear,
@@ -26,21 +28,14 @@ pub(crate) struct LoadedLatent {
     scores: Scores,
 }
 
-enum Queries {
-    Direct(LoadedLinear),
-    Compressed { a: LoadedLinear, norm: Tensor, b: LoadedLinear },
-}
-
 impl LoadedLatent {
     pub fn load(loader: Loader<'_>, model: &Model, attention: &LatentAttention) -> Result<Self> {
-        let q = match &attention.q {
-            LatentQuery::Direct(q) => Queries::Direct(loader.linear(q)?),
-            LatentQuery::Compressed { a, norm, b } => {
-                Queries::Compressed { a: loader.linear(a)?, norm: loader.tensor(norm)?, b: loader.linear(b)? }
-            }
-        };
+        let q_latent = attention.q_latent.as_ref();
         Ok(Self {
-            q,
+            q_latent: q_latent
+                .map(|latent| Ok((loader.linear(&latent.projection)?, loader.tensor(&latent.norm)?)))
+                .transpose()?,
+            q: loader.linear(&attention.q)?,
             kv_a: loader.linear(&attention.kv_a)?,
             kv_a_norm: loader.tensor(&attention.kv_a_norm)?,
             kv_b: loader.linear(&attention.kv_b)?,
@@ -76,9 +71,9 @@ impl LoadedLatent {
     }
 
     fn queries(&self, x: &Tensor) -> CandleResult<Tensor> {
-        match &self.q {
-            Queries::Direct(q) => q.forward(x),
-            Queries::Compressed { a, norm, b } => b.forward(&self.norm(&a.forward(x)?, norm)?),
+        match &self.q_latent {
+            None => self.q.forward(x),
+            Some((projection, norm)) => self.q.forward(&self.norm(&projection.forward(x)?, norm)?),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::assembly::Model;
 use crate::config::Config;
 use crate::declare::{Namer, cannot, declare_bias, declare_flag, uniform};
 use crate::family::{LatentRule, QkNormKind};
-use crate::layer::{Attention, GroupedAttention, LatentAttention, LatentQuery, QkNorm};
+use crate::layer::{Attention, GroupedAttention, LatentAttention, QkNorm, QueryLatent};
 use crate::read::{Reader, Shape};
 use crate::rope::{Rope, RopeShape};
 
@@ -118,16 +118,16 @@ impl Reader<'_> {
             (config.usize(&rule.nope)?, config.positive(&rule.rope)?, config.positive(&rule.value)?);
         let (heads, hidden, rank) = (shape.heads.heads, shape.hidden, config.positive(&rule.kv_rank)?);
         let at = |name: &str| format!("{prefix}{name}");
-        let q = match config.optional_usize(&rule.q_rank)? {
-            None => LatentQuery::Direct(self.linear(&at(names::Q), false, [heads * (nope + rope), hidden])?),
-            Some(rank) => LatentQuery::Compressed {
-                a: self.linear(&at(names::Q_A), a_bias, [rank, hidden])?,
-                norm: self.take(at(names::Q_A_NORM), &[rank])?,
-                b: self.linear(&at(names::Q_B), false, [heads * (nope + rope), rank])?,
-            },
+        let mut q_latent = |rank| -> Result<_> {
+            let projection = self.linear(&at(names::Q_A), a_bias, [rank, hidden])?;
+            Ok(QueryLatent { projection, norm: self.take(at(names::Q_A_NORM), &[rank])? })
         };
+        let q_rank = config.optional_usize(&rule.q_rank)?;
+        let q_latent = q_rank.map(&mut q_latent).transpose()?;
+        let q_name = if q_latent.is_some() { names::Q_B } else { names::Q };
         Ok(LatentAttention {
-            q,
+            q_latent,
+            q: self.linear(&at(q_name), false, [heads * (nope + rope), q_rank.unwrap_or(hidden)])?,
             kv_a: self.linear(&at(names::KV_A), a_bias, [rank + rope, hidden])?,
             kv_a_norm: self.take(at(names::KV_A_NORM), &[rank])?,
             kv_b: self.linear(&at(names::KV_B), false, [heads * (nope + value), rank])?,
@@ -242,12 +242,12 @@ impl Namer {
 
     fn latent(&mut self, prefix: &str, attention: &LatentAttention) {
         let at = |name: &str| format!("{prefix}{name}");
-        match &attention.q {
-            LatentQuery::Direct(q) => self.linear(at(names::Q), q),
-            LatentQuery::Compressed { a, norm, b } => {
-                self.linear(at(names::Q_A), a);
-                self.push(at(names::Q_A_NORM), norm);
-                self.linear(at(names::Q_B), b);
+        match &attention.q_latent {
+            None => self.linear(at(names::Q), &attention.q),
+            Some(latent) => {
+                self.linear(at(names::Q_A), &latent.projection);
+                self.push(at(names::Q_A_NORM), &latent.norm);
+                self.linear(at(names::Q_B), &attention.q);
             }
         }
         self.linear(at(names::KV_A), &attention.kv_a);

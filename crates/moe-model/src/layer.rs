@@ -79,12 +79,8 @@ impl Attention {
         match self {
             Attention::Grouped(a) => vec![&a.q, &a.k, &a.v, &a.o],
             Attention::Latent(a) => {
-                let mut linears = match &a.q {
-                    LatentQuery::Direct(q) => vec![q],
-                    LatentQuery::Compressed { a, b, .. } => vec![a, b],
-                };
-                linears.extend([&a.kv_a, &a.kv_b, &a.o]);
-                linears
+                let latent = a.q_latent.iter().map(|latent| &latent.projection);
+                latent.chain([&a.q, &a.kv_a, &a.kv_b, &a.o]).collect()
             }
         }
     }
@@ -94,12 +90,8 @@ impl Attention {
         match self {
             Attention::Grouped(a) => vec![&mut a.q, &mut a.k, &mut a.v, &mut a.o],
             Attention::Latent(a) => {
-                let mut linears = match &mut a.q {
-                    LatentQuery::Direct(q) => vec![q],
-                    LatentQuery::Compressed { a, b, .. } => vec![a, b],
-                };
-                linears.extend([&mut a.kv_a, &mut a.kv_b, &mut a.o]);
-                linears
+                let latent = a.q_latent.iter_mut().map(|latent| &mut latent.projection);
+                latent.chain([&mut a.q, &mut a.kv_a, &mut a.kv_b, &mut a.o]).collect()
             }
         }
     }
@@ -111,10 +103,7 @@ impl Attention {
                 Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
                 None => vec![],
             },
-            Attention::Latent(a) => match &a.q {
-                LatentQuery::Direct(_) => vec![&a.kv_a_norm],
-                LatentQuery::Compressed { norm, .. } => vec![norm, &a.kv_a_norm],
-            },
+            Attention::Latent(a) => a.q_latent.iter().map(|latent| &latent.norm).chain([&a.kv_a_norm]).collect(),
         }
     }
 
@@ -125,10 +114,9 @@ impl Attention {
                 Some(QkNorm::PerHead { q, k } | QkNorm::FullWidth { q, k }) => vec![q, k],
                 None => vec![],
             },
-            Attention::Latent(a) => match &mut a.q {
-                LatentQuery::Direct(_) => vec![&mut a.kv_a_norm],
-                LatentQuery::Compressed { norm, .. } => vec![norm, &mut a.kv_a_norm],
-            },
+            Attention::Latent(a) => {
+                a.q_latent.iter_mut().map(|latent| &mut latent.norm).chain([&mut a.kv_a_norm]).collect()
+            }
         }
     }
 }
@@ -152,27 +140,22 @@ pub struct GroupedAttention {
     pub window: Option<usize>,
 }
 
-/// How latent attention makes queries, `[heads · (nope + rope)]` of them.
+/// The latent that latent attention may make queries of: `norm(projection x)`.
 #[derive(Debug, Clone)]
-pub enum LatentQuery {
-    /// By one projection.
-    Direct(Linear),
-    /// By way of a latent of its own: `b norm(a x)`.
-    Compressed {
-        /// `[rank, hidden]`.
-        a: Linear,
-        /// RMS norm of the latent, `[rank]`.
-        norm: Weight,
-        /// `[heads · (nope + rope), rank]`.
-        b: Linear,
-    },
+pub struct QueryLatent {
+    /// `[rank, hidden]`.
+    pub projection: Linear,
+    /// RMS norm, `[rank]`.
+    pub norm: Weight,
 }
 
 /// Multi-head latent attention (DeepSeek-V2, 2405.04434 §2.1).
 #[derive(Debug, Clone)]
 pub struct LatentAttention {
-    /// Queries.
-    pub q: LatentQuery,
+    /// What queries are made of, if not of the hidden state.
+    pub q_latent: Option<QueryLatent>,
+    /// Queries, `[heads · (nope + rope), rank or hidden]`.
+    pub q: Linear,
     /// The latent of keys and values, then the key's rotary part, which all heads share: `[rank + rope, hidden]`.
     pub kv_a: Linear,
     /// RMS norm of the latent, `[rank]`.
@@ -201,10 +184,7 @@ impl LatentAttention {
 
     /// Width of the latent of queries, where they have one.
     pub fn q_rank(&self) -> Option<usize> {
-        match &self.q {
-            LatentQuery::Direct(_) => None,
-            LatentQuery::Compressed { norm, .. } => Some(norm.elements()),
-        }
+        self.q_latent.as_ref().map(|latent| latent.norm.elements())
     }
 }
 

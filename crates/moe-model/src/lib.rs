@@ -25,8 +25,8 @@ pub use config::Config;
 pub use declare::Declaration;
 pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
 pub use layer::{
-    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, LatentQuery, Layer, Linear, Moe,
-    QkNorm, Router, Scoring, SharedExpert,
+    Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
+    QueryLatent, Router, Scoring, SharedExpert,
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;

@@ -14,9 +14,9 @@ pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
 pub use pass::{
-    DecidedBy, DecidedLayer, Decider, Decisions, Effect, Identity, Kept, LayerRecord, LayerStatistics, Pass, Plan,
-    Sources, Survey, SurveyText, Surveyor, TextSource,
+    DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
+    Plan, Sources, Survey, SurveyText, Surveyor, TextSource,
 };
 pub use prune::PruneOptions;
-pub use reduce::{LayerTrust, ReduceOptions};
+pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
 pub use upcycle::UpcycleOptions;

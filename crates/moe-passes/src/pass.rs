@@ -51,6 +51,20 @@ pub trait Pass: Serialize {
         Value::Null
     }
 
+    /// Text on which the result is measured against the original; none of it was decided on.
+    fn held_out(&self) -> Option<HeldOut<'_>> {
+        None
+    }
+
+    /// What the same size gives without looking: the control that decisions are measured beside.
+    ///
+    /// # Errors
+    /// As for [`Pass::plan`].
+    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
+        let _ = sources;
+        Ok(None)
+    }
+
     /// Decides what needs no sweep: from statistics, or from weights alone.
     ///
     /// # Errors
@@ -68,6 +82,17 @@ pub trait Pass: Serialize {
         let _ = sources;
         Ok(None)
     }
+}
+
+/// Text that a result is measured on.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldOut<'a> {
+    /// The files.
+    pub data: &'a [DataSpec],
+    /// Tokens of a window.
+    pub sequence_length: usize,
+    /// Most tokens of a label.
+    pub max_tokens: usize,
 }
 
 /// Statistics of a model that was observed before.
@@ -94,7 +119,10 @@ pub trait Decider: Converter + Send + Sync {
     fn survey(&mut self) -> Option<&mut dyn Observer>;
 
     /// What was decided.
-    fn finish(&mut self) -> Decisions;
+    ///
+    /// # Errors
+    /// What reading weights returns.
+    fn finish(&mut self) -> Result<Decisions>;
 }
 
 /// What decisions rest on.
@@ -119,7 +147,7 @@ pub struct Decisions {
     pub layers: BTreeMap<usize, DecidedLayer>,
 }
 
-/// What becomes of one layer.
+/// What becomes of one layer; layers for multi-token prediction are numbered behind the others.
 pub struct DecidedLayer {
     /// Its feed-forward block.
     pub ffn: Ffn,

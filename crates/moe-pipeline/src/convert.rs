@@ -20,6 +20,7 @@ use crate::progress::{Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::resources::{ByteSize, RunRecord};
+use crate::trust;
 use crate::verify::check_hashes;
 
 /// Logits of all of them are in memory at once.
@@ -133,6 +134,11 @@ pub fn convert<P: Pass>(
         timings.time("survey", || prepared.survey(&options.compute, progress))?;
     }
     let mut receipt = prepared.receipt(pass);
+    let start = Instant::now();
+    receipt.held_out = trust::measure(&prepared, pass, options, output, progress)?;
+    if receipt.held_out.is_some() {
+        timings.add("measure on held-out text", start.elapsed(), None);
+    }
 
     let start = Instant::now();
     progress.stage("write", prepared.declaration.bytes(), Unit::Bytes);

@@ -22,6 +22,7 @@ mod resources;
 mod selftest;
 mod statistics;
 mod summary;
+mod trust;
 mod verify;
 
 pub use card::identity as describe_identity;
@@ -38,4 +39,5 @@ pub use resources::{ByteSize, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{LoadSummary, Summary};
+pub use trust::HeldOutReport;
 pub use verify::{VerifyReport, verify};

@@ -121,7 +121,7 @@ impl Prepared {
         Ok(())
     }
 
-    fn sources<'a>(&'a self, compute: &'a Compute, decisions: Option<&'a Decisions>) -> Sources<'a> {
+    pub fn sources<'a>(&'a self, compute: &'a Compute, decisions: Option<&'a Decisions>) -> Sources<'a> {
         Sources {
             model: &self.source,
             others: &self.models,
@@ -183,6 +183,7 @@ impl Prepared {
             identity: Identity::of(&self.plan.effects),
             effects: self.plan.effects.clone(),
             measured: None,
+            held_out: None,
             decided: self.decisions.as_ref().map(|decisions| decisions.by),
             layers: self.plan.layers.clone(),
             warnings: self.plan.warnings.clone(),
@@ -261,7 +262,7 @@ fn decide_in_sweeps(
         sweep.layer_converted(index, decider)?;
         progress.advance(1);
     }
-    Ok(decider.finish())
+    decider.finish()
 }
 
 fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {

@@ -7,6 +7,8 @@ use moe_model::Parameters;
 use moe_passes::{DecidedBy, Effect, Identity, LayerRecord};
 use serde::Serialize;
 
+use crate::trust::HeldOutReport;
+
 /// The receipt's file name.
 pub const RECEIPT_FILE: &str = "moe-convert.json";
 /// The file with times, memory and host.
@@ -38,6 +40,9 @@ pub struct Receipt {
     /// The same, as measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// What it costs on held-out text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOutReport>,
     /// What decisions about experts rest on, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided: Option<DecidedBy>,

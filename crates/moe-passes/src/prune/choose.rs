@@ -2,15 +2,13 @@
 
 use clap::ValueEnum;
 use moe_forward::{group_factors, labels};
-use moe_math::saliency::greatest;
-use moe_math::sampling;
 use moe_math::statistics::Sums;
 use moe_model::{Model, Result};
 use serde::{Deserialize, Serialize};
 
-use super::criteria::{Criterion, aimer};
+use super::criteria::Criterion;
 use super::exhaustive;
-use crate::reduce::{LayerView, Method, Needs, Reduced, Size};
+use crate::reduce::{LayerView, Method, Needs, Reduced, Size, aimer, most_salient, random_saliency};
 
 /// How domains are weighed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -46,7 +44,7 @@ impl Pruning {
         };
         match self.criterion {
             Criterion::Aimer => layer.moe.experts.iter().map(|e| aimer(e, layer.compute)).collect(),
-            Criterion::Random => Ok(random(layer)),
+            Criterion::Random => Ok(random_saliency(layer.moe.experts.len(), layer.index, layer.seed)),
             Criterion::RankedChoice => exhaustive::ranked_choice(layer),
             _ => Ok(self.criterion.of_sums(&pooled(&|_| true)).unwrap_or_default()),
         }
@@ -103,7 +101,7 @@ fn reduced(kept: Vec<usize>, saliency: Vec<f64>, halves: Option<[Vec<f64>; 2]>) 
 fn keep(saliency: &[f64], layer: &LayerView<'_>) -> Vec<usize> {
     let mut saliency = saliency.to_vec();
     layer.protected.iter().for_each(|e| saliency[*e] = f64::INFINITY);
-    greatest(&saliency, layer.count)
+    most_salient(&saliency, layer.moe, layer.count)
 }
 
 /// A saliency for each expert: how early it is chosen when the domain that has the least share of its saliency so far
@@ -123,14 +121,6 @@ fn max_min_order(shares: &[Vec<f64>]) -> Vec<f64> {
         kept.iter_mut().zip(shares).for_each(|(kept, shares)| *kept += shares[chosen]);
     }
     order
-}
-
-fn random(layer: &LayerView<'_>) -> Vec<f64> {
-    let experts = layer.moe.experts.len();
-    let mut saliency = vec![0.0; experts];
-    let order = sampling::choose(experts, experts, &mut sampling::generator(layer.seed, layer.index as u64));
-    order.into_iter().enumerate().for_each(|(rank, expert)| saliency[expert] = rank as f64);
-    saliency
 }
 
 #[cfg(test)]

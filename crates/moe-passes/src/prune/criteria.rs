@@ -1,10 +1,8 @@
 //! What experts are ranked by.
 
 use clap::ValueEnum;
-use moe_forward::to_f32;
+use moe_math::saliency;
 use moe_math::statistics::Sums;
-use moe_math::{Compute, saliency};
-use moe_model::{Error, Expert, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::reduce::Needs;
@@ -63,17 +61,4 @@ impl Criterion {
         };
         Some(of(sums))
     }
-}
-
-/// −AIMER of `expert`: those whose weights are as large as each other go first.
-pub(super) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
-    let mut values = Vec::new();
-    for linear in expert.linears() {
-        let weight = to_f32(&linear.weight, compute)?;
-        let flat = weight.flatten_all().and_then(|w| w.to_vec1::<f32>());
-        values.extend(flat.map_err(|e| {
-            Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(linear.weight.name())
-        })?);
-    }
-    Ok(-saliency::aimer(values))
 }

@@ -11,12 +11,12 @@ mod plan;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_model::{Error, Ffn, Kind, Model, Result};
+use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{DecidedLayer, Decider, Decisions, Effect, Kept, LayerRecord, Pass, Plan, Sources};
-use crate::reduce::{Method, ReduceOptions, Reduced, Reducer, Size, decide_now};
+use crate::pass::{DecidedLayer, Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
+use crate::reduce::{Method, ReduceOptions, Reduced, Reducer, Size, decide_now, random_model, with_mtp};
 
 pub use criteria::Criterion;
 pub use plan::{PlannedLayer, PrunePlan};
@@ -121,22 +121,33 @@ impl Pass for PruneOptions {
         let size = self.check(sources)?;
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
+        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index)) {
+            Some(DecidedLayer { ffn, record, .. }) => Ok((ffn.clone(), record.clone())),
+            None => stand_in(index, moe, size),
+        };
         for (index, moe) in sources.model.moes() {
-            let decided = sources.decisions.and_then(|d| d.layers.get(&index));
-            let (ffn, record) = match decided {
-                Some(DecidedLayer { ffn, record, .. }) => (ffn.clone(), record.clone()),
-                None => stand_in(index, moe, size)?,
-            };
+            let (ffn, record) = decided(index, moe)?;
             model.layers[index].ffn = ffn;
             layers.push(record);
         }
         let gone = size.before - size.after;
-        let effects = match gone {
+        let mut effects = match gone {
             0 => vec![Effect::new("experts", Kept::Exactly, "no expert goes")],
             _ => vec![Effect::new("experts", Kept::No, format!("{gone} of {} experts of each layer go", size.before))],
         };
+        effects.extend(with_mtp(&mut model, self.reduce.mtp, decided, &mut layers)?);
         let warnings = model.caveats().map(str::to_owned).collect();
         Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
+    }
+
+    fn held_out(&self) -> Option<HeldOut<'_>> {
+        self.reduce.held_out()
+    }
+
+    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
+        let size = self.size(sources)?;
+        let wanted = !self.reduce.no_control && self.method != Criterion::Random && size.after < size.before;
+        wanted.then(|| random_model(sources.model, size.after, self.reduce.calibration.seed)).transpose()
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
@@ -160,7 +171,7 @@ impl Pass for PruneOptions {
 }
 
 /// What has the right sizes before anything is decided.
-fn stand_in(index: usize, moe: &moe_model::Moe, size: Size) -> Result<(Ffn, LayerRecord)> {
+fn stand_in(index: usize, moe: &Moe, size: Size) -> Result<(Ffn, LayerRecord)> {
     let clusters = (0..size.after).map(|e| vec![e]).collect();
     let reduced = Reduced { clusters, saliency: Vec::new(), halves: None, experts: None, made: None };
     let layer = reduced.decided(index, moe, None)?;

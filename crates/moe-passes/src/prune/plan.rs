@@ -6,7 +6,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{DecidedBy, Decisions};
-use crate::reduce::{Reduced, Size};
+use crate::reduce::{Reduced, Size, check_groups};
 
 /// Which experts stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +82,7 @@ impl PrunePlan {
                 return Err(usage(what, "keep at least as many as that"));
             }
             let after = seen.len();
+            check_groups(index, moe, after)?;
             if size.is_some_and(|size| size.after != after) {
                 let what = format!("the plan keeps {after} experts in layer {index} and another number before");
                 return Err(usage(what, "keep the same number in every layer: loaders read one"));

@@ -1,6 +1,7 @@
 //! Fewer experts: what pruning and merging share.
 
 mod guard;
+mod mtp;
 mod options;
 mod reducer;
 mod trust;
@@ -9,17 +10,19 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_forward::Group;
-use moe_math::Compute;
+use moe_math::saliency::greatest;
 use moe_math::statistics::Sums;
+use moe_math::{Compute, sampling};
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
 
 use crate::part;
 use crate::pass::{DecidedLayer, LayerRecord};
 
-pub use options::ReduceOptions;
+pub use options::{MtpChoice, ReduceOptions};
 pub use trust::LayerTrust;
 
-pub(crate) use options::Size;
+pub(crate) use mtp::{aimer, with_mtp};
+pub(crate) use options::{Size, check_groups};
 pub(crate) use reducer::{Reducer, decide_now};
 
 /// How a layer gets fewer experts.
@@ -115,6 +118,38 @@ pub(crate) fn with_experts(moe: &Moe, kept: &[usize], experts: Vec<Expert>) -> M
     moe.router.bias = moe.router.bias.as_ref().map(chosen);
     moe.experts = experts;
     moe
+}
+
+/// The `count` experts of `moe` of the greatest saliency, ascending: as many of each of the router's groups, where it has
+/// some.
+pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usize> {
+    let groups = moe.router.groups.map_or(1, |groups| groups.count);
+    let size = saliency.len() / groups;
+    let of_group = |(group, saliency): (usize, &[f64])| {
+        let kept = greatest(saliency, count / groups);
+        kept.into_iter().map(move |expert| group * size + expert)
+    };
+    saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
+}
+
+/// A random choice of `count` experts of each layer of `model`, and of its layers for multi-token prediction.
+pub(crate) fn random_model(model: &Model, count: usize, seed: u64) -> Result<Model> {
+    let mut pruned = model.clone();
+    for (index, moe) in model.moes() {
+        let kept = most_salient(&random_saliency(moe.experts.len(), index, seed), moe, count);
+        let experts = kept.iter().map(|e| moe.experts[*e].clone()).collect();
+        pruned.layers[index].ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
+    }
+    pruned.mtp.clear();
+    Ok(pruned)
+}
+
+/// A random order of the experts of layer `index`.
+pub(crate) fn random_saliency(experts: usize, index: usize, seed: u64) -> Vec<f64> {
+    let mut saliency = vec![0.0; experts];
+    let order = sampling::choose(experts, experts, &mut sampling::generator(seed, index as u64));
+    order.into_iter().enumerate().for_each(|(rank, expert)| saliency[expert] = rank as f64);
+    saliency
 }
 
 /// The number of experts that all mixtures of `model` have.

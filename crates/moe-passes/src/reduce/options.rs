@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use moe_model::{Error, Kind, Model, Result};
+use clap::ValueEnum;
+use moe_forward::DataSpec;
+use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use super::expert_count;
 use crate::calibrate::CalibrationOptions;
+use crate::pass::HeldOut;
 
 /// How many experts are left, and from what that is decided.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -39,10 +42,73 @@ pub struct ReduceOptions {
     #[serde(default)]
     pub no_super_expert_guard: bool,
 
+    /// Layers for multi-token prediction: prune gives them as many experts as the others, ranked by their weights; drop
+    /// leaves them out.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub mtp: MtpChoice,
+
+    /// Held-out text, as for --data, on which the result and a random choice of experts are measured against the original.
+    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
+    #[serde(default)]
+    pub held_out: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --held-out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
+    #[serde(default = "default_held_out_tokens")]
+    pub held_out_tokens: usize,
+
+    /// Don't measure a random choice of experts beside.
+    #[arg(long, help_heading = "Measuring")]
+    #[serde(default)]
+    pub no_control: bool,
+
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs)]
     pub calibration: CalibrationOptions,
+}
+
+/// What becomes of layers for multi-token prediction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MtpChoice {
+    /// Their experts are ranked by their weights, and as many stay as in the other layers.
+    #[default]
+    Prune,
+    /// They are left out.
+    Drop,
+}
+
+fn default_held_out_tokens() -> usize {
+    16_384
+}
+
+/// Refuses a number that a router which chooses groups of experts first can't have.
+pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> {
+    let Some(groups) = moe.router.groups else { return Ok(()) };
+    let least = match groups.score {
+        GroupScore::Max => 1,
+        GroupScore::TopTwoSum => 2,
+    };
+    let (each, rest) = (after / groups.count, after % groups.count);
+    let problem = match () {
+        () if rest != 0 => format!("{after} experts can't be shared out evenly among {} groups", groups.count),
+        () if each < least => format!("{each} experts in a group are fewer than the {least} that it is ranked by"),
+        () if each * groups.kept < moe.router.top_k => {
+            format!(
+                "the {} groups of a token would have {} experts, fewer than its top-k",
+                groups.kept,
+                each * groups.kept
+            )
+        }
+        () => return Ok(()),
+    };
+    let fits = |each: &usize| *each >= least && each * groups.kept >= moe.router.top_k;
+    let before = moe.experts.len() / groups.count;
+    let fitting: Vec<_> = (1..=before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
+    Err(Error::new(Kind::Usage, format!("{problem} (layer {index})"))
+        .remedy(format!("give --experts as one of {}", fitting.join(", "))))
 }
 
 fn one() -> usize {
@@ -96,7 +162,18 @@ impl ReduceOptions {
                 );
             }
         }
+        model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size { before, after })
+    }
+
+    /// Text that the result is measured on, if there is some.
+    pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
+        let Self { held_out, held_out_tokens, calibration, .. } = self;
+        (!held_out.is_empty()).then_some(HeldOut {
+            data: held_out,
+            sequence_length: calibration.sequence_length,
+            max_tokens: *held_out_tokens,
+        })
     }
 
     /// Refuses a contradiction about what it is decided from; `needed` says whether anything is needed.

@@ -14,7 +14,8 @@ use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Ffn, Kind, Model, Result};
 
 use super::guard::super_experts;
-use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size};
+use super::mtp::decide_mtp;
+use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size};
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
 
@@ -52,7 +53,11 @@ pub(crate) fn decide_now(
         layers.insert(index, decided(method, &view)?);
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
-    Ok(Decisions { by, layers })
+    let mut decisions = Decisions { by, layers };
+    if options.mtp == MtpChoice::Prune {
+        decide_mtp(model, size, sources.compute, &mut decisions)?;
+    }
+    Ok(decisions)
 }
 
 fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
@@ -155,7 +160,7 @@ impl Decider for Reducer {
         self.survey.as_mut().map(|survey| survey as &mut dyn Observer)
     }
 
-    fn finish(&mut self) -> Decisions {
+    fn finish(&mut self) -> Result<Decisions> {
         let mut layers = std::mem::take(&mut self.layers);
         for (index, [error, all]) in &self.errors {
             let trust = layers.get_mut(index).and_then(|layer| layer.record.trust.as_mut());
@@ -163,7 +168,11 @@ impl Decider for Reducer {
                 trust.output_error = Some(if *all > 0.0 { (error / all).sqrt() } else { 0.0 });
             });
         }
-        Decisions { by: DecidedBy::Sequence, layers }
+        let mut decisions = Decisions { by: DecidedBy::Sequence, layers };
+        if self.options.mtp == MtpChoice::Prune {
+            decide_mtp(&self.model, self.size, &self.compute, &mut decisions)?;
+        }
+        Ok(decisions)
     }
 }
 
