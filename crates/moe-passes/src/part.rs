@@ -224,6 +224,29 @@ impl Make for ChosenRows {
     }
 }
 
+/// A vector whose last entries are something else.
+struct WithTail {
+    base: Weight,
+    count: usize,
+    value: f32,
+}
+
+/// The vector `base` with its last `count` entries replaced by `value`.
+pub(crate) fn with_tail(base: &Weight, count: usize, value: f32) -> Weight {
+    let made = WithTail { base: base.clone(), count, value };
+    Weight::made(base.name(), base.dtype(), base.shape(), made)
+}
+
+impl Make for WithTail {
+    fn make(&self) -> Result<Vec<u8>> {
+        let (mut bytes, dtype) = read_finite(&self.base)?;
+        let tail = encoded(&vec![self.value; self.count], dtype, self.base.name())?;
+        let start = bytes.len() - tail.len();
+        bytes[start..].copy_from_slice(&tail);
+        Ok(bytes)
+    }
+}
+
 /// The mean of weights of one shape, summed in f64.
 struct Mean(Vec<Weight>);
 

@@ -73,7 +73,7 @@ impl PruneOptions {
     fn size(&self, sources: &Sources<'_>) -> Result<Size> {
         match self.given(sources)? {
             Some(plan) => plan.size(sources.model),
-            None => self.reduce.size(sources.model),
+            None => self.reduce.size(sources),
         }
     }
 
@@ -153,7 +153,7 @@ impl Pass for PruneOptions {
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
         let method = self.method();
         if let Some(plan) = self.given(sources)? {
-            return plan.decisions(sources.model).map(Some);
+            return plan.decisions(sources.model, self.size(sources)?).map(Some);
         }
         if !self.reduce.calibration.data.is_empty() {
             return Ok(None);

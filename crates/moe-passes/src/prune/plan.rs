@@ -6,7 +6,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{DecidedBy, Decisions};
-use crate::reduce::{Reduced, Size, check_groups};
+use crate::reduce::{Reduced, Size, check_groups, check_padding, padded};
 
 /// Which experts stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +53,7 @@ impl PrunePlan {
             return Err(usage(format!("the plan has layer {index}, which has no experts"), "remove it from the plan"));
         }
         let mut size: Option<Size> = None;
+        let mut different = false;
         for (index, moe) in model.moes() {
             let Some(layer) = self.layers.get(&index) else {
                 return Err(usage(format!("the plan leaves layer {index} out"), "give every layer with experts"));
@@ -83,23 +84,25 @@ impl PrunePlan {
             }
             let after = seen.len();
             check_groups(index, moe, after)?;
-            if size.is_some_and(|size| size.after != after) {
-                let what = format!("the plan keeps {after} experts in layer {index} and another number before");
-                return Err(usage(what, "keep the same number in every layer: loaders read one"));
-            }
-            size = Some(Size { before, after });
+            // Loaders read one number: layers that keep fewer are padded, where that can be.
+            let most = size.map_or(after, |size: Size| size.after.max(after));
+            different |= size.is_some_and(|size| size.after != after);
+            size = Some(Size { before, after: most });
+        }
+        if different {
+            model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
         }
         size.ok_or_else(|| usage("this model has no mixture of experts".into(), "give an MoE"))
     }
 
     /// The plan as decisions; [`Self::size`] has found nothing wrong with it.
-    pub(super) fn decisions(&self, model: &Model) -> Result<Decisions> {
+    pub(super) fn decisions(&self, model: &Model, size: Size) -> Result<Decisions> {
         let mut layers = BTreeMap::new();
         for (index, moe) in model.moes() {
             let keep = &self.layers[&index].keep;
             let clusters = keep.iter().map(|e| vec![*e]).collect();
             let reduced = Reduced { clusters, saliency: Vec::new(), halves: None, experts: None, made: None };
-            layers.insert(index, reduced.decided(index, moe, None)?);
+            layers.insert(index, padded(reduced.decided(index, moe, None)?, moe, size.after));
         }
         Ok(Decisions { by: DecidedBy::GivenPlan, layers })
     }

@@ -1,5 +1,6 @@
 //! Fewer experts: what pruning and merging share.
 
+mod budget;
 mod guard;
 mod mtp;
 mod options;
@@ -21,6 +22,7 @@ use crate::pass::{DecidedLayer, LayerRecord};
 pub use options::{MtpChoice, ReduceOptions};
 pub use trust::LayerTrust;
 
+pub(crate) use budget::{check_padding, padded};
 pub(crate) use mtp::{aimer, with_mtp};
 pub(crate) use options::{Size, check_groups};
 pub(crate) use reducer::{Reducer, decide_now};

@@ -1,15 +1,17 @@
 //! Options that pruning and merging share.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use moe_forward::DataSpec;
-use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
+use moe_model::{Error, GroupScore, Kind, Moe, Result};
 use serde::{Deserialize, Serialize};
 
+use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::expert_count;
 use crate::calibrate::CalibrationOptions;
-use crate::pass::HeldOut;
+use crate::pass::{HeldOut, Sources};
 
 /// How many experts are left, and from what that is decided.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -24,6 +26,18 @@ pub struct ReduceOptions {
     #[arg(long, value_name = "SHARE")]
     #[serde(default)]
     pub keep: Option<f64>,
+
+    /// Keep as few experts as let every layer keep this share of Σ gate × norm of output; needs --stats. Every layer keeps
+    /// the same number, as loaders want it: that of the layer which needs most.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["experts", "keep"])]
+    #[serde(default)]
+    pub keep_mass: Option<f64>,
+
+    /// Deal --experts × layers out so that every layer keeps the same share of that sum, and pad layers that keep fewer
+    /// with experts that are never selected; needs --stats and routers with a bias for choosing.
+    #[arg(long, conflicts_with = "keep_mass")]
+    #[serde(default)]
+    pub equal_mass: bool,
 
     /// Round the number of experts up to a multiple of this, such as an expert-parallel size.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -123,14 +137,55 @@ pub(crate) struct Size {
 }
 
 impl ReduceOptions {
-    /// How many experts each layer of `model` keeps.
+    /// How many experts each layer has when all is done.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a number that this model can't have.
-    pub(crate) fn size(&self, model: &Model) -> Result<Size> {
+    pub(crate) fn size(&self, sources: &Sources<'_>) -> Result<Size> {
+        let model = sources.model;
+        let size = self.uniform(sources)?;
+        if !self.equal_mass {
+            return Ok(size);
+        }
+        model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
+        let after = self.counts(sources, size)?.values().copied().max().unwrap_or(size.after);
+        Ok(Size { after, ..size })
+    }
+
+    /// How many experts each layer keeps, the others being padded; `size` is what all would keep alike.
+    pub(crate) fn counts(&self, sources: &Sources<'_>, size: Size) -> Result<BTreeMap<usize, usize>> {
+        let model = sources.model;
+        if !self.equal_mass {
+            return Ok(model.moes().map(|(index, _)| (index, size.after)).collect());
+        }
+        let size = self.uniform(sources)?;
+        let least = model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1);
+        Ok(equal_mass(&self.masses(sources)?, least, size.after * model.moes().count()))
+    }
+
+    fn masses(&self, sources: &Sources<'_>) -> Result<Masses> {
+        match sources.statistics {
+            Some(statistics) => masses(sources.model, statistics),
+            None => {
+                Err(Error::new(Kind::Usage, "--keep-mass and --equal-mass look at all layers before any is converted")
+                    .remedy("give --stats STATS that observe has written"))
+            }
+        }
+    }
+
+    /// The number of experts that all layers keep alike.
+    fn uniform(&self, sources: &Sources<'_>) -> Result<Size> {
+        let model = sources.model;
         let before = expert_count(model)?;
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
+        let least = model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1);
         let asked = match (self.experts, self.keep) {
+            (None, None) if self.keep_mass.is_some_and(|share| share > 0.0 && share <= 1.0) => {
+                least_uniform(&self.masses(sources)?, self.keep_mass.unwrap_or(1.0)).max(least)
+            }
+            (None, None) if self.keep_mass.is_some() => {
+                return usage("--keep-mass is no share".into(), "give a number above 0, at most 1");
+            }
             (Some(experts), None) => experts,
             (None, Some(keep)) if keep > 0.0 && keep <= 1.0 => ((before as f64 * keep).round() as usize).max(1),
             (None, Some(keep)) => {

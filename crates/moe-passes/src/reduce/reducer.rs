@@ -13,6 +13,7 @@ use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Ffn, Kind, Model, Result};
 
+use super::budget::padded;
 use super::guard::super_experts;
 use super::mtp::decide_mtp;
 use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size};
@@ -33,6 +34,7 @@ pub(crate) fn decide_now(
         _ => BTreeMap::new(),
     };
     let groups: &[Group] = statistics.map_or(&[], |statistics| statistics.groups());
+    let counts = options.counts(sources, size)?;
     let mut layers = BTreeMap::new();
     for (index, moe) in model.moes() {
         let sums = statistics.map(|statistics| sums_of(statistics, index)).transpose()?.unwrap_or_default();
@@ -42,7 +44,7 @@ pub(crate) fn decide_now(
         let view = LayerView {
             index,
             moe,
-            count: size.after,
+            count: counts[&index],
             protected: protected.get(&index).map_or(&[], Vec::as_slice),
             groups,
             sums: &sums,
@@ -50,7 +52,7 @@ pub(crate) fn decide_now(
             seed: options.calibration.seed,
             compute: sources.compute,
         };
-        layers.insert(index, decided(method, &view)?);
+        layers.insert(index, padded(decided(method, &view)?, moe, size.after));
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
     let mut decisions = Decisions { by, layers };

@@ -1,0 +1,125 @@
+//! How many experts each layer keeps, where that goes by what they carry: the share of Σ g ‖f‖.
+
+use std::collections::BTreeMap;
+
+use moe_forward::group_factors;
+use moe_math::statistics::{Quantity, Sums};
+use moe_model::{Error, Kind, Model, Moe, Result};
+
+use super::with_experts;
+use crate::part;
+use crate::pass::{DecidedLayer, LayerStatistics};
+
+/// Σ g ‖f‖ of each expert, descending, by layer.
+pub(crate) type Masses = BTreeMap<usize, Vec<f64>>;
+
+/// What a router with a bias for choosing is given for an expert that no token shall go to: scores lie between 0 and 1.
+const NEVER: f32 = -1e4;
+
+/// The masses of `model`'s layers.
+pub(crate) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<Masses> {
+    let factors = group_factors(statistics.groups());
+    let of = |(index, _): (usize, &Moe)| {
+        let sums = statistics.layer(index)?.ok_or_else(|| {
+            Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
+                .remedy("observe this model again")
+        })?;
+        let pooled = Sums::pooled(sums.iter().zip(factors.iter().copied()));
+        let mut masses = pooled.get(Quantity::GatedNorms).to_vec();
+        masses.sort_by(|a, b| b.total_cmp(a));
+        Ok((index, masses))
+    };
+    model.moes().map(of).collect()
+}
+
+/// The least number of experts with which every layer keeps the share `share` of its mass.
+pub(crate) fn least_uniform(masses: &Masses, share: f64) -> usize {
+    let needed = |masses: &Vec<f64>| {
+        let all: f64 = masses.iter().sum();
+        let mut kept = 0.0;
+        // A sum of all need not reach itself in another order.
+        let enough = masses.iter().position(|mass| {
+            kept += mass;
+            kept >= share * all * (1.0 - 1e-12)
+        });
+        enough.map_or(masses.len(), |last| last + 1)
+    };
+    masses.values().map(needed).max().unwrap_or(0)
+}
+
+/// Numbers of experts, `total` in all and at least `least` in each layer, with which the layer that keeps the least share
+/// of its mass keeps as much as can be.
+pub(crate) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
+    let mut counts: BTreeMap<usize, usize> =
+        masses.iter().map(|(layer, masses)| (*layer, least.min(masses.len()))).collect();
+    let share = |layer: &usize, count: usize| {
+        let masses = &masses[layer];
+        let all: f64 = masses.iter().sum();
+        if all > 0.0 { masses[..count].iter().sum::<f64>() / all } else { 1.0 }
+    };
+    while counts.values().sum::<usize>() < total {
+        let growing = counts.iter().filter(|(layer, count)| **count < masses[*layer].len());
+        // Of equals the first layer.
+        let Some((layer, count)) =
+            growing.map(|(l, c)| (*l, *c)).min_by(|a, b| share(&a.0, a.1).total_cmp(&share(&b.0, b.1)))
+        else {
+            break;
+        };
+        counts.insert(layer, count + 1);
+    }
+    counts
+}
+
+/// Refuses a router of which no row is never selected.
+pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
+    if moe.router.bias.is_some() && moe.router.groups.is_none() {
+        return Ok(());
+    }
+    let what = match moe.router.groups {
+        Some(_) => "a router that chooses groups first would rank a group by experts that stand for nothing",
+        None => "a router without a bias for choosing has no row that is never selected",
+    };
+    Err(Error::new(Kind::Unsupported, format!("{what} (layer {index})"))
+        .tensor(moe.router.weight.name())
+        .remedy("keep the same number in every layer: --keep-mass finds one by the same measure"))
+}
+
+/// `layer` of `moe` with copies of its first expert behind the others, up to `count`, that no token goes to.
+pub(crate) fn padded(layer: DecidedLayer, moe: &Moe, count: usize) -> DecidedLayer {
+    let kept: Vec<usize> = layer.clusters.iter().map(|cluster| cluster[0]).collect();
+    let missing = count.saturating_sub(kept.len());
+    let Some(reduced) = layer.ffn.moe().filter(|_| missing > 0) else { return layer };
+    let rows: Vec<usize> = kept.iter().copied().chain(std::iter::repeat_n(kept[0], missing)).collect();
+    let mut experts = reduced.experts.clone();
+    experts.extend(std::iter::repeat_n(experts[0].clone(), missing));
+    let mut padded = with_experts(moe, &rows, experts);
+    padded.router.bias = padded.router.bias.map(|bias| part::with_tail(&bias, missing, NEVER));
+    let mut record = layer.record;
+    record.experts.extend(std::iter::repeat_n("never selected".to_owned(), missing));
+    record.router =
+        Some(format!("{} of {} rows, and {missing} that are never selected", kept.len(), moe.experts.len()));
+    DecidedLayer { ffn: moe_model::Ffn::Moe(Box::new(padded)), record, ..layer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masses() -> Masses {
+        BTreeMap::from([(1, vec![8.0, 1.0, 0.5, 0.5]), (2, vec![3.0, 3.0, 2.0, 2.0])])
+    }
+
+    #[test]
+    fn a_uniform_number_serves_the_layer_that_needs_most() {
+        // Layer 1 has 80 % in its first expert, layer 2 in its first three.
+        assert_eq!(least_uniform(&masses(), 0.8), 3);
+        assert_eq!((least_uniform(&masses(), 0.3), least_uniform(&masses(), 1.0)), (1, 4));
+    }
+
+    #[test]
+    fn equal_mass_gives_experts_where_they_are_missed() {
+        assert_eq!(equal_mass(&masses(), 1, 5), BTreeMap::from([(1, 2), (2, 3)]));
+        assert_eq!(equal_mass(&masses(), 2, 4), BTreeMap::from([(1, 2), (2, 2)]));
+        assert_eq!(equal_mass(&masses(), 1, 99), BTreeMap::from([(1, 4), (2, 4)]));
+    }
+}
