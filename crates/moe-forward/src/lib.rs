@@ -31,5 +31,5 @@ pub use finite::not_finite;
 pub use loader::{candle_dtype, float_dtype, to_f32};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
-pub use router::LoadedRouter;
+pub use router::{LoadedRouter, routing_rule};
 pub use sweep::{Head, Observer, Silent, Sweep, embed};
