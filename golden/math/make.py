@@ -16,6 +16,16 @@ reference sees them), references are computed in float64.
                              to clusters of that size. From scipy.optimize.linear_sum_assignment
     orthogonal.safetensors   gaussian, rows [n, d] f64: Q of numpy.linalg.qr of its transpose, signs of R's diagonal positive
     temperature.safetensors  logits [tokens, experts] f32; targets, scales [m] f64 from scipy.optimize.brentq
+    linkage.safetensors      points [n, d] f32 or distances [n, n] f64; clusters [m], labels [m, n] i64 (numbered by first member):
+                             scipy.cluster.hierarchy, average linkage, Euclidean, cut into so many clusters
+    alignment.safetensors    reference, member [n, d] f32; permutation [n] i64, total [1] f64: member[permutation] fits reference best, by
+                             scipy.optimize.linear_sum_assignment on inner products (`product_*`, the most) or Euclidean
+                             distances (`distance_*`, the least); `*_recovered`: permuted rows with a little noise, the permutation is the true one
+    pca.safetensors          points [n, d] f32; values [r] f64: squared singular values of the centred points; distances
+                             [12, 12] f64 between the first 12 rows of scores (free of signs): numpy.linalg.svd in float64
+    least_squares.safetensors p [i, t], q [o, t] f32; t [o, i] f64 = q p⁺ of least norm by numpy.linalg.lstsq, residual [1] f64 = ‖q − t p‖_F
+    agreement.safetensors    a, b [n] f64, spearman [1] f64 (scipy.stats.spearmanr; ties get mean ranks); or a, b [n] i64 as
+                             sets, jaccard [1] f64 = 1 − scipy.spatial.distance.jaccard
 
 A case whose answer hangs on rounding tells nothing: in every iteration of a k-means case the nearest centroid must be nearer
 than the next by MARGIN (relative to the points' variance), and the balanced and assignment cases (`ties` apart) must have one
@@ -26,8 +36,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import brentq, linear_sum_assignment
+from scipy.spatial.distance import cdist, jaccard, pdist, squareform
 from scipy.special import entr, softmax
+from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 
 HERE = Path(__file__).resolve().parent
@@ -260,12 +273,155 @@ def temperature():
     })
 
 
+# ---------------------------------------------------------------- merging: linkage, alignment, PCA, least squares, agreement
+
+
+def by_first_member(labels):
+    first = {}
+    return np.array([first.setdefault(label, len(first)) for label in labels])
+
+
+def linkage_case(distances, counts):
+    tree = linkage(squareform(distances), method="average")
+    assert np.diff(tree[:, 2]).min() > MARGIN, "two merges nearly tied"
+    clusters = [[i] for i in range(len(distances))]
+    while len(clusters) > 1:  # by hand: is every merge clearly the nearest pair?
+        means = np.array([[distances[np.ix_(a, b)].mean() if a is not b else np.inf for b in clusters] for a in clusters])
+        two = np.sort(means[np.triu_indices(len(clusters), 1)])[:2]
+        assert len(two) < 2 or two[1] - two[0] > MARGIN, "two pairs nearly tied"
+        a, b = np.unravel_index(means.argmin(), means.shape)
+        clusters[a] = clusters[a] + clusters[b]
+        del clusters[b]
+        if len(clusters) in counts:
+            found = fcluster(tree, len(clusters), criterion="maxclust")
+            assert {frozenset(c) for c in clusters} == {frozenset(np.flatnonzero(found == label)) for label in set(found)}
+    labels = np.stack([by_first_member(fcluster(tree, count, criterion="maxclust")) for count in counts])
+    return dict(clusters=np.array(counts), labels=labels)
+
+
+def average_linkage():
+    rng = np.random.default_rng(60)
+
+    def points(n, d, counts, spread=0.0, groups=6):
+        x = (rng.normal(size=(groups, d))[rng.integers(groups, size=n)] * spread + rng.normal(size=(n, d))).astype(np.float32)
+        return dict(points=x) | linkage_case(squareform(pdist(x.astype(np.float64))), counts)
+
+    def distances(n, counts):
+        """Not of points: no triangle inequality holds."""
+        upper = np.triu(rng.uniform(0.1, 1.1, size=(n, n)), 1)
+        return dict(distances=upper + upper.T) | linkage_case(upper + upper.T, counts)
+
+    save("linkage", {
+        "noise": points(24, 40, [1, 2, 5, 12, 18, 23, 24]),
+        "blobs": points(64, 16, [3, 6, 16, 32, 48], spread=2.0),
+        "line": dict(points=(line := np.array([[0], [1], [2.5], [4.2], [6.1], [8.3], [30]], dtype=np.float32)))
+        | linkage_case(squareform(pdist(line.astype(np.float64))), [2, 3, 4]),
+        "precomputed": distances(20, [1, 4, 10, 15]),
+        "precomputed_large": distances(28, [6, 14, 21]),
+    })
+
+
+def alignment():
+    rng = np.random.default_rng(61)
+
+    def case(n, d, product, noise=None):
+        reference = rng.normal(size=(n, d)).astype(np.float32)
+        member = rng.normal(size=(n, d))
+        if noise is not None:
+            true = rng.permutation(n)
+            member[true] = reference + rng.normal(size=(n, d)) * noise
+        member = member.astype(np.float32)
+        a, b = reference.astype(np.float64), member.astype(np.float64)
+        cost = -a @ b.T if product else cdist(a, b)
+        column_of, total = assign(cost)
+        check_unique(cost, 1, column_of, total)
+        assert noise is None or np.array_equal(column_of, true)
+        return dict(reference=reference, member=member, permutation=column_of, total=np.array([-total if product else total]))
+
+    save("alignment", {
+        "product_recovered": case(32, 12, True, 0.1),
+        "product_noise": case(24, 10, True),
+        "distance_recovered": case(32, 12, False, 0.1),
+        "distance_noise": case(128, 5, False),
+    })
+
+
+def pca():
+    rng = np.random.default_rng(62)
+
+    def case(n, d, r, offset=0.0, decay=0.97):
+        spread = decay ** np.arange(d) * np.where(np.arange(d) < r, 1, 0.5)
+        x = (rng.normal(size=(n, d)) * spread @ np.linalg.qr(rng.normal(size=(d, d)))[0] + offset).astype(np.float32)
+        centred = x.astype(np.float64) - x.astype(np.float64).mean(0)
+        _, values, v = np.linalg.svd(centred, full_matrices=False)
+        values = values**2
+        after = values[r] if r < len(values) else 0
+        assert values[r - 1] - after > 0.05 * values[r - 1], "the last direction is nearly tied"
+        scores = centred[:12] @ v[:r].T
+        return dict(points=x, values=values[:r], distances=cdist(scores, scores))
+
+    save("pca", {"eight": case(50, 24, 8), "offset": case(30, 12, 8, offset=300.0), "sixty_four": case(70, 67, 64), "wide": case(21, 60, 8), "all": case(30, 9, 9)})
+
+
+def least_squares():
+    rng = np.random.default_rng(63)
+
+    def case(p, outputs):
+        q = rng.integers(-9, 10, size=(outputs, p.shape[1])).astype(np.float32)
+        p = p.astype(np.float32)
+        singular = np.linalg.svd(p.astype(np.float64), compute_uv=False)
+        assert not ((singular > 1e-10 * singular[0]) & (singular < 1e-3 * singular[0])).any(), "the rank is unclear"
+        t = np.linalg.lstsq(p.T.astype(np.float64), q.T.astype(np.float64), rcond=1e-8)[0].T
+        assert np.allclose(t, q @ np.linalg.pinv(p.astype(np.float64), rcond=1e-8), rtol=1e-9, atol=1e-11)
+        return dict(p=p, q=q, t=t, residual=np.array([np.linalg.norm(q - t @ p)]))
+
+    def whole(*shape):
+        return rng.integers(-4, 5, size=shape).astype(np.float64)  # whole numbers: a product's rank is exact in f32
+
+    save("least_squares", {
+        "full": case(rng.normal(size=(12, 40)), 9),
+        "square": case(rng.normal(size=(8, 8)) + 4 * np.eye(8), 5),
+        "deficient": case(whole(12, 7) @ whole(7, 40), 9),
+        "few_tokens": case(whole(12, 8), 9),
+        "dead_neurons": case(whole(10, 30) * (np.arange(10) % 3 > 0)[:, None], 6),
+        "one": case(np.array([[2.0, -1.0, 0.5]]), 2),
+    })
+
+
+def agreement():
+    rng = np.random.default_rng(64)
+
+    def ranks(a, b):
+        return dict(a=a.astype(np.float64), b=b.astype(np.float64), spearman=np.array([spearmanr(a, b).statistic]))
+
+    def sets(a, b, n):
+        bits = [np.isin(np.arange(n), side) for side in (a, b)]
+        return dict(a=np.sort(a), b=np.sort(b), jaccard=np.array([1 - jaccard(*bits)]))
+
+    x = rng.normal(size=50)
+    save("agreement", {
+        "spearman_plain": ranks(x, x + rng.normal(size=50)),
+        "spearman_ties": ranks(rng.integers(6, size=50), rng.integers(9, size=50)),
+        "spearman_monotone": ranks(x, np.exp(x)),
+        "spearman_reversed": ranks(x, -x),
+        "spearman_counts": ranks(np.array([7, 7, 0, 0, 0, 12, 3, 3]), np.array([5, 8, 0, 1, 0, 20, 3, 2])),
+        "jaccard_some": sets(rng.choice(24, 12, replace=False), rng.choice(24, 12, replace=False), 24),
+        "jaccard_same": sets(np.arange(5), np.arange(5), 24),
+        "jaccard_none": sets(np.arange(5), np.arange(5, 9), 24),
+    })
+
+
 if __name__ == "__main__":
     kmeans()
     assignment()
     balanced()
     orthogonal()
     temperature()
+    average_linkage()
+    alignment()
+    pca()
+    least_squares()
+    agreement()
     total = sum(path.stat().st_size for path in HERE.glob("*.safetensors"))
     print(total, "bytes")
     assert total < 300_000

@@ -44,7 +44,7 @@ impl Checkpoint {
         for name in &index.files {
             let (file, entries) = SourceFile::open(&dir.join(name))?;
             for entry in entries {
-                let stored = Stored::new(&file, entry);
+                let stored = Stored::of_file(&file, entry);
                 if let Some(first) = tensors.get(stored.name()) {
                     return Err(Error::new(
                         Kind::Malformed,

@@ -77,6 +77,11 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     }
 }
 
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub fn sha256_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {

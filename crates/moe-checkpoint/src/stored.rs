@@ -83,7 +83,8 @@ pub struct Stored {
 }
 
 impl Stored {
-    pub(crate) fn new(file: &Arc<SourceFile>, entry: Entry) -> Self {
+    /// The tensor `entry` of `file`.
+    pub fn of_file(file: &Arc<SourceFile>, entry: Entry) -> Self {
         Self {
             file: file.clone(),
             name: entry.name.into(),

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::UpcycleOptions;
-use moe_pipeline::{ByteSize, EvalOptions};
+use moe_passes::{PruneOptions, UpcycleOptions};
+use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]
@@ -93,6 +93,33 @@ pub enum Command {
         --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
         docs/upcycling.md has an example for each way of making experts and routers.")]
     Upcycle(Convert<UpcycleOptions>),
+
+    /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
+    #[command(after_help = "Examples:\n  \
+        moe-convert observe golden/models/moe -o stats --data golden/text/english.calibration.txt \\\n    \
+        --data golden/text/code.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o both --add stats --data golden/text/spanish.calibration.txt")]
+    Observe {
+        /// Checkpoint directory
+        model: PathBuf,
+        /// File to write
+        #[arg(long, short, value_name = "STATS")]
+        output: PathBuf,
+        /// Replace the file even if it holds something other than statistics
+        #[arg(long)]
+        overwrite: bool,
+        #[command(flatten)]
+        options: ObserveOptions,
+    },
+
+    /// Keep the experts that matter most, by evidence from calibration text
+    #[command(after_help = "Examples:\n  \
+        moe-convert prune golden/models/moe -o pruned --keep 0.75 --data english=golden/text/english.calibration.txt \\\n    \
+        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert prune golden/models/moe -o half --experts 12 --method frequency --stats stats\n  \
+        moe-convert prune golden/models/moe -o half --experts 12 --stats stats --dry-run --plan-out plan.json\n  \
+        moe-convert prune golden/models/moe -o half --plan plan.json")]
+    Prune(Convert<PruneOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \

@@ -11,8 +11,8 @@ use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    ByteSize, ConvertOptions, EvalOptions, Progress, Recipe, Step, StepKind, Summary, Timings, convert, eval, inspect,
-    is_finished, peak_memory_bytes, plan, selftest, verify, write_logits,
+    ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind, Summary, Timings, convert,
+    eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -31,6 +31,10 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time("logits", || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Observe { model, output, overwrite, options } => {
+            timings.time("observe", || session.observe(&model, &options, &output, overwrite))
+        }
         Command::Eval { model, against, options } => {
             timings.time("eval", || session.eval(&model, against.as_deref(), &options)).map(|_| ())
         }
@@ -108,6 +112,7 @@ impl Session {
             max_shard_size: writing.max_shard_size,
             probe_tokens: writing.probe_tokens,
             compute: self.compute.clone(),
+            memory_budget: self.common.memory_budget,
         };
         if writing.dry_run {
             let planned = plan(pass, input, output, &options)?;
@@ -149,6 +154,12 @@ impl Session {
         let text: Vec<_> =
             failures.iter().map(|f| format!("{} is {:.6}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
         Err(Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model).into())
+    }
+
+    fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+        let budget = self.common.memory_budget;
+        let done = observe(model, options, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
+        self.print(&done, || render::observation(model, &done))
     }
 
     fn verify(&self, model: &Path) -> Result<()> {
@@ -197,13 +208,19 @@ impl Session {
 
     /// Runs one step; what an evaluation finds goes into the recipe's summary.
     fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<Option<EvalReport>> {
+        let writing = |overwrite| Writing { overwrite, resume, dry_run, ..Writing::default() };
         match &step.kind {
             StepKind::Upcycle { output, overwrite, options } => {
-                let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
-                self.convert(options, &step.model, output, &writing, timings)?;
+                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
+            }
+            StepKind::Prune { output, overwrite, options } => {
+                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             // What reads a result can't run before there is one.
             _ if dry_run => {}
+            StepKind::Observe { output, overwrite, options } => {
+                timings.time("observe", || self.observe(&step.model, options, output, *overwrite))?;
+            }
             StepKind::Eval { against, options } => {
                 return timings.time("eval", || self.eval(&step.model, against.as_deref(), options)).map(Some);
             }

@@ -6,9 +6,10 @@ use std::path::Path;
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
+use moe_passes::LayerTrust;
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, MoeSummary, PlannedOutput, Receipt, Summary, Timings, VerifyReport,
-    describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary, Timings,
+    VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 /// A table with a header; columns but the first are right-aligned.
@@ -194,7 +195,74 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
     rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
     rows.push(("next", format!("moe-convert verify {}", output.display())));
-    format!("{} → {}\n{}", input.display(), output.display(), facts(rows))
+    format!("{} → {}\n{}{}", input.display(), output.display(), facts(rows), trust(&done.receipt))
+}
+
+/// `observe`.
+pub fn observation(model: &Path, done: &Observation) -> String {
+    let mut text = format!("{} → {}\n", model.display(), done.output.display());
+    let mut rows = vec![("counted", {
+        let domains = moe_forward::labels(&done.groups);
+        let tokens = |label: &str| done.groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
+        domains.iter().map(|label| format!("{label} {}", tokens(label))).collect::<Vec<_>>().join(", ")
+    })];
+    if done.tokens > 0 {
+        let rate = done.tokens as f64 / done.seconds.max(1e-9);
+        rows.push(("swept", format!("{} tokens in {:.2} s, {rate:.0} tokens/s", done.tokens, done.seconds)));
+    }
+    text += &facts(rows);
+    let row = |layer: &moe_pipeline::ObservedLayer| {
+        let load = &layer.load;
+        vec![
+            layer.layer.to_string(),
+            load.counts.len().to_string(),
+            format!("{:.3}", load.gini),
+            format!("{:.3}", load.entropy),
+            load.dead.to_string(),
+            load.overloaded.len().to_string(),
+            format!("{:.3}", layer.largest_output),
+        ]
+    };
+    text += &table(
+        &["layer", "experts", "Gini", "entropy", "dead", "above 3 × mean", "largest output"],
+        done.layers.iter().map(row),
+    );
+    text
+}
+
+/// What tells how far decisions can be trusted.
+fn trust(receipt: &Receipt) -> String {
+    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.trust.as_ref()?))).collect();
+    if layers.is_empty() {
+        return String::new();
+    }
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
+    let row = |(layer, trust): &(usize, &LayerTrust)| {
+        vec![
+            layer.to_string(),
+            format!("{} → {}", trust.experts[0], trust.experts[1]),
+            percent(trust.retained_mass),
+            or_dash(trust.worst_domain.as_ref().map(|(label, share)| format!("{label} {}", percent(*share)))),
+            percent(trust.lost_choices),
+            or_dash(trust.output_error.map(|error| format!("{error:.3}"))),
+            or_dash(trust.stability.map(|[rank, kept]| format!("{rank:.2} / {kept:.2}"))),
+            trust.load.dead.to_string(),
+            trust.super_experts.len().to_string(),
+        ]
+    };
+    let header = [
+        "layer",
+        "experts",
+        "mass kept",
+        "worst domain",
+        "choices lost",
+        "output error",
+        "halves agree",
+        "dead",
+        "super",
+    ];
+    format!("\n{}", table(&header, layers.iter().map(row)))
 }
 
 /// A plan that was not run.
@@ -202,7 +270,8 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
-    format!("would write {}\n{}{}", output.display(), facts(rows), table(&["file", "size"], shards))
+    let trust = trust(&planned.receipt);
+    format!("would write {}\n{}{}{trust}", output.display(), facts(rows), table(&["file", "size"], shards))
 }
 
 /// `eval`.

@@ -1,15 +1,20 @@
 //! Text for evaluation and calibration: files with a label and a weight, tokenised into windows.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json};
+use moe_math::sampling;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, check_ids};
 use crate::chat::ChatTemplate;
+
+/// The file that tells how text becomes tokens.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -51,7 +56,7 @@ impl<'de> Deserialize<'de> for DataSpec {
 }
 
 /// How text becomes sequences.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct TokenizeOptions {
     /// Documents are cut into windows of this many tokens; each is a sequence of its own.
     pub sequence_length: usize,
@@ -59,6 +64,10 @@ pub struct TokenizeOptions {
     pub vocab: usize,
     /// At most this many tokens are kept of each domain.
     pub max_tokens: Option<usize>,
+    /// Windows run across the documents of a domain, so that short ones fill them.
+    pub pack: bool,
+    /// Which windows are kept: drawn at random with this seed; the first ones without.
+    pub sample: Option<u64>,
 }
 
 /// The sequences of one label.
@@ -94,21 +103,33 @@ impl Corpus {
             let what = if spec.path.is_dir() { "a directory is no data file" } else { "no such data file" };
             return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
         }
-        let mut source = Documents { model_dir, tokenizer: None, template: None };
+        let mut source = Documents { model_dir, tokenizer: None, template: None, padding: None };
         let mut domains: Vec<Domain> = Vec::new();
         for spec in specs {
-            let mut windows = Vec::new();
+            let mut documents = Vec::new();
+            let mut tokens = 0;
             source
-                .for_each(&spec.path, &mut |ids| {
+                .for_each(&spec.path, &mut |ids, given| {
                     check_ids(&ids, options.vocab)?;
-                    windows.extend(ids.chunks(options.sequence_length).filter(|w| w.len() >= 2).map(<[u32]>::to_vec));
+                    tokens += given;
+                    documents.push(ids);
                     Ok(())
                 })
                 .map_err(|e| e.file(&spec.path))?;
+            if options.pack {
+                documents = vec![documents.concat()];
+            }
+            let windows = documents.iter().flat_map(|ids| ids.chunks(options.sequence_length));
+            let windows: Vec<Vec<u32>> = windows.filter(|w| w.len() >= 2).map(<[u32]>::to_vec).collect();
             if windows.is_empty() {
-                return Err(Error::new(Kind::Usage, "this data has no two tokens in a row: nothing to predict")
-                    .file(&spec.path)
-                    .remedy("give text with at least a sentence"));
+                let (what, remedy) = match tokens > 0 && documents.iter().all(Vec::is_empty) {
+                    true => ("every token of this data is padding", "give sequences with tokens that aren't masked"),
+                    false => (
+                        "this data has no two tokens in a row: nothing to predict",
+                        "give text with at least a sentence",
+                    ),
+                };
+                return Err(Error::new(Kind::Usage, what).file(&spec.path).remedy(remedy));
             }
             match domains.iter_mut().find(|d| d.label == spec.label) {
                 Some(domain) => domain.sequences.extend(windows),
@@ -116,7 +137,12 @@ impl Corpus {
             }
         }
         if let Some(limit) = options.max_tokens {
-            domains.iter_mut().for_each(|d| truncate(&mut d.sequences, limit));
+            for (index, domain) in domains.iter_mut().enumerate() {
+                if let Some(seed) = options.sample {
+                    draw(&mut domain.sequences, limit, &mut sampling::generator(seed, index as u64));
+                }
+                truncate(&mut domain.sequences, limit);
+            }
         }
         Ok(Self { domains })
     }
@@ -130,6 +156,22 @@ impl Corpus {
     pub fn tokens(&self) -> usize {
         self.domains.iter().flat_map(|d| &d.sequences).map(Vec::len).sum()
     }
+}
+
+/// Keeps sequences drawn at random, in their order, that make up `limit` tokens or just more.
+fn draw(sequences: &mut Vec<Vec<u32>>, limit: usize, random: &mut impl rand_core::RngCore) {
+    let order = sampling::choose(sequences.len(), sequences.len(), random);
+    let mut kept = BTreeSet::new();
+    let mut tokens = 0;
+    for index in order {
+        if tokens >= limit {
+            break;
+        }
+        tokens += sequences[index].len();
+        kept.insert(index);
+    }
+    let mut index = 0..;
+    sequences.retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
 }
 
 /// Keeps whole sequences, and one cut short, up to `limit` tokens; never fewer than two.
@@ -147,6 +189,43 @@ struct Documents<'a> {
     model_dir: &'a Path,
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
+    padding: Option<Padding>,
+}
+
+/// The token that fills up sequences, if there is one, and whether it also means something.
+#[derive(Clone, Copy)]
+struct Padding {
+    id: Option<u32>,
+    also_end: bool,
+}
+
+impl Padding {
+    /// What the config of the checkpoint in `dir` says.
+    fn read(dir: &Path) -> Result<Self> {
+        let config: serde_json::Value = json::read(&dir.join(CONFIG_FILE))?;
+        let ids = |key: &str| -> Vec<u32> {
+            let one = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
+            match &config[key] {
+                serde_json::Value::Array(ids) => ids.iter().filter_map(one).collect(),
+                id => one(id).into_iter().collect(),
+            }
+        };
+        let id = ids("pad_token_id").first().copied();
+        let also_end = id.is_some_and(|id| ids("eos_token_id").contains(&id) || ids("bos_token_id").contains(&id));
+        Ok(Self { id, also_end })
+    }
+
+    /// `ids` without padding at either end; of a token that means something too, one is left.
+    fn removed(self, ids: &[u32]) -> Vec<u32> {
+        let Some(pad) = self.id else { return ids.to_vec() };
+        let is_pad = |id: &&u32| **id == pad;
+        let (left, right) = (ids.iter().take_while(is_pad).count(), ids.iter().rev().take_while(is_pad).count());
+        if left == ids.len() {
+            return Vec::new();
+        }
+        let spared = usize::from(self.also_end);
+        ids[left.saturating_sub(spared)..ids.len() - right.saturating_sub(spared)].to_vec()
+    }
 }
 
 #[derive(Deserialize)]
@@ -154,14 +233,18 @@ struct Line {
     text: Option<String>,
     messages: Option<serde_json::Value>,
     input_ids: Option<Vec<u32>>,
+    attention_mask: Option<Vec<u32>>,
 }
 
 impl Documents<'_> {
-    fn for_each(&mut self, path: &Path, take: &mut dyn FnMut(Vec<u32>) -> Result<()>) -> Result<()> {
+    /// Gives `take` each document's token ids without padding, and how many there were with it.
+    fn for_each(&mut self, path: &Path, take: &mut dyn FnMut(Vec<u32>, usize) -> Result<()>) -> Result<()> {
         let fail = |e| Error::io("cannot read this data file", path, e);
         if path.extension().is_none_or(|e| e != "jsonl") {
             let text = std::fs::read_to_string(path).map_err(fail)?;
-            return take(self.encode(&text, true)?);
+            let ids = self.encode(&text, true)?;
+            let given = ids.len();
+            return take(ids, given);
         }
         let lines = BufReader::new(std::fs::File::open(path).map_err(fail)?).lines();
         for (number, line) in lines.enumerate() {
@@ -175,18 +258,40 @@ impl Documents<'_> {
                     .remedy("each line is an object with \"text\", \"messages\" or \"input_ids\"")
             };
             let parsed: Line = serde_json::from_str(&line).map_err(|e| malformed(e.to_string()))?;
-            take(match parsed {
-                Line { input_ids: Some(ids), .. } => ids,
-                Line { text: Some(text), .. } => self.encode(&text, true)?,
+            let (ids, given) = match parsed {
+                Line { input_ids: Some(ids), attention_mask: Some(mask), .. } => {
+                    if mask.len() != ids.len() {
+                        let what = format!("{} token ids, but an attention_mask of {}", ids.len(), mask.len());
+                        return Err(malformed(what));
+                    }
+                    let seen = ids.iter().zip(&mask).filter(|(_, mask)| **mask != 0);
+                    (seen.map(|(id, _)| *id).collect(), ids.len())
+                }
+                Line { input_ids: Some(ids), .. } => (self.padding()?.removed(&ids), ids.len()),
+                Line { text: Some(text), .. } => {
+                    let ids = self.encode(&text, true)?;
+                    let given = ids.len();
+                    (ids, given)
+                }
                 Line { messages: Some(messages), .. } => {
                     let text = self.render(&messages).map_err(|e| e.file(path))?;
                     // The template writes the special tokens itself.
-                    self.encode(&text, false)?
+                    let ids = self.encode(&text, false)?;
+                    let given = ids.len();
+                    (ids, given)
                 }
                 _ => return Err(malformed("none of the known keys".into())),
-            })?;
+            };
+            take(ids, given)?;
         }
         Ok(())
+    }
+
+    fn padding(&mut self) -> Result<Padding> {
+        match self.padding {
+            Some(padding) => Ok(padding),
+            None => Ok(*self.padding.insert(Padding::read(self.model_dir)?)),
+        }
     }
 
     fn encode(&mut self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
@@ -206,8 +311,20 @@ impl Documents<'_> {
     }
 }
 
+/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without a tokenizer.
+///
+/// # Errors
+/// [`Kind::Malformed`] for a tokenizer that can't be understood.
+pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
+    if !model_dir.join(TOKENIZER_FILE).is_file() {
+        return Ok(BTreeSet::new());
+    }
+    let tokens = load_tokenizer(model_dir)?.get_added_tokens_decoder();
+    Ok(tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect())
+}
+
 pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
-    let path = model_dir.join("tokenizer.json");
+    let path = model_dir.join(TOKENIZER_FILE);
     if !path.is_file() {
         return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
             .file(model_dir)
@@ -239,6 +356,31 @@ mod tests {
         for bad in ["", "code=", "a@0", "a@-1", "a@nan"] {
             assert!(bad.parse::<DataSpec>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn padding_is_dropped_at_both_ends() {
+        let padding = |also_end| Padding { id: Some(0), also_end };
+        assert_eq!(padding(false).removed(&[0, 0, 1, 0, 2, 0]), [1, 0, 2]);
+        assert_eq!(padding(true).removed(&[0, 0, 1, 0, 2, 0]), [0, 1, 0, 2, 0]);
+        assert_eq!(padding(true).removed(&[1, 2]), [1, 2]);
+        assert_eq!(padding(true).removed(&[0, 0]), [0; 0]);
+        assert_eq!(Padding { id: None, also_end: false }.removed(&[0, 1]), [0, 1]);
+    }
+
+    #[test]
+    fn drawn_sequences_keep_their_order_and_reach_the_limit() {
+        let all: Vec<Vec<u32>> = (0..50).map(|i| vec![i; 4]).collect();
+        let drawn = |seed| {
+            let mut sequences = all.clone();
+            draw(&mut sequences, 30, &mut sampling::generator(seed, 0));
+            sequences
+        };
+        assert_eq!(drawn(1).len(), 8);
+        assert!(drawn(1).is_sorted() && drawn(1) == drawn(1) && drawn(1) != drawn(2));
+        let mut few = all[..3].to_vec();
+        draw(&mut few, 30, &mut sampling::generator(1, 0));
+        assert_eq!(few, all[..3]);
     }
 
     #[test]

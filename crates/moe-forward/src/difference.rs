@@ -56,9 +56,9 @@ pub fn logit_difference(
     }
     let loader = Loader { compute, shared: Some(&shared) };
     shared.record();
-    let p = Head::load_with(original, loader)?.logits(first.hidden())?;
+    let p = Head::load_with(original, loader)?.logits(&first.hidden(0..batch.tokens())?)?;
     shared.lend();
-    let q = Head::load_with(model, loader)?.logits(second.hidden())?;
+    let q = Head::load_with(model, loader)?.logits(&second.hidden(0..batch.tokens())?)?;
     let measure = || -> candle_core::Result<Difference> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
         let (log_p, log_q) = (log_probabilities(&p)?, log_probabilities(&q)?);

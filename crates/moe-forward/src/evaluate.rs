@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::corpus::Corpus;
+use crate::states::Storage;
 use crate::sweep::{Head, Observer, Silent, Sweep};
 
 /// Logits are compared in blocks of this many bytes of f64.
@@ -71,7 +72,7 @@ pub struct EvalReport {
     pub load: Vec<LayerLoad>,
 }
 
-/// Evaluates `model` on `corpus`, beside `original` if it is given.
+/// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden states are kept.
 ///
 /// # Errors
 /// [`Kind::Mismatch`] where the two have different vocabularies; what the sweeps return.
@@ -79,6 +80,7 @@ pub fn evaluate(
     model: &Model,
     original: Option<&Model>,
     corpus: &Corpus,
+    storage: &Storage,
     compute: &Compute,
     observer: &mut dyn Observer,
 ) -> Result<EvalReport> {
@@ -91,15 +93,15 @@ pub fn evaluate(
     let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);
     let mut counter = LoadCounter::new(corpus, observer);
-    let mut sweep = Sweep::new(model, &batch, compute)?;
+    let mut sweep = Sweep::stored(model, &batch, compute, storage)?;
     sweep.run(&mut counter)?;
     let load = counter.finish();
-    let hidden = Scored { head: Head::load(model, compute)?, hidden: sweep.hidden().clone() };
+    let hidden = Scored { head: Head::load(model, compute)?, sweep };
     let reference = original
-        .map(|original| -> Result<Scored> {
-            let mut sweep = Sweep::new(original, &batch, compute)?;
+        .map(|original| -> Result<Scored<'_>> {
+            let mut sweep = Sweep::stored(original, &batch, compute, storage)?;
             sweep.run(&mut Silent)?;
-            Ok(Scored { head: Head::load(original, compute)?, hidden: sweep.hidden().clone() })
+            Ok(Scored { head: Head::load(original, compute)?, sweep })
         })
         .transpose()?;
     let mut spans = batch.spans.iter();
@@ -115,9 +117,10 @@ pub fn evaluate(
     Ok(EvalReport { domains, all, load })
 }
 
-struct Scored {
+/// A model that a sweep has run, and its head.
+struct Scored<'a> {
     head: Head,
-    hidden: Tensor,
+    sweep: Sweep<'a>,
 }
 
 #[derive(Default)]
@@ -152,8 +155,8 @@ impl Sums {
 
 /// Adds the sequence `span` of `ids` to `sums`.
 fn score(
-    model: &Scored,
-    original: Option<&Scored>,
+    model: &Scored<'_>,
+    original: Option<&Scored<'_>>,
     ids: &[u32],
     span: std::ops::Range<usize>,
     sums: &mut Sums,
@@ -161,8 +164,8 @@ fn score(
     let block = (LOGIT_BYTES / 8 / model.head.vocab()).max(1);
     for start in span.clone().step_by(block) {
         let rows = block.min(span.end - start);
-        let log = |scored: &Scored| -> Result<Tensor> {
-            let hidden = scored.hidden.narrow(0, start, rows).context(|| "a slice".into())?;
+        let log = |scored: &Scored<'_>| -> Result<Tensor> {
+            let hidden = scored.sweep.hidden(start..start + rows)?;
             log_probabilities(&scored.head.logits(&hidden)?).context(|| "log-probabilities".into())
         };
         let log_q = match log(model) {

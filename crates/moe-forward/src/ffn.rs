@@ -4,13 +4,14 @@ use candle_core::{D, DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::routing::Routing;
+use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::Context;
+use crate::left_out::Parts;
 use crate::loader::Loader;
 use crate::router::LoadedRouter;
-use crate::sweep::Observer;
+use crate::sweep::{ExpertRun, Observer};
 
 /// A block's activations are computed for this many tokens at a time.
 const TOKEN_BLOCK: usize = 4096;
@@ -53,6 +54,63 @@ pub fn neuron_activations(network: &Expert, x: &Tensor, compute: &Compute) -> Re
     loaded.activations(x).context(|| format!("activations behind {}", network.gate.weight.name()))
 }
 
+/// A mixture whose experts all ran on the same tokens.
+pub struct ExpertsOn {
+    /// The output of each expert, `[tokens, hidden]`, before any gate.
+    pub outputs: Vec<Tensor>,
+    logits: Tensor,
+    router: LoadedRouter,
+}
+
+impl ExpertsOn {
+    /// Where tokens go when the `masked` experts are not there.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn routed(&self, masked: &[bool]) -> candle_core::Result<Routing> {
+        route_masked(&self.logits, self.router.rule(), Some(masked))
+    }
+}
+
+/// Runs all experts of `moe` on `x`, `[tokens, hidden]`.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn> {
+    let run = |expert: &Expert| expert_output(expert, x, compute);
+    let outputs = moe.experts.iter().map(run).collect::<Result<_>>()?;
+    let router = LoadedRouter::load(&moe.router, compute)?;
+    let (logits, _) = router.route(x).context(|| format!("the logits of {}", moe.router.weight.name()))?;
+    Ok(ExpertsOn { outputs, logits, router })
+}
+
+/// What `network` gives for `x`, `[tokens, hidden]`.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
+    let loaded = Loader { compute, shared: None }.expert(network)?;
+    in_blocks(x, |x| loaded.forward(x)).context(|| format!("the expert of {}", network.down.weight.name()))
+}
+
+/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a bias for choosing, scores plus
+/// bias; `[tokens, experts]`, row by row.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn router_scores(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Vec<f32>> {
+    let router = LoadedRouter::load(&moe.router, compute)?;
+    let scores = || -> candle_core::Result<Vec<f32>> {
+        let (logits, mut routing) = router.route(x)?;
+        let Some(bias) = &router.rule().bias else { return logits.flatten_all()?.to_vec1() };
+        for row in routing.scores.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+        }
+        Ok(routing.scores)
+    };
+    scores().context(|| format!("the scores of {}", moe.router.weight.name()))
+}
+
 fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
     let tokens = x.dim(0)?;
     let blocks =
@@ -64,47 +122,94 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let router = LoadedRouter::load_with(&moe.router, loader)?;
     let (logits, routing) = router.route(x).context(|| format!("the routing of layer {index}"))?;
     observer.routed(index, &logits, &routing);
+    let wants = observer.wants();
     // Outputs in the order of experts, and where the output for each (token, choice) has come to lie.
     let mut outputs = Vec::new();
     let mut place = vec![0u32; routing.selected.len()];
     let mut filled = 0;
-    for (expert, slots) in groups(moe, &routing) {
+    for Group { first, expert, slots } in groups(moe, &routing, !wants.experts) {
         let loaded = loader.expert(expert)?;
+        let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
         let tokens = unique_tokens(&slots, routing.top_k);
-        for slot in slots {
+        for slot in &slots {
             let token = slot / routing.top_k as u32;
-            place[slot as usize] = filled + tokens.binary_search(&token).expect("every slot's token is there") as u32;
+            place[*slot as usize] = filled + tokens.binary_search(&token).expect("every slot's token is there") as u32;
         }
         filled += tokens.len() as u32;
-        let run = || {
-            let count = tokens.len();
-            let tokens = Tensor::from_vec(tokens, count, x.device())?;
-            in_blocks(&x.index_select(&tokens, 0)?, |x| loaded.forward(x))
-        };
-        outputs.push(run().context(|| format!("the expert of {} in layer {index}", expert.down.weight.name()))?);
-    }
-    let routed = combine(&outputs, place, &routing).context(|| format!("the experts' output in layer {index}"))?;
-    let Some(shared) = &moe.shared else { return Ok(routed) };
-    let expert = loader.expert(&shared.expert)?;
-    let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
-    let add = || {
-        let out = in_blocks(x, |x| expert.forward(x))?;
-        match &gate {
-            Some(gate) => routed + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
-            None => routed + out,
+        for (tokens, slots) in tokens.chunks(TOKEN_BLOCK).zip(slots.chunks(TOKEN_BLOCK)) {
+            let run = || {
+                let rows = Tensor::from_slice(tokens, tokens.len(), x.device())?;
+                let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
+                let output = loaded.output(&activations)?;
+                Ok((activations, output))
+            };
+            let (activations, output) = run().context(of)?;
+            if wants.experts {
+                let gates: Vec<f32> = slots.iter().map(|slot| routing.weights[*slot as usize]).collect();
+                let run =
+                    ExpertRun { expert: first, tokens, gates: &gates, activations: &activations, output: &output };
+                observer.expert_ran(index, &run)?;
+            }
+            outputs.push(output);
         }
-    };
-    add().context(|| format!("the shared expert of layer {index}"))
+    }
+    let outputs = Tensor::cat(&outputs, 0).context(|| format!("the experts' output in layer {index}"))?;
+    let mut y = combine(&outputs, &place, &routing).context(|| format!("the experts' output in layer {index}"))?;
+    if let Some(shared) = &moe.shared {
+        let expert = loader.expert(&shared.expert)?;
+        let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
+        let add = || {
+            let out = in_blocks(x, |x| expert.forward(x))?;
+            match &gate {
+                Some(gate) => &y + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
+                None => &y + out,
+            }
+        };
+        y = add().context(|| format!("the shared expert of layer {index}"))?;
+    }
+    if wants.left_out && routing.experts > routing.top_k {
+        let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
+        observer.left_out(index, &parts.without_each(&outputs, &place, &y)?)?;
+    }
+    run_all_experts(loader, index, moe, x, observer)?;
+    Ok(y)
 }
 
-/// Experts that have tokens, each with its positions in `routing.selected`. Neighbours that are made of the same
-/// bytes, as in a plain upcycling before it is written, are one.
-fn groups<'m>(moe: &'m Moe, routing: &Routing) -> Vec<(&'m Expert, Vec<u32>)> {
-    let mut groups: Vec<(&Expert, Vec<u32>)> = Vec::new();
-    for (expert, slots) in moe.experts.iter().zip(routing.slots_by_expert()).filter(|(_, slots)| !slots.is_empty()) {
+/// Runs all experts on the tokens that the observer wants to see them on.
+fn run_all_experts(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<()> {
+    let tokens = observer.sampled(index);
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    let select = || x.index_select(&Tensor::from_slice(&tokens, tokens.len(), x.device())?, 0);
+    let x = select().context(|| format!("sampled tokens of layer {index}"))?;
+    for (expert, network) in moe.experts.iter().enumerate() {
+        let loaded = loader.expert(network)?;
+        let output = in_blocks(&x, |x| loaded.forward(x))
+            .context(|| format!("the expert of {} in layer {index}", network.down.weight.name()))?;
+        observer.sampled_output(index, expert, &tokens, &output)?;
+    }
+    Ok(())
+}
+
+/// Neighbouring experts that are run as one: the first one's index, its network, and the positions in
+/// `Routing::selected` that go to any of them.
+struct Group<'m> {
+    first: usize,
+    expert: &'m Expert,
+    slots: Vec<u32>,
+}
+
+/// Experts that have tokens. With `join`, neighbours that are made of the same bytes, as in a plain upcycling before it
+/// is written, are one.
+fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<Group<'m>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let with_tokens = routing.slots_by_expert().into_iter().enumerate().filter(|(_, slots)| !slots.is_empty());
+    for (first, slots) in with_tokens {
+        let expert = &moe.experts[first];
         match groups.last_mut() {
-            Some((last, all)) if last.same_source(expert) => all.extend(slots),
-            _ => groups.push((expert, slots)),
+            Some(last) if join && last.expert.same_source(expert) => last.slots.extend(slots),
+            _ => groups.push(Group { first, expert, slots }),
         }
     }
     groups
@@ -119,10 +224,9 @@ fn unique_tokens(slots: &[u32], top_k: usize) -> Vec<u32> {
 }
 
 /// Σ over a token's choices of weight × output; gives `[tokens, hidden]`.
-fn combine(outputs: &[Tensor], place: Vec<u32>, routing: &Routing) -> candle_core::Result<Tensor> {
-    let outputs = Tensor::cat(outputs, 0)?;
+fn combine(outputs: &Tensor, place: &[u32], routing: &Routing) -> candle_core::Result<Tensor> {
     let (tokens, k) = (routing.tokens(), routing.top_k);
-    let place = Tensor::from_vec(place, tokens * k, outputs.device())?;
+    let place = Tensor::from_slice(place, tokens * k, outputs.device())?;
     let weights = Tensor::from_slice(&routing.weights, (tokens, k, 1), outputs.device())?;
     let dtype = outputs.dtype();
     let by_token = outputs.index_select(&place, 0)?.reshape((tokens, k, ()))?.to_dtype(DType::F32)?;

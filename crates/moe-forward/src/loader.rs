@@ -185,7 +185,12 @@ pub(crate) struct LoadedExpert {
 impl LoadedExpert {
     /// `down(silu(gate x) ∘ (up x))` for `x` of `[tokens, hidden]`.
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        self.down.forward(&self.activations(x)?)
+        self.output(&self.activations(x)?)
+    }
+
+    /// `down(activations)` for activations of `[tokens, width]`.
+    pub fn output(&self, activations: &Tensor) -> CandleResult<Tensor> {
+        self.down.forward(activations)
     }
 
     /// `silu(gate x) ∘ (up x)`, `[tokens, width]`.

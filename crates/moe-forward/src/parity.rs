@@ -39,7 +39,7 @@ pub fn parity(model: &Model, tokens: &Path, reference: &Path, compute: &Compute)
     let mut recorder = Recorder::default();
     let mut sweep = Sweep::new(model, &batch, compute)?;
     sweep.run(&mut recorder)?;
-    let logits = Head::load(model, compute)?.logits(sweep.hidden())?;
+    let logits = Head::load(model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
     let mut parity = Parity { logits: max_difference(&logits, reference.get("logits")?)?, ..Parity::default() };
     for (layer, _) in model.moes() {
         let routing = Recorder::join(&recorder.0, layer);
@@ -118,10 +118,12 @@ impl Recorder {
     /// All parts of one layer's routing.
     fn join(parts: &[(usize, Routing)], layer: usize) -> Routing {
         let mut parts = parts.iter().filter(|(index, _)| *index == layer).map(|(_, routing)| routing.clone());
-        let mut whole = parts.next().unwrap_or(Routing { experts: 0, top_k: 1, selected: vec![], weights: vec![] });
+        let mut whole =
+            parts.next().unwrap_or(Routing { experts: 0, top_k: 1, selected: vec![], weights: vec![], scores: vec![] });
         for part in parts {
             whole.selected.extend(part.selected);
             whole.weights.extend(part.weights);
+            whole.scores.extend(part.scores);
         }
         whole
     }

@@ -1,5 +1,8 @@
 //! The sweep: hidden states of a batch flow through the model layer by layer.
 
+use std::ops::Range;
+use std::path::PathBuf;
+
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::Compute;
@@ -12,14 +15,77 @@ use crate::batch::{Batch, check_ids};
 use crate::context::Context;
 use crate::ffn;
 use crate::finite;
+use crate::left_out::LeftOut;
 use crate::loader::{Loader, Shared};
 use crate::rotary::Rotary;
+use crate::states::{States, Storage, blocks};
 
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
 
+/// What an observer wants to see beyond routing; more costs more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Every expert's neurons and outputs: [`Observer::expert_ran`].
+    pub experts: bool,
+    /// Outputs without each expert in turn: [`Observer::left_out`].
+    pub left_out: bool,
+}
+
+/// An expert on some of its tokens. Rows count from the first token of the last [`Observer::routed`].
+pub struct ExpertRun<'a> {
+    /// Its index.
+    pub expert: usize,
+    /// The tokens, ascending.
+    pub tokens: &'a [u32],
+    /// The gate that is applied to each.
+    pub gates: &'a [f32],
+    /// silu(gate x) ∘ (up x), `[tokens, width]`.
+    pub activations: &'a Tensor,
+    /// `[tokens, hidden]`, before the gate.
+    pub output: &'a Tensor,
+}
+
 /// Watches a sweep.
 pub trait Observer {
+    /// What it wants to see.
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
+
+    /// An expert ran. Called for the tokens of the last [`Observer::routed`], experts ascending.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
+        let _ = (layer, run);
+        Ok(())
+    }
+
+    /// Each expert was left out where it was selected, for the tokens of the last [`Observer::routed`].
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn left_out(&mut self, layer: usize, found: &LeftOut<'_>) -> Result<()> {
+        let _ = (layer, found);
+        Ok(())
+    }
+
+    /// Those tokens of the last [`Observer::routed`] that all experts shall be run on.
+    fn sampled(&mut self, layer: usize) -> Vec<u32> {
+        let _ = layer;
+        Vec::new()
+    }
+
+    /// `expert` was run on all sampled `tokens`; `output` is `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
+        let _ = (layer, expert, tokens, output);
+        Ok(())
+    }
+
     /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already normalised: what its router
     /// sees. Called once for a layer.
     ///
@@ -50,6 +116,21 @@ pub struct Silent;
 
 impl Observer for Silent {}
 
+/// Watches a sweep, and says what its layers become.
+pub trait Converter: Observer {
+    /// The feed-forward block that takes the place of layer `index`'s, all of whose tokens were seen; `None` keeps it.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn convert(&mut self, index: usize) -> Result<Option<Ffn>>;
+
+    /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()>;
+}
+
 /// A batch on its way through a model.
 pub struct Sweep<'a> {
     model: &'a Model,
@@ -57,21 +138,44 @@ pub struct Sweep<'a> {
     compute: &'a Compute,
     rotary: Rotary,
     shared: Option<&'a Shared>,
-    /// `[tokens, hidden]`.
-    hidden: Tensor,
+    scratch: Option<PathBuf>,
+    /// The sequences of each block of tokens.
+    blocks: Vec<Range<usize>>,
+    states: States,
+}
+
+/// A layer's weights but for its feed-forward block.
+struct LoadedLayer {
+    attention_norm: Tensor,
+    attention: LoadedAttention,
+    ffn_norm: Tensor,
 }
 
 impl<'a> Sweep<'a> {
-    /// Embeds `batch`.
+    /// Embeds `batch`, all of which stays in memory and goes through a layer at once.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a token id that the vocabulary doesn't have; what reading returns.
     pub fn new(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
+        Self::stored(model, batch, compute, &Storage::default())
+    }
+
+    /// Embeds `batch`, whose states are kept as `storage` says.
+    ///
+    /// # Errors
+    /// As for [`Sweep::new`]; [`moe_checkpoint::Kind::Io`] where a scratch file can't be written.
+    pub fn stored(model: &'a Model, batch: &'a Batch, compute: &'a Compute, storage: &Storage) -> Result<Self> {
         check_ids(&batch.ids, model.vocab).map_err(|e| e.file(&model.config_file))?;
-        let hidden = embed(&model.embed, &batch.ids, compute)?;
-        finite::check(&hidden, "the embeddings of these tokens", [&model.embed])?;
         let rotary = Rotary::new(&model.rope, batch.longest(), compute).context(|| "the rotary embedding".into())?;
-        Ok(Self { model, batch, compute, rotary, shared: None, hidden })
+        let blocks = blocks(&batch.spans, storage.block_tokens);
+        let scratch = storage.scratch.clone();
+        let mut states = States::new(&blocks, model.hidden, scratch.as_deref(), compute)?;
+        for (index, block) in blocks.iter().enumerate() {
+            let embedded = embed(&model.embed, &batch.ids[block.clone()], compute)?;
+            finite::check(&embedded, "the embeddings of these tokens", [&model.embed])?;
+            states.set(index, embedded)?;
+        }
+        Ok(Self { model, batch, compute, rotary, shared: None, scratch, blocks, states })
     }
 
     /// Looks for weights among `shared`, and fills it, from now on.
@@ -98,37 +202,111 @@ impl<'a> Sweep<'a> {
     /// what reading and the device return.
     pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let layer = &self.model.layers[index];
-        let loader = Loader { compute: self.compute, shared: self.shared };
-        let attended = self.attention(index, layer, loader)?;
-        let ffn_norm = loader.tensor(&layer.ffn_norm)?;
-        let normed = self.norm(&attended, &ffn_norm).context(|| format!("a norm of layer {index}"))?;
-        observer.ffn_input(index, &normed)?;
-        let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
-        self.hidden = (attended + out).context(|| format!("layer {index}"))?;
-        finite::check(&self.hidden, &format!("the hidden states of layer {index}"), weights_of(layer))
+        let cache = self.cache();
+        let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
+        let loaded = LoadedLayer::load(loader, self.model, layer)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(index, &loaded, block)?;
+            let normed = self.ffn_input(index, &attended, &loaded)?;
+            observer.ffn_input(index, &normed)?;
+            let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
+            self.leave(index, block, &attended, &out)?;
+        }
+        Ok(())
     }
 
-    fn attention(&self, index: usize, layer: &Layer, loader: Loader<'_>) -> Result<Tensor> {
-        let norm = loader.tensor(&layer.attention_norm)?;
-        let attention = LoadedAttention::load(loader, self.model, &layer.attention)?;
-        let run = |spans: &[std::ops::Range<usize>]| {
+    /// Runs layer `index`, and lets what `converter` makes of its feed-forward block give the states that reach the next
+    /// layer.
+    ///
+    /// # Errors
+    /// As for [`Sweep::layer`].
+    pub fn layer_converted(&mut self, index: usize, converter: &mut dyn Converter) -> Result<()> {
+        let layer = &self.model.layers[index];
+        let cache = self.cache();
+        let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
+        let loaded = LoadedLayer::load(loader, self.model, layer)?;
+        let mut originals = States::new(&self.blocks, self.model.hidden, self.scratch.as_deref(), self.compute)?;
+        for block in 0..self.blocks.len() {
+            let attended = self.attention(index, &loaded, block)?;
+            let normed = self.ffn_input(index, &attended, &loaded)?;
+            converter.ffn_input(index, &normed)?;
+            originals.set(block, ffn::forward(loader, index, &layer.ffn, &normed, converter)?)?;
+            self.states.set(block, attended)?;
+        }
+        let converted = converter.convert(index)?;
+        for block in 0..self.blocks.len() {
+            let (attended, original) = (self.states.get(block)?, originals.get(block)?);
+            let out = match &converted {
+                None => original,
+                Some(ffn) => {
+                    let normed = self.ffn_input(index, &attended, &loaded)?;
+                    let out = ffn::forward(loader, index, ffn, &normed, &mut Silent)?;
+                    converter.converted(index, &original, &out)?;
+                    out
+                }
+            };
+            self.leave(index, block, &attended, &out)?;
+        }
+        Ok(())
+    }
+
+    /// Where several blocks need the same weights, they are loaded once.
+    fn cache(&self) -> Shared {
+        let cache = Shared::default();
+        if self.blocks.len() > 1 {
+            cache.record();
+        }
+        cache
+    }
+
+    fn attention(&self, index: usize, layer: &LoadedLayer, block: usize) -> Result<Tensor> {
+        let hidden = self.states.get(block)?;
+        let tokens = &self.blocks[block];
+        let within = |span: &&Range<usize>| tokens.start <= span.start && span.end <= tokens.end;
+        let spans: Vec<_> = self.batch.spans.iter().filter(within).cloned().collect();
+        let run = |spans: &[Range<usize>]| {
             let (start, end) = (spans[0].start, spans[spans.len() - 1].end);
             let local: Vec<_> = spans.iter().map(|s| s.start - start..s.end - start).collect();
-            let x = self.hidden.narrow(0, start, end - start)?;
-            let out = attention.forward(&self.norm(&x, &norm)?, &local, &self.rotary)?;
+            let x = hidden.narrow(0, start - tokens.start, end - start)?;
+            let out = layer.attention.forward(&self.norm(&x, &layer.attention_norm)?, &local, &self.rotary)?;
             x + out
         };
-        let parts = group_spans(&self.batch.spans).map(run).collect::<candle_core::Result<Vec<_>>>();
+        let parts = group_spans(&spans).map(run).collect::<candle_core::Result<Vec<_>>>();
         parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| format!("the attention of layer {index}"))
+    }
+
+    fn ffn_input(&self, index: usize, attended: &Tensor, layer: &LoadedLayer) -> Result<Tensor> {
+        self.norm(attended, &layer.ffn_norm).context(|| format!("a norm of layer {index}"))
+    }
+
+    /// The states with which `block` leaves layer `index`.
+    fn leave(&mut self, index: usize, block: usize, attended: &Tensor, out: &Tensor) -> Result<()> {
+        let hidden = (attended + out).context(|| format!("layer {index}"))?;
+        let layer = &self.model.layers[index];
+        finite::check(&hidden, &format!("the hidden states of layer {index}"), weights_of(layer))?;
+        self.states.set(block, hidden)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
         candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.model.norm_eps as f32)
     }
 
-    /// The hidden states, `[tokens, hidden]`.
-    pub fn hidden(&self) -> &Tensor {
-        &self.hidden
+    /// The hidden states of `tokens`, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// What the device or the scratch file returns.
+    pub fn hidden(&self, tokens: Range<usize>) -> Result<Tensor> {
+        self.states.rows(tokens)
+    }
+}
+
+impl LoadedLayer {
+    fn load(loader: Loader<'_>, model: &Model, layer: &Layer) -> Result<Self> {
+        Ok(Self {
+            attention_norm: loader.tensor(&layer.attention_norm)?,
+            attention: LoadedAttention::load(loader, model, &layer.attention)?,
+            ffn_norm: loader.tensor(&layer.ffn_norm)?,
+        })
     }
 }
 
@@ -148,7 +326,7 @@ pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
 }
 
 /// Consecutive sequences, in groups of about [`ATTENTION_TOKENS`].
-fn group_spans(spans: &[std::ops::Range<usize>]) -> impl Iterator<Item = &[std::ops::Range<usize>]> {
+fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> {
     let mut rest = spans;
     std::iter::from_fn(move || {
         let first = rest.first()?;

@@ -52,7 +52,7 @@ fn run(model: &Model, batch: &Batch) -> Tensor {
     let compute = compute();
     let mut sweep = Sweep::new(model, batch, &compute).unwrap();
     sweep.run(&mut Silent).unwrap();
-    let logits = Head::load(model, &compute).unwrap().logits(sweep.hidden()).unwrap();
+    let logits = Head::load(model, &compute).unwrap().logits(&sweep.hidden(0..batch.tokens()).unwrap()).unwrap();
     logits.to_device(&candle_core::Device::Cpu).unwrap()
 }
 

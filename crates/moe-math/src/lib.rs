@@ -14,9 +14,12 @@ pub mod load;
 pub mod orthogonal;
 mod points;
 pub mod product;
+pub mod rank;
 mod reduce;
 pub mod routing;
+pub mod saliency;
 pub mod sampling;
+pub mod statistics;
 pub mod temperature;
 
 pub use device::{Compute, DeviceChoice, DeviceError, open_device};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// Expert load of one layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Load {
     /// Tokens routed to each expert.
     pub counts: Vec<u64>,

@@ -13,6 +13,8 @@ pub struct Routing {
     pub selected: Vec<u32>,
     /// `[tokens, top_k]`: the weights that are really applied.
     pub weights: Vec<f32>,
+    /// `[tokens, experts]`: the scores of all experts, softmax or σ of the logits.
+    pub scores: Vec<f32>,
 }
 
 impl Routing {
@@ -139,18 +141,37 @@ pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Re
     let live: Vec<u32> = (0..experts as u32).filter(is_live).collect();
     rule.check(experts, live.len())?;
     let scores = scores(logits, rule.scoring, masked)?;
-    let mut chooser = Chooser { rule, live, order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] };
+    let mut chooser = Chooser { live, ..Chooser::new(rule, experts) };
     let mut selected = Vec::with_capacity(tokens * rule.top_k);
     let mut weights = Vec::with_capacity(tokens * rule.top_k);
     for scores in scores.chunks_exact(experts) {
-        let chosen = chooser.choose(scores);
-        let of = |e: &u32| scores[*e as usize];
-        let sum: f32 = chosen.iter().map(of).sum();
-        let divisor = if rule.normalize { sum + LEAST_SUM } else { 1.0 };
-        selected.extend_from_slice(chosen);
-        weights.extend(chosen.iter().map(|e| of(e) / divisor * rule.scale as f32));
+        chooser.push(scores, &mut selected, &mut weights);
     }
-    Ok(Routing { experts, top_k: rule.top_k, selected, weights })
+    Ok(Routing { experts, top_k: rule.top_k, selected, weights, scores })
+}
+
+/// For each position of `routing.selected` a row: that token routed anew by `rule` with that expert masked.
+///
+/// # Errors
+/// As for [`route_masked`].
+pub fn route_without_each(logits: &Tensor, rule: &Rule, routing: &Routing) -> Result<Routing> {
+    let (experts, top_k) = (routing.experts, routing.top_k);
+    rule.check(experts, experts - 1)?;
+    let logits = logits.to_dtype(DType::F32)?;
+    let tokens: Vec<u32> = (0..routing.selected.len()).map(|slot| (slot / top_k) as u32).collect();
+    let mut masked = logits.index_select(&Tensor::new(tokens, logits.device())?, 0)?.flatten_all()?.to_vec1::<f32>()?;
+    for (row, expert) in masked.chunks_exact_mut(experts).zip(&routing.selected) {
+        row[*expert as usize] = f32::NEG_INFINITY;
+    }
+    let masked = Tensor::from_vec(masked, (routing.selected.len(), experts), logits.device())?;
+    let scores = scores(&masked, rule.scoring, None)?;
+    let mut chooser = Chooser::new(rule, experts);
+    let mut anew = Routing { experts, top_k, selected: Vec::new(), weights: Vec::new(), scores: Vec::new() };
+    for (row, expert) in scores.chunks_exact(experts).zip(&routing.selected) {
+        chooser.live = (0..experts as u32).filter(|e| e != expert).collect();
+        chooser.push(row, &mut anew.selected, &mut anew.weights);
+    }
+    Ok(Routing { scores, ..anew })
 }
 
 /// `[tokens, experts]` in f32, row by row.
@@ -187,7 +208,22 @@ struct Chooser<'r> {
     dropped: Vec<bool>,
 }
 
-impl Chooser<'_> {
+impl<'r> Chooser<'r> {
+    fn new(rule: &'r Rule, experts: usize) -> Self {
+        Self { rule, live: Vec::new(), order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] }
+    }
+
+    /// Adds the experts of the token with these `scores`, and their weights.
+    fn push(&mut self, scores: &[f32], selected: &mut Vec<u32>, weights: &mut Vec<f32>) {
+        let rule = self.rule;
+        let chosen = self.choose(scores);
+        let of = |e: &u32| scores[*e as usize];
+        let sum: f32 = chosen.iter().map(of).sum();
+        let divisor = if rule.normalize { sum + LEAST_SUM } else { 1.0 };
+        selected.extend_from_slice(chosen);
+        weights.extend(chosen.iter().map(|e| of(e) / divisor * rule.scale as f32));
+    }
+
     /// The experts of the token with these `scores`, in descending order of score.
     fn choose(&mut self, scores: &[f32]) -> &[u32] {
         self.choice.copy_from_slice(scores);

@@ -5,9 +5,18 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod calibrate;
 mod part;
 mod pass;
+pub mod prune;
+mod reduce;
 pub mod upcycle;
 
-pub use pass::{Effect, Identity, Kept, LayerRecord, Pass, Plan, Sources, Survey, SurveyText, Surveyor, TextSource};
+pub use calibrate::CalibrationOptions;
+pub use pass::{
+    DecidedBy, DecidedLayer, Decider, Decisions, Effect, Identity, Kept, LayerRecord, LayerStatistics, Pass, Plan,
+    Sources, Survey, SurveyText, Surveyor, TextSource,
+};
+pub use prune::PruneOptions;
+pub use reduce::{LayerTrust, ReduceOptions};
 pub use upcycle::UpcycleOptions;

@@ -200,6 +200,30 @@ fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
     }
 }
 
+/// Some of a weight's rows, as they are stored.
+struct ChosenRows {
+    base: Weight,
+    rows: Arc<[usize]>,
+}
+
+/// The rows `rows` of `base` (entries, if it is a vector), byte for byte; `base` itself where that is all of them.
+pub(crate) fn chosen_rows(base: &Weight, rows: Arc<[usize]>) -> Weight {
+    if rows.iter().copied().eq(0..base.shape()[0]) {
+        return base.clone();
+    }
+    let mut shape = base.shape().to_vec();
+    shape[0] = rows.len();
+    Weight::made(base.name(), base.dtype(), &shape, ChosenRows { base: base.clone(), rows })
+}
+
+impl Make for ChosenRows {
+    fn make(&self) -> Result<Vec<u8>> {
+        let (bytes, _) = read_finite(&self.base)?;
+        let row = bytes.len() / self.base.shape()[0];
+        Ok(self.rows.iter().flat_map(|r| &bytes[r * row..][..row]).copied().collect())
+    }
+}
+
 /// The mean of weights of one shape, summed in f64.
 struct Mean(Vec<Weight>);
 

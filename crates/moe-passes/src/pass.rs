@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_forward::{Batch, DataSpec, Observer, Prompts};
+use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
 use moe_math::Compute;
-use moe_model::{Model, Result};
+use moe_math::statistics::Sums;
+use moe_model::{Ffn, Model, Result};
 use serde::Serialize;
 use serde_json::Value;
+
+use crate::calibrate::CalibrationOptions;
+use crate::reduce::LayerTrust;
 
 /// A conversion pass; its options are its fields.
 pub trait Pass: Serialize {
@@ -25,10 +29,110 @@ pub trait Pass: Serialize {
     /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`] for a
     /// model that this pass can't take. No weight has been read then.
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
+
+    /// A file of statistics that it decides from.
+    fn statistics(&self) -> Option<&Path> {
+        None
+    }
+
+    /// A file with decisions, instead of statistics or data.
+    fn given_plan(&self) -> Option<&Path> {
+        None
+    }
+
+    /// A file that decisions are written to, in the form that [`Pass::given_plan`] is read in.
+    fn plan_out(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Decisions as a file says them; null for passes that have no such files.
+    fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
+        let _ = (model, decisions);
+        Value::Null
+    }
+
+    /// Decides what needs no sweep: from statistics, or from weights alone.
+    ///
+    /// # Errors
+    /// What reading weights and statistics returns.
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+        let _ = sources;
+        Ok(None)
+    }
+
+    /// What decides in a sweep over text, if that is how this pass decides.
+    ///
+    /// # Errors
+    /// As for [`Pass::plan`].
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+        let _ = sources;
+        Ok(None)
+    }
+}
+
+/// Statistics of a model that was observed before.
+pub trait LayerStatistics: Send + Sync {
+    /// The groups of tokens.
+    fn groups(&self) -> &[Group];
+
+    /// The sums of each group in layer `index`; none where it has no mixture.
+    ///
+    /// # Errors
+    /// What reading returns.
+    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
+}
+
+/// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted ones before it.
+pub trait Decider: Converter + Send + Sync {
+    /// The text.
+    fn text(&self) -> &CalibrationOptions;
+
+    /// Is told the tokens that are about to come.
+    fn begin(&mut self, calibration: &Calibration);
+
+    /// What must watch a sweep over the original model first.
+    fn survey(&mut self) -> Option<&mut dyn Observer>;
+
+    /// What was decided.
+    fn finish(&mut self) -> Decisions;
+}
+
+/// What decisions rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecidedBy {
+    /// On weights, or by chance: no data.
+    Weights,
+    /// On statistics of the original model.
+    OriginalStatistics,
+    /// On data, layer by layer, through the converted layers.
+    Sequence,
+    /// On a plan that was given.
+    GivenPlan,
+}
+
+/// What was decided for each layer that changes.
+pub struct Decisions {
+    /// What it rests on.
+    pub by: DecidedBy,
+    /// By layer.
+    pub layers: BTreeMap<usize, DecidedLayer>,
+}
+
+/// What becomes of one layer.
+pub struct DecidedLayer {
+    /// Its feed-forward block.
+    pub ffn: Ffn,
+    /// How it is made.
+    pub record: LayerRecord,
+    /// For each expert that is left: the one whose router row it keeps, then what was merged into it.
+    pub clusters: Vec<Vec<usize>>,
+    /// What experts were ranked by.
+    pub saliency: Vec<f64>,
 }
 
 /// What a pass reads.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Sources<'a> {
     /// The model that it converts.
     pub model: &'a Model,
@@ -38,6 +142,19 @@ pub struct Sources<'a> {
     pub others_differ: bool,
     /// Where to compute what weights alone decide.
     pub compute: &'a Compute,
+    /// The content of [`Pass::statistics`].
+    pub statistics: Option<&'a dyn LayerStatistics>,
+    /// The content of [`Pass::given_plan`].
+    pub given_plan: Option<&'a Value>,
+    /// What was decided, once it is; a plan without them shows sizes, and stands for no result.
+    pub decisions: Option<&'a Decisions>,
+}
+
+impl<'a> Sources<'a> {
+    /// One model, and nothing beside it.
+    pub fn new(model: &'a Model, compute: &'a Compute) -> Self {
+        Self { model, others: &[], others_differ: false, compute, statistics: None, given_plan: None, decisions: None }
+    }
 }
 
 /// What a pass will do: the converted model, whose weights are made when they are written, and the record.
@@ -201,6 +318,9 @@ pub struct LayerRecord {
     /// How the shared expert was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// How far the decision about the layer can be trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<LayerTrust>,
     /// What surveys of the layer's inputs found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<Value>,

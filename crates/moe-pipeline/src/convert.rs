@@ -40,6 +40,8 @@ pub struct ConvertOptions {
     pub probe_tokens: usize,
     /// Where to compute.
     pub compute: Compute,
+    /// Most memory that may be held; hidden states that are too many for it go to a scratch file.
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// What a run will write, known before anything is written.
@@ -72,7 +74,10 @@ pub struct Conversion {
 /// Whatever would stop the run before its first byte.
 pub fn plan<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
     check_options(pass, input, output, options)?;
-    let prepared = Prepared::new(pass, input, options.max_shard_size, &options.compute)?;
+    let mut prepared = Prepared::new(pass, input, options.max_shard_size, &options.compute)?;
+    if pass.plan_out().is_some() {
+        prepared.decide(pass, options, output, &Quiet)?;
+    }
     let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
     Ok(PlannedOutput {
         receipt: prepared.receipt(pass),
@@ -119,6 +124,11 @@ pub fn convert<P: Pass>(
     prepared.plan.warnings.iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, &inputs(pass, input), output_options(options))?;
     dir.require_space(prepared.declaration.bytes() + SLACK_BYTES)?;
+    let start = Instant::now();
+    prepared.decide(pass, options, output, progress)?;
+    if prepared.decisions.is_some() {
+        timings.add("decide", start.elapsed(), None);
+    }
     if !prepared.plan.surveys.is_empty() {
         timings.time("survey", || prepared.survey(&options.compute, progress))?;
     }

@@ -9,7 +9,7 @@ use moe_model::Model;
 use serde::{Deserialize, Serialize};
 
 use crate::progress::{LayerProgress, Progress, Unit};
-use crate::resources::ByteSize;
+use crate::resources::{ByteSize, storage};
 
 /// What to evaluate on.
 #[derive(Debug, Clone, clap::Args, Deserialize)]
@@ -95,8 +95,7 @@ impl Gates {
 /// Evaluates the checkpoint `model`, beside `original` if it is given.
 ///
 /// # Errors
-/// [`Kind::Usage`] for gates that need an original, or data that doesn't fit the memory budget; what
-/// reading and computing return.
+/// [`Kind::Usage`] for gates that need an original; what reading and computing return.
 pub fn eval(
     model: &Path,
     original: Option<&Path>,
@@ -114,29 +113,10 @@ pub fn eval(
         sequence_length: options.sequence_length,
         vocab: opened.vocab,
         max_tokens: options.max_tokens,
+        ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
-    let models = 1 + usize::from(original.is_some());
-    check_budget(&opened, corpus.tokens(), models, compute, memory_budget)?;
+    let storage = storage(&opened, corpus.tokens(), memory_budget, &std::env::temp_dir());
     progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers);
-    evaluate(&opened, original.as_ref(), &corpus, compute, &mut LayerProgress(progress))
-}
-
-/// Hidden states of all tokens stay in memory: each model's final ones, and while a layer runs its input,
-/// normalised input and output.
-fn check_budget(
-    model: &Model,
-    tokens: usize,
-    models: usize,
-    compute: &Compute,
-    budget: Option<ByteSize>,
-) -> Result<()> {
-    let states = (tokens * model.hidden * compute.dtype.size_in_bytes() * (models + 3)) as u64;
-    match budget.filter(|b| states > b.0) {
-        None => Ok(()),
-        Some(budget) => {
-            let what = format!("hidden states of {tokens} tokens take {}, the budget is {budget}", ByteSize(states));
-            Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget or lower --max-tokens"))
-        }
-    }
+    evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))
 }

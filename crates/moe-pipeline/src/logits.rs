@@ -40,7 +40,7 @@ pub fn write_logits(
         file.write_all(&encode_header(std::slice::from_ref(&entry)))?;
         for start in (0..batch.tokens()).step_by(TOKEN_BLOCK) {
             let rows = TOKEN_BLOCK.min(batch.tokens() - start);
-            let block = sweep.hidden().narrow(0, start, rows).map_err(numeric).and_then(|h| head.logits(&h));
+            let block = sweep.hidden(start..start + rows).and_then(|h| head.logits(&h));
             let values = block.and_then(|b| b.flatten_all().and_then(|b| b.to_vec1::<f32>()).map_err(numeric));
             match values {
                 Ok(values) => file.write_all(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())?,

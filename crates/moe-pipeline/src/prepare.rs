@@ -1,20 +1,26 @@
 //! A pass applied to checkpoints, validated down to every output name and every text before the first weight is read.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, json, plan_shards, sha256_file,
+    write_file_atomically,
 };
-use moe_forward::{Corpus, Sweep, TokenizeOptions, load_prompts};
+use moe_forward::{Calibration, Corpus, Sweep, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Identity, Pass, Plan, Sources, SurveyText, TextSource};
+use moe_passes::{Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource};
 use rayon::prelude::*;
 
+use crate::convert::ConvertOptions;
+use crate::fingerprint::Fingerprint;
+use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::ByteSize;
+use crate::resources::{ByteSize, directory_of, storage};
+use crate::statistics::StatisticsFile;
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -31,6 +37,15 @@ pub(crate) struct Prepared {
     pub shards: Vec<ShardPlan>,
     /// The text of each of the plan's surveys.
     texts: Vec<SurveyText>,
+    /// The models of `others`.
+    models: Vec<Model>,
+    others_differ: bool,
+    statistics: Option<StatisticsFile>,
+    given_plan: Option<serde_json::Value>,
+    /// What decides in a sweep, and its text.
+    decider: Option<(Box<dyn Decider>, Calibration)>,
+    /// What was decided, once it is.
+    pub decisions: Option<Decisions>,
 }
 
 impl Prepared {
@@ -41,19 +56,81 @@ impl Prepared {
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
         let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let others_differ = pass.others().iter().any(|other| place(other) != place(input));
-        let plan = pass.plan(&Sources { model: &source, others: &models, others_differ, compute })?;
+        let statistics = pass.statistics().map(|path| open_statistics(path, &checkpoint)).transpose()?;
+        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read).transpose()?;
+        let sources = Sources {
+            model: &source,
+            others: &models,
+            others_differ,
+            compute,
+            statistics: statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: given_plan.as_ref(),
+            decisions: None,
+        };
+        let plan = pass.plan(&sources)?;
+        let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
-        let declaration = plan.model.declare()?;
-        // What loaders will find must be a model; a contradiction shows here, before the first byte.
-        let result = declaration.reread()?;
-        let declared: Vec<Declared> = declaration
-            .tensors
-            .iter()
-            .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
-            .collect();
-        let shards = plan_shards(&declared, max_shard_size.0)?;
+        let (declaration, result, shards) = declared(&plan, max_shard_size)?;
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
-        Ok(Self { checkpoint, others, source, plan, declaration, result, shards, texts })
+        let with_text = |decider: Box<dyn Decider>| -> Result<_> {
+            let text = calibration(decider.text(), input, source.vocab)?;
+            Ok((decider, text))
+        };
+        let decider = decider.map(with_text).transpose()?;
+        Ok(Self {
+            checkpoint,
+            others,
+            source,
+            plan,
+            declaration,
+            result,
+            shards,
+            texts,
+            models,
+            others_differ,
+            statistics,
+            given_plan,
+            decider,
+            decisions: None,
+        })
+    }
+
+    /// Decides what the plan left open, and plans anew.
+    pub fn decide<P: Pass>(
+        &mut self,
+        pass: &P,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let decisions = match &mut self.decider {
+            Some((decider, text)) => {
+                let scratch = directory_of(output);
+                Some(decide_in_sweeps(decider.as_mut(), text, &self.source, options, scratch, progress)?)
+            }
+            None => pass.decide(&self.sources(&options.compute, None))?,
+        };
+        let Some(decisions) = decisions else { return Ok(()) };
+        self.plan = pass.plan(&self.sources(&options.compute, Some(&decisions)))?;
+        (self.declaration, self.result, self.shards) = declared(&self.plan, options.max_shard_size)?;
+        if let Some(path) = pass.plan_out() {
+            let text = json::to_pretty(&pass.describe_decisions(&self.source, &decisions));
+            write_file_atomically(path, |file| file.write_all(text.as_bytes()))?;
+        }
+        self.decisions = Some(decisions);
+        Ok(())
+    }
+
+    fn sources<'a>(&'a self, compute: &'a Compute, decisions: Option<&'a Decisions>) -> Sources<'a> {
+        Sources {
+            model: &self.source,
+            others: &self.models,
+            others_differ: self.others_differ,
+            compute,
+            statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: self.given_plan.as_ref(),
+            decisions,
+        }
     }
 
     /// Runs the plan's surveys, each a sweep over the source.
@@ -106,6 +183,7 @@ impl Prepared {
             identity: Identity::of(&self.plan.effects),
             effects: self.plan.effects.clone(),
             measured: None,
+            decided: self.decisions.as_ref().map(|decisions| decisions.by),
             layers: self.plan.layers.clone(),
             warnings: self.plan.warnings.clone(),
         }
@@ -113,7 +191,10 @@ impl Prepared {
 
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
-        let texts: Vec<&Path> = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).collect();
+        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files());
+        let decided = self.decider.iter().flat_map(|(decider, _)| decider.text().data.iter().map(|s| s.path.as_path()));
+        let texts: Vec<&Path> =
+            surveyed.chain(decided).chain(self.statistics.iter().map(StatisticsFile::path)).collect();
         Ok(Hashes {
             source: hash_checkpoint(&self.checkpoint)?,
             others: self.others.iter().map(hash_checkpoint).collect::<Result<_>>()?,
@@ -127,7 +208,8 @@ impl Prepared {
         const WRITER_BYTES: u64 = 64 << 20;
         /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
         const STATES: usize = 8;
-        let surveyed = self.texts.iter().map(|text| text.batch().tokens()).max().unwrap_or(0);
+        let decided = self.decider.iter().map(|(_, text)| text.batch.tokens());
+        let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
         let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
         if probe_tokens == 0 {
             return WRITER_BYTES + survey;
@@ -136,6 +218,56 @@ impl Prepared {
         let logits = (self.source.vocab * probe_tokens * 8 * 6) as u64;
         WRITER_BYTES + survey.max(head + logits)
     }
+}
+
+/// Names, config and shards of a plan, read back as loaders will find them.
+fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model, Vec<ShardPlan>)> {
+    let declaration = plan.model.declare()?;
+    // What loaders will find must be a model; a contradiction shows here, before the first byte.
+    let result = declaration.reread()?;
+    let declared: Vec<Declared> = declaration
+        .tensors
+        .iter()
+        .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
+        .collect();
+    let shards = plan_shards(&declared, max_shard_size.0)?;
+    Ok((declaration, result, shards))
+}
+
+/// Lets `decider` decide layer by layer; what reaches a layer has gone through the converted ones before it.
+fn decide_in_sweeps(
+    decider: &mut dyn Decider,
+    text: &Calibration,
+    source: &Model,
+    options: &ConvertOptions,
+    scratch: &Path,
+    progress: &dyn Progress,
+) -> Result<Decisions> {
+    let (tokens, layers) = (text.batch.tokens(), source.layers.len());
+    let storage = storage(source, tokens, options.memory_budget, scratch);
+    decider.begin(text);
+    if let Some(observer) = decider.survey() {
+        progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers);
+        let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+        for index in 0..layers {
+            sweep.layer(index, observer)?;
+            observer.layer_done(index, layers)?;
+            progress.advance(1);
+        }
+    }
+    progress.stage(&format!("decide on {tokens} tokens"), layers as u64, Unit::Layers);
+    let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+    for index in 0..layers {
+        sweep.layer_converted(index, decider)?;
+        progress.advance(1);
+    }
+    Ok(decider.finish())
+}
+
+fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+    let file = StatisticsFile::open(path)?;
+    file.check_model(&Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    Ok(file)
 }
 
 /// SHA-256 of what was read.
@@ -172,7 +304,12 @@ fn hash_files(paths: &[&Path]) -> Result<BTreeMap<String, String>> {
 fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText> {
     match text {
         TextSource::Data { specs, sequence_length, max_tokens } => {
-            let options = TokenizeOptions { sequence_length: *sequence_length, vocab, max_tokens: Some(*max_tokens) };
+            let options = TokenizeOptions {
+                sequence_length: *sequence_length,
+                vocab,
+                max_tokens: Some(*max_tokens),
+                ..TokenizeOptions::default()
+            };
             Ok(SurveyText::Data(Corpus::load(specs, model_dir, options)?.batch()))
         }
         TextSource::Prompts { path, sets } => {

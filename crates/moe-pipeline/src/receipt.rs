@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use moe_forward::Difference;
 use moe_model::Parameters;
-use moe_passes::{Effect, Identity, LayerRecord};
+use moe_passes::{DecidedBy, Effect, Identity, LayerRecord};
 use serde::Serialize;
 
 /// The receipt's file name.
@@ -38,6 +38,9 @@ pub struct Receipt {
     /// The same, as measured on the weights that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// What decisions about experts rest on, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedBy>,
     /// How each layer was made.
     pub layers: Vec<LayerRecord>,
     /// What the user was warned of.

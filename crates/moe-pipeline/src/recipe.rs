@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_passes::UpcycleOptions;
+use moe_passes::{PruneOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::evaluation::EvalOptions;
+use crate::observe::ObserveOptions;
 
 /// A parsed recipe.
 #[derive(Debug)]
@@ -43,6 +44,24 @@ pub enum StepKind {
         overwrite: bool,
         /// The pass.
         options: UpcycleOptions,
+    },
+    /// `observe`.
+    Observe {
+        /// Where the statistics go.
+        output: PathBuf,
+        /// Whether an earlier file is replaced.
+        overwrite: bool,
+        /// What is observed.
+        options: ObserveOptions,
+    },
+    /// `prune`.
+    Prune {
+        /// Where the result goes.
+        output: PathBuf,
+        /// Whether an earlier result is replaced.
+        overwrite: bool,
+        /// The pass.
+        options: PruneOptions,
     },
     /// `eval`.
     Eval {
@@ -151,10 +170,24 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
             options: rest(table)?,
         },
+        "observe" => StepKind::Observe {
+            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
+            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
+            options: options(table)?,
+        },
+        "prune" => StepKind::Prune {
+            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
+            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
+            options: options(table)?,
+        },
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
-        other => return Err(format!("there is no command {other:?}; there are upcycle, eval, verify and inspect")),
+        other => {
+            return Err(format!(
+                "there is no command {other:?}; there are upcycle, observe, prune, eval, verify and inspect"
+            ));
+        }
     };
     Ok(Step { command, model, label, kind })
 }
@@ -166,6 +199,16 @@ struct Nothing {}
 fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
     let value = table.remove(key);
     value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", e.message()))).transpose()
+}
+
+/// Options that are put together of several groups, which serde can't check for unknown keys.
+fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, String> {
+    let command = T::augment_args(clap::Command::new(""));
+    let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+    match table.keys().find(|key| !known.contains(&key.as_str())) {
+        Some(key) => Err(format!("unknown field `{key}`, expected one of {}", known.join(", "))),
+        None => rest(table),
+    }
 }
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {

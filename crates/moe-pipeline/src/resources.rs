@@ -1,9 +1,12 @@
 //! Sizes in bytes, peak memory, and the facts of a run that are not part of its result.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use moe_checkpoint::{Error, Kind};
+use moe_forward::Storage;
+use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::progress::Timings;
@@ -53,6 +56,22 @@ impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// Tokens that go through a layer together in a sweep over calibration text.
+const BLOCK_TOKENS: usize = 8192;
+
+/// Where a sweep over `tokens` keeps its hidden states: in memory or, where a quarter of the budget doesn't hold them, in a
+/// scratch file in `dir`.
+pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, dir: &Path) -> Storage {
+    // What enters a layer, and what leaves it.
+    let states = (tokens * model.hidden * 4 * 2) as u64;
+    Storage { block_tokens: Some(BLOCK_TOKENS), scratch: budget.filter(|b| states > b.0 / 4).map(|_| dir.to_owned()) }
+}
+
+/// The directory that `output` lies in.
+pub(crate) fn directory_of(output: &Path) -> &Path {
+    output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The most memory that this process has held at once: VmHWM, in bytes. `None` where the system doesn't say.

@@ -98,7 +98,7 @@ fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
     if dense.family.upcycles_to.is_empty() {
         return Ok(None);
     }
-    let sources = Sources { model: &dense, others: &[], others_differ: false, compute };
+    let sources = Sources::new(&dense, compute);
     let planned = UpcycleOptions::copies(5, 2).plan(&sources);
     let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
     let (moe, identity) = match planned {

@@ -14,7 +14,7 @@ fn golden(path: &str) -> PathBuf {
 fn try_plan(toml: &str, dense: &Model, others: &[Model]) -> moe_checkpoint::Result<Plan> {
     let options: UpcycleOptions = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
     let others_differ = others.iter().any(|other| other.config_file != dense.config_file);
-    options.plan(&Sources { model: dense, others, others_differ, compute: &Compute::cpu() })
+    options.plan(&Sources { others, others_differ, ..Sources::new(dense, &Compute::cpu()) })
 }
 
 fn plan(toml: &str, dense: &Model) -> Plan {
@@ -345,8 +345,8 @@ mod several_models {
         };
         check(&plan.model.embed, &|m| m.embed.clone());
         check(&plan.model.final_norm, &|m| m.final_norm.clone());
-        check(&plan.model.layers[1].attention.linears()[1].weight, &|m| {
-            m.layers[1].attention.linears()[1].weight.clone()
+        check(&plan.model.layers[1].attention.grouped().unwrap().k.weight, &|m| {
+            m.layers[1].attention.grouped().unwrap().k.weight.clone()
         });
         check(&plan.model.layers[0].ffn_norm, &|m| m.layers[0].ffn_norm.clone());
         // Experts are dealt out in turn: 0 and 3 are a's.

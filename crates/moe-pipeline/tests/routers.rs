@@ -45,6 +45,7 @@ impl Run {
             max_shard_size: "5GB".parse().unwrap(),
             probe_tokens: 8,
             compute: Compute::cpu(),
+            memory_budget: None,
         };
         let done = convert(&options, &golden(input), &directory.path().join("out"), &run, &Quiet).unwrap();
         Self { directory, receipt: serde_json::to_value(&done.receipt).unwrap() }
@@ -160,7 +161,12 @@ fn kmeans_routers_have_the_entropy_that_was_asked_for_and_no_favourite() {
         let specs: Vec<_> = ["english", "code"]
             .map(|name| golden("text").join(format!("{name}.calibration.txt")).display().to_string().parse().unwrap())
             .into();
-        let tokenize = TokenizeOptions { sequence_length: 512, vocab: dense.vocab, max_tokens: Some(1024) };
+        let tokenize = TokenizeOptions {
+            sequence_length: 512,
+            vocab: dense.vocab,
+            max_tokens: Some(1024),
+            ..TokenizeOptions::default()
+        };
         let batch = Corpus::load(&specs, &golden("models/dense"), tokenize).unwrap().batch();
         for layer in [0, 3] {
             let (inputs, router) = (inputs_of(&dense, &batch, layer), run.router(layer));

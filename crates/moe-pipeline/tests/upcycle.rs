@@ -18,7 +18,7 @@ fn options(toml: &str) -> UpcycleOptions {
 }
 
 fn plan(toml: &str, dense: &Model) -> moe_checkpoint::Result<Plan> {
-    options(toml).plan(&Sources { model: dense, others: &[], others_differ: false, compute: &Compute::cpu() })
+    options(toml).plan(&Sources::new(dense, &Compute::cpu()))
 }
 
 /// Checkpoint and tokens of every dense golden of `family`.
@@ -118,6 +118,7 @@ fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline
         max_shard_size: shard.parse::<ByteSize>().unwrap(),
         probe_tokens: 16,
         compute: Compute::cpu(),
+        memory_budget: None,
     };
     convert(&options(toml), input, output, &options_of_run, &Quiet).unwrap()
 }
@@ -142,8 +143,8 @@ fn written_experts_are_the_dense_network_byte_for_byte() {
                 }
             }
             assert_eq!(
-                before.attention.linears()[0].weight.read().unwrap(),
-                after.attention.linears()[0].weight.read().unwrap()
+                before.attention.grouped().unwrap().q.weight.read().unwrap(),
+                after.attention.grouped().unwrap().q.weight.read().unwrap()
             );
         }
         assert_eq!(dense.embed.read().unwrap(), moe.embed.read().unwrap());

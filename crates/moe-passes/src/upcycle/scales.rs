@@ -89,7 +89,7 @@ impl Scales {
             router,
             experts: (0..experts.len()).map(expert).collect(),
             shared,
-            found: Vec::new(),
+            ..LayerRecord::default()
         }
     }
 }

@@ -1,0 +1,124 @@
+//! Calibration text: the tokens of a sweep, and which of them are counted together.
+
+use std::collections::BTreeSet;
+
+use moe_checkpoint::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::corpus::Corpus;
+use crate::observe::{GroupIndex, UNCOUNTED};
+
+/// Tokens whose statistics are summed up together: every second window of a domain, so that two halves tell how stable
+/// a ranking is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// The domain's label.
+    pub label: String,
+    /// 0 or 1.
+    pub half: u8,
+    /// The domain's share in decisions, if given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<f64>,
+    /// Tokens that count.
+    pub tokens: u64,
+}
+
+/// Tokens for a sweep.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    /// All sequences.
+    pub batch: Batch,
+    /// Two for each domain.
+    pub groups: Vec<Group>,
+    /// The group of each token.
+    pub group_of: Vec<GroupIndex>,
+}
+
+impl Calibration {
+    /// The windows of `corpus`; tokens of `uncounted` take part in the forward pass, but in no statistic.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where no token counts.
+    pub fn new(corpus: &Corpus, uncounted: &BTreeSet<u32>) -> Result<Self> {
+        let mut groups = Vec::new();
+        let mut group_of = Vec::new();
+        for domain in &corpus.domains {
+            let first = groups.len();
+            let group = |half| Group { label: domain.label.clone(), half, weight: domain.weight, tokens: 0 };
+            groups.extend([group(0), group(1)]);
+            for (index, sequence) in domain.sequences.iter().enumerate() {
+                let group = first + index % 2;
+                let of = |id: &u32| if uncounted.contains(id) { UNCOUNTED } else { group as GroupIndex };
+                let start = group_of.len();
+                group_of.extend(sequence.iter().map(of));
+                groups[group].tokens += group_of[start..].iter().filter(|g| **g != UNCOUNTED).count() as u64;
+            }
+        }
+        if groups.iter().all(|group| group.tokens == 0) {
+            return Err(Error::new(Kind::Usage, "this data has no tokens but special ones")
+                .remedy("give text, or leave --mask-special out"));
+        }
+        Ok(Self { batch: corpus.batch(), groups, group_of })
+    }
+}
+
+/// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask for.
+pub fn group_factors(groups: &[Group]) -> Vec<f64> {
+    let weighted = groups.iter().all(|group| group.weight.is_some());
+    let tokens_of = |label: &str| groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
+    let all: u64 = groups.iter().map(|g| g.tokens).sum();
+    let of_weights: f64 = labels(groups)
+        .iter()
+        .filter_map(|label| groups.iter().find(|g| g.label == *label).and_then(|g| g.weight))
+        .sum();
+    let factor = |group: &Group| match group.weight {
+        Some(weight) if weighted => weight / of_weights * all as f64 / (tokens_of(&group.label) as f64).max(1.0),
+        _ => 1.0,
+    };
+    groups.iter().map(factor).collect()
+}
+
+/// The domains in order of appearance.
+pub fn labels(groups: &[Group]) -> Vec<&str> {
+    let mut labels: Vec<&str> = Vec::new();
+    for group in groups {
+        if !labels.contains(&group.label.as_str()) {
+            labels.push(&group.label);
+        }
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::Domain;
+
+    fn corpus() -> Corpus {
+        let domain = |label: &str, weight, sequences: &[&[u32]]| Domain {
+            label: label.into(),
+            weight: Some(weight),
+            sequences: sequences.iter().map(|s| s.to_vec()).collect(),
+        };
+        Corpus { domains: vec![domain("a", 3.0, &[&[1, 2, 0], &[3, 4]]), domain("b", 1.0, &[&[5; 10], &[6; 5]])] }
+    }
+
+    #[test]
+    fn windows_alternate_between_halves_and_special_tokens_are_not_counted() {
+        let calibration = Calibration::new(&corpus(), &BTreeSet::from([0])).unwrap();
+        assert_eq!(calibration.group_of[..5], [0, 0, UNCOUNTED, 1, 1]);
+        assert_eq!(calibration.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [2, 2, 10, 5]);
+        assert!(Calibration::new(&corpus(), &(0..7).collect()).is_err());
+    }
+
+    #[test]
+    fn weights_are_shares_of_all_tokens() {
+        let calibration = Calibration::new(&corpus(), &BTreeSet::new()).unwrap();
+        let factors = group_factors(&calibration.groups);
+        let share = |range: std::ops::Range<usize>| -> f64 {
+            range.map(|g| factors[g] * calibration.groups[g].tokens as f64).sum()
+        };
+        assert!((share(0..2) - 15.0).abs() < 1e-12 && (share(2..4) - 5.0).abs() < 1e-12);
+    }
+}

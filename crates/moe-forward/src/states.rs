@@ -1,0 +1,99 @@
+//! Hidden states of many tokens, in blocks, in memory or in a scratch file.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::{Result, Scratch};
+use moe_math::Compute;
+
+use crate::context::Context;
+
+/// Where a sweep keeps the hidden states of its tokens, and how many it runs at once.
+#[derive(Debug, Clone, Default)]
+pub struct Storage {
+    /// Whole sequences of about this many tokens go through a layer together; `None` for all.
+    pub block_tokens: Option<usize>,
+    /// A directory for a scratch file; `None` to keep everything in memory.
+    pub scratch: Option<PathBuf>,
+}
+
+/// Rows of `[tokens, hidden]`.
+pub(crate) struct States {
+    /// The tokens of each block.
+    blocks: Vec<Range<usize>>,
+    hidden: usize,
+    compute: Compute,
+    store: Store,
+}
+
+enum Store {
+    Memory(Vec<Option<Tensor>>),
+    /// f32, row by row.
+    File(Scratch),
+}
+
+impl States {
+    /// Room for `blocks` of tokens; a block is written before it is read.
+    pub fn new(blocks: &[Range<usize>], hidden: usize, scratch: Option<&Path>, compute: &Compute) -> Result<Self> {
+        let store = match scratch {
+            None => Store::Memory(vec![None; blocks.len()]),
+            Some(dir) => Store::File(Scratch::create(dir)?),
+        };
+        Ok(Self { blocks: blocks.to_vec(), hidden, compute: compute.clone(), store })
+    }
+
+    pub fn get(&self, block: usize) -> Result<Tensor> {
+        match &self.store {
+            Store::Memory(blocks) => Ok(blocks[block].clone().expect("a block is written before it is read")),
+            Store::File(file) => self.read(file, self.blocks[block].clone()),
+        }
+    }
+
+    pub fn set(&mut self, block: usize, states: Tensor) -> Result<()> {
+        let offset = (self.blocks[block].start * self.hidden * 4) as u64;
+        match &mut self.store {
+            Store::Memory(blocks) => blocks[block] = Some(states),
+            Store::File(file) => {
+                let values = states.to_dtype(DType::F32).and_then(|s| s.flatten_all()?.to_vec1::<f32>());
+                let values = values.context(|| "hidden states".into())?;
+                file.write_at(offset, bytemuck::cast_slice(&values))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of `tokens`.
+    pub fn rows(&self, tokens: Range<usize>) -> Result<Tensor> {
+        let blocks = match &self.store {
+            Store::File(file) => return self.read(file, tokens),
+            Store::Memory(blocks) => blocks,
+        };
+        let overlap = |(range, block): (&Range<usize>, &Option<Tensor>)| {
+            let (start, end) = (range.start.max(tokens.start), range.end.min(tokens.end));
+            let block = block.as_ref().filter(|_| start < end)?;
+            Some(block.narrow(0, start - range.start, end - start))
+        };
+        let parts = self.blocks.iter().zip(blocks).filter_map(overlap).collect::<candle_core::Result<Vec<_>>>();
+        parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| "hidden states".into())
+    }
+
+    fn read(&self, file: &Scratch, tokens: Range<usize>) -> Result<Tensor> {
+        let mut values = vec![0f32; tokens.len() * self.hidden];
+        file.read_at((tokens.start * self.hidden * 4) as u64, bytemuck::cast_slice_mut(&mut values))?;
+        let states = Tensor::from_vec(values, (tokens.len(), self.hidden), &self.compute.device);
+        states.and_then(|s| s.to_dtype(self.compute.dtype)).context(|| "hidden states".into())
+    }
+}
+
+/// Consecutive sequences in blocks of about `tokens`, each one at least.
+pub(crate) fn blocks(spans: &[Range<usize>], tokens: Option<usize>) -> Vec<Range<usize>> {
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for span in spans {
+        match blocks.last_mut() {
+            Some(last) if tokens.is_none_or(|tokens| span.end - last.start <= tokens) => last.end = span.end,
+            _ => blocks.push(span.clone()),
+        }
+    }
+    blocks
+}

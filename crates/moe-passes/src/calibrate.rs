@@ -1,0 +1,61 @@
+//! Options of everything that looks at calibration text.
+
+use moe_forward::DataSpec;
+use serde::{Deserialize, Serialize};
+
+/// What text a model is observed on, and how it becomes windows of tokens.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CalibrationOptions {
+    /// Calibration text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages" or
+    /// "input_ids". Weights, where all labels have one, are their shares in decisions.
+    #[arg(long, value_name = "DATA", help_heading = "Calibration")]
+    #[serde(default)]
+    pub data: Vec<DataSpec>,
+
+    /// Documents are cut into windows of this many tokens, each a sequence of its own.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Calibration")]
+    #[serde(default = "default_sequence_length")]
+    pub sequence_length: usize,
+
+    /// At most this many tokens of each label, in windows drawn at random by --seed.
+    #[arg(long, value_name = "TOKENS", default_value_t = 65_536, help_heading = "Calibration")]
+    #[serde(default = "default_data_tokens")]
+    pub data_tokens: usize,
+
+    /// Let windows run across the documents of a label, so that short ones fill them.
+    #[arg(long, help_heading = "Calibration")]
+    #[serde(default)]
+    pub pack: bool,
+
+    /// Leave special tokens out of all statistics; they still take part in the forward pass.
+    #[arg(long, help_heading = "Calibration")]
+    #[serde(default)]
+    pub mask_special: bool,
+
+    /// Seed of everything that is drawn.
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_sequence_length() -> usize {
+    512
+}
+
+fn default_data_tokens() -> usize {
+    65_536
+}
+
+impl Default for CalibrationOptions {
+    fn default() -> Self {
+        Self {
+            data: Vec::new(),
+            sequence_length: default_sequence_length(),
+            data_tokens: default_data_tokens(),
+            pack: false,
+            mask_special: false,
+            seed: 0,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What experts are ranked by.
+
+use clap::ValueEnum;
+use moe_forward::to_f32;
+use moe_math::statistics::Sums;
+use moe_math::{Compute, saliency};
+use moe_model::{Error, Expert, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::reduce::Needs;
+
+/// A criterion: what is kept is great by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Criterion {
+    /// Mean of gate × norm of the output over an expert's tokens (2510.13999).
+    #[default]
+    Reap,
+    /// Sum of the norms of an expert's outputs.
+    Ean,
+    /// Mean of the norms of an expert's outputs (2606.15716).
+    Man,
+    /// Mean of the squared norms of an expert's outputs (2606.15716).
+    Msan,
+    /// Tokens that choose an expert.
+    Frequency,
+    /// Sum of the gates that an expert is given.
+    SoftFrequency,
+    /// Ratio of mean absolute to root mean square weight, the lower the better; needs no data (2603.18492).
+    Aimer,
+    /// Squared change of the layer's output when an expert is left out and its tokens are routed anew (2402.14800).
+    LeaveOneOut,
+    /// The same by 1 − cosine.
+    LeaveOneOutCosine,
+    /// The set of experts whose output is nearest to the layer's, of all sets; for up to 16 experts; needs --data.
+    Exhaustive,
+    /// The expert with the fewest votes goes, its votes pass to the tokens' next choices, and so on; needs --data.
+    RankedChoice,
+    /// Drawn by --seed: the control.
+    Random,
+}
+
+impl Criterion {
+    pub(super) fn needs(self) -> Needs {
+        let sums = !matches!(self, Self::Aimer | Self::Random);
+        let left_out = matches!(self, Self::LeaveOneOut | Self::LeaveOneOutCosine);
+        let inputs = matches!(self, Self::Exhaustive | Self::RankedChoice);
+        Needs { sums, left_out, sample_every: 0, inputs }
+    }
+
+    /// Its saliencies by sums; none for criteria that need something else.
+    pub(super) fn of_sums(self, sums: &Sums) -> Option<Vec<f64>> {
+        let of: fn(&Sums) -> Vec<f64> = match self {
+            Self::Reap => saliency::reap,
+            Self::Ean => saliency::expert_activation_norm,
+            Self::Man => saliency::mean_activation_norm,
+            Self::Msan => saliency::mean_square_activation_norm,
+            Self::Frequency => saliency::frequency,
+            Self::SoftFrequency => saliency::soft_frequency,
+            Self::LeaveOneOut => saliency::leave_one_out,
+            Self::LeaveOneOutCosine => saliency::leave_one_out_cosine,
+            Self::Aimer | Self::Exhaustive | Self::RankedChoice | Self::Random => return None,
+        };
+        Some(of(sums))
+    }
+}
+
+/// −AIMER of `expert`: those whose weights are as large as each other go first.
+pub(super) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
+    let mut values = Vec::new();
+    for linear in expert.linears() {
+        let weight = to_f32(&linear.weight, compute)?;
+        let flat = weight.flatten_all().and_then(|w| w.to_vec1::<f32>());
+        values.extend(flat.map_err(|e| {
+            Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(linear.weight.name())
+        })?);
+    }
+    Ok(-saliency::aimer(values))
+}

@@ -1,0 +1,108 @@
+//! Criteria that look at tokens one by one: the best subset, and votes.
+
+use candle_core::{DType, Tensor};
+use moe_forward::{experts_on, router_scores};
+use moe_math::saliency;
+use moe_model::{Error, Kind, Model, Result};
+use rayon::prelude::*;
+
+use crate::reduce::{LayerView, Size};
+
+/// Subsets of more experts than these are too many.
+const MOST_EXPERTS: usize = 16;
+/// Outputs of all experts on all tokens are held in memory: at most so many tokens are used, the first ones.
+const MOST_TOKENS: usize = 2048;
+
+pub(super) fn check(model: &Model, size: Size) -> Result<()> {
+    if size.before > MOST_EXPERTS {
+        let what = format!("there are too many subsets of {} experts", size.before);
+        return Err(Error::new(Kind::Usage, what)
+            .file(&model.config_file)
+            .remedy(format!("exhaustive is for up to {MOST_EXPERTS} experts; choose another --method")));
+    }
+    Ok(())
+}
+
+fn all_inputs(layer: &LayerView<'_>) -> Result<Tensor> {
+    Tensor::cat(layer.inputs, 0).map_err(|e| failed(layer, e))
+}
+
+fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, format!("cannot compare the experts of layer {}", layer.index)).source(error)
+}
+
+/// The round in which each expert falls ([`saliency::ranked_choice`]).
+pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
+    let scores = router_scores(layer.moe, &all_inputs(layer)?, layer.compute)?;
+    Ok(saliency::ranked_choice(&scores, layer.moe.experts.len(), layer.moe.router.top_k))
+}
+
+/// The subset of which the block's output is nearest to that of all experts, tokens routed anew: the least
+/// ‖Z − Z'‖_F; of equals the first in lexicographic order (NAEE, 2402.14800).
+pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
+    let fail = |e| failed(layer, e);
+    let x = all_inputs(layer)?;
+    let tokens = x.dim(0).map_err(fail)?.min(MOST_TOKENS);
+    let runs = experts_on(layer.moe, &x.narrow(0, 0, tokens).map_err(fail)?, layer.compute)?;
+    let hidden = x.dim(1).map_err(fail)?;
+    let outputs: Vec<Vec<f32>> = runs
+        .outputs
+        .iter()
+        .map(|o| o.to_dtype(DType::F32).and_then(|o| o.flatten_all()?.to_vec1()))
+        .collect::<candle_core::Result<_>>()
+        .map_err(fail)?;
+    let experts = layer.moe.experts.len();
+    // Z of a subset, each token routed among its experts alone.
+    let mixed = |masked: &[bool]| -> candle_core::Result<Vec<f64>> {
+        let routing = runs.routed(masked)?;
+        let mut z = vec![0f64; tokens * hidden];
+        for (slot, (expert, gate)) in routing.selected.iter().zip(&routing.weights).enumerate() {
+            let token = slot / routing.top_k;
+            let output = &outputs[*expert as usize][token * hidden..][..hidden];
+            let z = &mut z[token * hidden..][..hidden];
+            z.iter_mut().zip(output).for_each(|(z, f)| *z += f64::from(*gate) * f64::from(*f));
+        }
+        Ok(z)
+    };
+    let whole = mixed(&vec![false; experts]).map_err(fail)?;
+    let candidates: Vec<Vec<usize>> = subsets(experts, layer.count)
+        .into_iter()
+        .filter(|subset| layer.protected.iter().all(|p| subset.contains(p)) || layer.protected.len() > layer.count)
+        .collect();
+    let distance = |subset: &Vec<usize>| -> candle_core::Result<f64> {
+        let masked: Vec<bool> = (0..experts).map(|e| !subset.contains(&e)).collect();
+        Ok(mixed(&masked)?.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum())
+    };
+    let distances = candidates.par_iter().map(distance).collect::<candle_core::Result<Vec<f64>>>().map_err(fail)?;
+    let best = (0..candidates.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b]));
+    Ok(best.map(|best| candidates[best].clone()).unwrap_or_default())
+}
+
+/// All sets of `count` numbers below `n`, in lexicographic order.
+fn subsets(n: usize, count: usize) -> Vec<Vec<usize>> {
+    fn extend(set: &mut Vec<usize>, n: usize, count: usize, all: &mut Vec<Vec<usize>>) {
+        if set.len() == count {
+            all.push(set.clone());
+            return;
+        }
+        for next in set.last().map_or(0, |last| last + 1)..n {
+            set.push(next);
+            extend(set, n, count, all);
+            set.pop();
+        }
+    }
+    let mut all = Vec::new();
+    extend(&mut Vec::new(), n, count, &mut all);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subsets_come_in_order() {
+        assert_eq!(subsets(4, 2), [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]].map(Vec::from));
+        assert_eq!(subsets(16, 8).len(), 12_870);
+    }
+}

@@ -1,0 +1,47 @@
+//! What tells in milliseconds whether a checkpoint is the one that statistics or a plan were made of.
+
+use std::path::Path;
+
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Result, sha256_bytes, sha256_file};
+use moe_forward::TOKENIZER_FILE;
+use serde::{Deserialize, Serialize};
+
+/// Tensors are sampled at so many places each, of so many bytes.
+const PLACES: u64 = 4;
+const PLACE_BYTES: u64 = 256;
+
+/// Hashes of a model and its tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// SHA-256 of config.json, and of every tensor's name, type, shape and some of its bytes.
+    pub model: String,
+    /// SHA-256 of tokenizer.json, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokenizer: Option<String>,
+}
+
+impl Fingerprint {
+    /// Of a checkpoint.
+    ///
+    /// # Errors
+    /// What reading returns.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut seen = read(&checkpoint.dir().join(CONFIG_FILE))?;
+        for (name, tensor) in checkpoint.tensors() {
+            seen.extend(format!("{name} {} {:?}", tensor.dtype(), tensor.shape()).into_bytes());
+            let part = PLACE_BYTES.min(tensor.bytes());
+            for place in 0..PLACES {
+                let mut bytes = vec![0; part as usize];
+                tensor.read_at((tensor.bytes() - part) * place / (PLACES - 1), &mut bytes)?;
+                seen.extend(bytes);
+            }
+        }
+        let tokenizer = checkpoint.dir().join(TOKENIZER_FILE);
+        let tokenizer = if tokenizer.is_file() { Some(sha256_file(&tokenizer)?) } else { None };
+        Ok(Self { model: sha256_bytes(&seen), tokenizer })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io("cannot read this file", path, e))
+}

@@ -1,0 +1,221 @@
+//! `observe`: statistics of a model on calibration text.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::{Checkpoint, Error, Kind, Result};
+use moe_forward::{
+    Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TokenizeOptions, special_tokens,
+};
+use moe_math::Compute;
+use moe_math::load::Load;
+use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_model::Model;
+use moe_passes::{CalibrationOptions, LayerStatistics};
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+use crate::progress::{Progress, Unit};
+use crate::resources::{ByteSize, directory_of, storage};
+use crate::statistics::{self, About, StatisticsFile};
+
+/// What is observed.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ObserveOptions {
+    /// Add these statistics of the same model; repeat it for several. Without --data they are added up.
+    #[arg(long, value_name = "STATS")]
+    #[serde(default)]
+    pub add: Vec<PathBuf>,
+
+    /// Don't find out what leaving each expert out does, which takes about (top-k + 1) / top-k of the time.
+    #[arg(long)]
+    #[serde(default)]
+    pub no_left_out: bool,
+
+    /// Run all experts on one token in so many, for the mean outputs that merge --method hc-smoe goes by; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(default)]
+    pub sample_every: usize,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub calibration: CalibrationOptions,
+}
+
+/// What was observed.
+#[derive(Debug, Serialize)]
+pub struct Observation {
+    /// Where it is.
+    pub output: PathBuf,
+    /// The groups of tokens.
+    pub groups: Vec<Group>,
+    /// Load and largest outputs of each layer with a mixture of experts.
+    pub layers: Vec<ObservedLayer>,
+    /// Tokens of the sweep; 0 if files were only added up.
+    pub tokens: usize,
+    /// Seconds of the sweep.
+    pub seconds: f64,
+}
+
+/// A layer in short.
+#[derive(Debug, Serialize)]
+pub struct ObservedLayer {
+    /// Its index.
+    pub layer: usize,
+    /// Tokens that chose each expert.
+    pub load: Load,
+    /// The largest |output| of any expert.
+    pub largest_output: f64,
+}
+
+/// Tokens for a sweep over the checkpoint in `dir`.
+///
+/// # Errors
+/// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
+pub(crate) fn calibration(options: &CalibrationOptions, dir: &Path, vocab: usize) -> Result<Calibration> {
+    let tokenize = TokenizeOptions {
+        sequence_length: options.sequence_length,
+        vocab,
+        max_tokens: Some(options.data_tokens),
+        pack: options.pack,
+        sample: Some(options.seed),
+    };
+    let corpus = Corpus::load(&options.data, dir, tokenize)?;
+    let uncounted = if options.mask_special { special_tokens(dir)? } else { Default::default() };
+    Calibration::new(&corpus, &uncounted)
+}
+
+/// Observes the checkpoint `dir`, adds statistics of `options.add`, and writes `output`.
+///
+/// # Errors
+/// [`Kind::Usage`] for nothing to do; [`Kind::Mismatch`] for statistics of another model; what reading, computing and
+/// writing return. No new file is left then.
+pub fn observe(
+    dir: &Path,
+    options: &ObserveOptions,
+    output: &Path,
+    overwrite: bool,
+    memory_budget: Option<ByteSize>,
+    compute: &Compute,
+    progress: &dyn Progress,
+) -> Result<Observation> {
+    check_output(output, overwrite)?;
+    if options.calibration.data.is_empty() && options.add.is_empty() {
+        return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let model = Model::read(&checkpoint)?;
+    if model.moes().next().is_none() {
+        return Err(Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE"));
+    }
+    let fingerprint = Fingerprint::of(&checkpoint)?;
+    let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
+    added.iter().try_for_each(|file| file.check_model(&fingerprint, dir))?;
+    let start = std::time::Instant::now();
+    let mut groups = Vec::new();
+    let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
+    let mut tokens = 0;
+    if !options.calibration.data.is_empty() {
+        let calibration = calibration(&options.calibration, dir, model.vocab)?;
+        tokens = calibration.batch.tokens();
+        groups.clone_from(&calibration.groups);
+        layers = sweep(&model, &calibration, options, output, memory_budget, compute, progress)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    for file in &added {
+        add(&mut groups, &mut layers, file)?;
+    }
+    let sizes: BTreeMap<usize, Sizes> = layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
+    let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
+        layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
+    statistics::write(output, &About::new(fingerprint, groups.clone(), sizes), |index| Ok(layers[&index].clone()))?;
+    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
+}
+
+impl ObservedLayer {
+    fn new(layer: usize, sums: &[Sums]) -> Self {
+        let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
+        let counts = pooled.get(Quantity::Tokens).iter().map(|n| *n as u64).collect();
+        let largest_output = pooled.get(Quantity::Largest).iter().copied().fold(0.0, f64::max);
+        Self { layer, load: Load::new(counts), largest_output }
+    }
+}
+
+fn sweep(
+    model: &Model,
+    calibration: &Calibration,
+    options: &ObserveOptions,
+    output: &Path,
+    memory_budget: Option<ByteSize>,
+    compute: &Compute,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<usize, Vec<Sums>>> {
+    let mut observer = StatisticsObserver::new(
+        model,
+        ObserverOptions {
+            groups: calibration.groups.len(),
+            group_of: calibration.group_of.clone(),
+            left_out: !options.no_left_out,
+            sample_every: options.sample_every,
+        },
+    );
+    let storage = storage(model, calibration.batch.tokens(), memory_budget, directory_of(output));
+    progress.stage(&format!("observe {} tokens", calibration.batch.tokens()), model.layers.len() as u64, Unit::Layers);
+    let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
+    let mut layers = BTreeMap::new();
+    for index in 0..model.layers.len() {
+        sweep.layer(index, &mut observer)?;
+        layers.extend(observer.take().map(|sums| (index, sums)));
+        progress.advance(1);
+    }
+    Ok(layers)
+}
+
+/// Adds the sums of `file` to those of the same label and half.
+fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &StatisticsFile) -> Result<()> {
+    let place = |groups: &mut Vec<Group>, group: &Group| {
+        let same = |g: &Group| g.label == group.label && g.half == group.half;
+        match groups.iter().position(same) {
+            Some(place) => {
+                groups[place].tokens += group.tokens;
+                place
+            }
+            None => {
+                groups.push(group.clone());
+                groups.len() - 1
+            }
+        }
+    };
+    let places: Vec<usize> = file.groups().iter().map(|group| place(groups, group)).collect();
+    for (index, sizes) in &file.about().layers {
+        let sums = layers.entry(*index).or_default();
+        sums.resize(groups.len(), Sums::new(*sizes));
+        let found = file.layer(*index)?.unwrap_or_default();
+        for (place, found) in places.iter().zip(&found) {
+            sums[*place].add(found, 1.0);
+        }
+    }
+    Ok(())
+}
+
+fn check_output(output: &Path, overwrite: bool) -> Result<()> {
+    if output.is_dir() {
+        return Err(Error::new(Kind::Usage, "the output is a directory").file(output).remedy("give a file name"));
+    }
+    let parent = directory_of(output);
+    if !parent.is_dir() {
+        return Err(Error::new(Kind::Missing, "the output's directory doesn't exist")
+            .file(parent)
+            .remedy("make it first"));
+    }
+    if overwrite || !output.exists() || StatisticsFile::open(output).is_ok() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, "the output exists and holds something other than statistics")
+        .file(output)
+        .remedy("choose another name, or give --overwrite"))
+}

@@ -1,0 +1,204 @@
+//! Files of additive statistics: written by `observe`, read instead of data by passes.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, write_file_atomically};
+use moe_forward::Group;
+use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_passes::LayerStatistics;
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+
+/// The tensor that holds [`About`] as JSON.
+const ABOUT: &str = "about";
+const FORMAT: &str = "moe-convert statistics 1";
+const REMEDY: &str = "give a file that moe-convert observe has written";
+
+/// What a file of statistics is about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// Name and version of the format.
+    pub format: String,
+    /// The model and its tokenizer.
+    #[serde(flatten)]
+    pub fingerprint: Fingerprint,
+    /// The groups of tokens, the first dimension of every tensor.
+    pub groups: Vec<Group>,
+    /// Sizes of the layers that have a mixture of experts.
+    pub layers: BTreeMap<usize, Sizes>,
+}
+
+impl About {
+    /// Of a model that was observed.
+    pub fn new(fingerprint: Fingerprint, groups: Vec<Group>, layers: BTreeMap<usize, Sizes>) -> Self {
+        Self { format: FORMAT.to_owned(), fingerprint, groups, layers }
+    }
+}
+
+/// An open file of statistics; a layer is read when it is asked for.
+pub struct StatisticsFile {
+    path: PathBuf,
+    about: About,
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl StatisticsFile {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] and [`Kind::Malformed`], naming the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::new(Kind::Missing, "no such file of statistics").file(path).remedy(REMEDY));
+        }
+        let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
+        let (file, entries) = SourceFile::open(path).map_err(|e| malformed(e.to_string()))?;
+        let tensors: BTreeMap<String, Stored> =
+            entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
+        let about = tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
+        let mut json = vec![0; about.bytes() as usize];
+        about.read_at(0, &mut json)?;
+        let about: About = serde_json::from_slice(&json).map_err(|e| malformed(e.to_string()))?;
+        if about.format != FORMAT {
+            return Err(malformed(format!("this is {:?}, not {FORMAT:?}", about.format)));
+        }
+        let file = Self { path: path.to_owned(), about, tensors };
+        file.check()?;
+        Ok(file)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is about.
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// Refuses statistics of another model or tokenizer than `found`'s, which is that of `model`.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`].
+    pub fn check_model(&self, found: &Fingerprint, model: &Path) -> Result<()> {
+        let of = &self.about.fingerprint;
+        let what = match (of.model == found.model, of.tokenizer == found.tokenizer) {
+            (true, true) => return Ok(()),
+            (false, _) => "these statistics are of another model",
+            (true, false) => "these statistics are of this model with another tokenizer",
+        };
+        Err(Error::new(Kind::Mismatch, format!("{what} than {}", model.display()))
+            .file(&self.path)
+            .remedy("observe this model, or give the one that was observed"))
+    }
+
+    /// Every tensor is there in its shape, so that reading can't fail for that.
+    fn check(&self) -> Result<()> {
+        for (layer, sizes) in &self.about.layers {
+            for quantity in Quantity::ALL {
+                let name = tensor_name(*layer, quantity);
+                let shape = shape(self.about.groups.len(), quantity, *sizes);
+                let found = self.tensors.get(&name);
+                if found.is_none_or(|t| t.shape() != shape || t.dtype() != Dtype::F64) {
+                    return Err(Error::new(
+                        Kind::Malformed,
+                        format!("statistics without f64 values of shape {shape:?}"),
+                    )
+                    .file(&self.path)
+                    .tensor(&name)
+                    .remedy(REMEDY));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LayerStatistics for StatisticsFile {
+    fn groups(&self) -> &[Group] {
+        &self.about.groups
+    }
+
+    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>> {
+        let Some(sizes) = self.about.layers.get(&index) else { return Ok(None) };
+        let mut sums = vec![Sums::new(*sizes); self.about.groups.len()];
+        for quantity in Quantity::ALL {
+            let tensor = &self.tensors[&tensor_name(index, quantity)];
+            let mut values = vec![0f64; tensor.bytes() as usize / 8];
+            tensor.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(Error::new(Kind::Numeric, "a statistic is not finite")
+                    .file(&self.path)
+                    .tensor(tensor.name())
+                    .remedy("observe the model again"));
+            }
+            let each = values.len() / sums.len();
+            for (sums, values) in sums.iter_mut().zip(values.chunks_exact(each)) {
+                sums.get_mut(quantity).copy_from_slice(values);
+            }
+        }
+        Ok(Some(sums))
+    }
+}
+
+fn tensor_name(layer: usize, quantity: Quantity) -> String {
+    format!("layers.{layer}.{}", quantity.name())
+}
+
+fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
+    std::iter::once(groups).chain(quantity.shape(sizes)).collect()
+}
+
+/// Writes `path`, asking for one layer's sums after the other.
+///
+/// # Errors
+/// What `layer` returns; [`Kind::Io`]. No new file is left then.
+pub(crate) fn write(path: &Path, about: &About, mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>) -> Result<()> {
+    let json = serde_json::to_vec(about).unwrap_or_default();
+    // Padded, so that what follows is aligned.
+    let json_bytes = json.len().next_multiple_of(8);
+    let mut entries = vec![Entry {
+        name: ABOUT.to_owned(),
+        dtype: Dtype::U8,
+        shape: vec![json_bytes],
+        start: 0,
+        end: json_bytes as u64,
+    }];
+    let mut end = json_bytes as u64;
+    for (layer, sizes) in &about.layers {
+        for quantity in Quantity::ALL {
+            let shape = shape(about.groups.len(), quantity, *sizes);
+            let (start, bytes) = (end, shape.iter().product::<usize>() as u64 * 8);
+            end += bytes;
+            entries.push(Entry { name: tensor_name(*layer, quantity), dtype: Dtype::F64, shape, start, end });
+        }
+    }
+    let mut failure = None;
+    let written = write_file_atomically(path, |file| {
+        let mut out = std::io::BufWriter::new(file);
+        out.write_all(&encode_header(&entries))?;
+        out.write_all(&json)?;
+        out.write_all(&vec![b' '; json_bytes - json.len()])?;
+        for index in about.layers.keys() {
+            let sums = match layer(*index) {
+                Ok(sums) => sums,
+                Err(error) => {
+                    failure = Some(error);
+                    return Err(std::io::Error::other("no sums"));
+                }
+            };
+            for quantity in Quantity::ALL {
+                for group in sums.iter() {
+                    out.write_all(bytemuck::cast_slice(group.get(quantity)))?;
+                }
+            }
+        }
+        out.flush()
+    });
+    failure.map_or(written, Err)
+}

@@ -1,0 +1,344 @@
+//! Observing and pruning beside what transformers' own modules, in float64, and llm-compressor say (golden/pruning).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use moe_checkpoint::{Kind, SourceFile};
+use moe_forward::{Batch, Head, Sweep, labels};
+use moe_math::Compute;
+use moe_math::statistics::{Quantity, Sums};
+use moe_model::Model;
+use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
+use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
+use serde_json::Value;
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
+}
+
+fn read_json(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(golden(path)).unwrap()).unwrap()
+}
+
+fn moe() -> PathBuf {
+    golden("models/moe")
+}
+
+/// Token ids of golden/pruning as `--data` arguments, one label a domain.
+struct Text {
+    directory: tempfile::TempDir,
+    data: Vec<String>,
+}
+
+impl Text {
+    fn new(domains: &[(&str, &Value)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |(label, windows): &(&str, &Value)| {
+            let path = directory.path().join(format!("{label}.jsonl"));
+            let lines = windows.as_array().unwrap().iter();
+            let lines: Vec<_> = lines.map(|ids| serde_json::json!({ "input_ids": ids }).to_string()).collect();
+            std::fs::write(&path, lines.join("\n")).unwrap();
+            format!("{label}={}", path.display())
+        };
+        let data = domains.iter().map(write).collect();
+        Self { directory, data }
+    }
+
+    fn of_golden() -> Self {
+        let tokens = read_json("pruning/tokens.json");
+        let order = ["english", "code", "spanish", "arithmetic"];
+        Self::new(&order.map(|label| (label, &tokens[label])))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn calibration(&self) -> CalibrationOptions {
+        let data = self.data.iter().map(|d| d.parse().unwrap()).collect();
+        CalibrationOptions { data, sequence_length: 256, ..CalibrationOptions::default() }
+    }
+
+    fn observe(&self, name: &str, change: impl Fn(&mut ObserveOptions)) -> PathBuf {
+        let output = self.path(name);
+        let mut options =
+            ObserveOptions { add: Vec::new(), no_left_out: false, sample_every: 0, calibration: self.calibration() };
+        change(&mut options);
+        observe(&moe(), &options, &output, false, None, &Compute::cpu(), &Quiet).unwrap();
+        output
+    }
+
+    /// Options of `prune` in TOML, with this text as data.
+    fn with_data(&self, toml: &str) -> PruneOptions {
+        let mut options: PruneOptions = toml::from_str(toml).unwrap();
+        options.reduce.calibration = self.calibration();
+        options
+    }
+}
+
+fn run() -> ConvertOptions {
+    ConvertOptions {
+        overwrite: true,
+        max_shard_size: "5GB".parse().unwrap(),
+        probe_tokens: 0,
+        compute: Compute::cpu(),
+        memory_budget: None,
+    }
+}
+
+/// The experts that each layer keeps.
+fn kept(options: &PruneOptions, model: &Path, output: &Path) -> Vec<Vec<usize>> {
+    let done = convert(options, model, output, &run(), &Quiet).unwrap();
+    let expert = |text: &String| text.strip_prefix("expert ").unwrap().parse().unwrap();
+    let mut kept: Vec<Vec<usize>> =
+        done.receipt.layers.iter().map(|layer| layer.experts.iter().map(expert).collect()).collect();
+    kept.iter_mut().for_each(|experts| experts.sort_unstable());
+    kept
+}
+
+fn indices(value: &Value) -> Vec<Vec<usize>> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// The sums of `layer` over both halves, by domain.
+fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<Sums> {
+    let sums = file.layer(layer).unwrap().unwrap();
+    let of = |label: &str| {
+        let groups = file.groups().iter().zip(&sums).filter(|(group, _)| group.label == label);
+        Sums::pooled(groups.map(|(_, sums)| (sums, 1.0)))
+    };
+    labels(file.groups()).into_iter().map(of).collect()
+}
+
+#[test]
+fn statistics_are_those_of_transformers_in_float64() {
+    let text = Text::of_golden();
+    let file = StatisticsFile::open(&text.observe("stats", |_| {})).unwrap();
+    let wanted = candle_core::safetensors::load(golden("pruning/statistics.safetensors"), &Device::Cpu).unwrap();
+    assert!(wanted.len() > 50);
+    let quantities: BTreeMap<&str, Quantity> = Quantity::ALL.iter().map(|q| (q.name(), *q)).collect();
+    for (name, wanted) in &wanted {
+        let mut parts = name.split('.').skip(1);
+        let (layer, quantity) = (parts.next().unwrap().parse().unwrap(), quantities[parts.next().unwrap()]);
+        let wanted: Vec<f64> = wanted.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let sums = by_domain(&file, layer);
+        let found: Vec<f64> = sums.iter().flat_map(|sums| sums.get(quantity).to_vec()).collect();
+        assert_eq!(found.len(), wanted.len(), "{name}");
+        // A sum of terms of both signs is as exact as its terms are large.
+        let scale = wanted.iter().map(|x| x.abs()).fold(0.0, f64::max);
+        let largest = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let limit = if quantity == Quantity::Tokens { 0.0 } else { 1e-5 };
+        assert!(largest <= limit * scale, "{name}: {largest:e} of {scale:e}");
+    }
+}
+
+#[test]
+fn every_criterion_keeps_what_an_independent_computation_keeps() {
+    let text = Text::of_golden();
+    let stats = text.observe("stats", |_| {});
+    let saliencies = read_json("pruning/saliencies.json");
+    let criteria = saliencies["kept"].as_object().unwrap();
+    assert!(criteria.len() >= 9, "{:?}", criteria.keys());
+    for (criterion, counts) in criteria {
+        for (count, wanted) in counts.as_object().unwrap() {
+            let toml = format!("method = {criterion:?}\nexperts = {count}\nno-super-expert-guard = true");
+            let mut options: PruneOptions = toml::from_str(&toml).unwrap();
+            match criterion.as_str() {
+                "aimer" => {}
+                // It looks at tokens; in sequence only the first layer is decided on the original's states.
+                "ranked-choice" => options = text.with_data(&toml),
+                _ => options.reduce.stats = Some(stats.clone()),
+            }
+            let (found, wanted) = (kept(&options, &moe(), &text.path("out")), indices(wanted));
+            let layers = if criterion == "ranked-choice" { 1 } else { wanted.len() };
+            assert_eq!(found[..layers], wanted[..layers], "{criterion} {count}");
+        }
+    }
+}
+
+#[test]
+fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
+    let text = Text::of_golden();
+    let wanted = read_json("pruning/sequential.json");
+    let peer = read_json("pruning/llm-compressor.json");
+    for (count, sparsity) in [("18", 0.25), ("12", 0.5)] {
+        let options = text.with_data(&format!("experts = {count}\nno-super-expert-guard = true"));
+        let found = kept(&options, &moe(), &text.path("out"));
+        assert_eq!(found, indices(&wanted["kept"][count]), "{count}");
+        let same =
+            |run: &&Value| run["attention"] == "causal" && run["dtype"] == "float32" && run["sparsity"] == sparsity;
+        let theirs = peer["runs"].as_array().unwrap().iter().find(same).unwrap();
+        assert_eq!(found, indices(&theirs["kept"]), "{count}");
+    }
+}
+
+#[test]
+fn a_pruned_model_computes_what_transformers_does_with_experts_masked() {
+    let text = Text::of_golden();
+    let stats = text.observe("stats", |_| {});
+    let described = read_json("pruning/masked.json");
+    let wanted = candle_core::safetensors::load(golden("pruning/masked.safetensors"), &Device::Cpu).unwrap();
+    let source = Model::open(&moe()).unwrap();
+    let batch = Batch::from_json(&golden("models/moe.tokens.json")).unwrap();
+    for count in [18, 12] {
+        let mut options: PruneOptions =
+            toml::from_str(&format!("experts = {count}\nno-super-expert-guard = true")).unwrap();
+        options.reduce.stats = Some(stats.clone());
+        let output = text.path("pruned");
+        let kept = kept(&options, &moe(), &output);
+        assert_eq!(kept, indices(&described["kept"][count.to_string()]));
+        let model = Model::open(&output).unwrap();
+        assert_eq!(model.config["num_experts"], count);
+        assert_eq!(model.config["num_local_experts"], count);
+        let compute = Compute::cpu();
+        let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
+        sweep.run(&mut moe_forward::Silent).unwrap();
+        let hidden = sweep.hidden(0..batch.tokens()).unwrap();
+        let logits = Head::load(&model, &compute).unwrap().logits(&hidden).unwrap();
+        let step = described["vocabulary_step"][count.to_string()].as_u64().unwrap() as u32;
+        let columns = Tensor::arange_step(0, model.vocab as u32, step, &Device::Cpu).unwrap();
+        let found = logits.index_select(&columns, 1).unwrap();
+        let difference = (found - &wanted[&format!("keep_{count}.logits")]).unwrap().abs().unwrap();
+        let largest = difference.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        assert!(largest < 1e-4, "{count}: {largest:e}");
+        // What is kept is the source's, byte for byte.
+        for ((layer, moe), (kept, (_, before))) in model.moes().zip(kept.iter().zip(source.moes())) {
+            let rows = |weight: &moe_model::Weight| weight.read().unwrap();
+            let (ours, theirs) = (rows(&moe.router.weight), rows(&before.router.weight));
+            let row = ours.len() / count;
+            for (place, expert) in kept.iter().enumerate() {
+                assert_eq!(ours[place * row..][..row], theirs[expert * row..][..row], "router {layer}");
+                let pairs = moe.experts[place].linears().into_iter().zip(before.experts[*expert].linears());
+                pairs.for_each(|(a, b)| assert_eq!(rows(&a.weight), rows(&b.weight), "{layer} {expert}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_best_subset_is_found() {
+    let wanted = read_json("pruning/exhaustive.json");
+    let text = Text::new(&[("random", &wanted["tokens"])]);
+    let model =
+        golden("families").join(wanted["model"].as_str().unwrap().strip_prefix("families/").unwrap()).join("model");
+    for (count, first) in wanted["layers"][0].as_object().unwrap() {
+        let count: usize = count.parse().unwrap();
+        let toml = format!("method = \"exhaustive\"\nexperts = {count}\nno-super-expert-guard = true");
+        let found = kept(&text.with_data(&toml), &model, &text.path("out"));
+        let best: Vec<usize> = serde_json::from_value(first["best"].clone()).unwrap();
+        assert_eq!(found[0], best, "{count}");
+    }
+}
+
+#[test]
+fn statistics_add_up_over_files_blocks_and_scratch_files() {
+    let text = Text::of_golden();
+    let whole = StatisticsFile::open(&text.observe("whole", |_| {})).unwrap();
+    let part = |name: &str, range: std::ops::Range<usize>| {
+        text.observe(name, |options| options.calibration.data = text.calibration().data[range.clone()].to_vec())
+    };
+    let (first, second) = (part("first", 0..1), part("second", 1..4));
+    let sum = text.observe("sum", |options| {
+        options.add = vec![first.clone(), second.clone()];
+        options.calibration.data.clear();
+    });
+    let both = text.observe("both", |options| {
+        options.add = vec![first.clone()];
+        options.calibration.data.drain(..1);
+    });
+    for other in [sum, both] {
+        let other = StatisticsFile::open(&other).unwrap();
+        for layer in 0..4 {
+            for (a, b) in by_domain(&whole, layer).iter().zip(by_domain_of(&other, layer, &whole)) {
+                for quantity in Quantity::ALL {
+                    let pairs = a.get(quantity).iter().zip(b.get(quantity));
+                    let scale = a.get(quantity).iter().fold(0f64, |most, x| most.max(x.abs()));
+                    pairs.for_each(|(a, b)| assert!((a - b).abs() <= 1e-6 * scale, "{}: {a} {b}", quantity.name()));
+                }
+            }
+        }
+    }
+}
+
+/// As [`by_domain`], in the order of `like`.
+fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> Vec<Sums> {
+    let found = by_domain(file, layer);
+    let order = labels(file.groups());
+    labels(like.groups()).iter().map(|l| found[order.iter().position(|o| o == l).unwrap()].clone()).collect()
+}
+
+#[test]
+fn a_scratch_file_changes_nothing() {
+    let text = Text::of_golden();
+    let options = text.with_data("experts = 12");
+    let bytes = |budget: Option<&str>| {
+        let output = text.path("out");
+        let run = ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run() };
+        convert(&options, &moe(), &output, &run, &Quiet).unwrap();
+        std::fs::read(output.join("model.safetensors")).unwrap()
+    };
+    assert_eq!(bytes(None), bytes(Some("1MB")));
+}
+
+#[test]
+fn padding_and_masked_tokens_enter_no_statistic() {
+    let tokens = read_json("pruning/tokens.json");
+    let ids: Vec<u32> = serde_json::from_value(tokens["english"][0].clone()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let observed = |name: &str, line: Value| {
+        let path = directory.path().join(format!("{name}.jsonl"));
+        std::fs::write(&path, line.to_string()).unwrap();
+        let output = directory.path().join(name);
+        let options = ObserveOptions {
+            add: Vec::new(),
+            no_left_out: true,
+            sample_every: 0,
+            calibration: CalibrationOptions {
+                data: vec![format!("x={}", path.display()).parse().unwrap()],
+                ..CalibrationOptions::default()
+            },
+        };
+        observe(&moe(), &options, &output, false, None, &Compute::cpu(), &Quiet).unwrap();
+        let file = StatisticsFile::open(&output).unwrap();
+        by_domain(&file, 3).remove(0)
+    };
+    let plain = observed("plain", serde_json::json!({ "input_ids": ids }));
+    let padded = [vec![7; 9], ids.clone(), vec![9; 5]].concat();
+    let mask = [vec![0; 9], vec![1; ids.len()], vec![0; 5]].concat();
+    let padded = observed("padded", serde_json::json!({ "input_ids": padded, "attention_mask": mask }));
+    assert_eq!(plain, padded);
+    assert_eq!(plain.scalar(Quantity::SeenTokens), ids.len() as f64);
+}
+
+#[test]
+fn statistics_of_another_model_are_refused() {
+    let text = Text::of_golden();
+    let stats = text.observe("stats", |options| options.no_left_out = true);
+    let copy = text.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(moe()).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
+    }
+    let mut options: PruneOptions = toml::from_str("experts = 12").unwrap();
+    options.reduce.stats = Some(stats.clone());
+    let error = |message: &str| {
+        let error = convert(&options, &copy, &text.path("out"), &run(), &Quiet).unwrap_err();
+        assert_eq!(error.kind(), Kind::Mismatch);
+        assert!(error.to_string().contains(message), "{error}");
+    };
+    std::fs::write(copy.join("tokenizer.json"), "{}").unwrap();
+    error("another tokenizer");
+    let weights = copy.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let (_, entries) = SourceFile::open(&weights).unwrap();
+    let header = bytes.len() as u64 - entries.iter().map(|e| e.end).max().unwrap();
+    bytes[header as usize] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    error("another model");
+    assert!(!text.path("out").exists());
+    // A ranking by leaving experts out needs statistics that say what that does.
+    options.method = toml::from_str::<PruneOptions>("method = \"leave-one-out\"").unwrap().method;
+    let message = convert(&options, &moe(), &text.path("out"), &run(), &Quiet).unwrap_err().to_string();
+    assert!(message.contains("--no-left-out"), "{message}");
+}
