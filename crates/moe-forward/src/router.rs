@@ -29,7 +29,7 @@ impl LoadedRouter {
     pub(crate) fn load_with(router: &Router, loader: Loader<'_>) -> Result<Self> {
         let compute = Compute { dtype: DType::F32, ..loader.compute.clone() };
         let weight = Loader { compute: &compute, ..loader }.matrix(&router.weight)?;
-        Ok(Self { weight, rule: rule(router, &compute)? })
+        Ok(Self { weight, rule: routing_rule(router, &compute)? })
     }
 
     /// The logits `[tokens, experts]` of `x`, `[tokens, hidden]`, and where its tokens go.
@@ -48,8 +48,11 @@ impl LoadedRouter {
     }
 }
 
-/// The rule of `router`, its bias read.
-fn rule(router: &Router, compute: &Compute) -> Result<Rule> {
+/// How the logits of `router` become a routing; reads its bias.
+///
+/// # Errors
+/// What reading and the device return.
+pub fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
     let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
     Ok(Rule {
         scoring: match router.scoring {

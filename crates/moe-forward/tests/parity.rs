@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};
+use moe_forward::{Batch, Head, Silent, Sweep, max_difference, parity, routing_rule};
 use moe_math::Compute;
 use moe_math::routing::{Rule, route};
 use moe_model::{Expert, Ffn, Make, Model, Result, Weight};
@@ -83,7 +83,7 @@ fn a_golden_needs_the_bias_to_choose_its_experts() {
         let model = Model::open(&case.join("model")).unwrap();
         let (mut by_score, mut by_softmax) = (0, 0);
         for (layer, moe) in model.moes() {
-            let rule = LoadedRouter::load(&moe.router, &compute()).unwrap().rule().clone();
+            let rule = routing_rule(&moe.router, &compute()).unwrap();
             let logits = &reference[&format!("router_logits.{layer}")];
             let selected = &reference[&format!("selected.{layer}")].to_dtype(candle_core::DType::U32).unwrap();
             let selected = selected.to_vec2::<u32>().unwrap();
