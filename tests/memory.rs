@@ -57,7 +57,8 @@ fn peak(sandbox: &Sandbox, line: &str) -> f64 {
 #[cfg(target_os = "linux")]
 fn peak_memory_does_not_grow_with_layers_or_experts() {
     let sandbox = Sandbox::new();
-    for layers in [3, 12] {
+    // The smaller one is large enough to use every buffer of the writer.
+    for layers in [5, 20] {
         write_llama(&sandbox.path(&format!("dense-{layers}")), layers);
     }
     let upcycle = |layers: usize, experts: usize, noise: f64| {
@@ -65,11 +66,11 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
         peak(&sandbox, &format!("{line} --noise-std {noise}"))
     };
     let measured = [
-        ("upcycle, 4 × layers", upcycle(3, 4, 0.0), upcycle(12, 4, 0.0)),
+        ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
         // Noise makes every expert anew: none of them may stay.
-        ("upcycle with noise, 4 × experts", upcycle(3, 4, 1e-3), upcycle(3, 16, 1e-3)),
-        ("verify", peak(&sandbox, "verify moe-3-4-0"), peak(&sandbox, "verify moe-12-4-0")),
-        ("inspect", peak(&sandbox, "inspect moe-3-4-0"), peak(&sandbox, "inspect moe-12-4-0")),
+        ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),
+        ("verify", peak(&sandbox, "verify moe-5-4-0"), peak(&sandbox, "verify moe-20-4-0")),
+        ("inspect", peak(&sandbox, "inspect moe-5-4-0"), peak(&sandbox, "inspect moe-20-4-0")),
     ];
     for (what, small, large) in measured {
         println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);

@@ -8,8 +8,8 @@ use moe_forward::{DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
 use moe_pipeline::{
-    ByteSize, Check, Conversion, HeldOutReport, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary,
-    Timings, VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, DomainSummary, HeldOutReport, Inspection, MoeSummary, Observation, PlannedOutput,
+    Receipt, Summary, Timings, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 /// A table with a header; columns but the first are right-aligned.
@@ -363,8 +363,28 @@ pub fn summary(rows: &[Summary]) -> String {
         ];
         text += &format!("| {} |\n", cells.join(" | "));
     }
-    text + "\nGini, entropy (1: even) and information are means over layers, in brackets the worst one; information is that between a \
-            token's expert and its domain.\n"
+    text += "\nGini, entropy (1: even) and information are means over layers, in brackets the worst one; information is that between a \
+            token's expert and its domain.\n";
+    text + &by_domain(rows)
+}
+
+/// Loss and KL of each domain, where all evaluations have the same ones.
+fn by_domain(rows: &[Summary]) -> String {
+    let labels = |row: &Summary| row.domains.iter().map(|d| d.label.clone()).collect::<Vec<_>>();
+    let first = rows.first().map(labels).unwrap_or_default();
+    if first.len() < 2 || rows.iter().any(|row| labels(row) != first) {
+        return String::new();
+    }
+    let mut text = format!("\n| loss (KL) | {} |\n|{}\n", first.join(" | "), "---|".repeat(first.len() + 1));
+    for row in rows {
+        let cell = |d: &DomainSummary| match d.kl {
+            Some(kl) => format!("{:.3} ({kl:.3})", d.loss),
+            None => format!("{:.3}", d.loss),
+        };
+        let cells: Vec<_> = row.domains.iter().map(cell).collect();
+        text += &format!("| {} | {} |\n", row.label, cells.join(" | "));
+    }
+    text
 }
 
 fn expert_load(report: &EvalReport) -> String {

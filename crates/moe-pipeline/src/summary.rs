@@ -1,6 +1,6 @@
 //! One row for each evaluation of a recipe.
 
-use moe_forward::{EvalReport, LayerLoad};
+use moe_forward::{DomainReport, EvalReport, LayerLoad};
 use serde::Serialize;
 
 /// An evaluation in a row.
@@ -16,6 +16,19 @@ pub struct Summary {
     pub top1_agreement: Option<f64>,
     /// Load of the experts, if there are any.
     pub load: Option<LoadSummary>,
+    /// Each domain by itself.
+    pub domains: Vec<DomainSummary>,
+}
+
+/// One domain of an evaluation.
+#[derive(Debug, Clone, Serialize)]
+pub struct DomainSummary {
+    /// Its label.
+    pub label: String,
+    /// Mean loss in nats per token.
+    pub loss: f64,
+    /// Mean KL from the original in nats, if there was one.
+    pub kl: Option<f64>,
 }
 
 /// Expert load over all layers.
@@ -47,7 +60,14 @@ impl Summary {
             kl: against.map(|a| a.kl),
             top1_agreement: against.map(|a| a.top1_agreement),
             load: LoadSummary::new(&report.load),
+            domains: report.domains.iter().map(DomainSummary::new).collect(),
         }
+    }
+}
+
+impl DomainSummary {
+    fn new(report: &DomainReport) -> Self {
+        Self { label: report.label.clone(), loss: report.loss, kl: report.against.as_ref().map(|a| a.kl) }
     }
 }
 

@@ -12,7 +12,6 @@ use crate::reduce::Needs;
 #[serde(rename_all = "kebab-case")]
 pub enum Criterion {
     /// Mean of gate × norm of the output over an expert's tokens (2510.13999).
-    #[default]
     Reap,
     /// Sum of the norms of an expert's outputs.
     Ean,
@@ -28,7 +27,8 @@ pub enum Criterion {
     Aimer,
     /// Squared change of the layer's output when an expert is left out and its tokens are routed anew (2402.14800).
     LeaveOneOut,
-    /// The same by 1 − cosine.
+    /// The same by 1 − cosine; the best of these on the built-in MoE (recipes/compare-pruning.toml).
+    #[default]
     LeaveOneOutCosine,
     /// The set of experts whose output is nearest to the layer's, of all sets; for up to 16 experts; needs --data.
     Exhaustive,
