@@ -245,7 +245,7 @@ fn decide_in_sweeps(
     progress: &dyn Progress,
 ) -> Result<Decisions> {
     let (tokens, layers) = (text.batch.tokens(), source.layers.len());
-    let storage = storage(source, tokens, options.memory_budget, scratch);
+    let storage = storage(source, tokens, options.memory_budget, scratch)?;
     decider.begin(text);
     if let Some(observer) = decider.survey() {
         progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers);

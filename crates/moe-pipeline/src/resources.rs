@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use moe_checkpoint::{Error, Kind};
+use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -31,7 +31,7 @@ const UNITS: [(&str, u64); 10] = [
 impl FromStr for ByteSize {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         let (number, unit) =
             UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
         let number: Option<f64> = number.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
@@ -53,20 +53,36 @@ impl fmt::Display for ByteSize {
 }
 
 impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
-/// Tokens that go through a layer together in a sweep over calibration text.
+/// Tokens that go through a layer together in a sweep over calibration text, if memory allows.
 const BLOCK_TOKENS: usize = 8192;
+/// No fewer than these, or each layer's weights would be read for too little.
+const LEAST_BLOCK_TOKENS: usize = 512;
+/// What a layer holds for a token: its input, normalised input and output, and an expert's.
+const STATES_AT_WORK: usize = 4;
 
 /// Where a sweep over `tokens` keeps its hidden states: in memory or, where a quarter of the budget doesn't hold them, in a
-/// scratch file in `dir`.
-pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, dir: &Path) -> Storage {
+/// scratch file in `dir`. Blocks of tokens are as large as another quarter holds.
+///
+/// # Errors
+/// [`Kind::Usage`] for a budget that not even the smallest block fits in.
+pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, dir: &Path) -> Result<Storage> {
+    let Some(budget) = budget else { return Ok(Storage { block_tokens: Some(BLOCK_TOKENS), scratch: None }) };
+    let state = (model.hidden * 4) as u64;
+    let fitting = (budget.0 / 4 / (state * STATES_AT_WORK as u64)) as usize;
+    let block = fitting.clamp(LEAST_BLOCK_TOKENS, BLOCK_TOKENS);
+    let at_work = (block.min(tokens) * STATES_AT_WORK) as u64 * state;
+    if at_work > budget.0 {
+        let what = format!("hidden states of {block} tokens take {}, the budget is {budget}", ByteSize(at_work));
+        return Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget"));
+    }
     // What enters a layer, and what leaves it.
-    let states = (tokens * model.hidden * 4 * 2) as u64;
-    Storage { block_tokens: Some(BLOCK_TOKENS), scratch: budget.filter(|b| states > b.0 / 4).map(|_| dir.to_owned()) }
+    let scratch = (tokens as u64 * state * 2 > budget.0 / 4).then(|| dir.to_owned());
+    Ok(Storage { block_tokens: Some(block), scratch })
 }
 
 /// The directory that `output` lies in.

@@ -38,7 +38,7 @@ pub(crate) fn measure<P: Pass>(
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(held_out.data, prepared.checkpoint.dir(), tokenize)?;
-    let storage = storage(source, corpus.tokens(), options.memory_budget, directory_of(output));
+    let storage = storage(source, corpus.tokens(), options.memory_budget, directory_of(output))?;
     let evaluated = |name: &str, model: &Model| -> Result<EvalReport> {
         progress.stage(name, model.layers.len() as u64, Unit::Layers);
         let mut observer = LayerProgress(progress);

@@ -163,7 +163,7 @@ fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
     let wanted = read_json("pruning/sequential.json");
     let peer = read_json("pruning/llm-compressor.json");
     for (count, sparsity) in [("18", 0.25), ("12", 0.5)] {
-        let options = text.with_data(&format!("experts = {count}\nno-super-expert-guard = true"));
+        let options = text.with_data(&format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true"));
         let found = kept(&options, &moe(), &text.path("out"));
         assert_eq!(found, indices(&wanted["kept"][count]), "{count}");
         let same =
@@ -183,7 +183,7 @@ fn a_pruned_model_computes_what_transformers_does_with_experts_masked() {
     let batch = Batch::from_json(&golden("models/moe.tokens.json")).unwrap();
     for count in [18, 12] {
         let mut options: PruneOptions =
-            toml::from_str(&format!("experts = {count}\nno-super-expert-guard = true")).unwrap();
+            toml::from_str(&format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true")).unwrap();
         options.reduce.stats = Some(stats.clone());
         let output = text.path("pruned");
         let kept = kept(&options, &moe(), &output);
@@ -278,7 +278,7 @@ fn a_scratch_file_changes_nothing() {
         convert(&options, &moe(), &output, &run, &Quiet).unwrap();
         std::fs::read(output.join("model.safetensors")).unwrap()
     };
-    assert_eq!(bytes(None), bytes(Some("1MB")));
+    assert_eq!(bytes(None), bytes(Some("4MB")));
 }
 
 #[test]
