@@ -155,12 +155,16 @@ impl Prepared {
     pub fn receipt<P: Pass>(&self, pass: &P) -> Receipt {
         let parameters = self.plan.model.parameters();
         let copied = self.declaration.tensors.iter().filter(|(_, w)| w.stored().is_some()).count();
-        let source = |checkpoint: &Checkpoint| {
+        let source = |checkpoint: &Checkpoint, model: &Model| {
             let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
             let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+            let parameters = model.parameters();
             SourceRecord {
                 name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 model_type: model_type.unwrap_or_default().to_owned(),
+                total_parameters: parameters.total(),
+                active_parameters: parameters.active(),
+                bytes: checkpoint.tensors().values().map(|tensor| tensor.bytes()).sum(),
                 sha256: BTreeMap::new(),
             }
         };
@@ -168,8 +172,8 @@ impl Prepared {
             tool: Tool::this(),
             pass: P::NAME,
             options: serde_json::to_value(pass).unwrap_or_default(),
-            source: source(&self.checkpoint),
-            others: self.others.iter().map(source).collect(),
+            source: source(&self.checkpoint, &self.source),
+            others: self.others.iter().zip(&self.models).map(|(other, model)| source(other, model)).collect(),
             texts: BTreeMap::new(),
             result: ResultRecord {
                 model_type: self.plan.model.family.model_type.clone(),
