@@ -47,8 +47,8 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
     for warning in &receipt.warnings {
         let _ = writeln!(card, "\n> **Note:** {warning}.");
     }
-    card.push_str(&how_it_was_made(receipt));
     card.push_str(&trust(receipt));
+    card.push_str(&how_it_was_made(receipt));
     card.push_str("\n| option | keeps the function | because |\n|---|---|---|\n");
     for effect in &receipt.effects {
         let kept = match effect.kept {

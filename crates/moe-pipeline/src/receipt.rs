@@ -29,7 +29,7 @@ pub struct Receipt {
     /// Further checkpoints that it read, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text that it read, by file name.
+    /// SHA-256 of text, statistics and plans that it read, by file name, or by path where that is not unique.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
     /// What it wrote.

@@ -34,6 +34,7 @@ pub(crate) fn render(receipt: &Receipt) -> Option<String> {
         sections::stability::section(receipt, &layers),
         sections::provenance::section(receipt),
     ];
-    let title = format!("{}: {} by moe-convert", receipt.source.name, receipt.pass);
+    let [before, after] = layers[0].trust.experts;
+    let title = format!("{}: {after} of {before} experts", receipt.source.name);
     Some(page(&title, &sections))
 }

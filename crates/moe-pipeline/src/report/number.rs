@@ -9,7 +9,7 @@ fn shown(value: Option<f64>, format: impl Fn(f64) -> String) -> String {
 
 /// A share as percent.
 pub(super) fn percent(share: Option<f64>) -> String {
-    shown(share, |share| format!("{:.1} %", 100.0 * share))
+    shown(share, |share| format!("{:.1}\u{a0}%", 100.0 * share))
 }
 
 /// With so many decimals.
@@ -68,7 +68,10 @@ mod tests {
 
     #[test]
     fn numbers() {
-        assert_eq!([percent(Some(0.1234)), signed(Some(-0.5)), signed(Some(0.5))], ["12.3 %", "−0.5000", "+0.5000"]);
+        assert_eq!(
+            [percent(Some(0.1234)), signed(Some(-0.5)), signed(Some(0.5))],
+            ["12.3\u{a0}%", "−0.5000", "+0.5000"]
+        );
         assert_eq!(
             [0.0, 1234.5, 12.345, 0.012345, 1e-7].map(|x| significant(Some(x))),
             ["0", "1234", "12.3", "0.0123", "1.00e-7"]

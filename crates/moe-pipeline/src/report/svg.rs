@@ -193,17 +193,17 @@ impl Scale {
         ends
     }
 
-    /// Round values from end to end, at most six.
+    /// Round values from end to end, at most eight.
     pub fn ticks(&self) -> Vec<f64> {
         let step = step(self.to - self.from);
         let count = ((self.to - self.from) / step).round() as usize;
-        (0..=count.min(5)).map(|i| self.from + i as f64 * step).collect()
+        (0..=count.min(7)).map(|i| self.from + i as f64 * step).collect()
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at most five of which make up `length`.
+/// 1, 2 or 5 times a power of ten, at most six of which make up `length`.
 fn step(length: f64) -> f64 {
-    let rough = length / 5.0;
+    let rough = length / 6.0;
     let power = 10f64.powf(rough.log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough * 0.999_999).unwrap_or(10.0 * power)
 }
@@ -220,7 +220,7 @@ mod tests {
                     assert!((10.0..=110.0).contains(&scale.at(value)), "{value} of {values:?}: {scale:?}");
                 }
                 assert!((10.0..=110.0).contains(&scale.base()));
-                assert!(scale.ticks().len() <= 6 && scale.ticks().iter().all(|t| t.is_finite()));
+                assert!(scale.ticks().len() <= 8 && scale.ticks().iter().all(|t| t.is_finite()));
             }
         }
     }

@@ -102,16 +102,16 @@ fn every_metric_is_there() {
         ("held-out Δ loss", "Δ loss"),
         ("its value", "+0.5933"),
         ("KL to the original", "0.6566"),
-        ("top-1 agreement", "57.2 %"),
+        ("top-1 agreement", "57.2\u{a0}%"),
         ("the random control", "+1.6594"),
         ("re-routed output error", "0.347"),
-        ("retained saliency mass", "77.2 %"),
-        ("choices that lost their expert", "40.4 %"),
+        ("retained saliency mass", "77.2\u{a0}%"),
+        ("choices that lost their expert", "40.4\u{a0}%"),
         ("worst domain", "spanish"),
-        ("its retained mass", "68.5 %"),
+        ("its retained mass", "68.5\u{a0}%"),
         ("Gini", "Gini"),
         ("entropy", "entropy"),
-        ("dead experts", "dead experts"),
+        ("dead experts", "Dead experts"),
         ("above 3× mean", "above 3× mean"),
         ("Spearman", "0.986"),
         ("Jaccard", "0.714"),
@@ -153,9 +153,9 @@ fn what_is_absent_is_a_dash_and_never_zero() {
     (bare.stability, bare.output_error, bare.worst_domain) = (None, None, None);
     let page = page(&receipt(vec![bare]));
     assert!(page.contains("Nothing was held out") && page.contains("<code>--held-out TEXT</code>"));
-    assert!(
-        page.contains("<tr><th scope=\"row\">0</th><td>77.2 %</td><td>–</td><td>–</td><td>40.4 %</td><td>–</td></tr>")
-    );
+    assert!(page.contains(
+        "<tr><th scope=\"row\">0</th><td>77.2\u{a0}%</td><td>–</td><td>–</td><td>40.4\u{a0}%</td><td>–</td></tr>"
+    ));
     assert!(page.contains("<tr><th scope=\"row\">0</th><td>–</td><td>–</td>"), "stability");
     assert!(render(&receipt(Vec::new())).is_none());
 }

@@ -8,7 +8,7 @@ pub(crate) struct Bar {
     pub values: [Option<f64>; 2],
 }
 
-const WIDTH: f64 = 360.0;
+const WIDTH: f64 = 352.0;
 const LABEL: f64 = 96.0;
 /// Room for the figures behind the bars.
 const FIGURE: f64 = 62.0;

@@ -15,7 +15,7 @@ pub(crate) struct Columns<'a> {
     pub shares: bool,
 }
 
-const WIDTH: f64 = 360.0;
+const WIDTH: f64 = 352.0;
 const HEIGHT: f64 = 176.0;
 const LEFT: f64 = 46.0;
 const TOP: f64 = 10.0;

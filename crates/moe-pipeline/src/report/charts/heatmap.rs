@@ -25,7 +25,11 @@ const WIDTH: f64 = 900.0;
 pub(crate) fn heatmap(layers: &[ReportedLayer<'_>]) -> Svg {
     let experts = layers.iter().map(|layer| layer.trust.load.counts.len()).max().unwrap_or(0).max(1);
     let wide = (WIDTH / experts as f64).clamp(4.0, 40.0);
-    let high = if layers.len() > 24 { 12.0 } else { 20.0 };
+    let high = match layers.len() {
+        0..=12 => 28.0,
+        13..=30 => 18.0,
+        _ => 12.0,
+    };
     let gap = if wide >= 8.0 { 1.0 } else { 0.4 };
     let foot = TOP + high * layers.len() as f64;
     let size = [LEFT + wide * experts as f64 + 8.0, foot + BOTTOM];
@@ -52,7 +56,7 @@ pub(crate) fn heatmap(layers: &[ReportedLayer<'_>]) -> Svg {
     }
     LEVELS.iter().zip(&levels).for_each(|((class, _, _), path)| svg.path(class, path));
     svg.path("dead", &dead);
-    for (row, layer) in layers.iter().enumerate().step_by(every(layers.len(), high, 12.0)) {
+    for (row, layer) in layers.iter().enumerate().step_by(every(layers.len(), high, 14.0)) {
         let y = TOP + high * (row as f64 + 0.5) + 4.0;
         svg.text("tick", [LEFT - 6.0, y], Anchor::End, &layer.index.to_string());
     }

@@ -29,8 +29,8 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     };
     Section::new("load", "Load of experts before")
         .text(
-            "Calibration tokens that the original routers sent to each expert. A layer whose dropped experts were well used \
-             loses more than one whose dropped experts slept.",
+            "Calibration tokens that the routers sent to each expert before any of its layer's went. A layer whose dropped experts \
+             were well used loses more than one whose dropped experts slept.",
         )
         .legend(&legend)
         .wide(&heatmap(layers))

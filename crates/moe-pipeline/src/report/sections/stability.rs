@@ -25,11 +25,11 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
         "Jaccard",
         "Gini",
         "entropy",
-        "dead experts",
+        "dead",
         "above 3× mean",
         "after: Gini",
         "entropy",
-        "dead experts",
+        "dead",
         "above 3× mean",
     ];
     let layers = layers.iter().map(row);

@@ -1,10 +1,12 @@
 //! What was done.
 
+use moe_forward::EvalReport;
+
 use super::words;
 use crate::receipt::Receipt;
 use crate::report::html::Section;
 use crate::report::layer::{ReportedLayer, merges};
-use crate::report::number::{ABSENT, grouped, percent, signed};
+use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
 use crate::resources::ByteSize;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
@@ -17,7 +19,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     let source = &receipt.source;
     let mut section = Section::new("done", "What was done")
         .text(&format!(
-            "{work} in {} of the layers of `{}` ({}){ranked}. {}",
+            "{work} in {} layers of `{}` ({}){ranked}. {}",
             layers.len(),
             source.name,
             source.model_type,
@@ -34,7 +36,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     section
 }
 
-fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
+fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
     let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " of it";
@@ -43,7 +45,9 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let [before, after] = layers[0].trust.experts;
     let worst = layers.iter().filter_map(|l| Some((l.index, l.counted(l.trust.retained_mass)?)));
     let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
-    let all = receipt.held_out.as_ref().and_then(|h| h.result.all.against.as_ref().map(|a| (h.result.all.loss, a)));
+    let pooled = |report: &'a EvalReport| Some((report.all.loss, report.all.against.as_ref()?));
+    let all = receipt.held_out.as_ref().and_then(|h| pooled(&h.result));
+    let control = receipt.held_out.as_ref().and_then(|h| pooled(h.control.as_ref()?));
     vec![
         tile("experts in a layer", format!("{before} → {after}"), of(before, after)),
         tile(
@@ -74,10 +78,17 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
         tile(
             "Δ loss on held-out text",
             signed(all.map(|(loss, against)| loss - against.original_loss)),
-            match all {
-                Some((_, against)) => format!("top-1 agreement {}", percent(Some(against.top1_agreement))),
-                None => "not measured".to_owned(),
+            match control {
+                Some((loss, against)) => {
+                    format!("a random choice: {}", signed(Some(loss - against.original_loss)))
+                }
+                None => "no random control".to_owned(),
             },
+        ),
+        tile(
+            "top-1 agreement",
+            percent(all.map(|(_, against)| against.top1_agreement)),
+            format!("KL {}", decimal(all.map(|(_, against)| against.kl), 4)),
         ),
     ]
 }
