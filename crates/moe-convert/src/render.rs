@@ -158,12 +158,9 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         ),
     ];
     if let Some((layer, router)) = receipt.first_converted() {
-        let converted = receipt.layers.iter().filter(|l| l.router.is_some()).count();
-        let kept = receipt.layers.len() - converted;
-        let dense = if kept > 0 { format!(", {kept} stay dense") } else { String::new() };
-        let kinds = layer.experts_by_kind();
-        rows.push(("experts", format!("{} in each of {converted} layers{dense}: {}", layer.experts.len(), kinds[0])));
-        rows.extend(kinds.into_iter().skip(1).map(|kind| ("", kind)));
+        rows.extend(
+            receipt.experts().into_iter().enumerate().map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
+        );
         if let Some(shared) = &layer.shared {
             rows.push(("shared expert", shared.clone()));
         }

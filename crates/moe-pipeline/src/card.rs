@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept};
 
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
+use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
+use crate::trust::HeldOutReport;
 
 /// The card as Markdown.
 pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
@@ -44,6 +47,7 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
     for warning in &receipt.warnings {
         let _ = writeln!(card, "\n> **Note:** {warning}.");
     }
+    card.push_str(&trust(receipt));
     card.push_str(&how_it_was_made(receipt));
     card.push_str("\n| option | keeps the function | because |\n|---|---|---|\n");
     for effect in &receipt.effects {
@@ -66,6 +70,10 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
 
 fn how_it_was_made(receipt: &Receipt) -> String {
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
+    if receipt.decided.is_some() {
+        let experts = receipt.experts().join("\n");
+        return format!("\n## How it was made\n\nExperts: {experts}.\n\nRouter: {router}.\n");
+    }
     let mut text = String::from("\n## How it was made\n\n");
     let converted: Vec<usize> = receipt.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
     if converted.len() < receipt.layers.len() {
@@ -84,6 +92,56 @@ fn how_it_was_made(receipt: &Receipt) -> String {
         let _ = writeln!(text, "\nExperts come from {}.", names.join(", "));
     }
     text
+}
+
+/// What it costs, and how far decisions can be trusted, in short.
+fn trust(receipt: &Receipt) -> String {
+    if !receipt.has_report() && receipt.held_out.is_none() {
+        return String::new();
+    }
+    let mut text = String::from("\n## How far it can be trusted\n\n");
+    if let Some(held_out) = &receipt.held_out {
+        text.push_str(&held_out_table(held_out));
+    } else {
+        text.push_str("Nothing was measured on held-out text (`--held-out`).\n");
+    }
+    let decided = receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
+    if let Some((layer, worst)) = decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass)) {
+        let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
+            format!(", {:.1} % of the domain `{}`", 100.0 * share, cell(label))
+        });
+        let _ = writeln!(
+            text,
+            "\nThe layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}. `{REPORT_FILE}` shows every \
+             layer: loads, saliencies, errors, what became of each expert, and how stable the choice is.",
+            100.0 * worst.retained_mass
+        );
+    }
+    text
+}
+
+fn held_out_table(HeldOutReport { result, control }: &HeldOutReport) -> String {
+    let figures = |domain: Option<&DomainReport>| match domain.and_then(|d| Some((d.loss, d.against.as_ref()?))) {
+        Some((loss, a)) => {
+            let delta = loss - a.original_loss;
+            format!("{delta:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement)
+        }
+        None => "– | – | –".to_owned(),
+    };
+    let mut text = String::from(
+        "| held-out text | Δ loss | KL | top-1 agreement | random choice: Δ loss | KL | top-1 agreement |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n",
+    );
+    for (index, domain) in result.domains.iter().chain([&result.all]).enumerate() {
+        let beside = control.as_ref().and_then(|control| control.domains.iter().chain([&control.all]).nth(index));
+        let _ = writeln!(text, "| {} | {} | {} |", cell(&domain.label), figures(Some(domain)), figures(beside));
+    }
+    text
+}
+
+/// Text that doesn't end a cell of a table or become markup.
+fn cell(text: &str) -> String {
+    text.replace(['|', '`', '\n', '\r'], " ").replace('<', "&lt;")
 }
 
 /// The promise in words.

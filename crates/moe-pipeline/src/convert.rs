@@ -19,6 +19,7 @@ use crate::prepare::Prepared;
 use crate::progress::{Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
+use crate::report::{self, REPORT_FILE};
 use crate::resources::{ByteSize, RunRecord};
 use crate::trust;
 use crate::verify::check_hashes;
@@ -165,6 +166,9 @@ pub fn convert<P: Pass>(
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
     dir.write("README.md", card::render(&receipt, &name).as_bytes())?;
+    if let Some(page) = report::render(&receipt) {
+        dir.write(REPORT_FILE, page.as_bytes())?;
+    }
     let record = RunRecord::now(input, &options.compute.device, timings.clone());
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
     let start = Instant::now();

@@ -18,6 +18,7 @@ mod progress;
 mod proof;
 mod receipt;
 mod recipe;
+mod report;
 mod resources;
 mod selftest;
 mod statistics;

@@ -1,6 +1,6 @@
 //! A pass applied to checkpoints, validated down to every output name and every text before the first weight is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,8 @@ pub(crate) struct Prepared {
     others_differ: bool,
     statistics: Option<StatisticsFile>,
     given_plan: Option<serde_json::Value>,
+    /// Further files that a result depends on, or is measured on.
+    files: Vec<PathBuf>,
     /// What decides in a sweep, and its text.
     decider: Option<(Box<dyn Decider>, Calibration)>,
     /// What was decided, once it is.
@@ -90,6 +92,7 @@ impl Prepared {
             others_differ,
             statistics,
             given_plan,
+            files: further_files(pass),
             decider,
             decisions: None,
         })
@@ -155,12 +158,16 @@ impl Prepared {
     pub fn receipt<P: Pass>(&self, pass: &P) -> Receipt {
         let parameters = self.plan.model.parameters();
         let copied = self.declaration.tensors.iter().filter(|(_, w)| w.stored().is_some()).count();
-        let source = |checkpoint: &Checkpoint| {
+        let source = |checkpoint: &Checkpoint, model: &Model| {
             let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
             let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+            let parameters = model.parameters();
             SourceRecord {
                 name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 model_type: model_type.unwrap_or_default().to_owned(),
+                total_parameters: parameters.total(),
+                active_parameters: parameters.active(),
+                bytes: checkpoint.tensors().values().map(|tensor| tensor.bytes()).sum(),
                 sha256: BTreeMap::new(),
             }
         };
@@ -168,8 +175,8 @@ impl Prepared {
             tool: Tool::this(),
             pass: P::NAME,
             options: serde_json::to_value(pass).unwrap_or_default(),
-            source: source(&self.checkpoint),
-            others: self.others.iter().map(source).collect(),
+            source: source(&self.checkpoint, &self.source),
+            others: self.others.iter().zip(&self.models).map(|(other, model)| source(other, model)).collect(),
             texts: BTreeMap::new(),
             result: ResultRecord {
                 model_type: self.plan.model.family.model_type.clone(),
@@ -194,8 +201,9 @@ impl Prepared {
     pub fn hashes(&self) -> Result<Hashes> {
         let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files());
         let decided = self.decider.iter().flat_map(|(decider, _)| decider.text().data.iter().map(|s| s.path.as_path()));
+        let further = self.files.iter().map(PathBuf::as_path);
         let texts: Vec<&Path> =
-            surveyed.chain(decided).chain(self.statistics.iter().map(StatisticsFile::path)).collect();
+            surveyed.chain(decided).chain(self.statistics.iter().map(StatisticsFile::path)).chain(further).collect();
         Ok(Hashes {
             source: hash_checkpoint(&self.checkpoint)?,
             others: self.others.iter().map(hash_checkpoint).collect::<Result<_>>()?,
@@ -294,10 +302,19 @@ fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> 
     hash_files(&files)
 }
 
-/// SHA-256 by file name; files are hashed side by side.
+/// The given plan, and held-out text.
+fn further_files<P: Pass>(pass: &P) -> Vec<PathBuf> {
+    let held_out = pass.held_out().into_iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
+    pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).collect()
+}
+
+/// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.
 fn hash_files(paths: &[&Path]) -> Result<BTreeMap<String, String>> {
+    let paths: BTreeSet<&Path> = paths.iter().copied().collect();
+    let unique = |path: &Path| paths.iter().filter(|other| other.file_name() == path.file_name()).count() == 1;
     let hash = |path: &&Path| -> Result<(String, String)> {
-        Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), sha256_file(path)?))
+        let name = path.file_name().filter(|_| unique(path)).unwrap_or(path.as_os_str());
+        Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))
     };
     paths.par_iter().map(hash).collect()
 }

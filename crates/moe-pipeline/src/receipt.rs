@@ -7,6 +7,7 @@ use moe_model::Parameters;
 use moe_passes::{DecidedBy, Effect, Identity, LayerRecord};
 use serde::Serialize;
 
+use crate::report::REPORT_FILE;
 use crate::trust::HeldOutReport;
 
 /// The receipt's file name.
@@ -28,7 +29,7 @@ pub struct Receipt {
     /// Further checkpoints that it read, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text that it read, by file name.
+    /// SHA-256 of text, statistics and plans that it read, by file name, or by path where that is not unique.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
     /// What it wrote.
@@ -57,6 +58,32 @@ impl Receipt {
     pub fn first_converted(&self) -> Option<(&LayerRecord, &str)> {
         self.layers.iter().find_map(|layer| Some((layer, layer.router.as_deref()?)))
     }
+
+    /// How experts were made, in a few lines; none where no layer was converted.
+    pub fn experts(&self) -> Vec<String> {
+        let Some((first, _)) = self.first_converted() else { return Vec::new() };
+        let converted = || self.layers.iter().filter(|l| l.router.is_some());
+        let dense = match self.layers.len() - converted().count() {
+            0 => String::new(),
+            dense => format!(", {dense} stay dense"),
+        };
+        let count = format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
+        if self.decided.is_some() {
+            let say = match self.has_report() {
+                true => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
+                false => format!("{RECEIPT_FILE} says"),
+            };
+            return vec![format!("{count}, chosen layer by layer ({say} which)")];
+        }
+        let mut kinds = first.experts_by_kind();
+        kinds[0] = format!("{count}: {}", kinds[0]);
+        kinds
+    }
+
+    /// Whether a report tells how far decisions can be trusted.
+    pub(crate) fn has_report(&self) -> bool {
+        self.layers.iter().any(|layer| layer.trust.is_some())
+    }
 }
 
 /// The program that wrote a receipt.
@@ -82,6 +109,12 @@ pub struct SourceRecord {
     pub name: String,
     /// Its family.
     pub model_type: String,
+    /// Parameters in total.
+    pub total_parameters: usize,
+    /// Parameters that one token uses.
+    pub active_parameters: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
     /// SHA-256 of config and weights by file name.
     pub sha256: BTreeMap<String, String>,
 }

@@ -312,6 +312,29 @@ fn padding_and_masked_tokens_enter_no_statistic() {
 }
 
 #[test]
+fn a_report_is_written_and_is_the_same_again() {
+    let text = Text::of_golden();
+    let mut options = text.with_data("experts = 12");
+    options.reduce.held_out = vec![text.data[0].parse().unwrap()];
+    options.reduce.held_out_tokens = 256;
+    let report = |name: &str| {
+        let output = text.path(name);
+        convert(&options, &moe(), &output, &run(), &Quiet).unwrap();
+        assert!(std::fs::read_to_string(output.join("SHA256SUMS")).unwrap().contains("  report.html"));
+        assert!(std::fs::read_to_string(output.join("README.md")).unwrap().contains("report.html"));
+        std::fs::read_to_string(output.join("report.html")).unwrap()
+    };
+    let page = report("one");
+    assert_eq!(page, report("two"));
+    assert!(["Δ loss", "random choice", "Spearman"].iter().all(|text| page.contains(text)));
+
+    // By weights alone there is nothing to report.
+    let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
+    convert(&options, &moe(), &text.path("weights"), &run(), &Quiet).unwrap();
+    assert!(!text.path("weights").join("report.html").exists());
+}
+
+#[test]
 fn statistics_of_another_model_are_refused() {
     let text = Text::of_golden();
     let stats = text.observe("stats", |options| options.no_left_out = true);

@@ -1,0 +1,11 @@
+//! The pictures of the report.
+
+mod bars;
+mod columns;
+mod curve;
+mod heatmap;
+
+pub(super) use bars::{Bar, bars};
+pub(super) use columns::{Columns, columns};
+pub(super) use curve::curve;
+pub(super) use heatmap::{LEVELS, heatmap};

@@ -1,0 +1,68 @@
+//! A layer of the report: what became of each of its experts.
+
+use moe_passes::{LayerRecord, LayerTrust};
+
+/// What became of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It stays, perhaps with others in it.
+    Kept,
+    /// It went into another.
+    Merged,
+    /// It is gone.
+    Dropped,
+}
+
+/// A layer that was decided on data.
+pub(super) struct ReportedLayer<'a> {
+    /// Its index.
+    pub index: usize,
+    /// Figures about it.
+    pub trust: &'a LayerTrust,
+    /// What became of each expert.
+    pub fates: Vec<Fate>,
+}
+
+impl<'a> ReportedLayer<'a> {
+    /// `record`, if it was decided on data.
+    pub fn new(record: &'a LayerRecord) -> Option<Self> {
+        let trust = record.trust.as_ref()?;
+        let mut fates = vec![Fate::Dropped; trust.experts[0]];
+        let mut set = |expert: usize, fate| fates.get_mut(expert).into_iter().for_each(|f| *f = fate);
+        for cluster in &trust.clusters {
+            cluster.iter().skip(1).for_each(|expert| set(*expert, Fate::Merged));
+            cluster.iter().take(1).for_each(|expert| set(*expert, Fate::Kept));
+        }
+        Some(Self { index: record.layer, trust, fates })
+    }
+
+    /// The experts with this fate, ascending.
+    pub fn with(&self, fate: Fate) -> Vec<usize> {
+        (0..self.fates.len()).filter(|e| self.fates[*e] == fate).collect()
+    }
+
+    /// Tokens' choices that were counted.
+    pub fn choices(&self) -> u64 {
+        self.trust.load.counts.iter().sum()
+    }
+
+    /// `value`, where anything was counted that it could rest on.
+    pub fn counted(&self, value: f64) -> Option<f64> {
+        (self.choices() > 0).then_some(value)
+    }
+
+    /// Tokens that a router without preferences would give each expert.
+    pub fn mean_load(&self) -> f64 {
+        self.choices() as f64 / self.trust.load.counts.len().max(1) as f64
+    }
+
+    /// The share of mass that the worst domain keeps.
+    pub fn worst(&self) -> Option<f64> {
+        self.trust.worst_domain.as_ref().and_then(|(_, share)| self.counted(*share))
+    }
+}
+
+/// Whether experts were merged in any layer.
+pub(super) fn merges(layers: &[ReportedLayer<'_>]) -> bool {
+    layers.iter().any(|layer| layer.fates.contains(&Fate::Merged))
+}

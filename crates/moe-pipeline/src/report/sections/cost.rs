@@ -1,0 +1,99 @@
+//! What it costs on held-out text, beside a random choice.
+
+use moe_forward::{DomainReport, EvalReport};
+
+use crate::receipt::Receipt;
+use crate::report::charts::{Bar, bars};
+use crate::report::html::{Section, Table};
+use crate::report::number::{decimal, grouped, percent, signed};
+use crate::trust::HeldOutReport;
+
+pub(crate) fn section(receipt: &Receipt) -> Section {
+    let section = Section::new("cost", "What it costs");
+    let Some(HeldOutReport { result, control }) = &receipt.held_out else {
+        return section.warning(
+            "Nothing was held out, so Δ loss, KL and top-1 agreement are not known, and no random control was measured. Give \
+             `--held-out TEXT` with text that was not used for calibration.",
+        );
+    };
+    let beside = match control {
+        Some(_) => {
+            "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
+        }
+        None => "No random control was measured (`--no-control`).",
+    };
+    let rows = rows(result, control.as_ref());
+    let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {
+        let bar = |(d, figures): &Row| Bar {
+            label: d.label.clone(),
+            values: figures.each_ref().map(|f| f.as_ref().map(value)),
+        };
+        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), format)
+    };
+    let header = [
+        "domain",
+        "tokens",
+        "original loss",
+        "loss",
+        "Δ loss",
+        "KL",
+        "top-1 agreement",
+        "random control: Δ loss",
+        "KL",
+        "top-1 agreement",
+    ];
+    let mut legend = vec![("kept", "this result")];
+    legend.extend(control.is_some().then_some(("control", "random choice")));
+    section
+        .text(&format!(
+            "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
+             divergence of the next token's distribution from the original's, top-1 agreement the share of tokens whose most \
+             probable next token stays. {beside}"
+        ))
+        .legend(&legend)
+        .charts([
+            chart("cost-loss", "Δ loss by domain, nats per token", signed, |f| f.loss),
+            chart("cost-kl", "KL to the original by domain, nats per token", |v| decimal(v, 4), |f| f.kl),
+            chart("cost-top1", "Top-1 agreement by domain", percent, |f| f.top1),
+        ])
+        .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(cells)))
+}
+
+/// A result against the original.
+struct Figures {
+    loss: f64,
+    kl: f64,
+    top1: f64,
+}
+
+impl Figures {
+    fn of(domain: &DomainReport) -> Option<Self> {
+        let against = domain.against.as_ref()?;
+        Some(Self { loss: domain.loss - against.original_loss, kl: against.kl, top1: against.top1_agreement })
+    }
+}
+
+/// A domain of the result, its figures and those of the control.
+type Row<'a> = (&'a DomainReport, [Option<Figures>; 2]);
+
+fn rows<'a>(result: &'a EvalReport, control: Option<&EvalReport>) -> Vec<Row<'a>> {
+    let domains = |report: &'a EvalReport| report.domains.iter().chain([&report.all]);
+    let control: Vec<_> = control.map_or(Vec::new(), |c| c.domains.iter().chain([&c.all]).map(Figures::of).collect());
+    let mut control = control.into_iter();
+    domains(result).map(|d| (d, [Figures::of(d), control.next().flatten()])).collect()
+}
+
+fn cells((domain, [result, control]): &Row<'_>) -> Vec<String> {
+    let figures = |figures: &Option<Figures>| {
+        let of = |value: fn(&Figures) -> f64| figures.as_ref().map(value);
+        [signed(of(|f| f.loss)), decimal(of(|f| f.kl), 4), percent(of(|f| f.top1))]
+    };
+    let mut cells = vec![
+        domain.label.clone(),
+        grouped(domain.tokens as u64),
+        decimal(domain.against.as_ref().map(|a| a.original_loss), 4),
+        decimal(Some(domain.loss), 4),
+    ];
+    cells.extend(figures(result).into_iter().chain(figures(control)));
+    cells
+}

@@ -1,0 +1,56 @@
+//! What each layer loses.
+
+use crate::report::charts::{Columns, columns};
+use crate::report::html::{Section, Table};
+use crate::report::layer::ReportedLayer;
+use crate::report::number::{ABSENT, decimal, percent};
+
+pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
+    let indices: Vec<usize> = layers.iter().map(|layer| layer.index).collect();
+    let of = |value: fn(&ReportedLayer<'_>) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
+    let [kept, worst, gone, error] =
+        [of(mass), of(|layer| layer.worst()), of(lost), of(|layer| layer.trust.output_error)];
+    let chart = |id, title, values, marks, shares| {
+        let format = if shares { percent } else { |value| decimal(value, 3) };
+        columns(&Columns { id, title, layers: &indices, values, marks, format, shares })
+    };
+    let header = [
+        "layer",
+        "saliency mass kept",
+        "worst domain",
+        "its mass kept",
+        "choices that lost their expert",
+        "relative output error",
+    ];
+    let row = |layer: &ReportedLayer<'_>| {
+        vec![
+            layer.index.to_string(),
+            percent(mass(layer)),
+            layer.trust.worst_domain.as_ref().map_or(ABSENT.to_owned(), |(label, _)| label.clone()),
+            percent(layer.worst()),
+            percent(lost(layer)),
+            decimal(layer.trust.output_error, 3),
+        ]
+    };
+    Section::new("error", "What each layer loses")
+        .text(
+            "Mass kept is the share of Σ gate × ‖output‖ that the kept experts had before; choices lost is the share of routed \
+             tokens' choices whose expert is gone; the relative error is that of the layer's output when all tokens are routed \
+             anew, on the states that reached it.",
+        )
+        .legend(&[("kept", "all calibration text"), ("mark", "worst domain")])
+        .charts([
+            chart("error-mass", "Saliency mass kept", &kept, &worst, true),
+            chart("error-lost", "Choices that lost their expert", &gone, &[], true),
+            chart("error-output", "Relative error of the output, tokens routed anew", &error, &[], false),
+        ])
+        .table(&Table::numbers("Error and retained mass, by layer", &header, layers.iter().map(row)))
+}
+
+fn mass(layer: &ReportedLayer<'_>) -> Option<f64> {
+    layer.counted(layer.trust.retained_mass)
+}
+
+fn lost(layer: &ReportedLayer<'_>) -> Option<f64> {
+    layer.counted(layer.trust.lost_choices)
+}

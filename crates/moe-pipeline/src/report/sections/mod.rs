@@ -1,0 +1,11 @@
+//! The parts of the page, one in each file.
+
+pub(super) mod cost;
+pub(super) mod error;
+pub(super) mod experts;
+pub(super) mod load;
+pub(super) mod provenance;
+pub(super) mod saliency;
+pub(super) mod stability;
+pub(super) mod summary;
+mod words;

@@ -1,0 +1,40 @@
+//! What it was made from.
+
+use std::collections::BTreeMap;
+
+use crate::card::identity;
+use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
+use crate::report::html::{Section, Table};
+use crate::report::number::significant;
+
+pub(crate) fn section(receipt: &Receipt) -> Section {
+    let of = |kind: &str, hashes: &BTreeMap<String, String>| -> Vec<Vec<String>> {
+        hashes.iter().map(|(file, hash)| vec![file.clone(), kind.to_owned(), hash.clone()]).collect()
+    };
+    let mut hashes = of(&format!("source {}", receipt.source.name), &receipt.source.sha256);
+    hashes.extend(receipt.others.iter().flat_map(|other| of(&format!("source {}", other.name), &other.sha256)));
+    hashes.extend(of("text, statistics, plan", &receipt.texts));
+    let options = serde_json::to_string_pretty(&receipt.options).unwrap_or_default();
+    let mut section = Section::new("provenance", "Provenance").text(&format!(
+        "Made by {} {} (`{}`). The function is {}. `{RECEIPT_FILE}` has every number of this page, `{RUN_FILE}` times and \
+         memory; `SHA256SUMS` lists this folder's files, and `moe-convert verify` checks them.",
+        receipt.tool.name,
+        receipt.tool.version,
+        receipt.pass,
+        identity(&receipt.identity)
+    ));
+    if let Some(measured) = &receipt.measured {
+        let d = &measured.difference;
+        section = section.text(&format!(
+            "On {} random tokens (seed {}) the largest difference of a logit is {}, where the largest logit is {:.1}.",
+            d.tokens,
+            measured.seed,
+            significant(Some(d.max_logit_difference)),
+            d.max_logit
+        ));
+    }
+    section
+        .table(&Table::words("SHA-256 of what was read", &["file", "of", "SHA-256"], hashes))
+        .text("Options, defaults included:")
+        .verbatim(&options)
+}

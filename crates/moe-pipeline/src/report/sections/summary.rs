@@ -1,0 +1,103 @@
+//! What was done.
+
+use moe_forward::EvalReport;
+
+use super::words;
+use crate::receipt::Receipt;
+use crate::report::html::Section;
+use crate::report::layer::{ReportedLayer, merges};
+use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
+use crate::resources::ByteSize;
+
+pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
+    let method = receipt.options["method"].as_str();
+    let ranked = method.map_or(String::new(), |name| match words::method(name) {
+        Some(words) => format!(", method `{name}`: {words}"),
+        None => format!(", method `{name}`"),
+    });
+    let work = if merges(layers) { "Experts were merged" } else { "Experts were dropped" };
+    let source = &receipt.source;
+    let mut section = Section::new("done", "What was done")
+        .text(&format!(
+            "{work} in {} layers of `{}` ({}){ranked}. {}",
+            layers.len(),
+            source.name,
+            source.model_type,
+            words::decided(receipt.decided, &receipt.options)
+        ))
+        .text(&format!(
+            "{} of {} tensors are byte-identical to the source's; the others are router rows and what the method made.",
+            receipt.result.tensors_copied, receipt.result.tensors
+        ))
+        .tiles(&tiles(receipt, layers));
+    for warning in &receipt.warnings {
+        section = section.warning(&format!("{warning}."));
+    }
+    section
+}
+
+fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
+    let (source, result) = (&receipt.source, &receipt.result);
+    let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
+    let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " of it";
+    let of = |before: usize, after: usize| share(before as f64, after as f64);
+    let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
+    let [before, after] = layers[0].trust.experts;
+    let worst = layers.iter().filter_map(|l| Some((l.index, l.counted(l.trust.retained_mass)?)));
+    let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
+    let pooled = |report: &'a EvalReport| Some((report.all.loss, report.all.against.as_ref()?));
+    let all = receipt.held_out.as_ref().and_then(|h| pooled(&h.result));
+    let control = receipt.held_out.as_ref().and_then(|h| pooled(h.control.as_ref()?));
+    vec![
+        tile("experts in a layer", format!("{before} → {after}"), of(before, after)),
+        tile(
+            "parameters",
+            change(source.total_parameters, result.total_parameters),
+            of(source.total_parameters, result.total_parameters),
+        ),
+        tile(
+            "active for each token",
+            change(source.active_parameters, result.active_parameters),
+            of(source.active_parameters, result.active_parameters),
+        ),
+        tile(
+            "weights",
+            format!("{} → {}", ByteSize(source.bytes), ByteSize(result.bytes)),
+            share(source.bytes as f64, result.bytes as f64),
+        ),
+        tile(
+            "tensors byte-identical",
+            format!("{} of {}", result.tensors_copied, result.tensors),
+            percent((result.tensors > 0).then(|| result.tensors_copied as f64 / result.tensors as f64)),
+        ),
+        tile(
+            "least saliency mass kept",
+            percent(worst.map(|(_, share)| share)),
+            worst.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}")),
+        ),
+        tile(
+            "Δ loss on held-out text",
+            signed(all.map(|(loss, against)| loss - against.original_loss)),
+            match control {
+                Some((loss, against)) => {
+                    format!("a random choice: {}", signed(Some(loss - against.original_loss)))
+                }
+                None => "no random control".to_owned(),
+            },
+        ),
+        tile(
+            "top-1 agreement",
+            percent(all.map(|(_, against)| against.top1_agreement)),
+            format!("KL {}", decimal(all.map(|(_, against)| against.kl), 4)),
+        ),
+    ]
+}
+
+fn short(count: usize) -> String {
+    match count {
+        0..10_000 => grouped(count as u64),
+        10_000..1_000_000 => format!("{:.1} K", count as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", count as f64 / 1e6),
+        _ => format!("{:.2} B", count as f64 / 1e9),
+    }
+}

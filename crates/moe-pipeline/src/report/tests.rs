@@ -1,0 +1,221 @@
+//! The page of receipts that are made up here.
+
+use std::collections::BTreeMap;
+
+use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
+use moe_math::load::Load;
+use moe_passes::{DecidedBy, Identity, LayerRecord, LayerTrust};
+
+use super::render;
+use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
+use crate::trust::HeldOutReport;
+
+fn source(name: &str) -> SourceRecord {
+    SourceRecord {
+        name: name.to_owned(),
+        model_type: "a_family".to_owned(),
+        total_parameters: 4_000_000,
+        active_parameters: 1_000_000,
+        bytes: 8_000_000,
+        sha256: BTreeMap::from([("config.json".to_owned(), "0123abcd".to_owned())]),
+    }
+}
+
+fn receipt(layers: Vec<LayerTrust>) -> Receipt {
+    let record = |(layer, trust)| LayerRecord {
+        layer,
+        router: Some("rows".to_owned()),
+        trust: Some(trust),
+        ..LayerRecord::default()
+    };
+    Receipt {
+        tool: Tool::this(),
+        pass: "prune",
+        options: serde_json::json!({ "method": "reap", "data": [] }),
+        source: source("source"),
+        others: Vec::new(),
+        texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
+        result: ResultRecord {
+            model_type: "a_family".to_owned(),
+            parameters: moe_model::Parameters::default(),
+            total_parameters: 2_000_000,
+            active_parameters: 1_000_000,
+            tensors: 182,
+            tensors_copied: 178,
+            bytes: 4_000_000,
+        },
+        identity: Identity::Changed { reason: "experts go".to_owned() },
+        effects: Vec::new(),
+        measured: None,
+        held_out: None,
+        decided: Some(DecidedBy::Sequence),
+        layers: layers.into_iter().enumerate().map(record).collect(),
+        warnings: Vec::new(),
+    }
+}
+
+/// A layer that keeps every other expert.
+fn layer(experts: usize, seed: usize) -> LayerTrust {
+    let pseudo = |e: usize| (e * 7919 + seed * 104_729) % 1013;
+    LayerTrust {
+        experts: [experts, experts.div_ceil(2)],
+        clusters: (0..experts).step_by(2).map(|e| vec![e]).collect(),
+        saliency: (0..experts).map(|e| pseudo(e) as f64 / 100.0).collect(),
+        retained_mass: 0.7724,
+        worst_domain: Some(("spanish".to_owned(), 0.6848)),
+        lost_choices: 0.4035,
+        load: Load::new((0..experts).map(|e| (pseudo(e + 3) as u64).saturating_sub(20)).collect()),
+        stability: Some([0.986, 0.714]),
+        output_error: Some(0.3473),
+        super_experts: vec![0],
+    }
+}
+
+fn held_out(label: &str, loss: f64) -> EvalReport {
+    let domain = |label: &str| DomainReport {
+        label: label.to_owned(),
+        sequences: 4,
+        tokens: 2048,
+        predicted_tokens: 2044,
+        loss,
+        perplexity: loss.exp(),
+        against: Some(Comparison { original_loss: 3.4037, kl: 0.6566, top1_agreement: 0.5723 }),
+    };
+    let load = LayerLoad { layer: 0, load: Load::new(vec![1, 2, 30]), counts_by_domain: vec![vec![1, 2, 30]] };
+    EvalReport { domains: vec![domain(label)], all: domain("all"), load: vec![load] }
+}
+
+/// Everything is there: held-out text with its control, and two layers.
+fn full() -> Receipt {
+    let held_out = HeldOutReport { result: held_out("english", 3.9970), control: Some(held_out("english", 5.0631)) };
+    Receipt { held_out: Some(held_out), ..receipt(vec![layer(24, 0), layer(24, 1)]) }
+}
+
+fn page(receipt: &Receipt) -> String {
+    render(receipt).expect("a layer was decided on data")
+}
+
+#[test]
+fn every_metric_is_there() {
+    let page = page(&full());
+    let metrics = [
+        ("held-out Δ loss", "Δ loss"),
+        ("its value", "+0.5933"),
+        ("KL to the original", "0.6566"),
+        ("top-1 agreement", "57.2\u{a0}%"),
+        ("the random control", "+1.6594"),
+        ("re-routed output error", "0.347"),
+        ("retained saliency mass", "77.2\u{a0}%"),
+        ("choices that lost their expert", "40.4\u{a0}%"),
+        ("worst domain", "spanish"),
+        ("its retained mass", "68.5\u{a0}%"),
+        ("Gini", "Gini"),
+        ("entropy", "entropy"),
+        ("dead experts", "Dead experts"),
+        ("above 3× mean", "above 3× mean"),
+        ("Spearman", "0.986"),
+        ("Jaccard", "0.714"),
+        ("tensors that are byte-identical", "178 of 182"),
+        ("super experts", "super experts"),
+        ("hashes", "0123abcd"),
+        ("size before and after", "4.00 M → 2.00 M"),
+    ];
+    for (metric, text) in metrics {
+        assert!(page.contains(text), "{metric}: no {text:?}");
+    }
+}
+
+#[test]
+fn text_from_outside_is_escaped() {
+    let evil = "<script>alert('x')</script>\"&";
+    let mut receipt = full();
+    let held_out = HeldOutReport { result: held_out(evil, 4.0), control: None };
+    receipt.held_out = Some(held_out);
+    receipt.warnings = vec![evil.to_owned()];
+    receipt.source = source(evil);
+    receipt.source.model_type = evil.to_owned();
+    receipt.others = vec![source(evil)];
+    receipt.source.sha256.insert(evil.to_owned(), evil.to_owned());
+    receipt.texts.insert(evil.to_owned(), evil.to_owned());
+    receipt.options = serde_json::json!({ "method": evil, "data": [{ "label": evil, "path": evil }], evil: evil });
+    receipt.identity = Identity::Approximate { reason: evil.to_owned() };
+    for layer in &mut receipt.layers {
+        layer.router = Some(evil.to_owned());
+        layer.trust.as_mut().unwrap().worst_domain = Some((evil.to_owned(), 0.5));
+    }
+    let page = page(&receipt);
+    assert!(page.contains("&lt;script&gt;") && !page.contains("<script") && !page.contains("'x'"));
+}
+
+#[test]
+fn what_is_absent_is_a_dash_and_never_zero() {
+    let mut bare = layer(4, 0);
+    (bare.stability, bare.output_error, bare.worst_domain) = (None, None, None);
+    let page = page(&receipt(vec![bare]));
+    assert!(page.contains("Nothing was held out") && page.contains("<code>--held-out TEXT</code>"));
+    assert!(page.contains(
+        "<tr><th scope=\"row\">0</th><td>77.2\u{a0}%</td><td>–</td><td>–</td><td>40.4\u{a0}%</td><td>–</td></tr>"
+    ));
+    assert!(page.contains("<tr><th scope=\"row\">0</th><td>–</td><td>–</td>"), "stability");
+    assert!(render(&receipt(Vec::new())).is_none());
+}
+
+#[test]
+fn odd_layers_make_sound_pictures() {
+    let empty = LayerTrust { experts: [8, 4], load: Load::new(vec![0; 8]), saliency: vec![0.0; 8], ..layer(8, 0) };
+    let no_saliency = LayerTrust { saliency: Vec::new(), ..layer(16, 0) };
+    let not_finite = LayerTrust {
+        saliency: vec![f64::NAN, f64::INFINITY, -1.0, 1e300],
+        output_error: Some(f64::NAN),
+        stability: Some([f64::NAN, 1.0]),
+        ..layer(4, 0)
+    };
+    let giant = LayerTrust { saliency: (0..24).map(|e| if e == 5 { 4000.0 } else { 1.0 }).collect(), ..layer(24, 0) };
+    for odd in [layer(1, 0), empty, no_saliency, not_finite, giant, LayerTrust::default()] {
+        let page = page(&receipt(vec![odd]));
+        let drawn = page.split("<svg").skip(1).map(|svg| svg.split("</svg>").next().unwrap());
+        for svg in drawn {
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            assert!(svg.contains("<title") && svg.contains("<desc"));
+        }
+    }
+    let mut held = full();
+    held.held_out.as_mut().unwrap().result.domains[0].loss = f64::NAN;
+    held.held_out.as_mut().unwrap().result.all.against = None;
+    assert!(!page(&held).contains("NaN"));
+}
+
+#[test]
+fn merges_are_shown_as_clusters() {
+    let mut merged = layer(6, 0);
+    merged.experts = [6, 2];
+    merged.clusters = vec![vec![0, 3, 5], vec![2]];
+    let page = page(&receipt(vec![merged]));
+    assert!(page.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{page}");
+    assert!(page.contains("Experts were merged"));
+}
+
+#[test]
+fn large_models_have_small_pages() {
+    let layers: Vec<LayerTrust> = (0..60).map(|seed| layer(256, seed)).collect();
+    let receipt = Receipt { layers: receipt(layers).layers, ..full() };
+    let start = std::time::Instant::now();
+    let large = page(&receipt);
+    assert!(large.len() < 3 << 20, "{} bytes", large.len());
+    assert!(start.elapsed().as_secs() < 10);
+    assert_eq!(large, page(&receipt));
+    if let Ok(path) = std::env::var("REPORT_OUT") {
+        std::fs::write(path, large).unwrap();
+    }
+}
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    let page = page(&full());
+    for word in ["<script", "<link", "http:", "https:", "@import", "url(", "src="] {
+        assert!(!page.contains(word), "{word}");
+    }
+    let ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+    assert_eq!(ids.len(), distinct.len());
+}
