@@ -52,7 +52,8 @@ pub fn euclidean(points: &[f64], d: usize) -> Vec<f64> {
     rows().flat_map(|a| rows().map(move |b| squared_distance(a, b).sqrt())).collect()
 }
 
-pub(crate) fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
+/// ‖a − b‖₂²
+pub fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
     crate::reduce::sum(a, b, |a, b| (a - b) * (a - b))
 }
 
