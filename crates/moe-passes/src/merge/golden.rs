@@ -192,7 +192,8 @@ fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert], tolerance
             }
         }
     }
-    assert_eq!(compared, 18, "{name}: two experts are compared");
+    let stored = golden.keys().filter(|key| key.starts_with("experts.")).count();
+    assert!(stored > 0 && compared == stored, "{name}: {compared} of {stored} parts are compared");
 }
 
 fn assert_same(fixture: &Fixture, name: &str, method: Merging, tolerance: f64) {
