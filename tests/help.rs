@@ -10,7 +10,8 @@ use std::os::unix::fs::symlink;
 
 use common::{Sandbox, assert_none, root};
 
-const COMMANDS: &[&str] = &["", "inspect", "logits", "upcycle", "eval", "run", "selftest", "verify"];
+const COMMANDS: &[&str] =
+    &["", "inspect", "logits", "upcycle", "observe", "prune", "merge", "eval", "run", "selftest", "verify"];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.
 #[test]

@@ -128,7 +128,7 @@ pub enum Command {
         moe-convert merge golden/models/moe -o fitted --keep 0.75 --method mergemoe \\\n    \
         --data golden/text/english.calibration.txt\n  \
         moe-convert observe golden/models/moe -o stats --sample-every 4 --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o merged --experts 12 --method hc-smoe --stats stats")]
+        moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats")]
     Merge(Convert<MergeOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load

@@ -269,6 +269,16 @@ mod tests {
     }
 
     #[test]
+    fn merging_is_a_step() {
+        let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4";
+        let StepKind::Merge { options, .. } = &Recipe::parse(text, &[], "x").unwrap().steps[0].kind else {
+            panic!("the step merges")
+        };
+        assert_eq!((options.sample_every, options.reduce.experts), (Some(4), Some(12)));
+        assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
         assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));

@@ -186,7 +186,6 @@ fn assert_weights(name: &str, centroids: &[usize], experts: &[Expert], tolerance
                 let expected = numbers(&golden[&key]);
                 let largest = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
                 let off = numbers(&found).iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
-                eprintln!("{name} {key}: {:.1e}", off / largest);
                 assert!(off < tolerance * largest, "{name} {key}: {off:e} of {largest}");
                 compared += 1;
             }
