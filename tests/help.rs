@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] =
-    &["", "inspect", "logits", "upcycle", "observe", "prune", "eval", "run", "selftest", "verify"];
+    &["", "inspect", "logits", "upcycle", "observe", "prune", "merge", "eval", "run", "selftest", "verify"];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.
 #[test]

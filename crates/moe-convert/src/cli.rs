@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::{PruneOptions, UpcycleOptions};
+use moe_passes::{MergeOptions, PruneOptions, UpcycleOptions};
 use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
@@ -120,6 +120,16 @@ pub enum Command {
         moe-convert prune golden/models/moe -o half --experts 12 --stats stats --dry-run --plan-out plan.json\n  \
         moe-convert prune golden/models/moe -o half --plan plan.json")]
     Prune(Convert<PruneOptions>),
+
+    /// Merge experts that are alike, so that fewer are left; router rows shrink with them
+    #[command(after_help = "Examples:\n  \
+        moe-convert merge golden/models/moe -o merged --experts 18 --data english=golden/text/english.calibration.txt \\\n    \
+        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o fitted --keep 0.75 --method mergemoe \\\n    \
+        --data golden/text/english.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o stats --sample-every 4 --data golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats")]
+    Merge(Convert<MergeOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \

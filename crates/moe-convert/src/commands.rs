@@ -31,6 +31,7 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time("logits", || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Merge(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Observe { model, output, overwrite, options } => {
             timings.time("observe", || session.observe(&model, &options, &output, overwrite))
@@ -214,6 +215,9 @@ impl Session {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             StepKind::Prune { output, overwrite, options } => {
+                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
+            }
+            StepKind::Merge { output, overwrite, options } => {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             // What reads a result can't run before there is one.

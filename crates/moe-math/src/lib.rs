@@ -4,15 +4,19 @@
 
 #![deny(clippy::unwrap_used)]
 
+pub mod alignment;
 pub mod assignment;
 pub mod device;
 pub mod encoding;
 pub mod fp8;
 pub mod kmeans;
+pub mod least_squares;
 pub mod likelihood;
+pub mod linkage;
 pub mod load;
 pub mod orthogonal;
 mod points;
+pub mod principal;
 pub mod product;
 pub mod rank;
 mod reduce;
@@ -20,6 +24,7 @@ pub mod routing;
 pub mod saliency;
 pub mod sampling;
 pub mod statistics;
+mod symmetric;
 pub mod temperature;
 
 pub use device::{Compute, DeviceChoice, DeviceError, open_device};

@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used)]
 
 mod calibrate;
+pub mod merge;
 mod part;
 mod pass;
 pub mod prune;
@@ -13,6 +14,7 @@ mod reduce;
 pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
+pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
     Plan, Sources, Survey, SurveyText, Surveyor, TextSource,

@@ -178,7 +178,7 @@ impl Make for Part {
 }
 
 /// The bytes of `weight` and their encoding; refuses values that are not finite.
-fn read_finite(weight: &Weight) -> Result<(Vec<u8>, DType)> {
+pub(crate) fn read_finite(weight: &Weight) -> Result<(Vec<u8>, DType)> {
     let dtype = candle_dtype(weight)?;
     let bytes = weight.read()?;
     match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(weight.name(), e))? {
@@ -188,7 +188,7 @@ fn read_finite(weight: &Weight) -> Result<(Vec<u8>, DType)> {
 }
 
 /// `values` as `dtype`; refuses what overflows it.
-fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
+pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
     let bytes = encoding::encode_f32(values, dtype).map_err(|e| numeric(name, e))?;
     match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(name, e))? {
         None => Ok(bytes),
@@ -334,6 +334,6 @@ impl Make for Repeated {
     }
 }
 
-fn numeric(name: &str, error: candle_core::Error) -> Error {
+pub(crate) fn numeric(name: &str, error: candle_core::Error) -> Error {
     Error::new(Kind::Numeric, "cannot make this weight").source(error).tensor(name)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_passes::{PruneOptions, UpcycleOptions};
+use moe_passes::{MergeOptions, PruneOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -62,6 +62,15 @@ pub enum StepKind {
         overwrite: bool,
         /// The pass.
         options: PruneOptions,
+    },
+    /// `merge`.
+    Merge {
+        /// Where the result goes.
+        output: PathBuf,
+        /// Whether an earlier result is replaced.
+        overwrite: bool,
+        /// The pass.
+        options: MergeOptions,
     },
     /// `eval`.
     Eval {
@@ -180,12 +189,17 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
             options: options(table)?,
         },
+        "merge" => StepKind::Merge {
+            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
+            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
+            options: options(table)?,
+        },
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         other => {
             return Err(format!(
-                "there is no command {other:?}; there are upcycle, observe, prune, eval, verify and inspect"
+                "there is no command {other:?}; there are upcycle, observe, prune, merge, eval, verify and inspect"
             ));
         }
     };
@@ -252,6 +266,16 @@ mod tests {
             panic!("the first step upcycles")
         };
         assert_eq!((options.top_k, options.seed), (2, 7));
+    }
+
+    #[test]
+    fn merging_is_a_step() {
+        let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4";
+        let StepKind::Merge { options, .. } = &Recipe::parse(text, &[], "x").unwrap().steps[0].kind else {
+            panic!("the step merges")
+        };
+        assert_eq!((options.sample_every, options.reduce.experts), (Some(4), Some(12)));
+        assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
     }
 
     #[test]

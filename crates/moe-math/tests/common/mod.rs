@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use moe_math::{DeviceChoice, open_device};
 
 /// Runs `body` on every device that this build and machine have.
+#[allow(dead_code, reason = "not every test binary has device code")]
 pub fn every_device(body: impl Fn(&Device)) {
     body(&Device::Cpu);
     let other = open_device(DeviceChoice::Auto).unwrap();

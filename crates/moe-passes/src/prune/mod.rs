@@ -171,7 +171,7 @@ impl Pass for PruneOptions {
 }
 
 /// What has the right sizes before anything is decided.
-fn stand_in(index: usize, moe: &Moe, size: Size) -> Result<(Ffn, LayerRecord)> {
+pub(crate) fn stand_in(index: usize, moe: &Moe, size: Size) -> Result<(Ffn, LayerRecord)> {
     let clusters = (0..size.after).map(|e| vec![e]).collect();
     let reduced = Reduced { clusters, saliency: Vec::new(), halves: None, experts: None, made: None };
     let layer = reduced.decided(index, moe, None)?;

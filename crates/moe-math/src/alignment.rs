@@ -1,0 +1,32 @@
+//! Aligning the neurons of one expert with those of another: costs of pairs, and the permutation of least cost.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use crate::assignment::{AssignmentError, linear};
+use crate::linkage::squared_distance;
+
+/// −⟨rᵢ, mⱼ⟩ for rows of `reference` and `member`, both `[n, d]`: the least total of these is the least ‖R − P M‖_F
+/// (M-SMoE, 2310.01334).
+///
+/// # Errors
+/// What the device returns.
+pub fn negative_products(reference: &Tensor, member: &Tensor) -> Result<Vec<f64>> {
+    reference.matmul(&member.t()?)?.neg()?.flatten_all()?.to_vec1()
+}
+
+/// ‖rᵢ − mⱼ‖₂ for rows of `reference` and `member`, `[n, d]` row by row.
+pub fn distances(reference: &[f64], member: &[f64], d: usize) -> Vec<f64> {
+    let of_row = |row: &[f64]| member.chunks_exact(d).map(|m| squared_distance(row, m).sqrt()).collect::<Vec<_>>();
+    reference.par_chunks_exact(d).flat_map_iter(of_row).collect()
+}
+
+/// Which of the member's neurons comes to each place of the reference, at the least total of `cost`, `[n, n]`: rows are
+/// places, columns the member's neurons.
+///
+/// # Errors
+/// [`AssignmentError`] for costs that are no square, or not finite.
+pub fn permutation(cost: &[f64], n: usize) -> std::result::Result<Vec<u32>, AssignmentError> {
+    let columns = linear(cost, n)?;
+    Ok(columns.into_iter().flatten().map(|column| column as u32).collect())
+}

@@ -1,0 +1,136 @@
+//! DERN (2509.10377): experts go, but their neurons join those of kept experts that they are like.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use moe_model::{Error, Expert, Kind, Result};
+use rayon::prelude::*;
+
+use super::groups::of_layer;
+use super::neurons::{neurons, unit_rows};
+use super::weights::{Gift, Share, merged};
+use crate::reduce::{LayerView, Reduced};
+
+/// Where a dropped neuron goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Target {
+    /// Position among the kept experts, and the neuron there.
+    pub kept: usize,
+    pub neuron: usize,
+}
+
+/// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of greatest cosine, if that
+/// is at least `threshold`, and is lost otherwise. Neurons that come together are their mean weighed by saliency.
+pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
+    let kept = kept(layer, &saliency);
+    let targets = targets(layer, &kept, threshold)?;
+    let made: Vec<_> =
+        (0..kept.len()).map(|position| with_arrivals(layer, &kept, position, &targets, &saliency)).collect();
+    let clusters = made.iter().map(|made| made.cluster.clone()).collect();
+    let descriptions = made.iter().map(|made| made.description.clone()).collect();
+    let experts = made.into_iter().map(|made| made.expert).collect();
+    Ok(Reduced { clusters, saliency, halves: None, experts: Some(experts), made: Some(descriptions) })
+}
+
+/// The kept experts, ascending.
+fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
+    let centroids = |division: &super::groups::Division| {
+        division.centroids(saliency).0.into_iter().map(|expert| vec![expert]).collect()
+    };
+    of_layer(layer.moe, layer.count, layer.protected, centroids).into_iter().map(|group| group[0]).collect()
+}
+
+/// The targets of all neurons of each dropped expert, ascending. Neurons stay in their routing group, and none goes to a
+/// protected expert.
+pub(super) fn targets(
+    layer: &LayerView<'_>,
+    kept: &[usize],
+    threshold: f64,
+) -> Result<Vec<(usize, Vec<Option<Target>>)>> {
+    let experts = &layer.moe.experts;
+    let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
+    let find = |dropped: usize| -> Result<(usize, Vec<Option<Target>>)> {
+        let rows = device_rows(layer, &experts[dropped])?;
+        let mut best = vec![(threshold, None); experts[dropped].width()];
+        for (position, expert) in kept.iter().enumerate() {
+            if expert / size != dropped / size || layer.protected.contains(expert) {
+                continue;
+            }
+            let other = device_rows(layer, &experts[*expert])?;
+            let cosines = rows.matmul(&other.t().map_err(|e| failed(layer, e))?).and_then(|c| c.to_vec2::<f64>());
+            let cosines = cosines.map_err(|e| failed(layer, e))?;
+            best.iter_mut().zip(&cosines).for_each(|(best, row)| raise(best, position, row));
+        }
+        Ok((dropped, best.into_iter().map(|(_, target)| target).collect()))
+    };
+    let dropped: Vec<usize> = (0..experts.len()).filter(|e| !kept.contains(e)).collect();
+    dropped.into_par_iter().map(find).collect()
+}
+
+/// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the threshold.
+fn raise(best: &mut (f64, Option<Target>), kept: usize, cosines: &[f64]) {
+    for (neuron, cosine) in cosines.iter().enumerate() {
+        if *cosine > best.0 || (best.1.is_none() && *cosine >= best.0) {
+            *best = (*cosine, Some(Target { kept, neuron }));
+        }
+    }
+}
+
+/// Neurons of length 1 where they are compared, in f64, which Metal lacks.
+fn device_rows(layer: &LayerView<'_>, expert: &Expert) -> Result<Tensor> {
+    let device = if layer.compute.device.is_metal() { &Device::Cpu } else { &layer.compute.device };
+    let rows = unit_rows(&neurons(expert)?).and_then(|rows| rows.to_dtype(DType::F64)?.to_device(device));
+    rows.map_err(|e| failed(layer, e))
+}
+
+struct Made {
+    cluster: Vec<usize>,
+    description: String,
+    expert: Expert,
+}
+
+/// A kept expert with the neurons that come to it; without any it stays as it is stored.
+fn with_arrivals(
+    layer: &LayerView<'_>,
+    kept: &[usize],
+    position: usize,
+    targets: &[(usize, Vec<Option<Target>>)],
+    saliency: &[f64],
+) -> Made {
+    let (experts, own) = (&layer.moe.experts, kept[position]);
+    let mut totals = vec![saliency[own]; experts[own].width()];
+    let mut arrivals: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
+    for (dropped, targets) in targets {
+        let here = |(q, target): (usize, &Option<Target>)| target.filter(|t| t.kept == position).map(|t| (q, t.neuron));
+        let here: Vec<_> = targets.iter().enumerate().filter_map(here).collect();
+        here.iter().for_each(|(_, to)| totals[*to] += saliency[*dropped]);
+        if !here.is_empty() {
+            arrivals.push((*dropped, here));
+        }
+    }
+    let donors: Vec<usize> = arrivals.iter().map(|(dropped, _)| *dropped).collect();
+    let cluster = std::iter::once(own).chain(donors.iter().copied()).collect();
+    if donors.is_empty() {
+        return Made { cluster, description: format!("expert {own}"), expert: experts[own].clone() };
+    }
+    // Where all weights are 0, the kept neuron stays.
+    let share = |expert: usize, to: usize| {
+        if totals[to] > 0.0 { saliency[expert] / totals[to] } else { f64::from(u8::from(expert == own)) }
+    };
+    let gift =
+        |expert, from: usize, to: usize| Gift { from: from as u32, to: to as u32, coefficient: share(expert, to) };
+    let stays: Arc<[Gift]> = (0..totals.len()).map(|neuron| gift(own, neuron, neuron)).collect();
+    let mut members = vec![(&experts[own], Share::Some(stays))];
+    let count: usize = arrivals.iter().map(|(_, neurons)| neurons.len()).sum();
+    for (dropped, neurons) in arrivals {
+        let gifts = neurons.into_iter().map(|(from, to)| gift(dropped, from, to)).collect();
+        members.push((&experts[dropped], Share::Some(gifts)));
+    }
+    let names: Vec<_> = donors.iter().map(usize::to_string).collect();
+    let description = format!("expert {own} with {count} neurons of {}", names.join(", "));
+    Made { cluster, description, expert: merged(&members) }
+}
+
+fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, format!("cannot compare the neurons of layer {}", layer.index)).source(error)
+}

@@ -1,0 +1,236 @@
+//! Which experts become one: groups of a layer's experts, each with its centroid first.
+
+use moe_math::linkage::{average_linkage, euclidean, squared_distance};
+use moe_math::saliency::greatest;
+use moe_model::Moe;
+
+use super::options::Grouping;
+
+/// Experts that may be merged with each other, ascending, and how many are to be left of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Division {
+    pub experts: Vec<usize>,
+    pub count: usize,
+}
+
+/// How a layer of `count` experts is grouped: `group` groups a division. Experts of one routing group only are merged,
+/// and each routing group keeps as many. Protected experts stand alone, but where that would leave no group for the
+/// others: there, protection has no effect.
+///
+/// Groups are ascending by centroid; after the centroid, members are ascending.
+pub(super) fn of_layer(
+    moe: &Moe,
+    count: usize,
+    protected: &[usize],
+    group: impl Fn(&Division) -> Vec<Vec<usize>>,
+) -> Vec<Vec<usize>> {
+    let divisions = moe.router.groups.map_or(1, |groups| groups.count);
+    let (size, count) = (moe.experts.len() / divisions, count / divisions);
+    let mut groups = Vec::new();
+    for division in 0..divisions {
+        let experts: Vec<usize> = (division * size..(division + 1) * size).collect();
+        let (mut alone, others): (Vec<_>, Vec<_>) = experts.iter().copied().partition(|e| protected.contains(e));
+        let division = if alone.len() < count && !others.is_empty() {
+            Division { count: count - alone.len(), experts: others }
+        } else {
+            alone.clear();
+            Division { count, experts }
+        };
+        groups.extend(alone.into_iter().map(|expert| vec![expert]));
+        groups.extend(group(&division));
+    }
+    groups.iter_mut().for_each(|group| group[1..].sort_unstable());
+    groups.sort_unstable_by_key(|group| group[0]);
+    groups
+}
+
+/// How alike experts are, `[n, n]`.
+pub(super) struct Similarity {
+    n: usize,
+    values: Vec<f64>,
+}
+
+impl Similarity {
+    /// Cosines of rows `[n, d]`; 0 where a row is 0.
+    pub fn cosines(rows: &[f64], n: usize) -> Self {
+        let row = |i: usize| rows.chunks_exact(rows.len() / n).nth(i).unwrap_or_default();
+        let product = |i, j| row(i).iter().zip(row(j)).map(|(a, b)| a * b).sum::<f64>();
+        let products: Vec<f64> = (0..n * n).map(|ij| product(ij / n, ij % n)).collect();
+        Self::cosines_of_products(&products, n)
+    }
+
+    /// The same from all inner products, `[n, n]`.
+    pub fn cosines_of_products(products: &[f64], n: usize) -> Self {
+        let norm = |i: usize| products[i * n + i].sqrt();
+        let cosine = |ij: usize| {
+            let norms = norm(ij / n) * norm(ij % n);
+            if norms > 0.0 { products[ij] / norms } else { 0.0 }
+        };
+        Self { n, values: (0..n * n).map(cosine).collect() }
+    }
+
+    /// The mean of two.
+    pub fn mean(self, other: &Self) -> Self {
+        let values = self.values.iter().zip(&other.values).map(|(a, b)| (a + b) / 2.0).collect();
+        Self { n: self.n, values }
+    }
+
+    pub fn of(&self, i: usize, j: usize) -> f64 {
+        self.values[i * self.n + j]
+    }
+}
+
+impl Division {
+    /// The most salient experts, ascending, and the others.
+    pub fn centroids(&self, saliency: &[f64]) -> (Vec<usize>, Vec<usize>) {
+        let of_division: Vec<f64> = self.experts.iter().map(|e| saliency[*e]).collect();
+        let chosen = greatest(&of_division, self.count);
+        let centroids = chosen.iter().map(|position| self.experts[*position]).collect::<Vec<_>>();
+        let others = self.experts.iter().copied().filter(|e| !centroids.contains(e)).collect();
+        (centroids, others)
+    }
+
+    /// The most salient experts, each with those that join it; at most `cap` in a group, or as many as it takes.
+    pub fn around_centroids(
+        &self,
+        saliency: &[f64],
+        similarity: &Similarity,
+        grouping: Grouping,
+        cap: usize,
+    ) -> Vec<Vec<usize>> {
+        let (centroids, others) = self.centroids(saliency);
+        let cap = cap.max(1 + others.len().div_ceil(centroids.len().max(1)));
+        match grouping {
+            Grouping::Pseudo => pseudo(centroids, others, saliency, similarity, cap),
+            Grouping::Nearest => nearest(centroids, &others, similarity, cap),
+        }
+    }
+
+    /// Average linkage on the Euclidean distances of `features`, `[all experts, d]`; the centroid is the member nearest
+    /// to the mean, of equals the lower.
+    pub fn clusters(&self, features: &[f64], d: usize) -> Vec<Vec<usize>> {
+        let feature = |e: usize| &features[e * d..][..d];
+        let chosen: Vec<f64> = self.experts.iter().flat_map(|e| feature(*e)).copied().collect();
+        let clusters = average_linkage(&euclidean(&chosen, d), self.count);
+        let with_centroid = |cluster: Vec<usize>| {
+            let mut members: Vec<usize> = cluster.into_iter().map(|position| self.experts[position]).collect();
+            let centroid = most_central(&members, feature);
+            members[..=centroid].rotate_right(1);
+            members
+        };
+        clusters.into_iter().map(with_centroid).collect()
+    }
+}
+
+/// The position of the member whose feature is nearest to the mean of all.
+fn most_central<'a>(members: &[usize], feature: impl Fn(usize) -> &'a [f64]) -> usize {
+    // Two are as far from their mean, whatever rounding says.
+    if members.len() <= 2 {
+        return 0;
+    }
+    let mut mean = vec![0.0; feature(members[0]).len()];
+    members.iter().for_each(|e| mean.iter_mut().zip(feature(*e)).for_each(|(sum, x)| *sum += x));
+    mean.iter_mut().for_each(|sum| *sum /= members.len() as f64);
+    let away: Vec<f64> = members.iter().map(|e| squared_distance(feature(*e), &mean)).collect();
+    (1..members.len()).fold(0, |best, i| if away[i] < away[best] { i } else { best })
+}
+
+/// REAM's grouping: from the most salient centroid to the least, each takes the cap − 1 nearest that are still free.
+fn pseudo(
+    centroids: Vec<usize>,
+    mut free: Vec<usize>,
+    saliency: &[f64],
+    similarity: &Similarity,
+    cap: usize,
+) -> Vec<Vec<usize>> {
+    let mut order = centroids;
+    order.sort_by(|a, b| saliency[*b].total_cmp(&saliency[*a]).then(a.cmp(b)));
+    let take = |centroid: usize| {
+        let nearer = |a: &usize, b: &usize| similarity.of(centroid, *b).total_cmp(&similarity.of(centroid, *a));
+        free.sort_by(|a, b| nearer(a, b).then(a.cmp(b)));
+        let rest = free.split_off(free.len().min(cap - 1));
+        std::iter::once(centroid).chain(std::mem::replace(&mut free, rest)).collect()
+    };
+    order.into_iter().map(take).collect()
+}
+
+/// Pairs of expert and centroid by descending similarity: a pair is made if the expert is free and the group has room.
+fn nearest(centroids: Vec<usize>, others: &[usize], similarity: &Similarity, cap: usize) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = centroids.into_iter().map(|centroid| vec![centroid]).collect();
+    let mut pairs: Vec<(usize, usize)> = others.iter().flat_map(|j| (0..groups.len()).map(|g| (*j, g))).collect();
+    let of = |(j, g): &(usize, usize)| similarity.of(*j, groups[*g][0]);
+    // The sort is stable: of equals the lower expert, then the lower centroid.
+    let mut with: Vec<(f64, (usize, usize))> = pairs.drain(..).map(|pair| (of(&pair), pair)).collect();
+    with.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut free = others.to_vec();
+    for (_, (j, group)) in with {
+        if free.contains(&j) && groups[group].len() < cap {
+            groups[group].push(j);
+            free.retain(|e| *e != j);
+        }
+    }
+    groups
+}
+
+/// Weights of each group's members in order, ∝ `weights` with sum 1; equal ones where all of a group are 0, as when no
+/// token chose any of them.
+pub(super) fn coefficients(groups: &[Vec<usize>], weights: &[f64]) -> Vec<Vec<f64>> {
+    let of_group = |group: &Vec<usize>| {
+        let sum: f64 = group.iter().map(|e| weights[*e]).sum();
+        let share = |e: &usize| if sum > 0.0 { weights[*e] / sum } else { 1.0 / group.len() as f64 };
+        group.iter().map(share).collect()
+    };
+    groups.iter().map(of_group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn similarity() -> Similarity {
+        // Expert 2 is nearest to 0, 3 to 1; 0 is the more salient of the two centroids.
+        let values = vec![1.0, 0.0, 0.9, 0.3, 0.0, 1.0, 0.2, 0.8, 0.9, 0.2, 1.0, 0.1, 0.3, 0.8, 0.1, 1.0];
+        Similarity { n: 4, values }
+    }
+
+    fn all(count: usize) -> Division {
+        Division { experts: (0..4).collect(), count }
+    }
+
+    #[test]
+    fn the_most_salient_centroid_takes_all_that_it_has_room_for() {
+        let group = |grouping, cap| all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity(), grouping, cap);
+        assert_eq!(group(Grouping::Pseudo, 16), [vec![0, 2, 3], vec![1]]);
+        assert_eq!(group(Grouping::Pseudo, 2), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(group(Grouping::Nearest, 16), [vec![0, 2], vec![1, 3]]);
+    }
+
+    #[test]
+    fn a_cap_that_binds_leaves_the_nearer_of_two() {
+        let mut similarity = similarity();
+        similarity.values[3 * 4] = 0.95;
+        let group = |cap| all(2).around_centroids(&[3.0, 2.0, 1.0, 0.0], &similarity, Grouping::Nearest, cap);
+        assert_eq!(group(16), [vec![0, 3, 2], vec![1]]);
+        assert_eq!(group(2), [vec![0, 3], vec![1, 2]]);
+        assert_eq!(group(1), [vec![0, 3], vec![1, 2]], "a cap that can't hold all grows");
+    }
+
+    #[test]
+    fn groups_without_weight_are_plain_means() {
+        let groups = [vec![0, 1], vec![2, 3], vec![4]];
+        assert_eq!(coefficients(&groups, &[3.0, 1.0, 0.0, 0.0, 0.0]), [vec![0.75, 0.25], vec![0.5, 0.5], vec![1.0]]);
+    }
+
+    #[test]
+    fn directions_without_length_are_like_nothing() {
+        let similarity = Similarity::cosines(&[1.0, 1.0, 0.0, 0.0, 2.0, 0.0], 3);
+        assert_eq!((similarity.of(0, 1), similarity.of(1, 1)), (0.0, 0.0));
+        assert!((similarity.of(0, 2) - 0.5f64.sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_centroid_is_the_member_nearest_to_the_mean() {
+        assert_eq!(all(2).clusters(&[0.0, 9.0, 0.4, 1.0], 1), [vec![2, 0, 3], vec![1]]);
+        assert_eq!(all(3).clusters(&[0.0, 9.0, 0.4, 5.0], 1), [vec![0, 2], vec![1], vec![3]]);
+    }
+}

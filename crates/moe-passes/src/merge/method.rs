@@ -1,0 +1,171 @@
+//! How a layer's experts become fewer by merging.
+
+use moe_forward::group_factors;
+use moe_math::saliency;
+use moe_math::statistics::{Quantity, Sums};
+use moe_model::{Expert, Result};
+
+use super::dern;
+use super::fit::Fit;
+use super::groups::{Division, Similarity, coefficients, of_layer};
+use super::neurons::{self, Permutations};
+use super::options::{Grouping, MergeMethod, usage};
+use super::weights::{Share, merged};
+use crate::reduce::{LayerView, Method, Needs, Reduced};
+
+/// A method with what it leaves open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Merging {
+    pub method: MergeMethod,
+    pub grouping: Grouping,
+    pub group_cap: usize,
+    pub dern_threshold: f64,
+    pub sample_every: usize,
+}
+
+/// What is decided about a layer before weights are made.
+pub(super) struct Decided {
+    /// Each with its centroid first.
+    pub groups: Vec<Vec<usize>>,
+    /// Of each group's members, sum 1.
+    pub coefficients: Vec<Vec<f64>>,
+    pub permutations: Permutations,
+}
+
+impl Merging {
+    /// What experts are ranked by and weighed with.
+    fn saliency(&self, sums: &Sums) -> Vec<f64> {
+        match self.method {
+            MergeMethod::Ream => saliency::reap(sums),
+            MergeMethod::Dern => saliency::soft_frequency(sums),
+            _ => saliency::frequency(sums),
+        }
+    }
+
+    /// The same from either half of the data, where it chooses the experts whose router rows stay.
+    fn halves(&self, layer: &LayerView<'_>) -> Option<[Vec<f64>; 2]> {
+        if matches!(self.method, MergeMethod::HcSmoe | MergeMethod::Average) {
+            return None;
+        }
+        let half = |half: u8| {
+            let of = layer.groups.iter().zip(layer.sums).filter(|(group, _)| group.half == half && group.tokens > 0);
+            let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
+            of.peek()?;
+            Some(self.saliency(&Sums::pooled(of)))
+        };
+        Some([half(0)?, half(1)?])
+    }
+
+    fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
+        let n = layer.moe.experts.len();
+        let saliency = self.saliency(sums);
+        let logits = || Similarity::cosines_of_products(sums.get(Quantity::LogitProducts), n);
+        let around = |similarity: Similarity, grouping, cap| {
+            let group = |division: &Division| division.around_centroids(&saliency, &similarity, grouping, cap);
+            of_layer(layer.moe, layer.count, layer.protected, group)
+        };
+        Ok(match self.method {
+            MergeMethod::Ream => {
+                let outputs = Similarity::cosines(sums.get(Quantity::GatedOutputs), n);
+                around(outputs.mean(&logits()), self.grouping, self.group_cap)
+            }
+            MergeMethod::HcSmoe | MergeMethod::Average => {
+                let features = mean_outputs(layer.index, sums)?;
+                let group = |division: &Division| division.clusters(&features, sums.sizes().hidden);
+                of_layer(layer.moe, layer.count, layer.protected, group)
+            }
+            MergeMethod::MSmoe | MergeMethod::Mergemoe | MergeMethod::Dern => {
+                around(logits(), Grouping::Nearest, usize::MAX)
+            }
+        })
+    }
+
+    pub fn decide(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Decided> {
+        let groups = self.groups(layer, sums)?;
+        let coefficients = match self.method {
+            MergeMethod::Average => coefficients(&groups, &vec![1.0; layer.moe.experts.len()]),
+            _ => coefficients(&groups, &self.saliency(sums)),
+        };
+        let permutations = match self.method {
+            MergeMethod::Ream => neurons::by_activations_and_weights(layer, sums, &groups)?,
+            MergeMethod::MSmoe => neurons::by_weights(layer.moe, &groups)?,
+            _ => Permutations::new(),
+        };
+        Ok(Decided { groups, coefficients, permutations })
+    }
+}
+
+impl Method for Merging {
+    fn needs(&self) -> Needs {
+        let by_outputs = matches!(self.method, MergeMethod::HcSmoe | MergeMethod::Average);
+        Needs {
+            sums: true,
+            left_out: false,
+            sample_every: if by_outputs { self.sample_every } else { 0 },
+            inputs: self.method == MergeMethod::Mergemoe,
+        }
+    }
+
+    fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
+        let sums = Sums::pooled(layer.sums.iter().zip(group_factors(layer.groups)));
+        let saliency = self.saliency(&sums);
+        let halves = self.halves(layer);
+        if self.method == MergeMethod::Dern {
+            return Ok(Reduced { halves, ..dern::reduce(layer, saliency, self.dern_threshold)? });
+        }
+        let decided = self.decide(layer, &sums)?;
+        let fit = if self.method == MergeMethod::Mergemoe { Some(Fit::new(layer)?) } else { None };
+        let of_group = |(group, weights): (&Vec<usize>, &Vec<f64>)| {
+            made(layer, group, weights, &decided.permutations, fit.as_ref())
+        };
+        let experts = decided.groups.iter().zip(&decided.coefficients).map(of_group).collect::<Result<_>>()?;
+        let made = decided.groups.iter().zip(&decided.coefficients).map(|(group, w)| description(group, w)).collect();
+        Ok(Reduced { clusters: decided.groups, saliency, halves, experts: Some(experts), made: Some(made) })
+    }
+}
+
+/// The expert of one group; that of a group of one as it is stored.
+fn made(
+    layer: &LayerView<'_>,
+    group: &[usize],
+    coefficients: &[f64],
+    permutations: &Permutations,
+    fit: Option<&Fit<'_>>,
+) -> Result<Expert> {
+    let experts = &layer.moe.experts;
+    if let [one] = group {
+        return Ok(experts[*one].clone());
+    }
+    let share = |(expert, coefficient): (&usize, &f64)| {
+        let permutation = permutations.get(expert).cloned();
+        (&experts[*expert], Share::All { coefficient: *coefficient, permutation })
+    };
+    let members: Vec<_> = group.iter().zip(coefficients).map(share).collect();
+    let mut expert = merged(&members);
+    if let Some(down) = fit.map(|fit| fit.down(group, coefficients, &expert)).transpose()?.flatten() {
+        expert.down.weight = down;
+    }
+    Ok(expert)
+}
+
+fn description(group: &[usize], coefficients: &[f64]) -> String {
+    match group {
+        [one] => format!("expert {one}"),
+        _ => {
+            let parts = group.iter().zip(coefficients).map(|(expert, w)| format!("{w:.3} × expert {expert}"));
+            parts.collect::<Vec<_>>().join(" + ")
+        }
+    }
+}
+
+/// The mean output of each expert over the sampled tokens, chosen or not, `[experts, hidden]`.
+fn mean_outputs(index: usize, sums: &Sums) -> Result<Vec<f64>> {
+    let tokens = sums.scalar(Quantity::SampledTokens);
+    if tokens > 0.0 {
+        return Ok(sums.get(Quantity::SampledOutputs).iter().map(|sum| sum / tokens).collect());
+    }
+    Err(usage(
+        format!("these statistics of layer {index} don't say what experts do on tokens that didn't choose them"),
+        "observe again with --sample-every 1 (or 16, for a sixteenth of the cost), or give --data",
+    ))
+}

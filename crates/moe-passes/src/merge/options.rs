@@ -1,0 +1,178 @@
+//! Options of `merge`.
+
+use clap::ValueEnum;
+use moe_model::{Error, Kind, Model, Result};
+use serde::{Deserialize, Serialize};
+
+use super::method::Merging;
+use crate::pass::Sources;
+use crate::reduce::{ReduceOptions, Size};
+
+/// Least cosine between a dropped neuron and the kept one that it goes to, unless given.
+const DERN_THRESHOLD: f64 = 0.3;
+/// Most experts of a REAM group, unless given: 2604.04356 uses 16.
+const GROUP_CAP: usize = 16;
+
+/// Which experts become one, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MergeMethod {
+    /// The most salient experts by REAP take those nearest by gated outputs and router logits, neurons aligned by
+    /// activations and weights (2604.04356).
+    #[default]
+    Ream,
+    /// Clusters by mean outputs, averaged by how often experts are chosen (2410.08589).
+    HcSmoe,
+    /// The most chosen experts take those of most similar router logits, neurons aligned by weights (2310.01334).
+    MSmoe,
+    /// Groups as m-smoe; the down projection is fitted to the group's outputs by least squares (2510.14436); needs --data.
+    Mergemoe,
+    /// The most chosen experts stay; neurons of others join the most similar kept ones (2509.10377).
+    Dern,
+    /// Clusters as hc-smoe, plain means: the control.
+    Average,
+}
+
+/// How experts join REAM's centroids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grouping {
+    /// The most salient centroid takes as many of its nearest as it has room for, then the next: the paper's.
+    #[default]
+    Pseudo,
+    /// Each expert joins its nearest centroid that has room.
+    Nearest,
+}
+
+/// Options of `merge`.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MergeOptions {
+    /// Which experts become one, and how.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub method: MergeMethod,
+
+    /// How experts join centroids, for ream [default: pseudo].
+    #[arg(long, value_enum, value_name = "HOW")]
+    #[serde(default)]
+    pub grouping: Option<Grouping>,
+
+    /// Most experts of a group, for ream [default: 16].
+    #[arg(long, value_name = "N")]
+    #[serde(default)]
+    pub group_cap: Option<usize>,
+
+    /// Least cosine at which a dropped neuron joins a kept one, for dern; below, it is lost [default: 0.3].
+    #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
+    #[serde(default)]
+    pub dern_threshold: Option<f64>,
+
+    /// Run all experts on one token in so many, for the mean outputs that hc-smoe and average go by [default: 1].
+    #[arg(long, value_name = "N")]
+    #[serde(default)]
+    pub sample_every: Option<usize>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub reduce: ReduceOptions,
+}
+
+impl MergeOptions {
+    pub(super) fn merging(&self) -> Merging {
+        Merging {
+            method: self.method,
+            grouping: self.grouping.unwrap_or_default(),
+            group_cap: self.group_cap.unwrap_or(GROUP_CAP),
+            dern_threshold: self.dern_threshold.unwrap_or(DERN_THRESHOLD),
+            sample_every: self.sample_every.unwrap_or(1),
+        }
+    }
+
+    /// Refuses what can't work, before anything is read.
+    pub(super) fn check(&self, sources: &Sources<'_>) -> Result<Size> {
+        let model = sources.model;
+        let size = self.reduce.size(sources)?;
+        self.check_method()?;
+        self.reduce.check_sources(true)?;
+        if self.method == MergeMethod::Mergemoe && self.reduce.stats.is_some() {
+            return Err(usage(
+                "mergemoe looks at tokens, which statistics don't hold",
+                "give --data instead of --stats",
+            ));
+        }
+        if self.sample_every.is_some() && self.reduce.stats.is_some() {
+            return Err(usage(
+                "--sample-every says what a sweep over --data looks at; these statistics are finished",
+                "leave --sample-every out, or give it to observe",
+            ));
+        }
+        if self.method == MergeMethod::Ream {
+            self.check_cap(model, size)?;
+        }
+        check_plain(model)?;
+        Ok(size)
+    }
+
+    /// Refuses options of other methods, and values without meaning.
+    fn check_method(&self) -> Result<()> {
+        use MergeMethod::{Average, Dern, HcSmoe, Ream};
+        let given = [
+            ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
+            ("--group-cap", self.group_cap.is_some(), &[Ream], "ream"),
+            ("--dern-threshold", self.dern_threshold.is_some(), &[Dern], "dern"),
+            ("--sample-every", self.sample_every.is_some(), &[HcSmoe, Average], "hc-smoe and average"),
+        ];
+        for (option, given, methods, names) in given {
+            if given && !methods.contains(&self.method) {
+                return Err(usage(
+                    format!("{option} is for --method {names}"),
+                    format!("leave {option} out, or choose that method"),
+                ));
+            }
+        }
+        if self.sample_every == Some(0) {
+            return Err(usage("--sample-every 0 looks at no token", "give at least 1"));
+        }
+        if self.dern_threshold.is_some_and(|cosine| !(-1.0..=1.0).contains(&cosine)) {
+            return Err(usage("--dern-threshold is no cosine", "give a number from -1 to 1"));
+        }
+        Ok(())
+    }
+
+    fn check_cap(&self, model: &Model, size: Size) -> Result<()> {
+        let cap = self.group_cap.unwrap_or(GROUP_CAP);
+        let least = size.before.div_ceil(size.after);
+        if cap >= least {
+            return Ok(());
+        }
+        let what = format!("{} groups of at most {cap} can't hold {} experts", size.after, size.before);
+        Err(usage(what, format!("give --group-cap {least} or more, or keep more experts")).file(&model.config_file))
+    }
+}
+
+pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, what).remedy(remedy)
+}
+
+/// Refuses experts whose weights can't be added up.
+fn check_plain(model: &Model) -> Result<()> {
+    let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
+    for linear in experts.flat_map(moe_model::Expert::linears) {
+        let tensor = linear.weight.name();
+        if linear.weight.scale().is_some() {
+            let what = format!("experts in {} with scales can't be merged", linear.weight.dtype());
+            return Err(Error::new(Kind::Unsupported, what)
+                .tensor(tensor)
+                .remedy("start from the unquantized checkpoint, or prune instead: that copies experts as they are"));
+        }
+        moe_forward::candle_dtype(&linear.weight)?;
+        if let Some(bias) = &linear.bias {
+            return Err(Error::new(Kind::Unsupported, "experts with biases can't be merged")
+                .tensor(bias.name())
+                .remedy("prune instead: that copies experts as they are"));
+        }
+    }
+    Ok(())
+}
