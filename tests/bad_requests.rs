@@ -418,3 +418,102 @@ fn recipes() {
     problems.extend(sandbox.refuses("run recipe.toml --set oout=y", 2, &["oout", "out"]));
     assert_none(&problems);
 }
+
+#[test]
+fn observing_pruning_and_merging() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9, 10, 11, 12]}\n");
+    sandbox.write("masked.jsonl", "{\"input_ids\": [5, 6, 7], \"attention_mask\": [0, 0, 0]}\n");
+    sandbox.write("mask.jsonl", "{\"input_ids\": [5, 6, 7], \"attention_mask\": [1]}\n");
+    sandbox.write("special.jsonl", "{\"input_ids\": [0, 0, 0], \"attention_mask\": [1, 1, 1]}\n");
+    sandbox.write("empty.txt", "");
+    sandbox.write("note.txt", "not statistics");
+    sandbox.run("observe golden/models/moe -o stats --data ids.jsonl --no-left-out").succeeds();
+    let plan = |keep: &str, layers: usize| {
+        let layer = |index| format!("\"{index}\": {{\"experts\": 24, \"keep\": [{keep}]}}");
+        format!("{{\"layers\": {{{}}}}}", (0..layers).map(layer).collect::<Vec<_>>().join(","))
+    };
+    sandbox.write("twice.json", &plan("1,1,2,3,4", 4));
+    sandbox.write("few.json", &plan("1,2,3", 4));
+    sandbox.write("beyond.json", &plan("1,2,3,24", 4));
+    sandbox.write("short.json", &plan("1,2,3,4", 3));
+    sandbox.write("long.json", &plan("1,2,3,4", 5));
+    let moe = "golden/models/moe";
+    let refused = [
+        ("observe golden/models/dense -o s --data ids.jsonl", 2, vec!["no mixture of experts"]),
+        ("observe {} -o s", 2, vec!["--data", "--add"]),
+        ("observe {} -o s --data empty.txt", 2, vec!["empty.txt", "nothing to predict"]),
+        ("observe {} -o s --data masked.jsonl", 2, vec!["masked.jsonl", "padding"]),
+        ("observe {} -o s --data mask.jsonl", 1, vec!["mask.jsonl", "line 1", "attention_mask"]),
+        ("observe {} -o s --data special.jsonl --mask-special", 2, vec!["special", "--mask-special"]),
+        ("observe {} -o note.txt --data ids.jsonl", 2, vec!["note.txt", "--overwrite"]),
+        ("observe {} -o nowhere/s --data ids.jsonl", 1, vec!["nowhere"]),
+        ("observe {} -o s --add note.txt", 1, vec!["note.txt", "statistics"]),
+        ("observe golden/families/mixtral/base/model -o s --add stats", 1, vec!["another model"]),
+        ("observe {} -o s --data ids.jsonl --memory-budget 1KiB", 2, vec!["--memory-budget"]),
+        ("prune golden/models/dense -o p --experts 4 --method random", 2, vec!["no mixture of experts"]),
+        ("prune {} -o p --stats stats", 2, vec!["--experts", "--keep"]),
+        ("prune {} -o p --experts 12", 2, vec!["--data", "--stats"]),
+        ("prune {} -o p --experts 12 --data ids.jsonl --stats stats", 2, vec!["one of the two"]),
+        ("prune {} -o p --experts 3 --stats stats", 2, vec!["fewer than the 4"]),
+        ("prune {} -o p --experts 25 --stats stats", 2, vec!["25", "24"]),
+        ("prune {} -o p --keep 1.5 --stats stats", 2, vec!["--keep"]),
+        ("prune {} -o p --experts 12 --method random --stats stats", 2, vec!["no data"]),
+        ("prune {} -o p --experts 12 --method exhaustive --data ids.jsonl", 2, vec!["16 experts"]),
+        ("prune {} -o p --experts 12 --method ranked-choice --stats stats", 2, vec!["--data"]),
+        ("prune {} -o p --experts 12 --method leave-one-out --stats stats", 2, vec!["--no-left-out"]),
+        (
+            "prune {} -o p --experts 12 --equal-mass --method reap --stats stats",
+            1,
+            vec!["never selected", "--keep-mass"],
+        ),
+        ("prune {} -o p --keep-mass 0.9 --method reap --data ids.jsonl", 2, vec!["--stats"]),
+        ("prune {} -o p --experts 12 --stats nowhere", 1, vec!["nowhere"]),
+        ("prune {} -o p --plan twice.json", 2, vec!["twice", "layer 0"]),
+        ("prune {} -o p --plan few.json", 2, vec!["3 experts", "4"]),
+        ("prune {} -o p --plan beyond.json", 2, vec!["expert 24"]),
+        ("prune {} -o p --plan short.json", 2, vec!["layer 3"]),
+        ("prune {} -o p --plan long.json", 2, vec!["layer 4"]),
+        ("prune {} -o p --plan note.txt", 1, vec!["note.txt"]),
+        (
+            "prune golden/families/deepseek_v3/base/model -o p --experts 5 --method random",
+            2,
+            vec!["groups", "--experts"],
+        ),
+        ("merge {} -o p --experts 12", 2, vec!["--data", "--stats"]),
+        ("merge {} -o p --experts 12 --method mergemoe --stats stats", 2, vec!["--data"]),
+        ("merge {} -o p --experts 12 --method hc-smoe --stats stats", 2, vec!["--sample-every"]),
+    ];
+    for (line, code, words) in refused {
+        let line = line.replace("{}", moe);
+        let outcome = sandbox.run(&line);
+        assert_eq!(outcome.code, code, "{line}: {outcome}");
+        for word in words {
+            assert!(outcome.stderr.contains(word), "{line}: {word:?} is not in {}", outcome.stderr);
+        }
+        assert!(!sandbox.path("p").exists() && !sandbox.path("s").exists(), "{line} left something");
+    }
+}
+
+#[test]
+fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
+    let sandbox = Sandbox::new();
+    // Three tokens reach 12 of the 24 experts of a layer at most.
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    sandbox.run("observe golden/models/moe -o stats --data ids.jsonl").succeeds();
+    for method in ["reap", "ean", "man", "msan", "frequency", "soft-frequency", "leave-one-out", "leave-one-out-cosine"]
+    {
+        let line = format!("prune golden/models/moe -o {method} --experts 12 --method {method} --stats stats --json");
+        let value: serde_json::Value = serde_json::from_str(&sandbox.run(&line).succeeds().stdout).unwrap();
+        for layer in value["receipt"]["layers"].as_array().unwrap() {
+            let trust = &layer["trust"];
+            let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
+            let clusters: Vec<Vec<usize>> = serde_json::from_value(trust["clusters"].clone()).unwrap();
+            let reached = counts.iter().filter(|n| **n > 0).count();
+            let kept = clusters.iter().filter(|cluster| counts[cluster[0]] > 0).count();
+            assert_eq!(kept, reached.min(12), "{method}: {layer}");
+            assert_eq!(trust["lost_choices"], 0.0, "{method}: {layer}");
+        }
+        sandbox.run(&format!("verify {method}")).succeeds();
+    }
+}
