@@ -121,7 +121,10 @@ fn trust(receipt: &Receipt) -> String {
 }
 
 fn held_out_table(HeldOutReport { result, control }: &HeldOutReport) -> String {
-    let figures = |domain: Option<&DomainReport>| match domain.and_then(|d| Some((d.loss, d.against.as_ref()?))) {
+    let figures = |domain: Option<&DomainReport>| match domain
+        .and_then(|d| Some((d.loss, d.against.as_ref()?)))
+        .filter(|(loss, _)| loss.is_finite())
+    {
         Some((loss, a)) => {
             let delta = loss - a.original_loss;
             format!("{delta:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement)

@@ -95,6 +95,13 @@ fn page(receipt: &Receipt) -> String {
     render(receipt).expect("a layer was decided on data")
 }
 
+/// Writes `page` where `REPORT_OUT` says, for scripts/screenshot-report.
+fn keep_to_look_at(name: &str, page: &str) {
+    if let Some(dir) = std::env::var_os("REPORT_OUT") {
+        std::fs::write(std::path::Path::new(&dir).join(name), page).unwrap();
+    }
+}
+
 #[test]
 fn every_metric_is_there() {
     let page = page(&full());
@@ -190,9 +197,13 @@ fn merges_are_shown_as_clusters() {
     let mut merged = layer(6, 0);
     merged.experts = [6, 2];
     merged.clusters = vec![vec![0, 3, 5], vec![2]];
-    let page = page(&receipt(vec![merged]));
+    let giant = LayerTrust { saliency: vec![1.0, 2.0, 9000.0, 0.5, 0.0, 3.0], ..merged.clone() };
+    let mut receipt = receipt(vec![merged, giant]);
+    receipt.warnings = vec!["something to know".to_owned()];
+    let page = page(&receipt);
     assert!(page.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{page}");
     assert!(page.contains("Experts were merged"));
+    keep_to_look_at("merged.html", &page);
 }
 
 #[test]
@@ -204,9 +215,7 @@ fn large_models_have_small_pages() {
     assert!(large.len() < 3 << 20, "{} bytes", large.len());
     assert!(start.elapsed().as_secs() < 10);
     assert_eq!(large, page(&receipt));
-    if let Ok(path) = std::env::var("REPORT_OUT") {
-        std::fs::write(path, large).unwrap();
-    }
+    keep_to_look_at("large.html", &large);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::report::charts::{Columns, columns};
 use crate::report::html::{Section, Table};
-use crate::report::layer::ReportedLayer;
+use crate::report::layer::{ReportedLayer, merges};
 use crate::report::number::{ABSENT, decimal, percent};
 
 pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
@@ -32,12 +32,17 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
             decimal(layer.trust.output_error, 3),
         ]
     };
+    let merged = if merges(layers) {
+        " Experts that were merged into others count as gone in the first two, though not in the error."
+    } else {
+        ""
+    };
     Section::new("error", "What each layer loses")
-        .text(
+        .text(&format!(
             "Mass kept is the share of Σ gate × ‖output‖ that the kept experts had before; choices lost is the share of routed \
              tokens' choices whose expert is gone; the relative error is that of the layer's output when all tokens are routed \
-             anew, on the states that reached it.",
-        )
+             anew, on the states that reached it.{merged}"
+        ))
         .legend(&[("kept", "all calibration text"), ("mark", "worst domain")])
         .charts([
             chart("error-mass", "Saliency mass kept", &kept, &worst, true),

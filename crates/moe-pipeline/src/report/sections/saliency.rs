@@ -15,7 +15,8 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     if merges(layers) {
         legend.insert(1, ("merged", "merged into another"));
     }
-    let header = ["layer", "greatest", "least of the kept", "greatest of the others", "least", "super experts"];
+    let header =
+        ["layer", "greatest", "least of the kept", "greatest of the others", "least", "super experts, by number"];
     section
         .text(
             "The experts of each layer, the most salient first. Where the curve is flat at the cut, the choice was close; where \

@@ -39,7 +39,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
 fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
-    let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " of it";
+    let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
     let of = |before: usize, after: usize| share(before as f64, after as f64);
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
     let [before, after] = layers[0].trust.experts;
