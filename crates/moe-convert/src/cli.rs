@@ -123,8 +123,8 @@ pub enum Command {
 
     /// Merge experts that are alike, so that fewer are left; router rows shrink with them
     #[command(after_help = "Examples:\n  \
-        moe-convert merge golden/models/moe -o merged --experts 18 --data english=golden/text/english.calibration.txt \\\n    \
-        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o merged --experts 18 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert merge golden/models/moe -o fitted --keep 0.75 --method mergemoe \\\n    \
         --data golden/text/english.calibration.txt\n  \
         moe-convert observe golden/models/moe -o stats --sample-every 4 --data golden/text/code.calibration.txt\n  \

@@ -48,6 +48,10 @@ impl Rows for Neurons {
         self.part.dim(1).expect("a matrix")
     }
 
+    fn count(&self) -> usize {
+        self.parts * self.part.dim(0).expect("a matrix")
+    }
+
     fn parts(&self) -> usize {
         self.parts
     }

@@ -60,6 +60,10 @@ impl Rows for Whole {
         self.0.dim(1).unwrap()
     }
 
+    fn count(&self) -> usize {
+        self.0.dim(0).unwrap()
+    }
+
     fn parts(&self) -> usize {
         1
     }

@@ -122,6 +122,10 @@ impl principal::Rows for UnitNeurons<'_> {
         3 * self.0.experts[0].gate.weight.shape()[1]
     }
 
+    fn count(&self) -> usize {
+        self.0.experts.iter().map(Expert::width).sum()
+    }
+
     fn parts(&self) -> usize {
         self.0.experts.len()
     }
