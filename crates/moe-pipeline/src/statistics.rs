@@ -56,7 +56,10 @@ impl StatisticsFile {
             return Err(Error::new(Kind::Missing, "no such file of statistics").file(path).remedy(REMEDY));
         }
         let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
-        let (file, entries) = SourceFile::open(path).map_err(|e| malformed(e.to_string()))?;
+        let (file, entries) = SourceFile::open(path).map_err(|e| {
+            let what = e.to_string();
+            malformed(format!("this is no file of statistics: {}", what.lines().next().unwrap_or_default()))
+        })?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
         let about = tensors.get(ABOUT).ok_or_else(|| malformed("this file holds no statistics".into()))?;
