@@ -433,11 +433,11 @@ fn observing_pruning_and_merging() {
         let layer = |index| format!("\"{index}\": {{\"experts\": 24, \"keep\": [{keep}]}}");
         format!("{{\"layers\": {{{}}}}}", (0..layers).map(layer).collect::<Vec<_>>().join(","))
     };
-    sandbox.write("twice.json", &plan("1,1,2,3,4", 4));
-    sandbox.write("few.json", &plan("1,2,3", 4));
-    sandbox.write("beyond.json", &plan("1,2,3,24", 4));
-    sandbox.write("short.json", &plan("1,2,3,4", 3));
-    sandbox.write("long.json", &plan("1,2,3,4", 5));
+    sandbox.write("twice.json", plan("1,1,2,3,4", 4));
+    sandbox.write("few.json", plan("1,2,3", 4));
+    sandbox.write("beyond.json", plan("1,2,3,24", 4));
+    sandbox.write("short.json", plan("1,2,3,4", 3));
+    sandbox.write("long.json", plan("1,2,3,4", 5));
     let moe = "golden/models/moe";
     let refused = [
         ("observe golden/models/dense -o s --data ids.jsonl", 2, vec!["no mixture of experts"]),
