@@ -35,7 +35,7 @@ fn golden(path: &str) -> PathBuf {
 }
 
 fn json(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(golden(path)).unwrap()).unwrap()
+    moe_checkpoint::json::read(&golden(path)).unwrap()
 }
 
 fn tensors(name: &str) -> HashMap<String, Tensor> {
