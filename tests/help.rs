@@ -102,6 +102,7 @@ fn commands_in_the_readme_run() {
 }
 
 #[test]
-fn commands_in_the_guide_run() {
+fn commands_in_the_guides_run() {
     commands_run("docs/upcycling.md");
+    commands_run("docs/pruning.md");
 }

@@ -96,9 +96,10 @@ pub enum Command {
 
     /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
     #[command(after_help = "Examples:\n  \
-        moe-convert observe golden/models/moe -o stats --data golden/text/english.calibration.txt \\\n    \
-        --data golden/text/code.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o both --add stats --data golden/text/spanish.calibration.txt")]
+        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o both --add stats --data-tokens 4096 \\\n    \
+        --data golden/text/spanish.calibration.txt\n\ndocs/pruning.md is the guide.")]
     Observe {
         /// Checkpoint directory
         model: PathBuf,
@@ -114,21 +115,26 @@ pub enum Command {
 
     /// Keep the experts that matter most, by evidence from calibration text
     #[command(after_help = "Examples:\n  \
-        moe-convert prune golden/models/moe -o pruned --keep 0.75 --data english=golden/text/english.calibration.txt \\\n    \
-        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert prune golden/models/moe -o pruned --keep 0.75 --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
+        --data golden/text/code.calibration.txt\n  \
         moe-convert prune golden/models/moe -o half --experts 12 --method frequency --stats stats\n  \
-        moe-convert prune golden/models/moe -o half --experts 12 --stats stats --dry-run --plan-out plan.json\n  \
-        moe-convert prune golden/models/moe -o half --plan plan.json")]
+        moe-convert prune golden/models/moe -o edited --experts 12 --stats stats \\\n    \
+        --dry-run --plan-out plan.json\n  \
+        moe-convert prune golden/models/moe -o edited --plan plan.json\n\ndocs/pruning.md is the guide.")]
     Prune(Convert<PruneOptions>),
 
     /// Merge experts that are alike, so that fewer are left; router rows shrink with them
     #[command(after_help = "Examples:\n  \
-        moe-convert merge golden/models/moe -o merged --experts 18 \\\n    \
+        moe-convert merge golden/models/moe -o merged --experts 18 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert merge golden/models/moe -o fitted --keep 0.75 --method mergemoe \\\n    \
-        --data golden/text/english.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o stats --sample-every 4 --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats")]
+        --data golden/text/english.calibration.txt --data-tokens 4096\n  \
+        moe-convert observe golden/models/moe -o stats --sample-every 4 --data-tokens 4096 \\\n    \
+        --data golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats\n\n\
+        docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load

@@ -151,6 +151,6 @@ fn experts_in_fp8_blocks_are_refused_by_name() {
 }
 
 #[test]
-fn the_default_method_is_ream() {
-    assert_eq!(options("experts = 12").method, MergeMethod::Ream);
+fn the_default_method_is_the_one_that_the_comparison_supports() {
+    assert_eq!(options("experts = 12").method, MergeMethod::Dern);
 }

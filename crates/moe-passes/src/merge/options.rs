@@ -19,7 +19,6 @@ const GROUP_CAP: usize = 16;
 pub enum MergeMethod {
     /// The most salient experts by REAP take those nearest by gated outputs and router logits, neurons aligned by
     /// activations and weights (2604.04356).
-    #[default]
     Ream,
     /// Clusters by mean outputs, averaged by how often experts are chosen (2410.08589).
     HcSmoe,
@@ -28,6 +27,7 @@ pub enum MergeMethod {
     /// Groups as m-smoe; the down projection is fitted to the group's outputs by least squares (2510.14436); needs --data.
     Mergemoe,
     /// The most chosen experts stay; neurons of others join the most similar kept ones (2509.10377).
+    #[default]
     Dern,
     /// Clusters as hc-smoe, plain means: the control.
     Average,
@@ -38,9 +38,9 @@ pub enum MergeMethod {
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {
     /// The most salient centroid takes as many of its nearest as it has room for, then the next: the paper's.
-    #[default]
     Pseudo,
     /// Each expert joins its nearest centroid that has room.
+    #[default]
     Nearest,
 }
 
@@ -53,7 +53,7 @@ pub struct MergeOptions {
     #[serde(default)]
     pub method: MergeMethod,
 
-    /// How experts join centroids, for ream [default: pseudo].
+    /// How experts join centroids, for ream [default: nearest].
     #[arg(long, value_enum, value_name = "HOW")]
     #[serde(default)]
     pub grouping: Option<Grouping>,
