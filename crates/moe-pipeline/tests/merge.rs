@@ -26,15 +26,18 @@ fn with_data(toml: &str) -> MergeOptions {
     options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128", text("english")))
 }
 
-fn merge(options: &MergeOptions, output: &Path) -> Result<Model, Error> {
-    let settings = ConvertOptions {
+fn run() -> ConvertOptions {
+    ConvertOptions {
         overwrite: false,
         max_shard_size: ByteSize(5_000_000_000),
         probe_tokens: 8,
         compute: Compute::cpu(),
         memory_budget: None,
-    };
-    convert(options, &golden("models/moe"), output, &settings, &Quiet)?;
+    }
+}
+
+fn merge(options: &MergeOptions, output: &Path) -> Result<Model, Error> {
+    convert(options, &golden("models/moe"), output, &run(), &Quiet)?;
     Model::open(output)
 }
 
@@ -148,6 +151,17 @@ fn experts_in_fp8_blocks_are_refused_by_name() {
     assert_eq!(error.kind(), Kind::Unsupported);
     let message = error.to_string();
     assert!(message.contains("experts.0.gate_proj.weight") && message.contains("unquantized"), "{message}");
+}
+
+#[test]
+fn a_finished_merge_is_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out");
+    let (input, options) = (golden("models/moe"), with_data("experts = 12"));
+    merge(&options, &output).unwrap();
+    assert!(moe_pipeline::is_finished(&options, &input, &output, &run()).unwrap());
+    let other = with_data("experts = 13");
+    assert!(!moe_pipeline::is_finished(&other, &input, &output, &run()).unwrap());
 }
 
 #[test]

@@ -1,0 +1,76 @@
+"""Prunes and merges MoE goldens and the built-in MoE, for check.py.
+
+usage: fewer_experts.py OUT_DIR      from the root of the repository; writes OUT_DIR/fewer.json
+
+Every golden of an MoE family loses as few experts as its router allows, at random; the built-in model is pruned and merged by
+each way of deciding. What cannot be pruned (as many experts as top-k, or groups of the least size) is refused, and counted."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+FAMILIES = pathlib.Path("golden/families")
+BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
+DATA = "--data text=golden/text/english.calibration.txt --data-tokens 1024"
+BUILT_IN = [
+    f"prune --experts 18 {DATA}",
+    f"prune --keep 0.5 --method reap {DATA}",
+    "prune --experts 5 --method aimer",
+    f"merge --experts 18 {DATA}",
+    f"merge --experts 12 --method ream {DATA}",
+    f"merge --experts 12 --method hc-smoe {DATA}",
+    f"merge --experts 12 --method m-smoe {DATA}",
+    f"merge --experts 12 --method mergemoe {DATA}",
+]
+# What transformers 4.57 gets wrong in these goldens themselves.
+OLDER_CANNOT = {
+    "deepseek_v2-bias": "4.57 gives experts the biases that mlp_bias means for dense layers",
+    "deepseek_v2-hub": "4.57 computes another function from the golden itself, too",
+    "deepseek_v2-yarn": "4.57 computes another function from the golden itself, too",
+    "qwen2_moe-no_bias": "4.57 wants heads that divide the hidden size",
+    "qwen2_moe-sliding": "4.57 ignores sliding windows in this family",
+    "qwen2_moe-sliding_old": "4.57 ignores sliding windows in this family",
+}
+LEAST = 40  # goldens that must have been pruned
+
+
+def run(model, out, options):
+    command, *rest = options.split()
+    return subprocess.run([BINARY, command, model, "-o", out, *rest, "--quiet"], capture_output=True, text=True)
+
+
+def main():
+    out = pathlib.Path(sys.argv[1]) / "fewer"
+    out.mkdir(parents=True)
+    cases, refused = [], []
+    for model in sorted(FAMILIES.glob("*/*/model")):
+        config = json.loads((model / "config.json").read_text())
+        keys = ("n_routed_experts", "num_local_experts", "num_experts")
+        experts = next((config[key] for key in keys if key in config), None)
+        # Stock loaders take fp8 with accelerate only.
+        if experts is None or "quantization_config" in config:
+            continue
+        name = "-".join(model.parts[-3:-1])
+        for count in range(experts - 1, 0, -1):
+            options = f"prune --experts {count} --method random --mtp drop"
+            done = run(model, out / name, options)
+            if done.returncode == 0:
+                case = dict(model=str(out / name), tokens=str(model.parent / "tokens.json"), options=options)
+                cases.append(case | ({"older_cannot": OLDER_CANNOT[name]} if name in OLDER_CANNOT else {}))
+                break
+        else:
+            refused.append((name, done.stderr.splitlines()[0]))
+    pruned = len(cases)
+    for index, options in enumerate(BUILT_IN):
+        where = out / f"built-in-{index}"
+        done = run("golden/models/moe", where, options)
+        assert done.returncode == 0, f"{options}\n{done.stderr}"
+        cases.append(dict(model=str(where), tokens="golden/models/moe.tokens.json", options=options))
+    (out.parent / "fewer.json").write_text(json.dumps(cases, indent=1))
+    print(f"{pruned} goldens pruned, {len(BUILT_IN)} results from the built-in MoE; {len(refused)} goldens can't lose an expert:")
+    print("".join(f"  {name}: {why}\n" for name, why in refused), end="")
+    assert pruned >= LEAST, pruned
+
+
+main()
