@@ -365,3 +365,93 @@ fn statistics_of_another_model_are_refused() {
     let message = convert(&options, &moe(), &text.path("out"), &run(), &Quiet).unwrap_err().to_string();
     assert!(message.contains("--no-left-out"), "{message}");
 }
+
+/// A copy of the built-in MoE in which the outputs of `expert` of `layer` are 2⁵ times as large.
+fn planted(text: &Text, layer: usize, expert: usize) -> PathBuf {
+    let copy = text.path("planted");
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(moe()).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
+    }
+    let weights = copy.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let (_, entries) = SourceFile::open(&weights).unwrap();
+    let data = bytes.len() - entries.iter().map(|e| e.end).max().unwrap() as usize;
+    let name = format!("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight");
+    let entry = entries.iter().find(|entry| entry.name == name).unwrap();
+    for value in bytes[data + entry.start as usize..data + entry.end as usize].as_chunks_mut::<2>().0 {
+        // Five more in bf16's exponent.
+        *value = (u16::from_le_bytes(*value) + (5 << 7)).to_le_bytes();
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    copy
+}
+
+#[test]
+fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
+    let text = Text::of_golden();
+    let stats = StatisticsFile::open(&text.observe("stats", |options| options.no_left_out = true)).unwrap();
+    let sums = by_domain(&stats, 1);
+    let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
+    let tokens = pooled.get(Quantity::Tokens);
+    let rarest = (0..24).min_by(|a, b| tokens[*a].total_cmp(&tokens[*b])).unwrap();
+    let model = planted(&text, 1, rarest);
+    let pruned = |guard: &str| {
+        let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-control = true\n{guard}"));
+        options.reduce.held_out.clone_from(&options.reduce.calibration.data);
+        let receipt = convert(&options, &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
+        let trust = receipt.layers[1].trust.clone().unwrap();
+        let kl = receipt.held_out.unwrap().result.all.against.unwrap().kl;
+        (trust.clusters.contains(&vec![rarest]), trust.super_experts, kl)
+    };
+    let (kept, found, with_guard) = pruned("");
+    let (kept_without, found_without, without_guard) = pruned("no-super-expert-guard = true");
+    assert!(kept && found == [rarest], "{found:?}");
+    assert!(!kept_without && found_without.is_empty());
+    assert!(with_guard < 0.8 * without_guard, "{with_guard} and {without_guard}");
+}
+
+/// Counts how often each expert of each layer is chosen.
+#[derive(Default)]
+struct Choices(BTreeMap<usize, Vec<u64>>);
+
+impl moe_forward::Observer for Choices {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &moe_math::routing::Routing) {
+        self.0.insert(layer, routing.counts());
+    }
+}
+
+#[test]
+fn layers_that_keep_fewer_experts_are_padded_with_ones_that_are_never_chosen() {
+    let model = golden("families/deepseek_v3/mixed/model");
+    let tokens = read_json("families/deepseek_v3/mixed/tokens.json");
+    let text = Text::new(&[("random", &tokens)]);
+    let stats = text.path("stats");
+    let options: ObserveOptions = toml::from_str("").unwrap();
+    let options = ObserveOptions { calibration: text.calibration(), ..options };
+    observe(&model, &options, &stats, false, None, &Compute::cpu(), &Quiet).unwrap();
+    let source = Model::open(&model).unwrap();
+    let (_, first) = source.moes().next().unwrap();
+    let (before, top_k) = (first.experts.len(), first.router.top_k);
+    let mut options: PruneOptions = toml::from_str("equal-mass = true\nmethod = \"reap\"").unwrap();
+    options.reduce.stats = Some(stats);
+    let mut seen_padding = false;
+    for experts in top_k..before {
+        options.reduce.experts = Some(experts);
+        let output = text.path("out");
+        let receipt = convert(&options, &model, &output, &run(), &Quiet).unwrap().receipt;
+        let kept: Vec<usize> = receipt.layers.iter().filter_map(|l| Some(l.trust.as_ref()?.clusters.len())).collect();
+        assert_eq!(kept.iter().sum::<usize>(), experts * kept.len());
+        let pruned = Model::open(&output).unwrap();
+        let most = *kept.iter().max().unwrap();
+        assert!(pruned.moes().all(|(_, moe)| moe.experts.len() == most));
+        let batch = Batch::from_json(&golden("families/deepseek_v3/mixed/tokens.json")).unwrap();
+        let mut choices = Choices::default();
+        Sweep::new(&pruned, &batch, &Compute::cpu()).unwrap().run(&mut choices).unwrap();
+        for (kept, counts) in kept.iter().zip(choices.0.values()) {
+            assert!(counts[*kept..].iter().all(|count| *count == 0), "{counts:?}");
+            seen_padding |= *kept < most;
+        }
+    }
+    assert!(seen_padding, "some layer keeps fewer than another");
+}
