@@ -2,7 +2,7 @@
 """llm-compressor's REAPPruningModifier on the built-in MoE and the windows of tokens.json: llm-compressor.json. See README.md.
 
     python llm_compressor.py                                # all runs, each in a process of its own; writes llm-compressor.json
-    python llm_compressor.py run 0.25 float32 all released OUT     # one run; its checkpoint goes to OUT; prints times and peak memory as JSON
+    python llm_compressor.py run 0.25 float32 all released OUT [MODEL WINDOWS]     # one run; its checkpoint goes to OUT; prints times and peak memory as JSON
 
 `released` attention is what these versions do: torch.fx rebuilds the config inside the traced graph from its dataclass fields, which have no
 `_attn_implementation`; `create_causal_mask` then gives None, and eager attention without a mask looks at later tokens too.
@@ -22,7 +22,7 @@ FOLDER = HERE.parent / "models" / "moe"
 PACKAGES = ["llmcompressor", "compressed-tensors", "transformers", "torch", "accelerate", "datasets", "torchvision", "safetensors", "numpy"]
 
 
-def run(sparsity, dtype, experts, attention, out):
+def run(sparsity, dtype, experts, attention, out, model_dir=FOLDER, windows=None):
     start = time.perf_counter()
     import torch
     from datasets import Dataset
@@ -31,19 +31,22 @@ def run(sparsity, dtype, experts, attention, out):
     from llmcompressor.modifiers.pruning.reap import REAPPruningModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if attention == "causal":
         from transformers import Qwen3MoeConfig
 
         Qwen3MoeConfig._attn_implementation = property(lambda _config: "eager", lambda _config, _value: None)
     imported = time.perf_counter()
     with load_quantizable_moe():
-        model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
     loaded = time.perf_counter()
-    windows = [ids for domain in json.loads((HERE / "tokens.json").read_text()).values() for ids in domain]
+    if windows:
+        windows = json.loads(Path(windows).read_text())
+    else:
+        windows = [ids for domain in json.loads((HERE / "tokens.json").read_text()).values() for ids in domain]
     data = Dataset.from_dict({"input_ids": windows, "attention_mask": [[1] * len(ids) for ids in windows]})
     report = Path(out) / "retained.json"
-    oneshot(model=model, processor=AutoTokenizer.from_pretrained(FOLDER), dataset=data, pipeline="sequential", batch_size=1,
+    oneshot(model=model, processor=AutoTokenizer.from_pretrained(model_dir), dataset=data, pipeline="sequential", batch_size=1,
             shuffle_calibration_samples=False, max_seq_length=len(windows[0]), num_calibration_samples=len(windows),
             moe_calibrate_all_experts=experts == "all", recipe=[REAPPruningModifier(sparsity=sparsity, report_path=str(report))])
     pruned = time.perf_counter()

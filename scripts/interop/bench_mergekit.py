@@ -8,9 +8,8 @@ import pathlib
 import shutil
 import statistics
 import subprocess
-import time
 
-from machine import command, load, machine
+from machine import command, load, machine, timed
 
 # What is compared. Ours: options of `moe-convert upcycle`. mergekit's: a gate mode.
 CALIBRATION = [f"--data=golden/text/{domain}.calibration.txt" for domain in ("english", "code", "spanish", "arithmetic")]
@@ -58,11 +57,11 @@ def main():
     evaluated = {}
     for run in range(args.runs):
         for way, words in ways.items():
-            found[way].append(timed(words, out, args.scratch / "log.txt"))
+            found[way].append(into(words, out, args.scratch / "log.txt"))
             if run == 0 and args.tokens and "--probe-tokens" not in words:  # which changes no weight
                 evaluated[way] = evaluate(args, out)
     shutil.rmtree(out)
-    start = statistics.median(timed([args.mergekit, "--help"], None, args.scratch / "log.txt")["seconds"] for _ in range(3))
+    start = statistics.median(timed([args.mergekit, "--help"], args.scratch / "log.txt")["seconds"] for _ in range(3))
     print(f"`{args.model.name}` → {args.experts} experts, top-{args.top_k}; warm cache, the ways in turn, {args.runs} times; `sync` counted; "
           f"peak memory is ru_maxrss. `mergekit-moe --help` alone, the imports, takes {start:.1f} s.\n")
     print_speed(found)
@@ -91,22 +90,12 @@ def mergekit(args, mode, out):
     return [args.mergekit, path, out, "--random-seed", "0", "--i-understand-this-is-not-useful-without-training", "--quiet"]
 
 
-def timed(words, out, log):
-    """Runs a command and syncs: seconds, peak memory, what it wrote."""
-    if out:
-        shutil.rmtree(out, ignore_errors=True)
+def into(words, out, log):
+    """What a command that writes `out` takes, its sync included, and how much it writes."""
+    shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    with log.open("w") as stream:
-        start = time.monotonic()
-        child = subprocess.Popen(words, stdout=stream, stderr=stream, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        _, status, usage = os.wait4(child.pid, 0)
-        os.sync()
-        seconds = time.monotonic() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))} failed:\n{log.read_text()}")
-    size = sum(f.stat().st_size for f in out.glob("*.safetensors")) if out else 0
-    return dict(seconds=seconds, cpu=usage.ru_utime + usage.ru_stime, peak=usage.ru_maxrss * 1024, size=size)
+    found = timed(words, log)
+    return found | dict(size=sum(f.stat().st_size for f in out.glob("*.safetensors")))
 
 
 def print_speed(found):
