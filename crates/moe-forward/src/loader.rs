@@ -5,12 +5,12 @@ use std::cell::{Cell, RefCell};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
-use moe_math::encoding::{self, Encoded, decode_f32};
-use moe_math::fp8::Blocks;
+use moe_math::encoding::{self, Encoded};
 use moe_math::product::product;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
 use crate::context::Context;
+use crate::quantized::quantized_values;
 
 /// Loads weights in the dtype and on the device of `compute`.
 #[derive(Clone, Copy)]
@@ -91,7 +91,7 @@ impl Loader<'_> {
                 let dtype = candle_dtype(weight)?;
                 encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
             }
-            Encoding::Blocks { scale, block } => self.dequantized(weight, scale, *block),
+            _ => self.dequantized(weight),
         })
     }
 
@@ -103,17 +103,14 @@ impl Loader<'_> {
                 weight.read_into(values.bytes_mut())?;
                 values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
             }
-            Encoding::Blocks { scale, block } => self.dequantized(weight, scale, *block),
+            _ => self.dequantized(weight),
         })
     }
 
-    /// The values of codes in blocks. Activations stay as they are: only weights are quantized here.
-    fn dequantized(self, weight: &Weight, scale: &Weight, block: [usize; 2]) -> Result<Tensor> {
-        let codes = weight.read()?;
-        let scales = decode_f32(&scale.read()?, candle_dtype(scale)?).context(|| of(scale))?;
-        let shape = [weight.shape()[0], weight.shape()[1]];
-        let values = Blocks { codes: &codes, shape, scales: &scales, block }.dequantize().context(|| of(weight))?;
-        let tensor = || Tensor::from_vec(values, &shape, &self.compute.device)?.to_dtype(self.compute.dtype);
+    /// The values of a quantized matrix. Activations stay as they are: only weights are quantized here.
+    fn dequantized(self, weight: &Weight) -> Result<Tensor> {
+        let values = quantized_values(weight)?.expect("the weight is quantized");
+        let tensor = || Tensor::from_vec(values, weight.shape(), &self.compute.device)?.to_dtype(self.compute.dtype);
         tensor().context(|| of(weight))
     }
 

@@ -118,17 +118,50 @@ impl Observer for Silent {}
 
 /// Watches a sweep, and says what its layers become.
 pub trait Converter: Observer {
-    /// The feed-forward block that takes the place of layer `index`'s, all of whose tokens were seen; `None` keeps it.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn convert(&mut self, index: usize) -> Result<Option<Ffn>>;
+    /// Whether it observes a block before it converts it; otherwise the block isn't run.
+    fn observes(&self) -> bool {
+        true
+    }
 
-    /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`.
+    /// The feed-forward block that takes the place of layer `index`'s, whose `inputs` are all there; `None` keeps it.
     ///
     /// # Errors
     /// An error ends the sweep.
-    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()>;
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>>;
+
+    /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`. Called
+    /// where it was observed.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
+        let _ = (index, original, converted);
+        Ok(())
+    }
+}
+
+/// What reaches a layer's feed-forward block, in blocks of tokens, already normalised.
+pub struct Inputs<'s> {
+    layer: usize,
+    states: &'s States,
+    tokens: &'s [Range<usize>],
+    norm: &'s Tensor,
+    eps: f64,
+}
+
+impl Inputs<'_> {
+    /// The tokens of each block, in order.
+    pub fn blocks(&self) -> &[Range<usize>] {
+        self.tokens
+    }
+
+    /// The inputs of block `block`, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// What the device or the scratch file returns.
+    pub fn get(&self, block: usize) -> Result<Tensor> {
+        normed(&self.states.get(block)?, self.norm, self.eps).context(|| format!("a norm of layer {}", self.layer))
+    }
 }
 
 /// A batch on its way through a model.
@@ -225,23 +258,32 @@ impl<'a> Sweep<'a> {
         let cache = self.cache();
         let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
         let loaded = LoadedLayer::load(loader, self.model, layer)?;
-        let mut originals = States::new(&self.blocks, self.model.hidden, self.scratch.as_deref(), self.compute)?;
+        let scratch = self.scratch.as_deref();
+        let observes = converter.observes();
+        let mut originals =
+            observes.then(|| States::new(&self.blocks, self.model.hidden, scratch, self.compute)).transpose()?;
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block)?;
-            let normed = self.ffn_input(index, &attended, &loaded)?;
-            converter.ffn_input(index, &normed)?;
-            originals.set(block, ffn::forward(loader, index, &layer.ffn, &normed, converter)?)?;
+            if let Some(originals) = &mut originals {
+                let normed = self.ffn_input(index, &attended, &loaded)?;
+                converter.ffn_input(index, &normed)?;
+                originals.set(block, ffn::forward(loader, index, &layer.ffn, &normed, converter)?)?;
+            }
             self.states.set(block, attended)?;
         }
-        let converted = converter.convert(index)?;
+        let (states, tokens, norm) = (&self.states, self.blocks.as_slice(), &loaded.ffn_norm);
+        let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps };
+        let converted = converter.convert(index, &inputs)?;
         for block in 0..self.blocks.len() {
-            let (attended, original) = (self.states.get(block)?, originals.get(block)?);
-            let out = match &converted {
-                None => original,
-                Some(ffn) => {
+            let attended = self.states.get(block)?;
+            let original = originals.as_ref().map(|originals| originals.get(block)).transpose()?;
+            let out = match (&converted, original) {
+                (None, Some(original)) => original,
+                (ffn, original) => {
                     let normed = self.ffn_input(index, &attended, &loaded)?;
+                    let ffn = ffn.as_ref().unwrap_or(&layer.ffn);
                     let out = ffn::forward(loader, index, ffn, &normed, &mut Silent)?;
-                    converter.converted(index, &original, &out)?;
+                    original.iter().try_for_each(|original| converter.converted(index, original, &out))?;
                     out
                 }
             };
@@ -288,7 +330,7 @@ impl<'a> Sweep<'a> {
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.model.norm_eps as f32)
+        normed(x, weight, self.model.norm_eps)
     }
 
     /// The hidden states of `tokens`, `[tokens, hidden]`.
@@ -298,6 +340,10 @@ impl<'a> Sweep<'a> {
     pub fn hidden(&self, tokens: Range<usize>) -> Result<Tensor> {
         self.states.rows(tokens)
     }
+}
+
+fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+    candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps as f32)
 }
 
 impl LoadedLayer {

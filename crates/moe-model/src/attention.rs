@@ -208,7 +208,7 @@ fn declare_latent(rule: &LatentRule, layers: &[&LatentAttention], raw: &mut Map<
     Ok(())
 }
 
-impl Namer {
+impl Namer<'_> {
     pub fn attention(&mut self, prefix: &str, attention: &Attention) -> Result<()> {
         match attention {
             Attention::Grouped(attention) => self.grouped(prefix, attention),

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use moe_checkpoint::quantization::QUANTIZATION_KEY;
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::assembly::{Head, Model};
 use crate::family::{ExpertNames, Family, Flag, family};
 use crate::layer::{Expert, Ffn, Layer, Linear};
+use crate::quantized::{module, parts};
 use crate::read::{bias_name, names};
 use crate::weight::Weight;
 use crate::{Error, Kind, Result};
@@ -43,8 +45,9 @@ impl Model {
     /// # Errors
     /// [`Kind::Unsupported`] where the family cannot express the model; it says what and why.
     pub fn declare(&self) -> Result<Declaration> {
-        let config = self.declare_config()?;
-        let mut namer = Namer { family: self.family, tensors: Vec::new() };
+        let mut config = self.declare_config()?;
+        let quantization = self.quantization.as_ref();
+        let mut namer = Namer { family: self.family, quantization, tensors: Vec::new(), plain: Vec::new() };
         namer.push(names::EMBED, &self.embed);
         for (index, layer) in self.layers.iter().enumerate() {
             namer.layer(index, layer)?;
@@ -54,7 +57,10 @@ impl Model {
         }
         namer.push(names::FINAL_NORM, &self.final_norm);
         if let Head::Own(weight) = &self.head {
-            namer.push(names::HEAD, weight);
+            namer.matrix(names::HEAD, weight);
+        }
+        if let Some(quantization) = quantization {
+            config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain));
         }
         let mut tensors = namer.tensors;
         tensors.extend(self.extra.iter().map(|(n, w)| (n.clone(), w.clone())));
@@ -163,20 +169,30 @@ pub(crate) fn cannot(what: &str) -> Error {
 }
 
 /// Collects names and weights in the order they are written.
-pub(crate) struct Namer {
+pub(crate) struct Namer<'m> {
     pub family: &'static Family,
+    quantization: Option<&'m Quantization>,
     tensors: Vec<(String, Weight)>,
+    /// Modules with a matrix that isn't quantized.
+    plain: Vec<String>,
 }
 
-impl Namer {
+impl Namer<'_> {
     pub fn push(&mut self, name: impl Into<String>, weight: &Weight) {
         self.tensors.push((name.into(), weight.clone()));
     }
 
+    /// A matrix that is never quantized.
+    pub fn matrix(&mut self, name: impl Into<String>, weight: &Weight) {
+        let name = name.into();
+        self.plain.push(module(&name).to_owned());
+        self.push(name, weight);
+    }
+
     pub fn linear(&mut self, name: String, linear: &Linear) {
-        self.push(name.as_str(), &linear.weight);
-        if let Some(scale) = linear.weight.scale() {
-            self.push(format!("{name}{}", Quantization::SCALE_SUFFIX), scale);
+        self.tensors.extend(parts(&name, &linear.weight, self.quantization));
+        if linear.weight.scale().is_none() {
+            self.plain.push(module(&name).to_owned());
         }
         if let Some(bias) = &linear.bias {
             self.push(bias_name(&name), bias);

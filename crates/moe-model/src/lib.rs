@@ -15,6 +15,7 @@ mod family;
 mod layer;
 mod mixture;
 mod mtp;
+mod quantized;
 mod read;
 mod rope;
 mod weight;
@@ -31,5 +32,5 @@ pub use layer::{
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;
 pub use rope::{Rope, RopeScaling};
-pub use weight::{Encoding, Make, Weight};
+pub use weight::{Encoding, Make, Packed, Packing, Weight};
 pub use window::WindowRule;

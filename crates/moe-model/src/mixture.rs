@@ -53,7 +53,7 @@ impl Reader<'_> {
             (_, Some(names)) => format!("{prefix}{}", names.gate_up),
             (None, None) => unreachable!("a test excludes such family files"),
         };
-        let found = rule.layouts.iter().find(|l| self.tensors.contains_key(&first_tensor(l)));
+        let found = rule.layouts.iter().find(|l| self.has_matrix(&first_tensor(l)));
         found.ok_or_else(|| {
             Error::new(Kind::Missing, "this layer has no experts in any layout that is known")
                 .tensor(first_tensor(&rule.layouts[0]))
@@ -283,10 +283,10 @@ fn declare_shared(rule: Option<&SharedRule>, moes: &[&Moe], expert: usize, raw: 
     Ok(())
 }
 
-impl Namer {
+impl Namer<'_> {
     pub fn moe(&mut self, prefix: &str, rule: &MoeRule, moe: &Moe) {
         let layout = &rule.layouts[0];
-        self.push(format!("{prefix}{}", layout.router), &moe.router.weight);
+        self.matrix(format!("{prefix}{}", layout.router), &moe.router.weight);
         if let (Some(name), Some(bias)) = (&layout.bias, &moe.router.bias) {
             self.push(format!("{prefix}{name}"), bias);
         }
@@ -303,7 +303,7 @@ impl Namer {
         if let (Some(rule), Some(shared)) = (&rule.shared, &moe.shared) {
             self.expert(prefix, &rule.expert, &shared.expert);
             if let (Some(name), Some(gate)) = (&rule.gate, &shared.gate) {
-                self.push(format!("{prefix}{name}"), gate);
+                self.matrix(format!("{prefix}{name}"), gate);
             }
         }
     }

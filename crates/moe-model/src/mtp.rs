@@ -80,7 +80,7 @@ impl Reader<'_> {
     }
 }
 
-impl Namer {
+impl Namer<'_> {
     pub fn mtp_layer(&mut self, index: usize, mtp: &MtpLayer) -> Result<()> {
         let at = |name: &str| format!("{}{index}.{name}", names::LAYERS);
         self.push(at(own::EMBED_NORM), &mtp.embed_norm);

@@ -162,7 +162,7 @@ impl Reader<'_> {
             .remedy("supported: F32, F16, BF16; in projections also what quantization_config describes"))
     }
 
-    fn take_encoded(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+    pub fn take_encoded(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
         let weight = self.tensors.remove(name).ok_or_else(|| {
             Error::new(Kind::Missing, "a tensor that the config calls for is missing")
                 .tensor(name)
@@ -199,20 +199,6 @@ impl Reader<'_> {
             false => None,
         };
         Ok(Linear { weight, bias })
-    }
-
-    /// A matrix that may be quantized, with its scales.
-    fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        let dtype = self.tensors.get(name).map(Weight::dtype);
-        match self.quantization {
-            Some(Quantization::BlockFp8 { block }) if dtype == Some(Dtype::F8_E4M3) => {
-                let codes = self.take_encoded(name, &shape)?;
-                let blocks = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-                let scale = self.take(format!("{name}{}", Quantization::SCALE_SUFFIX), &blocks)?;
-                Ok(codes.in_blocks(scale, block))
-            }
-            _ => self.take(name, &shape),
-        }
     }
 
     pub fn layer(&mut self, index: usize, shape: &Shape, window: Option<usize>) -> Result<Layer> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use moe_checkpoint::quantization::Integers;
 use moe_checkpoint::{Dtype, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
@@ -33,6 +34,60 @@ pub enum Encoding {
         /// Rows and columns of a block; blocks at the end of a matrix may be smaller.
         block: [usize; 2],
     },
+    /// They are integers of a few bits; value = (code − zero) × scale of its group.
+    Packed(Arc<Packed>),
+}
+
+/// Integers of a few bits, packed into words.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// Where a code lies.
+    pub packing: Packing,
+    /// Their width, groups and symmetry.
+    pub integers: Integers,
+    /// A scale for each group: `[rows, groups]`, or `[groups, rows]` in GPTQ's layout.
+    pub scale: Weight,
+    /// Packed zero points, where there are some.
+    pub zero: Option<Weight>,
+    /// What a layout has beside these: the shape in compressed-tensors', the group of each column in GPTQ's.
+    pub beside: Weight,
+}
+
+/// How codes lie in words of 32 bits, the lowest bits first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// compressed-tensors' pack-quantized: along a row, `[rows, ⌈columns · bits / 32⌉]`.
+    Rows,
+    /// GPTQ v1: along a column, `[columns · bits / 32, rows]`.
+    Columns,
+}
+
+impl Packing {
+    /// The shape of the words of a matrix of the shape `shape`.
+    pub fn words(self, bits: u32, [rows, columns]: [usize; 2]) -> Vec<usize> {
+        let words = |codes: usize| (codes * bits as usize).div_ceil(32);
+        match self {
+            Self::Rows => vec![rows, words(columns)],
+            Self::Columns => vec![words(columns), rows],
+        }
+    }
+
+    /// The shape of the packed zero points of `groups` groups a row.
+    pub fn zeros(self, bits: u32, rows: usize, groups: usize) -> Vec<usize> {
+        let words = (rows * bits as usize).div_ceil(32);
+        match self {
+            Self::Rows => vec![words, groups],
+            Self::Columns => vec![groups, words],
+        }
+    }
+
+    /// The shape of the scales of `groups` groups a row.
+    pub fn scales(self, rows: usize, groups: usize) -> Vec<usize> {
+        match self {
+            Self::Rows => vec![rows, groups],
+            Self::Columns => vec![groups, rows],
+        }
+    }
 }
 
 /// A weight that is read or made only when it is needed.
@@ -68,6 +123,19 @@ impl Weight {
         Self { encoding: Encoding::Blocks { scale: Arc::new(scale), block }, ..self }
     }
 
+    /// These words as the packed integers of a matrix of the shape `shape`.
+    #[must_use]
+    pub fn packed(self, shape: [usize; 2], packed: Packed) -> Self {
+        debug_assert_eq!(self.shape, packed.packing.words(packed.integers.bits, shape));
+        Self { shape: shape.to_vec(), encoding: Encoding::Packed(Arc::new(packed)), ..self }
+    }
+
+    /// Its codes alone, as they are stored.
+    #[must_use]
+    pub fn codes(&self) -> Self {
+        Self { shape: self.stored_shape(), encoding: Encoding::Plain, ..self.clone() }
+    }
+
     /// How its elements become values.
     pub fn encoding(&self) -> &Encoding {
         &self.encoding
@@ -78,6 +146,7 @@ impl Weight {
         match &self.encoding {
             Encoding::Plain => None,
             Encoding::Blocks { scale, .. } => Some(scale),
+            Encoding::Packed(packed) => Some(&packed.scale),
         }
     }
 
@@ -86,9 +155,17 @@ impl Weight {
         self.dtype
     }
 
-    /// Shape, outermost dimension first.
+    /// Shape of the values, outermost dimension first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// Shape of what is stored.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        match (&self.encoding, self.shape.as_slice()) {
+            (Encoding::Packed(packed), &[rows, columns]) => packed.packing.words(packed.integers.bits, [rows, columns]),
+            _ => self.shape.clone(),
+        }
     }
 
     /// Number of elements.
@@ -96,9 +173,9 @@ impl Weight {
         self.shape.iter().product()
     }
 
-    /// Size in bytes, without scales.
+    /// Size in bytes as it is stored, without scales.
     pub fn bytes(&self) -> u64 {
-        self.elements() as u64 * self.dtype.bitsize() as u64 / 8
+        self.stored_shape().iter().product::<usize>() as u64 * self.dtype.bitsize() as u64 / 8
     }
 
     /// The name for messages: the tensor's in its file, or what it was made as.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use moe_forward::{
-    Calibration, Converter, ExpertRun, Group, LeftOut, Observer, ObserverOptions, StatisticsObserver, Wants,
+    Calibration, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions, StatisticsObserver, Wants,
     group_factors,
 };
 use moe_math::Compute;
@@ -179,7 +179,7 @@ impl Decider for Reducer {
 }
 
 impl Converter for Reducer {
-    fn convert(&mut self, index: usize) -> Result<Option<Ffn>> {
+    fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Ffn>> {
         let Some(sums) = self.observer().take() else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };

@@ -1,0 +1,147 @@
+//! The config of compressed-tensors.
+
+use serde_json::{Map, Value, json};
+
+use super::target::Target;
+use super::{Blocks, Integers, Scheme, sides, text};
+use crate::error::{Error, Result};
+
+/// The version of the format that is written.
+const VERSION: &str = "0.19.0";
+const PACKED: &str = "pack-quantized";
+const FLOAT: &str = "float-quantized";
+
+/// Schemes, and which modules they are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompressedTensors {
+    /// `config_groups` in order.
+    pub groups: Vec<Group>,
+    /// Modules that are not quantized, whatever the groups say.
+    pub ignore: Vec<Target>,
+}
+
+/// Modules of one scheme.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The modules.
+    pub targets: Vec<Target>,
+    /// Their scheme.
+    pub scheme: Scheme,
+}
+
+impl CompressedTensors {
+    pub(super) fn read(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Self> {
+        if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f)) {
+            return Err(refuse(format!("the compressed-tensors format {format:?}")));
+        }
+        let target = |value: &Value| {
+            let said = value.as_str().unwrap_or_default();
+            Target::parse(said).map_err(|_| refuse(format!("the target {said:?}")))
+        };
+        let targets = |said: &Value, key: &str| -> Result<Vec<Target>> {
+            said.get(key).and_then(Value::as_array).into_iter().flatten().map(target).collect()
+        };
+        let groups = said.get("config_groups").and_then(Value::as_object);
+        let group = |said: &Value| -> Result<Group> {
+            Ok(Group { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)? })
+        };
+        let groups: Vec<_> = groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
+        match groups.is_empty() {
+            true => Err(refuse("compressed-tensors without config_groups".to_owned())),
+            false => Ok(Self { groups, ignore: targets(said, "ignore")? }),
+        }
+    }
+
+    /// A module's own name counts before its class.
+    pub(super) fn scheme(&self, name: &str) -> Option<Scheme> {
+        if self.ignore.iter().any(|target| target.names(name)) {
+            return None;
+        }
+        let named = self.groups.iter().find(|group| group.targets.iter().any(|target| target.names(name)));
+        let linear = || self.groups.iter().find(|group| group.targets.iter().any(|t| t.text() == "Linear"));
+        named.or_else(linear).map(|group| group.scheme)
+    }
+
+    pub(super) fn declared(&self, plain: &[String]) -> Value {
+        let formats: Vec<_> = self.groups.iter().map(|group| format_of(group.scheme)).collect();
+        let same = formats.iter().all(|format| *format == formats[0]);
+        let groups: Map<String, Value> =
+            self.groups.iter().enumerate().map(|(index, group)| (format!("group_{index}"), group.declared())).collect();
+        let ignore: Vec<_> = self.ignore.iter().map(Target::text).chain(plain.iter().cloned()).collect();
+        json!({
+            "config_groups": groups,
+            "format": if same { formats[0] } else { "mixed-precision" },
+            "global_compression_ratio": null,
+            "ignore": ignore,
+            "kv_cache_scheme": null,
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
+            "sparsity_config": {},
+            "transform_config": {},
+            "version": VERSION,
+        })
+    }
+}
+
+impl Group {
+    fn declared(&self) -> Value {
+        let (bits, kind, symmetric) = match self.scheme {
+            Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
+            Scheme::Fp8(_) => (8, "float", true),
+        };
+        let (strategy, group, block) = match self.scheme {
+            Scheme::Integers(Integers { group: Some(group), .. }) => ("group", Some(group), None),
+            Scheme::Integers(Integers { group: None, .. }) | Scheme::Fp8(Blocks::Rows) => ("channel", None, None),
+            Scheme::Fp8(Blocks::Of(block)) => ("block", None, Some(block)),
+        };
+        json!({
+            "format": format_of(self.scheme),
+            "input_activations": null,
+            "output_activations": null,
+            "targets": self.targets.iter().map(Target::text).collect::<Vec<_>>(),
+            "weights": {
+                "actorder": null,
+                "block_structure": block,
+                "dynamic": false,
+                "group_size": group,
+                "num_bits": bits,
+                "observer": "minmax",
+                "observer_kwargs": {},
+                "scale_dtype": null,
+                "strategy": strategy,
+                "symmetric": symmetric,
+                "type": kind,
+                "zp_dtype": null,
+            },
+        })
+    }
+}
+
+fn format_of(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Integers(_) => PACKED,
+        Scheme::Fp8(_) => FLOAT,
+    }
+}
+
+/// Weights alone are quantized here; what a scheme says of activations changes no weight.
+fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
+    let weights = said.get("weights").filter(|w| w.is_object());
+    let weights = weights.ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
+    let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(0) as u32;
+    let group = weights.get("group_size").and_then(Value::as_i64).filter(|group| *group > 0).map(|group| group as usize);
+    let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    match (text(weights, "type").unwrap_or("int"), text(weights, "strategy"), bits) {
+        ("int", Some("group" | "channel"), bits) => {
+            Integers { bits, group, symmetric }.checked(refuse).map(Scheme::Integers)
+        }
+        ("float", Some("channel"), 8) => Ok(Scheme::Fp8(Blocks::Rows)),
+        ("float", Some("block"), 8) => match weights.get("block_structure").and_then(sides) {
+            Some(block) => Ok(Scheme::Fp8(Blocks::Of(block))),
+            None => Err(refuse("e4m3 in blocks without block_structure".to_owned())),
+        },
+        (kind, strategy, bits) => {
+            Err(refuse(format!("compressed-tensors with {bits}-bit {kind} by the strategy {:?}", strategy.unwrap_or("?"))))
+        }
+    }
+}

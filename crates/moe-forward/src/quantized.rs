@@ -1,0 +1,78 @@
+//! The values of quantized weights.
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::encoding::decode_f32;
+use moe_math::fp8::Blocks;
+use moe_math::quantize::{Codes, pack};
+use moe_model::{Encoding, Packed, Packing, Weight};
+
+use crate::context::Context;
+use crate::loader::candle_dtype;
+
+/// The values of the quantized matrix `weight` in f32, row by row; none for a plain one.
+///
+/// # Errors
+/// What reading returns; [`moe_checkpoint::Kind::Mismatch`] for groups of columns out of order.
+pub fn quantized_values(weight: &Weight) -> Result<Option<Vec<f32>>> {
+    match weight.encoding() {
+        Encoding::Plain => Ok(None),
+        Encoding::Blocks { scale, block } => {
+            let codes = weight.read()?;
+            let scales = floats(scale)?;
+            let blocks = Blocks { codes: &codes, shape: shape(weight), scales: &scales, block: *block };
+            blocks.dequantize().context(|| of(weight)).map(Some)
+        }
+        Encoding::Packed(packed) => codes(weight, packed).map(|codes| Some(codes.dequantize())),
+    }
+}
+
+fn shape(weight: &Weight) -> [usize; 2] {
+    [weight.shape()[0], weight.shape()[1]]
+}
+
+fn of(weight: &Weight) -> String {
+    format!("the tensor {}", weight.name())
+}
+
+fn floats(weight: &Weight) -> Result<Vec<f32>> {
+    decode_f32(&weight.read()?, candle_dtype(weight)?).context(|| of(weight))
+}
+
+fn words(weight: &Weight) -> Result<Vec<i32>> {
+    Ok(bytemuck::pod_collect_to_vec(&weight.read()?))
+}
+
+fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {
+    let (shape, bits) = (shape(weight), packed.integers.bits);
+    let group = packed.integers.group.unwrap_or(shape[1]);
+    let groups = shape[1].div_ceil(group);
+    let zero = packed.zero.as_ref().map(words).transpose()?;
+    let (words, scales) = (words(weight)?, floats(&packed.scale)?);
+    if packed.packing == Packing::Columns {
+        check_order(&packed.beside, group)?;
+    }
+    let unpack = || match packed.packing {
+        Packing::Rows => {
+            let zeros = match &zero {
+                Some(zero) => pack::unpack_columns(zero, shape[0], groups, bits)?,
+                None => vec![1 << (bits - 1); shape[0] * groups],
+            };
+            Ok(Codes { shape, group, codes: pack::unpack_rows(&words, shape[1], bits)?, scales, zeros })
+        }
+        Packing::Columns => {
+            let qzeros = zero.unwrap_or_default();
+            pack::unpack_gptq(&pack::Gptq { qweight: words, qzeros, scales }, shape, group, bits)
+        }
+    };
+    unpack().map_err(|e| Error::new(Kind::Mismatch, "these packed integers don't fit").source(e).tensor(weight.name()))
+}
+
+/// Refuses groups that aren't runs of `group` columns.
+fn check_order(group_of: &Weight, group: usize) -> Result<()> {
+    match words(group_of)?.iter().enumerate().all(|(column, found)| *found as usize == column / group) {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Unsupported, "groups of columns out of order are not read by this version")
+            .tensor(group_of.name())
+            .remedy("quantize with static groups")),
+    }
+}

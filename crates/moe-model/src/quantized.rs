@@ -1,0 +1,136 @@
+//! Quantized matrices between names and types.
+
+use moe_checkpoint::Dtype;
+use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
+
+use crate::read::Reader;
+use crate::weight::{Encoding, Packing, Packed, Weight};
+use crate::{Error, Kind, Result};
+
+/// What packed integers are called behind the module's name.
+struct Names {
+    words: &'static str,
+    scale: &'static str,
+    zero: &'static str,
+    beside: &'static str,
+}
+
+fn names(packing: Packing) -> Names {
+    match packing {
+        Packing::Rows => {
+            Names { words: ".weight_packed", scale: ".weight_scale", zero: ".weight_zero_point", beside: ".weight_shape" }
+        }
+        Packing::Columns => Names { words: ".qweight", scale: ".scales", zero: ".qzeros", beside: ".g_idx" },
+    }
+}
+
+fn packing(quantization: &Quantization) -> Option<Packing> {
+    match quantization {
+        Quantization::BlockFp8 { .. } => None,
+        Quantization::Compressed(_) => Some(Packing::Rows),
+        Quantization::Gptq(_) => Some(Packing::Columns),
+    }
+}
+
+/// The module that the weight `name` belongs to.
+pub(crate) fn module(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// `weight` as named tensors whose elements are what is stored.
+pub(crate) fn parts(name: &str, weight: &Weight, quantization: Option<&Quantization>) -> Vec<(String, Weight)> {
+    match weight.encoding() {
+        Encoding::Plain => vec![(name.to_owned(), weight.clone())],
+        Encoding::Blocks { scale, .. } => {
+            let suffix = quantization.map_or("_scale_inv", Quantization::scale_suffix);
+            vec![(name.to_owned(), weight.codes()), (format!("{name}{suffix}"), Weight::clone(scale))]
+        }
+        Encoding::Packed(packed) => {
+            let names = names(packed.packing);
+            let at = |suffix: &str| format!("{}{suffix}", module(name));
+            let mut parts = vec![
+                (at(names.words), weight.codes()),
+                (at(names.scale), packed.scale.clone()),
+                (at(names.beside), packed.beside.clone()),
+            ];
+            parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
+            parts
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Whether there is a matrix for the weight `name`, in whatever encoding.
+    pub fn has_matrix(&self, name: &str) -> bool {
+        let words = self.quantization.as_ref().and_then(packing).map(|packing| names(packing).words);
+        let packed = words.is_some_and(|words| self.tensors.contains_key(&format!("{}{words}", module(name))));
+        packed || self.tensors.contains_key(name)
+    }
+
+    /// A matrix that may be quantized, with its scales.
+    pub fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        let Some(quantization) = self.quantization.clone() else { return self.take(name, &shape) };
+        let dtype = self.tensors.get(name).map(Weight::dtype);
+        let words = packing(&quantization).map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
+        let packed = words.filter(|(_, words)| self.tensors.contains_key(words));
+        if packed.is_none() && dtype != Some(Dtype::F8_E4M3) {
+            return self.take(name, &shape);
+        }
+        let scheme = quantization.scheme(module(name)).ok_or_else(|| self.contradiction(name, "no quantization"))?;
+        match (scheme, packed) {
+            (Scheme::Integers(integers), Some((packing, _))) => self.packed(name, packing, integers, shape),
+            (Scheme::Fp8(blocks), None) => {
+                let block = blocks.size(shape);
+                let codes = self.take_encoded(name, &shape)?;
+                let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
+                let scale = self.take(format!("{name}{}", quantization.scale_suffix()), &counts)?;
+                Ok(codes.in_blocks(scale, block))
+            }
+            (scheme, _) => Err(self.contradiction(name, &scheme.to_string())),
+        }
+    }
+
+    fn contradiction(&self, name: &str, said: &str) -> Error {
+        Error::new(Kind::Mismatch, format!("quantization_config calls for {said} here, the tensors are something else"))
+            .tensor(name)
+            .file(self.config.file)
+            .remedy("the checkpoint and config.json don't belong together")
+    }
+
+    fn packed(&mut self, name: &str, packing: Packing, integers: Integers, shape: [usize; 2]) -> Result<Weight> {
+        let (names, [rows, columns]) = (names(packing), shape);
+        let at = |suffix: &str| format!("{}{suffix}", module(name));
+        let size = integers.group.unwrap_or(columns);
+        if packing == Packing::Columns && !(columns * integers.bits as usize).is_multiple_of(32) {
+            return Err(self.contradiction(name, &format!("{columns} columns in whole words, {integers}")));
+        }
+        let groups = columns.div_ceil(size);
+        let words = self.take_integers(at(names.words), Dtype::I32, &packing.words(integers.bits, shape))?;
+        let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
+        let has_zeros = packing == Packing::Columns || !integers.symmetric;
+        let zeros = packing.zeros(integers.bits, rows, groups);
+        let zero = has_zeros.then(|| self.take_integers(at(names.zero), Dtype::I32, &zeros)).transpose()?;
+        let beside = match packing {
+            Packing::Rows => self.take_integers(at(names.beside), Dtype::I64, &[2])?,
+            Packing::Columns => self.take_integers(at(names.beside), Dtype::I32, &[columns])?,
+        };
+        if self.tensors.contains_key(&at(".weight_g_idx")) {
+            return Err(Error::new(Kind::Unsupported, "groups of columns out of order are not read by this version")
+                .tensor(at(".weight_g_idx"))
+                .file(self.config.file)
+                .remedy("quantize with static groups (actorder null or \"static\")"));
+        }
+        Ok(words.packed(shape, Packed { packing, integers, scale, zero, beside }))
+    }
+
+    fn take_integers(&mut self, name: String, dtype: Dtype, shape: &[usize]) -> Result<Weight> {
+        let weight = self.take_encoded(&name, shape)?;
+        if weight.dtype() == dtype {
+            return Ok(weight);
+        }
+        Err(Error::new(Kind::Mismatch, format!("elements of type {}, but packed integers have {dtype} here", weight.dtype()))
+            .tensor(name)
+            .file(weight.stored().map_or(self.config.file, |s| s.path()))
+            .remedy("the checkpoint and config.json don't belong together"))
+    }
+}

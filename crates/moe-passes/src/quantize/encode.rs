@@ -1,0 +1,128 @@
+//! Codes as weights that files hold.
+
+use std::sync::Arc;
+
+use moe_checkpoint::quantization::{Blocks, Integers};
+use moe_checkpoint::{Dtype, Kept, Spill};
+use moe_forward::candle_dtype;
+use moe_math::encoding;
+use moe_math::fp8;
+use moe_math::quantize::{Codes, pack};
+use moe_model::{Error, Kind, Make, Packed, Packing, Result, Weight};
+
+use super::solve::failed;
+
+/// Bytes that were made before.
+struct Made(Kept);
+
+impl Make for Made {
+    fn make(&self) -> Result<Vec<u8>> {
+        self.0.read()
+    }
+}
+
+/// Bytes that are to be made; until then there is only their shape.
+struct Undecided;
+
+impl Make for Undecided {
+    fn make(&self) -> Result<Vec<u8>> {
+        Err(Error::new(Kind::Numeric, "this weight is made when quantize runs"))
+    }
+}
+
+/// Where made bytes are kept; without one there are only shapes.
+#[derive(Clone)]
+pub(super) struct Store(pub Option<Arc<Spill>>);
+
+impl Store {
+    fn weight(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: impl FnOnce() -> Result<Vec<u8>>) -> Result<Weight> {
+        match &self.0 {
+            None => Ok(Weight::made(name, dtype, shape, Undecided)),
+            Some(spill) => Ok(Weight::made(name, dtype, shape, Made(spill.keep(bytes()?)?))),
+        }
+    }
+
+    /// `codes` of `weight`, which lend name and dtype; no codes where there are only shapes.
+    pub fn packed(&self, weight: &Weight, packing: Packing, integers: Integers, codes: Option<&Codes>) -> Result<Weight> {
+        let [rows, columns] = [weight.shape()[0], weight.shape()[1]];
+        let (name, bits) = (weight.name(), integers.bits);
+        let groups = columns / integers.group.unwrap_or(columns);
+        let gptq = match (packing, codes) {
+            (Packing::Columns, Some(codes)) => Some(pack::pack_gptq(codes, bits).map_err(failed)?),
+            _ => None,
+        };
+        let codes = || codes.expect("bytes are made of codes only");
+        let words = self.weight(name, Dtype::I32, &packing.words(bits, [rows, columns]), || match &gptq {
+            Some(gptq) => Ok(bytes(&gptq.qweight)),
+            None => pack::pack_rows(&codes().codes, columns, bits).map(|words| bytes(&words)).map_err(failed),
+        })?;
+        // GPTQModel's own files have scales in f16.
+        let dtype = if packing == Packing::Columns { Dtype::F16 } else { weight.dtype() };
+        let scale = self.weight(name, dtype, &packing.scales(rows, groups), || {
+            floats(gptq.as_ref().map_or_else(|| codes().scales.as_slice(), |gptq| &gptq.scales), dtype, name)
+        })?;
+        let has_zeros = packing == Packing::Columns || !integers.symmetric;
+        let zero = || {
+            self.weight(name, Dtype::I32, &packing.zeros(bits, rows, groups), || match &gptq {
+                Some(gptq) => Ok(bytes(&gptq.qzeros)),
+                None => pack::pack_columns(&codes().zeros, groups, bits).map(|words| bytes(&words)).map_err(failed),
+            })
+        };
+        let zero = has_zeros.then(zero).transpose()?;
+        let beside = match packing {
+            Packing::Rows => {
+                self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?
+            }
+            Packing::Columns => {
+                let group = columns / groups;
+                self.weight(name, Dtype::I32, &[columns], || Ok(bytes(&(0..columns).map(|c| (c / group) as i32).collect::<Vec<_>>())))?
+            }
+        };
+        Ok(words.packed([rows, columns], Packed { packing, integers, scale, zero, beside }))
+    }
+
+    /// e4m3 codes of `weight`, whose `values` are given unless there are only shapes.
+    pub fn float(&self, weight: &Weight, blocks: Blocks, scale_dtype: Dtype, values: Option<&[f32]>) -> Result<Weight> {
+        let shape = [weight.shape()[0], weight.shape()[1]];
+        let block = blocks.size(shape);
+        let name = weight.name();
+        let encoded = match values {
+            Some(values) => {
+                let scale_dtype = encoding_dtype(scale_dtype);
+                let encoded = fp8::quantize(values, shape, block, scale_dtype);
+                Some(encoded.map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?)
+            }
+            None => None,
+        };
+        let encoded = || encoded.as_ref().expect("bytes are made of values only");
+        let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
+        let scale = self.weight(name, scale_dtype, &counts, || floats(&encoded().1, scale_dtype, name))?;
+        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(encoded().0.clone()))?;
+        Ok(codes.in_blocks(scale, block))
+    }
+}
+
+fn encoding_dtype(dtype: Dtype) -> candle_core::DType {
+    match dtype {
+        Dtype::F16 => candle_core::DType::F16,
+        Dtype::BF16 => candle_core::DType::BF16,
+        _ => candle_core::DType::F32,
+    }
+}
+
+/// Little-endian bytes.
+fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
+fn floats(values: &[f32], dtype: Dtype, name: &str) -> Result<Vec<u8>> {
+    encoding::encode_f32(values, encoding_dtype(dtype)).map_err(|e| Error::new(Kind::Numeric, "cannot store scales").source(e).tensor(name))
+}
+
+/// What scales of `weight` are stored as.
+pub(super) fn scale_dtype(weight: &Weight, packing: Packing) -> Result<candle_core::DType> {
+    match packing {
+        Packing::Columns => Ok(candle_core::DType::F16),
+        Packing::Rows => candle_dtype(weight),
+    }
+}

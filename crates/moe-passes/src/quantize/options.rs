@@ -1,0 +1,293 @@
+//! What `quantize` can be told.
+
+use clap::ValueEnum;
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme, Target};
+use moe_forward::DataSpec;
+use moe_model::{Error, Kind, Packing, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::calibrate::CalibrationOptions;
+
+/// Options of `quantize`.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QuantizeOptions {
+    /// What weights become; activations stay as they are.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub scheme: WeightScheme,
+
+    /// How codes are chosen.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub method: Method,
+
+    /// Columns that share a scale: 32, 64 or 128, or -1 for whole rows. For integers only.
+    #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_negative_numbers = true)]
+    #[serde(default = "default_group_size")]
+    pub group_size: i64,
+
+    /// Give every group a zero point. Engines run symmetric experts best.
+    #[arg(long)]
+    #[serde(default)]
+    pub asymmetric: bool,
+
+    /// How the result is stored; by default as loaders know the scheme best.
+    #[arg(long, value_enum)]
+    #[serde(default)]
+    pub format: Option<Format>,
+
+    /// What is quantized beside the routed experts. Routers, norms, embeddings and head never are.
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
+    #[serde(default)]
+    pub include: Vec<Part>,
+
+    /// Tokens that each expert is calibrated on.
+    #[arg(long, value_enum, default_value_t, help_heading = "Samples")]
+    #[serde(default)]
+    pub samples: Samples,
+
+    /// Calibrate every expert on enough samples of its own: the same as --samples per-expert.
+    #[arg(long, conflicts_with = "samples", help_heading = "Samples")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_expert: bool,
+
+    /// An expert with fewer tokens than this multiple of its input width is topped up: below that width its Hessian is
+    /// singular.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, help_heading = "Samples")]
+    #[serde(default = "one")]
+    pub min_samples: f64,
+
+    /// Tokens weigh as much as their gate to this power: 0, 1 or 2.
+    #[arg(long, value_name = "POWER", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2), help_heading = "Samples")]
+    #[serde(default)]
+    pub gate_power: u8,
+
+    /// Tokens' worth of the whole layer that is mixed into each expert's Hessian, as a multiple of its input width.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.1, help_heading = "Samples")]
+    #[serde(default = "default_shrinkage")]
+    pub shrinkage: f64,
+
+    /// Experts with more tokens than this multiple of the mean are calibrated on an even selection of them; 0 for all.
+    #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Samples")]
+    #[serde(default = "default_hot_cap")]
+    pub hot_cap: f64,
+
+    /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it stays singular.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "GPTQ")]
+    #[serde(default = "default_damping")]
+    pub damping: f64,
+
+    /// Solve columns in the order of their energy; groups are fixed before, so that files need no order.
+    #[arg(long, help_heading = "GPTQ")]
+    #[serde(default)]
+    pub act_order: bool,
+
+    /// Let the range of a group shrink where that lessens the error that its inputs see.
+    #[arg(long, help_heading = "GPTQ")]
+    #[serde(default)]
+    pub clip_search: bool,
+
+    /// Held-out text, as for --data, on which the result is measured against the original.
+    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
+    #[serde(default)]
+    pub held_out: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --held-out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
+    #[serde(default = "default_held_out_tokens")]
+    pub held_out_tokens: usize,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub calibration: CalibrationOptions,
+}
+
+/// What weights become.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightScheme {
+    /// 8-bit integers.
+    W8a16,
+    /// 4-bit integers.
+    #[default]
+    W4a16,
+    /// 3-bit integers.
+    W3a16,
+    /// 2-bit integers.
+    W2a16,
+    /// 8-bit floats (e4m3) with a scale for each row.
+    Fp8,
+    /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
+    Fp8Block,
+}
+
+/// How codes are chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// By the error that a matrix's inputs see, column after column (2210.17323); needs --data.
+    #[default]
+    Gptq,
+    /// To the nearest; needs no data. The method of fp8.
+    Rtn,
+}
+
+/// How the result is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// pack-quantized or float-quantized, for vLLM, SGLang and transformers.
+    CompressedTensors,
+    /// Hugging Face's own, for fp8-block.
+    Fp8,
+    /// GPTQ v1, for GPTQModel and vLLM.
+    Gptq,
+}
+
+/// What can be quantized beside the routed experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Experts that every token goes through.
+    Shared,
+}
+
+/// Tokens that each expert is calibrated on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Samples {
+    /// Those that are routed to it.
+    Routed,
+    /// All of them, as llm-compressor does.
+    AllExperts,
+    /// Those that are routed to it; where these are too few, also those that would most nearly have been.
+    TopUp,
+    /// The same, its Hessian shrunk towards the layer's.
+    #[default]
+    PerExpert,
+}
+
+fn default_group_size() -> i64 {
+    128
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn default_shrinkage() -> f64 {
+    0.1
+}
+
+fn default_hot_cap() -> f64 {
+    4.0
+}
+
+fn default_damping() -> f64 {
+    0.01
+}
+
+fn default_held_out_tokens() -> usize {
+    16_384
+}
+
+fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, what).remedy(remedy)
+}
+
+impl QuantizeOptions {
+    pub(super) fn is_float(&self) -> bool {
+        matches!(self.scheme, WeightScheme::Fp8 | WeightScheme::Fp8Block)
+    }
+
+    /// The method that is used: e4m3 is always rounded to nearest.
+    pub(super) fn method(&self) -> Method {
+        if self.is_float() { Method::Rtn } else { self.method }
+    }
+
+    pub(super) fn samples(&self) -> Samples {
+        if self.per_expert { Samples::PerExpert } else { self.samples }
+    }
+
+    pub(super) fn integers(&self) -> Option<Integers> {
+        let bits = match self.scheme {
+            WeightScheme::W8a16 => 8,
+            WeightScheme::W4a16 => 4,
+            WeightScheme::W3a16 => 3,
+            WeightScheme::W2a16 => 2,
+            WeightScheme::Fp8 | WeightScheme::Fp8Block => return None,
+        };
+        let group = usize::try_from(self.group_size).ok();
+        Some(Integers { bits, group, symmetric: !self.asymmetric })
+    }
+
+    /// How each quantized matrix is encoded.
+    pub(super) fn encoding(&self) -> Scheme {
+        match (self.integers(), self.scheme) {
+            (Some(integers), _) => Scheme::Integers(integers),
+            (None, WeightScheme::Fp8Block) => Scheme::Fp8(Blocks::Of([128, 128])),
+            (None, _) => Scheme::Fp8(Blocks::Rows),
+        }
+    }
+
+    pub(super) fn packing(&self) -> Packing {
+        if self.format == Some(Format::Gptq) { Packing::Columns } else { Packing::Rows }
+    }
+
+    /// What the config will say.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a format that has no such scheme.
+    pub(super) fn quantization(&self) -> Result<Quantization> {
+        let scheme = self.encoding();
+        let compressed = || {
+            let group = Group { targets: vec![Target::Class("Linear".to_owned())], scheme };
+            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: Vec::new() })
+        };
+        match (self.format, scheme) {
+            (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
+            (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
+            (Some(Format::Gptq), Scheme::Integers(integers)) => Ok(Quantization::Gptq(integers)),
+            (Some(Format::Fp8), _) => Err(usage(
+                "Hugging Face's fp8 format has blocks of e4m3 only",
+                "give --scheme fp8-block, or leave --format out",
+            )),
+            (Some(Format::Gptq), Scheme::Fp8(_)) => {
+                Err(usage("the GPTQ format has integers only", "give --scheme w4a16, or leave --format out"))
+            }
+        }
+    }
+
+    /// Refuses what contradicts itself, whatever the model.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.group_size != -1 && self.group_size < 1 {
+            return Err(usage(
+                format!("groups of {} columns", self.group_size),
+                "give --group-size 32, 64 or 128, or -1 for whole rows",
+            ));
+        }
+        for (name, value) in [("min-samples", self.min_samples), ("shrinkage", self.shrinkage), ("hot-cap", self.hot_cap)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(usage(format!("--{name} {value}"), "give a number that isn't negative"));
+            }
+        }
+        if !(self.damping > 0.0 && self.damping <= 1.0) {
+            return Err(usage(format!("--damping {}", self.damping), "give a share above 0, up to 1, such as 0.01"));
+        }
+        if self.is_float() && self.asymmetric {
+            return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        }
+        match (self.method(), self.calibration.data.is_empty()) {
+            (Method::Gptq, true) => Err(usage(
+                "GPTQ looks at what reaches each expert",
+                "give --data TEXT, or --method rtn, which needs none and is worse",
+            )),
+            (Method::Rtn, false) => {
+                Err(usage("rounding to nearest looks at no data", "leave --data out, or give an integer --scheme with --method gptq"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

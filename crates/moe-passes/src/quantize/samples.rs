@@ -1,0 +1,252 @@
+//! Which tokens each expert is calibrated on, and how much they weigh.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use moe_math::routing::Routing;
+use serde::Serialize;
+
+use super::options::Samples;
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rule {
+    pub samples: Samples,
+    /// Experts with fewer tokens are topped up to this many.
+    pub least: usize,
+    /// Tokens weigh as much as their gate to this power.
+    pub gate_power: u8,
+    /// Experts with more tokens than this multiple of the mean use an even selection of them.
+    pub hot_cap: f64,
+}
+
+/// What one expert is calibrated on: tokens ascending, and what each weighs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct ExpertSamples {
+    pub tokens: Vec<u32>,
+    pub weights: Vec<f32>,
+    pub counts: Counts,
+}
+
+/// How many tokens there were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counts {
+    /// Tokens that chose the expert.
+    pub routed: usize,
+    /// Those of them that it is calibrated on.
+    pub used: usize,
+    /// Tokens that it is calibrated on though they didn't choose it.
+    pub topped_up: usize,
+}
+
+/// Collects the routing of all blocks of a layer's tokens, and then the tokens nearest to cold experts.
+pub(super) struct Sampler {
+    rule: Rule,
+    experts: usize,
+    tokens: usize,
+    /// Of each expert the tokens that chose it, ascending, and their gates.
+    routed: Vec<Vec<(u32, f32)>>,
+    /// Σ score of the chosen experts, over all tokens, and how many there were.
+    typical: (f64, usize),
+    /// Of each cold expert the tokens of the greatest scores that didn't choose it: the least of them on top.
+    nearest: Vec<BinaryHeap<Reverse<Near>>>,
+}
+
+/// A token that didn't choose an expert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Near {
+    /// What the router ranks by.
+    rank: f32,
+    /// The expert's score.
+    score: f32,
+    token: u32,
+}
+
+impl Eq for Near {}
+
+impl Ord for Near {
+    /// By rank; of equals the earlier token is the greater.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.rank.total_cmp(&other.rank).then(other.token.cmp(&self.token))
+    }
+}
+
+impl PartialOrd for Near {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Sampler {
+    pub fn new(rule: Rule, experts: usize) -> Self {
+        Self {
+            rule,
+            experts,
+            tokens: 0,
+            routed: vec![Vec::new(); experts],
+            typical: (0.0, 0),
+            nearest: (0..experts).map(|_| BinaryHeap::new()).collect(),
+        }
+    }
+
+    /// Takes the routing of the next tokens in, those that count in `counted`.
+    pub fn routed(&mut self, routing: &Routing, counted: impl Fn(usize) -> bool) {
+        let k = routing.top_k;
+        for (local, chosen) in routing.selected.chunks_exact(k).enumerate() {
+            let token = self.tokens + local;
+            if !counted(token) {
+                continue;
+            }
+            for (slot, expert) in chosen.iter().enumerate() {
+                let expert = *expert as usize;
+                self.routed[expert].push((token as u32, routing.weights[local * k + slot]));
+                self.typical.0 += f64::from(routing.scores[local * self.experts + expert]);
+                self.typical.1 += 1;
+            }
+        }
+        self.tokens += routing.tokens();
+    }
+
+    /// Whether an expert has too few tokens, so that [`Sampler::near`] is to see all tokens again.
+    pub fn wants_more(&self) -> bool {
+        (0..self.experts).any(|expert| self.missing(expert) > 0)
+    }
+
+    fn missing(&self, expert: usize) -> usize {
+        match self.rule.samples {
+            Samples::TopUp | Samples::PerExpert => self.rule.least.saturating_sub(self.routed[expert].len()),
+            Samples::Routed | Samples::AllExperts => 0,
+        }
+    }
+
+    /// Looks among tokens from `first` on for those nearest to cold experts; `bias` is what the router adds for ranking.
+    pub fn near(&mut self, first: usize, routing: &Routing, bias: Option<&[f32]>, counted: impl Fn(usize) -> bool) {
+        let (k, experts) = (routing.top_k, self.experts);
+        let cold: Vec<(usize, usize)> = (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
+        for (local, chosen) in routing.selected.chunks_exact(k).enumerate().filter(|(local, _)| counted(first + local)) {
+            for (expert, missing) in &cold {
+                if chosen.contains(&(*expert as u32)) {
+                    continue;
+                }
+                let score = routing.scores[local * experts + expert];
+                let rank = score + bias.map_or(0.0, |bias| bias[*expert]);
+                let near = Reverse(Near { rank, score, token: (first + local) as u32 });
+                let heap = &mut self.nearest[*expert];
+                if heap.len() < *missing {
+                    heap.push(near);
+                } else if heap.peek().is_some_and(|least| near < *least) {
+                    heap.pop();
+                    heap.push(near);
+                }
+            }
+        }
+    }
+
+    /// What each expert is calibrated on.
+    pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
+        let typical = if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
+        if self.rule.samples == Samples::AllExperts {
+            let tokens: Vec<u32> = (0..self.tokens).filter(|token| counted(*token)).map(|token| token as u32).collect();
+            let all = |routed: &Vec<_>| ExpertSamples {
+                weights: vec![1.0; tokens.len()],
+                counts: Counts { routed: routed.len(), used: routed.len(), topped_up: tokens.len() - routed.len() },
+                tokens: tokens.clone(),
+            };
+            return self.routed.iter().map(all).collect();
+        }
+        let choices: usize = self.routed.iter().map(Vec::len).sum();
+        let power = |gate: f32| gate.powi(i32::from(self.rule.gate_power));
+        let mean = |routed: &[(u32, f32)]| routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32;
+        let of_all: f32 = self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>() / choices.max(1) as f32;
+        let cap = match self.rule.hot_cap > 0.0 {
+            true => (self.rule.hot_cap * choices as f64 / self.experts as f64).ceil().max(self.rule.least as f64) as usize,
+            false => usize::MAX,
+        };
+        let of_expert = |(routed, nearest): (Vec<(u32, f32)>, BinaryHeap<Reverse<Near>>)| {
+            let own = if routed.is_empty() { of_all } else { mean(&routed) };
+            let chosen = evenly(&routed, cap);
+            let counts = Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
+            // A token that didn't choose the expert weighs as its own do, less by how much less the router thinks of it.
+            let near = |Reverse(near): Reverse<Near>| (near.token, own * (near.score / typical).clamp(0.0, 1.0));
+            let mut all: Vec<(u32, f32)> = chosen.map(|(token, gate)| (token, power(gate))).chain(nearest.into_iter().map(near)).collect();
+            all.sort_unstable_by_key(|(token, _)| *token);
+            let (tokens, weights) = all.into_iter().unzip();
+            ExpertSamples { tokens, weights, counts }
+        };
+        self.routed.into_iter().zip(self.nearest).map(of_expert).collect()
+    }
+}
+
+/// At most `most` of `all`, evenly spread.
+fn evenly<T: Copy>(all: &[T], most: usize) -> impl ExactSizeIterator<Item = T> {
+    let count = all.len().min(most);
+    (0..count).map(move |i| all[i * all.len() / count])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(samples: Samples) -> Rule {
+        Rule { samples, least: 2, gate_power: 1, hot_cap: 0.0 }
+    }
+
+    /// Four tokens, three experts, top-1: 0, 0, 0, 1. Expert 2 is chosen by none.
+    fn routing() -> Routing {
+        Routing {
+            top_k: 1,
+            experts: 3,
+            selected: vec![0, 0, 0, 1],
+            weights: vec![0.5, 0.8, 0.6, 0.9],
+            scores: vec![0.5, 0.3, 0.2, 0.8, 0.1, 0.1, 0.6, 0.05, 0.35, 0.05, 0.9, 0.05],
+        }
+    }
+
+    fn samples(rule: Rule) -> Vec<ExpertSamples> {
+        let mut sampler = Sampler::new(rule, 3);
+        sampler.routed(&routing(), |_| true);
+        if sampler.wants_more() {
+            sampler.near(0, &routing(), None, |_| true);
+        }
+        sampler.finish(|_| true)
+    }
+
+    #[test]
+    fn cold_experts_get_the_tokens_that_came_nearest() {
+        let found = samples(rule(Samples::TopUp));
+        assert_eq!(found[0].tokens, [0, 1, 2]);
+        assert_eq!(found[0].weights, [0.5, 0.8, 0.6]);
+        assert_eq!(found[1].tokens, [0, 3]);
+        assert_eq!(found[1].counts, Counts { routed: 1, used: 1, topped_up: 1 });
+        // (0.5 + 0.8 + 0.6 + 0.9) / 4 is typical; its own tokens weigh 0.9.
+        assert!((found[1].weights[0] - 0.9 * 0.3 / 0.7).abs() < 1e-6);
+        assert_eq!(found[2].tokens, [0, 2]);
+        assert_eq!(found[2].counts, Counts { routed: 0, used: 0, topped_up: 2 });
+    }
+
+    #[test]
+    fn without_topping_up_a_cold_expert_has_nothing() {
+        let found = samples(rule(Samples::Routed));
+        assert_eq!(found[2], ExpertSamples::default());
+        let all = samples(rule(Samples::AllExperts));
+        assert!(all.iter().all(|expert| expert.tokens == [0, 1, 2, 3] && expert.weights == [1.0; 4]));
+        assert_eq!(all[2].counts, Counts { routed: 0, used: 0, topped_up: 4 });
+    }
+
+    #[test]
+    fn hot_experts_are_thinned_out() {
+        let found = samples(Rule { hot_cap: 1.0, least: 1, ..rule(Samples::Routed) });
+        assert_eq!(found[0].tokens, [0, 1]);
+        assert_eq!(found[0].counts, Counts { routed: 3, used: 2, topped_up: 0 });
+    }
+
+    #[test]
+    fn masked_tokens_are_nobodys() {
+        let mut sampler = Sampler::new(rule(Samples::TopUp), 3);
+        let counted = |token: usize| token != 0;
+        sampler.routed(&routing(), counted);
+        sampler.near(0, &routing(), None, counted);
+        assert!(sampler.finish(counted).iter().all(|expert| !expert.tokens.contains(&0)));
+    }
+}

@@ -1,0 +1,286 @@
+//! Solves the experts of a layer together, on what reaches each.
+
+use candle_core::{DType, Tensor};
+use moe_forward::{Inputs, to_f32};
+use moe_math::Compute;
+use moe_math::product::product;
+use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, factorise, objective};
+use moe_model::{Error, Expert, Kind, Linear, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::samples::{Counts, ExpertSamples};
+
+/// Hessians of the experts that are solved together take at most this many bytes.
+const HESSIAN_BYTES: usize = 1 << 30;
+/// The layer's own Hessian is made of at most this multiple of its width in tokens.
+const LAYER_TOKENS: usize = 8;
+
+/// How codes are found.
+pub(super) struct Solver<'a> {
+    pub layer: usize,
+    pub inputs: &'a Inputs<'a>,
+    pub compute: &'a Compute,
+    pub options: quantize::Options,
+    pub damping: Damping,
+    pub act_order: bool,
+    /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
+    pub shrinkage: f64,
+}
+
+/// A network and what it is calibrated on.
+pub(super) struct Task<'a> {
+    /// What messages call it.
+    pub name: String,
+    pub network: &'a Expert,
+    pub samples: ExpertSamples,
+}
+
+/// Codes of a network's matrices.
+pub(super) struct Solved {
+    pub gate: Codes,
+    pub up: Codes,
+    pub down: Codes,
+    pub record: ExpertRecord,
+}
+
+/// How an expert was quantized.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExpertRecord {
+    /// Tokens.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// (Σ ρ)² / Σ ρ²: how many tokens of equal weight would say as much.
+    pub effective: f64,
+    /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damping: Option<[f64; 2]>,
+    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of gate and up together, and of down, over its own tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<[f64; 2]>,
+    /// What was done instead of GPTQ on its own tokens, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
+}
+
+/// A matrix's Hessian, factored.
+struct Factored {
+    factor: Factor<f32>,
+    hessian: Hessian<f32>,
+}
+
+impl Solver<'_> {
+    /// Codes of all `tasks`, as many together as memory holds.
+    pub fn run(&self, tasks: &[Task<'_>]) -> Result<Vec<Solved>> {
+        let Some(first) = tasks.first() else { return Ok(Vec::new()) };
+        let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
+        let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
+        let together = HESSIAN_BYTES / (4 * hidden.max(width).pow(2)).max(1);
+        let mut solved = Vec::with_capacity(tasks.len());
+        for batch in tasks.chunks(together.max(1)) {
+            solved.extend(self.batch(batch, layer.as_ref(), [width, hidden])?);
+        }
+        Ok(solved)
+    }
+
+    fn batch(&self, tasks: &[Task<'_>], layer: Option<&Hessian<f32>>, shape: [usize; 2]) -> Result<Vec<Solved>> {
+        let [width, hidden] = shape;
+        let inputs = self.hessians(tasks, hidden, |x, _| Ok(x))?;
+        let inputs = self.factored(tasks, inputs, "gate_proj", |hessian| match layer {
+            Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
+            None => Ok(()),
+        })?;
+        let gates = self.weights(tasks, |network| &network.gate)?;
+        let ups = self.weights(tasks, |network| &network.up)?;
+        let factors: Vec<_> = inputs.iter().map(|input| &input.factor).collect();
+        let mut codes = self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors), shape)?;
+        let up_codes = codes.split_off(tasks.len());
+        let gate_codes = codes;
+        let first: Vec<[f64; 2]> = self.errors(&inputs, [(&gates, &gate_codes), (&ups, &up_codes)])?;
+        let matrices = |codes: &[Codes]| -> candle_core::Result<Vec<Tensor>> {
+            codes.iter().map(|codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)).collect()
+        };
+        let matrices = matrices(&gate_codes).and_then(|gates| Ok((gates, matrices(&up_codes)?)));
+        let (gates, ups) = matrices.map_err(|e| self.numeric("the dequantized experts", e))?;
+        let hidden_inputs = self.hessians(tasks, width, |x, index| {
+            let activations = || product(&x, &gates[index])?.silu()? * product(&x, &ups[index])?;
+            activations().map_err(|e| self.numeric(&tasks[index].name, e))
+        })?;
+        let energy = mean_energy(&hidden_inputs);
+        let neurons = self.factored(tasks, hidden_inputs, "down_proj", |hessian| {
+            if self.shrinkage > 0.0 && energy > 0.0 {
+                hessian.shrink_to_energy(energy, self.shrinkage * width as f64);
+            }
+            Ok(())
+        })?;
+        let downs = self.weights(tasks, |network| &network.down)?;
+        let down_codes = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [hidden, width])?;
+        let second = self.errors(&neurons, [(&downs, &down_codes)])?;
+        let codes = gate_codes.into_iter().zip(up_codes).zip(down_codes);
+        let solved = codes.enumerate().map(|(index, ((gate, up), down))| {
+            let record = record(&tasks[index], [&inputs[index], &neurons[index]], [first[index], second[index]]);
+            Solved { gate, up, down, record }
+        });
+        Ok(solved.collect())
+    }
+
+    /// The Hessian of the whole layer's inputs, of an even selection of tokens.
+    fn layer_hessian(&self, hidden: usize) -> Result<Hessian<f32>> {
+        let tokens = self.inputs.blocks().last().map_or(0, |block| block.end);
+        let every = tokens.div_ceil(LAYER_TOKENS * hidden).max(1);
+        let chosen: Vec<u32> = (0..tokens as u32).step_by(every).collect();
+        let samples = ExpertSamples { weights: vec![1.0; chosen.len()], tokens: chosen, counts: Counts::default() };
+        let mut hessian = Hessian::new(hidden);
+        self.each_block(|first, x| {
+            let Some((rows, weights)) = rows_of(&samples, first, x)? else { return Ok(()) };
+            hessian.add(&values(&rows)?, Some(weights)).map_err(failed)
+        })?;
+        Ok(hessian)
+    }
+
+    /// Σ ρ x xᵀ for each task over what `of` makes of its tokens' inputs.
+    fn hessians(
+        &self,
+        tasks: &[Task<'_>],
+        size: usize,
+        of: impl Fn(Tensor, usize) -> Result<Tensor> + Sync,
+    ) -> Result<Vec<Hessian<f32>>> {
+        let mut hessians: Vec<_> = tasks.iter().map(|_| Hessian::new(size)).collect();
+        self.each_block(|first, x| {
+            let add = |(index, hessian): (usize, &mut Hessian<f32>)| -> Result<()> {
+                let Some((rows, weights)) = rows_of(&tasks[index].samples, first, x)? else { return Ok(()) };
+                let plain = weights.iter().all(|weight| *weight == 1.0);
+                let inputs = values(&of(rows, index)?)?;
+                hessian.add(&inputs, (!plain).then_some(weights)).map_err(failed)
+            };
+            hessians.par_iter_mut().enumerate().try_for_each(add)
+        })?;
+        Ok(hessians)
+    }
+
+    /// Shows `visit` the inputs of the layer block by block, in f32, and the first token of each.
+    fn each_block(&self, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+        for (block, tokens) in self.inputs.blocks().iter().enumerate() {
+            let x = self.inputs.get(block)?.to_dtype(DType::F32).map_err(|e| self.numeric("the inputs", e))?;
+            visit(tokens.start, &x)?;
+        }
+        Ok(())
+    }
+
+    fn factored(
+        &self,
+        tasks: &[Task<'_>],
+        hessians: Vec<Hessian<f32>>,
+        what: &str,
+        shrink: impl Fn(&mut Hessian<f32>) -> Result<(), QuantizeError> + Sync,
+    ) -> Result<Vec<Factored>> {
+        let factored = |(hessian, task): (Hessian<f32>, &Task<'_>)| {
+            let mut shrunk = hessian.clone();
+            let factor = shrink(&mut shrunk).and_then(|()| factorise(&shrunk, &self.damping, self.act_order));
+            match factor {
+                Ok(factor) => Ok(Factored { factor, hessian }),
+                Err(error) => Err(self.unsolved(&task.name, what, error)),
+            }
+        };
+        hessians.into_par_iter().zip(tasks).map(factored).collect()
+    }
+
+    fn unsolved(&self, name: &str, what: &str, error: QuantizeError) -> Error {
+        let remedy = match error {
+            QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
+            _ => "find out with eval which weights or tokens make it so",
+        };
+        let message = format!("the Hessian of what reaches {what} of {name} can't be solved in layer {}", self.layer);
+        Error::new(Kind::Numeric, message).source(error).remedy(remedy)
+    }
+
+    fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
+        Error::new(Kind::Numeric, format!("{what} of layer {}", self.layer)).source(error)
+    }
+
+    fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear) -> Result<Vec<Vec<f32>>> {
+        tasks.iter().map(|task| values(&to_f32(&of(task.network).weight, &Compute::cpu())?)).collect()
+    }
+
+    fn solve<'w>(
+        &self,
+        weights: impl Iterator<Item = &'w Vec<f32>>,
+        factors: impl Iterator<Item = impl std::borrow::Borrow<Factor<f32>> + 'w>,
+        shape: [usize; 2],
+    ) -> Result<Vec<Codes>> {
+        let factors: Vec<_> = factors.collect();
+        let problems: Vec<_> =
+            weights.zip(&factors).map(|(weight, factor)| Problem { weight, factor: factor.borrow() }).collect();
+        quantize::solve(&problems, shape, &self.options).map_err(failed)
+    }
+
+    /// Σ ρ |ΔW x|² and Σ ρ |W x|² of each task, over its matrices.
+    fn errors<const M: usize>(
+        &self,
+        factored: &[Factored],
+        matrices: [(&Vec<Vec<f32>>, &Vec<Codes>); M],
+    ) -> Result<Vec<[f64; 2]>> {
+        let of_task = |index: usize| {
+            matrices.iter().try_fold([0.0; 2], |sum, (weights, codes)| {
+                let found = objective(&weights[index], &codes[index].dequantize(), &factored[index].hessian);
+                found.map(|[error, all]| [sum[0] + error, sum[1] + all]).map_err(failed)
+            })
+        };
+        (0..factored.len()).into_par_iter().map(of_task).collect()
+    }
+}
+
+/// The rows of `x`, whose first token is `first`, that `samples` has, and their weights.
+fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, &'s [f32])>> {
+    let rows = || -> candle_core::Result<_> {
+        let end = first + x.dim(0)?;
+        let from = samples.tokens.partition_point(|token| (*token as usize) < first);
+        let to = samples.tokens.partition_point(|token| (*token as usize) < end);
+        if from == to {
+            return Ok(None);
+        }
+        let local: Vec<u32> = samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
+        let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
+        Ok(Some((rows, &samples.weights[from..to])))
+    };
+    rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    let values = || tensor.flatten_all()?.to_vec1();
+    values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
+}
+
+/// The mean over columns and tokens of the layer of what down's inputs carry.
+fn mean_energy(hessians: &[Hessian<f32>]) -> f64 {
+    let (mut energy, mut weight) = (0.0, 0.0);
+    for hessian in hessians {
+        let diagonal = hessian.mean_diagonal();
+        energy += hessian.weight * diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64;
+        weight += hessian.weight;
+    }
+    if weight > 0.0 { energy / weight } else { 0.0 }
+}
+
+fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [[f64; 2]; 2]) -> ExpertRecord {
+    let root = |[error, all]: [f64; 2]| if all > 0.0 { (error.max(0.0) / all).sqrt() } else { 0.0 };
+    let seen = factored[0].hessian.weight > 0.0;
+    let raised = factored.iter().any(|f| f.factor.attempts > 1);
+    let fallback = match (seen, raised) {
+        (false, _) => Some("no token of its own".to_owned()),
+        (true, true) => Some("more damping".to_owned()),
+        (true, false) => None,
+    };
+    ExpertRecord {
+        counts: task.samples.counts,
+        effective: factored[0].hessian.effective_tokens(),
+        damping: Some(factored.map(|f| f.factor.damping)),
+        error: seen.then(|| errors.map(root)),
+        fallback,
+    }
+}
+
+pub(super) fn failed(error: QuantizeError) -> Error {
+    Error::new(Kind::Numeric, "cannot quantize").source(error)
+}
