@@ -1,7 +1,11 @@
 //! 8-bit floats with a scale for each block.
 
+mod encode;
+
 use candle_core::{Result, bail};
 use rayon::prelude::*;
+
+pub use encode::{Encoded, e4m3_code, encode};
 
 /// The values of all codes of e4m3 (4 bits of exponent, 3 of mantissa, no infinities; Micikevicius et al. 2209.05433).
 static E4M3: [f32; 256] = e4m3_values();

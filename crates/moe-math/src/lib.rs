@@ -18,6 +18,7 @@ pub mod orthogonal;
 mod points;
 pub mod principal;
 pub mod product;
+pub mod quantize;
 pub mod rank;
 mod reduce;
 pub mod routing;

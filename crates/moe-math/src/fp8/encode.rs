@@ -1,0 +1,118 @@
+//! Matrices as 8-bit floats.
+
+use candle_core::DType;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// The greatest value of e4m3.
+const MOST: f32 = 448.0;
+
+/// The code of e4m3 nearest to `value`, of two equally near the even one; beyond ±448, ±448; NaN stays NaN.
+pub fn e4m3_code(value: f32) -> u8 {
+    let sign = if value.is_sign_negative() { 0x80 } else { 0 };
+    let magnitude = value.abs();
+    if magnitude.is_nan() {
+        return sign | 0x7f;
+    }
+    if magnitude >= MOST {
+        return sign | 0x7e;
+    }
+    if magnitude < 1.0 / 64.0 {
+        // Below 2⁻⁶ codes are 2⁻⁹ apart; 8 of them is the first normal number, whose code follows.
+        return sign | (magnitude * 512.0).round_ties_even() as u8;
+    }
+    // 20 of 23 bits of mantissa go, to nearest even; a carry goes on into the exponent, whose bias changes from 127 to 7.
+    let bits = magnitude.to_bits();
+    let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
+    sign | (rounded - (120 << 3)) as u8
+}
+
+/// Codes `[rows, columns]` of a matrix, and a scale for each block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// Row by row.
+    pub codes: Vec<u8>,
+    /// One for each block, row of blocks by row of blocks; those at the end may be cut off.
+    pub scales: Vec<f32>,
+}
+
+/// Encodes `weight`, `shape` `[rows, columns]`, with the scale max |w| / 448 in each `block`, rounded to `scale_dtype` before
+/// codes are made; 1 in a block of zeros. A block of `[1, columns]` is a scale for each output channel.
+///
+/// # Errors
+/// For sizes that don't fit, weights that are not finite, and scales other than F32, F16 and BF16.
+pub fn encode(
+    weight: &[f32],
+    shape: [usize; 2],
+    block: [usize; 2],
+    scale_dtype: DType,
+) -> candle_core::Result<Encoded> {
+    let ([rows, columns], [high, wide]) = (shape, block);
+    if weight.len() != rows * columns || high == 0 || wide == 0 {
+        candle_core::bail!("{} weights for {shape:?} in {block:?}", weight.len());
+    }
+    if !weight.par_iter().all(|w| w.is_finite()) {
+        candle_core::bail!("a weight is not finite");
+    }
+    let stored: fn(f32) -> f32 = match scale_dtype {
+        DType::F32 => |scale| scale,
+        DType::F16 => |scale| f16::from_f32(scale).to_f32(),
+        DType::BF16 => |scale| bf16::from_f32(scale).to_f32(),
+        other => candle_core::bail!("scales can't be stored as {other:?}"),
+    };
+    let per_row = columns.div_ceil(wide);
+    let mut scales = vec![0f32; rows.div_ceil(high) * per_row];
+    let mut codes = vec![0u8; weight.len()];
+    let lines = weight.par_chunks((high * columns).max(1)).zip(codes.par_chunks_mut((high * columns).max(1)));
+    lines.zip(scales.par_chunks_mut(per_row.max(1))).for_each(|((weight, codes), scales)| {
+        for row in weight.chunks_exact(columns) {
+            for (scale, part) in scales.iter_mut().zip(row.chunks(wide)) {
+                *scale = part.iter().fold(*scale, |most, w| most.max(w.abs()));
+            }
+        }
+        for scale in &mut *scales {
+            let found = stored(*scale / MOST);
+            *scale = if found > 0.0 { found } else { 1.0 };
+        }
+        for (row, codes) in weight.chunks_exact(columns).zip(codes.chunks_exact_mut(columns)) {
+            for ((part, codes), scale) in row.chunks(wide).zip(codes.chunks_mut(wide)).zip(&*scales) {
+                for (code, w) in codes.iter_mut().zip(part) {
+                    *code = e4m3_code(w / scale);
+                }
+            }
+        }
+    });
+    Ok(Encoded { codes, scales })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fp8::e4m3;
+
+    #[test]
+    fn every_code_comes_back() {
+        for code in 0..=255u8 {
+            let value = e4m3(code);
+            if !value.is_nan() {
+                assert_eq!(e4m3_code(value), code, "{value}");
+            }
+        }
+        assert!(e4m3(e4m3_code(f32::NAN)).is_nan());
+    }
+
+    /// Between all neighbours: below and above the middle, and at it, where the even code is taken.
+    #[test]
+    fn values_between_go_to_the_nearest_or_even_code() {
+        for code in 0..0x7e_u8 {
+            let middle = (e4m3(code) + e4m3(code + 1)) / 2.0;
+            assert_eq!(e4m3_code(middle.next_down()), code);
+            assert_eq!(e4m3_code(middle.next_up()), code + 1);
+            assert_eq!(e4m3_code(middle), code + (code & 1));
+            assert_eq!(e4m3_code(-middle), 0x80 | (code + (code & 1)));
+        }
+        for beyond in [448.0, 460.0, 1e9, f32::INFINITY] {
+            assert_eq!((e4m3_code(beyond), e4m3_code(-beyond)), (0x7e, 0xfe));
+        }
+    }
+}

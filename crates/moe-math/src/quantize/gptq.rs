@@ -1,0 +1,97 @@
+//! GPTQ for many matrices at once.
+
+use faer::linalg::triangular_inverse::invert_unit_upper_triangular;
+use faer::{MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use super::chunk::{Job, each_chunk};
+use super::columns::{Feedback, Solver};
+use super::grid::Grid;
+use super::{Codes, Factor, QuantizeError, Real, Scheme, checked_length};
+
+/// How matrices are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The grids.
+    pub scheme: Scheme,
+    /// Whether the range of each group may shrink, down to half, where that lessens Σ diag(H) · (w − ŵ)².
+    pub clip_search: bool,
+}
+
+/// A matrix, and the factor of the Hessian of its inputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Problem<'a, T> {
+    /// `[N, K]`
+    pub weight: &'a [f32],
+    /// Of `[K, K]`.
+    pub factor: &'a Factor<T>,
+}
+
+/// Quantizes matrices of one shape, in parallel over them and over their rows, with one answer whatever the threads.
+///
+/// With an order in the factor, scales come from the weights as they are given ("static" groups: the file needs no order).
+/// Without, those of a group come from the weights that best make up for the errors of all columns before it, which are
+/// the ones that Algorithm 1 of 2210.17323 holds when it reaches the group.
+///
+/// # Errors
+/// For schemes and lengths that don't fit, and weights that are not finite.
+pub fn solve<T: Real>(
+    problems: &[Problem<'_, T>],
+    shape: [usize; 2],
+    options: &Options,
+) -> Result<Vec<Codes>, QuantizeError> {
+    let [rows, width] = shape;
+    let group = options.scheme.group_of(width)?;
+    for problem in problems {
+        checked_length(problem.weight.len(), rows * width)?;
+        checked_length(problem.factor.feedback.len(), width * width)?;
+    }
+    if !problems.par_iter().all(|problem| problem.weight.iter().all(|w| w.is_finite())) {
+        return Err(QuantizeError::NotFinite);
+    }
+    let grid = Grid::<T>::new(&options.scheme);
+    let settled: Vec<_> = problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
+    let solvers: Vec<_> = problems.iter().zip(&settled).map(|(p, s)| solver(p, s.as_deref(), &grid, options)).collect();
+    let mut found: Vec<Codes> = problems.iter().map(|_| Codes::blank(shape, group)).collect();
+    let mut jobs: Vec<Job<'_>> = Vec::with_capacity(problems.len());
+    for (Problem { weight, factor }, codes) in problems.iter().zip(&mut found) {
+        jobs.push(Job { weight, order: factor.order.as_deref(), codes });
+    }
+    each_chunk(&mut jobs, &grid, |index, chunk| solvers[index].run(chunk));
+    Ok(found)
+}
+
+fn solver<'a, T>(
+    problem: &Problem<'a, T>,
+    settled: Option<&'a [T]>,
+    grid: &'a Grid<T>,
+    options: &Options,
+) -> Solver<'a, T> {
+    let factor = problem.factor;
+    Solver {
+        grid,
+        order: factor.order.as_deref(),
+        diagonal: options.clip_search.then_some(&factor.diagonal),
+        feedback: Some(Feedback { weights: &factor.feedback, settled }),
+    }
+}
+
+/// (I + A_g)⁻¹ of each group, where groups are fixed on the way.
+fn settled<T: Real>(factor: &Factor<T>, width: usize, group: usize) -> Option<Vec<T>> {
+    if factor.order.is_some() || group == width {
+        return None;
+    }
+    let mut inverses = vec![T::ZERO; width * group];
+    let feedback = MatRef::from_column_major_slice(&factor.feedback, width, width);
+    for (g, inverse) in inverses.chunks_exact_mut(group * group).enumerate() {
+        // What is inverted writes no diagonal.
+        inverse.iter_mut().step_by(group + 1).for_each(|one| *one = T::ONE);
+        let part = feedback.submatrix(g * group, g * group, group, group);
+        let inverse = MatMut::from_column_major_slice_mut(inverse, group, group);
+        invert_unit_upper_triangular(inverse, part, Par::Seq);
+    }
+    Some(inverses)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+use candle_core::DType;
+
+use super::*;
+use crate::quantize::{Damping, Hessian, factorise, objective, round_to_nearest};
+use crate::sampling::{generator, normal};
+
+/// Inputs with correlated columns of different energy, `[tokens, width]`.
+fn inputs(tokens: usize, width: usize, seed: u64) -> Vec<f32> {
+    let mut random = generator(seed, 0);
+    let (common, own) = (normal(tokens * 8, 1.0, &mut random), normal(tokens * width, 0.3, &mut random));
+    let mix = normal(8 * width, 1.0, &mut random);
+    let energy: Vec<f32> = normal(width, 1.0, &mut random).iter().map(|x| x.exp()).collect();
+    let value = |t: usize, k: usize| {
+        let shared: f32 = (0..8).map(|i| common[t * 8 + i] * mix[i * width + k]).sum();
+        (shared + own[t * width + k]) * energy[k]
+    };
+    (0..tokens * width).map(|at| value(at / width, at % width)).collect()
+}
+
+fn hessian<T: Real>(x: &[f32], width: usize) -> Hessian<T> {
+    let mut hessian = Hessian::new(width);
+    hessian.add(&x.iter().map(|x| T::from_f32(*x)).collect::<Vec<_>>(), None).unwrap();
+    hessian
+}
+
+fn options(bits: u32, group: Option<usize>, symmetric: bool) -> Options {
+    Options { scheme: Scheme { bits, symmetric, group, scale_dtype: DType::BF16 }, clip_search: false }
+}
+
+fn solved<T: Real>(weight: &[f32], hessian: &Hessian<T>, act_order: bool, options: &Options) -> Codes {
+    let factor = factorise(hessian, &Damping::default(), act_order).unwrap();
+    let shape = [weight.len() / hessian.size, hessian.size];
+    solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
+}
+
+/// Algorithm 1 of 2210.17323 a column at a time, with the inverse Hessian itself: after column k is rounded, the others
+/// make up for it, and row and column k are eliminated from H⁻¹ (equation 3).
+fn reference(weight: &[f32], x: &[f32], width: usize, act_order: bool, options: &Options) -> Vec<u8> {
+    let rows = weight.len() / width;
+    let mut h = vec![0f64; width * width];
+    for row in x.chunks(width) {
+        for (i, a) in row.iter().enumerate() {
+            for (j, b) in row.iter().enumerate() {
+                h[i * width + j] += f64::from(*a) * f64::from(*b);
+            }
+        }
+    }
+    let diagonal: Vec<f64> = (0..width).map(|i| h[i * width + i]).collect();
+    let live = diagonal.iter().filter(|d| **d > 0.0).count();
+    for i in 0..width {
+        h[i * width + i] += 0.01 * diagonal.iter().sum::<f64>() / live as f64;
+        if diagonal[i] == 0.0 {
+            h[i * width + i] = 1.0;
+        }
+    }
+    let mut inverse = inverted(&h, width);
+    let mut order: Vec<usize> = (0..width).collect();
+    if act_order {
+        order.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
+    }
+    let group = options.scheme.group.unwrap_or(width);
+    let grid = Grid::<f64>::new(&options.scheme);
+    let mut w: Vec<f64> = weight.iter().map(|w| f64::from(*w)).collect();
+    let range = |w: &[f64], row: usize, g: usize| {
+        let members = &w[row * width + g * group..][..group];
+        let fold = |f: fn(f64, f64) -> f64| members.iter().fold(0.0, |a, b| f(a, *b));
+        grid.parameters(fold(f64::min), fold(f64::max))
+    };
+    let mut parameters: Vec<_> = (0..rows * width).map(|at| range(&w, at / width, at % width / group)).collect();
+    let mut codes = vec![0; w.len()];
+    for k in order {
+        for row in 0..rows {
+            if !act_order && k % group == 0 {
+                let found = range(&w, row, k / group);
+                parameters[row * width + k..][..group].fill(found);
+            }
+            let (scale, zero) = parameters[row * width + k];
+            let code = grid.code(w[row * width + k], scale, zero);
+            codes[row * width + k] = grid.unsigned(code);
+            let error = (w[row * width + k] - (code - zero) * scale) / inverse[k * width + k];
+            for j in 0..width {
+                w[row * width + j] -= error * inverse[k * width + j];
+            }
+        }
+        let column: Vec<f64> = (0..width).map(|i| inverse[i * width + k]).collect();
+        for i in 0..width {
+            for j in 0..width {
+                inverse[i * width + j] -= column[i] * column[j] / column[k];
+            }
+        }
+    }
+    codes
+}
+
+/// Gauss–Jordan without pivoting.
+fn inverted(matrix: &[f64], n: usize) -> Vec<f64> {
+    let mut left = matrix.to_vec();
+    let mut right: Vec<f64> = (0..n * n).map(|at| if at / n == at % n { 1.0 } else { 0.0 }).collect();
+    for k in 0..n {
+        let pivot = left[k * n + k];
+        for j in 0..n {
+            left[k * n + j] /= pivot;
+            right[k * n + j] /= pivot;
+        }
+        for i in (0..n).filter(|i| *i != k) {
+            let times = left[i * n + k];
+            for j in 0..n {
+                left[i * n + j] -= times * left[k * n + j];
+                right[i * n + j] -= times * right[k * n + j];
+            }
+        }
+    }
+    right
+}
+
+fn equal_share(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len() as f64
+}
+
+#[test]
+fn codes_are_those_of_the_paper() {
+    for (width, tokens) in [(48, 200), (96, 40), (130, 300)] {
+        let mut x = inputs(tokens, width, 3);
+        x.iter_mut().skip(5).step_by(width).for_each(|x| *x = 0.0);
+        let weight = normal(37 * width, 0.05, &mut generator(4, 0));
+        for (bits, symmetric) in [(4, true), (3, false), (2, true), (8, false)] {
+            for group in [None, Some(width / 2), Some(2), Some(16)].into_iter().filter(|g| width % g.unwrap_or(1) == 0)
+            {
+                for act_order in [false, true] {
+                    let options = options(bits, group, symmetric);
+                    let expected = reference(&weight, &x, width, act_order, &options);
+                    let found = solved::<f64>(&weight, &hessian(&x, width), act_order, &options);
+                    let share = equal_share(&found.codes, &expected);
+                    assert_eq!(share, 1.0, "{width} {bits} {symmetric} {group:?} {act_order}");
+                    let found = solved::<f32>(&weight, &hessian(&x, width), act_order, &options);
+                    let share = equal_share(&found.codes, &expected);
+                    assert!(share > 0.98, "f32: {share} {width} {bits} {symmetric} {group:?} {act_order}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_of_the_output_are_below_those_of_rounding() {
+    let (width, rows) = (128, 64);
+    let x = inputs(500, width, 1);
+    let weight = normal(rows * width, 0.05, &mut generator(2, 0));
+    let hessian = hessian::<f32>(&x, width);
+    for bits in [2, 3, 4, 8] {
+        let options = options(bits, Some(32), true);
+        let plain = round_to_nearest(&weight, [rows, width], &options.scheme).unwrap();
+        let [plain, output] = objective(&weight, &plain.dequantize(), &hessian).unwrap();
+        for act_order in [false, true] {
+            let found = solved(&weight, &hessian, act_order, &options);
+            let [error, _] = objective(&weight, &found.dequantize(), &hessian).unwrap();
+            assert!(error < 0.6 * plain && plain < output, "{bits} bits: {error} {plain} {output}");
+        }
+    }
+}
