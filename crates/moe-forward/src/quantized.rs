@@ -39,7 +39,8 @@ fn floats(weight: &Weight) -> Result<Vec<f32>> {
 }
 
 fn words(weight: &Weight) -> Result<Vec<i32>> {
-    Ok(bytemuck::pod_collect_to_vec(&weight.read()?))
+    let word = |bytes: &[u8; 4]| i32::from_le_bytes(*bytes);
+    Ok(weight.read()?.as_chunks().0.iter().map(word).collect())
 }
 
 fn codes(weight: &Weight, packed: &Packed) -> Result<Codes> {

@@ -10,6 +10,7 @@ pub mod merge;
 mod part;
 mod pass;
 pub mod prune;
+pub mod quantize;
 mod reduce;
 pub mod upcycle;
 
@@ -20,5 +21,6 @@ pub use pass::{
     Plan, Sources, Survey, SurveyText, Surveyor, TextSource,
 };
 pub use prune::PruneOptions;
+pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
 pub use upcycle::UpcycleOptions;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use moe_checkpoint::Spill;
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
@@ -11,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
+use crate::quantize::ExpertRecord;
 use crate::reduce::LayerTrust;
 
 /// A conversion pass; its options are its fields.
@@ -174,6 +177,8 @@ pub struct Sources<'a> {
     pub statistics: Option<&'a dyn LayerStatistics>,
     /// The content of [`Pass::given_plan`].
     pub given_plan: Option<&'a Value>,
+    /// Where made bytes are kept until they are written; decisions that make some need it.
+    pub spill: Option<&'a Arc<Spill>>,
     /// What was decided, once it is; a plan without them shows sizes, and stands for no result.
     pub decisions: Option<&'a Decisions>,
 }
@@ -181,7 +186,16 @@ pub struct Sources<'a> {
 impl<'a> Sources<'a> {
     /// One model, and nothing beside it.
     pub fn new(model: &'a Model, compute: &'a Compute) -> Self {
-        Self { model, others: &[], others_differ: false, compute, statistics: None, given_plan: None, decisions: None }
+        Self {
+            model,
+            others: &[],
+            others_differ: false,
+            compute,
+            statistics: None,
+            given_plan: None,
+            spill: None,
+            decisions: None,
+        }
     }
 }
 
@@ -349,6 +363,9 @@ pub struct LayerRecord {
     /// How far the decision about the layer can be trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<LayerTrust>,
+    /// How each expert was quantized on its samples.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quantized: Vec<ExpertRecord>,
     /// What surveys of the layer's inputs found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<Value>,

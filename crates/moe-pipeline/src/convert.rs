@@ -76,7 +76,7 @@ pub struct Conversion {
 /// Whatever would stop the run before its first byte.
 pub fn plan<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
     check_options(pass, input, output, options)?;
-    let mut prepared = Prepared::new(pass, input, options.max_shard_size, &options.compute)?;
+    let mut prepared = Prepared::new(pass, input, output, options)?;
     if pass.plan_out().is_some() {
         prepared.decide(pass, options, output, &Quiet)?;
     }
@@ -98,7 +98,7 @@ pub fn is_finished<P: Pass>(pass: &P, input: &Path, output: &Path, options: &Con
         return Ok(false);
     }
     let found: serde_json::Value = json::read(&receipt)?;
-    let prepared = Prepared::new(pass, input, options.max_shard_size, &options.compute)?;
+    let prepared = Prepared::new(pass, input, output, options)?;
     let mut wanted = prepared.receipt(pass);
     prepared.hashes()?.record(&mut wanted);
     let wanted = serde_json::to_value(&wanted).unwrap_or_default();
@@ -124,7 +124,7 @@ pub fn convert<P: Pass>(
 ) -> Result<Conversion> {
     check_options(pass, input, output, options)?;
     let mut timings = Timings::default();
-    let mut prepared = timings.time("plan", || Prepared::new(pass, input, options.max_shard_size, &options.compute))?;
+    let mut prepared = timings.time("plan", || Prepared::new(pass, input, output, options))?;
     prepared.plan.warnings.iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, &inputs(pass, input), output_options(options))?;
     dir.require_space(prepared.declaration.bytes() + SLACK_BYTES)?;

@@ -147,9 +147,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         active_parameters: parameters.active(),
         parameters,
         multi_token_layers: model.mtp.len(),
-        quantization: model.quantization.as_ref().map(|quantization| match quantization {
-            Quantization::BlockFp8 { block: [rows, columns] } => format!("fp8 (e4m3) in blocks of {rows} × {columns}"),
-        }),
+        quantization: model.quantization.as_ref().map(Quantization::to_string),
         dtypes,
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
         files: checkpoint.files().iter().map(file).collect(),

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, json, plan_shards, sha256_file,
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, json, plan_shards, sha256_file,
     write_file_atomically,
 };
 use moe_forward::{Calibration, Corpus, Sweep, TokenizeOptions, load_prompts};
@@ -19,7 +20,7 @@ use crate::fingerprint::Fingerprint;
 use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::{ByteSize, directory_of, storage};
+use crate::resources::{ByteSize, directory_of, spill, storage};
 use crate::statistics::StatisticsFile;
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -42,6 +43,7 @@ pub(crate) struct Prepared {
     others_differ: bool,
     statistics: Option<StatisticsFile>,
     given_plan: Option<serde_json::Value>,
+    spill: Arc<Spill>,
     /// Further files that a result depends on, or is measured on.
     files: Vec<PathBuf>,
     /// What decides in a sweep, and its text.
@@ -51,7 +53,8 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub fn new<P: Pass>(pass: &P, input: &Path, max_shard_size: ByteSize, compute: &Compute) -> Result<Self> {
+    pub fn new<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<Self> {
+        let compute = &options.compute;
         let checkpoint = Checkpoint::open(input)?;
         let source = Model::read(&checkpoint)?;
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
@@ -59,6 +62,7 @@ impl Prepared {
         let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let others_differ = pass.others().iter().any(|other| place(other) != place(input));
         let statistics = pass.statistics().map(|path| open_statistics(path, &checkpoint)).transpose()?;
+        let spill = Arc::new(spill(options.memory_budget, directory_of(output)));
         let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read).transpose()?;
         let sources = Sources {
             model: &source,
@@ -67,12 +71,13 @@ impl Prepared {
             compute,
             statistics: statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: given_plan.as_ref(),
+            spill: Some(&spill),
             decisions: None,
         };
         let plan = pass.plan(&sources)?;
         let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
-        let (declaration, result, shards) = declared(&plan, max_shard_size)?;
+        let (declaration, result, shards) = declared(&plan, options.max_shard_size)?;
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
         let with_text = |decider: Box<dyn Decider>| -> Result<_> {
             let text = calibration(decider.text(), input, source.vocab)?;
@@ -92,6 +97,7 @@ impl Prepared {
             others_differ,
             statistics,
             given_plan,
+            spill,
             files: further_files(pass),
             decider,
             decisions: None,
@@ -132,6 +138,7 @@ impl Prepared {
             compute,
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
+            spill: Some(&self.spill),
             decisions,
         }
     }

@@ -121,6 +121,29 @@ pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     })
 }
 
+/// Codes from what [`pack_gptq`] made of a matrix of the shape `shape` in groups of `group` columns.
+///
+/// # Errors
+/// As for [`pack_rows`]; where a zero point runs over the codes.
+pub fn unpack_gptq(packed: &Gptq, shape: [usize; 2], group: usize, bits: u32) -> Result<Codes, QuantizeError> {
+    let [rows, width] = shape;
+    let groups = width.div_ceil(group.max(1));
+    checked_length(packed.scales.len(), rows * groups)?;
+    checked_length(packed.qzeros.len(), words(rows, bits) * groups)?;
+    let codes = unpack_columns(&packed.qweight, width, rows, bits)?;
+    // v1 stores zero − 1.
+    let zeros = unpack_rows(&packed.qzeros, rows, bits)?.into_iter().map(|less| less.checked_add(1));
+    let zeros: Option<Vec<u8>> = zeros.collect();
+    let zeros = zeros.ok_or(QuantizeError::Layout("a zero point of GPTQ v1 is 2^b"))?;
+    Ok(Codes {
+        shape,
+        group,
+        codes: transposed(&codes, rows),
+        scales: transposed(&packed.scales, rows),
+        zeros: transposed(&zeros, rows),
+    })
+}
+
 /// `[columns, rows]` of `[rows, columns]`.
 fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
     (0..columns).flat_map(|j| values.iter().skip(j).step_by(columns.max(1)).copied()).collect()

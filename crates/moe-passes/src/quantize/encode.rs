@@ -89,15 +89,15 @@ impl Store {
         let encoded = match values {
             Some(values) => {
                 let scale_dtype = encoding_dtype(scale_dtype);
-                let encoded = fp8::quantize(values, shape, block, scale_dtype);
+                let encoded = fp8::encode(values, shape, block, scale_dtype);
                 Some(encoded.map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?)
             }
             None => None,
         };
         let encoded = || encoded.as_ref().expect("bytes are made of values only");
         let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-        let scale = self.weight(name, scale_dtype, &counts, || floats(&encoded().1, scale_dtype, name))?;
-        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(encoded().0.clone()))?;
+        let scale = self.weight(name, scale_dtype, &counts, || floats(&encoded().scales, scale_dtype, name))?;
+        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(encoded().codes.clone()))?;
         Ok(codes.in_blocks(scale, block))
     }
 }

@@ -94,7 +94,7 @@ impl Solver<'_> {
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
         let factors: Vec<_> = inputs.iter().map(|input| &input.factor).collect();
-        let mut codes = self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors), shape)?;
+        let mut codes = self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors).copied(), shape)?;
         let up_codes = codes.split_off(tasks.len());
         let gate_codes = codes;
         let first: Vec<[f64; 2]> = self.errors(&inputs, [(&gates, &gate_codes), (&ups, &up_codes)])?;
@@ -206,12 +206,10 @@ impl Solver<'_> {
     fn solve<'w>(
         &self,
         weights: impl Iterator<Item = &'w Vec<f32>>,
-        factors: impl Iterator<Item = impl std::borrow::Borrow<Factor<f32>> + 'w>,
+        factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
     ) -> Result<Vec<Codes>> {
-        let factors: Vec<_> = factors.collect();
-        let problems: Vec<_> =
-            weights.zip(&factors).map(|(weight, factor)| Problem { weight, factor: factor.borrow() }).collect();
+        let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
         quantize::solve(&problems, shape, &self.options).map_err(failed)
     }
 

@@ -1,0 +1,221 @@
+//! Quantization: experts as integers of a few bits or as 8-bit floats, each calibrated on samples of its own.
+//!
+//! GPTQ 2210.17323 with a Hessian for each expert, over the tokens that are routed to it and, where these are too few, those
+//! that would most nearly have been. Layer by layer: what reaches a layer has gone through the quantized ones before it, and
+//! what reaches `down` through the quantized gate and up.
+
+mod encode;
+mod options;
+mod quantizer;
+mod samples;
+mod solve;
+
+use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
+use moe_model::{Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
+
+use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
+
+pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
+pub use samples::Counts;
+pub use solve::ExpertRecord;
+
+use encode::Store;
+use quantizer::Quantizer;
+
+impl Pass for QuantizeOptions {
+    const NAME: &'static str = "quantize";
+
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+        self.check()?;
+        let quantization = self.quantization()?;
+        self.check_model(sources.model)?;
+        let mut model = sources.model.clone();
+        let mut layers = Vec::new();
+        for (index, moe) in sources.model.moes() {
+            let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
+            let (ffn, record) = match decided {
+                Some(decided) => (decided.ffn.clone(), decided.record.clone()),
+                None => {
+                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, &Store(None), |_, _| Ok(None))?));
+                    (ffn, self.record(index, moe.experts.len(), moe.shared.is_some()))
+                }
+            };
+            model.layers[index].ffn = ffn;
+            layers.push(record);
+        }
+        model.config.remove(QUANTIZATION_KEY);
+        model.quantization = Some(quantization);
+        let what = if self.include.contains(&Part::Shared) { "routed and shared experts" } else { "routed experts" };
+        let why = format!("weights of {what} are rounded: {}", self.encoding());
+        let effects = vec![Effect::new("scheme", Kept::Approximately, why)];
+        let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
+        warnings.extend(self.loader_caveats());
+        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
+    }
+
+    fn held_out(&self) -> Option<HeldOut<'_>> {
+        (!self.held_out.is_empty()).then_some(HeldOut {
+            data: &self.held_out,
+            sequence_length: self.calibration.sequence_length,
+            max_tokens: self.held_out_tokens,
+        })
+    }
+
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+        match self.method() {
+            Method::Rtn => quantizer::rounded(self, sources).map(Some),
+            Method::Gptq => Ok(None),
+        }
+    }
+
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+        match self.method() {
+            Method::Rtn => Ok(None),
+            Method::Gptq => Ok(Some(Box::new(Quantizer::new(self, sources)))),
+        }
+    }
+}
+
+impl QuantizeOptions {
+    /// `moe` with each matrix that is to be quantized in the encoding that `of` gives codes or values for.
+    fn quantized(
+        &self,
+        moe: &moe_model::Moe,
+        store: &Store,
+        mut of: impl FnMut(Place, usize) -> Result<Option<Made>>,
+    ) -> Result<moe_model::Moe> {
+        let mut moe = moe.clone();
+        let mut expert = |place: Place, expert: &mut Expert| -> Result<()> {
+            for (matrix, linear) in [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate() {
+                let made = of(place, matrix)?;
+                linear.weight = self.encoded(&linear.weight, store, made.as_ref())?;
+            }
+            Ok(())
+        };
+        for (index, network) in moe.experts.iter_mut().enumerate() {
+            expert(Place::Routed(index), network)?;
+        }
+        if let Some(shared) = moe.shared.as_mut().filter(|_| self.include.contains(&Part::Shared)) {
+            expert(Place::Shared, &mut shared.expert)?;
+        }
+        Ok(moe)
+    }
+
+    fn encoded(&self, weight: &Weight, store: &Store, made: Option<&Made>) -> Result<Weight> {
+        match self.encoding() {
+            Scheme::Integers(integers) => {
+                let codes = made.map(|made| match made {
+                    Made::Codes(codes) => codes,
+                    Made::Values(_) => unreachable!("integers are made of codes"),
+                });
+                store.packed(weight, self.packing(), integers, codes)
+            }
+            Scheme::Fp8(blocks) => {
+                let values = made.map(|made| match made {
+                    Made::Values(values) => values.as_slice(),
+                    Made::Codes(_) => unreachable!("floats are made of values"),
+                });
+                let dtype = match self.quantization()?.scale_suffix() {
+                    "_scale_inv" => moe_checkpoint::Dtype::F32,
+                    _ => weight.dtype(),
+                };
+                store.float(weight, blocks, dtype, values)
+            }
+        }
+    }
+
+    /// What is said of a layer before it is quantized.
+    fn record(&self, layer: usize, experts: usize, shared: bool) -> LayerRecord {
+        let how = match self.method() {
+            Method::Gptq => format!("{} by GPTQ", self.encoding()),
+            Method::Rtn => format!("{}, rounded to nearest", self.encoding()),
+        };
+        let shared = (shared && self.include.contains(&Part::Shared)).then(|| how.clone());
+        LayerRecord { layer, experts: vec![how; experts], shared, ..LayerRecord::default() }
+    }
+
+    /// What stock loaders are known to do wrong with such files.
+    fn loader_caveats(&self) -> Vec<String> {
+        let mut caveats = Vec::new();
+        let mut add = |caveat: &str| caveats.push(caveat.to_owned());
+        match self.quantization() {
+            Ok(moe_model::Quantization::Gptq(integers)) => {
+                add("plain transformers loads GPTQ experts as random weights, without an error; GPTQModel and vLLM read them");
+                if !integers.symmetric || ![4, 8].contains(&integers.bits) {
+                    add("vLLM reads symmetric GPTQ of 4 and 8 bits only");
+                }
+            }
+            Ok(moe_model::Quantization::Compressed(_)) => match self.encoding() {
+                Scheme::Integers(integers) if !integers.symmetric => {
+                    add("transformers 5.23 can't load asymmetric experts of compressed-tensors (a conversion error)");
+                }
+                Scheme::Integers(integers) if ![4, 8].contains(&integers.bits) => {
+                    add("vLLM's kernels for experts take 4 and 8 bits in most versions; transformers reads these");
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+        caveats
+    }
+
+    /// Refuses models and shapes that can't be quantized so.
+    fn check_model(&self, model: &Model) -> Result<()> {
+        if let Some(quantization) = &model.quantization {
+            return Err(Error::new(Kind::Unsupported, format!("this checkpoint is quantized already: {quantization}"))
+                .file(&model.config_file)
+                .remedy("start from the unquantized checkpoint"));
+        }
+        if model.moes().next().is_none() {
+            return Err(Error::new(Kind::Usage, "this model has no mixture of experts")
+                .file(&model.config_file)
+                .remedy("give an MoE; upcycle makes one of a dense model"));
+        }
+        if self.include.contains(&Part::Shared) && model.moes().all(|(_, moe)| moe.shared.is_none()) {
+            return Err(Error::new(Kind::Usage, "this model has no shared experts")
+                .file(&model.config_file)
+                .remedy("leave --include shared out"));
+        }
+        for (_, moe) in model.moes() {
+            let shared = moe.shared.iter().filter(|_| self.include.contains(&Part::Shared)).map(|s| &s.expert);
+            for linear in moe.experts.iter().chain(shared).flat_map(Expert::linears) {
+                self.check_matrix(linear)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_matrix(&self, linear: &Linear) -> Result<()> {
+        moe_forward::candle_dtype(&linear.weight)?;
+        let Some(integers) = self.integers() else { return Ok(()) };
+        let [rows, columns] = [linear.weight.shape()[0], linear.weight.shape()[1]];
+        if let Some(group) = integers.group.filter(|group| !columns.is_multiple_of(*group)) {
+            let fitting: Vec<_> = [128, 64, 32].iter().filter(|g| columns.is_multiple_of(**g)).map(|g| g.to_string()).collect();
+            return Err(Error::new(Kind::Usage, format!("groups of {group} don't divide the {columns} columns of this matrix"))
+                .tensor(linear.weight.name())
+                .remedy(match fitting.is_empty() {
+                    true => "give --group-size -1, a scale for each row".to_owned(),
+                    false => format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or ")),
+                }));
+        }
+        if self.packing() == Packing::Columns && !(rows.is_multiple_of(32) && columns.is_multiple_of(32)) {
+            return Err(Error::new(Kind::Unsupported, format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}"))
+                .tensor(linear.weight.name())
+                .remedy("give --format compressed-tensors"));
+        }
+        Ok(())
+    }
+}
+
+/// Which network of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Routed(usize),
+    Shared,
+}
+
+/// What a quantized matrix is made of.
+enum Made {
+    Codes(moe_math::quantize::Codes),
+    Values(Vec<f32>),
+}

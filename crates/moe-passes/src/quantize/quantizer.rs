@@ -1,0 +1,194 @@
+//! Quantizes layer by layer, in a sweep or without one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use moe_checkpoint::quantization::Scheme;
+use moe_checkpoint::Spill;
+use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED, to_f32};
+use moe_math::Compute;
+use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
+use moe_math::routing::Routing;
+use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
+
+use super::encode::{Store, scale_dtype};
+use super::options::{Part, QuantizeOptions, Samples};
+use super::samples::{Counts, ExpertSamples, Rule, Sampler};
+use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
+use super::{Made, Place};
+use crate::calibrate::CalibrationOptions;
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Sources};
+
+/// Quantizes each layer on what reaches it through the quantized ones before it.
+pub(super) struct Quantizer {
+    options: QuantizeOptions,
+    model: Model,
+    compute: Compute,
+    spill: Option<Arc<Spill>>,
+    /// Whether each token counts.
+    counted: Vec<bool>,
+    layers: BTreeMap<usize, DecidedLayer>,
+}
+
+/// Rounds every matrix to nearest.
+pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<Decisions> {
+    let store = Store(sources.spill.cloned());
+    let mut layers = BTreeMap::new();
+    for (index, moe) in sources.model.moes() {
+        let quantized = options.quantized(moe, &store, |place, matrix| {
+            let weight = &network(moe, place).linears()[matrix].weight;
+            let values = to_f32(weight, &Compute::cpu())?.flatten_all().and_then(|t| t.to_vec1::<f32>());
+            let values = values.map_err(|e| Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(weight.name()))?;
+            if let Some(element) = values.iter().position(|w| !w.is_finite()) {
+                return Err(moe_forward::not_finite(weight, element as u64));
+            }
+            match options.encoding() {
+                Scheme::Fp8(_) => Ok(Some(Made::Values(values))),
+                Scheme::Integers(_) => {
+                    let shape = [weight.shape()[0], weight.shape()[1]];
+                    let codes = round_to_nearest(&values, shape, &grid(options, moe)?);
+                    codes.map(Made::Codes).map(Some).map_err(|e| failed(e).tensor(weight.name()))
+                }
+            }
+        })?;
+        let record = options.record(index, moe.experts.len(), moe.shared.is_some());
+        layers.insert(index, decided(quantized, record));
+    }
+    Ok(Decisions { by: DecidedBy::Weights, layers })
+}
+
+fn network(moe: &Moe, place: Place) -> &Expert {
+    match (place, &moe.shared) {
+        (Place::Routed(index), _) => &moe.experts[index],
+        (Place::Shared, Some(shared)) => &shared.expert,
+        (Place::Shared, None) => unreachable!("only a shared expert that is there is quantized"),
+    }
+}
+
+fn grid(options: &QuantizeOptions, moe: &Moe) -> Result<quantize::Scheme> {
+    let integers = options.integers().expect("floats have no integer grid");
+    let scale_dtype = scale_dtype(&moe.experts[0].gate.weight, options.packing())?;
+    Ok(quantize::Scheme { bits: integers.bits, symmetric: integers.symmetric, group: integers.group, scale_dtype })
+}
+
+fn decided(moe: Moe, record: LayerRecord) -> DecidedLayer {
+    let clusters = (0..moe.experts.len()).map(|expert| vec![expert]).collect();
+    DecidedLayer { ffn: Ffn::Moe(Box::new(moe)), record, clusters, saliency: Vec::new() }
+}
+
+impl Quantizer {
+    pub fn new(options: &QuantizeOptions, sources: &Sources<'_>) -> Self {
+        Self {
+            options: options.clone(),
+            model: sources.model.clone(),
+            compute: sources.compute.clone(),
+            spill: sources.spill.cloned(),
+            counted: Vec::new(),
+            layers: BTreeMap::new(),
+        }
+    }
+
+    /// What each expert of `moe` is calibrated on.
+    fn samples(&self, moe: &Moe, inputs: &Inputs<'_>) -> Result<Vec<ExpertSamples>> {
+        let hidden = self.model.hidden;
+        let width = moe.experts[0].width();
+        let rule = Rule {
+            samples: self.options.samples(),
+            least: (self.options.min_samples * hidden.max(width) as f64).ceil() as usize,
+            gate_power: self.options.gate_power,
+            hot_cap: self.options.hot_cap,
+        };
+        let router = LoadedRouter::load(&moe.router, &self.compute)?;
+        let counted = |token: usize| self.counted[token];
+        let mut sampler = Sampler::new(rule, moe.experts.len());
+        let route = |block: usize| -> Result<Routing> {
+            let routed = router.route(&inputs.get(block)?).map(|(_, routing)| routing);
+            routed.map_err(|e| Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name()))
+        };
+        for block in 0..inputs.blocks().len() {
+            sampler.routed(&route(block)?, counted);
+        }
+        if sampler.wants_more() {
+            for (block, tokens) in inputs.blocks().iter().enumerate() {
+                sampler.near(tokens.start, &route(block)?, router.rule().bias.as_deref(), counted);
+            }
+        }
+        Ok(sampler.finish(counted))
+    }
+
+    fn solved(&self, index: usize, moe: &Moe, inputs: &Inputs<'_>) -> Result<(Vec<Solved>, Option<Solved>)> {
+        let shrinks = self.options.samples() == Samples::PerExpert;
+        let solver = Solver {
+            layer: index,
+            inputs,
+            compute: &self.compute,
+            options: quantize::Options { scheme: grid(&self.options, moe)?, clip_search: self.options.clip_search },
+            damping: Damping { start: self.options.damping, ..Damping::default() },
+            act_order: self.options.act_order,
+            shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
+        };
+        let samples = self.samples(moe, inputs)?;
+        let task = |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
+        let experts = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>())?;
+        let shared = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared));
+        let shared = shared.map(|shared| -> Result<Solved> {
+            let task = Task { name: "the shared expert".to_owned(), network: &shared.expert, samples: self.all_tokens() };
+            let solver = Solver { shrinkage: 0.0, ..solver };
+            Ok(solver.run(&[task])?.remove(0))
+        });
+        Ok((experts, shared.transpose()?))
+    }
+
+    fn all_tokens(&self) -> ExpertSamples {
+        let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
+        let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
+        ExpertSamples { weights: vec![1.0; tokens.len()], tokens, counts }
+    }
+}
+
+impl Decider for Quantizer {
+    fn text(&self) -> &CalibrationOptions {
+        &self.options.calibration
+    }
+
+    fn begin(&mut self, calibration: &Calibration) {
+        self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
+    }
+
+    fn survey(&mut self) -> Option<&mut dyn Observer> {
+        None
+    }
+
+    fn finish(&mut self) -> Result<Decisions> {
+        Ok(Decisions { by: DecidedBy::Sequence, layers: std::mem::take(&mut self.layers) })
+    }
+}
+
+impl Observer for Quantizer {}
+
+impl Converter for Quantizer {
+    fn observes(&self) -> bool {
+        false
+    }
+
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>> {
+        let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
+        let (experts, shared) = self.solved(index, moe, inputs)?;
+        let mut record = self.options.record(index, moe.experts.len(), moe.shared.is_some());
+        record.quantized = experts.iter().map(|solved| solved.record.clone()).collect::<Vec<ExpertRecord>>();
+        let store = Store(self.spill.clone());
+        let mut codes: Vec<[Option<Codes>; 3]> =
+            experts.into_iter().chain(shared).map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)]).collect();
+        let quantized = self.options.quantized(moe, &store, |place, matrix| {
+            let network = match place {
+                Place::Routed(index) => index,
+                Place::Shared => moe.experts.len(),
+            };
+            Ok(codes[network][matrix].take().map(Made::Codes))
+        })?;
+        let layer = decided(quantized, record);
+        let ffn = layer.ffn.clone();
+        self.layers.insert(index, layer);
+        Ok(Some(ffn))
+    }
+}
