@@ -6,12 +6,11 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use moe_forward::{
     Calibration, Converter, ExpertRun, Group, LeftOut, Observer, ObserverOptions, StatisticsObserver, Wants,
-    group_factors,
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sums};
-use moe_model::{Error, Ffn, Kind, Model, Result};
+use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
 use super::budget::padded;
 use super::guard::super_experts;
@@ -21,38 +20,34 @@ use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
 
 /// Decides from statistics, or from weights alone where the method needs none.
-pub(crate) fn decide_now(
+pub(super) fn decide_now(
     method: &dyn Method,
     options: &ReduceOptions,
-    size: Size,
+    size: &Size,
     sources: &Sources<'_>,
 ) -> Result<Decisions> {
-    let model = sources.model;
-    let statistics = sources.statistics.filter(|_| method.needs().sums);
+    let (model, needs) = (sources.model, method.needs());
+    let statistics = sources.statistics.filter(|_| needs.sums);
     let protected = match statistics {
         Some(statistics) if !options.no_super_expert_guard => super_experts(&largest_outputs(model, statistics)?),
         _ => BTreeMap::new(),
     };
-    let groups: &[Group] = statistics.map_or(&[], |statistics| statistics.groups());
-    let counts = options.counts(sources, size)?;
+    let groups = statistics.map_or(&[] as &[Group], |statistics| statistics.groups());
+    let setting = Setting {
+        method,
+        size,
+        protected: &protected,
+        groups,
+        seed: options.calibration.seed,
+        compute: sources.compute,
+    };
     let mut layers = BTreeMap::new();
     for (index, moe) in model.moes() {
         let sums = statistics.map(|statistics| sums_of(statistics, index)).transpose()?.unwrap_or_default();
-        if statistics.is_some() && method.needs().left_out {
+        if statistics.is_some() && needs.left_out {
             check_left_out(index, &sums)?;
         }
-        let view = LayerView {
-            index,
-            moe,
-            count: counts[&index],
-            protected: protected.get(&index).map_or(&[], Vec::as_slice),
-            groups,
-            sums: &sums,
-            inputs: &[],
-            seed: options.calibration.seed,
-            compute: sources.compute,
-        };
-        layers.insert(index, padded(decided(method, &view)?, moe, size.after));
+        layers.insert(index, setting.decided(index, moe, &sums, &[])?);
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
     let mut decisions = Decisions { by, layers };
@@ -62,7 +57,31 @@ pub(crate) fn decide_now(
     Ok(decisions)
 }
 
-fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
+/// What the layers of a model are decided with.
+struct Setting<'a> {
+    method: &'a dyn Method,
+    size: &'a Size,
+    /// Super experts, by layer.
+    protected: &'a BTreeMap<usize, Vec<usize>>,
+    groups: &'a [Group],
+    seed: u64,
+    compute: &'a Compute,
+}
+
+impl Setting<'_> {
+    /// Decides layer `index`, which is `moe`.
+    fn decided(&self, index: usize, moe: &Moe, sums: &[Sums], inputs: &[Tensor]) -> Result<DecidedLayer> {
+        let Self { size, groups, seed, compute, .. } = *self;
+        let protected = self.protected.get(&index).map_or(&[] as &[usize], Vec::as_slice);
+        let view = LayerView { index, moe, count: size.counts[&index], protected, groups, sums, inputs, seed, compute };
+        let reduced = self.method.reduce(&view)?;
+        let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
+        Ok(padded(reduced.decided(index, moe, trust), moe, size.after))
+    }
+}
+
+/// The sums of each group of tokens in layer `index`.
+pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
     statistics.layer(index)?.ok_or_else(|| {
         Error::new(Kind::Mismatch, format!("the statistics have no layer {index}")).remedy("observe this model again")
     })
@@ -87,18 +106,8 @@ fn largest(sums: &[Sums]) -> Vec<f64> {
     Sums::pooled(sums.iter().map(|sums| (sums, 1.0))).get(Quantity::Largest).to_vec()
 }
 
-fn decided(method: &dyn Method, view: &LayerView<'_>) -> Result<DecidedLayer> {
-    let reduced = method.reduce(view)?;
-    let trust = (!view.sums.is_empty()).then(|| {
-        let mut trust = LayerTrust::new(&reduced, view.groups, view.sums, &group_factors(view.groups));
-        trust.super_experts = view.protected.to_vec();
-        trust
-    });
-    reduced.decided(view.index, view.moe, trust)
-}
-
 /// Decides each layer on what reaches it through the converted layers before it.
-pub(crate) struct Reducer {
+pub(super) struct Reducer {
     method: Arc<dyn Method>,
     options: ReduceOptions,
     size: Size,
@@ -172,7 +181,7 @@ impl Decider for Reducer {
         }
         let mut decisions = Decisions { by: DecidedBy::Sequence, layers };
         if self.options.mtp == MtpChoice::Prune {
-            decide_mtp(&self.model, self.size, &self.compute, &mut decisions)?;
+            decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         }
         Ok(decisions)
     }
@@ -184,18 +193,15 @@ impl Converter for Reducer {
         let inputs = std::mem::take(&mut self.inputs);
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let protected = self.survey.as_ref().map(|survey| super_experts(&survey.largest)).unwrap_or_default();
-        let view = LayerView {
-            index,
-            moe,
-            count: self.size.after,
-            protected: protected.get(&index).map_or(&[], Vec::as_slice),
+        let setting = Setting {
+            method: self.method.as_ref(),
+            size: &self.size,
+            protected: &protected,
             groups: &self.groups,
-            sums: &sums,
-            inputs: &inputs,
             seed: self.options.calibration.seed,
             compute: &self.compute,
         };
-        let layer = decided(self.method.as_ref(), &view)?;
+        let layer = setting.decided(index, moe, &sums, &inputs)?;
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);
         Ok(Some(ffn))

@@ -1,13 +1,12 @@
 //! What tells how far the decision about a layer can be trusted.
 
-use moe_forward::{Group, labels};
 use moe_math::load::Load;
 use moe_math::rank::{jaccard, spearman};
 use moe_math::saliency::greatest;
 use moe_math::statistics::{Quantity, Sums};
 use serde::Serialize;
 
-use super::Reduced;
+use super::{LayerView, Reduced};
 
 /// Figures about one layer's decision. Shares are of the calibration tokens' sums before the decision.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -39,20 +38,17 @@ pub struct LayerTrust {
 }
 
 impl LayerTrust {
-    /// What the sums of each group of tokens say of `reduced`.
-    pub(crate) fn new(reduced: &Reduced, groups: &[Group], sums: &[Sums], factors: &[f64]) -> Self {
+    /// What the sums of `layer` say of `reduced`.
+    pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let kept = reduced.kept();
-        let pooled = Sums::pooled(sums.iter().zip(factors.iter().copied()));
+        let pooled = layer.pooled();
         let share = |sums: &Sums, quantity: Quantity| {
             let values = sums.get(quantity);
             let all: f64 = values.iter().sum();
             if all > 0.0 { kept.iter().map(|e| values[*e]).sum::<f64>() / all } else { 1.0 }
         };
-        let of_domain = |label: &str| {
-            let of = groups.iter().zip(sums).filter(|(group, _)| group.label == label);
-            (label.to_owned(), share(&Sums::pooled(of.map(|(_, sums)| (sums, 1.0))), Quantity::GatedNorms))
-        };
-        let domains = labels(groups).into_iter().map(of_domain);
+        let of_domain = |(label, sums): (&str, Sums)| (label.to_owned(), share(&sums, Quantity::GatedNorms));
+        let domains = layer.domains().into_iter().map(of_domain);
         let counts = pooled.get(Quantity::Tokens).iter().map(|n| n.round() as u64).collect();
         let stability = reduced.halves.as_ref().map(|[a, b]| {
             let count = kept.len();
@@ -68,7 +64,7 @@ impl LayerTrust {
             load: Load::new(counts),
             stability,
             output_error: None,
-            super_experts: Vec::new(),
+            super_experts: layer.protected.to_vec(),
         }
     }
 }
