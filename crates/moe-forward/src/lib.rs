@@ -38,6 +38,6 @@ pub use loader::{candle_dtype, float_dtype, to_f32};
 pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
-pub use router::{LoadedRouter, routing_rule};
+pub use router::LoadedRouter;
 pub use states::Storage;
 pub use sweep::{Converter, ExpertRun, Head, Observer, Silent, Sweep, Wants, embed};

@@ -120,23 +120,19 @@ fn trust(receipt: &Receipt) -> String {
     text
 }
 
-fn held_out_table(HeldOutReport { result, control }: &HeldOutReport) -> String {
-    let figures = |domain: Option<&DomainReport>| match domain
-        .and_then(|d| Some((d.loss, d.against.as_ref()?)))
-        .filter(|(loss, _)| loss.is_finite())
-    {
-        Some((loss, a)) => {
-            let delta = loss - a.original_loss;
-            format!("{delta:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement)
+fn held_out_table(held_out: &HeldOutReport) -> String {
+    let figures = |domain: Option<&DomainReport>| {
+        let both = domain.and_then(|d| Some((d.loss_change()?, d.against.as_ref()?)));
+        match both.filter(|(change, _)| change.is_finite()) {
+            Some((change, a)) => format!("{change:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement),
+            None => "– | – | –".to_owned(),
         }
-        None => "– | – | –".to_owned(),
     };
     let mut text = String::from(
         "| held-out text | Δ loss | KL | top-1 agreement | random choice: Δ loss | KL | top-1 agreement |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
     );
-    for (index, domain) in result.domains.iter().chain([&result.all]).enumerate() {
-        let beside = control.as_ref().and_then(|control| control.domains.iter().chain([&control.all]).nth(index));
+    for (domain, beside) in held_out.rows() {
         let _ = writeln!(text, "| {} | {} | {} |", cell(&domain.label), figures(Some(domain)), figures(beside));
     }
     text

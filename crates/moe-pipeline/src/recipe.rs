@@ -174,26 +174,22 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
     let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
     let label = take(&mut table, "label")?;
     let kind = match command.as_str() {
-        "upcycle" => StepKind::Upcycle {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: rest(table)?,
-        },
-        "observe" => StepKind::Observe {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
-        "prune" => StepKind::Prune {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
-        "merge" => StepKind::Merge {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
+        "upcycle" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Upcycle { output, overwrite, options: rest(table)? }
+        }
+        "observe" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Observe { output, overwrite, options: options(table)? }
+        }
+        "prune" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Prune { output, overwrite, options: options(table)? }
+        }
+        "merge" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Merge { output, overwrite, options: options(table)? }
+        }
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
@@ -213,6 +209,12 @@ struct Nothing {}
 fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
     let value = table.remove(key);
     value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", e.message()))).transpose()
+}
+
+/// Where a step's result goes, and whether it replaces an earlier one.
+fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool), String> {
+    let output = take(table, "output")?.ok_or("the key \"output\" is missing")?;
+    Ok((output, take(table, "overwrite")?.unwrap_or(false)))
 }
 
 /// Options that are put together of several groups, which serde can't check for unknown keys.

@@ -23,7 +23,7 @@ use crate::reduce::{LayerView, Method};
 
 const LAYER: usize = 1;
 const COUNT: usize = 12;
-/// merge.py stores every so manieth neuron.
+/// merge.py stores one neuron in so many.
 const STEP: usize = 32;
 /// Sums of our f32 forward pass differ from float64's by as much, relative.
 const COEFFICIENT: f64 = 1e-6;
@@ -120,7 +120,8 @@ impl Fixture {
             }
         }
         let batch = Batch::new(sequences.iter().map(Vec::as_slice));
-        let options = ObserverOptions { groups: groups.len(), group_of, left_out: false, sample_every: 1 };
+        let options =
+            ObserverOptions { groups: groups.len(), group_of: group_of.into(), left_out: false, sample_every: 1 };
         let mut watch = Watch { statistics: StatisticsObserver::new(&model, options), inputs: Vec::new() };
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
         (0..LAYER).for_each(|index| sweep.layer(index, &mut Silent).unwrap());

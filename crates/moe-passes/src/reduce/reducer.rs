@@ -153,17 +153,13 @@ impl Decider for Reducer {
 
     fn begin(&mut self, calibration: &Calibration) {
         let Needs { left_out, sample_every, .. } = self.method.needs();
-        let options = |left_out, sample_every| ObserverOptions {
-            groups: calibration.groups.len(),
-            group_of: calibration.group_of.clone(),
-            left_out,
-            sample_every,
+        let observer = |left_out, sample_every| {
+            let (groups, group_of) = (calibration.groups.len(), calibration.group_of.clone());
+            StatisticsObserver::new(&self.model, ObserverOptions { groups, group_of, left_out, sample_every })
         };
-        self.observer = Some(StatisticsObserver::new(&self.model, options(left_out, sample_every)));
-        self.survey = (!self.options.no_super_expert_guard).then(|| SuperExpertSurvey {
-            observer: StatisticsObserver::new(&self.model, options(false, 0)),
-            largest: BTreeMap::new(),
-        });
+        self.survey = (!self.options.no_super_expert_guard)
+            .then(|| SuperExpertSurvey { observer: observer(false, 0), largest: BTreeMap::new() });
+        self.observer = Some(observer(left_out, sample_every));
         self.groups.clone_from(&calibration.groups);
     }
 

@@ -1,6 +1,6 @@
 //! What was done.
 
-use moe_forward::EvalReport;
+use moe_forward::DomainReport;
 
 use super::words;
 use crate::receipt::Receipt;
@@ -36,7 +36,7 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     section
 }
 
-fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
+fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
     let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
@@ -45,9 +45,9 @@ fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String;
     let [before, after] = layers[0].trust.experts;
     let worst = layers.iter().filter_map(|l| Some((l.index, l.counted(l.trust.retained_mass)?)));
     let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
-    let pooled = |report: &'a EvalReport| Some((report.all.loss, report.all.against.as_ref()?));
-    let all = receipt.held_out.as_ref().and_then(|h| pooled(&h.result));
-    let control = receipt.held_out.as_ref().and_then(|h| pooled(h.control.as_ref()?));
+    let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
+    let against = all.and_then(|all| all.against.as_ref());
+    let control = receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
     vec![
         tile("experts in a layer", format!("{before} → {after}"), of(before, after)),
         tile(
@@ -77,18 +77,16 @@ fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String;
         ),
         tile(
             "Δ loss on held-out text",
-            signed(all.map(|(loss, against)| loss - against.original_loss)),
+            signed(all.and_then(DomainReport::loss_change)),
             match control {
-                Some((loss, against)) => {
-                    format!("a random choice: {}", signed(Some(loss - against.original_loss)))
-                }
+                Some(_) => format!("a random choice: {}", signed(control)),
                 None => "no random control".to_owned(),
             },
         ),
         tile(
             "top-1 agreement",
-            percent(all.map(|(_, against)| against.top1_agreement)),
-            format!("KL {}", decimal(all.map(|(_, against)| against.kl), 4)),
+            percent(against.map(|a| a.top1_agreement)),
+            format!("KL {}", decimal(against.map(|a| a.kl), 4)),
         ),
     ]
 }
