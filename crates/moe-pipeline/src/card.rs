@@ -110,11 +110,17 @@ fn trust(receipt: &Receipt) -> String {
         let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
             format!(", {:.1} % of the domain `{}`", 100.0 * share, cell(label))
         });
+        let keeps = match worst.retained_mass {
+            1.0.. => "No layer loses saliency mass: every expert goes on, alone or merged into others.".to_owned(),
+            share => format!(
+                "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
+                100.0 * share
+            ),
+        };
         let _ = writeln!(
             text,
-            "\nThe layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}. `{REPORT_FILE}` shows every \
-             layer: loads, saliencies, errors, what became of each expert, and how stable the choice is.",
-            100.0 * worst.retained_mass
+            "\n{keeps} `{REPORT_FILE}` shows every layer: loads, saliencies, errors, what became of each expert, and how \
+             stable the choice is."
         );
     }
     text

@@ -113,7 +113,8 @@ impl Method for Merging {
         };
         let experts = decided.groups.iter().zip(&decided.coefficients).map(of_group).collect::<Result<_>>()?;
         let made = decided.groups.iter().zip(&decided.coefficients).map(|(group, w)| description(group, w)).collect();
-        Ok(Reduced { clusters: decided.groups, saliency, halves, experts: Some(experts), made: Some(made) })
+        let clusters = decided.groups;
+        Ok(Reduced { clusters, saliency, halves, experts: Some(experts), made: Some(made), carried: None })
     }
 }
 

@@ -106,18 +106,27 @@ pub(crate) struct Reduced {
     pub experts: Option<Vec<Expert>>,
     /// How experts were made, where that isn't plain.
     pub made: Option<Vec<String>>,
+    /// The share of each expert that goes on in those that are left, where that isn't all of those in a cluster and
+    /// nothing of the others.
+    pub carried: Option<Vec<f64>>,
 }
 
 impl Reduced {
     /// The experts `kept`, as they are.
     pub fn unmerged(kept: impl IntoIterator<Item = usize>, saliency: Vec<f64>) -> Self {
         let clusters = kept.into_iter().map(|expert| vec![expert]).collect();
-        Self { clusters, saliency, halves: None, experts: None, made: None }
+        Self { clusters, saliency, halves: None, experts: None, made: None, carried: None }
     }
 
     /// The experts whose router rows stay, ascending.
     pub fn kept(&self) -> Vec<usize> {
         self.clusters.iter().map(|cluster| cluster[0]).collect()
+    }
+
+    /// The share of each of `experts` experts that goes on, alone or in another.
+    pub fn carried(&self, experts: usize) -> Vec<f64> {
+        let in_cluster = |e: usize| f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))));
+        self.carried.clone().unwrap_or_else(|| (0..experts).map(in_cluster).collect())
     }
 
     /// The layer that this makes of `moe`.

@@ -202,7 +202,7 @@ fn merges_are_shown_as_clusters() {
     receipt.warnings = vec!["something to know".to_owned()];
     let page = page(&receipt);
     assert!(page.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{page}");
-    assert!(page.contains("Experts were merged"));
+    assert!(page.contains("Experts were merged") && page.contains("what merging costs shows in the error"));
     keep_to_look_at("merged.html", &page);
 }
 
