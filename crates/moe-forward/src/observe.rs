@@ -61,6 +61,12 @@ impl StatisticsObserver {
         self.layer.take().map(|layer| layer.sums)
     }
 
+    /// Which of the batch's `tokens` count in any statistic, as positions among these.
+    pub fn counted_of(&self, tokens: std::ops::Range<usize>) -> Vec<u32> {
+        let first = tokens.start;
+        tokens.filter(|token| self.group(*token).is_some()).map(|token| (token - first) as u32).collect()
+    }
+
     fn group(&self, token: usize) -> Option<usize> {
         Some(self.options.group_of[token]).filter(|group| *group != UNCOUNTED).map(|group| group as usize)
     }

@@ -118,7 +118,10 @@ pub(super) struct Reducer {
     observer: Option<StatisticsObserver>,
     /// Watches a sweep over the original model, before.
     survey: Option<SuperExpertSurvey>,
+    /// What counted tokens bring to the running layer, where the method looks at that.
     inputs: Vec<Tensor>,
+    /// Tokens that have come to that layer, counted or not.
+    arrived: usize,
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, [f64; 2]>,
     layers: BTreeMap<usize, DecidedLayer>,
@@ -136,6 +139,7 @@ impl Reducer {
             observer: None,
             survey: None,
             inputs: Vec::new(),
+            arrived: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
         }
@@ -187,6 +191,7 @@ impl Converter for Reducer {
     fn convert(&mut self, index: usize) -> Result<Option<Ffn>> {
         let Some(sums) = self.observer().take() else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
+        self.arrived = 0;
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let protected = self.survey.as_ref().map(|survey| super_experts(&survey.largest)).unwrap_or_default();
         let setting = Setting {
@@ -221,9 +226,20 @@ impl Observer for Reducer {
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        if self.method.needs().inputs && self.model.layers[layer].ffn.moe().is_some() {
-            self.inputs.push(x.clone());
+        if !self.method.needs().inputs || self.model.layers[layer].ffn.moe().is_none() {
+            return Ok(());
         }
+        let fail = |e| Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(e);
+        let tokens = x.dim(0).map_err(fail)?;
+        let first = self.arrived;
+        self.arrived += tokens;
+        let counted = self.observer().counted_of(first..first + tokens);
+        let rows = match counted.len() {
+            0 => return Ok(()),
+            all if all == tokens => Ok(x.clone()),
+            some => Tensor::from_vec(counted, some, x.device()).and_then(|rows| x.index_select(&rows, 0)),
+        };
+        self.inputs.push(rows.map_err(fail)?);
         Ok(())
     }
 
@@ -271,5 +287,62 @@ impl Observer for SuperExpertSurvey {
         let sums = self.observer.take();
         self.largest.extend(sums.map(|sums| (layer, largest(&sums))));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_forward::{Batch, Storage, Sweep, UNCOUNTED};
+
+    use super::*;
+    use crate::reduce::Reduced;
+
+    /// Keeps all experts, and remembers the inputs and the number of tokens of each layer that it saw.
+    #[derive(Default)]
+    struct Watch(std::sync::Mutex<Vec<(Vec<Vec<f32>>, f64)>>);
+
+    impl Method for Watch {
+        fn needs(&self) -> Needs {
+            Needs { sums: true, inputs: true, ..Needs::default() }
+        }
+
+        fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
+            let inputs = Tensor::cat(layer.inputs, 0).and_then(|x| x.to_vec2()).unwrap();
+            self.0.lock().unwrap().push((inputs, layer.pooled().scalar(Quantity::SeenTokens)));
+            Ok(Reduced::unmerged(0..layer.count, Vec::new()))
+        }
+    }
+
+    /// What the first two layers bring of three sequences of ten tokens, a block each, if those count that `counts` says.
+    fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
+        let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
+        let options: ReduceOptions = serde_json::from_value(serde_json::json!({ "experts": 24 })).unwrap();
+        let sources = Sources::new(&model, &compute);
+        let watch = Arc::new(Watch::default());
+        let mut reducer = Reducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
+        let sequences: Vec<Vec<u32>> = (0..3).map(|s| (10 * s..10 * s + 10).collect()).collect();
+        let group_of = (0..30).map(|token| if counts(token) { 0 } else { UNCOUNTED }).collect();
+        let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 30 };
+        let batch = Batch::new(sequences.iter().map(Vec::as_slice));
+        let calibration = Calibration { batch, groups: vec![group], group_of };
+        reducer.begin(&calibration);
+        let storage = Storage { block_tokens: Some(10), ..Storage::default() };
+        let mut sweep = Sweep::stored(&model, &calibration.batch, &compute, &storage).unwrap();
+        (0..2).for_each(|index| sweep.layer_converted(index, &mut reducer).unwrap());
+        std::mem::take(&mut watch.0.lock().unwrap())
+    }
+
+    #[test]
+    fn inputs_are_those_of_the_tokens_that_count() {
+        // None of the last block.
+        let counts = |token: usize| !token.is_multiple_of(3) && token < 20;
+        let (all, some) = (seen(|_| true), seen(counts));
+        assert_eq!((all.len(), some.len()), (2, 2));
+        for ((all, _), (some, tokens)) in all.into_iter().zip(some) {
+            assert_eq!((all.len(), some.len(), tokens), (30, 13, 13.0));
+            let counted: Vec<_> = (0..30).filter(|token| counts(*token)).map(|token| all[token].clone()).collect();
+            assert_eq!(some, counted);
+        }
     }
 }
