@@ -183,6 +183,10 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
+    if let Some(why) = receipt.no_figures() {
+        let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
+        rows.push(("trust", format!("{why}{ask}")));
+    }
     rows.extend(receipt.warnings.iter().map(|w| ("warning", w.clone())));
     rows
 }

@@ -96,7 +96,7 @@ fn how_it_was_made(receipt: &Receipt) -> String {
 
 /// What it costs, and how far decisions can be trusted, in short.
 fn trust(receipt: &Receipt) -> String {
-    if !receipt.has_report() && receipt.held_out.is_none() {
+    if receipt.decided.is_none() && receipt.held_out.is_none() {
         return String::new();
     }
     let mut text = String::from("\n## How far it can be trusted\n\n");
@@ -104,6 +104,9 @@ fn trust(receipt: &Receipt) -> String {
         text.push_str(&held_out_table(held_out));
     } else {
         text.push_str("Nothing was measured on held-out text (`--held-out`).\n");
+    }
+    if let Some(why) = receipt.no_figures() {
+        let _ = writeln!(text, "\nThere are {why}.");
     }
     let decided = receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
     if let Some((layer, worst)) = decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass)) {
