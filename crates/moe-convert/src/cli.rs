@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::{MergeOptions, PruneOptions, UpcycleOptions};
+use moe_passes::{MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
@@ -136,6 +136,15 @@ pub enum Command {
         moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats\n\n\
         docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
+
+    /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
+    #[command(after_help = "Examples:\n  \
+        moe-convert quantize golden/models/moe -o w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert quantize golden/models/moe -o w3 --scheme w3a16 --group-size 32 --data-tokens 4096 \\\n    \
+        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n  \
+        moe-convert quantize golden/models/moe -o fp8 --scheme fp8-block")]
+    Quantize(Convert<QuantizeOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use moe_forward::{DomainReport, EvalReport};
+use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
 use moe_pipeline::{
-    ByteSize, Check, Conversion, DomainSummary, HeldOutReport, Inspection, MoeSummary, Observation, PlannedOutput,
-    Receipt, Summary, Timings, VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, DomainSummary, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary,
+    Timings, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 /// A table with a header; columns but the first are right-aligned.
@@ -40,6 +40,10 @@ fn lines(table: &Table) -> String {
         let _ = writeln!(text, "{}", line.trim_end());
         text
     })
+}
+
+fn or_dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "–".to_owned())
 }
 
 /// 1,234,567 as `1.23 M`.
@@ -179,6 +183,10 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
+    if let Some(why) = receipt.no_figures() {
+        let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
+        rows.push(("trust", format!("{why}{ask}")));
+    }
     rows.extend(receipt.warnings.iter().map(|w| ("warning", w.clone())));
     rows
 }
@@ -240,7 +248,6 @@ fn trust(receipt: &Receipt) -> String {
         return String::new();
     }
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
     let row = |(layer, trust): &(usize, &LayerTrust)| {
         vec![
             layer.to_string(),
@@ -270,39 +277,24 @@ fn trust(receipt: &Receipt) -> String {
 
 /// What a result costs on held-out text, and a random choice of experts beside it.
 fn held_out(receipt: &Receipt) -> String {
-    let Some(HeldOutReport { result, control }) = &receipt.held_out else { return String::new() };
+    let Some(held_out) = &receipt.held_out else { return String::new() };
     let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
-    if control.is_some() {
+    if held_out.control.is_some() {
         header.extend(["random: Δ loss", "KL"]);
     }
-    let figures = |d: &DomainReport| {
-        let against = d.against.clone().unwrap_or_default();
-        (
-            against.original_loss,
-            format!("{:+.4}", d.loss - against.original_loss),
-            format!("{:.4}", against.kl),
-            against.top1_agreement,
-        )
+    let changes = |d: &DomainReport| {
+        let kl = d.against.as_ref().map(|a| format!("{:.4}", a.kl));
+        [or_dash(d.loss_change().map(|change| format!("{change:+.4}"))), or_dash(kl)]
     };
-    let domains = |report: &EvalReport| report.domains.iter().chain([&report.all]).cloned().collect::<Vec<_>>();
-    let beside = control.as_ref().map(domains).unwrap_or_default();
-    let row = |(index, d): (usize, &DomainReport)| {
-        let (original, loss, kl, same) = figures(d);
-        let mut row = vec![
-            d.label.clone(),
-            d.tokens.to_string(),
-            format!("{original:.4}"),
-            loss,
-            kl,
-            format!("{:.1} %", 100.0 * same),
-        ];
-        if let Some(control) = beside.get(index) {
-            let (_, loss, kl, _) = figures(control);
-            row.extend([loss, kl]);
-        }
+    let row = |(d, control): (&DomainReport, Option<&DomainReport>)| {
+        let against = |format: fn(&Comparison) -> String| or_dash(d.against.as_ref().map(format));
+        let mut row = vec![d.label.clone(), d.tokens.to_string(), against(|a| format!("{:.4}", a.original_loss))];
+        row.extend(changes(d));
+        row.push(against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)));
+        row.extend(control.into_iter().flat_map(changes));
         row
     };
-    format!("\n{}", table(&header, domains(result).iter().enumerate().map(row)))
+    format!("\n{}", table(&header, held_out.rows().map(row)))
 }
 
 /// A plan that was not run.
@@ -325,7 +317,7 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
             vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
         if let Some(a) = &d.against {
             row.push(format!("{:.4}", a.original_loss));
-            row.push(format!("{:+.5}", d.loss - a.original_loss));
+            row.extend(d.loss_change().map(|change| format!("{change:+.5}")));
             row.push(format!("{:.2e}", a.kl));
             row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
         }
@@ -333,7 +325,7 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
     };
     let beside = against.map_or(String::new(), |a| format!(" against {}", a.display()));
     let mut text = format!("{}{beside}\n", model.display());
-    text += &table(&header, report.domains.iter().chain([&report.all]).map(row));
+    text += &table(&header, report.rows().map(row));
     if !report.load.is_empty() {
         text.push('\n');
         text += &expert_load(report);
@@ -346,7 +338,6 @@ pub fn summary(rows: &[Summary]) -> String {
     let header = ["", "loss", "KL to the original", "agreement", "Gini", "entropy", "dead", "information"];
     let mut text = format!("| {} |\n|{}\n", header.join(" | "), "---|".repeat(header.len()));
     for row in rows {
-        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "–".to_owned());
         let load = row.load.as_ref();
         let cells = [
             row.label.clone(),

@@ -41,8 +41,12 @@ fn statistics(bencher: Bencher<'_, '_>, what: &str) {
     let (model, compute) = (model(), Compute::cpu());
     let batch = batch(&model);
     bencher.counter(ItemsCount::new(batch.tokens())).bench(|| {
-        let options =
-            ObserverOptions { groups: 1, group_of: vec![0; batch.tokens()], left_out: what != "sums", sample_every: 0 };
+        let options = ObserverOptions {
+            groups: 1,
+            group_of: vec![0; batch.tokens()].into(),
+            left_out: what != "sums",
+            sample_every: 0,
+        };
         let mut observer = StatisticsObserver::new(&model, options);
         let mut sweep = Sweep::stored(&model, &batch, &compute, &Storage::default()).expect("embedded");
         for index in 0..model.layers.len() {

@@ -1,6 +1,7 @@
 //! Calibration text: the tokens of a sweep, and which of them are counted together.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use moe_checkpoint::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ pub struct Calibration {
     /// Two for each domain.
     pub groups: Vec<Group>,
     /// The group of each token.
-    pub group_of: Vec<GroupIndex>,
+    pub group_of: Arc<[GroupIndex]>,
 }
 
 impl Calibration {
@@ -59,7 +60,7 @@ impl Calibration {
             return Err(Error::new(Kind::Usage, "this data has no tokens but special ones")
                 .remedy("give text, or leave --mask-special out"));
         }
-        Ok(Self { batch: corpus.batch(), groups, group_of })
+        Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })
     }
 }
 

@@ -72,6 +72,20 @@ pub struct EvalReport {
     pub load: Vec<LayerLoad>,
 }
 
+impl DomainReport {
+    /// The loss less the original's, in nats per predicted token; none without an original.
+    pub fn loss_change(&self) -> Option<f64> {
+        Some(self.loss - self.against.as_ref()?.original_loss)
+    }
+}
+
+impl EvalReport {
+    /// The domains, then all together.
+    pub fn rows(&self) -> impl Iterator<Item = &DomainReport> {
+        self.domains.iter().chain([&self.all])
+    }
+}
+
 /// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden states are kept.
 ///
 /// # Errors

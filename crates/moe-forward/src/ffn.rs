@@ -89,7 +89,12 @@ pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn>
 /// # Errors
 /// What reading and the device return.
 pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
-    let loaded = Loader { compute, shared: None }.expert(network)?;
+    output_of(Loader { compute, shared: None }, network, x)
+}
+
+/// The same with weights that `loader` loads.
+pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
+    let loaded = loader.expert(network)?;
     in_blocks(x, |x| loaded.forward(x)).context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
@@ -184,10 +189,7 @@ fn run_all_experts(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, obse
     let select = || x.index_select(&Tensor::from_slice(&tokens, tokens.len(), x.device())?, 0);
     let x = select().context(|| format!("sampled tokens of layer {index}"))?;
     for (expert, network) in moe.experts.iter().enumerate() {
-        let loaded = loader.expert(network)?;
-        let output = in_blocks(&x, |x| loaded.forward(x))
-            .context(|| format!("the expert of {} in layer {index}", network.down.weight.name()))?;
-        observer.sampled_output(index, expert, &tokens, &output)?;
+        observer.sampled_output(index, expert, &tokens, &output_of(loader, network, &x)?)?;
     }
     Ok(())
 }

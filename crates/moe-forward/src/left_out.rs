@@ -9,6 +9,7 @@ use moe_model::Moe;
 use rayon::prelude::*;
 
 use crate::context::Context;
+use crate::ffn::output_of;
 use crate::loader::Loader;
 
 /// For each position of `Routing::selected`, what leaving that expert out does to its token's output.
@@ -104,13 +105,10 @@ impl<'a> Parts<'a> {
         for (expert, mut tokens) in tokens_of {
             tokens.dedup();
             let network = &self.moe.experts[expert as usize];
-            let loaded = self.loader.expert(network)?;
-            let run = || {
-                let rows = Tensor::from_slice(&tokens, tokens.len(), self.x.device())?;
-                let output = loaded.forward(&self.x.index_select(&rows, 0)?)?;
-                output.to_dtype(DType::F32)?.to_vec2::<f32>()
-            };
-            let rows = run().context(|| format!("the expert of {}", network.down.weight.name()))?;
+            let of = || format!("the expert of {}", network.down.weight.name());
+            let select = || self.x.index_select(&Tensor::from_slice(&tokens, tokens.len(), self.x.device())?, 0);
+            let output = output_of(self.loader, network, &select().context(of)?)?;
+            let rows = output.to_dtype(DType::F32).and_then(|output| output.to_vec2::<f32>()).context(of)?;
             further.rows.extend(tokens.iter().zip(rows).map(|(token, row)| ((*token, expert), row)));
         }
         Ok(further)

@@ -40,6 +40,6 @@ pub use observe::{GroupIndex, ObserverOptions, StatisticsObserver, UNCOUNTED};
 pub use parity::{Parity, max_difference, parity};
 pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
-pub use router::{LoadedRouter, routing_rule};
+pub use router::LoadedRouter;
 pub use states::Storage;
 pub use sweep::{Converter, ExpertRun, Head, Inputs, Observer, Silent, Sweep, Wants, embed};

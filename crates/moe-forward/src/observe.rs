@@ -1,5 +1,7 @@
 //! Fills in [`Sums`] while a sweep runs.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
 use moe_math::routing::Routing;
@@ -22,10 +24,10 @@ pub struct ObserverOptions {
     /// Number of groups.
     pub groups: usize,
     /// The group of each token of the batch.
-    pub group_of: Vec<GroupIndex>,
+    pub group_of: Arc<[GroupIndex]>,
     /// Whether experts are left out in turn.
     pub left_out: bool,
-    /// Run all experts on every so manieth token, for the mean of their outputs; 0 for none.
+    /// Run all experts on one token in so many, for the mean of their outputs; 0 for none.
     pub sample_every: usize,
 }
 
@@ -57,6 +59,12 @@ impl StatisticsObserver {
     /// The sums of the layer that has just run, by group; none if it has no mixture.
     pub fn take(&mut self) -> Option<Vec<Sums>> {
         self.layer.take().map(|layer| layer.sums)
+    }
+
+    /// Which of the batch's `tokens` count in any statistic, as positions among these.
+    pub fn counted_of(&self, tokens: std::ops::Range<usize>) -> Vec<u32> {
+        let first = tokens.start;
+        tokens.filter(|token| self.group(*token).is_some()).map(|token| (token - first) as u32).collect()
     }
 
     fn group(&self, token: usize) -> Option<usize> {

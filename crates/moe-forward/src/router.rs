@@ -52,7 +52,7 @@ impl LoadedRouter {
 ///
 /// # Errors
 /// What reading and the device return.
-pub fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
+fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
     let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
     Ok(Rule {
         scoring: match router.scoring {

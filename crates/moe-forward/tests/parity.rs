@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use moe_forward::{Batch, Head, Silent, Sweep, max_difference, parity, routing_rule};
+use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};
 use moe_math::Compute;
 use moe_math::routing::{Rule, route};
 use moe_model::{Expert, Ffn, Make, Model, Result, Weight};
@@ -83,7 +83,8 @@ fn a_golden_needs_the_bias_to_choose_its_experts() {
         let model = Model::open(&case.join("model")).unwrap();
         let (mut by_score, mut by_softmax) = (0, 0);
         for (layer, moe) in model.moes() {
-            let rule = routing_rule(&moe.router, &compute()).unwrap();
+            let router = LoadedRouter::load(&moe.router, &compute()).unwrap();
+            let rule = router.rule();
             let logits = &reference[&format!("router_logits.{layer}")];
             let selected = &reference[&format!("selected.{layer}")].to_dtype(candle_core::DType::U32).unwrap();
             let selected = selected.to_vec2::<u32>().unwrap();
@@ -92,7 +93,7 @@ fn a_golden_needs_the_bias_to_choose_its_experts() {
                 let ours = routing.selected.chunks(routing.top_k);
                 ours.zip(&selected).filter(|(ours, theirs)| ours.iter().any(|e| !theirs.contains(e))).count()
             };
-            assert_eq!(differing(&rule), 0, "{name}");
+            assert_eq!(differing(rule), 0, "{name}");
             by_score += differing(&Rule { bias: None, ..rule.clone() });
             by_softmax += differing(&Rule::softmax(rule.top_k, true));
         }

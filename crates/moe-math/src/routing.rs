@@ -188,14 +188,6 @@ fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<
     scores.flatten_all()?.to_vec1()
 }
 
-/// Softmax in f32, then top-k, optionally divided by the sum of the selected; `logits` is `[tokens, experts]`.
-///
-/// # Errors
-/// As for [`route`].
-pub fn softmax_top_k(logits: &Tensor, top_k: usize, normalize: bool) -> Result<Routing> {
-    route(logits, &Rule::softmax(top_k, normalize))
-}
-
 /// Chooses the experts of one token after the other, in buffers that are reused.
 struct Chooser<'r> {
     rule: &'r Rule,
@@ -282,7 +274,7 @@ mod tests {
 
     fn softmax<const N: usize>(logits: &[[f32; 4]; N], top_k: usize, normalize: bool) -> Routing {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
-        softmax_top_k(&logits, top_k, normalize).unwrap()
+        route(&logits, &Rule::softmax(top_k, normalize)).unwrap()
     }
 
     /// Logits whose σ are `scores`.

@@ -96,7 +96,7 @@ fn how_it_was_made(receipt: &Receipt) -> String {
 
 /// What it costs, and how far decisions can be trusted, in short.
 fn trust(receipt: &Receipt) -> String {
-    if !receipt.has_report() && receipt.held_out.is_none() {
+    if receipt.decided.is_none() && receipt.held_out.is_none() {
         return String::new();
     }
     let mut text = String::from("\n## How far it can be trusted\n\n");
@@ -105,38 +105,43 @@ fn trust(receipt: &Receipt) -> String {
     } else {
         text.push_str("Nothing was measured on held-out text (`--held-out`).\n");
     }
+    if let Some(why) = receipt.no_figures() {
+        let _ = writeln!(text, "\nThere are {why}.");
+    }
     let decided = receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
     if let Some((layer, worst)) = decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass)) {
         let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
             format!(", {:.1} % of the domain `{}`", 100.0 * share, cell(label))
         });
+        let keeps = match worst.retained_mass {
+            1.0.. => "No layer loses saliency mass: every expert goes on, alone or merged into others.".to_owned(),
+            share => format!(
+                "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
+                100.0 * share
+            ),
+        };
         let _ = writeln!(
             text,
-            "\nThe layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}. `{REPORT_FILE}` shows every \
-             layer: loads, saliencies, errors, what became of each expert, and how stable the choice is.",
-            100.0 * worst.retained_mass
+            "\n{keeps} `{REPORT_FILE}` shows every layer: loads, saliencies, errors, what became of each expert, and how \
+             stable the choice is."
         );
     }
     text
 }
 
-fn held_out_table(HeldOutReport { result, control }: &HeldOutReport) -> String {
-    let figures = |domain: Option<&DomainReport>| match domain
-        .and_then(|d| Some((d.loss, d.against.as_ref()?)))
-        .filter(|(loss, _)| loss.is_finite())
-    {
-        Some((loss, a)) => {
-            let delta = loss - a.original_loss;
-            format!("{delta:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement)
+fn held_out_table(held_out: &HeldOutReport) -> String {
+    let figures = |domain: Option<&DomainReport>| {
+        let both = domain.and_then(|d| Some((d.loss_change()?, d.against.as_ref()?)));
+        match both.filter(|(change, _)| change.is_finite()) {
+            Some((change, a)) => format!("{change:+.4} | {:.4} | {:.1} %", a.kl, 100.0 * a.top1_agreement),
+            None => "– | – | –".to_owned(),
         }
-        None => "– | – | –".to_owned(),
     };
     let mut text = String::from(
         "| held-out text | Δ loss | KL | top-1 agreement | random choice: Δ loss | KL | top-1 agreement |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
     );
-    for (index, domain) in result.domains.iter().chain([&result.all]).enumerate() {
-        let beside = control.as_ref().and_then(|control| control.domains.iter().chain([&control.all]).nth(index));
+    for (domain, beside) in held_out.rows() {
         let _ = writeln!(text, "| {} | {} | {} |", cell(&domain.label), figures(Some(domain)), figures(beside));
     }
     text

@@ -9,7 +9,7 @@ use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, json, plan_shards, sha256_file,
     write_file_atomically,
 };
-use moe_forward::{Calibration, Corpus, Sweep, TokenizeOptions, load_prompts};
+use moe_forward::{Calibration, Corpus, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource};
@@ -22,8 +22,6 @@ use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, directory_of, spill, storage};
 use crate::statistics::StatisticsFile;
-
-const TOKENIZER: &str = "tokenizer.json";
 
 /// A pass applied to a checkpoint.
 pub(crate) struct Prepared {
@@ -348,7 +346,7 @@ fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText>
 /// Refuses models that give the same ids other meanings.
 fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
     let read = |dir: &Path| -> Result<Option<serde_json::Value>> {
-        let path = dir.join(TOKENIZER);
+        let path = dir.join(TOKENIZER_FILE);
         if path.is_file() { json::read(&path).map(Some) } else { Ok(None) }
     };
     let Some(wanted) = (if others.is_empty() { None } else { read(base)? }) else { return Ok(()) };
@@ -356,7 +354,7 @@ fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
         let Some(found) = read(other)? else { continue };
         if let Some(part) = ["model", "added_tokens"].into_iter().find(|part| wanted[*part] != found[*part]) {
             return Err(Error::new(Kind::Usage, format!("this tokenizer has another {part:?} than the base's"))
-                .file(other.join(TOKENIZER))
+                .file(other.join(TOKENIZER_FILE))
                 .remedy("give models that were fine-tuned from one base, with its tokenizer"));
         }
     }

@@ -69,9 +69,9 @@ impl Receipt {
         };
         let count = format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
         if self.decided.is_some() {
-            let say = match self.has_report() {
-                true => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
-                false => format!("{RECEIPT_FILE} says"),
+            let say = match self.no_figures() {
+                None => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
+                Some(_) => format!("{RECEIPT_FILE} says"),
             };
             return vec![format!("{count}, chosen layer by layer ({say} which)")];
         }
@@ -80,9 +80,19 @@ impl Receipt {
         kinds
     }
 
-    /// Whether a report tells how far decisions can be trusted.
-    pub(crate) fn has_report(&self) -> bool {
-        self.layers.iter().any(|layer| layer.trust.is_some())
+    /// Why no layer has figures that tell how far decisions about its experts can be trusted; none where one has, and
+    /// where nothing was decided.
+    pub fn no_figures(&self) -> Option<&'static str> {
+        if self.layers.iter().any(|layer| layer.trust.is_some()) {
+            return None;
+        }
+        Some(match self.decided? {
+            DecidedBy::Weights => "no figures by layer (load, mass kept, errors): this method looks at no data",
+            DecidedBy::GivenPlan => "no figures by layer (load, mass kept, errors): a given plan comes without data",
+            DecidedBy::OriginalStatistics | DecidedBy::Sequence => {
+                "no figures by layer (load, mass kept, errors): no layer was observed"
+            }
+        })
     }
 }
 

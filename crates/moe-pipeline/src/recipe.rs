@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_passes::{MergeOptions, PruneOptions, UpcycleOptions};
+use moe_passes::{MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -71,6 +71,15 @@ pub enum StepKind {
         overwrite: bool,
         /// The pass.
         options: MergeOptions,
+    },
+    /// `quantize`.
+    Quantize {
+        /// Where the result goes.
+        output: PathBuf,
+        /// Whether an earlier result is replaced.
+        overwrite: bool,
+        /// The pass.
+        options: QuantizeOptions,
     },
     /// `eval`.
     Eval {
@@ -174,32 +183,33 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
     let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
     let label = take(&mut table, "label")?;
     let kind = match command.as_str() {
-        "upcycle" => StepKind::Upcycle {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: rest(table)?,
-        },
-        "observe" => StepKind::Observe {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
-        "prune" => StepKind::Prune {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
-        "merge" => StepKind::Merge {
-            output: take(&mut table, "output")?.ok_or("the key \"output\" is missing")?,
-            overwrite: take(&mut table, "overwrite")?.unwrap_or(false),
-            options: options(table)?,
-        },
+        "upcycle" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Upcycle { output, overwrite, options: rest(table)? }
+        }
+        "observe" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Observe { output, overwrite, options: options(table)? }
+        }
+        "prune" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Prune { output, overwrite, options: options(table)? }
+        }
+        "merge" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Merge { output, overwrite, options: options(table)? }
+        }
+        "quantize" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Quantize { output, overwrite, options: options(table)? }
+        }
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         other => {
             return Err(format!(
-                "there is no command {other:?}; there are upcycle, observe, prune, merge, eval, verify and inspect"
+                "there is no command {other:?}; there are upcycle, observe, prune, merge, quantize, eval, verify and \
+                 inspect"
             ));
         }
     };
@@ -213,6 +223,12 @@ struct Nothing {}
 fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
     let value = table.remove(key);
     value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", e.message()))).transpose()
+}
+
+/// Where a step's result goes, and whether it replaces an earlier one.
+fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool), String> {
+    let output = take(table, "output")?.ok_or("the key \"output\" is missing")?;
+    Ok((output, take(table, "overwrite")?.unwrap_or(false)))
 }
 
 /// Options that are put together of several groups, which serde can't check for unknown keys.

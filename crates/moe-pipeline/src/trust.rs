@@ -1,7 +1,7 @@
 //! What a conversion costs on held-out text, beside what a random choice of the same size would.
 
 use moe_checkpoint::Result;
-use moe_forward::{Corpus, EvalReport, Observer, TokenizeOptions, evaluate};
+use moe_forward::{Corpus, DomainReport, EvalReport, Observer, TokenizeOptions, evaluate};
 use moe_model::Model;
 use moe_passes::Pass;
 use serde::Serialize;
@@ -19,6 +19,14 @@ pub struct HeldOutReport {
     /// A random choice of as many experts, if one was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<EvalReport>,
+}
+
+impl HeldOutReport {
+    /// The rows of the result, each with that of the control.
+    pub fn rows(&self) -> impl Iterator<Item = (&DomainReport, Option<&DomainReport>)> {
+        let mut control = self.control.iter().flat_map(EvalReport::rows);
+        self.result.rows().map(move |row| (row, control.next()))
+    }
 }
 
 /// Measures the planned result of `prepared`, and its control, on the pass's held-out text; none if it has none.

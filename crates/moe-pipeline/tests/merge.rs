@@ -81,6 +81,15 @@ fn every_method_shrinks_the_file() {
         let clusters: Vec<(usize, Vec<Vec<usize>>)> =
             receipt["layers"].as_array().unwrap().iter().map(of_layer).collect();
         assert_eq!(clusters.len(), 4, "{method}");
+        for layer in receipt["layers"].as_array().unwrap() {
+            let share = |key: &str| layer["trust"][key].as_f64().unwrap();
+            let figures = (share("retained_mass"), share("lost_choices"));
+            match method {
+                // Some neurons find no place.
+                "dern" => assert!(figures.0 < 1.0 && figures.0 > 0.5 && figures.1 > 0.0, "{figures:?}"),
+                _ => assert_eq!(figures, (1.0, 0.0), "{method}: no expert is lost"),
+            }
+        }
         assert_shrunk(&source, &merged, &clusters);
         assert_eq!(verify(&output, &Quiet).unwrap().experts, 4 * 16, "{method}");
     }

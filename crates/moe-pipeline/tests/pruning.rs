@@ -328,10 +328,11 @@ fn a_report_is_written_and_is_the_same_again() {
     assert_eq!(page, report("two"));
     assert!(["Δ loss", "random choice", "Spearman"].iter().all(|text| page.contains(text)));
 
-    // By weights alone there is nothing to report.
+    // By weights alone there is nothing to report of layers, and the page says why.
     let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
     convert(&options, &moe(), &text.path("weights"), &run(), &Quiet).unwrap();
-    assert!(!text.path("weights").join("report.html").exists());
+    let page = std::fs::read_to_string(text.path("weights").join("report.html")).unwrap();
+    assert!(page.contains("no figures by layer") && page.contains("looks at no data"));
 }
 
 #[test]

@@ -19,6 +19,9 @@ pub(super) struct Target {
     pub neuron: usize,
 }
 
+/// A dropped expert, and the target of each of its neurons; none for one that is lost.
+pub(super) type Targets = (usize, Vec<Option<Target>>);
+
 /// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of greatest cosine, if that
 /// is at least `threshold`, and is lost otherwise. Neurons that come together are their mean weighed by saliency.
 pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) -> Result<Reduced> {
@@ -29,7 +32,17 @@ pub(super) fn reduce(layer: &LayerView<'_>, saliency: Vec<f64>, threshold: f64) 
     let clusters = made.iter().map(|made| made.cluster.clone()).collect();
     let descriptions = made.iter().map(|made| made.description.clone()).collect();
     let experts = made.into_iter().map(|made| made.expert).collect();
-    Ok(Reduced { clusters, saliency, halves: None, experts: Some(experts), made: Some(descriptions) })
+    let carried = Some(carried(layer.moe.experts.len(), &targets));
+    Ok(Reduced { clusters, saliency, halves: None, experts: Some(experts), made: Some(descriptions), carried })
+}
+
+/// The share of each of `experts` experts' neurons that stay or have a target.
+pub(super) fn carried(experts: usize, targets: &[Targets]) -> Vec<f64> {
+    let mut carried = vec![1.0; experts];
+    for (dropped, targets) in targets {
+        carried[*dropped] = targets.iter().flatten().count() as f64 / targets.len() as f64;
+    }
+    carried
 }
 
 /// The kept experts, ascending.
@@ -42,11 +55,7 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
 
 /// The targets of all neurons of each dropped expert, ascending. Neurons stay in their routing group, and none goes to a
 /// protected expert.
-pub(super) fn targets(
-    layer: &LayerView<'_>,
-    kept: &[usize],
-    threshold: f64,
-) -> Result<Vec<(usize, Vec<Option<Target>>)>> {
+pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> Result<Vec<Targets>> {
     let experts = &layer.moe.experts;
     let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
     let find = |dropped: usize| -> Result<(usize, Vec<Option<Target>>)> {
@@ -94,7 +103,7 @@ fn with_arrivals(
     layer: &LayerView<'_>,
     kept: &[usize],
     position: usize,
-    targets: &[(usize, Vec<Option<Target>>)],
+    targets: &[Targets],
     saliency: &[f64],
 ) -> Made {
     let (experts, own) = (&layer.moe.experts, kept[position]);

@@ -23,7 +23,7 @@ use crate::reduce::{LayerView, Method};
 
 const LAYER: usize = 1;
 const COUNT: usize = 12;
-/// merge.py stores every so manieth neuron.
+/// merge.py stores one neuron in so many.
 const STEP: usize = 32;
 /// Sums of our f32 forward pass differ from float64's by as much, relative.
 const COEFFICIENT: f64 = 1e-6;
@@ -120,7 +120,8 @@ impl Fixture {
             }
         }
         let batch = Batch::new(sequences.iter().map(Vec::as_slice));
-        let options = ObserverOptions { groups: groups.len(), group_of, left_out: false, sample_every: 1 };
+        let options =
+            ObserverOptions { groups: groups.len(), group_of: group_of.into(), left_out: false, sample_every: 1 };
         let mut watch = Watch { statistics: StatisticsObserver::new(&model, options), inputs: Vec::new() };
         let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
         (0..LAYER).for_each(|index| sweep.layer(index, &mut Silent).unwrap());
@@ -211,6 +212,7 @@ fn assert_same(fixture: &Fixture, name: &str, method: Merging) {
     }
     let reduced = method.reduce(&view).unwrap();
     assert_eq!(reduced.clusters, decided.groups);
+    assert_eq!(reduced.carried(fixture.moe.experts.len()), [1.0; 24], "{name}: every expert goes on");
     let experts = reduced.experts.as_ref().unwrap();
     for (group, expert) in reduced.clusters.iter().zip(experts) {
         assert_eq!(group.len() == 1, expert.same_source(&fixture.moe.experts[group[0]]), "{name}: one stays as it is");
@@ -249,7 +251,15 @@ fn neurons_go_where_numpy_sends_them() {
     let targets = dern::targets(&view, &kept, 0.3).unwrap();
     let place = |target: &Option<dern::Target>| target.map_or(-1.0, |t| (kept[t.kept] * width + t.neuron) as f64);
     let found: Vec<f64> = targets.iter().flat_map(|(_, targets)| targets.iter().map(place)).collect();
-    assert_eq!(found, numbers(&tensors("dern")["targets"]));
+    let expected = numbers(&tensors("dern")["targets"]);
+    assert_eq!(found, expected);
+    let dropped = (0..fixture.moe.experts.len()).filter(|e| !kept.contains(e));
+    let carried = reduced.carried(fixture.moe.experts.len());
+    for (expert, targets) in dropped.zip(expected.chunks(width)) {
+        let placed = targets.iter().filter(|target| **target >= 0.0).count();
+        assert_eq!(carried[expert], placed as f64 / width as f64, "{expert}");
+    }
+    assert!(kept.iter().all(|e| carried[*e] == 1.0) && carried.iter().any(|share| *share < 1.0), "{carried:?}");
     assert_weights("dern", &kept, reduced.experts.as_ref().unwrap());
 }
 

@@ -1,6 +1,5 @@
 //! How a layer's experts become fewer by merging.
 
-use moe_forward::group_factors;
 use moe_math::saliency;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Expert, Result};
@@ -47,13 +46,7 @@ impl Merging {
         if matches!(self.method, MergeMethod::HcSmoe | MergeMethod::Average) {
             return None;
         }
-        let half = |half: u8| {
-            let of = layer.groups.iter().zip(layer.sums).filter(|(group, _)| group.half == half && group.tokens > 0);
-            let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
-            of.peek()?;
-            Some(self.saliency(&Sums::pooled(of)))
-        };
-        Some([half(0)?, half(1)?])
+        layer.halves(|sums| Some(self.saliency(sums)))
     }
 
     fn groups(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Vec<Vec<usize>>> {
@@ -107,7 +100,7 @@ impl Method for Merging {
     }
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
-        let sums = Sums::pooled(layer.sums.iter().zip(group_factors(layer.groups)));
+        let sums = layer.pooled();
         let saliency = self.saliency(&sums);
         let halves = self.halves(layer);
         if self.method == MergeMethod::Dern {
@@ -120,7 +113,8 @@ impl Method for Merging {
         };
         let experts = decided.groups.iter().zip(&decided.coefficients).map(of_group).collect::<Result<_>>()?;
         let made = decided.groups.iter().zip(&decided.coefficients).map(|(group, w)| description(group, w)).collect();
-        Ok(Reduced { clusters: decided.groups, saliency, halves, experts: Some(experts), made: Some(made) })
+        let clusters = decided.groups;
+        Ok(Reduced { clusters, saliency, halves, experts: Some(experts), made: Some(made), carried: None })
     }
 }
 

@@ -23,13 +23,10 @@ mod weights;
 mod golden;
 
 use std::path::Path;
-use std::sync::Arc;
 
-use moe_model::{Model, Moe, Result};
+use moe_model::{Model, Result};
 
-use crate::pass::{DecidedLayer, Decider, Decisions, Effect, HeldOut, Kept, Pass, Plan, Sources};
-use crate::prune::stand_in;
-use crate::reduce::{Reducer, decide_now, random_model, with_mtp};
+use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
 
@@ -42,28 +39,11 @@ impl Pass for MergeOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let size = self.check(sources)?;
-        let mut model = sources.model.clone();
-        let mut layers = Vec::new();
-        let decided = |index, moe: &Moe| match sources.decisions.and_then(|decisions| decisions.layers.get(&index)) {
-            Some(DecidedLayer { ffn, record, .. }) => Ok((ffn.clone(), record.clone())),
-            None => stand_in(index, moe, size),
+        let why = match size.keeps_all() {
+            true => "no experts are merged".to_owned(),
+            false => format!("{} experts of each layer become {}", size.before, size.after),
         };
-        for (index, moe) in sources.model.moes() {
-            let (ffn, record) = decided(index, moe)?;
-            model.layers[index].ffn = ffn;
-            layers.push(record);
-        }
-        let effect = match size.before - size.after {
-            0 => Effect::new("experts", Kept::Exactly, "no experts are merged"),
-            _ => {
-                let why = format!("{} experts of each layer become {}", size.before, size.after);
-                Effect::new("experts", Kept::No, why)
-            }
-        };
-        let mut effects = vec![effect];
-        effects.extend(with_mtp(&mut model, self.reduce.mtp, decided, &mut layers)?);
-        let warnings = model.caveats().map(str::to_owned).collect();
-        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
+        Ok(self.reduce.plan(sources, &size, why))
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
@@ -71,23 +51,14 @@ impl Pass for MergeOptions {
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        let size = self.reduce.size(sources)?;
-        let wanted = !self.reduce.no_control && size.after < size.before;
-        wanted.then(|| random_model(sources.model, size.after, self.reduce.calibration.seed)).transpose()
+        Ok(self.reduce.control(sources.model, &self.reduce.size(sources)?))
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
-        if !self.reduce.calibration.data.is_empty() {
-            return Ok(None);
-        }
-        decide_now(&self.merging(), &self.reduce, self.reduce.size(sources)?, sources).map(Some)
+        self.reduce.decide(&self.merging(), &self.reduce.size(sources)?, sources)
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
-        if self.reduce.calibration.data.is_empty() {
-            return Ok(None);
-        }
-        let size = self.reduce.size(sources)?;
-        Ok(Some(Box::new(Reducer::new(Arc::new(self.merging()), &self.reduce, size, sources))))
+        Ok(self.reduce.decider(self.merging(), self.reduce.size(sources)?, sources))
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::Merging;
 use crate::pass::Sources;
-use crate::reduce::{ReduceOptions, Size};
+use crate::reduce::{Method, ReduceOptions, Size};
 
 /// Least cosine between a dropped neuron and the kept one that it goes to, unless given.
 const DERN_THRESHOLD: f64 = 0.3;
@@ -95,13 +95,7 @@ impl MergeOptions {
         let model = sources.model;
         let size = self.reduce.size(sources)?;
         self.check_method()?;
-        self.reduce.check_sources(true)?;
-        if self.method == MergeMethod::Mergemoe && self.reduce.stats.is_some() {
-            return Err(usage(
-                "mergemoe looks at tokens, which statistics don't hold",
-                "give --data instead of --stats",
-            ));
-        }
+        self.reduce.check_sources(self.merging().needs())?;
         if self.sample_every.is_some() && self.reduce.stats.is_some() {
             return Err(usage(
                 "--sample-every says what a sweep over --data looks at; these statistics are finished",
@@ -109,7 +103,7 @@ impl MergeOptions {
             ));
         }
         if self.method == MergeMethod::Ream {
-            self.check_cap(model, size)?;
+            self.check_cap(model, &size)?;
         }
         check_plain(model)?;
         Ok(size)
@@ -141,7 +135,7 @@ impl MergeOptions {
         Ok(())
     }
 
-    fn check_cap(&self, model: &Model, size: Size) -> Result<()> {
+    fn check_cap(&self, model: &Model, size: &Size) -> Result<()> {
         let cap = self.group_cap.unwrap_or(GROUP_CAP);
         let least = size.before.div_ceil(size.after);
         if cap >= least {

@@ -1,7 +1,6 @@
 //! Which experts of a layer stay.
 
 use clap::ValueEnum;
-use moe_forward::{group_factors, labels};
 use moe_math::statistics::Sums;
 use moe_model::{Model, Result};
 use serde::{Deserialize, Serialize};
@@ -29,7 +28,7 @@ pub(super) struct Pruning {
 
 impl Pruning {
     /// What this criterion can't do.
-    pub fn check(&self, model: &Model, size: Size) -> Result<()> {
+    pub fn check(&self, model: &Model, size: &Size) -> Result<()> {
         match self.criterion {
             Criterion::Exhaustive => exhaustive::check(model, size),
             _ => Ok(()),
@@ -37,40 +36,22 @@ impl Pruning {
     }
 
     fn saliency(&self, layer: &LayerView<'_>) -> Result<Vec<f64>> {
-        let factors = group_factors(layer.groups);
-        let pooled = |groups: &dyn Fn(usize) -> bool| {
-            let chosen = layer.sums.iter().zip(&factors).enumerate().filter(|(index, _)| groups(*index));
-            Sums::pooled(chosen.map(|(_, (sums, factor))| (sums, *factor)))
-        };
         match self.criterion {
             Criterion::Aimer => layer.moe.experts.iter().map(|e| aimer(e, layer.compute)).collect(),
             Criterion::Random => Ok(random_saliency(layer.moe.experts.len(), layer.index, layer.seed)),
             Criterion::RankedChoice => exhaustive::ranked_choice(layer),
-            _ => Ok(self.criterion.of_sums(&pooled(&|_| true)).unwrap_or_default()),
+            _ => Ok(self.criterion.of_sums(&layer.pooled()).unwrap_or_default()),
         }
-    }
-
-    /// The same from either half of the data.
-    fn halves(&self, layer: &LayerView<'_>) -> Option<[Vec<f64>; 2]> {
-        let half = |half: u8| {
-            let of = layer.groups.iter().zip(layer.sums).filter(|(group, _)| group.half == half && group.tokens > 0);
-            let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
-            of.peek()?;
-            self.criterion.of_sums(&Sums::pooled(of))
-        };
-        Some([half(0)?, half(1)?])
     }
 
     /// Saliencies of each domain as shares of their sum.
     fn by_domain(&self, layer: &LayerView<'_>) -> Vec<Vec<f64>> {
-        let of = |label: &str| {
-            let groups = layer.groups.iter().zip(layer.sums).filter(|(group, _)| group.label == label);
-            let saliency =
-                self.criterion.of_sums(&Sums::pooled(groups.map(|(_, sums)| (sums, 1.0)))).unwrap_or_default();
+        let of = |(_, sums): (&str, Sums)| {
+            let saliency = self.criterion.of_sums(&sums).unwrap_or_default();
             let all: f64 = saliency.iter().sum();
             saliency.into_iter().map(|s| if all > 0.0 { s / all } else { 0.0 }).collect()
         };
-        labels(layer.groups).into_iter().map(of).collect()
+        layer.domains().into_iter().map(of).collect()
     }
 }
 
@@ -81,20 +62,16 @@ impl Method for Pruning {
 
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
         if self.criterion == Criterion::Exhaustive {
-            let kept = exhaustive::best_subset(layer)?;
-            return Ok(reduced(kept, Vec::new(), None));
+            return Ok(Reduced::unmerged(exhaustive::best_subset(layer)?, Vec::new()));
         }
         let saliency = self.saliency(layer)?;
         let kept = match self.blend {
             Blend::Pool => keep(&saliency, layer),
             Blend::MaxMin => keep(&max_min_order(&self.by_domain(layer)), layer),
         };
-        Ok(reduced(kept, saliency, self.halves(layer)))
+        let halves = layer.halves(|sums| self.criterion.of_sums(sums));
+        Ok(Reduced { halves, ..Reduced::unmerged(kept, saliency) })
     }
-}
-
-fn reduced(kept: Vec<usize>, saliency: Vec<f64>, halves: Option<[Vec<f64>; 2]>) -> Reduced {
-    Reduced { clusters: kept.into_iter().map(|e| vec![e]).collect(), saliency, halves, experts: None, made: None }
 }
 
 /// The most salient experts, protected ones first.

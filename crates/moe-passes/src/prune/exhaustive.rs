@@ -13,7 +13,7 @@ const MOST_EXPERTS: usize = 16;
 /// Outputs of all experts on all tokens are held in memory: at most so many tokens are used, the first ones.
 const MOST_TOKENS: usize = 2048;
 
-pub(super) fn check(model: &Model, size: Size) -> Result<()> {
+pub(super) fn check(model: &Model, size: &Size) -> Result<()> {
     if size.before > MOST_EXPERTS {
         let what = format!("there are too many subsets of {} experts", size.before);
         return Err(Error::new(Kind::Usage, what)

@@ -9,21 +9,19 @@ mod exhaustive;
 mod plan;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
+use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{DecidedLayer, Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
-use crate::reduce::{Method, ReduceOptions, Reduced, Reducer, Size, decide_now, random_model, with_mtp};
+use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
+use crate::reduce::{Method, ReduceOptions, Size};
 
+pub use choose::Blend;
 pub use criteria::Criterion;
-pub use plan::{PlannedLayer, PrunePlan};
 
-use choose::{Blend, Pruning};
-
-pub use choose::Blend as DomainBlend;
+use choose::Pruning;
+use plan::PrunePlan;
 
 /// Options of `prune`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -83,16 +81,12 @@ impl PruneOptions {
             return Ok(size);
         }
         let needs = self.method().needs();
-        self.reduce.check_sources(needs.sums || needs.inputs)?;
-        if needs.inputs && self.reduce.stats.is_some() {
-            return Err(Error::new(Kind::Usage, "this method looks at tokens, which statistics don't hold")
-                .remedy("give --data instead of --stats"));
-        }
+        self.reduce.check_sources(needs)?;
         if !needs.sums && self.blend != Blend::Pool {
             return Err(Error::new(Kind::Usage, "this method looks at no domains")
                 .remedy("leave --blend out, or choose another --method"));
         }
-        self.method().check(sources.model, size)?;
+        self.method().check(sources.model, &size)?;
         Ok(size)
     }
 }
@@ -119,25 +113,11 @@ impl Pass for PruneOptions {
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let size = self.check(sources)?;
-        let mut model = sources.model.clone();
-        let mut layers = Vec::new();
-        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index)) {
-            Some(DecidedLayer { ffn, record, .. }) => Ok((ffn.clone(), record.clone())),
-            None => stand_in(index, moe, size),
+        let why = match size.before - size.after {
+            0 => "no expert goes".to_owned(),
+            gone => format!("{gone} of {} experts of each layer go", size.before),
         };
-        for (index, moe) in sources.model.moes() {
-            let (ffn, record) = decided(index, moe)?;
-            model.layers[index].ffn = ffn;
-            layers.push(record);
-        }
-        let gone = size.before - size.after;
-        let mut effects = match gone {
-            0 => vec![Effect::new("experts", Kept::Exactly, "no expert goes")],
-            _ => vec![Effect::new("experts", Kept::No, format!("{gone} of {} experts of each layer go", size.before))],
-        };
-        effects.extend(with_mtp(&mut model, self.reduce.mtp, decided, &mut layers)?);
-        let warnings = model.caveats().map(str::to_owned).collect();
-        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
+        Ok(self.reduce.plan(sources, &size, why))
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
@@ -145,41 +125,20 @@ impl Pass for PruneOptions {
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        let size = self.size(sources)?;
-        let wanted = !self.reduce.no_control && self.method != Criterion::Random && size.after < size.before;
-        wanted.then(|| random_model(sources.model, size.after, self.reduce.calibration.seed)).transpose()
+        if self.method == Criterion::Random {
+            return Ok(None);
+        }
+        Ok(self.reduce.control(sources.model, &self.size(sources)?))
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
-        let method = self.method();
-        if let Some(plan) = self.given(sources)? {
-            return plan.decisions(sources.model, self.size(sources)?).map(Some);
+        match self.given(sources)? {
+            Some(plan) => Ok(Some(plan.decisions(sources.model, &plan.size(sources.model)?))),
+            None => self.reduce.decide(&self.method(), &self.size(sources)?, sources),
         }
-        if !self.reduce.calibration.data.is_empty() {
-            return Ok(None);
-        }
-        decide_now(&method, &self.reduce, self.size(sources)?, sources).map(Some)
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
-        if self.reduce.calibration.data.is_empty() {
-            return Ok(None);
-        }
-        let reducer = Reducer::new(Arc::new(self.method()), &self.reduce, self.size(sources)?, sources);
-        Ok(Some(Box::new(reducer)))
+        Ok(self.reduce.decider(self.method(), self.size(sources)?, sources))
     }
-}
-
-/// What has the right sizes before anything is decided.
-pub(crate) fn stand_in(index: usize, moe: &Moe, size: Size) -> Result<(Ffn, LayerRecord)> {
-    let clusters = (0..size.after).map(|e| vec![e]).collect();
-    let reduced = Reduced { clusters, saliency: Vec::new(), halves: None, experts: None, made: None };
-    let layer = reduced.decided(index, moe, None)?;
-    let record = LayerRecord {
-        layer: index,
-        router: layer.record.router,
-        experts: vec!["decided when it runs".to_owned(); size.after],
-        ..LayerRecord::default()
-    };
-    Ok((layer.ffn, record))
 }

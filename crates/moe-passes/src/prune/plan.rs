@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use moe_model::{Error, Kind, Model, Result};
+use moe_model::{Error, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{DecidedBy, Decisions};
-use crate::reduce::{Reduced, Size, check_groups, check_padding, padded};
+use crate::reduce::{Reduced, Size, check_groups, check_padding, expert_count, padded};
 
 /// Which experts stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PrunePlan {
+pub(super) struct PrunePlan {
     /// What decided.
     #[serde(default)]
     pub method: String,
@@ -22,7 +22,7 @@ pub struct PrunePlan {
 /// Which experts of a layer stay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PlannedLayer {
+pub(super) struct PlannedLayer {
     /// How many there were.
     pub experts: usize,
     /// Those that stay, in the order in which they are written.
@@ -34,8 +34,8 @@ pub struct PlannedLayer {
 
 impl PrunePlan {
     /// What `decisions` about `model` say.
-    pub(super) fn new(method: String, model: &Model, decisions: &Decisions) -> Self {
-        let planned = |(index, moe): (usize, &moe_model::Moe)| {
+    pub fn new(method: String, model: &Model, decisions: &Decisions) -> Self {
+        let planned = |(index, moe): (usize, &Moe)| {
             let layer = decisions.layers.get(&index)?;
             let keep = layer.clusters.iter().map(|cluster| cluster[0]).collect();
             Some((index, PlannedLayer { experts: moe.experts.len(), keep, saliency: layer.saliency.clone() }))
@@ -47,63 +47,64 @@ impl PrunePlan {
     ///
     /// # Errors
     /// [`Kind::Usage`] for a plan that this model can't follow.
-    pub(super) fn size(&self, model: &Model) -> Result<Size> {
-        let usage = |what: String, remedy: &str| Error::new(Kind::Usage, what).remedy(remedy.to_owned());
+    pub fn size(&self, model: &Model) -> Result<Size> {
         if let Some(index) = self.layers.keys().find(|index| model.moes().all(|(layer, _)| layer != **index)) {
             return Err(usage(format!("the plan has layer {index}, which has no experts"), "remove it from the plan"));
         }
-        let mut size: Option<Size> = None;
-        let mut different = false;
+        let before = expert_count(model)?;
+        let mut counts = BTreeMap::new();
         for (index, moe) in model.moes() {
             let Some(layer) = self.layers.get(&index) else {
                 return Err(usage(format!("the plan leaves layer {index} out"), "give every layer with experts"));
             };
-            let before = moe.experts.len();
-            if layer.experts != before {
-                let what = format!("the plan is for {} experts in layer {index}, which has {before}", layer.experts);
-                return Err(usage(what, "give the plan of this model"));
-            }
-            let mut seen = layer.keep.clone();
-            seen.sort_unstable();
-            if let Some(expert) = seen.iter().find(|e| **e >= before) {
-                return Err(usage(
-                    format!("the plan keeps expert {expert} of layer {index}, which has {before}"),
-                    "correct \"keep\"",
-                ));
-            }
-            if seen.windows(2).any(|pair| pair[0] == pair[1]) {
-                return Err(usage(format!("the plan keeps an expert of layer {index} twice"), "correct \"keep\""));
-            }
-            if seen.len() < moe.router.top_k {
-                let what = format!(
-                    "the plan keeps {} experts of layer {index}, where each token goes to {}",
-                    seen.len(),
-                    moe.router.top_k
-                );
-                return Err(usage(what, "keep at least as many as that"));
-            }
-            let after = seen.len();
-            check_groups(index, moe, after)?;
-            // Loaders read one number: layers that keep fewer are padded, where that can be.
-            let most = size.map_or(after, |size: Size| size.after.max(after));
-            different |= size.is_some_and(|size| size.after != after);
-            size = Some(Size { before, after: most });
+            layer.check(index, moe)?;
+            counts.insert(index, layer.keep.len());
         }
-        if different {
+        // Loaders read one number: layers that keep fewer are padded, where that can be.
+        let after = counts.values().copied().max().unwrap_or(before);
+        if counts.values().any(|count| *count != after) {
             model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
         }
-        size.ok_or_else(|| usage("this model has no mixture of experts".into(), "give an MoE"))
+        Ok(Size { before, after, counts })
     }
 
     /// The plan as decisions; [`Self::size`] has found nothing wrong with it.
-    pub(super) fn decisions(&self, model: &Model, size: Size) -> Result<Decisions> {
-        let mut layers = BTreeMap::new();
-        for (index, moe) in model.moes() {
-            let keep = &self.layers[&index].keep;
-            let clusters = keep.iter().map(|e| vec![*e]).collect();
-            let reduced = Reduced { clusters, saliency: Vec::new(), halves: None, experts: None, made: None };
-            layers.insert(index, padded(reduced.decided(index, moe, None)?, moe, size.after));
-        }
-        Ok(Decisions { by: DecidedBy::GivenPlan, layers })
+    pub fn decisions(&self, model: &Model, size: &Size) -> Decisions {
+        let decided = |(index, moe): (usize, &Moe)| {
+            let kept = self.layers[&index].keep.iter().copied();
+            let layer = Reduced::unmerged(kept, Vec::new()).decided(index, moe, None);
+            (index, padded(layer, moe, size.after))
+        };
+        Decisions { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect() }
     }
+}
+
+impl PlannedLayer {
+    /// Refuses what layer `index`, which is `moe`, can't follow.
+    fn check(&self, index: usize, moe: &Moe) -> Result<()> {
+        let before = moe.experts.len();
+        if self.experts != before {
+            let what = format!("the plan is for {} experts in layer {index}, which has {before}", self.experts);
+            return Err(usage(what, "give the plan of this model"));
+        }
+        let mut seen = self.keep.clone();
+        seen.sort_unstable();
+        if let Some(expert) = seen.iter().find(|e| **e >= before) {
+            let what = format!("the plan keeps expert {expert} of layer {index}, which has {before}");
+            return Err(usage(what, "correct \"keep\""));
+        }
+        if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(usage(format!("the plan keeps an expert of layer {index} twice"), "correct \"keep\""));
+        }
+        let (after, top_k) = (seen.len(), moe.router.top_k);
+        if after < top_k {
+            let what = format!("the plan keeps {after} experts of layer {index}, where each token goes to {top_k}");
+            return Err(usage(what, "keep at least as many as that"));
+        }
+        check_groups(index, moe, after)
+    }
+}
+
+fn usage(what: String, remedy: &str) -> Error {
+    Error::new(Kind::Usage, what).remedy(remedy.to_owned())
 }

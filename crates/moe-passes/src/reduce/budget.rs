@@ -6,24 +6,22 @@ use moe_forward::group_factors;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Kind, Model, Moe, Result};
 
+use super::reducer::sums_of;
 use super::with_experts;
 use crate::part;
 use crate::pass::{DecidedLayer, LayerStatistics};
 
 /// Σ g ‖f‖ of each expert, descending, by layer.
-pub(crate) type Masses = BTreeMap<usize, Vec<f64>>;
+pub(super) type Masses = BTreeMap<usize, Vec<f64>>;
 
 /// What a router with a bias for choosing is given for an expert that no token shall go to: scores lie between 0 and 1.
 const NEVER: f32 = -1e4;
 
 /// The masses of `model`'s layers.
-pub(crate) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<Masses> {
+pub(super) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<Masses> {
     let factors = group_factors(statistics.groups());
     let of = |(index, _): (usize, &Moe)| {
-        let sums = statistics.layer(index)?.ok_or_else(|| {
-            Error::new(Kind::Mismatch, format!("the statistics have no layer {index}"))
-                .remedy("observe this model again")
-        })?;
+        let sums = sums_of(statistics, index)?;
         let pooled = Sums::pooled(sums.iter().zip(factors.iter().copied()));
         let mut masses = pooled.get(Quantity::GatedNorms).to_vec();
         masses.sort_by(|a, b| b.total_cmp(a));
@@ -33,7 +31,7 @@ pub(crate) fn masses(model: &Model, statistics: &dyn LayerStatistics) -> Result<
 }
 
 /// The least number of experts with which every layer keeps the share `share` of its mass.
-pub(crate) fn least_uniform(masses: &Masses, share: f64) -> usize {
+pub(super) fn least_uniform(masses: &Masses, share: f64) -> usize {
     let needed = |masses: &Vec<f64>| {
         let all: f64 = masses.iter().sum();
         let mut kept = 0.0;
@@ -49,7 +47,7 @@ pub(crate) fn least_uniform(masses: &Masses, share: f64) -> usize {
 
 /// Numbers of experts, `total` in all and at least `least` in each layer, with which the layer that keeps the least share
 /// of its mass keeps as much as can be.
-pub(crate) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
+pub(super) fn equal_mass(masses: &Masses, least: usize, total: usize) -> BTreeMap<usize, usize> {
     let mut counts: BTreeMap<usize, usize> =
         masses.iter().map(|(layer, masses)| (*layer, least.min(masses.len()))).collect();
     let share = |layer: &usize, count: usize| {

@@ -4,13 +4,14 @@ mod budget;
 mod guard;
 mod mtp;
 mod options;
+mod pass;
 mod reducer;
 mod trust;
 
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use moe_forward::Group;
+use moe_forward::{Group, group_factors, labels};
 use moe_math::saliency::greatest;
 use moe_math::statistics::Sums;
 use moe_math::{Compute, sampling};
@@ -23,9 +24,8 @@ pub use options::{MtpChoice, ReduceOptions};
 pub use trust::LayerTrust;
 
 pub(crate) use budget::{check_padding, padded};
-pub(crate) use mtp::{aimer, with_mtp};
+pub(crate) use mtp::aimer;
 pub(crate) use options::{Size, check_groups};
-pub(crate) use reducer::{Reducer, decide_now};
 
 /// How a layer gets fewer experts.
 pub(crate) trait Method: Send + Sync {
@@ -66,6 +66,33 @@ pub(crate) struct LayerView<'a> {
     pub compute: &'a Compute,
 }
 
+impl LayerView<'_> {
+    /// The sums of all tokens, those of each domain times its factor.
+    pub fn pooled(&self) -> Sums {
+        Sums::pooled(self.sums.iter().zip(group_factors(self.groups)))
+    }
+
+    /// The sums of each domain's tokens.
+    pub fn domains(&self) -> Vec<(&str, Sums)> {
+        let of = |label| {
+            let groups = self.groups.iter().zip(self.sums).filter(|(group, _)| group.label == label);
+            (label, Sums::pooled(groups.map(|(_, sums)| (sums, 1.0))))
+        };
+        labels(self.groups).into_iter().map(of).collect()
+    }
+
+    /// What `saliency` gives for either half of the tokens; none where a half is empty.
+    pub fn halves(&self, saliency: impl Fn(&Sums) -> Option<Vec<f64>>) -> Option<[Vec<f64>; 2]> {
+        let half = |half: u8| {
+            let of = self.groups.iter().zip(self.sums).filter(|(group, _)| group.half == half && group.tokens > 0);
+            let mut of = of.map(|(_, sums)| (sums, 1.0)).peekable();
+            of.peek()?;
+            saliency(&Sums::pooled(of))
+        };
+        Some([half(0)?, half(1)?])
+    }
+}
+
 /// What becomes of a layer's experts.
 pub(crate) struct Reduced {
     /// For each expert that is left, ascending by the first: the expert whose router row it keeps, then what was merged
@@ -79,16 +106,31 @@ pub(crate) struct Reduced {
     pub experts: Option<Vec<Expert>>,
     /// How experts were made, where that isn't plain.
     pub made: Option<Vec<String>>,
+    /// The share of each expert that goes on in those that are left, where that isn't all of those in a cluster and
+    /// nothing of the others.
+    pub carried: Option<Vec<f64>>,
 }
 
 impl Reduced {
+    /// The experts `kept`, as they are.
+    pub fn unmerged(kept: impl IntoIterator<Item = usize>, saliency: Vec<f64>) -> Self {
+        let clusters = kept.into_iter().map(|expert| vec![expert]).collect();
+        Self { clusters, saliency, halves: None, experts: None, made: None, carried: None }
+    }
+
     /// The experts whose router rows stay, ascending.
     pub fn kept(&self) -> Vec<usize> {
         self.clusters.iter().map(|cluster| cluster[0]).collect()
     }
 
+    /// The share of each of `experts` experts that goes on, alone or in another.
+    pub fn carried(&self, experts: usize) -> Vec<f64> {
+        let in_cluster = |e: usize| f64::from(u8::from(self.clusters.iter().any(|cluster| cluster.contains(&e))));
+        self.carried.clone().unwrap_or_else(|| (0..experts).map(in_cluster).collect())
+    }
+
     /// The layer that this makes of `moe`.
-    pub fn decided(self, index: usize, moe: &Moe, trust: Option<LayerTrust>) -> Result<DecidedLayer> {
+    pub fn decided(self, index: usize, moe: &Moe, trust: Option<LayerTrust>) -> DecidedLayer {
         let kept = self.kept();
         let experts = self.experts.unwrap_or_else(|| kept.iter().map(|e| moe.experts[*e].clone()).collect());
         let ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
@@ -107,7 +149,7 @@ impl Reduced {
             trust,
             ..LayerRecord::default()
         };
-        Ok(DecidedLayer { ffn, record, clusters: self.clusters, saliency: self.saliency })
+        DecidedLayer { ffn, record, clusters: self.clusters, saliency: self.saliency }
     }
 }
 
@@ -134,8 +176,8 @@ pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usi
     saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
 }
 
-/// A random choice of `count` experts of each layer of `model`, and of its layers for multi-token prediction.
-pub(crate) fn random_model(model: &Model, count: usize, seed: u64) -> Result<Model> {
+/// A random choice of `count` experts of each layer of `model`, without its layers for multi-token prediction.
+fn random_model(model: &Model, count: usize, seed: u64) -> Model {
     let mut pruned = model.clone();
     for (index, moe) in model.moes() {
         let kept = most_salient(&random_saliency(moe.experts.len(), index, seed), moe, count);
@@ -143,7 +185,7 @@ pub(crate) fn random_model(model: &Model, count: usize, seed: u64) -> Result<Mod
         pruned.layers[index].ffn = Ffn::Moe(Box::new(with_experts(moe, &kept, experts)));
     }
     pruned.mtp.clear();
-    Ok(pruned)
+    pruned
 }
 
 /// A random order of the experts of layer `index`.

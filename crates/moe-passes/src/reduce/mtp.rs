@@ -3,20 +3,19 @@
 use moe_forward::to_f32;
 use moe_math::Compute;
 use moe_math::saliency;
-use moe_model::{Error, Expert, Kind, Model, Moe, Result};
+use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
 use super::{MtpChoice, Reduced, Size, most_salient};
 use crate::pass::{Decisions, Effect, Kept, LayerRecord};
 
 /// Decides the layers for multi-token prediction of `model`, numbered behind the others.
-pub(crate) fn decide_mtp(model: &Model, size: Size, compute: &Compute, decisions: &mut Decisions) -> Result<()> {
+pub(super) fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut Decisions) -> Result<()> {
     for (index, mtp) in model.mtp.iter().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let index = model.layers.len() + index;
         let saliency = moe.experts.iter().map(|e| aimer(e, compute)).collect::<Result<Vec<f64>>>()?;
-        let clusters = most_salient(&saliency, moe, size.after).into_iter().map(|e| vec![e]).collect();
-        let reduced = Reduced { clusters, saliency, halves: None, experts: None, made: None };
-        decisions.layers.insert(index, reduced.decided(index, moe, None)?);
+        let reduced = Reduced::unmerged(most_salient(&saliency, moe, size.after), saliency);
+        decisions.layers.insert(index, reduced.decided(index, moe, None));
     }
     Ok(())
 }
@@ -36,29 +35,29 @@ pub(crate) fn aimer(expert: &Expert, compute: &Compute) -> Result<f64> {
 
 /// Puts what `decided` gives for a layer's mixture into the layers for multi-token prediction of `model`, or drops them;
 /// says which.
-pub(crate) fn with_mtp(
+pub(super) fn with_mtp(
     model: &mut Model,
     choice: MtpChoice,
-    mut decided: impl FnMut(usize, &Moe) -> Result<(moe_model::Ffn, LayerRecord)>,
+    decided: impl Fn(usize, &Moe) -> (Ffn, LayerRecord),
     records: &mut Vec<LayerRecord>,
-) -> Result<Option<Effect>> {
+) -> Option<Effect> {
     let count = model.mtp.len();
     if count == 0 {
-        return Ok(None);
+        return None;
     }
     let layers = if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") };
     if choice == MtpChoice::Drop {
         model.mtp.clear();
         let why = format!("{layers} for multi-token prediction left out; the model's own function doesn't need them");
-        return Ok(Some(Effect::new("mtp drop", Kept::Exactly, why)));
+        return Some(Effect::new("mtp drop", Kept::Exactly, why));
     }
     let first = model.layers.len();
     for (index, mtp) in model.mtp.iter_mut().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
-        let (ffn, record) = decided(first + index, moe)?;
+        let (ffn, record) = decided(first + index, moe);
         mtp.layer.ffn = ffn;
         records.push(record);
     }
     let why = format!("{layers} for multi-token prediction keep as many experts as the others, ranked by weights");
-    Ok(Some(Effect::new("mtp prune", Kept::Exactly, why)))
+    Some(Effect::new("mtp prune", Kept::Exactly, why))
 }

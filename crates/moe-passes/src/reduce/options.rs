@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use moe_forward::DataSpec;
-use moe_model::{Error, GroupScore, Kind, Moe, Result};
+use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
-use super::expert_count;
+use super::{Needs, expert_count};
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{HeldOut, Sources};
 
@@ -130,10 +130,29 @@ fn one() -> usize {
 }
 
 /// How many experts are left of how many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Size {
     pub before: usize,
     pub after: usize,
+    /// How many of its own experts each layer keeps; those that keep fewer than `after` are padded.
+    pub counts: BTreeMap<usize, usize>,
+}
+
+impl Size {
+    /// `after` experts in each mixture of `model`.
+    fn uniform(model: &Model, before: usize, after: usize) -> Self {
+        Self { before, after, counts: model.moes().map(|(index, _)| (index, after)).collect() }
+    }
+
+    /// Whether no expert goes.
+    pub fn keeps_all(&self) -> bool {
+        self.after == self.before
+    }
+}
+
+/// The most experts that a token goes to in any layer.
+fn greatest_top_k(model: &Model) -> usize {
+    model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1)
 }
 
 impl ReduceOptions {
@@ -148,19 +167,10 @@ impl ReduceOptions {
             return Ok(size);
         }
         model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
-        let after = self.counts(sources, size)?.values().copied().max().unwrap_or(size.after);
-        Ok(Size { after, ..size })
-    }
-
-    /// How many experts each layer keeps, the others being padded; `size` is what all would keep alike.
-    pub(crate) fn counts(&self, sources: &Sources<'_>, size: Size) -> Result<BTreeMap<usize, usize>> {
-        let model = sources.model;
-        if !self.equal_mass {
-            return Ok(model.moes().map(|(index, _)| (index, size.after)).collect());
-        }
-        let size = self.uniform(sources)?;
-        let least = model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1);
-        Ok(equal_mass(&self.masses(sources)?, least, size.after * model.moes().count()))
+        let total = size.after * model.moes().count();
+        let counts = equal_mass(&self.masses(sources)?, greatest_top_k(model), total);
+        let after = counts.values().copied().max().unwrap_or(size.after);
+        Ok(Size { after, counts, ..size })
     }
 
     fn masses(&self, sources: &Sources<'_>) -> Result<Masses> {
@@ -178,10 +188,9 @@ impl ReduceOptions {
         let model = sources.model;
         let before = expert_count(model)?;
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
-        let least = model.moes().map(|(_, moe)| moe.router.top_k).max().unwrap_or(1);
         let asked = match (self.experts, self.keep) {
             (None, None) if self.keep_mass.is_some_and(|share| share > 0.0 && share <= 1.0) => {
-                least_uniform(&self.masses(sources)?, self.keep_mass.unwrap_or(1.0)).max(least)
+                least_uniform(&self.masses(sources)?, self.keep_mass.unwrap_or(1.0)).max(greatest_top_k(model))
             }
             (None, None) if self.keep_mass.is_some() => {
                 return usage("--keep-mass is no share".into(), "give a number above 0, at most 1");
@@ -218,7 +227,7 @@ impl ReduceOptions {
             }
         }
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
-        Ok(Size { before, after })
+        Ok(Size::uniform(model, before, after))
     }
 
     /// Text that the result is measured on, if there is some.
@@ -231,10 +240,10 @@ impl ReduceOptions {
         })
     }
 
-    /// Refuses a contradiction about what it is decided from; `needed` says whether anything is needed.
-    pub(crate) fn check_sources(&self, needed: bool) -> Result<()> {
+    /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks at.
+    pub(crate) fn check_sources(&self, needs: Needs) -> Result<()> {
         let error = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
-        match (self.calibration.data.is_empty(), self.stats.is_some(), needed) {
+        match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
             (false, true, _) => error(
                 "--stats decides on the original model, --data in sequence over converted layers",
                 "give one of the two",
@@ -245,6 +254,9 @@ impl ReduceOptions {
             ),
             (false, _, false) | (_, true, false) => {
                 error("this method looks at no data", "leave --data and --stats out, or choose another --method")
+            }
+            (true, true, true) if needs.inputs => {
+                error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")
             }
             _ => Ok(()),
         }

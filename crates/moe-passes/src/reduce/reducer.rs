@@ -6,12 +6,11 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use moe_forward::{
     Calibration, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions, StatisticsObserver, Wants,
-    group_factors,
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sums};
-use moe_model::{Error, Ffn, Kind, Model, Result};
+use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
 use super::budget::padded;
 use super::guard::super_experts;
@@ -21,38 +20,34 @@ use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
 
 /// Decides from statistics, or from weights alone where the method needs none.
-pub(crate) fn decide_now(
+pub(super) fn decide_now(
     method: &dyn Method,
     options: &ReduceOptions,
-    size: Size,
+    size: &Size,
     sources: &Sources<'_>,
 ) -> Result<Decisions> {
-    let model = sources.model;
-    let statistics = sources.statistics.filter(|_| method.needs().sums);
+    let (model, needs) = (sources.model, method.needs());
+    let statistics = sources.statistics.filter(|_| needs.sums);
     let protected = match statistics {
         Some(statistics) if !options.no_super_expert_guard => super_experts(&largest_outputs(model, statistics)?),
         _ => BTreeMap::new(),
     };
-    let groups: &[Group] = statistics.map_or(&[], |statistics| statistics.groups());
-    let counts = options.counts(sources, size)?;
+    let groups = statistics.map_or(&[] as &[Group], |statistics| statistics.groups());
+    let setting = Setting {
+        method,
+        size,
+        protected: &protected,
+        groups,
+        seed: options.calibration.seed,
+        compute: sources.compute,
+    };
     let mut layers = BTreeMap::new();
     for (index, moe) in model.moes() {
         let sums = statistics.map(|statistics| sums_of(statistics, index)).transpose()?.unwrap_or_default();
-        if statistics.is_some() && method.needs().left_out {
+        if statistics.is_some() && needs.left_out {
             check_left_out(index, &sums)?;
         }
-        let view = LayerView {
-            index,
-            moe,
-            count: counts[&index],
-            protected: protected.get(&index).map_or(&[], Vec::as_slice),
-            groups,
-            sums: &sums,
-            inputs: &[],
-            seed: options.calibration.seed,
-            compute: sources.compute,
-        };
-        layers.insert(index, padded(decided(method, &view)?, moe, size.after));
+        layers.insert(index, setting.decided(index, moe, &sums, &[])?);
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
     let mut decisions = Decisions { by, layers };
@@ -62,7 +57,31 @@ pub(crate) fn decide_now(
     Ok(decisions)
 }
 
-fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
+/// What the layers of a model are decided with.
+struct Setting<'a> {
+    method: &'a dyn Method,
+    size: &'a Size,
+    /// Super experts, by layer.
+    protected: &'a BTreeMap<usize, Vec<usize>>,
+    groups: &'a [Group],
+    seed: u64,
+    compute: &'a Compute,
+}
+
+impl Setting<'_> {
+    /// Decides layer `index`, which is `moe`.
+    fn decided(&self, index: usize, moe: &Moe, sums: &[Sums], inputs: &[Tensor]) -> Result<DecidedLayer> {
+        let Self { size, groups, seed, compute, .. } = *self;
+        let protected = self.protected.get(&index).map_or(&[] as &[usize], Vec::as_slice);
+        let view = LayerView { index, moe, count: size.counts[&index], protected, groups, sums, inputs, seed, compute };
+        let reduced = self.method.reduce(&view)?;
+        let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
+        Ok(padded(reduced.decided(index, moe, trust), moe, size.after))
+    }
+}
+
+/// The sums of each group of tokens in layer `index`.
+pub(super) fn sums_of(statistics: &dyn LayerStatistics, index: usize) -> Result<Vec<Sums>> {
     statistics.layer(index)?.ok_or_else(|| {
         Error::new(Kind::Mismatch, format!("the statistics have no layer {index}")).remedy("observe this model again")
     })
@@ -87,18 +106,8 @@ fn largest(sums: &[Sums]) -> Vec<f64> {
     Sums::pooled(sums.iter().map(|sums| (sums, 1.0))).get(Quantity::Largest).to_vec()
 }
 
-fn decided(method: &dyn Method, view: &LayerView<'_>) -> Result<DecidedLayer> {
-    let reduced = method.reduce(view)?;
-    let trust = (!view.sums.is_empty()).then(|| {
-        let mut trust = LayerTrust::new(&reduced, view.groups, view.sums, &group_factors(view.groups));
-        trust.super_experts = view.protected.to_vec();
-        trust
-    });
-    reduced.decided(view.index, view.moe, trust)
-}
-
 /// Decides each layer on what reaches it through the converted layers before it.
-pub(crate) struct Reducer {
+pub(super) struct Reducer {
     method: Arc<dyn Method>,
     options: ReduceOptions,
     size: Size,
@@ -109,7 +118,10 @@ pub(crate) struct Reducer {
     observer: Option<StatisticsObserver>,
     /// Watches a sweep over the original model, before.
     survey: Option<SuperExpertSurvey>,
+    /// What counted tokens bring to the running layer, where the method looks at that.
     inputs: Vec<Tensor>,
+    /// Tokens that have come to that layer, counted or not.
+    arrived: usize,
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, [f64; 2]>,
     layers: BTreeMap<usize, DecidedLayer>,
@@ -127,6 +139,7 @@ impl Reducer {
             observer: None,
             survey: None,
             inputs: Vec::new(),
+            arrived: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
         }
@@ -144,17 +157,13 @@ impl Decider for Reducer {
 
     fn begin(&mut self, calibration: &Calibration) {
         let Needs { left_out, sample_every, .. } = self.method.needs();
-        let options = |left_out, sample_every| ObserverOptions {
-            groups: calibration.groups.len(),
-            group_of: calibration.group_of.clone(),
-            left_out,
-            sample_every,
+        let observer = |left_out, sample_every| {
+            let (groups, group_of) = (calibration.groups.len(), calibration.group_of.clone());
+            StatisticsObserver::new(&self.model, ObserverOptions { groups, group_of, left_out, sample_every })
         };
-        self.observer = Some(StatisticsObserver::new(&self.model, options(left_out, sample_every)));
-        self.survey = (!self.options.no_super_expert_guard).then(|| SuperExpertSurvey {
-            observer: StatisticsObserver::new(&self.model, options(false, 0)),
-            largest: BTreeMap::new(),
-        });
+        self.survey = (!self.options.no_super_expert_guard)
+            .then(|| SuperExpertSurvey { observer: observer(false, 0), largest: BTreeMap::new() });
+        self.observer = Some(observer(left_out, sample_every));
         self.groups.clone_from(&calibration.groups);
     }
 
@@ -172,7 +181,7 @@ impl Decider for Reducer {
         }
         let mut decisions = Decisions { by: DecidedBy::Sequence, layers };
         if self.options.mtp == MtpChoice::Prune {
-            decide_mtp(&self.model, self.size, &self.compute, &mut decisions)?;
+            decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         }
         Ok(decisions)
     }
@@ -182,20 +191,18 @@ impl Converter for Reducer {
     fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Ffn>> {
         let Some(sums) = self.observer().take() else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
+        self.arrived = 0;
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let protected = self.survey.as_ref().map(|survey| super_experts(&survey.largest)).unwrap_or_default();
-        let view = LayerView {
-            index,
-            moe,
-            count: self.size.after,
-            protected: protected.get(&index).map_or(&[], Vec::as_slice),
+        let setting = Setting {
+            method: self.method.as_ref(),
+            size: &self.size,
+            protected: &protected,
             groups: &self.groups,
-            sums: &sums,
-            inputs: &inputs,
             seed: self.options.calibration.seed,
             compute: &self.compute,
         };
-        let layer = decided(self.method.as_ref(), &view)?;
+        let layer = setting.decided(index, moe, &sums, &inputs)?;
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);
         Ok(Some(ffn))
@@ -219,9 +226,20 @@ impl Observer for Reducer {
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        if self.method.needs().inputs && self.model.layers[layer].ffn.moe().is_some() {
-            self.inputs.push(x.clone());
+        if !self.method.needs().inputs || self.model.layers[layer].ffn.moe().is_none() {
+            return Ok(());
         }
+        let fail = |e| Error::new(Kind::Numeric, format!("cannot keep the inputs of layer {layer}")).source(e);
+        let tokens = x.dim(0).map_err(fail)?;
+        let first = self.arrived;
+        self.arrived += tokens;
+        let counted = self.observer().counted_of(first..first + tokens);
+        let rows = match counted.len() {
+            0 => return Ok(()),
+            all if all == tokens => Ok(x.clone()),
+            some => Tensor::from_vec(counted, some, x.device()).and_then(|rows| x.index_select(&rows, 0)),
+        };
+        self.inputs.push(rows.map_err(fail)?);
         Ok(())
     }
 
@@ -269,5 +287,62 @@ impl Observer for SuperExpertSurvey {
         let sums = self.observer.take();
         self.largest.extend(sums.map(|sums| (layer, largest(&sums))));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_forward::{Batch, Storage, Sweep, UNCOUNTED};
+
+    use super::*;
+    use crate::reduce::Reduced;
+
+    /// Keeps all experts, and remembers the inputs and the number of tokens of each layer that it saw.
+    #[derive(Default)]
+    struct Watch(std::sync::Mutex<Vec<(Vec<Vec<f32>>, f64)>>);
+
+    impl Method for Watch {
+        fn needs(&self) -> Needs {
+            Needs { sums: true, inputs: true, ..Needs::default() }
+        }
+
+        fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
+            let inputs = Tensor::cat(layer.inputs, 0).and_then(|x| x.to_vec2()).unwrap();
+            self.0.lock().unwrap().push((inputs, layer.pooled().scalar(Quantity::SeenTokens)));
+            Ok(Reduced::unmerged(0..layer.count, Vec::new()))
+        }
+    }
+
+    /// What the first two layers bring of three sequences of ten tokens, a block each, if those count that `counts` says.
+    fn seen(counts: fn(usize) -> bool) -> Vec<(Vec<Vec<f32>>, f64)> {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models/moe");
+        let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
+        let options: ReduceOptions = serde_json::from_value(serde_json::json!({ "experts": 24 })).unwrap();
+        let sources = Sources::new(&model, &compute);
+        let watch = Arc::new(Watch::default());
+        let mut reducer = Reducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
+        let sequences: Vec<Vec<u32>> = (0..3).map(|s| (10 * s..10 * s + 10).collect()).collect();
+        let group_of = (0..30).map(|token| if counts(token) { 0 } else { UNCOUNTED }).collect();
+        let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 30 };
+        let batch = Batch::new(sequences.iter().map(Vec::as_slice));
+        let calibration = Calibration { batch, groups: vec![group], group_of };
+        reducer.begin(&calibration);
+        let storage = Storage { block_tokens: Some(10), ..Storage::default() };
+        let mut sweep = Sweep::stored(&model, &calibration.batch, &compute, &storage).unwrap();
+        (0..2).for_each(|index| sweep.layer_converted(index, &mut reducer).unwrap());
+        std::mem::take(&mut watch.0.lock().unwrap())
+    }
+
+    #[test]
+    fn inputs_are_those_of_the_tokens_that_count() {
+        // None of the last block.
+        let counts = |token: usize| !token.is_multiple_of(3) && token < 20;
+        let (all, some) = (seen(|_| true), seen(counts));
+        assert_eq!((all.len(), some.len()), (2, 2));
+        for ((all, _), (some, tokens)) in all.into_iter().zip(some) {
+            assert_eq!((all.len(), some.len(), tokens), (30, 13, 13.0));
+            let counted: Vec<_> = (0..30).filter(|token| counts(*token)).map(|token| all[token].clone()).collect();
+            assert_eq!(some, counted);
+        }
     }
 }

@@ -12,29 +12,32 @@ mod svg;
 mod tests;
 
 use crate::receipt::Receipt;
-use html::page;
+use html::{Section, page};
 use layer::ReportedLayer;
 
 /// The page's file name.
 pub(crate) const REPORT_FILE: &str = "report.html";
 
-/// The page; none where no layer was decided on data.
+/// The page; none where nothing was decided about experts.
 pub(crate) fn render(receipt: &Receipt) -> Option<String> {
+    receipt.decided?;
+    let (first, _) = receipt.first_converted()?;
     let layers: Vec<ReportedLayer<'_>> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
-    if layers.is_empty() {
-        return None;
+    let mut sections = vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];
+    match receipt.no_figures() {
+        Some(why) => sections.push(Section::new("layers", "Layers").warning(&format!("There are {why}."))),
+        None => sections.extend([
+            sections::load::section(&layers),
+            sections::saliency::section(&layers),
+            sections::error::section(&layers),
+            sections::experts::section(receipt, &layers),
+            sections::stability::section(receipt, &layers),
+        ]),
     }
-    let sections = [
-        sections::summary::section(receipt, &layers),
-        sections::cost::section(receipt),
-        sections::load::section(&layers),
-        sections::saliency::section(&layers),
-        sections::error::section(&layers),
-        sections::experts::section(receipt, &layers),
-        sections::stability::section(receipt, &layers),
-        sections::provenance::section(receipt),
-    ];
-    let [before, after] = layers[0].trust.experts;
-    let title = format!("{}: {after} of {before} experts", receipt.source.name);
-    Some(page(&title, &sections))
+    sections.push(sections::provenance::section(receipt));
+    let experts = match layers.first().map(|layer| layer.trust.experts) {
+        Some([before, after]) => format!("{after} of {before}"),
+        None => first.experts.len().to_string(),
+    };
+    Some(page(&format!("{}: {experts} experts", receipt.source.name), &sections))
 }

@@ -168,6 +168,33 @@ fn what_is_absent_is_a_dash_and_never_zero() {
 }
 
 #[test]
+fn a_method_without_data_says_why_there_are_no_figures() {
+    let record = LayerRecord {
+        layer: 3,
+        router: Some("2 of 4 rows".to_owned()),
+        experts: vec!["expert 0".to_owned(), "expert 2".to_owned()],
+        ..LayerRecord::default()
+    };
+    for (by, why) in [(DecidedBy::Weights, "looks at no data"), (DecidedBy::GivenPlan, "a given plan")] {
+        let held_out = HeldOutReport { result: held_out("english", 3.9970), control: None };
+        let receipt = Receipt {
+            decided: Some(by),
+            layers: vec![record.clone()],
+            held_out: Some(held_out),
+            ..receipt(Vec::new())
+        };
+        let page = page(&receipt);
+        assert!(page.contains("no figures by layer") && page.contains(why), "{by:?}");
+        assert!(
+            page.contains("dropped in 1 layers") && page.contains("+0.5933") && page.contains("2 experts"),
+            "{by:?}"
+        );
+        assert!(!page.contains("Spearman"), "{by:?}");
+    }
+    assert!(render(&Receipt { decided: None, ..full() }).is_none(), "upcycling decides nothing");
+}
+
+#[test]
 fn odd_layers_make_sound_pictures() {
     let empty = LayerTrust { experts: [8, 4], load: Load::new(vec![0; 8]), saliency: vec![0.0; 8], ..layer(8, 0) };
     let no_saliency = LayerTrust { saliency: Vec::new(), ..layer(16, 0) };
@@ -202,7 +229,7 @@ fn merges_are_shown_as_clusters() {
     receipt.warnings = vec!["something to know".to_owned()];
     let page = page(&receipt);
     assert!(page.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{page}");
-    assert!(page.contains("Experts were merged"));
+    assert!(page.contains("Experts were merged") && page.contains("what merging costs shows in the error"));
     keep_to_look_at("merged.html", &page);
 }
 

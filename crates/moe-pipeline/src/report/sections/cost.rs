@@ -1,28 +1,27 @@
 //! What it costs on held-out text, beside a random choice.
 
-use moe_forward::{DomainReport, EvalReport};
+use moe_forward::DomainReport;
 
 use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
 use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
-use crate::trust::HeldOutReport;
 
 pub(crate) fn section(receipt: &Receipt) -> Section {
     let section = Section::new("cost", "What it costs");
-    let Some(HeldOutReport { result, control }) = &receipt.held_out else {
+    let Some(held_out) = &receipt.held_out else {
         return section.warning(
             "Nothing was held out, so Δ loss, KL and top-1 agreement are not known, and no random control was measured. Give \
              `--held-out TEXT` with text that was not used for calibration.",
         );
     };
-    let beside = match control {
+    let beside = match held_out.control {
         Some(_) => {
             "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
         }
         None => "No random control was measured (`--no-control`).",
     };
-    let rows = rows(result, control.as_ref());
+    let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
     let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {
         let bar = |(d, figures): &Row| Bar {
             label: d.label.clone(),
@@ -43,7 +42,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         "top-1 agreement",
     ];
     let mut legend = vec![("kept", "this result")];
-    legend.extend(control.is_some().then_some(("control", "random choice")));
+    legend.extend(held_out.control.is_some().then_some(("control", "random choice")));
     section
         .text(&format!(
             "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
@@ -69,18 +68,15 @@ struct Figures {
 impl Figures {
     fn of(domain: &DomainReport) -> Option<Self> {
         let against = domain.against.as_ref()?;
-        Some(Self { loss: domain.loss - against.original_loss, kl: against.kl, top1: against.top1_agreement })
+        Some(Self { loss: domain.loss_change()?, kl: against.kl, top1: against.top1_agreement })
     }
 }
 
 /// A domain of the result, its figures and those of the control.
 type Row<'a> = (&'a DomainReport, [Option<Figures>; 2]);
 
-fn rows<'a>(result: &'a EvalReport, control: Option<&EvalReport>) -> Vec<Row<'a>> {
-    let domains = |report: &'a EvalReport| report.domains.iter().chain([&report.all]);
-    let control: Vec<_> = control.map_or(Vec::new(), |c| c.domains.iter().chain([&c.all]).map(Figures::of).collect());
-    let mut control = control.into_iter();
-    domains(result).map(|d| (d, [Figures::of(d), control.next().flatten()])).collect()
+fn row<'a>((domain, control): (&'a DomainReport, Option<&DomainReport>)) -> Row<'a> {
+    (domain, [Figures::of(domain), control.and_then(Figures::of)])
 }
 
 fn cells((domain, [result, control]): &Row<'_>) -> Vec<String> {

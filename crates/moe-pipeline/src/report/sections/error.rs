@@ -33,13 +33,14 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
         ]
     };
     let merged = if merges(layers) {
-        " Experts that were merged into others count as gone in the first two, though not in the error."
+        " An expert that was merged into another isn't gone: its mass and choices are kept, and what merging costs shows in the \
+         error. Where only some of its neurons were merged, it counts by their share."
     } else {
         ""
     };
     Section::new("error", "What each layer loses")
         .text(&format!(
-            "Mass kept is the share of Σ gate × ‖output‖ that the kept experts had before; choices lost is the share of routed \
+            "Mass kept is the share of Σ gate × ‖output‖ that the experts which go on had before; choices lost is the share of routed \
              tokens' choices whose expert is gone; the relative error is that of the layer's output when all tokens are routed \
              anew, on the states that reached it.{merged}"
         ))

@@ -1,6 +1,7 @@
 //! What was done.
 
-use moe_forward::EvalReport;
+use moe_forward::DomainReport;
+use moe_passes::DecidedBy;
 
 use super::words;
 use crate::receipt::Receipt;
@@ -10,17 +11,19 @@ use crate::report::number::{ABSENT, decimal, grouped, percent, signed};
 use crate::resources::ByteSize;
 
 pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Section {
-    let method = receipt.options["method"].as_str();
+    // A given plan is followed, whatever the method.
+    let method = receipt.options["method"].as_str().filter(|_| receipt.decided != Some(DecidedBy::GivenPlan));
     let ranked = method.map_or(String::new(), |name| match words::method(name) {
         Some(words) => format!(", method `{name}`: {words}"),
         None => format!(", method `{name}`"),
     });
     let work = if merges(layers) { "Experts were merged" } else { "Experts were dropped" };
     let source = &receipt.source;
+    let converted = receipt.layers.iter().filter(|layer| layer.router.is_some());
+    let count = if layers.is_empty() { converted.count() } else { layers.len() };
     let mut section = Section::new("done", "What was done")
         .text(&format!(
-            "{work} in {} layers of `{}` ({}){ranked}. {}",
-            layers.len(),
+            "{work} in {count} layers of `{}` ({}){ranked}. {}",
             source.name,
             source.model_type,
             words::decided(receipt.decided, &receipt.options)
@@ -36,20 +39,22 @@ pub(crate) fn section(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Sectio
     section
 }
 
-fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
+fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
     let (source, result) = (&receipt.source, &receipt.result);
     let change = |before: usize, after: usize| format!("{} → {}", short(before), short(after));
     let share = |before: f64, after: f64| percent((before > 0.0).then(|| after / before)) + " remain";
     let of = |before: usize, after: usize| share(before as f64, after as f64);
     let tile = |name: &str, value: String, beside: String| [name.to_owned(), value, beside];
-    let [before, after] = layers[0].trust.experts;
+    let experts = layers.first().map(|layer| {
+        let [before, after] = layer.trust.experts;
+        tile("experts in a layer", format!("{before} → {after}"), of(before, after))
+    });
     let worst = layers.iter().filter_map(|l| Some((l.index, l.counted(l.trust.retained_mass)?)));
     let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
-    let pooled = |report: &'a EvalReport| Some((report.all.loss, report.all.against.as_ref()?));
-    let all = receipt.held_out.as_ref().and_then(|h| pooled(&h.result));
-    let control = receipt.held_out.as_ref().and_then(|h| pooled(h.control.as_ref()?));
-    vec![
-        tile("experts in a layer", format!("{before} → {after}"), of(before, after)),
+    let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
+    let against = all.and_then(|all| all.against.as_ref());
+    let control = receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
+    let others = [
         tile(
             "parameters",
             change(source.total_parameters, result.total_parameters),
@@ -77,20 +82,19 @@ fn tiles<'a>(receipt: &'a Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String;
         ),
         tile(
             "Δ loss on held-out text",
-            signed(all.map(|(loss, against)| loss - against.original_loss)),
+            signed(all.and_then(DomainReport::loss_change)),
             match control {
-                Some((loss, against)) => {
-                    format!("a random choice: {}", signed(Some(loss - against.original_loss)))
-                }
+                Some(_) => format!("a random choice: {}", signed(control)),
                 None => "no random control".to_owned(),
             },
         ),
         tile(
             "top-1 agreement",
-            percent(all.map(|(_, against)| against.top1_agreement)),
-            format!("KL {}", decimal(all.map(|(_, against)| against.kl), 4)),
+            percent(against.map(|a| a.top1_agreement)),
+            format!("KL {}", decimal(against.map(|a| a.kl), 4)),
         ),
-    ]
+    ];
+    experts.into_iter().chain(others).collect()
 }
 
 fn short(count: usize) -> String {

@@ -41,7 +41,7 @@ pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
                 .to_owned()
         }
         Some(DecidedBy::GivenPlan) => {
-            format!("Decided by a plan that was given{}; figures tell what that plan does.", file("plan"))
+            format!("Decided by a plan that was given{}.", file("plan"))
         }
         None => "What decided is not recorded.".to_owned(),
     }

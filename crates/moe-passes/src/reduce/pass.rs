@@ -1,0 +1,66 @@
+//! What pruning and merging do alike as passes: plan, decide, and measure beside.
+
+use std::sync::Arc;
+
+use moe_model::{Ffn, Model, Moe, Result};
+
+use super::mtp::with_mtp;
+use super::reducer::{Reducer, decide_now};
+use super::{Method, ReduceOptions, Reduced, Size, random_model};
+use crate::pass::{DecidedLayer, Decider, Decisions, Effect, Kept, LayerRecord, Plan, Sources};
+
+impl ReduceOptions {
+    /// The plan that leaves `size`, with what was decided where that is known; `why` says what becomes of experts.
+    pub(crate) fn plan(&self, sources: &Sources<'_>, size: &Size, why: String) -> Plan {
+        let mut model = sources.model.clone();
+        let mut layers = Vec::new();
+        let decided = |index, moe: &Moe| match sources.decisions.and_then(|d| d.layers.get(&index)) {
+            Some(DecidedLayer { ffn, record, .. }) => (ffn.clone(), record.clone()),
+            None => stand_in(index, moe, size.after),
+        };
+        for (index, moe) in sources.model.moes() {
+            let (ffn, record) = decided(index, moe);
+            model.layers[index].ffn = ffn;
+            layers.push(record);
+        }
+        let kept = if size.keeps_all() { Kept::Exactly } else { Kept::No };
+        let mut effects = vec![Effect::new("experts", kept, why)];
+        effects.extend(with_mtp(&mut model, self.mtp, decided, &mut layers));
+        let warnings = model.caveats().map(str::to_owned).collect();
+        Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 }
+    }
+
+    /// A random choice of as many experts, where one is wanted and any go.
+    pub(crate) fn control(&self, model: &Model, size: &Size) -> Option<Model> {
+        let wanted = !self.no_control && !size.keeps_all();
+        wanted.then(|| random_model(model, size.after, self.calibration.seed))
+    }
+
+    /// What `method` decides without a sweep; none where there is text for one.
+    ///
+    /// # Errors
+    /// What reading weights and statistics returns.
+    pub(crate) fn decide(&self, method: &dyn Method, size: &Size, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+        if !self.calibration.data.is_empty() {
+            return Ok(None);
+        }
+        decide_now(method, self, size, sources).map(Some)
+    }
+
+    /// What lets `method` decide in a sweep, where there is text for one.
+    pub(crate) fn decider(
+        &self,
+        method: impl Method + 'static,
+        size: Size,
+        sources: &Sources<'_>,
+    ) -> Option<Box<dyn Decider>> {
+        let wanted = !self.calibration.data.is_empty();
+        wanted.then(|| Box::new(Reducer::new(Arc::new(method), self, size, sources)) as Box<dyn Decider>)
+    }
+}
+
+/// What has the right sizes before anything is decided: the first `count` experts.
+fn stand_in(index: usize, moe: &Moe, count: usize) -> (Ffn, LayerRecord) {
+    let layer = Reduced::unmerged(0..count, Vec::new()).decided(index, moe, None);
+    (layer.ffn, LayerRecord { experts: vec!["decided when it runs".to_owned(); count], ..layer.record })
+}
