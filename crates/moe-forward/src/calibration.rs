@@ -62,6 +62,19 @@ impl Calibration {
         }
         Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })
     }
+
+    /// About `tokens` of these tokens, in whole sequences, evenly spread.
+    #[must_use]
+    pub fn sampled(&self, tokens: usize) -> Self {
+        let every = self.batch.tokens().div_ceil(tokens.max(1)).max(1);
+        let spans: Vec<_> = self.batch.spans.iter().step_by(every).cloned().collect();
+        let batch = Batch::new(spans.iter().map(|span| &self.batch.ids[span.clone()]));
+        let group_of: Vec<_> = spans.into_iter().flat_map(|span| self.group_of[span].iter().copied()).collect();
+        let counted = |index: usize| group_of.iter().filter(|group| **group as usize == index).count() as u64;
+        let groups = self.groups.iter().enumerate();
+        let groups = groups.map(|(index, group)| Group { tokens: counted(index), ..group.clone() }).collect();
+        Self { batch, groups, group_of: group_of.into() }
+    }
 }
 
 /// The factor of each group in decisions: 1, or what gives domains the shares that all of them ask for.
@@ -111,6 +124,16 @@ mod tests {
         assert_eq!(calibration.group_of[..5], [0, 0, UNCOUNTED, 1, 1]);
         assert_eq!(calibration.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [2, 2, 10, 5]);
         assert!(Calibration::new(&corpus(), &(0..7).collect()).is_err());
+    }
+
+    #[test]
+    fn a_sample_is_made_of_whole_sequences() {
+        let calibration = Calibration::new(&corpus(), &BTreeSet::new()).unwrap();
+        let sample = calibration.sampled(10);
+        assert_eq!(sample.batch.ids, [[1, 2, 0].as_slice(), &[5; 10]].concat());
+        assert_eq!(*sample.group_of, [[0; 3].as_slice(), &[2; 10]].concat());
+        assert_eq!(sample.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [3, 0, 10, 0]);
+        assert_eq!(calibration.sampled(1000).batch, calibration.batch);
     }
 
     #[test]

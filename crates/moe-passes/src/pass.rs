@@ -118,8 +118,8 @@ pub trait Decider: Converter + Send + Sync {
     /// Is told the tokens that are about to come.
     fn begin(&mut self, calibration: &Calibration);
 
-    /// What must watch a sweep over the original model first.
-    fn survey(&mut self) -> Option<&mut dyn Observer>;
+    /// What must watch a sweep of `sample` over the original model first.
+    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer>;
 
     /// What was decided.
     ///

@@ -248,6 +248,9 @@ fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model
     Ok((declaration, result, shards))
 }
 
+/// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
+const SURVEY_TOKENS: usize = 4096;
+
 /// Lets `decider` decide layer by layer; what reaches a layer has gone through the converted ones before it.
 fn decide_in_sweeps(
     decider: &mut dyn Decider,
@@ -260,9 +263,10 @@ fn decide_in_sweeps(
     let (tokens, layers) = (text.batch.tokens(), source.layers.len());
     let storage = storage(source, tokens, options.memory_budget, scratch)?;
     decider.begin(text);
-    if let Some(observer) = decider.survey() {
-        progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers);
-        let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+    let sample = text.sampled(SURVEY_TOKENS);
+    if let Some(observer) = decider.survey(&sample) {
+        progress.stage(&format!("survey {} tokens", sample.batch.tokens()), layers as u64, Unit::Layers);
+        let mut sweep = Sweep::stored(source, &sample.batch, &options.compute, &storage)?;
         for index in 0..layers {
             sweep.layer(index, observer)?;
             observer.layer_done(index, layers)?;

@@ -367,22 +367,19 @@ fn statistics_of_another_model_are_refused() {
     assert!(message.contains("--no-left-out"), "{message}");
 }
 
-/// A copy of the built-in MoE in which the outputs of `expert` of `layer` are 2⁵ times as large.
-fn planted(text: &Text, layer: usize, expert: usize) -> PathBuf {
+/// A copy of the checkpoint `model` in which `edit` has changed the bytes of tensors, by their names.
+fn planted(text: &Text, model: &Path, edit: impl Fn(&str, &mut [u8])) -> PathBuf {
     let copy = text.path("planted");
     std::fs::create_dir(&copy).unwrap();
-    for file in std::fs::read_dir(moe()).unwrap().map(|entry| entry.unwrap().path()) {
+    for file in std::fs::read_dir(model).unwrap().map(|entry| entry.unwrap().path()) {
         std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
     }
     let weights = copy.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let (_, entries) = SourceFile::open(&weights).unwrap();
     let data = bytes.len() - entries.iter().map(|e| e.end).max().unwrap() as usize;
-    let name = format!("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight");
-    let entry = entries.iter().find(|entry| entry.name == name).unwrap();
-    for value in bytes[data + entry.start as usize..data + entry.end as usize].as_chunks_mut::<2>().0 {
-        // Five more in bf16's exponent.
-        *value = (u16::from_le_bytes(*value) + (5 << 7)).to_le_bytes();
+    for entry in entries {
+        edit(&entry.name, &mut bytes[data + entry.start as usize..data + entry.end as usize]);
     }
     std::fs::write(&weights, bytes).unwrap();
     copy
@@ -396,7 +393,13 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     let pooled = Sums::pooled(sums.iter().map(|sums| (sums, 1.0)));
     let tokens = pooled.get(Quantity::Tokens);
     let rarest = (0..24).min_by(|a, b| tokens[*a].total_cmp(&tokens[*b])).unwrap();
-    let model = planted(&text, 1, rarest);
+    let name = format!("model.layers.1.mlp.experts.{rarest}.down_proj.weight");
+    // Outputs 2⁵ times as large: five more in bf16's exponent.
+    let model = planted(&text, &moe(), |tensor, bytes| {
+        for value in bytes.as_chunks_mut::<2>().0.iter_mut().filter(|_| tensor == name) {
+            *value = (u16::from_le_bytes(*value) + (5 << 7)).to_le_bytes();
+        }
+    });
     let pruned = |guard: &str| {
         let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-control = true\n{guard}"));
         options.reduce.held_out.clone_from(&options.reduce.calibration.data);
@@ -410,6 +413,64 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     assert!(kept && found == [rarest], "{found:?}");
     assert!(!kept_without && found_without.is_empty());
     assert!(with_guard < 0.8 * without_guard, "{with_guard} and {without_guard}");
+}
+
+/// Three kinds of tokens, a router of two groups of four of which a token goes to one, top-2. Tokens 0 go to experts 0 and 1,
+/// tokens 1 to 4 and 5, tokens 2 to 5 and 6.
+fn planted_groups(text: &Text) -> PathBuf {
+    const CHOSEN: [[usize; 2]; 3] = [[0, 1], [4, 5], [5, 6]];
+    const HIDDEN: usize = 24;
+    let set = |bytes: &mut [u8], value: &dyn Fn(usize, usize) -> f32| {
+        for (index, bytes) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *bytes = value(index / HIDDEN, index % HIDDEN).to_le_bytes();
+        }
+    };
+    let model = planted(text, &golden("families/glm4_moe/base/model"), |tensor, bytes| match tensor {
+        // What reaches the router tells the token, and nothing else: attention, the dense layer and shared experts give 0.
+        "model.embed_tokens.weight" => set(bytes, &|token, column| if token == column { 1.0 } else { 0.0 }),
+        "model.layers.1.post_attention_layernorm.weight" => set(bytes, &|_, _| 1.0),
+        "model.layers.1.mlp.gate.weight" => set(bytes, &|expert, column| match CHOSEN.get(column) {
+            Some(chosen) if chosen.contains(&expert) => 1.0,
+            _ => -1.0,
+        }),
+        "model.layers.1.mlp.gate.e_score_correction_bias" => bytes.fill(0),
+        name if ["o_proj.weight", "layers.0.mlp.down_proj.weight", "shared_experts.down_proj.weight"]
+            .iter()
+            .any(|suffix| name.ends_with(suffix)) =>
+        {
+            bytes.fill(0);
+        }
+        _ => {}
+    });
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, value) in [("n_group", 2), ("topk_group", 1), ("num_experts_per_tok", 2)] {
+        config[key] = value.into();
+    }
+    std::fs::write(&path, config.to_string()).unwrap();
+    model
+}
+
+#[test]
+fn groups_are_kept_apart_and_mixing_them_would_hurt() {
+    let ids = [vec![0; 30], vec![1; 35], vec![2; 35]].concat();
+    let text = Text::new(&[("planted", &serde_json::json!([ids]))]);
+    let model = planted_groups(&text);
+    let pruned = |options: &mut PruneOptions| {
+        options.reduce.held_out.clone_from(&text.calibration().data);
+        let receipt = convert(options, &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
+        (receipt.layers[0].experts.clone(), receipt.held_out.unwrap().result.all.against.unwrap().kl)
+    };
+    let mut options = text.with_data("method = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
+    let (kept, apart) = pruned(&mut options);
+    assert_eq!(kept, ["expert 0", "expert 1", "expert 4", "expert 5"]);
+    // The four that are chosen most: two of the second group come to lie in the first.
+    let plan = text.path("plan.json");
+    std::fs::write(&plan, r#"{"layers": {"1": {"experts": 8, "keep": [0, 4, 5, 6]}}}"#).unwrap();
+    let mut options: PruneOptions = toml::from_str("").unwrap();
+    options.plan = Some(plan);
+    let (_, mixed) = pruned(&mut options);
+    assert!(apart < 0.8 * mixed, "{apart} and {mixed}");
 }
 
 /// Counts how often each expert of each layer is chosen.

@@ -155,7 +155,7 @@ impl Decider for Quantizer {
         self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
     }
 
-    fn survey(&mut self) -> Option<&mut dyn Observer> {
+    fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
         None
     }
 

@@ -145,6 +145,20 @@ impl Reducer {
         }
     }
 
+    fn observer_of(&self, text: &Calibration, left_out: bool, sample_every: usize) -> StatisticsObserver {
+        let (groups, group_of) = (text.groups.len(), text.group_of.clone());
+        StatisticsObserver::new(&self.model, ObserverOptions { groups, group_of, left_out, sample_every })
+    }
+
+    /// The super experts of layer `index`, by what the survey found in all layers, and `sums` in this one.
+    fn protected(&self, index: usize, sums: &[Sums]) -> BTreeMap<usize, Vec<usize>> {
+        let Some(survey) = &self.survey else { return BTreeMap::new() };
+        let mut found = survey.largest.clone();
+        let here = found.entry(index).or_default().iter_mut();
+        here.zip(largest(sums)).for_each(|(surveyed, seen)| *surveyed = surveyed.max(seen));
+        super_experts(&found)
+    }
+
     fn observer(&mut self) -> &mut StatisticsObserver {
         self.observer.as_mut().expect("a sweep begins first")
     }
@@ -157,18 +171,16 @@ impl Decider for Reducer {
 
     fn begin(&mut self, calibration: &Calibration) {
         let Needs { left_out, sample_every, .. } = self.method.needs();
-        let observer = |left_out, sample_every| {
-            let (groups, group_of) = (calibration.groups.len(), calibration.group_of.clone());
-            StatisticsObserver::new(&self.model, ObserverOptions { groups, group_of, left_out, sample_every })
-        };
-        self.survey = (!self.options.no_super_expert_guard)
-            .then(|| SuperExpertSurvey { observer: observer(false, 0), largest: BTreeMap::new() });
-        self.observer = Some(observer(left_out, sample_every));
+        self.observer = Some(self.observer_of(calibration, left_out, sample_every));
         self.groups.clone_from(&calibration.groups);
     }
 
-    fn survey(&mut self) -> Option<&mut dyn Observer> {
-        self.survey.as_mut().map(|survey| survey as &mut dyn Observer)
+    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
+        if self.options.no_super_expert_guard {
+            return None;
+        }
+        let observer = self.observer_of(sample, false, 0);
+        Some(self.survey.insert(SuperExpertSurvey { observer, largest: BTreeMap::new() }))
     }
 
     fn finish(&mut self) -> Result<Decisions> {
@@ -193,7 +205,7 @@ impl Converter for Reducer {
         let inputs = std::mem::take(&mut self.inputs);
         self.arrived = 0;
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
-        let protected = self.survey.as_ref().map(|survey| super_experts(&survey.largest)).unwrap_or_default();
+        let protected = self.protected(index, &sums);
         let setting = Setting {
             method: self.method.as_ref(),
             size: &self.size,
