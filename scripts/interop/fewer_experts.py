@@ -10,6 +10,8 @@ import pathlib
 import subprocess
 import sys
 
+from caveats import older_cannot
+
 FAMILIES = pathlib.Path("golden/families")
 BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
 DATA = "--data text=golden/text/english.calibration.txt --data-tokens 1024"
@@ -23,21 +25,17 @@ BUILT_IN = [
     f"merge --experts 12 --method m-smoe {DATA}",
     f"merge --experts 12 --method mergemoe {DATA}",
 ]
-# What transformers 4.57 gets wrong in these goldens themselves.
-OLDER_CANNOT = {
-    "deepseek_v2-bias": "4.57 gives experts the biases that mlp_bias means for dense layers",
-    "deepseek_v2-hub": "4.57 computes another function from the golden itself, too",
-    "deepseek_v2-yarn": "4.57 computes another function from the golden itself, too",
-    "qwen2_moe-no_bias": "4.57 wants heads that divide the hidden size",
-    "qwen2_moe-sliding": "4.57 ignores sliding windows in this family",
-    "qwen2_moe-sliding_old": "4.57 ignores sliding windows in this family",
-}
 LEAST = 40  # goldens that must have been pruned
 
 
 def run(model, out, options):
     command, *rest = options.split()
     return subprocess.run([BINARY, command, model, "-o", out, *rest, "--quiet"], capture_output=True, text=True)
+
+
+def case(model, tokens, options):
+    receipt = json.loads((model / "moe-convert.json").read_text())
+    return dict(model=str(model), tokens=str(tokens), options=options, older_cannot=older_cannot(receipt))
 
 
 def main():
@@ -56,8 +54,7 @@ def main():
             options = f"prune --experts {count} --method random --mtp drop"
             done = run(model, out / name, options)
             if done.returncode == 0:
-                case = dict(model=str(out / name), tokens=str(model.parent / "tokens.json"), options=options)
-                cases.append(case | ({"older_cannot": OLDER_CANNOT[name]} if name in OLDER_CANNOT else {}))
+                cases.append(case(out / name, model.parent / "tokens.json", options))
                 break
         else:
             refused.append((name, done.stderr.splitlines()[0]))
@@ -66,7 +63,7 @@ def main():
         where = out / f"built-in-{index}"
         done = run("golden/models/moe", where, options)
         assert done.returncode == 0, f"{options}\n{done.stderr}"
-        cases.append(dict(model=str(where), tokens="golden/models/moe.tokens.json", options=options))
+        cases.append(case(where, "golden/models/moe.tokens.json", options))
     (out.parent / "fewer.json").write_text(json.dumps(cases, indent=1))
     print(f"{pruned} goldens pruned, {len(BUILT_IN)} results from the built-in MoE; {len(refused)} goldens can't lose an expert:")
     print("".join(f"  {name}: {why}\n" for name, why in refused), end="")

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 
+from caveats import older_cannot
+
 FAMILIES = pathlib.Path("golden/families")
 BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
 EIGHT, FIVE = "--experts 8 --top-k 2", "--experts 5 --top-k 3"
@@ -117,7 +119,6 @@ MORE = [
 ]
 # Names of what the target family cannot hold.
 REFUSED = {"llama/bias", "qwen3/layer_types"}
-LIMIT = "transformers before 5"  # begins a warning of what 4.57 cannot take: it must fail there, and without one must not
 
 
 def main(out):
@@ -137,8 +138,7 @@ def main(out):
             continue
         receipt = json.loads(run.stdout)["receipt"]
         measured = receipt["measured"]["max_logit_difference"]
-        limits = [warning for warning in receipt["warnings"] if warning.startswith(LIMIT)]
-        case = {"model": to, "source": source, "tokens": tokens, "dense": dense, "older_cannot": "; ".join(limits)}
+        case = {"model": to, "source": source, "tokens": tokens, "dense": dense, "older_cannot": older_cannot(receipt)}
         case["options"] = f"[{options}: {receipt['identity']['kind']}, measured {measured:.1e}]"
         cases.append({key: str(value) for key, value in case.items() if value})
         verify = moe_convert("verify", to)

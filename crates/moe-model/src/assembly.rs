@@ -7,7 +7,7 @@ use moe_checkpoint::Quantization;
 use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
-use crate::layer::{Ffn, Layer, Moe};
+use crate::layer::{Expert, Ffn, LatentAttention, Layer, Moe};
 use crate::mtp::MtpLayer;
 use crate::rope::Rope;
 use crate::weight::Weight;
@@ -74,8 +74,22 @@ impl Model {
         let applies = |caveat: &&Caveat| match caveat.when {
             CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
+            CaveatWhen::ScoreScale => {
+                self.layers.iter().any(|l| l.attention.latent().is_some_and(LatentAttention::scales_scores))
+            }
+            CaveatWhen::BiasedDense => self.has_biased_dense(),
         };
         self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
+    }
+
+    /// Whether networks that all tokens go through have biases, and experts that tokens are routed to have none.
+    fn has_biased_dense(&self) -> bool {
+        let biased = |expert: &Expert| expert.gate.bias.is_some();
+        let mut everyones = self.layers.iter().filter_map(|layer| match &layer.ffn {
+            Ffn::Dense(expert) => Some(expert.as_ref()),
+            Ffn::Moe(moe) => moe.shared.as_ref().map(|shared| &shared.expert),
+        });
+        everyones.any(biased) && self.moes().any(|(_, moe)| !moe.experts.iter().any(biased))
     }
 
     /// The mixtures of experts with the index of their layer.

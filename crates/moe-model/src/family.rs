@@ -255,6 +255,10 @@ pub enum CaveatWhen {
     SlidingWindow,
     /// Models whose heads don't add up to the hidden size.
     HeadDim,
+    /// Models whose latent attention scales scores by more than 1 / √(width of a head's queries): yarn with `mscale_all_dim`.
+    ScoreScale,
+    /// Models with biases in dense blocks or shared experts, but none in routed experts.
+    BiasedDense,
 }
 
 /// Everything that is particular to one `model_type`.

@@ -177,6 +177,11 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
+    /// Whether scores are scaled by other than 1 / √(nope + rope), as yarn's `mscale_all_dim` has it.
+    pub fn scales_scores(&self) -> bool {
+        (self.scale * ((self.nope + self.rope) as f64).sqrt() - 1.0).abs() > 1e-9
+    }
+
     /// Width of the latent of keys and values.
     pub fn kv_rank(&self) -> usize {
         self.kv_a_norm.elements()

@@ -250,3 +250,23 @@ fn every_name_of_the_expert_count_is_kept_up_to_date() {
     let config = model.declare().unwrap().config;
     assert_eq!(config["num_experts"], config["num_local_experts"]);
 }
+
+#[test]
+fn caveats_are_those_of_what_a_model_has() {
+    let caveats = |case: &str| -> Vec<String> {
+        let model = Model::open(&golden("families").join(case).join("model")).unwrap();
+        model.caveats().map(str::to_owned).collect()
+    };
+    for (case, word) in [
+        ("deepseek_v2/hub", "mscale_all_dim"),
+        ("deepseek_v2/yarn", "mscale_all_dim"),
+        ("deepseek_v2/bias", "mlp_bias"),
+        ("qwen2_moe/sliding", "layer_types"),
+    ] {
+        let found = caveats(case);
+        assert!(found.len() == 1 && found[0].contains(word), "{case}: {found:?}");
+    }
+    for case in ["deepseek_v2/base", "deepseek_v2/greedy", "deepseek_v3/base", "qwen2_moe/base"] {
+        assert_eq!(caveats(case), [""; 0], "{case}");
+    }
+}
