@@ -4,7 +4,7 @@ use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Integers, Quantization, Scheme};
 
 use crate::read::Reader;
-use crate::weight::{Encoding, Packing, Packed, Weight};
+use crate::weight::{Encoding, Packed, Packing, Weight};
 use crate::{Error, Kind, Result};
 
 /// What packed integers are called behind the module's name.
@@ -17,9 +17,12 @@ struct Names {
 
 fn names(packing: Packing) -> Names {
     match packing {
-        Packing::Rows => {
-            Names { words: ".weight_packed", scale: ".weight_scale", zero: ".weight_zero_point", beside: ".weight_shape" }
-        }
+        Packing::Rows => Names {
+            words: ".weight_packed",
+            scale: ".weight_scale",
+            zero: ".weight_zero_point",
+            beside: ".weight_shape",
+        },
         Packing::Columns => Names { words: ".qweight", scale: ".scales", zero: ".qzeros", beside: ".g_idx" },
     }
 }
@@ -71,7 +74,8 @@ impl Reader<'_> {
     pub fn projection(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         let Some(quantization) = self.quantization.clone() else { return self.take(name, &shape) };
         let dtype = self.tensors.get(name).map(Weight::dtype);
-        let words = packing(&quantization).map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
+        let words =
+            packing(&quantization).map(|packing| (packing, format!("{}{}", module(name), names(packing).words)));
         let packed = words.filter(|(_, words)| self.tensors.contains_key(words));
         if packed.is_none() && dtype != Some(Dtype::F8_E4M3) {
             return self.take(name, &shape);
@@ -128,9 +132,12 @@ impl Reader<'_> {
         if weight.dtype() == dtype {
             return Ok(weight);
         }
-        Err(Error::new(Kind::Mismatch, format!("elements of type {}, but packed integers have {dtype} here", weight.dtype()))
-            .tensor(name)
-            .file(weight.stored().map_or(self.config.file, |s| s.path()))
-            .remedy("the checkpoint and config.json don't belong together"))
+        Err(Error::new(
+            Kind::Mismatch,
+            format!("elements of type {}, but packed integers have {dtype} here", weight.dtype()),
+        )
+        .tensor(name)
+        .file(weight.stored().map_or(self.config.file, |s| s.path()))
+        .remedy("the checkpoint and config.json don't belong together"))
     }
 }

@@ -129,7 +129,8 @@ fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     let weights = said.get("weights").filter(|w| w.is_object());
     let weights = weights.ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
     let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(0) as u32;
-    let group = weights.get("group_size").and_then(Value::as_i64).filter(|group| *group > 0).map(|group| group as usize);
+    let group =
+        weights.get("group_size").and_then(Value::as_i64).filter(|group| *group > 0).map(|group| group as usize);
     let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
     match (text(weights, "type").unwrap_or("int"), text(weights, "strategy"), bits) {
         ("int", Some("group" | "channel"), bits) => {
@@ -140,8 +141,9 @@ fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
             Some(block) => Ok(Scheme::Fp8(Blocks::Of(block))),
             None => Err(refuse("e4m3 in blocks without block_structure".to_owned())),
         },
-        (kind, strategy, bits) => {
-            Err(refuse(format!("compressed-tensors with {bits}-bit {kind} by the strategy {:?}", strategy.unwrap_or("?"))))
-        }
+        (kind, strategy, bits) => Err(refuse(format!(
+            "compressed-tensors with {bits}-bit {kind} by the strategy {:?}",
+            strategy.unwrap_or("?")
+        ))),
     }
 }

@@ -37,7 +37,7 @@ pub struct Encoded {
 }
 
 /// Encodes `weight`, `shape` `[rows, columns]`, with the scale max |w| / 448 in each `block`, rounded to `scale_dtype` before
-/// codes are made; 1 in a block of zeros. A block of `[1, columns]` is a scale for each output channel.
+/// codes are made; as in compressed-tensors 2⁻²³ in a block of zeros. A block of `[1, columns]` is a scale for each output channel.
 ///
 /// # Errors
 /// For sizes that don't fit, weights that are not finite, and scales other than F32, F16 and BF16.
@@ -72,7 +72,7 @@ pub fn encode(
         }
         for scale in &mut *scales {
             let found = stored(*scale / MOST);
-            *scale = if found > 0.0 { found } else { 1.0 };
+            *scale = if found > 0.0 { found } else { f32::EPSILON };
         }
         for (row, codes) in weight.chunks_exact(columns).zip(codes.chunks_exact_mut(columns)) {
             for ((part, codes), scale) in row.chunks(wide).zip(codes.chunks_mut(wide)).zip(&*scales) {

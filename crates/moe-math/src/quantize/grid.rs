@@ -112,32 +112,31 @@ impl<T: Real> Grid<T> {
     }
 
     /// The scale and the signed code of 0 of a group with values from `least` to `most`: `calculate_qparams` of
-    /// compressed-tensors 0.19. The zero comes from the scale before it is rounded, and a scale that rounds to 0 becomes
-    /// the spacing of its dtype at 1.
+    /// compressed-tensors 0.19, but that the zero comes from the scale as it is stored. A scale that rounds to 0 becomes the
+    /// spacing of its dtype at 1.
     pub fn parameters(&self, least: T, most: T) -> (T, T) {
-        let least = if least < T::ZERO { least } else { T::ZERO };
-        let most = if most > T::ZERO { most } else { T::ZERO };
-        let levels = self.high - self.low;
+        // In f64, since a zero that falls on the other side of a tie moves every code of its group.
+        let (least, most) = (least.to_f64().min(0.0), most.to_f64().max(0.0));
+        let (low, high) = (self.low.to_f64(), self.high.to_f64());
         if self.symmetric {
-            let greatest = if most > -least { most } else { -least };
-            return (self.stored(greatest / (levels / T::from_f64(2.0))), T::ZERO);
+            return (T::from_f32(self.stored(most.max(-least) / ((high - low) / 2.0))), T::ZERO);
         }
-        let scale = (most - least) / levels;
-        if scale == T::ZERO {
-            return (self.stored(scale), T::ZERO);
-        }
-        (self.stored(scale), self.clamp(self.low - least / scale).round_even())
+        let exact = (most - least) / (high - low);
+        let scale = self.stored(exact);
+        let zero = if exact == 0.0 { 0.0 } else { (low - least / f64::from(scale)).clamp(low, high).round_ties_even() };
+        (T::from_f32(scale), T::from_f64(zero))
     }
 
     /// As it will be read back.
-    fn stored(&self, scale: T) -> T {
-        let scale = scale.to_f32();
+    fn stored(&self, scale: f64) -> f32 {
+        // f32 lies far beyond what either half keeps, so that rounding twice makes no difference but at ties of its own.
+        let scale = scale as f32;
         let (stored, spacing) = match self.scale_dtype {
             DType::F16 => (f16::from_f32(scale.min(f16::MAX.to_f32())).to_f32(), f16::EPSILON.to_f32()),
             DType::BF16 => (bf16::from_f32(scale.min(bf16::MAX.to_f32())).to_f32(), bf16::EPSILON.to_f32()),
             _ => (scale.min(f32::MAX), f32::EPSILON),
         };
-        T::from_f32(if stored == 0.0 { spacing } else { stored })
+        if stored == 0.0 { spacing } else { stored }
     }
 
     #[inline(always)]

@@ -35,7 +35,13 @@ impl Make for Undecided {
 pub(super) struct Store(pub Option<Arc<Spill>>);
 
 impl Store {
-    fn weight(&self, name: &str, dtype: Dtype, shape: &[usize], bytes: impl FnOnce() -> Result<Vec<u8>>) -> Result<Weight> {
+    fn weight(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<Weight> {
         match &self.0 {
             None => Ok(Weight::made(name, dtype, shape, Undecided)),
             Some(spill) => Ok(Weight::made(name, dtype, shape, Made(spill.keep(bytes()?)?))),
@@ -43,7 +49,13 @@ impl Store {
     }
 
     /// `codes` of `weight`, which lend name and dtype; no codes where there are only shapes.
-    pub fn packed(&self, weight: &Weight, packing: Packing, integers: Integers, codes: Option<&Codes>) -> Result<Weight> {
+    pub fn packed(
+        &self,
+        weight: &Weight,
+        packing: Packing,
+        integers: Integers,
+        codes: Option<&Codes>,
+    ) -> Result<Weight> {
         let [rows, columns] = [weight.shape()[0], weight.shape()[1]];
         let (name, bits) = (weight.name(), integers.bits);
         let groups = columns / integers.group.unwrap_or(columns);
@@ -70,12 +82,12 @@ impl Store {
         };
         let zero = has_zeros.then(zero).transpose()?;
         let beside = match packing {
-            Packing::Rows => {
-                self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?
-            }
+            Packing::Rows => self.weight(name, Dtype::I64, &[2], || Ok(bytes(&[rows as i64, columns as i64])))?,
             Packing::Columns => {
                 let group = columns / groups;
-                self.weight(name, Dtype::I32, &[columns], || Ok(bytes(&(0..columns).map(|c| (c / group) as i32).collect::<Vec<_>>())))?
+                self.weight(name, Dtype::I32, &[columns], || {
+                    Ok(bytes(&(0..columns).map(|c| (c / group) as i32).collect::<Vec<_>>()))
+                })?
             }
         };
         Ok(words.packed([rows, columns], Packed { packing, integers, scale, zero, beside }))
@@ -116,7 +128,8 @@ fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
 }
 
 fn floats(values: &[f32], dtype: Dtype, name: &str) -> Result<Vec<u8>> {
-    encoding::encode_f32(values, encoding_dtype(dtype)).map_err(|e| Error::new(Kind::Numeric, "cannot store scales").source(e).tensor(name))
+    encoding::encode_f32(values, encoding_dtype(dtype))
+        .map_err(|e| Error::new(Kind::Numeric, "cannot store scales").source(e).tensor(name))
 }
 
 /// What scales of `weight` are stored as.

@@ -140,7 +140,9 @@ impl QuantizeOptions {
         let mut add = |caveat: &str| caveats.push(caveat.to_owned());
         match self.quantization() {
             Ok(moe_model::Quantization::Gptq(integers)) => {
-                add("plain transformers loads GPTQ experts as random weights, without an error; GPTQModel and vLLM read them");
+                add(
+                    "plain transformers loads GPTQ experts as random weights, without an error; GPTQModel and vLLM read them",
+                );
                 if !integers.symmetric || ![4, 8].contains(&integers.bits) {
                     add("vLLM reads symmetric GPTQ of 4 and 8 bits only");
                 }
@@ -190,18 +192,25 @@ impl QuantizeOptions {
         let Some(integers) = self.integers() else { return Ok(()) };
         let [rows, columns] = [linear.weight.shape()[0], linear.weight.shape()[1]];
         if let Some(group) = integers.group.filter(|group| !columns.is_multiple_of(*group)) {
-            let fitting: Vec<_> = [128, 64, 32].iter().filter(|g| columns.is_multiple_of(**g)).map(|g| g.to_string()).collect();
-            return Err(Error::new(Kind::Usage, format!("groups of {group} don't divide the {columns} columns of this matrix"))
-                .tensor(linear.weight.name())
-                .remedy(match fitting.is_empty() {
-                    true => "give --group-size -1, a scale for each row".to_owned(),
-                    false => format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or ")),
-                }));
+            let fitting: Vec<_> =
+                [128, 64, 32].iter().filter(|g| columns.is_multiple_of(**g)).map(|g| g.to_string()).collect();
+            return Err(Error::new(
+                Kind::Usage,
+                format!("groups of {group} don't divide the {columns} columns of this matrix"),
+            )
+            .tensor(linear.weight.name())
+            .remedy(match fitting.is_empty() {
+                true => "give --group-size -1, a scale for each row".to_owned(),
+                false => format!("give --group-size {} (or -1 for whole rows)", fitting.join(" or ")),
+            }));
         }
         if self.packing() == Packing::Columns && !(rows.is_multiple_of(32) && columns.is_multiple_of(32)) {
-            return Err(Error::new(Kind::Unsupported, format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}"))
-                .tensor(linear.weight.name())
-                .remedy("give --format compressed-tensors"));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("GPTQ packs 32 rows and columns at a time, not {rows} × {columns}"),
+            )
+            .tensor(linear.weight.name())
+            .remedy("give --format compressed-tensors"));
         }
         Ok(())
     }

@@ -268,7 +268,9 @@ impl QuantizeOptions {
                 "give --group-size 32, 64 or 128, or -1 for whole rows",
             ));
         }
-        for (name, value) in [("min-samples", self.min_samples), ("shrinkage", self.shrinkage), ("hot-cap", self.hot_cap)] {
+        for (name, value) in
+            [("min-samples", self.min_samples), ("shrinkage", self.shrinkage), ("hot-cap", self.hot_cap)]
+        {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(usage(format!("--{name} {value}"), "give a number that isn't negative"));
             }
@@ -284,9 +286,10 @@ impl QuantizeOptions {
                 "GPTQ looks at what reaches each expert",
                 "give --data TEXT, or --method rtn, which needs none and is worse",
             )),
-            (Method::Rtn, false) => {
-                Err(usage("rounding to nearest looks at no data", "leave --data out, or give an integer --scheme with --method gptq"))
-            }
+            (Method::Rtn, false) => Err(usage(
+                "rounding to nearest looks at no data",
+                "leave --data out, or give an integer --scheme with --method gptq",
+            )),
             _ => Ok(()),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use moe_checkpoint::quantization::Scheme;
 use moe_checkpoint::Spill;
+use moe_checkpoint::quantization::Scheme;
 use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED, to_f32};
 use moe_math::Compute;
 use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
@@ -38,7 +38,8 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
         let quantized = options.quantized(moe, &store, |place, matrix| {
             let weight = &network(moe, place).linears()[matrix].weight;
             let values = to_f32(weight, &Compute::cpu())?.flatten_all().and_then(|t| t.to_vec1::<f32>());
-            let values = values.map_err(|e| Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(weight.name()))?;
+            let values = values
+                .map_err(|e| Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(weight.name()))?;
             if let Some(element) = values.iter().position(|w| !w.is_finite()) {
                 return Err(moe_forward::not_finite(weight, element as u64));
             }
@@ -128,11 +129,13 @@ impl Quantizer {
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
         };
         let samples = self.samples(moe, inputs)?;
-        let task = |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
+        let task =
+            |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
         let experts = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>())?;
         let shared = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared));
         let shared = shared.map(|shared| -> Result<Solved> {
-            let task = Task { name: "the shared expert".to_owned(), network: &shared.expert, samples: self.all_tokens() };
+            let task =
+                Task { name: "the shared expert".to_owned(), network: &shared.expert, samples: self.all_tokens() };
             let solver = Solver { shrinkage: 0.0, ..solver };
             Ok(solver.run(&[task])?.remove(0))
         });
@@ -177,8 +180,11 @@ impl Converter for Quantizer {
         let mut record = self.options.record(index, moe.experts.len(), moe.shared.is_some());
         record.quantized = experts.iter().map(|solved| solved.record.clone()).collect::<Vec<ExpertRecord>>();
         let store = Store(self.spill.clone());
-        let mut codes: Vec<[Option<Codes>; 3]> =
-            experts.into_iter().chain(shared).map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)]).collect();
+        let mut codes: Vec<[Option<Codes>; 3]> = experts
+            .into_iter()
+            .chain(shared)
+            .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
+            .collect();
         let quantized = self.options.quantized(moe, &store, |place, matrix| {
             let network = match place {
                 Place::Routed(index) => index,

@@ -124,7 +124,8 @@ impl Sampler {
     pub fn near(&mut self, first: usize, routing: &Routing, bias: Option<&[f32]>, counted: impl Fn(usize) -> bool) {
         let (k, experts) = (routing.top_k, self.experts);
         let cold: Vec<(usize, usize)> = (0..experts).map(|e| (e, self.missing(e))).filter(|(_, n)| *n > 0).collect();
-        for (local, chosen) in routing.selected.chunks_exact(k).enumerate().filter(|(local, _)| counted(first + local)) {
+        for (local, chosen) in routing.selected.chunks_exact(k).enumerate().filter(|(local, _)| counted(first + local))
+        {
             for (expert, missing) in &cold {
                 if chosen.contains(&(*expert as u32)) {
                     continue;
@@ -157,10 +158,14 @@ impl Sampler {
         }
         let choices: usize = self.routed.iter().map(Vec::len).sum();
         let power = |gate: f32| gate.powi(i32::from(self.rule.gate_power));
-        let mean = |routed: &[(u32, f32)]| routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32;
-        let of_all: f32 = self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>() / choices.max(1) as f32;
+        let mean =
+            |routed: &[(u32, f32)]| routed.iter().map(|(_, gate)| power(*gate)).sum::<f32>() / routed.len() as f32;
+        let of_all: f32 =
+            self.routed.iter().flatten().map(|(_, gate)| power(*gate)).sum::<f32>() / choices.max(1) as f32;
         let cap = match self.rule.hot_cap > 0.0 {
-            true => (self.rule.hot_cap * choices as f64 / self.experts as f64).ceil().max(self.rule.least as f64) as usize,
+            true => {
+                (self.rule.hot_cap * choices as f64 / self.experts as f64).ceil().max(self.rule.least as f64) as usize
+            }
             false => usize::MAX,
         };
         let of_expert = |(routed, nearest): (Vec<(u32, f32)>, BinaryHeap<Reverse<Near>>)| {
@@ -169,7 +174,8 @@ impl Sampler {
             let counts = Counts { routed: routed.len(), used: chosen.len(), topped_up: nearest.len() };
             // A token that didn't choose the expert weighs as its own do, less by how much less the router thinks of it.
             let near = |Reverse(near): Reverse<Near>| (near.token, own * (near.score / typical).clamp(0.0, 1.0));
-            let mut all: Vec<(u32, f32)> = chosen.map(|(token, gate)| (token, power(gate))).chain(nearest.into_iter().map(near)).collect();
+            let mut all: Vec<(u32, f32)> =
+                chosen.map(|(token, gate)| (token, power(gate))).chain(nearest.into_iter().map(near)).collect();
             all.sort_unstable_by_key(|(token, _)| *token);
             let (tokens, weights) = all.into_iter().unzip();
             ExpertSamples { tokens, weights, counts }
