@@ -9,6 +9,7 @@ mod factor;
 mod gptq;
 mod grid;
 mod hessian;
+mod kernel;
 mod objective;
 pub mod pack;
 mod real;

@@ -46,9 +46,6 @@ pub fn solve<T: Real>(
         checked_length(problem.weight.len(), rows * width)?;
         checked_length(problem.factor.feedback.len(), width * width)?;
     }
-    if !problems.par_iter().all(|problem| problem.weight.iter().all(|w| w.is_finite())) {
-        return Err(QuantizeError::NotFinite);
-    }
     let grid = Grid::<T>::new(&options.scheme);
     let settled: Vec<_> = problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
     let solvers: Vec<_> = problems.iter().zip(&settled).map(|(p, s)| solver(p, s.as_deref(), &grid, options)).collect();
@@ -57,7 +54,7 @@ pub fn solve<T: Real>(
     for (Problem { weight, factor }, codes) in problems.iter().zip(&mut found) {
         jobs.push(Job { weight, order: factor.order.as_deref(), codes });
     }
-    each_chunk(&mut jobs, &grid, |index, chunk| solvers[index].run(chunk));
+    each_chunk(&mut jobs, &grid, |index, chunk| solvers[index].run(chunk))?;
     Ok(found)
 }
 
