@@ -3,6 +3,7 @@
 //! A weight W is `[N, K]`, K its input width. The rows of W don't depend on each other; all that they share is a
 //! [`Factor`] of the [`Hessian`] of the inputs.
 
+mod cholesky;
 mod chunk;
 mod columns;
 mod factor;

@@ -24,8 +24,8 @@ pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
     fn to_f32(self) -> f32;
     /// To the nearest integer, halves to the even one.
     fn round_even(self) -> Self;
-    /// |x|
-    fn magnitude(self) -> Self;
+    /// √x
+    fn root(self) -> Self;
     /// The integer that this is, between 0 and 255.
     fn byte(self) -> u8;
     /// Neither NaN nor infinite.
@@ -60,8 +60,8 @@ macro_rules! real {
                 self.round_ties_even()
             }
             #[inline(always)]
-            fn magnitude(self) -> Self {
-                self.abs()
+            fn root(self) -> Self {
+                self.sqrt()
             }
             #[inline(always)]
             fn byte(self) -> u8 {
