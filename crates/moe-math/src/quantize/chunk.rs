@@ -119,39 +119,41 @@ impl<T: Real> Chunk<T> {
         self.fed.clear();
         self.fed.resize(width * strips, [T::ZERO; STRIP]);
         let (to, padded) = (self.weight.as_flattened_mut(), strips * STRIP);
-        let mut finite = true;
-        for first in (0..padded).step_by(TILE) {
-            let lines = &part.weight[(first * width).min(rows * width)..((first + TILE) * width).min(rows * width)];
+        if rows < padded {
+            to.chunks_exact_mut(padded).for_each(|column| column[rows..].fill(T::ZERO));
+        }
+        let mut wrong = 0;
+        for (block, lines) in part.weight.chunks(TILE * width).enumerate() {
             for (c, places) in part.places.chunks(TILE).enumerate() {
-                let mut tile = [[0f32; TILE]; TILE];
-                for (tile, line) in tile.iter_mut().zip(lines.chunks_exact(width)) {
-                    let line = &line[c * TILE..][..places.len()];
-                    tile[..places.len()].copy_from_slice(line);
-                    finite &= line.iter().fold(true, |finite, w| finite & w.is_finite());
-                }
+                let tile = tile(lines, width, c * TILE);
+                wrong |= tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()));
                 for (i, place) in places.iter().enumerate() {
-                    let column = &mut to[place * padded + first..][..TILE];
+                    let column = &mut to[place * padded + block * TILE..][..TILE];
                     for (value, line) in column.iter_mut().zip(&tile) {
                         *value = T::from_f32(line[i]);
                     }
                 }
             }
         }
-        if finite { Ok(()) } else { Err(QuantizeError::NotFinite) }
+        if wrong == 0 { Ok(()) } else { Err(QuantizeError::NotFinite) }
     }
 
     fn store(&self, part: Part<'_>, grid: &Grid<T>) {
         let (width, padded, groups) = (self.width, self.rows(), self.width / self.group);
         let from = self.codes.as_flattened();
-        for (first, lines) in part.codes.chunks_mut(TILE * width).enumerate() {
+        for (block, lines) in part.codes.chunks_mut(TILE * width).enumerate() {
             for (c, places) in part.places.chunks(TILE).enumerate() {
                 let mut tile = [[0u8; TILE]; TILE];
-                for (tile, place) in tile.iter_mut().zip(places) {
-                    tile.copy_from_slice(&from[place * padded + first * TILE..][..TILE]);
+                for (i, place) in places.iter().enumerate() {
+                    let column = &from[place * padded + block * TILE..][..TILE];
+                    for (line, code) in tile.iter_mut().zip(column) {
+                        line[i] = *code;
+                    }
                 }
-                for (i, line) in lines.chunks_exact_mut(width).enumerate() {
-                    for (code, column) in line[c * TILE..].iter_mut().zip(&tile[..places.len()]) {
-                        *code = column[i];
+                for (line, tile) in lines.chunks_exact_mut(width).zip(&tile) {
+                    match line[c * TILE..].first_chunk_mut::<TILE>() {
+                        Some(line) => *line = *tile,
+                        None => line[c * TILE..].copy_from_slice(&tile[..places.len()]),
                     }
                 }
             }
@@ -163,4 +165,16 @@ impl<T: Real> Chunk<T> {
             }
         }
     }
+}
+
+/// A square of `lines`, rows of `width`, from column `first`; zeros where it ends.
+fn tile(lines: &[f32], width: usize, first: usize) -> [[f32; TILE]; TILE] {
+    let mut tile = [[0f32; TILE]; TILE];
+    for (tile, line) in tile.iter_mut().zip(lines.chunks_exact(width)) {
+        match line[first..].first_chunk::<TILE>() {
+            Some(line) => *tile = *line,
+            None => tile[..width - first].copy_from_slice(&line[first..]),
+        }
+    }
+    tile
 }

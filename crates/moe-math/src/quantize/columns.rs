@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
+use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use pulp::Arch;
 
@@ -135,8 +136,14 @@ impl<T: Real> Solver<'_, T> {
         if let Some(settled) = self.settled().filter(|_| group > 0) {
             let settled = MatRef::from_column_major_slice(&settled[group * size * size..][..size * size], size, size);
             let fed = MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
-            let best = MatMut::from_column_major_slice_mut(best.as_flattened_mut(), rows, size);
-            matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
+            let mut best = MatMut::from_column_major_slice_mut(best.as_flattened_mut(), rows, size);
+            // Upper triangular: a block of columns takes only from the columns up to its end.
+            for first in (0..size).step_by(COLUMNS) {
+                let count = COLUMNS.min(size - first);
+                let (best, settled) = (best.rb_mut().subcols_mut(first, count), settled.subcols(first, count));
+                let (fed, settled) = (fed.subcols(0, first + count), settled.subrows(0, first + count));
+                matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
+            }
         }
         let columns: Vec<_> = best.chunks_exact(chunk.strips).enumerate().map(|(k, c)| (group * size + k, c)).collect();
         self.fix(chunk, group, &columns);
