@@ -16,10 +16,10 @@ pub mod pack;
 mod real;
 
 pub use factor::{Damping, Factor, factorise};
-pub use gptq::{Options, Problem, solve};
+pub use gptq::{Options, Problem, Solved, solve};
 pub use grid::{Codes, Scheme, round_to_nearest};
 pub use hessian::Hessian;
-pub use objective::objective;
+pub use objective::{energy, objective};
 pub use real::Real;
 
 /// What can't be quantized.

@@ -42,23 +42,33 @@ pub(super) struct Chunk<T> {
     pub scales: Vec<[T; STRIP]>,
     /// `[K / g, rows]`, signed codes.
     pub zeros: Vec<[T; STRIP]>,
+    /// What each row's error costs.
+    pub errors: Vec<[T; STRIP]>,
 }
 
 /// Calls `run` with the number of a job and a chunk of its rows, for all of them in parallel, and keeps the codes, scales
-/// and zeros that it leaves in the chunk. Chunks don't depend on how many threads there are.
+/// and zeros that it leaves in the chunk. Returns the sum of the errors of each job. Neither chunks nor sums depend on how
+/// many threads there are.
 pub(super) fn each_chunk<T: Real>(
     jobs: &mut [Job<'_>],
     grid: &Grid<T>,
     run: impl Fn(usize, &mut Chunk<T>) + Sync,
-) -> Result<(), QuantizeError> {
+) -> Result<Vec<f64>, QuantizeError> {
+    let mut sums = vec![0.0; jobs.len()];
     let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
     let parts = jobs.iter_mut().zip(&places).enumerate().flat_map(|(index, (job, places))| parts(index, job, places));
-    parts.collect::<Vec<_>>().into_par_iter().try_for_each_init(Chunk::default, |chunk, part| {
+    let parts: Vec<Part<'_>> = parts.collect();
+    let solve = |chunk: &mut Chunk<T>, part: Part<'_>| {
         chunk.load(&part)?;
         run(part.job, chunk);
+        let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
+        let job = part.job;
         chunk.store(part, grid);
-        Ok(())
-    })
+        Ok((job, error))
+    };
+    let errors: Result<Vec<(usize, f64)>, _> = parts.into_par_iter().map_init(Chunk::default, solve).collect();
+    errors?.into_iter().for_each(|(job, error)| sums[job] += error);
+    Ok(sums)
 }
 
 /// When each column is solved.
@@ -116,6 +126,8 @@ impl<T: Real> Chunk<T> {
         self.codes.resize(width * strips, [0; STRIP]);
         self.scales.resize(width / part.group * strips, [T::ONE; STRIP]);
         self.zeros.resize(width / part.group * strips, [T::ZERO; STRIP]);
+        self.errors.clear();
+        self.errors.resize(strips, [T::ZERO; STRIP]);
         self.fed.clear();
         self.fed.resize(width * strips, [T::ZERO; STRIP]);
         let (to, padded) = (self.weight.as_flattened_mut(), strips * STRIP);

@@ -27,6 +27,8 @@ pub(super) struct Feedback<'a, T> {
     pub weights: &'a [T],
     /// The inverse of each group's diagonal block of A, `[g, g]` by columns; none where groups are fixed beforehand.
     pub settled: Option<&'a [T]>,
+    /// By how much the squares of each solved column's errors count, see [`Round`].
+    pub costs: &'a [[T; 2]],
 }
 
 /// What is the same for all rows of a matrix.
@@ -88,6 +90,8 @@ impl<T: Real> Solver<'_, T> {
     fn round(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
         let groups: Vec<usize> = columns.clone().map(|k| self.column(k) / chunk.group).collect();
         let feedback: Vec<&[T]> = columns.clone().map(|k| self.taken(k, columns.start, chunk.width)).collect();
+        let none = vec![[T::ZERO; 2]; columns.len()];
+        let costs = self.feedback.map_or(&*none, |feedback| &feedback.costs[columns.clone()]);
         let members = chunk.columns(&columns);
         Arch::new().dispatch(Round {
             grid: self.grid,
@@ -96,9 +100,11 @@ impl<T: Real> Solver<'_, T> {
             fed: &chunk.fed[members.clone()],
             feedback: &feedback,
             groups: &groups,
+            costs,
             scales: &chunk.scales,
             zeros: &chunk.zeros,
             codes: &mut chunk.codes[members],
+            errors: &mut chunk.errors,
         });
     }
 

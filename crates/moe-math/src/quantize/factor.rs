@@ -30,12 +30,16 @@ pub struct Factor<T> {
     /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its lower triangle holds
     /// values.
     pub feedback: Vec<T>,
+    /// D, in the order in which columns are solved.
+    pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
     pub diagonal: Vec<T>,
     /// Columns without energy, in the order of the weight's columns: they neither give nor take feedback.
     pub dead: Vec<bool>,
     /// λ that was used.
     pub damping: f64,
+    /// λ mean(diag H), over columns with energy: what was added to their diagonal.
+    pub added: f64,
     /// Factorisations that were tried.
     pub attempts: u32,
 }
@@ -61,8 +65,9 @@ pub fn factorise<T: Real>(
         let mut matrix = ordered(hessian, order.as_deref());
         damp(&mut matrix, order.as_deref(), &dead, T::from_f64(share * mean));
         if upper_cholesky(&mut matrix, size) {
-            unit_diagonal(&mut matrix, size);
-            return Ok(Factor { order, feedback: matrix, diagonal, dead, damping: share, attempts });
+            let pivots = unit_diagonal(&mut matrix, size);
+            let added = share * mean;
+            return Ok(Factor { order, feedback: matrix, pivots, diagonal, dead, damping: share, added, attempts });
         }
         if !(0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite())) {
             return Err(QuantizeError::NotFinite);
@@ -91,7 +96,7 @@ fn ordered<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>) -> Vec<T> {
         places[*column as usize] = k;
     }
     let mut matrix = vec![T::ZERO; size * size];
-    for (i, (row, place)) in hessian.sum.chunks_exact(size).zip(&places).enumerate() {
+    for (i, (row, place)) in hessian.sum.chunks_exact(size.max(1)).zip(&places).enumerate() {
         for (h, other) in row.iter().zip(&places[..=i]) {
             matrix[place.max(other) * size + place.min(other)] = *h;
         }
@@ -104,7 +109,7 @@ fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: 
     let size = dead.len();
     let dead: Vec<bool> = (0..size).map(|k| dead[order.map_or(k, |order| order[k] as usize)]).collect();
     let any = dead.contains(&true);
-    for (k, column) in matrix.chunks_exact_mut(size).enumerate() {
+    for (k, column) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
         column[k] = column[k] + added;
         if any {
             let lost = |j: usize| dead[j] || dead[k];
@@ -116,10 +121,14 @@ fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: 
     }
 }
 
-/// A from R: each column over its pivot.
-fn unit_diagonal<T: Real>(upper: &mut [T], size: usize) {
-    for (k, column) in upper.chunks_exact_mut(size).enumerate() {
-        let pivot = column[k];
-        column[..=k].iter_mut().for_each(|value| *value = *value / pivot);
-    }
+/// A from R, each column over its pivot, and D, the squares of the pivots.
+fn unit_diagonal<T: Real>(upper: &mut [T], size: usize) -> Vec<T> {
+    let columns = upper.chunks_exact_mut(size.max(1)).enumerate();
+    columns
+        .map(|(k, column)| {
+            let pivot = column[k];
+            column[..=k].iter_mut().for_each(|value| *value = *value / pivot);
+            pivot * pivot
+        })
+        .collect()
 }

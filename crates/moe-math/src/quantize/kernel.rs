@@ -24,12 +24,16 @@ pub(super) struct Round<'a, T> {
     pub feedback: &'a [&'a [T]],
     /// The group of each column.
     pub groups: &'a [usize],
+    /// By how much the squares of a column's error count: that of what it was rounded from, and that of W − Ŵ.
+    pub costs: &'a [[T; 2]],
     /// `[groups, rows]`
     pub scales: &'a [[T; STRIP]],
     /// `[groups, rows]`
     pub zeros: &'a [[T; STRIP]],
     /// `[columns, rows]`
     pub codes: &'a mut [[u8; STRIP]],
+    /// Σ of the costs of each row, which is added to.
+    pub errors: &'a mut [[T; STRIP]],
 }
 
 impl<T: Real> WithSimd for Round<'_, T> {
@@ -37,7 +41,7 @@ impl<T: Real> WithSimd for Round<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { grid, strips, weight, fed, feedback, groups, scales, zeros, codes } = self;
+        let Self { grid, strips, weight, fed, feedback, groups, costs, scales, zeros, codes, errors } = self;
         for strip in 0..strips {
             for (k, group) in groups.iter().enumerate() {
                 let (before, at) = weight.split_at_mut(k * strips + strip);
@@ -45,10 +49,14 @@ impl<T: Real> WithSimd for Round<'_, T> {
                 T::feed(simd, &mut x, feedback[k], &before[strip..], strips);
                 let (w, codes) = (&mut at[0], &mut codes[k * strips + strip]);
                 let (scale, zero) = (&scales[group * strips + strip], &zeros[group * strips + strip]);
+                let ([rounded, damped], errors) = (costs[k], &mut errors[strip]);
                 for i in 0..STRIP {
-                    let code = grid.code(w[i] + x[i], scale[i], zero[i]);
+                    let best = w[i] + x[i];
+                    let code = grid.code(best, scale[i], zero[i]);
+                    let value = (code - zero[i]) * scale[i];
                     codes[i] = grid.unsigned(code);
-                    w[i] = w[i] - (code - zero[i]) * scale[i];
+                    w[i] = w[i] - value;
+                    errors[i] = errors[i] + rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
                 }
             }
         }
