@@ -3,21 +3,23 @@
 //! A weight W is `[N, K]`, K its input width. The rows of W don't depend on each other; all that they share is a
 //! [`Factor`] of the [`Hessian`] of the inputs.
 
+mod cholesky;
 mod chunk;
 mod columns;
 mod factor;
 mod gptq;
 mod grid;
 mod hessian;
+mod kernel;
 mod objective;
 pub mod pack;
 mod real;
 
 pub use factor::{Damping, Factor, factorise};
-pub use gptq::{Options, Problem, solve};
+pub use gptq::{Options, Problem, Solved, solve};
 pub use grid::{Codes, Scheme, round_to_nearest};
 pub use hessian::Hessian;
-pub use objective::objective;
+pub use objective::{energy, objective};
 pub use real::Real;
 
 /// What can't be quantized.

@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Real;
 use super::grid::{Codes, Grid};
+use super::kernel::STRIP;
+use super::{QuantizeError, Real};
 
 /// Rows of a chunk: few enough for its columns to stay in the second-level cache, enough for matrix products.
 const ROWS: usize = 128;
-/// Rows are padded with zeros to a multiple of this.
-pub(super) const STRIP: usize = 32;
+/// Matrices are turned in squares of this side, whose rows are a cache line or less.
+const TILE: usize = 16;
 
 /// A matrix and where its codes go.
 pub(super) struct Job<'a> {
@@ -21,108 +22,171 @@ pub(super) struct Job<'a> {
     pub codes: &'a mut Codes,
 }
 
-/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved.
+/// Rows of a matrix by columns, `[K, rows]`, in the order in which columns are solved; rows are padded with zeros to whole
+/// strips.
 #[derive(Default)]
 pub(super) struct Chunk<T> {
-    pub rows: usize,
+    /// Strips of a column.
+    pub strips: usize,
+    /// K
     pub width: usize,
     /// Columns of a group.
     pub group: usize,
     /// W, and where a column is solved its error W − Ŵ.
-    pub weight: Vec<T>,
+    pub weight: Vec<[T; STRIP]>,
     /// What columns were fed by the errors of others.
-    pub fed: Vec<T>,
+    pub fed: Vec<[T; STRIP]>,
     /// Unsigned.
-    pub codes: Vec<u8>,
+    pub codes: Vec<[u8; STRIP]>,
     /// `[K / g, rows]`
-    pub scales: Vec<T>,
+    pub scales: Vec<[T; STRIP]>,
     /// `[K / g, rows]`, signed codes.
-    pub zeros: Vec<T>,
+    pub zeros: Vec<[T; STRIP]>,
+    /// What each row's error costs.
+    pub errors: Vec<[T; STRIP]>,
 }
 
 /// Calls `run` with the number of a job and a chunk of its rows, for all of them in parallel, and keeps the codes, scales
-/// and zeros that it leaves in the chunk. Chunks don't depend on how many threads there are.
-pub(super) fn each_chunk<T: Real>(jobs: &mut [Job<'_>], grid: &Grid<T>, run: impl Fn(usize, &mut Chunk<T>) + Sync) {
-    let parts: Vec<Part<'_>> = jobs.iter_mut().enumerate().flat_map(|(index, job)| parts(index, job)).collect();
-    parts.into_par_iter().for_each_init(Chunk::default, |chunk, part| {
-        chunk.load(&part);
+/// and zeros that it leaves in the chunk. Returns the sum of the errors of each job. Neither chunks nor sums depend on how
+/// many threads there are.
+pub(super) fn each_chunk<T: Real>(
+    jobs: &mut [Job<'_>],
+    grid: &Grid<T>,
+    run: impl Fn(usize, &mut Chunk<T>) + Sync,
+) -> Result<Vec<f64>, QuantizeError> {
+    let mut sums = vec![0.0; jobs.len()];
+    let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
+    let parts = jobs.iter_mut().zip(&places).enumerate().flat_map(|(index, (job, places))| parts(index, job, places));
+    let parts: Vec<Part<'_>> = parts.collect();
+    let solve = |chunk: &mut Chunk<T>, part: Part<'_>| {
+        chunk.load(&part)?;
         run(part.job, chunk);
+        let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
+        let job = part.job;
         chunk.store(part, grid);
-    });
+        Ok((job, error))
+    };
+    let errors: Result<Vec<(usize, f64)>, _> = parts.into_par_iter().map_init(Chunk::default, solve).collect();
+    errors?.into_iter().for_each(|(job, error)| sums[job] += error);
+    Ok(sums)
+}
+
+/// When each column is solved.
+fn places(job: &Job<'_>) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..job.codes.shape[1]).collect();
+    for (k, column) in job.order.unwrap_or_default().iter().enumerate() {
+        places[*column as usize] = k;
+    }
+    places
 }
 
 struct Part<'a> {
     job: usize,
-    width: usize,
     group: usize,
-    order: Option<&'a [u32]>,
+    places: &'a [usize],
     weight: &'a [f32],
     codes: &'a mut [u8],
     scales: &'a mut [f32],
     zeros: &'a mut [u8],
 }
 
-fn parts<'a>(index: usize, job: &'a mut Job<'_>) -> Vec<Part<'a>> {
-    let ([_, width], group, order) = (job.codes.shape, job.codes.group, job.order);
-    let groups = ROWS * (width / group);
-    let codes = job.weight.chunks(ROWS * width).zip(job.codes.codes.chunks_mut(ROWS * width));
-    let grids = job.codes.scales.chunks_mut(groups).zip(job.codes.zeros.chunks_mut(groups));
-    codes
-        .zip(grids)
-        .map(|((weight, codes), (scales, zeros))| Part {
-            job: index,
-            width,
-            group,
-            order,
-            weight,
-            codes,
-            scales,
-            zeros,
-        })
-        .collect()
+fn parts<'a>(index: usize, job: &'a mut Job<'_>, places: &'a [usize]) -> impl Iterator<Item = Part<'a>> {
+    let Codes { shape: [_, width], group, codes, scales, zeros } = &mut *job.codes;
+    let (group, groups) = (*group, ROWS * (*width / *group));
+    let codes = job.weight.chunks(ROWS * *width).zip(codes.chunks_mut(ROWS * *width));
+    let grids = scales.chunks_mut(groups).zip(zeros.chunks_mut(groups));
+    codes.zip(grids).map(move |((weight, codes), (scales, zeros))| Part {
+        job: index,
+        group,
+        places,
+        weight,
+        codes,
+        scales,
+        zeros,
+    })
 }
 
 impl<T: Real> Chunk<T> {
-    fn load(&mut self, part: &Part<'_>) {
-        let (width, found) = (part.width, part.weight.len() / part.width);
-        let rows = found.next_multiple_of(STRIP);
-        (self.rows, self.width, self.group) = (rows, width, part.group);
-        self.weight.clear();
-        self.weight.resize(width * rows, T::ZERO);
+    /// Rows with padding.
+    pub fn rows(&self) -> usize {
+        self.strips * STRIP
+    }
+
+    /// Where the strips of `columns` lie.
+    pub fn columns(&self, columns: &Range<usize>) -> Range<usize> {
+        columns.start * self.strips..columns.end * self.strips
+    }
+
+    fn load(&mut self, part: &Part<'_>) -> Result<(), QuantizeError> {
+        let width = part.places.len();
+        let rows = part.weight.len() / width;
+        let strips = rows.div_ceil(STRIP);
+        (self.strips, self.width, self.group) = (strips, width, part.group);
+        self.weight.resize(width * strips, [T::ZERO; STRIP]);
+        self.codes.resize(width * strips, [0; STRIP]);
+        self.scales.resize(width / part.group * strips, [T::ONE; STRIP]);
+        self.zeros.resize(width / part.group * strips, [T::ZERO; STRIP]);
+        self.errors.clear();
+        self.errors.resize(strips, [T::ZERO; STRIP]);
         self.fed.clear();
-        self.fed.resize(width * rows, T::ZERO);
-        self.codes.resize(width * rows, 0);
-        self.scales.resize(width / part.group * rows, T::ONE);
-        self.zeros.resize(width / part.group * rows, T::ZERO);
-        for (k, column) in self.weight.chunks_exact_mut(rows).enumerate() {
-            let from = part.order.map_or(k, |order| order[k] as usize);
-            for (value, row) in column.iter_mut().zip(part.weight.chunks_exact(width)) {
-                *value = T::from_f32(row[from]);
+        self.fed.resize(width * strips, [T::ZERO; STRIP]);
+        let (to, padded) = (self.weight.as_flattened_mut(), strips * STRIP);
+        if rows < padded {
+            to.chunks_exact_mut(padded).for_each(|column| column[rows..].fill(T::ZERO));
+        }
+        let mut wrong = 0;
+        for (block, lines) in part.weight.chunks(TILE * width).enumerate() {
+            for (c, places) in part.places.chunks(TILE).enumerate() {
+                let tile = tile(lines, width, c * TILE);
+                wrong |= tile.as_flattened().iter().fold(0, |wrong, w| wrong | u32::from(!w.is_finite()));
+                for (i, place) in places.iter().enumerate() {
+                    let column = &mut to[place * padded + block * TILE..][..TILE];
+                    for (value, line) in column.iter_mut().zip(&tile) {
+                        *value = T::from_f32(line[i]);
+                    }
+                }
             }
         }
+        if wrong == 0 { Ok(()) } else { Err(QuantizeError::NotFinite) }
     }
 
     fn store(&self, part: Part<'_>, grid: &Grid<T>) {
-        let rows = self.rows;
-        for (k, column) in self.codes.chunks_exact(rows).enumerate() {
-            let to = part.order.map_or(k, |order| order[k] as usize);
-            for (codes, code) in part.codes.chunks_exact_mut(self.width).zip(column) {
-                codes[to] = *code;
+        let (width, padded, groups) = (self.width, self.rows(), self.width / self.group);
+        let from = self.codes.as_flattened();
+        for (block, lines) in part.codes.chunks_mut(TILE * width).enumerate() {
+            for (c, places) in part.places.chunks(TILE).enumerate() {
+                let mut tile = [[0u8; TILE]; TILE];
+                for (i, place) in places.iter().enumerate() {
+                    let column = &from[place * padded + block * TILE..][..TILE];
+                    for (line, code) in tile.iter_mut().zip(column) {
+                        line[i] = *code;
+                    }
+                }
+                for (line, tile) in lines.chunks_exact_mut(width).zip(&tile) {
+                    match line[c * TILE..].first_chunk_mut::<TILE>() {
+                        Some(line) => *line = *tile,
+                        None => line[c * TILE..].copy_from_slice(&tile[..places.len()]),
+                    }
+                }
             }
         }
-        let groups = self.width / self.group;
-        for (g, (scales, zeros)) in self.scales.chunks_exact(rows).zip(self.zeros.chunks_exact(rows)).enumerate() {
-            for (to, scale) in part.scales.chunks_exact_mut(groups).zip(scales) {
-                to[g] = scale.to_f32();
-            }
-            for (to, zero) in part.zeros.chunks_exact_mut(groups).zip(zeros) {
-                to[g] = grid.unsigned(*zero);
+        let (scales, zeros) = (self.scales.as_flattened(), self.zeros.as_flattened());
+        for (row, (to, signs)) in part.scales.chunks_mut(groups).zip(part.zeros.chunks_mut(groups)).enumerate() {
+            for (g, (scale, zero)) in to.iter_mut().zip(signs).enumerate() {
+                (*scale, *zero) = (scales[g * padded + row].to_f32(), grid.unsigned(zeros[g * padded + row]));
             }
         }
     }
+}
 
-    /// Rows of column `k`, as a range of what is stored by columns.
-    pub fn column(&self, k: usize) -> Range<usize> {
-        k * self.rows..(k + 1) * self.rows
+/// A square of `lines`, rows of `width`, from column `first`; zeros where it ends.
+fn tile(lines: &[f32], width: usize, first: usize) -> [[f32; TILE]; TILE] {
+    let mut tile = [[0f32; TILE]; TILE];
+    for (tile, line) in tile.iter_mut().zip(lines.chunks_exact(width)) {
+        match line[first..].first_chunk::<TILE>() {
+            Some(line) => *tile = *line,
+            None => tile[..width - first].copy_from_slice(&line[first..]),
+        }
     }
+    tile
 }

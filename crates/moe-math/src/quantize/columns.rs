@@ -1,29 +1,34 @@
 //! Columns of a chunk, solved in order; the errors of each are fed to those after it.
 //!
 //! Written as LDLQ (Chee et al. 2307.13304, equation 2 and theorem 6: the same codes as GPTQ): with H = A D Aᵀ, A unit upper
-//! triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is added to it. That needs no inverse of H, and its
-//! errors are those of the given weights, not of weights fed before.
+//! triangular, column k of W is rounded after Σ_{j<k} (W − Ŵ)_j A_jk is added to it. That needs no inverse of H.
 
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
+use faer::prelude::ReborrowMut;
 use faer::{Accum, MatMut, MatRef, Par};
 use pulp::Arch;
 
 use super::Real;
-use super::chunk::{Chunk, STRIP};
+use super::chunk::Chunk;
 use super::grid::Grid;
+use super::kernel::{Errors, Round, STRIP, Widen};
 
-/// So many columns are solved one by one; between more, errors travel by matrix products.
+/// At most so many columns are solved one by one; between more, errors travel by matrix products.
 const COLUMNS: usize = 32;
+/// Clipping tries to shrink ranges in so many steps to half.
+const CLIPS: u32 = 10;
 
 /// What columns take from those before them.
 #[derive(Clone, Copy)]
 pub(super) struct Feedback<'a, T> {
-    /// `[K, K]`: row k is what column k takes from the error of each column before it, Aᵀ.
+    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it.
     pub weights: &'a [T],
-    /// (I + A − its diagonal)⁻¹ of each group alone, `[g, g]` by columns; none where groups are fixed beforehand.
+    /// The inverse of each group's diagonal block of A, `[g, g]` by columns; none where groups are fixed beforehand.
     pub settled: Option<&'a [T]>,
+    /// By how much the squares of each solved column's errors count, see [`Round`].
+    pub costs: &'a [[T; 2]],
 }
 
 /// What is the same for all rows of a matrix.
@@ -58,8 +63,8 @@ impl<T: Real> Solver<'_, T> {
         if grouped && columns.len() == group {
             self.fix_settled(chunk, first / group);
         }
-        if columns.len() <= COLUMNS.min(if grouped { group } else { COLUMNS }) {
-            return Arch::new().dispatch(|| self.round(chunk, columns));
+        if columns.len() <= if grouped { COLUMNS.min(group) } else { COLUMNS } {
+            return self.round(chunk, columns);
         }
         let unit = if grouped && columns.len() > group { group } else { COLUMNS };
         let middle = first + columns.len().div_ceil(unit).div_ceil(2) * unit;
@@ -71,59 +76,44 @@ impl<T: Real> Solver<'_, T> {
     /// Feeds the errors of columns `from` to columns `to`.
     fn carry(&self, chunk: &mut Chunk<T>, from: Range<usize>, to: Range<usize>) {
         let Some(feedback) = self.feedback else { return };
-        let (rows, width) = (chunk.rows, chunk.width);
-        let errors = &chunk.weight[from.start * rows..from.end * rows];
+        let (rows, width) = (chunk.rows(), chunk.width);
+        let errors = chunk.weight[chunk.columns(&from)].as_flattened();
         let errors = MatRef::from_column_major_slice(errors, rows, from.len());
-        let fed = &mut chunk.fed[to.start * rows..to.end * rows];
-        let fed = MatMut::from_column_major_slice_mut(fed, rows, to.len());
+        let fed = chunk.columns(&to);
+        let fed = MatMut::from_column_major_slice_mut(chunk.fed[fed].as_flattened_mut(), rows, to.len());
         let weights = MatRef::from_column_major_slice(feedback.weights, width, width);
         let weights = weights.submatrix(from.start, to.start, from.len(), to.len());
         matmul(fed, Accum::Add, errors, weights, T::ONE, Par::Seq);
     }
 
     /// Rounds `columns` one after another.
-    #[inline(always)]
     fn round(&self, chunk: &mut Chunk<T>, columns: Range<usize>) {
-        for strip in (0..chunk.rows).step_by(STRIP) {
-            for k in columns.clone() {
-                let at = k * chunk.rows + strip;
-                let mut fed = [T::ZERO; STRIP];
-                fed.copy_from_slice(&chunk.fed[at..at + STRIP]);
-                if let Some(feedback) = self.feedback {
-                    let weights = &feedback.weights[k * chunk.width..][columns.start..k];
-                    let errors = chunk.weight[columns.start * chunk.rows..k * chunk.rows].chunks_exact(chunk.rows);
-                    for (weight, errors) in weights.iter().zip(errors) {
-                        for (fed, error) in fed.iter_mut().zip(&errors[strip..strip + STRIP]) {
-                            *fed = *fed + *weight * *error;
-                        }
-                    }
-                }
-                self.round_column(chunk, k, strip, &fed);
-            }
-        }
+        let groups: Vec<usize> = columns.clone().map(|k| self.column(k) / chunk.group).collect();
+        let feedback: Vec<&[T]> = columns.clone().map(|k| self.taken(k, columns.start, chunk.width)).collect();
+        let none = vec![[T::ZERO; 2]; columns.len()];
+        let costs = self.feedback.map_or(&*none, |feedback| &feedback.costs[columns.clone()]);
+        let members = chunk.columns(&columns);
+        Arch::new().dispatch(Round {
+            grid: self.grid,
+            strips: chunk.strips,
+            weight: &mut chunk.weight[members.clone()],
+            fed: &chunk.fed[members.clone()],
+            feedback: &feedback,
+            groups: &groups,
+            costs,
+            scales: &chunk.scales,
+            zeros: &chunk.zeros,
+            codes: &mut chunk.codes[members],
+            errors: &mut chunk.errors,
+        });
     }
 
-    /// Rounds a strip of column `k`, and leaves its error in place of it.
-    #[inline(always)]
-    fn round_column(&self, chunk: &mut Chunk<T>, k: usize, strip: usize, fed: &[T; STRIP]) {
-        let (at, group) = (k * chunk.rows + strip, self.group(chunk, k) * chunk.rows + strip);
-        let weight = &mut chunk.weight[at..at + STRIP];
-        let codes = &mut chunk.codes[at..at + STRIP];
-        let (scales, zeros) = (&chunk.scales[group..group + STRIP], &chunk.zeros[group..group + STRIP]);
-        for i in 0..STRIP {
-            let code = self.grid.code(weight[i] + fed[i], scales[i], zeros[i]);
-            codes[i] = self.grid.unsigned(code);
-            weight[i] = weight[i] - (code - zeros[i]) * scales[i];
-        }
+    /// What column `k` takes from columns `first` to `k`.
+    fn taken(&self, k: usize, first: usize, width: usize) -> &[T] {
+        self.feedback.map_or(&[], |feedback| &feedback.weights[k * width..][first..k])
     }
 
     /// Where column `k` of the solved order belongs.
-    #[inline(always)]
-    fn group(&self, chunk: &Chunk<T>, k: usize) -> usize {
-        self.column(k) / chunk.group
-    }
-
-    #[inline(always)]
     fn column(&self, k: usize) -> usize {
         self.order.map_or(k, |order| order[k] as usize)
     }
@@ -132,85 +122,100 @@ impl<T: Real> Solver<'_, T> {
     fn fix_groups(&self, chunk: &mut Chunk<T>) {
         let mut members = vec![Vec::with_capacity(chunk.group); chunk.width / chunk.group];
         for k in 0..chunk.width {
-            members[self.group(chunk, k)].push(k);
+            members[self.column(k) / chunk.group].push(k);
         }
+        let weight = std::mem::take(&mut chunk.weight);
         for (group, members) in members.iter().enumerate() {
-            let weight = std::mem::take(&mut chunk.weight);
-            let columns: Vec<_> = members.iter().map(|k| (self.column(*k), &weight[chunk.column(*k)])).collect();
-            Arch::new().dispatch(|| self.fix(chunk, group, &columns));
-            chunk.weight = weight;
+            let columns: Vec<_> =
+                members.iter().map(|k| (self.column(*k), &weight[chunk.columns(&(*k..k + 1))])).collect();
+            self.fix(chunk, group, &columns);
         }
+        chunk.weight = weight;
     }
 
-    /// Scales and zeros of a group whose columns stand side by side, from the weights that the errors so far make best:
-    /// those which the columns would be fed if none of them were rounded, W + B (I + A_g)⁻¹ where B is fed from before.
+    /// Scales and zeros of a group whose columns stand side by side, from the weights that make up best for the errors so
+    /// far: those that its columns would have if none of them were rounded, W + B A_g⁻¹ where B is fed from before.
     fn fix_settled(&self, chunk: &mut Chunk<T>, group: usize) {
-        let (rows, size) = (chunk.rows, chunk.group);
-        let members = group * size * rows..(group + 1) * size * rows;
-        let mut best = vec![T::ZERO; size * rows];
-        if let Some(settled) = self.settled() {
+        let (rows, size) = (chunk.rows(), chunk.group);
+        let members = chunk.columns(&(group * size..(group + 1) * size));
+        let mut best = chunk.weight[members.clone()].to_vec();
+        if let Some(settled) = self.settled().filter(|_| group > 0) {
             let settled = MatRef::from_column_major_slice(&settled[group * size * size..][..size * size], size, size);
-            let fed = MatRef::from_column_major_slice(&chunk.fed[members.clone()], rows, size);
-            let best = MatMut::from_column_major_slice_mut(&mut best, rows, size);
-            matmul(best, Accum::Replace, fed, settled, T::ONE, Par::Seq);
+            let fed = MatRef::from_column_major_slice(chunk.fed[members].as_flattened(), rows, size);
+            let mut best = MatMut::from_column_major_slice_mut(best.as_flattened_mut(), rows, size);
+            // Upper triangular: a block of columns takes only from the columns up to its end.
+            for first in (0..size).step_by(COLUMNS) {
+                let count = COLUMNS.min(size - first);
+                let (best, settled) = (best.rb_mut().subcols_mut(first, count), settled.subcols(first, count));
+                let (fed, settled) = (fed.subcols(0, first + count), settled.subrows(0, first + count));
+                matmul(best, Accum::Add, fed, settled, T::ONE, Par::Seq);
+            }
         }
-        for (best, weight) in best.iter_mut().zip(&chunk.weight[members]) {
-            *best = *best + *weight;
-        }
-        let columns: Vec<_> = best.chunks_exact(rows).enumerate().map(|(k, c)| (group * size + k, c)).collect();
-        Arch::new().dispatch(|| self.fix(chunk, group, &columns));
+        let columns: Vec<_> = best.chunks_exact(chunk.strips).enumerate().map(|(k, c)| (group * size + k, c)).collect();
+        self.fix(chunk, group, &columns);
     }
 
     /// Scales and zeros of a group from `columns`, each with its number in the order of the matrix.
-    #[inline(always)]
-    fn fix(&self, chunk: &mut Chunk<T>, group: usize, columns: &[(usize, &[T])]) {
-        let at = chunk.column(group);
-        let (mut least, mut most) = (vec![T::ZERO; chunk.rows], vec![T::ZERO; chunk.rows]);
+    fn fix(&self, chunk: &mut Chunk<T>, group: usize, columns: &[(usize, &[[T; STRIP]])]) {
+        let arch = Arch::new();
+        let mut least = vec![[T::ZERO; STRIP]; chunk.strips];
+        let mut most = least.clone();
         for (_, column) in columns {
-            for ((least, most), x) in least.iter_mut().zip(&mut most).zip(*column) {
-                *least = if *x < *least { *x } else { *least };
-                *most = if *x > *most { *x } else { *most };
-            }
+            arch.dispatch(Widen { column, least: &mut least, most: &mut most });
         }
+        let at = chunk.columns(&(group..group + 1));
         let (scales, zeros) = (&mut chunk.scales[at.clone()], &mut chunk.zeros[at]);
-        for (i, (scale, zero)) in scales.iter_mut().zip(&mut *zeros).enumerate() {
-            (*scale, *zero) = self.grid.parameters(least[i], most[i]);
-        }
+        self.parameters([&least, &most], T::ONE, scales, zeros);
         if let Some(diagonal) = self.diagonal {
-            self.clip(columns, diagonal, [&least, &most], scales, zeros);
+            self.clip(columns, diagonal, [&least, &most], [scales, zeros]);
         }
     }
 
-    /// Shrinks the range of each row by 5 % at a time, to half, and keeps the least Σ diag(H) · (w − ŵ)².
-    #[inline(always)]
-    fn clip(&self, columns: &[(usize, &[T])], diagonal: &[T], range: [&[T]; 2], scales: &mut [T], zeros: &mut [T]) {
-        const STEPS: u32 = 10;
-        let mut least_error = self.errors(columns, diagonal, scales, zeros);
+    /// Scales and zeros for the share `kept` of the range of each row.
+    fn parameters(&self, range: [&[[T; STRIP]]; 2], kept: T, scales: &mut [[T; STRIP]], zeros: &mut [[T; STRIP]]) {
+        let found = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
+        let [least, most] = range.map(|values| values.as_flattened());
+        for (((scale, zero), least), most) in found.zip(least).zip(most) {
+            (*scale, *zero) = self.grid.parameters(*least * kept, *most * kept);
+        }
+    }
+
+    /// Shrinks the range of each row step by step, and keeps the least Σ diag(H) · (w − ŵ)².
+    fn clip(
+        &self,
+        columns: &[(usize, &[[T; STRIP]])],
+        diagonal: &[T],
+        range: [&[[T; STRIP]]; 2],
+        [scales, zeros]: [&mut [[T; STRIP]]; 2],
+    ) {
+        let mut least = self.errors(columns, diagonal, scales, zeros);
         let (mut tried_scales, mut tried_zeros) = (scales.to_vec(), zeros.to_vec());
-        for step in 1..=STEPS {
-            let kept = T::from_f64(1.0 - 0.5 * f64::from(step) / f64::from(STEPS));
-            for i in 0..scales.len() {
-                (tried_scales[i], tried_zeros[i]) = self.grid.parameters(range[0][i] * kept, range[1][i] * kept);
-            }
+        for step in 1..=CLIPS {
+            let kept = 1.0 - 0.5 * f64::from(step) / f64::from(CLIPS);
+            self.parameters(range, T::from_f64(kept), &mut tried_scales, &mut tried_zeros);
             let errors = self.errors(columns, diagonal, &tried_scales, &tried_zeros);
-            for (i, error) in errors.iter().enumerate() {
-                if *error < least_error[i] {
-                    (least_error[i], scales[i], zeros[i]) = (*error, tried_scales[i], tried_zeros[i]);
+            let kept = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
+            let tried = tried_scales.as_flattened().iter().zip(tried_zeros.as_flattened());
+            let errors = least.as_flattened_mut().iter_mut().zip(errors.as_flattened());
+            for (((scale, zero), (tried_scale, tried_zero)), (least, error)) in kept.zip(tried).zip(errors) {
+                if *error < *least {
+                    (*scale, *zero, *least) = (*tried_scale, *tried_zero, *error);
                 }
             }
         }
     }
 
     /// Σ diag(H) · (w − ŵ)² of each row.
-    #[inline(always)]
-    fn errors(&self, columns: &[(usize, &[T])], diagonal: &[T], scales: &[T], zeros: &[T]) -> Vec<T> {
-        let mut sums = vec![T::ZERO; scales.len()];
+    fn errors(
+        &self,
+        columns: &[(usize, &[[T; STRIP]])],
+        diagonal: &[T],
+        scales: &[[T; STRIP]],
+        zeros: &[[T; STRIP]],
+    ) -> Vec<[T; STRIP]> {
+        let (arch, mut sums) = (Arch::new(), vec![[T::ZERO; STRIP]; scales.len()]);
         for (k, column) in columns {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let code = self.grid.code(column[i], scales[i], zeros[i]);
-                let error = column[i] - (code - zeros[i]) * scales[i];
-                *sum = *sum + diagonal[*k] * error * error;
-            }
+            arch.dispatch(Errors { grid: self.grid, energy: diagonal[*k], column, scales, zeros, sums: &mut sums });
         }
         sums
     }

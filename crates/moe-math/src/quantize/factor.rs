@@ -1,9 +1,6 @@
 //! What GPTQ needs of a Hessian: an order of the columns, and a triangular factor.
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::{Auto, MatMut, Par, Spec};
-
+use super::cholesky::upper_cholesky;
 use super::{Hessian, QuantizeError, Real};
 
 /// How much of the mean diagonal is added to the diagonal, so that the Hessian can be factored.
@@ -30,14 +27,19 @@ impl Default for Damping {
 pub struct Factor<T> {
     /// Columns of the weight in the order in which they are solved; none: as they are.
     pub order: Option<Vec<u32>>,
-    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it.
+    /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its lower triangle holds
+    /// values.
     pub feedback: Vec<T>,
+    /// D, in the order in which columns are solved.
+    pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
     pub diagonal: Vec<T>,
     /// Columns without energy, in the order of the weight's columns: they neither give nor take feedback.
     pub dead: Vec<bool>,
     /// λ that was used.
     pub damping: f64,
+    /// λ mean(diag H), over columns with energy: what was added to their diagonal.
+    pub added: f64,
     /// Factorisations that were tried.
     pub attempts: u32,
 }
@@ -54,21 +56,23 @@ pub fn factorise<T: Real>(
 ) -> Result<Factor<T>, QuantizeError> {
     let size = hessian.size;
     let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
-    if !(0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite())) {
-        return Err(QuantizeError::NotFinite);
-    }
     let dead: Vec<bool> = diagonal.iter().map(|h| *h <= T::ZERO).collect();
     let live = dead.iter().filter(|dead| !**dead).count();
     let mean = diagonal.iter().map(|h| h.to_f64().max(0.0)).sum::<f64>() / live.max(1) as f64;
     let order = act_order.then(|| descending(&diagonal));
     let (mut share, mut attempts) = (damping.start, 1);
     loop {
-        let mut matrix = reversed(hessian, order.as_deref(), &dead, T::from_f64(share * mean));
-        if cholesky(&mut matrix, size) {
-            let feedback = feedback(&matrix, size);
-            return Ok(Factor { order, feedback, diagonal, dead, damping: share, attempts });
+        let mut matrix = ordered(hessian, order.as_deref());
+        damp(&mut matrix, order.as_deref(), &dead, T::from_f64(share * mean));
+        if upper_cholesky(&mut matrix, size) {
+            let pivots = unit_diagonal(&mut matrix, size);
+            let added = share * mean;
+            return Ok(Factor { order, feedback: matrix, pivots, diagonal, dead, damping: share, added, attempts });
         }
-        if share * damping.step > damping.most || damping.step <= 1.0 {
+        if !(0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite())) {
+            return Err(QuantizeError::NotFinite);
+        }
+        if damping.step <= 1.0 || share * damping.step > damping.most {
             return Err(QuantizeError::Singular { damping: share });
         }
         share *= damping.step;
@@ -83,44 +87,48 @@ fn descending<T: Real>(values: &[T]) -> Vec<u32> {
     order
 }
 
-/// The lower triangle, by columns, of H with damping, columns from the last to be solved to the first.
-fn reversed<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>, dead: &[bool], added: T) -> Vec<T> {
+/// H by columns in the order in which they are solved, at least its upper triangle.
+fn ordered<T: Real>(hessian: &Hessian<T>, order: Option<&[u32]>) -> Vec<T> {
+    let Some(order) = order else { return hessian.sum.clone() };
     let size = hessian.size;
-    let column = |k: usize| order.map_or(k, |order| order[k] as usize);
+    let mut places = vec![0; size];
+    for (k, column) in order.iter().enumerate() {
+        places[*column as usize] = k;
+    }
     let mut matrix = vec![T::ZERO; size * size];
-    for (j, values) in matrix.chunks_exact_mut(size).enumerate() {
-        let a = column(size - 1 - j);
-        if dead[a] {
-            values[j] = T::ONE;
-            continue;
+    for (i, (row, place)) in hessian.sum.chunks_exact(size.max(1)).zip(&places).enumerate() {
+        for (h, other) in row.iter().zip(&places[..=i]) {
+            matrix[place.max(other) * size + place.min(other)] = *h;
         }
-        for (i, value) in values.iter_mut().enumerate().skip(j) {
-            let b = column(size - 1 - i);
-            *value = if dead[b] { T::ZERO } else { hessian.sum[a.max(b) * size + a.min(b)] };
-        }
-        values[j] = values[j] + added;
     }
     matrix
 }
 
-/// The Cholesky factor in place of the lower triangle; whether there is one.
-fn cholesky<T: Real>(matrix: &mut [T], size: usize) -> bool {
-    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(size, Par::Seq, Spec::default()));
-    let stack = MemStack::new(&mut memory);
-    let view = MatMut::from_column_major_slice_mut(matrix, size, size);
-    let factored = cholesky_in_place(view, Default::default(), Par::Seq, stack, Spec::new(Auto::<T>::auto())).is_ok();
-    factored && (0..size).all(|i| matrix[i * size + i].finite() && matrix[i * size + i] > T::ZERO)
-}
-
-/// Aᵀ from L of the reversed order: A_jk = L_(n−1−j)(n−1−k) / L_(n−1−k)(n−1−k).
-fn feedback<T: Real>(lower: &[T], size: usize) -> Vec<T> {
-    let mut feedback = vec![T::ZERO; size * size];
-    for (k, row) in feedback.chunks_exact_mut(size).enumerate() {
-        let column = &lower[(size - 1 - k) * size..][..size];
-        let pivot = column[size - 1 - k];
-        for (weight, value) in row[..k].iter_mut().zip(column.iter().rev()) {
-            *weight = *value / pivot;
+/// Adds `added` to the diagonal; a dead column becomes one of the identity.
+fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: T) {
+    let size = dead.len();
+    let dead: Vec<bool> = (0..size).map(|k| dead[order.map_or(k, |order| order[k] as usize)]).collect();
+    let any = dead.contains(&true);
+    for (k, column) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
+        column[k] = column[k] + added;
+        if any {
+            let lost = |j: usize| dead[j] || dead[k];
+            column[..=k].iter_mut().enumerate().filter(|(j, _)| lost(*j)).for_each(|(_, value)| *value = T::ZERO);
+        }
+        if dead[k] {
+            column[k] = T::ONE;
         }
     }
-    feedback
+}
+
+/// A from R, each column over its pivot, and D, the squares of the pivots.
+fn unit_diagonal<T: Real>(upper: &mut [T], size: usize) -> Vec<T> {
+    let columns = upper.chunks_exact_mut(size.max(1)).enumerate();
+    columns
+        .map(|(k, column)| {
+            let pivot = column[k];
+            column[..=k].iter_mut().for_each(|value| *value = *value / pivot);
+            pivot * pivot
+        })
+        .collect()
 }

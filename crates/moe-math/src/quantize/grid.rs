@@ -84,14 +84,11 @@ impl Codes {
 pub fn round_to_nearest(weight: &[f32], shape: [usize; 2], scheme: &Scheme) -> Result<Codes, QuantizeError> {
     checked_length(weight.len(), shape[0] * shape[1])?;
     let group = scheme.group_of(shape[1])?;
-    if !weight.par_iter().all(|w| w.is_finite()) {
-        return Err(QuantizeError::NotFinite);
-    }
     let mut codes = Codes::blank(shape, group);
     let grid = Grid::<f32>::new(scheme);
     each_chunk(&mut [Job { weight, order: None, codes: &mut codes }], &grid, |_, chunk| {
         Solver { grid: &grid, order: None, diagonal: None, feedback: None }.run(chunk);
-    });
+    })?;
     Ok(codes)
 }
 

@@ -8,6 +8,8 @@ use super::{QuantizeError, Real, checked_length};
 
 /// Columns of a block: only blocks of the lower triangle are computed.
 const BLOCK: usize = 128;
+/// Side of the squares in which the lower triangle is mirrored.
+const TILE: usize = 16;
 
 /// H = Σ_t ρ_t x_t x_tᵀ over tokens, without the factor 2 of 2210.17323, which no code depends on.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,12 +92,18 @@ impl<T: Real> Hessian<T> {
     /// All of it, `[K, K]`, symmetric.
     pub fn full(&self) -> Vec<T> {
         let size = self.size;
-        let mut full = vec![T::ZERO; size * size];
-        full.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, row)| {
-            for (j, value) in row.iter_mut().enumerate() {
-                *value = self.sum[i.max(j) * size + i.min(j)];
+        let mut full = self.sum.clone();
+        for (block, rows) in full.chunks_mut((TILE * size).max(1)).enumerate() {
+            // Squares of the lower triangle, turned; the first reads from itself.
+            for first in (block * TILE..size).step_by(TILE) {
+                for (i, row) in rows.chunks_exact_mut(size).enumerate() {
+                    let above = first.max(block * TILE + i)..(first + TILE).min(size);
+                    for (j, value) in above.clone().zip(&mut row[above]) {
+                        *value = self.sum[j * size + block * TILE + i];
+                    }
+                }
             }
-        });
+        }
         full
     }
 

@@ -1,6 +1,12 @@
 //! f32 and f64 alike.
 
 use faer::traits::RealField;
+use pulp::Simd;
+
+use super::kernel::STRIP;
+
+/// Vectors that [`Real::feed`] sums side by side, so that it need not wait for each sum.
+const CHAINS: usize = 4;
 
 /// What the solver computes in: f32, or f64 as a reference.
 pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
@@ -18,16 +24,18 @@ pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
     fn to_f32(self) -> f32;
     /// To the nearest integer, halves to the even one.
     fn round_even(self) -> Self;
-    /// |x|
-    fn magnitude(self) -> Self;
+    /// √x
+    fn root(self) -> Self;
     /// The integer that this is, between 0 and 255.
     fn byte(self) -> u8;
     /// Neither NaN nor infinite.
     fn finite(self) -> bool;
+    /// Adds Σ take · error to `sums`; errors are [`STRIP`] values each, `step` strips apart.
+    fn feed<S: Simd>(simd: S, sums: &mut [Self; STRIP], takes: &[Self], errors: &[[Self; STRIP]], step: usize);
 }
 
 macro_rules! real {
-    ($t:ty) => {
+    ($t:ty, $whole:expr, $wide:ident, $wide_mut:ident, $splat:ident, $mul_add:ident) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -52,20 +60,34 @@ macro_rules! real {
                 self.round_ties_even()
             }
             #[inline(always)]
-            fn magnitude(self) -> Self {
-                self.abs()
+            fn root(self) -> Self {
+                self.sqrt()
             }
             #[inline(always)]
             fn byte(self) -> u8 {
-                self as u8
+                // The last bits of a sum with the power of two at which numbers are 1 apart: conversions saturate, slowly.
+                (self + $whole).to_bits() as u8
             }
             #[inline(always)]
             fn finite(self) -> bool {
                 self.is_finite()
             }
+            #[inline(always)]
+            fn feed<S: Simd>(simd: S, sums: &mut [Self; STRIP], takes: &[Self], errors: &[[Self; STRIP]], step: usize) {
+                for (part, sums) in S::$wide_mut(sums).0.chunks_exact_mut(CHAINS).enumerate() {
+                    let mut held = [sums[0], sums[1], sums[2], sums[3]];
+                    for (errors, take) in errors.chunks(step).zip(takes) {
+                        let (errors, take) = (&S::$wide(&errors[0]).0[part * CHAINS..][..CHAINS], simd.$splat(*take));
+                        for i in 0..CHAINS {
+                            held[i] = simd.$mul_add(take, errors[i], held[i]);
+                        }
+                    }
+                    sums.copy_from_slice(&held);
+                }
+            }
         }
     };
 }
 
-real!(f32);
-real!(f64);
+real!(f32, 8_388_608.0, as_simd_f32s, as_mut_simd_f32s, splat_f32s, mul_add_f32s);
+real!(f64, 4_503_599_627_370_496.0, as_simd_f64s, as_mut_simd_f64s, splat_f64s, mul_add_f64s);

@@ -27,7 +27,7 @@ fn options(bits: u32, group: Option<usize>, symmetric: bool) -> Options {
     Options { scheme: Scheme { bits, symmetric, group, scale_dtype: DType::BF16 }, clip_search: false }
 }
 
-fn solved<T: Real>(weight: &[f32], hessian: &Hessian<T>, act_order: bool, options: &Options) -> Codes {
+fn solved<T: Real>(weight: &[f32], hessian: &Hessian<T>, act_order: bool, options: &Options) -> Solved {
     let factor = factorise(hessian, &Damping::default(), act_order).unwrap();
     let shape = [weight.len() / hessian.size, hessian.size];
     solve(&[Problem { weight, factor: &factor }], shape, options).unwrap().remove(0)
@@ -131,10 +131,10 @@ fn codes_are_those_of_the_paper() {
                     let options = options(bits, group, symmetric);
                     let expected = reference(&weight, &x, width, act_order, &options);
                     let found = solved::<f64>(&weight, &hessian(&x, width), act_order, &options);
-                    let share = equal_share(&found.codes, &expected);
+                    let share = equal_share(&found.codes.codes, &expected);
                     assert_eq!(share, 1.0, "{width} {bits} {symmetric} {group:?} {act_order}");
                     let found = solved::<f32>(&weight, &hessian(&x, width), act_order, &options);
-                    let share = equal_share(&found.codes, &expected);
+                    let share = equal_share(&found.codes.codes, &expected);
                     assert!(share > 0.98, "f32: {share} {width} {bits} {symmetric} {group:?} {act_order}");
                 }
             }
@@ -154,7 +154,8 @@ fn errors_of_the_output_are_below_those_of_rounding() {
         let [plain, output] = objective(&weight, &plain.dequantize(), &hessian).unwrap();
         for act_order in [false, true] {
             let found = solved(&weight, &hessian, act_order, &options);
-            let [error, _] = objective(&weight, &found.dequantize(), &hessian).unwrap();
+            let [error, _] = objective(&weight, &found.codes.dequantize(), &hessian).unwrap();
+            assert!((error - found.error).abs() < 1e-3 * error, "{bits} bits: {error} {}", found.error);
             assert!(error < 0.6 * plain && plain < output, "{bits} bits: {error} {plain} {output}");
         }
     }

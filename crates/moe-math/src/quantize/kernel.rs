@@ -1,0 +1,110 @@
+//! The loops over rows, for the widest vectors of the machine.
+//!
+//! Everything is written as loops that are inlined into `with_simd`: only that code gets the instructions of the machine,
+//! which closures that are passed on don't.
+
+use pulp::{Simd, WithSimd};
+
+use super::Real;
+use super::grid::Grid;
+
+/// Rows that are solved together: a column of them fits into registers.
+pub const STRIP: usize = 64;
+
+/// Rounds a few columns one after another, and feeds the error of each to the next.
+pub(super) struct Round<'a, T> {
+    pub grid: &'a Grid<T>,
+    /// Strips of a column.
+    pub strips: usize,
+    /// `[columns, rows]`: W, and afterwards W − Ŵ.
+    pub weight: &'a mut [[T; STRIP]],
+    /// `[columns, rows]`: what was fed to them from outside.
+    pub fed: &'a [[T; STRIP]],
+    /// What each column takes from those before it; nothing where it is left empty.
+    pub feedback: &'a [&'a [T]],
+    /// The group of each column.
+    pub groups: &'a [usize],
+    /// By how much the squares of a column's error count: that of what it was rounded from, and that of W − Ŵ.
+    pub costs: &'a [[T; 2]],
+    /// `[groups, rows]`
+    pub scales: &'a [[T; STRIP]],
+    /// `[groups, rows]`
+    pub zeros: &'a [[T; STRIP]],
+    /// `[columns, rows]`
+    pub codes: &'a mut [[u8; STRIP]],
+    /// Σ of the costs of each row, which is added to.
+    pub errors: &'a mut [[T; STRIP]],
+}
+
+impl<T: Real> WithSimd for Round<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { grid, strips, weight, fed, feedback, groups, costs, scales, zeros, codes, errors } = self;
+        for strip in 0..strips {
+            for (k, group) in groups.iter().enumerate() {
+                let (before, at) = weight.split_at_mut(k * strips + strip);
+                let mut x = fed[k * strips + strip];
+                T::feed(simd, &mut x, feedback[k], &before[strip..], strips);
+                let (w, codes) = (&mut at[0], &mut codes[k * strips + strip]);
+                let (scale, zero) = (&scales[group * strips + strip], &zeros[group * strips + strip]);
+                let ([rounded, damped], errors) = (costs[k], &mut errors[strip]);
+                for i in 0..STRIP {
+                    let best = w[i] + x[i];
+                    let code = grid.code(best, scale[i], zero[i]);
+                    let value = (code - zero[i]) * scale[i];
+                    codes[i] = grid.unsigned(code);
+                    w[i] = w[i] - value;
+                    errors[i] = errors[i] + rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Lowers `least` and raises `most` to the values of a column.
+pub(super) struct Widen<'a, T> {
+    pub column: &'a [[T; STRIP]],
+    pub least: &'a mut [[T; STRIP]],
+    pub most: &'a mut [[T; STRIP]],
+}
+
+impl<T: Real> WithSimd for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for ((x, least), most) in self.column.iter().zip(self.least).zip(self.most) {
+            for i in 0..STRIP {
+                least[i] = if x[i] < least[i] { x[i] } else { least[i] };
+                most[i] = if x[i] > most[i] { x[i] } else { most[i] };
+            }
+        }
+    }
+}
+
+/// Adds energy · (w − ŵ)² of a column to the sums of its rows.
+pub(super) struct Errors<'a, T> {
+    pub grid: &'a Grid<T>,
+    pub energy: T,
+    pub column: &'a [[T; STRIP]],
+    pub scales: &'a [[T; STRIP]],
+    pub zeros: &'a [[T; STRIP]],
+    pub sums: &'a mut [[T; STRIP]],
+}
+
+impl<T: Real> WithSimd for Errors<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { grid, energy, column, scales, zeros, sums } = self;
+        for (((x, scale), zero), sum) in column.iter().zip(scales).zip(zeros).zip(sums) {
+            for i in 0..STRIP {
+                let error = x[i] - (grid.code(x[i], scale[i], zero[i]) - zero[i]) * scale[i];
+                sum[i] = sum[i] + energy * error * error;
+            }
+        }
+    }
+}
