@@ -56,8 +56,10 @@ impl Model {
             namer.mtp_layer(self.layers.len() + index, mtp)?;
         }
         namer.push(names::FINAL_NORM, &self.final_norm);
-        if let Head::Own(weight) = &self.head {
-            namer.matrix(names::HEAD, weight);
+        match &self.head {
+            Head::Own(weight) => namer.matrix(names::HEAD, weight),
+            // Loaders have a module of its own for it all the same.
+            Head::Tied => namer.plain.push(module(names::HEAD).to_owned()),
         }
         if let Some(quantization) = quantization {
             config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain));

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use moe_forward::{Inputs, to_f32};
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, factorise, objective};
+use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, energy, factorise};
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -56,7 +56,7 @@ pub struct ExpertRecord {
     /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<[f64; 2]>,
-    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of gate and up together, and of down, over its own tokens.
+    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of gate and up together, and of down, over what it was calibrated on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<[f64; 2]>,
     /// What was done instead of GPTQ on its own tokens, if anything.
@@ -67,8 +67,14 @@ pub struct ExpertRecord {
 /// A matrix's Hessian, factored.
 struct Factored {
     factor: Factor<f32>,
+    /// What was factored, without damping.
     hessian: Hessian<f32>,
+    /// Effective tokens of its own.
+    effective: f64,
 }
+
+/// Codes of one matrix of each task, and Σ ρ |ΔW x|² of each.
+type Matrices = (Vec<Codes>, Vec<f64>);
 
 impl Solver<'_> {
     /// Codes of all `tasks`, as many together as memory holds.
@@ -94,10 +100,12 @@ impl Solver<'_> {
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
         let factors: Vec<_> = inputs.iter().map(|input| &input.factor).collect();
-        let mut codes = self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors).copied(), shape)?;
-        let up_codes = codes.split_off(tasks.len());
+        let (mut codes, mut lost) =
+            self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors).copied(), shape)?;
+        let (up_codes, ups_lost) = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
         let gate_codes = codes;
-        let first: Vec<[f64; 2]> = self.errors(&inputs, [(&gates, &gate_codes), (&ups, &up_codes)])?;
+        lost.iter_mut().zip(ups_lost).for_each(|(lost, of_up)| *lost += of_up);
+        let first = self.errors(&inputs, &[&gates, &ups], lost)?;
         let matrices = |codes: &[Codes]| -> candle_core::Result<Vec<Tensor>> {
             codes.iter().map(|codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)).collect()
         };
@@ -115,8 +123,8 @@ impl Solver<'_> {
             Ok(())
         })?;
         let downs = self.weights(tasks, |network| &network.down)?;
-        let down_codes = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [hidden, width])?;
-        let second = self.errors(&neurons, [(&downs, &down_codes)])?;
+        let (down_codes, lost) = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [hidden, width])?;
+        let second = self.errors(&neurons, &[&downs], lost)?;
         let codes = gate_codes.into_iter().zip(up_codes).zip(down_codes);
         let solved = codes.enumerate().map(|(index, ((gate, up), down))| {
             let record = record(&tasks[index], [&inputs[index], &neurons[index]], [first[index], second[index]]);
@@ -175,11 +183,11 @@ impl Solver<'_> {
         what: &str,
         shrink: impl Fn(&mut Hessian<f32>) -> Result<(), QuantizeError> + Sync,
     ) -> Result<Vec<Factored>> {
-        let factored = |(hessian, task): (Hessian<f32>, &Task<'_>)| {
-            let mut shrunk = hessian.clone();
-            let factor = shrink(&mut shrunk).and_then(|()| factorise(&shrunk, &self.damping, self.act_order));
+        let factored = |(mut hessian, task): (Hessian<f32>, &Task<'_>)| {
+            let effective = hessian.effective_tokens();
+            let factor = shrink(&mut hessian).and_then(|()| factorise(&hessian, &self.damping, self.act_order));
             match factor {
-                Ok(factor) => Ok(Factored { factor, hessian }),
+                Ok(factor) => Ok(Factored { factor, hessian, effective }),
                 Err(error) => Err(self.unsolved(&task.name, what, error)),
             }
         };
@@ -208,24 +216,20 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
-    ) -> Result<Vec<Codes>> {
+    ) -> Result<Matrices> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        quantize::solve(&problems, shape, &self.options).map_err(failed)
+        let solved = quantize::solve(&problems, shape, &self.options).map_err(failed)?;
+        Ok(solved.into_iter().map(|solved| (solved.codes, solved.error)).unzip())
     }
 
-    /// Σ ρ |ΔW x|² and Σ ρ |W x|² of each task, over its matrices.
-    fn errors<const M: usize>(
-        &self,
-        factored: &[Factored],
-        matrices: [(&Vec<Vec<f32>>, &Vec<Codes>); M],
-    ) -> Result<Vec<[f64; 2]>> {
-        let of_task = |index: usize| {
-            matrices.iter().try_fold([0.0; 2], |sum, (weights, codes)| {
-                let found = objective(&weights[index], &codes[index].dequantize(), &factored[index].hessian);
-                found.map(|[error, all]| [sum[0] + error, sum[1] + all]).map_err(failed)
-            })
+    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of each task; `lost` are the upper sums over its `matrices`.
+    fn errors(&self, factored: &[Factored], matrices: &[&Vec<Vec<f32>>], lost: Vec<f64>) -> Result<Vec<f64>> {
+        let of_task = |(index, lost): (usize, f64)| {
+            let of_matrix = |weights: &&Vec<Vec<f32>>| energy(&weights[index], &factored[index].hessian);
+            let all = matrices.iter().map(of_matrix).sum::<Result<f64, _>>().map_err(failed)?;
+            Ok(if all > 0.0 { (lost.max(0.0) / all).sqrt() } else { 0.0 })
         };
-        (0..factored.len()).into_par_iter().map(of_task).collect()
+        lost.into_par_iter().enumerate().map(of_task).collect()
     }
 }
 
@@ -261,9 +265,8 @@ fn mean_energy(hessians: &[Hessian<f32>]) -> f64 {
     if weight > 0.0 { energy / weight } else { 0.0 }
 }
 
-fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [[f64; 2]; 2]) -> ExpertRecord {
-    let root = |[error, all]: [f64; 2]| if all > 0.0 { (error.max(0.0) / all).sqrt() } else { 0.0 };
-    let seen = factored[0].hessian.weight > 0.0;
+fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [f64; 2]) -> ExpertRecord {
+    let seen = factored[0].effective > 0.0;
     let raised = factored.iter().any(|f| f.factor.attempts > 1);
     let fallback = match (seen, raised) {
         (false, _) => Some("no token of its own".to_owned()),
@@ -272,9 +275,9 @@ fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [[f64; 2]; 2]) -> E
     };
     ExpertRecord {
         counts: task.samples.counts,
-        effective: factored[0].hessian.effective_tokens(),
+        effective: factored[0].effective,
         damping: Some(factored.map(|f| f.factor.damping)),
-        error: seen.then(|| errors.map(root)),
+        error: seen.then_some(errors),
         fallback,
     }
 }
