@@ -56,9 +56,9 @@ pub fn factorise<T: Real>(
 ) -> Result<Factor<T>, QuantizeError> {
     let size = hessian.size;
     let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
-    let dead: Vec<bool> = diagonal.iter().map(|h| *h <= T::ZERO).collect();
+    let dead: Vec<bool> = diagonal.iter().map(|h| *h == T::ZERO).collect();
     let live = dead.iter().filter(|dead| !**dead).count();
-    let mean = diagonal.iter().map(|h| h.to_f64().max(0.0)).sum::<f64>() / live.max(1) as f64;
+    let mean = diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64;
     let order = act_order.then(|| descending(&diagonal));
     let (mut share, mut attempts) = (damping.start, 1);
     loop {

@@ -5,6 +5,8 @@
 //! columns; GPTQ packs weights along columns and zero points along rows (AutoGPTQ's three words for 32 codes of 3 bits are
 //! the same stream).
 
+use rayon::prelude::*;
+
 use super::{Codes, QuantizeError, checked_length};
 
 /// Words that a line of `length` codes takes.
@@ -19,26 +21,29 @@ pub fn words(length: usize, bits: u32) -> usize {
 pub fn pack_rows(codes: &[u8], columns: usize, bits: u32) -> Result<Vec<i32>, QuantizeError> {
     checked(bits)?;
     checked_length(codes.len(), codes.len() / columns.max(1) * columns)?;
-    let mut packed = Vec::with_capacity(codes.len() / columns.max(1) * words(columns, bits));
-    for row in codes.chunks_exact(columns.max(1)) {
-        pack_line(row, bits, &mut packed);
-    }
+    let line = words(columns, bits).max(1);
+    let mut packed = vec![0; codes.len() / columns.max(1) * line];
+    packed.par_chunks_mut(line).zip(codes.par_chunks(columns.max(1))).for_each(|(packed, row)| {
+        pack_line(row, bits, packed);
+    });
     Ok(packed)
 }
 
-fn pack_line(codes: &[u8], bits: u32, packed: &mut Vec<i32>) {
-    let (mut held, mut filled) = (0u64, 0);
+fn pack_line(codes: &[u8], bits: u32, packed: &mut [i32]) {
+    let (mut held, mut filled, mut words) = (0u64, 0, packed.iter_mut());
     for code in codes {
         held |= u64::from(*code) << filled;
         filled += bits;
-        if filled >= 32 {
-            packed.push(held as u32 as i32);
+        if filled >= 32
+            && let Some(word) = words.next()
+        {
+            *word = held as u32 as i32;
             held >>= 32;
             filled -= 32;
         }
     }
-    if filled > 0 {
-        packed.push(held as u32 as i32);
+    if let Some(word) = words.next() {
+        *word = held as u32 as i32;
     }
 }
 
@@ -50,24 +55,26 @@ pub fn unpack_rows(packed: &[i32], columns: usize, bits: u32) -> Result<Vec<u8>,
     checked(bits)?;
     let words = words(columns, bits).max(1);
     checked_length(packed.len(), packed.len() / words * words)?;
-    let mut codes = Vec::with_capacity(packed.len() / words * columns);
-    let mask = (1u64 << bits) - 1;
-    for row in packed.chunks_exact(words) {
-        let (mut held, mut filled) = (0u64, 0);
-        let mut next = row.iter();
-        for _ in 0..columns {
-            if filled < bits
-                && let Some(word) = next.next()
-            {
-                held |= u64::from(*word as u32) << filled;
-                filled += 32;
-            }
-            codes.push((held & mask) as u8);
-            held >>= bits;
-            filled -= bits;
-        }
-    }
+    let mut codes = vec![0; packed.len() / words * columns];
+    codes.par_chunks_mut(columns.max(1)).zip(packed.par_chunks(words)).for_each(|(codes, row)| {
+        unpack_line(row, bits, codes);
+    });
     Ok(codes)
+}
+
+fn unpack_line(packed: &[i32], bits: u32, codes: &mut [u8]) {
+    let (mut held, mut filled, mut words) = (0u64, 0, packed.iter());
+    for code in codes {
+        if filled < bits
+            && let Some(word) = words.next()
+        {
+            held |= u64::from(*word as u32) << filled;
+            filled += 32;
+        }
+        *code = (held & ((1 << bits) - 1)) as u8;
+        held >>= bits;
+        filled -= bits;
+    }
 }
 
 /// Packs every column of `codes`, `[rows, columns]`: `[⌈rows · b / 32⌉, columns]`, as compressed-tensors stores zero points.
