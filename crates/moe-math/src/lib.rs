@@ -1,4 +1,5 @@
-//! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment, and metrics on candle tensors.
+//! Pure numerics: devices, encodings, seeded sampling, routing, clustering, assignment, quantization, and metrics on candle
+//! tensors.
 //!
 //! Nothing here knows a tensor's name or a file. Device and dtype are parameters everywhere.
 

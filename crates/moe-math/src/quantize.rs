@@ -6,6 +6,7 @@
 mod cholesky;
 mod chunk;
 mod columns;
+mod device;
 mod factor;
 mod gptq;
 mod grid;
@@ -15,6 +16,7 @@ mod objective;
 pub mod pack;
 mod real;
 
+pub use device::solve_on;
 pub use factor::{Damping, Factor, factorise};
 pub use gptq::{Options, Problem, Solved, solve};
 pub use grid::{Codes, Scheme, round_to_nearest};
@@ -56,6 +58,9 @@ pub enum QuantizeError {
         /// The last relative damping that was tried.
         damping: f64,
     },
+    /// What a device returned.
+    #[error("the device can't solve it: {0}")]
+    Device(String),
     /// A packed layout that can't hold the codes.
     #[error("{0}")]
     Layout(&'static str),

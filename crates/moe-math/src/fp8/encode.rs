@@ -115,4 +115,32 @@ mod tests {
             assert_eq!((e4m3_code(beyond), e4m3_code(-beyond)), (0x7e, 0xfe));
         }
     }
+
+    #[test]
+    fn blocks_and_channels_get_their_scales() {
+        let weight: Vec<f32> = (0..15).map(|i| (i as f32 - 7.0) * 0.3).collect();
+        for (block, dtype) in [([2, 2], DType::F32), ([1, 5], DType::BF16), ([128, 128], DType::F16)] {
+            let encoded = encode(&weight, [3, 5], block, dtype).unwrap();
+            let blocks = crate::fp8::Blocks { codes: &encoded.codes, shape: [3, 5], scales: &encoded.scales, block };
+            let found = blocks.dequantize().unwrap();
+            for (at, (w, found)) in weight.iter().zip(found).enumerate() {
+                let scale = encoded.scales[at / 5 / block[0] * 5usize.div_ceil(block[1]) + at % 5 / block[1]];
+                // Half the spacing of 3 bits of mantissa, or of the least numbers.
+                assert!((w - found).abs() <= (w.abs() / 16.0).max(scale / 1024.0), "{w} {found}");
+            }
+            for (row, scale) in encoded.scales.iter().enumerate().filter(|_| block == [1, 5]) {
+                let greatest = weight[row * 5..][..5].iter().fold(0f32, |most, w| most.max(w.abs()));
+                assert_eq!(*scale, bf16::from_f32(greatest / 448.0).to_f32());
+            }
+        }
+        assert_eq!(encode(&[0.0; 4], [2, 2], [2, 2], DType::F32).unwrap().scales, [1.0]);
+    }
+
+    #[test]
+    fn what_can_not_be_encoded_is_refused() {
+        assert!(encode(&[0.0; 3], [2, 2], [2, 2], DType::F32).is_err());
+        assert!(encode(&[f32::NAN; 4], [2, 2], [2, 2], DType::F32).is_err());
+        assert!(encode(&[0.0; 4], [2, 2], [2, 2], DType::U8).is_err());
+        assert!(encode(&[0.0; 4], [2, 2], [0, 2], DType::F32).is_err());
+    }
 }

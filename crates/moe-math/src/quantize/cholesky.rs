@@ -8,7 +8,7 @@ use super::Real;
 use super::kernel::STRIP;
 
 /// Columns of a block.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// Puts R in place of the upper triangle of `matrix`, `[n, n]` by columns, and tells whether there is one. What lies below
 /// the diagonal is neither read nor left as it was.
@@ -60,12 +60,12 @@ impl<T: Real> WithSimd for Diagonal<'_, T> {
             }
             column[k] = pivot;
             for value in &mut column[..k] {
-                *value = *value / pivot;
+                *value /= pivot;
             }
             for (j, other) in before.chunks_exact_mut(size).enumerate() {
                 let times = column[j];
                 for (value, by) in other[first..=first + j].iter_mut().zip(&column[..=j]) {
-                    *value = *value - times * *by;
+                    *value -= times * *by;
                 }
             }
         }
@@ -103,7 +103,7 @@ impl<T: Real> WithSimd for Panel<'_, T> {
                 strip[0][..rows].copy_from_slice(column);
                 T::feed(simd, &mut strip[0], &takes[k * count + k + 1..][..count - k - 1], solved, 1);
                 for value in &mut strip[0] {
-                    *value = *value / pivot;
+                    *value /= pivot;
                 }
                 column.copy_from_slice(&strip[0][..rows]);
             }

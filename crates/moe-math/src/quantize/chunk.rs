@@ -58,7 +58,7 @@ pub(super) fn each_chunk<T: Real>(
     let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
     let parts = jobs.iter_mut().zip(&places).enumerate().flat_map(|(index, (job, places))| parts(index, job, places));
     let parts: Vec<Part<'_>> = parts.collect();
-    let solve = |chunk: &mut Chunk<T>, part: Part<'_>| {
+    let solve = |chunk: &mut Chunk<T>, part: Part<'_>| -> Result<(usize, f64), QuantizeError> {
         chunk.load(&part)?;
         run(part.job, chunk);
         let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
@@ -66,7 +66,8 @@ pub(super) fn each_chunk<T: Real>(
         chunk.store(part, grid);
         Ok((job, error))
     };
-    let errors: Result<Vec<(usize, f64)>, _> = parts.into_par_iter().map_init(Chunk::default, solve).collect();
+    let errors: Result<Vec<(usize, f64)>, QuantizeError> =
+        parts.into_par_iter().map_init(Chunk::default, solve).collect();
     errors?.into_iter().for_each(|(job, error)| sums[job] += error);
     Ok(sums)
 }

@@ -12,13 +12,11 @@ use pulp::Arch;
 
 use super::Real;
 use super::chunk::Chunk;
-use super::grid::Grid;
+use super::grid::{CLIPS, Grid, kept_range};
 use super::kernel::{Errors, Round, STRIP, Widen};
 
 /// At most so many columns are solved one by one; between more, errors travel by matrix products.
 const COLUMNS: usize = 32;
-/// Clipping tries to shrink ranges in so many steps to half.
-const CLIPS: u32 = 10;
 
 /// What columns take from those before them.
 #[derive(Clone, Copy)]
@@ -191,8 +189,7 @@ impl<T: Real> Solver<'_, T> {
         let mut least = self.errors(columns, diagonal, scales, zeros);
         let (mut tried_scales, mut tried_zeros) = (scales.to_vec(), zeros.to_vec());
         for step in 1..=CLIPS {
-            let kept = 1.0 - 0.5 * f64::from(step) / f64::from(CLIPS);
-            self.parameters(range, T::from_f64(kept), &mut tried_scales, &mut tried_zeros);
+            self.parameters(range, T::from_f64(kept_range(step)), &mut tried_scales, &mut tried_zeros);
             let errors = self.errors(columns, diagonal, &tried_scales, &tried_zeros);
             let kept = scales.as_flattened_mut().iter_mut().zip(zeros.as_flattened_mut());
             let tried = tried_scales.as_flattened().iter().zip(tried_zeros.as_flattened());

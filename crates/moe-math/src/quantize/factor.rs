@@ -56,9 +56,9 @@ pub fn factorise<T: Real>(
 ) -> Result<Factor<T>, QuantizeError> {
     let size = hessian.size;
     let diagonal: Vec<T> = (0..size).map(|i| hessian.sum[i * size + i]).collect();
-    let dead: Vec<bool> = diagonal.iter().map(|h| *h <= T::ZERO).collect();
+    let dead: Vec<bool> = diagonal.iter().map(|h| *h == T::ZERO).collect();
     let live = dead.iter().filter(|dead| !**dead).count();
-    let mean = diagonal.iter().map(|h| h.to_f64().max(0.0)).sum::<f64>() / live.max(1) as f64;
+    let mean = diagonal.iter().map(|h| h.to_f64()).sum::<f64>() / live.max(1) as f64;
     let order = act_order.then(|| descending(&diagonal));
     let (mut share, mut attempts) = (damping.start, 1);
     loop {
@@ -110,7 +110,7 @@ fn damp<T: Real>(matrix: &mut [T], order: Option<&[u32]>, dead: &[bool], added: 
     let dead: Vec<bool> = (0..size).map(|k| dead[order.map_or(k, |order| order[k] as usize)]).collect();
     let any = dead.contains(&true);
     for (k, column) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
-        column[k] = column[k] + added;
+        column[k] += added;
         if any {
             let lost = |j: usize| dead[j] || dead[k];
             column[..=k].iter_mut().enumerate().filter(|(j, _)| lost(*j)).for_each(|(_, value)| *value = T::ZERO);
@@ -127,8 +127,78 @@ fn unit_diagonal<T: Real>(upper: &mut [T], size: usize) -> Vec<T> {
     columns
         .map(|(k, column)| {
             let pivot = column[k];
-            column[..=k].iter_mut().for_each(|value| *value = *value / pivot);
+            column[..=k].iter_mut().for_each(|value| *value /= pivot);
             pivot * pivot
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hessian(size: usize, sum: &[f64]) -> Hessian<f64> {
+        Hessian { sum: sum.to_vec(), ..Hessian::new(size) }
+    }
+
+    const PLAIN: Damping = Damping { start: 0.0, step: 10.0, most: 1.0 };
+
+    #[test]
+    fn a_factor_by_hand() {
+        // [[6, 2], [2, 4]] = A D Aᵀ with A₀₁ = 2 / 4, D = (6 − 4 · ¼, 4); damping adds 0.2 · 5.
+        let factor = factorise(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &PLAIN, false).unwrap();
+        assert_eq!(factor.feedback[2], 0.5);
+        assert!((factor.pivots[0] - 5.0).abs() < 1e-14 && (factor.pivots[1] - 4.0).abs() < 1e-14);
+        assert_eq!((factor.order, factor.damping, factor.attempts), (None, 0.0, 1));
+        let damped = Damping { start: 0.2, ..PLAIN };
+        let factor = factorise(&hessian(2, &[6.0, 9.0, 2.0, 4.0]), &damped, false).unwrap();
+        assert!((factor.feedback[2] - 2.0 / 5.0).abs() < 1e-15 && (factor.added - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn act_order_goes_down_the_diagonal_and_keeps_equal_columns_in_order() {
+        let diagonal = [1.0, 5.0, 0.0, 5.0, 7.0];
+        let mut sum = vec![0.0; 25];
+        diagonal.iter().enumerate().for_each(|(i, d)| sum[i * 6] = *d);
+        sum[5] = 0.5;
+        let factor = factorise(&hessian(5, &sum), &PLAIN, true).unwrap();
+        assert_eq!(factor.order, Some(vec![4, 1, 3, 0, 2]));
+        assert_eq!(factor.dead, [false, false, true, false, false]);
+        assert_eq!(factor.diagonal, diagonal);
+        // Column 0 is solved fourth, and takes half the error of column 1, which is solved second.
+        assert_eq!(factor.feedback[3 * 5..][..3], [0.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn damping_rises_until_there_is_a_factor() {
+        // Eigenvalues 3.5 and −1.5: more than 1.5 must be added, 1.5 times the mean of the diagonal.
+        let indefinite = hessian(2, &[1.0, 0.0, 2.5, 1.0]);
+        let found = factorise(&indefinite, &Damping { start: 0.01, step: 10.0, most: 10.0 }, false).unwrap();
+        assert_eq!((found.damping, found.attempts), (10.0, 4));
+        let error = factorise(&indefinite, &Damping::default(), false).unwrap_err();
+        assert_eq!(error, QuantizeError::Singular { damping: 1.0 });
+        assert!(error.to_string().contains("stays singular"));
+        let step = Damping { step: 1.0, ..Damping::default() };
+        assert!(factorise(&indefinite, &step, false).is_err());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told() {
+        for wrong in [f64::NAN, f64::INFINITY] {
+            for at in [0, 2, 3] {
+                let mut sum = [1.0, 0.0, 0.0, 1.0];
+                sum[at] = wrong;
+                let found = factorise(&hessian(2, &sum), &Damping::default(), true).map(|factor| factor.attempts);
+                assert_eq!(found, Err(QuantizeError::NotFinite), "{wrong} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hessian_of_nothing_has_the_identity() {
+        let factor = factorise(&Hessian::<f32>::new(3), &Damping::default(), true).unwrap();
+        assert_eq!((factor.dead, factor.added), (vec![true; 3], 0.0));
+        assert_eq!(factor.order, Some(vec![0, 1, 2]));
+        assert_eq!([factor.feedback[3], factor.feedback[6], factor.feedback[7]], [0.0; 3]);
+    }
 }

@@ -50,12 +50,7 @@ pub fn solve<T: Real>(
     shape: [usize; 2],
     options: &Options,
 ) -> Result<Vec<Solved>, QuantizeError> {
-    let [rows, width] = shape;
-    let group = options.scheme.group_of(width)?;
-    for problem in problems {
-        checked_length(problem.weight.len(), rows * width)?;
-        checked_length(problem.factor.feedback.len(), width * width)?;
-    }
+    let (group, width) = (checked(problems, shape, options)?, shape[1]);
     let grid = Grid::<T>::new(&options.scheme);
     let settled: Vec<_> = problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
     let costs: Vec<_> = problems.iter().map(|problem| costs(problem.factor)).collect();
@@ -76,6 +71,20 @@ pub fn solve<T: Real>(
     Ok(found.into_iter().zip(errors).map(|(codes, error)| Solved { codes, error }).collect())
 }
 
+/// Columns of a group, where everything is of its length.
+pub(super) fn checked<T>(
+    problems: &[Problem<'_, T>],
+    [rows, width]: [usize; 2],
+    options: &Options,
+) -> Result<usize, QuantizeError> {
+    let group = options.scheme.group_of(width)?;
+    for problem in problems {
+        checked_length(problem.weight.len(), rows * width)?;
+        checked_length(problem.factor.feedback.len(), width * width)?;
+    }
+    Ok(group)
+}
+
 fn solver<'a, T>(
     problem: &Problem<'a, T>,
     feedback: Feedback<'a, T>,
@@ -88,7 +97,7 @@ fn solver<'a, T>(
 }
 
 /// ΔW (H + λ mean I) ΔWᵀ = Σ_k D_k (what column k was rounded from − ŵ_k)²; what damping adds is taken off again.
-fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
+pub(super) fn costs<T: Real>(factor: &Factor<T>) -> Vec<[T; 2]> {
     let column = |k: usize| factor.order.as_ref().map_or(k, |order| order[k] as usize);
     let cost = |(k, pivot): (usize, &T)| match factor.dead[column(k)] {
         true => [T::ZERO; 2],

@@ -92,6 +92,14 @@ pub fn round_to_nearest(weight: &[f32], shape: [usize; 2], scheme: &Scheme) -> R
     Ok(codes)
 }
 
+/// Clipping tries to shrink ranges in so many steps to half.
+pub(super) const CLIPS: u32 = 10;
+
+/// The share of a range that is left after `step` steps of clipping.
+pub(super) fn kept_range(step: u32) -> f64 {
+    1.0 - 0.5 * f64::from(step) / f64::from(CLIPS)
+}
+
 /// How a scheme turns values into codes. Signed codes q are T here, between `low` and `high`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid<T> {
@@ -152,5 +160,105 @@ impl<T: Real> Grid<T> {
     #[inline(always)]
     pub fn unsigned(&self, code: T) -> u8 {
         (code - self.low).byte()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::{generator, normal};
+
+    fn scheme(bits: u32, symmetric: bool) -> Scheme {
+        Scheme { bits, symmetric, group: Some(4), scale_dtype: DType::F32 }
+    }
+
+    #[test]
+    fn symmetric_grids_by_hand() {
+        // The scale is 7.5 / 7.5; 0.5, 1.5 and 2.5 go to even codes, and 7.5 is cut off at 7.
+        let weight = [7.5, 0.5, 1.5, 2.5, -7.5, -0.5, -1.5, -6.5];
+        let codes = round_to_nearest(&weight, [1, 8], &scheme(4, true)).unwrap();
+        assert_eq!((codes.scales.as_slice(), codes.zeros.as_slice()), ([1.0, 1.0].as_slice(), [8, 8].as_slice()));
+        assert_eq!(codes.codes, [15, 8, 10, 10, 0, 8, 6, 2]);
+        assert_eq!(codes.dequantize(), [7.0, 0.0, 2.0, 2.0, -8.0, 0.0, -2.0, -6.0]);
+    }
+
+    #[test]
+    fn asymmetric_grids_by_hand() {
+        // From −1 to 2 in steps of 1; from 0, which belongs to every group, to 3.
+        let weight = [-1.0, 2.0, 0.4, 0.6, 3.0, 2.0, 2.5, 1.0];
+        let codes = round_to_nearest(&weight, [2, 4], &scheme(2, false)).unwrap();
+        assert_eq!((codes.scales.as_slice(), codes.zeros.as_slice()), ([1.0, 1.0].as_slice(), [1, 0].as_slice()));
+        assert_eq!(codes.codes, [0, 3, 1, 2, 3, 2, 2, 1]);
+        assert_eq!(codes.dequantize(), [-1.0, 2.0, 0.0, 1.0, 3.0, 2.0, 2.0, 1.0]);
+    }
+
+    #[test]
+    fn groups_of_zeros_stay_zero() {
+        for (dtype, spacing) in [(DType::F32, f32::EPSILON), (DType::F16, 0.000_976_562_5), (DType::BF16, 0.007_812_5)]
+        {
+            for symmetric in [true, false] {
+                let scheme = Scheme { scale_dtype: dtype, ..scheme(4, symmetric) };
+                let codes = round_to_nearest(&[0.0; 8], [2, 4], &scheme).unwrap();
+                assert_eq!((codes.codes, codes.zeros), (vec![8; 8], vec![8; 2]));
+                assert_eq!(codes.scales, [spacing; 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn scales_are_what_their_dtype_can_hold() {
+        let weight = normal(64, 1.0, &mut generator(1, 0));
+        for (dtype, held) in [
+            (DType::BF16, (|x| bf16::from_f32(x).to_f32()) as fn(f32) -> f32),
+            (DType::F16, |x| f16::from_f32(x).to_f32()),
+        ] {
+            let codes = round_to_nearest(&weight, [8, 8], &Scheme { scale_dtype: dtype, ..scheme(4, true) }).unwrap();
+            for (group, (scale, weight)) in codes.scales.iter().zip(weight.chunks(4)).enumerate() {
+                let greatest = weight.iter().fold(0f32, |most, w| most.max(w.abs()));
+                assert_eq!(*scale, held(greatest / 7.5));
+                for (code, w) in codes.codes[group * 4..].iter().zip(weight) {
+                    assert_eq!(f32::from(*code) - 8.0, (w / scale).round_ties_even().clamp(-8.0, 7.0));
+                }
+            }
+        }
+        let huge =
+            round_to_nearest(&[3e38; 4], [1, 4], &Scheme { scale_dtype: DType::F16, ..scheme(4, true) }).unwrap();
+        assert_eq!(huge.scales, [65504.0]);
+    }
+
+    /// Every weight is at most half a step off, for shapes around the edges of strips and tiles.
+    #[test]
+    fn errors_are_within_half_a_step() {
+        for (rows, width) in [(1, 4), (3, 20), (64, 16), (65, 36), (130, 8)] {
+            let weight = normal(rows * width, 1.0, &mut generator(2, 0));
+            for bits in [2, 3, 4, 8] {
+                let codes = round_to_nearest(&weight, [rows, width], &scheme(bits, false)).unwrap();
+                assert!(codes.codes.iter().all(|code| u32::from(*code) < 1 << bits));
+                let scales = codes.scales.iter().flat_map(|scale| [scale; 4]);
+                for ((w, found), scale) in weight.iter().zip(codes.dequantize()).zip(scales) {
+                    // The zero is rounded too, so the ends of the range may lie up to a step off.
+                    assert!((w - found).abs() <= 1.001 * scale, "{bits} bits: {w} {found} {scale}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let round = |weight: &[f32], scheme| round_to_nearest(weight, [1, 8], &scheme);
+        let good = scheme(4, true);
+        assert_eq!(round(&[0.0; 7], good), Err(QuantizeError::Length { found: 7, expected: 8 }));
+        assert_eq!(round(&[0.0; 8], Scheme { bits: 5, ..good }), Err(QuantizeError::Bits(5)));
+        assert_eq!(
+            round(&[0.0; 8], Scheme { group: Some(3), ..good }),
+            Err(QuantizeError::Group { group: 3, width: 8 })
+        );
+        assert_eq!(
+            round(&[0.0; 8], Scheme { scale_dtype: DType::F64, ..good }),
+            Err(QuantizeError::ScaleDtype(DType::F64))
+        );
+        for wrong in [f32::NAN, f32::INFINITY] {
+            assert_eq!(round(&[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, wrong, 0.0], good), Err(QuantizeError::NotFinite));
+        }
     }
 }

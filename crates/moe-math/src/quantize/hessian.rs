@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{QuantizeError, Real, checked_length};
 
 /// Columns of a block: only blocks of the lower triangle are computed.
-const BLOCK: usize = 128;
+const BLOCK: usize = 96;
 /// Side of the squares in which the lower triangle is mirrored.
 const TILE: usize = 16;
 
@@ -71,7 +71,7 @@ impl<T: Real> Hessian<T> {
     /// Where the sizes differ.
     pub fn merge(&mut self, other: &Self) -> Result<(), QuantizeError> {
         checked_length(other.size, self.size)?;
-        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = *sum + *other);
+        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum += *other);
         self.weight += other.weight;
         self.squares += other.squares;
         self.tokens += other.tokens;
@@ -129,7 +129,7 @@ impl<T: Real> Hessian<T> {
         let (own, others) = self.shares(kappa * energy);
         self.sum.par_iter_mut().for_each(|sum| *sum = own * *sum);
         for i in 0..self.size {
-            self.sum[i * self.size + i] = self.sum[i * self.size + i] + others;
+            self.sum[i * self.size + i] += others;
         }
         self.weigh(kappa);
     }
@@ -150,7 +150,89 @@ fn weighted<T: Real>(x: &[T], weights: &[f32], size: usize) -> Vec<T> {
     let mut weighted = x.to_vec();
     for (row, weight) in weighted.chunks_exact_mut(size.max(1)).zip(weights) {
         let weight = T::from_f32(*weight);
-        row.iter_mut().for_each(|x| *x = *x * weight);
+        row.iter_mut().for_each(|x| *x *= weight);
     }
     weighted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::{generator, normal};
+
+    fn wide(values: &[f32]) -> Vec<f64> {
+        values.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    /// Against sums by hand, for sizes around the edges of blocks, with weights and in two calls.
+    #[test]
+    fn sums_are_those_of_outer_products() {
+        for size in [1, 15, 95, 96, 97, 200] {
+            let (x, tokens) = (normal(12 * size, 1.0, &mut generator(1, 0)), 12);
+            let weights: Vec<f32> = (0..tokens).map(|t| t as f32 / 4.0).collect();
+            let (mut hessian, mut narrow) = (Hessian::<f64>::new(size), Hessian::<f32>::new(size));
+            for part in [0..5, 5..tokens] {
+                let rows = part.start * size..part.end * size;
+                hessian.add(&wide(&x[rows.clone()]), Some(&weights[part.clone()])).unwrap();
+                narrow.add(&x[rows], Some(&weights[part])).unwrap();
+            }
+            let (full, narrow) = (hessian.full(), narrow.full());
+            for i in 0..size {
+                for j in 0..size {
+                    let term =
+                        |t: usize| f64::from(weights[t]) * f64::from(x[t * size + i]) * f64::from(x[t * size + j]);
+                    let expected: f64 = (0..tokens).map(term).sum();
+                    assert!((full[i * size + j] - expected).abs() < 1e-12, "{size}: {i} {j}");
+                    assert!((f64::from(narrow[i * size + j]) - expected).abs() < 1e-4, "{size}: {i} {j}");
+                }
+            }
+            assert_eq!((hessian.tokens, hessian.weight, hessian.squares), (12, 16.5, 31.625));
+            assert!((hessian.mean_diagonal()[0] - full[0] / 16.5).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn merging_is_adding_the_tokens_of_both() {
+        let x = wide(&normal(40, 1.0, &mut generator(2, 0)));
+        let (mut both, mut one, mut other) = (Hessian::<f64>::new(4), Hessian::new(4), Hessian::new(4));
+        both.add(&x, None).unwrap();
+        one.add(&x[..12], None).unwrap();
+        other.add(&x[12..], None).unwrap();
+        one.merge(&other).unwrap();
+        assert_eq!((one.tokens, one.weight, one.squares), (both.tokens, both.weight, both.squares));
+        for (a, b) in one.full().iter().zip(both.full()) {
+            assert!((a - b).abs() < 1e-12);
+        }
+        assert!(one.merge(&Hessian::new(5)).is_err());
+    }
+
+    #[test]
+    fn shrinkage_by_hand() {
+        let (mut own, mut layer) = (Hessian::<f64>::new(2), Hessian::new(2));
+        own.add(&[1.0, 2.0, 3.0, 0.0], Some(&[0.5, 0.5])).unwrap();
+        layer.add(&[2.0, 2.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0], None).unwrap();
+        // Ĥ = [[5, 1], [1, 2]] over 2 effective tokens, that of the layer [[1, 1], [1, 5]]; κ is 2.
+        assert_eq!(own.effective_tokens(), 2.0);
+        let mut energy = own.clone();
+        own.shrink(&layer, 2.0).unwrap();
+        assert_eq!(own.weight, 4.0);
+        assert_eq!(own.full().iter().map(|h| h / own.weight).collect::<Vec<_>>(), [3.0, 1.0, 1.0, 3.5]);
+        energy.shrink_to_energy(3.0, 2.0);
+        assert_eq!(energy.full().iter().map(|h| h / energy.weight).collect::<Vec<_>>(), [4.0, 0.5, 0.5, 2.5]);
+        // Without tokens of its own, an expert gets the layer's; without any, nothing changes.
+        let mut cold = Hessian::new(2);
+        cold.shrink(&layer, 2.0).unwrap();
+        assert_eq!((cold.mean_diagonal(), cold.tokens), (vec![1.0, 5.0], 0));
+        let before = cold.clone();
+        cold.shrink(&Hessian::new(2), 2.0).unwrap();
+        assert_eq!(cold, before);
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_refused() {
+        let mut hessian = Hessian::<f32>::new(4);
+        assert!(hessian.add(&[0.0; 6], None).is_err());
+        assert!(hessian.add(&[0.0; 8], Some(&[1.0])).is_err());
+        assert_eq!(hessian.tokens, 0);
+    }
 }

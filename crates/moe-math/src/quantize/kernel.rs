@@ -55,8 +55,8 @@ impl<T: Real> WithSimd for Round<'_, T> {
                     let code = grid.code(best, scale[i], zero[i]);
                     let value = (code - zero[i]) * scale[i];
                     codes[i] = grid.unsigned(code);
-                    w[i] = w[i] - value;
-                    errors[i] = errors[i] + rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
+                    w[i] -= value;
+                    errors[i] += rounded * ((best - value) * (best - value)) - damped * (w[i] * w[i]);
                 }
             }
         }
@@ -103,7 +103,7 @@ impl<T: Real> WithSimd for Errors<'_, T> {
         for (((x, scale), zero), sum) in column.iter().zip(scales).zip(zeros).zip(sums) {
             for i in 0..STRIP {
                 let error = x[i] - (grid.code(x[i], scale[i], zero[i]) - zero[i]) * scale[i];
-                sum[i] = sum[i] + energy * error * error;
+                sum[i] += energy * error * error;
             }
         }
     }

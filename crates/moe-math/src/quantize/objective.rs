@@ -56,3 +56,32 @@ fn energy_of_rows(rows: &[f32], hessian: &[f32], width: usize) -> f64 {
     }
     energy
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::{generator, normal};
+
+    /// Σ |W x|² over the inputs, for sizes around the edges of blocks.
+    #[test]
+    fn energies_are_those_of_the_outputs() {
+        for (rows, width) in [(3, 5), (130, 40), (5, 128), (7, 300)] {
+            let mut random = generator(1, 0);
+            let (x, weight) = (normal(9 * width, 1.0, &mut random), normal(rows * width, 1.0, &mut random));
+            let mut hessian = Hessian::new(width);
+            hessian.add(&x, None).unwrap();
+            let mut expected = 0f64;
+            for x in x.chunks(width) {
+                for w in weight.chunks(width) {
+                    expected += w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>().powi(2);
+                }
+            }
+            let half: Vec<f32> = weight.iter().map(|w| w / 2.0).collect();
+            let [error, output] = objective(&weight, &half, &hessian).unwrap();
+            assert!((output - expected).abs() < 1e-4 * expected, "{rows}×{width}: {output} {expected}");
+            assert!((error - expected / 4.0).abs() < 1e-4 * expected);
+        }
+        assert!(objective(&[0.0; 4], &[0.0; 3], &Hessian::new(2)).is_err());
+        assert!(energy(&[0.0; 3], &Hessian::new(2)).is_err());
+    }
+}

@@ -5,6 +5,8 @@
 //! columns; GPTQ packs weights along columns and zero points along rows (AutoGPTQ's three words for 32 codes of 3 bits are
 //! the same stream).
 
+use rayon::prelude::*;
+
 use super::{Codes, QuantizeError, checked_length};
 
 /// Words that a line of `length` codes takes.
@@ -19,26 +21,29 @@ pub fn words(length: usize, bits: u32) -> usize {
 pub fn pack_rows(codes: &[u8], columns: usize, bits: u32) -> Result<Vec<i32>, QuantizeError> {
     checked(bits)?;
     checked_length(codes.len(), codes.len() / columns.max(1) * columns)?;
-    let mut packed = Vec::with_capacity(codes.len() / columns.max(1) * words(columns, bits));
-    for row in codes.chunks_exact(columns.max(1)) {
-        pack_line(row, bits, &mut packed);
-    }
+    let line = words(columns, bits).max(1);
+    let mut packed = vec![0; codes.len() / columns.max(1) * line];
+    packed.par_chunks_mut(line).zip(codes.par_chunks(columns.max(1))).for_each(|(packed, row)| {
+        pack_line(row, bits, packed);
+    });
     Ok(packed)
 }
 
-fn pack_line(codes: &[u8], bits: u32, packed: &mut Vec<i32>) {
-    let (mut held, mut filled) = (0u64, 0);
+fn pack_line(codes: &[u8], bits: u32, packed: &mut [i32]) {
+    let (mut held, mut filled, mut words) = (0u64, 0, packed.iter_mut());
     for code in codes {
         held |= u64::from(*code) << filled;
         filled += bits;
-        if filled >= 32 {
-            packed.push(held as u32 as i32);
+        if filled >= 32
+            && let Some(word) = words.next()
+        {
+            *word = held as u32 as i32;
             held >>= 32;
             filled -= 32;
         }
     }
-    if filled > 0 {
-        packed.push(held as u32 as i32);
+    if let Some(word) = words.next() {
+        *word = held as u32 as i32;
     }
 }
 
@@ -50,24 +55,26 @@ pub fn unpack_rows(packed: &[i32], columns: usize, bits: u32) -> Result<Vec<u8>,
     checked(bits)?;
     let words = words(columns, bits).max(1);
     checked_length(packed.len(), packed.len() / words * words)?;
-    let mut codes = Vec::with_capacity(packed.len() / words * columns);
-    let mask = (1u64 << bits) - 1;
-    for row in packed.chunks_exact(words) {
-        let (mut held, mut filled) = (0u64, 0);
-        let mut next = row.iter();
-        for _ in 0..columns {
-            if filled < bits
-                && let Some(word) = next.next()
-            {
-                held |= u64::from(*word as u32) << filled;
-                filled += 32;
-            }
-            codes.push((held & mask) as u8);
-            held >>= bits;
-            filled -= bits;
-        }
-    }
+    let mut codes = vec![0; packed.len() / words * columns];
+    codes.par_chunks_mut(columns.max(1)).zip(packed.par_chunks(words)).for_each(|(codes, row)| {
+        unpack_line(row, bits, codes);
+    });
     Ok(codes)
+}
+
+fn unpack_line(packed: &[i32], bits: u32, codes: &mut [u8]) {
+    let (mut held, mut filled, mut words) = (0u64, 0, packed.iter());
+    for code in codes {
+        if filled < bits
+            && let Some(word) = words.next()
+        {
+            held |= u64::from(*word as u32) << filled;
+            filled += 32;
+        }
+        *code = (held & ((1 << bits) - 1)) as u8;
+        held >>= bits;
+        filled -= bits;
+    }
 }
 
 /// Packs every column of `codes`, `[rows, columns]`: `[⌈rows · b / 32⌉, columns]`, as compressed-tensors stores zero points.
@@ -151,4 +158,86 @@ fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
 
 fn checked(bits: u32) -> Result<(), QuantizeError> {
     if [2, 3, 4, 8].contains(&bits) { Ok(()) } else { Err(QuantizeError::Bits(bits)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::generator;
+    use rand_core::RngCore;
+
+    const WIDTHS: [u32; 4] = [2, 3, 4, 8];
+
+    fn random(count: usize, bits: u32) -> Vec<u8> {
+        let mut random = generator(u64::from(bits), 0);
+        (0..count).map(|_| (random.next_u32() >> (32 - bits)) as u8).collect()
+    }
+
+    /// Bit `at` of a line of words.
+    fn bit(words: &[i32], at: usize) -> u32 {
+        words[at / 32] as u32 >> (at % 32) & 1
+    }
+
+    #[test]
+    fn every_bit_lies_where_it_belongs() {
+        for bits in WIDTHS {
+            for columns in [1, 7, 32, 33, 100] {
+                let codes = random(3 * columns, bits);
+                let packed = pack_rows(&codes, columns, bits).unwrap();
+                let line = words(columns, bits);
+                assert_eq!(packed.len(), 3 * line);
+                for (row, packed) in codes.chunks(columns).zip(packed.chunks(line)) {
+                    for (i, code) in row.iter().enumerate() {
+                        let found: u32 = (0..bits).map(|b| bit(packed, i * bits as usize + b as usize) << b).sum();
+                        assert_eq!(found, u32::from(*code));
+                    }
+                }
+                assert_eq!(unpack_rows(&packed, columns, bits).unwrap(), codes);
+                let down = pack_columns(&codes, columns, bits).unwrap();
+                assert_eq!(down.len(), words(3, bits) * columns);
+                assert_eq!(unpack_columns(&down, 3, columns, bits).unwrap(), codes);
+            }
+        }
+    }
+
+    #[test]
+    fn words_by_hand() {
+        assert_eq!(pack_rows(&[1, 2, 3, 4, 5, 6, 7, 15], 8, 4).unwrap(), [0xf765_4321_u32 as i32]);
+        // Eleven codes of 3 bits: the last begins at bit 30 of the first word and ends in the second.
+        assert_eq!(pack_rows(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7], 11, 3).unwrap(), [0xc000_0000_u32 as i32, 1]);
+        assert_eq!(pack_columns(&[1, 2, 3, 4], 2, 8).unwrap(), [0x0301, 0x0402]);
+    }
+
+    #[test]
+    fn gptq_packs_columns_and_lessens_zeros() {
+        let (rows, width, group) = (32, 64, 32);
+        for bits in WIDTHS {
+            let zeros: Vec<u8> = random(rows * 2, bits).iter().map(|zero| (*zero).max(1)).collect();
+            let scales = (0..rows * 2).map(|i| i as f32).collect();
+            let codes = Codes { shape: [rows, width], group, codes: random(rows * width, bits), scales, zeros };
+            let packed = pack_gptq(&codes, bits).unwrap();
+            let words = words(width, bits);
+            assert_eq!((packed.qweight.len(), packed.qzeros.len()), (words * rows, 2 * words / 2));
+            for row in 0..rows {
+                let line: Vec<i32> = (0..words).map(|word| packed.qweight[word * rows + row]).collect();
+                assert_eq!(unpack_rows(&line, width, bits).unwrap(), codes.codes[row * width..][..width]);
+                for g in 0..2 {
+                    let zeros = unpack_rows(&packed.qzeros[g * words / 2..][..words / 2], rows, bits).unwrap();
+                    assert_eq!(zeros[row] + 1, codes.zeros[row * 2 + g]);
+                    assert_eq!(packed.scales[g * rows + row], codes.scales[row * 2 + g]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_gptq_can_not_hold_is_refused() {
+        let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
+        assert!(pack_gptq(&codes, 4).is_ok());
+        let zero = Codes { zeros: vec![0; 32], ..codes };
+        assert!(matches!(pack_gptq(&zero, 4), Err(QuantizeError::Layout(_))));
+        assert!(matches!(pack_gptq(&Codes::blank([16, 32], 32), 4), Err(QuantizeError::Layout(_))));
+        assert_eq!(pack_rows(&[0; 32], 32, 5), Err(QuantizeError::Bits(5)));
+        assert!(pack_rows(&[0; 33], 32, 4).is_err());
+    }
 }

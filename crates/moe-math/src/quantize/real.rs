@@ -30,7 +30,7 @@ pub trait Real: RealField + Copy + Send + Sync + Default + 'static {
     fn byte(self) -> u8;
     /// Neither NaN nor infinite.
     fn finite(self) -> bool;
-    /// Adds Σ take · error to `sums`; errors are [`STRIP`] values each, `step` strips apart.
+    /// Adds Σ take · error to `sums`; errors are `STRIP` values each, `step` strips apart.
     fn feed<S: Simd>(simd: S, sums: &mut [Self; STRIP], takes: &[Self], errors: &[[Self; STRIP]], step: usize);
 }
 

@@ -160,3 +160,134 @@ fn errors_of_the_output_are_below_those_of_rounding() {
         }
     }
 }
+
+#[test]
+fn f32_gives_the_codes_of_f64() {
+    let (width, rows) = (256, 40);
+    let weight = normal(rows * width, 0.05, &mut generator(2, 0));
+    // More tokens than columns, and fewer: without damping that Hessian would be singular.
+    for tokens in [1000, 60] {
+        let hessian = hessian::<f32>(&inputs(tokens, width, 5), width);
+        let wide = Hessian { sum: hessian.sum.iter().map(|h| f64::from(*h)).collect(), ..Hessian::new(width) };
+        for act_order in [false, true] {
+            let options = options(4, Some(64), true);
+            let (a, b) = (solved(&weight, &hessian, act_order, &options), solved(&weight, &wide, act_order, &options));
+            let share = equal_share(&a.codes.codes, &b.codes.codes);
+            assert!(share >= 0.995, "{tokens} tokens, act-order {act_order}: {share}");
+            assert!((a.error - b.error).abs() < 1e-2 * b.error, "{} {}", a.error, b.error);
+        }
+    }
+}
+
+#[test]
+fn without_tokens_weights_are_rounded_to_nearest() {
+    let (width, rows) = (96, 70);
+    let weight = normal(rows * width, 0.05, &mut generator(2, 0));
+    for (act_order, group) in [(false, Some(32)), (true, Some(32)), (false, None)] {
+        for clip_search in [false, true] {
+            let options = Options { clip_search, ..options(3, group, false) };
+            let found = solved(&weight, &Hessian::<f32>::new(width), act_order, &options);
+            assert_eq!(found.codes, round_to_nearest(&weight, [rows, width], &options.scheme).unwrap());
+            assert_eq!(found.error, 0.0);
+        }
+    }
+}
+
+#[test]
+fn dead_columns_are_rounded_to_nearest_and_change_no_other() {
+    let (width, rows, dead) = (64, 33, [0, 17, 63]);
+    let mut x = inputs(300, width, 1);
+    for column in dead {
+        x.iter_mut().skip(column).step_by(width).for_each(|x| *x = 0.0);
+    }
+    let mut weight = normal(rows * width, 0.05, &mut generator(2, 0));
+    let options = options(4, None, true);
+    let plain = round_to_nearest(&weight, [rows, width], &options.scheme).unwrap();
+    let before = solved(&weight, &hessian::<f32>(&x, width), true, &options);
+    for row in 0..rows {
+        for column in dead {
+            assert_eq!(before.codes.codes[row * width + column], plain.codes[row * width + column]);
+            weight[row * width + column] /= 2.0;
+        }
+    }
+    let after = solved(&weight, &hessian::<f32>(&x, width), true, &options);
+    for (at, (a, b)) in before.codes.codes.iter().zip(&after.codes.codes).enumerate() {
+        // A dead weight may have been the greatest of its row, which the scale comes from.
+        assert!(
+            a == b || dead.contains(&(at % width)) || before.codes.scales[at / width] != after.codes.scales[at / width]
+        );
+    }
+}
+
+/// Act-order makes its own order: columns that are given in another one, one group a row, get the same codes.
+#[test]
+fn act_order_does_not_depend_on_the_order_of_columns() {
+    let (width, rows) = (80, 20);
+    let (x, weight) = (inputs(300, width, 1), normal(rows * width, 0.05, &mut generator(2, 0)));
+    let turned = |values: &[f32]| -> Vec<f32> {
+        values.chunks(width).flat_map(|row| (0..width).map(|k| row[k * 7 % width])).collect()
+    };
+    let options = options(4, None, true);
+    let found = solved::<f64>(&weight, &hessian(&x, width), true, &options);
+    let other = solved::<f64>(&turned(&weight), &hessian(&turned(&x), width), true, &options);
+    for (row, other) in found.codes.codes.chunks(width).zip(other.codes.codes.chunks(width)) {
+        assert!((0..width).all(|k| row[k * 7 % width] == other[k]));
+    }
+}
+
+#[test]
+fn a_batch_is_solved_as_its_matrices_are_alone_whatever_the_threads() {
+    let (width, rows) = (96, 150);
+    let problems: Vec<_> = (0..3)
+        .map(|seed| {
+            let hessian = hessian::<f32>(&inputs(200, width, seed), width);
+            let factor = factorise(&hessian, &Damping::default(), seed == 1).unwrap();
+            (normal(rows * width, 0.05, &mut generator(seed, 1)), factor)
+        })
+        .collect();
+    let problems: Vec<_> = problems.iter().map(|(weight, factor)| Problem { weight, factor }).collect();
+    let options = options(4, Some(32), true);
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| solve(&problems, [rows, width], &options).unwrap())
+    };
+    let found = on(1);
+    assert_eq!(found, on(3));
+    for (problem, found) in problems.iter().zip(found) {
+        assert_eq!(solve(&[*problem], [rows, width], &options).unwrap(), [found]);
+    }
+}
+
+/// Clipping takes of each group the best of eleven ranges.
+#[test]
+fn clipping_lessens_the_weighted_error() {
+    let (width, rows) = (64, 40);
+    let mut weight = normal(rows * width, 0.05, &mut generator(2, 0));
+    weight.iter_mut().step_by(37).for_each(|w| *w *= 4.0);
+    let mut hessian = Hessian::<f32>::new(width);
+    for i in 0..width {
+        hessian.sum[i * width + i] = 1.0 + i as f32;
+    }
+    for act_order in [false, true] {
+        let clipped = Options { clip_search: true, ..options(3, Some(32), true) };
+        let plain = solved(&weight, &hessian, act_order, &options(3, Some(32), true));
+        let clipped = solved(&weight, &hessian, act_order, &clipped);
+        assert!(clipped.error < 0.9 * plain.error, "{} {}", clipped.error, plain.error);
+        for (a, b) in clipped.codes.scales.iter().zip(&plain.codes.scales) {
+            assert!(*a <= *b && *a >= 0.49 * *b);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_or_does_not_fit_is_refused() {
+    let factor = factorise(&Hessian::<f32>::new(4), &Damping::default(), false).unwrap();
+    let solve = |weight: &[f32], options| solve(&[Problem { weight, factor: &factor }], [2, 4], &options);
+    assert!(solve(&[0.0; 8], options(4, None, true)).is_ok());
+    for wrong in [f32::NAN, f32::NEG_INFINITY] {
+        let weight = [0.0, 0.0, 0.0, 0.0, 0.0, wrong, 0.0, 0.0];
+        assert_eq!(solve(&weight, options(4, None, true)), Err(QuantizeError::NotFinite));
+    }
+    assert!(matches!(solve(&[0.0; 7], options(4, None, true)), Err(QuantizeError::Length { .. })));
+    assert!(matches!(solve(&[0.0; 8], options(4, Some(3), true)), Err(QuantizeError::Group { .. })));
+}
