@@ -82,7 +82,7 @@ def pack_quantized():
 def model_rows():
     """[256, 128] of the built-in model, bfloat16: an expert's gate and up."""
     with safe_open(GOLDEN / "models" / "moe" / "model.safetensors", "pt") as file:
-        return torch.cat([file.get_tensor(f"model.layers.1.mlp.experts.7.{name}_proj.weight") for name in ("gate", "up")])
+        return torch.cat([file.get_tensor(f"model.layers.1.mlp.experts.3.{name}_proj.weight") for name in ("gate", "up")])
 
 
 def float_quantized():
