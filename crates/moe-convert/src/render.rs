@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
+use moe_passes::quantize::ExpertRecord;
 use moe_pipeline::{
     ByteSize, Check, Conversion, DomainSummary, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Summary,
     Timings, VerifyReport, describe_identity, peak_memory_bytes,
@@ -205,7 +206,7 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        trust(&done.receipt) + &held_out(&done.receipt)
+        trust(&done.receipt) + &quantized(&done.receipt) + &held_out(&done.receipt)
     )
 }
 
@@ -275,6 +276,37 @@ fn trust(receipt: &Receipt) -> String {
     format!("\n{}", table(&header, layers.iter().map(row)))
 }
 
+/// The ten experts with the fewest tokens of their own, and how they were quantized.
+fn quantized(receipt: &Receipt) -> String {
+    const SHOWN: usize = 10;
+    let coldest = receipt.coldest();
+    if coldest.is_empty() {
+        return String::new();
+    }
+    let row = |(layer, expert, record): &(usize, usize, &ExpertRecord)| {
+        let pair = |pair: Option<[f64; 2]>| or_dash(pair.map(|[a, b]| format!("{a:.3} / {b:.3}")));
+        vec![
+            layer.to_string(),
+            expert.to_string(),
+            record.counts.routed.to_string(),
+            record.counts.topped_up.to_string(),
+            format!("{:.0}", record.effective),
+            pair(record.damping),
+            pair(record.error),
+            or_dash(record.fallback.clone()),
+        ]
+    };
+    let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "relative error", "fallback"];
+    let errors = || coldest.iter().filter_map(|(.., record)| record.error).flatten();
+    let worst = errors().fold(0.0, f64::max);
+    let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
+    format!(
+        "\nThe coldest of {} experts (gate and up / down); relative output error {mean:.3} in the mean, {worst:.3} at most:\n{}",
+        coldest.len(),
+        table(&header, coldest.iter().take(SHOWN).map(row))
+    )
+}
+
 /// What a result costs on held-out text, and a random choice of experts beside it.
 fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
@@ -310,7 +342,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
 pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> String {
     let mut header = vec!["domain", "tokens", "loss", "perplexity"];
     if against.is_some() {
-        header.extend(["original loss", "Δ loss", "KL", "top-1 same"]);
+        header.extend(["original loss", "Δ loss", "KL", "KL, rare experts", "top-1 same"]);
     }
     let row = |d: &DomainReport| {
         let mut row =
@@ -319,6 +351,7 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
             row.push(format!("{:.4}", a.original_loss));
             row.extend(d.loss_change().map(|change| format!("{change:+.5}")));
             row.push(format!("{:.2e}", a.kl));
+            row.push(or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}"))));
             row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
         }
         row
@@ -335,14 +368,16 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
 
 /// All evaluations of a recipe, in Markdown.
 pub fn summary(rows: &[Summary]) -> String {
-    let header = ["", "loss", "KL to the original", "agreement", "Gini", "entropy", "dead", "information"];
+    let header =
+        ["", "loss", "KL to the original", "rare experts", "agreement", "Gini", "entropy", "dead", "information"];
     let mut text = format!("| {} |\n|{}\n", header.join(" | "), "---|".repeat(header.len()));
     for row in rows {
         let load = row.load.as_ref();
         let cells = [
             row.label.clone(),
             format!("{:.4}", row.loss),
-            or_dash(row.kl.map(|kl| format!("{kl:.1e}"))),
+            or_dash(row.kl.map(|kl| format!("{kl:.2e}"))),
+            or_dash(row.rare_kl.map(|kl| format!("{kl:.2e}"))),
             or_dash(row.top1_agreement.map(|share| format!("{:.1} %", 100.0 * share))),
             or_dash(load.map(|l| format!("{:.3} ({:.3})", l.gini, l.worst_gini))),
             or_dash(load.map(|l| format!("{:.3} ({:.3})", l.entropy, l.least_entropy))),
@@ -351,8 +386,9 @@ pub fn summary(rows: &[Summary]) -> String {
         ];
         text += &format!("| {} |\n", cells.join(" | "));
     }
-    text += "\nGini, entropy (1: even) and information are means over layers, in brackets the worst one; information is that between a \
-            token's expert and its domain.\n";
+    text += "\nRare experts: KL by the gates of the quarter of experts that fewest tokens choose. Gini, entropy (1: even) and \
+            information are means over layers, in brackets the worst one; information is that between a token's expert \
+            and its domain.\n";
     text + &by_domain(rows)
 }
 
@@ -366,7 +402,7 @@ fn by_domain(rows: &[Summary]) -> String {
     let mut text = format!("\n| loss (KL) | {} |\n|{}\n", first.join(" | "), "---|".repeat(first.len() + 1));
     for row in rows {
         let cell = |d: &DomainSummary| match d.kl {
-            Some(kl) => format!("{:.3} ({kl:.3})", d.loss),
+            Some(kl) => format!("{:.3} ({kl:.4})", d.loss),
             None => format!("{:.3}", d.loss),
         };
         let cells: Vec<_> = row.domains.iter().map(cell).collect();

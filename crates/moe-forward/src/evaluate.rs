@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::context::Context;
 use crate::corpus::Corpus;
 use crate::states::Storage;
-use crate::sweep::{Head, Observer, Silent, Sweep};
+use crate::sweep::{Head, Observer, Sweep};
 
 /// Logits are compared in blocks of this many bytes of f64.
 const LOGIT_BYTES: usize = 64 << 20;
@@ -25,6 +25,10 @@ pub struct Comparison {
     pub original_loss: f64,
     /// Mean KL(original ‖ model) in nats, over all tokens.
     pub kl: f64,
+    /// The same over what rare experts serve: each token weighs as much as the gates that the original gives to the quarter
+    /// of each layer's experts that fewest of all these tokens choose. None for a dense original.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rare_kl: Option<f64>,
     /// Share of tokens whose most probable next token is the same.
     pub top1_agreement: f64,
 }
@@ -111,23 +115,27 @@ pub fn evaluate(
     sweep.run(&mut counter)?;
     let load = counter.finish();
     let hidden = Scored { head: Head::load(model, compute)?, sweep };
+    let mut choices = Choices::default();
     let reference = original
         .map(|original| -> Result<Scored<'_>> {
             let mut sweep = Sweep::stored(original, &batch, compute, storage)?;
-            sweep.run(&mut Silent)?;
+            sweep.run(&mut choices)?;
             Ok(Scored { head: Head::load(original, compute)?, sweep })
         })
         .transpose()?;
+    let rare = choices.rare_mass(batch.tokens());
     let mut spans = batch.spans.iter();
-    let mut domains = Vec::new();
+    let (mut domains, mut rare_sums) = (Vec::new(), [0.0; 2]);
     for domain in &corpus.domains {
         let mut sums = Sums::default();
         for span in spans.by_ref().take(domain.sequences.len()) {
-            score(&hidden, reference.as_ref(), &batch.ids, span.clone(), &mut sums).context(|| "the loss".into())??;
+            score(&hidden, reference.as_ref(), &batch.ids, &rare, span.clone(), &mut sums)
+                .context(|| "the loss".into())??;
         }
         domains.push(sums.report(&domain.label, domain.sequences.len(), original.is_some()));
+        rare_sums = [rare_sums[0] + sums.rare_kl, rare_sums[1] + sums.rare_mass];
     }
-    let all = pool(corpus, &domains);
+    let all = pool(corpus, &domains, (rare_sums[1] > 0.0).then(|| rare_sums[0] / rare_sums[1]));
     Ok(EvalReport { domains, all, load })
 }
 
@@ -144,6 +152,8 @@ struct Sums {
     loss: f64,
     original_loss: f64,
     kl: f64,
+    rare_kl: f64,
+    rare_mass: f64,
     agreements: u64,
 }
 
@@ -153,6 +163,7 @@ impl Sums {
         let against = compared.then(|| Comparison {
             original_loss: self.original_loss / self.predicted as f64,
             kl: self.kl / self.tokens as f64,
+            rare_kl: (self.rare_mass > 0.0).then(|| self.rare_kl / self.rare_mass),
             top1_agreement: self.agreements as f64 / self.tokens as f64,
         });
         DomainReport {
@@ -167,11 +178,12 @@ impl Sums {
     }
 }
 
-/// Adds the sequence `span` of `ids` to `sums`.
+/// Adds the sequence `span` of `ids` to `sums`; `rare` holds each token's share of rare experts.
 fn score(
     model: &Scored<'_>,
     original: Option<&Scored<'_>>,
     ids: &[u32],
+    rare: &[f64],
     span: std::ops::Range<usize>,
     sums: &mut Sums,
 ) -> candle_core::Result<Result<()>> {
@@ -202,7 +214,12 @@ fn score(
                 Err(error) => return Ok(Err(error)),
             };
             sums.original_loss += loss(&log_p)?;
-            sums.kl += divergence(&log_p, &log_q)?.iter().sum::<f64>();
+            let divergences = divergence(&log_p, &log_q)?;
+            sums.kl += divergences.iter().sum::<f64>();
+            for (divergence, share) in divergences.iter().zip(&rare[start..]) {
+                sums.rare_kl += share * divergence;
+                sums.rare_mass += share;
+            }
             sums.agreements += agreements(&log_p, &log_q)?;
         }
     }
@@ -210,7 +227,7 @@ fn score(
 }
 
 /// All domains together: each weighs its tokens, or its weight where all have one.
-fn pool(corpus: &Corpus, domains: &[DomainReport]) -> DomainReport {
+fn pool(corpus: &Corpus, domains: &[DomainReport], pooled_rare: Option<f64>) -> DomainReport {
     let weighted = corpus.domains.iter().all(|d| d.weight.is_some());
     let mean = |tokens: fn(&DomainReport) -> usize, value: &dyn Fn(&DomainReport) -> f64| {
         let weight = |(report, domain): (&DomainReport, &crate::Domain)| match domain.weight {
@@ -234,8 +251,56 @@ fn pool(corpus: &Corpus, domains: &[DomainReport]) -> DomainReport {
         against: compared.then(|| Comparison {
             original_loss: mean(|d| d.predicted_tokens, &of(|c| c.original_loss)),
             kl: mean(|d| d.tokens, &of(|c| c.kl)),
+            rare_kl: pooled_rare,
             top1_agreement: mean(|d| d.tokens, &of(|c| c.top1_agreement)),
         }),
+    }
+}
+
+/// The experts that a token goes to, and their weights.
+type TokenChoices = Vec<(u32, f32)>;
+
+/// Where all tokens went.
+#[derive(Default)]
+struct Choices {
+    /// Layer, number of experts, and each token's choices with their weights.
+    layers: Vec<(usize, usize, Vec<TokenChoices>)>,
+}
+
+impl Choices {
+    /// For each of `tokens` tokens the share of its gates, over all layers, that goes to the quarter of experts that fewest
+    /// tokens choose; zeros without experts.
+    fn rare_mass(&self, tokens: usize) -> Vec<f64> {
+        let mut mass = vec![0.0; tokens];
+        for (_, experts, choices) in &self.layers {
+            let mut counts = vec![0u64; *experts];
+            choices.iter().flatten().for_each(|(expert, _)| counts[*expert as usize] += 1);
+            let mut order: Vec<usize> = (0..*experts).collect();
+            order.sort_by_key(|expert| counts[*expert]);
+            let rare = &order[..experts / 4];
+            for (mass, choices) in mass.iter_mut().zip(choices) {
+                let of = |chosen: &mut dyn Iterator<Item = &(u32, f32)>| {
+                    chosen.map(|(_, gate)| f64::from(*gate)).sum::<f64>()
+                };
+                let all = of(&mut choices.iter());
+                let rare = of(&mut choices.iter().filter(|(expert, _)| rare.contains(&(*expert as usize))));
+                *mass += if all > 0.0 { rare / all / self.layers.len() as f64 } else { 0.0 };
+            }
+        }
+        mass
+    }
+}
+
+impl Observer for Choices {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
+        if self.layers.last().is_none_or(|(last, ..)| *last != layer) {
+            self.layers.push((layer, routing.experts, Vec::new()));
+        }
+        let (.., choices) = self.layers.last_mut().expect("it was just pushed");
+        let chosen = routing.selected.chunks_exact(routing.top_k).zip(routing.weights.chunks_exact(routing.top_k));
+        choices.extend(
+            chosen.map(|(experts, gates)| experts.iter().copied().zip(gates.iter().copied()).collect::<Vec<_>>()),
+        );
     }
 }
 
@@ -288,5 +353,25 @@ impl Observer for LoadCounter<'_> {
 
     fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {
         self.next.layer_done(layer, layers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_weigh_as_much_as_their_rare_experts() {
+        let first = vec![
+            vec![(0, 0.5), (1, 0.5)],
+            vec![(0, 0.9), (3, 0.1)],
+            vec![(1, 0.6), (2, 0.4)],
+            vec![(1, 1.0), (2, 1.0)],
+        ];
+        let choices = Choices { layers: vec![(0, 4, first), (1, 4, vec![vec![(0, 1.0)]; 4])] };
+        // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is it.
+        let mass = choices.rare_mass(4);
+        assert!((mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0), "{mass:?}");
+        assert_eq!(Choices::default().rare_mass(2), [0.0; 2]);
     }
 }

@@ -116,7 +116,7 @@ impl<'a> Case<'a> {
         let factor = factorise(&self.hessian::<T>(), &Damping::default(), self.act_order).unwrap();
         assert_eq!(factor.damping, 0.01);
         let options = Options { scheme: self.scheme, clip_search: false };
-        solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options).unwrap().remove(0)
+        solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options).unwrap().remove(0).codes
     }
 
     /// The first code of each row that the golden calls a tie, and whether the row has a tie among scales or zeros.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use moe_forward::Difference;
 use moe_model::Parameters;
-use moe_passes::{DecidedBy, Effect, Identity, LayerRecord};
+use moe_passes::quantize::ExpertRecord;
+use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, Pass, QuantizeOptions};
 use serde::Serialize;
 
 use crate::report::REPORT_FILE;
@@ -80,10 +81,18 @@ impl Receipt {
         kinds
     }
 
+    /// How each expert was quantized, the one with the fewest tokens of its own first: layer, expert, record.
+    pub fn coldest(&self) -> Vec<(usize, usize, &ExpertRecord)> {
+        let records = self.layers.iter().flat_map(|l| l.quantized.iter().enumerate().map(|(e, r)| (l.layer, e, r)));
+        let mut records: Vec<_> = records.collect();
+        records.sort_by_key(|(layer, expert, record)| (record.counts.routed, *layer, *expert));
+        records
+    }
+
     /// Why no layer has figures that tell how far decisions about its experts can be trusted; none where one has, and
     /// where nothing was decided.
     pub fn no_figures(&self) -> Option<&'static str> {
-        if self.layers.iter().any(|layer| layer.trust.is_some()) {
+        if self.layers.iter().any(|layer| layer.trust.is_some()) || self.pass == QuantizeOptions::NAME {
             return None;
         }
         Some(match self.decided? {

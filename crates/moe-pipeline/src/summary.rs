@@ -12,6 +12,8 @@ pub struct Summary {
     pub loss: f64,
     /// Mean KL from the original in nats, if there was one.
     pub kl: Option<f64>,
+    /// The same over what rare experts serve.
+    pub rare_kl: Option<f64>,
     /// Share of tokens whose most probable next token is the original's.
     pub top1_agreement: Option<f64>,
     /// Load of the experts, if there are any.
@@ -58,6 +60,7 @@ impl Summary {
             label: label.to_owned(),
             loss: report.all.loss,
             kl: against.map(|a| a.kl),
+            rare_kl: against.and_then(|a| a.rare_kl),
             top1_agreement: against.map(|a| a.top1_agreement),
             load: LoadSummary::new(&report.load),
             domains: report.domains.iter().map(DomainSummary::new).collect(),

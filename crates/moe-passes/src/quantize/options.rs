@@ -63,10 +63,17 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub gate_power: u8,
 
-    /// Tokens' worth of the whole layer that is mixed into each expert's Hessian, as a multiple of its input width.
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.1, help_heading = "Samples")]
-    #[serde(default = "default_shrinkage")]
+    /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as a multiple of its input width;
+    /// with --samples per-expert.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    #[serde(default = "half")]
     pub shrinkage: f64,
+
+    /// Tokens' worth of white noise, of the mean energy of its inputs, that is mixed into each expert's Hessian, as a multiple
+    /// of its input width: damping that is the stronger, the fewer tokens an expert has; with --samples per-expert.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    #[serde(default = "half")]
+    pub ridge: f64,
 
     /// Experts with more tokens than this multiple of the mean are calibrated on an even selection of them; 0 for all.
     #[arg(long, value_name = "FACTOR", default_value_t = 4.0, help_heading = "Samples")]
@@ -177,8 +184,8 @@ fn one() -> f64 {
     1.0
 }
 
-fn default_shrinkage() -> f64 {
-    0.1
+fn half() -> f64 {
+    0.5
 }
 
 fn default_hot_cap() -> f64 {
@@ -268,9 +275,12 @@ impl QuantizeOptions {
                 "give --group-size 32, 64 or 128, or -1 for whole rows",
             ));
         }
-        for (name, value) in
-            [("min-samples", self.min_samples), ("shrinkage", self.shrinkage), ("hot-cap", self.hot_cap)]
-        {
+        for (name, value) in [
+            ("min-samples", self.min_samples),
+            ("shrinkage", self.shrinkage),
+            ("ridge", self.ridge),
+            ("hot-cap", self.hot_cap),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(usage(format!("--{name} {value}"), "give a number that isn't negative"));
             }

@@ -127,6 +127,7 @@ impl Quantizer {
             damping: Damping { start: self.options.damping, ..Damping::default() },
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
+            ridge: if shrinks { self.options.ridge } else { 0.0 },
         };
         let samples = self.samples(moe, inputs)?;
         let task =

@@ -26,6 +26,8 @@ pub(super) struct Solver<'a> {
     pub act_order: bool,
     /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
     pub shrinkage: f64,
+    /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its width.
+    pub ridge: f64,
 }
 
 /// A network and what it is calibrated on.
@@ -92,7 +94,8 @@ impl Solver<'_> {
 
     fn batch(&self, tasks: &[Task<'_>], layer: Option<&Hessian<f32>>, shape: [usize; 2]) -> Result<Vec<Solved>> {
         let [width, hidden] = shape;
-        let inputs = self.hessians(tasks, hidden, |x, _| Ok(x))?;
+        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
+        let inputs = self.hessians(&own, hidden, |x, _| Ok(x))?;
         let inputs = self.factored(tasks, inputs, "gate_proj", |hessian| match layer {
             Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
@@ -111,17 +114,13 @@ impl Solver<'_> {
         };
         let matrices = matrices(&gate_codes).and_then(|gates| Ok((gates, matrices(&up_codes)?)));
         let (gates, ups) = matrices.map_err(|e| self.numeric("the dequantized experts", e))?;
-        let hidden_inputs = self.hessians(tasks, width, |x, index| {
+        let activations = |x: Tensor, index: usize| {
             let activations = || product(&x, &gates[index])?.silu()? * product(&x, &ups[index])?;
             activations().map_err(|e| self.numeric(&tasks[index].name, e))
-        })?;
-        let energy = mean_energy(&hidden_inputs);
-        let neurons = self.factored(tasks, hidden_inputs, "down_proj", |hessian| {
-            if self.shrinkage > 0.0 && energy > 0.0 {
-                hessian.shrink_to_energy(energy, self.shrinkage * width as f64);
-            }
-            Ok(())
-        })?;
+        };
+        let neurons = self.hessians(&own, width, activations)?;
+        // The neurons of one expert mean nothing to another: what a layer has in common ends here.
+        let neurons = self.factored(tasks, neurons, "down_proj", |_| Ok(()))?;
         let downs = self.weights(tasks, |network| &network.down)?;
         let (down_codes, lost) = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [hidden, width])?;
         let second = self.errors(&neurons, &[&downs], lost)?;
@@ -135,29 +134,28 @@ impl Solver<'_> {
 
     /// The Hessian of the whole layer's inputs, of an even selection of tokens.
     fn layer_hessian(&self, hidden: usize) -> Result<Hessian<f32>> {
-        let tokens = self.inputs.blocks().last().map_or(0, |block| block.end);
-        let every = tokens.div_ceil(LAYER_TOKENS * hidden).max(1);
-        let chosen: Vec<u32> = (0..tokens as u32).step_by(every).collect();
-        let samples = ExpertSamples { weights: vec![1.0; chosen.len()], tokens: chosen, counts: Counts::default() };
-        let mut hessian = Hessian::new(hidden);
-        self.each_block(|first, x| {
-            let Some((rows, weights)) = rows_of(&samples, first, x)? else { return Ok(()) };
-            hessian.add(&values(&rows)?, Some(weights)).map_err(failed)
-        })?;
-        Ok(hessian)
+        let samples = self.evenly(LAYER_TOKENS * hidden);
+        Ok(self.hessians(&[&samples], hidden, |x, _| Ok(x))?.remove(0))
     }
 
-    /// Σ ρ x xᵀ for each task over what `of` makes of its tokens' inputs.
+    /// About `most` of the layer's tokens, evenly spread.
+    fn evenly(&self, most: usize) -> ExpertSamples {
+        let tokens = self.inputs.blocks().last().map_or(0, |block| block.end);
+        let chosen: Vec<u32> = (0..tokens as u32).step_by(tokens.div_ceil(most).max(1)).collect();
+        ExpertSamples { weights: vec![1.0; chosen.len()], tokens: chosen, counts: Counts::default() }
+    }
+
+    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`.
     fn hessians(
         &self,
-        tasks: &[Task<'_>],
+        samples: &[&ExpertSamples],
         size: usize,
         of: impl Fn(Tensor, usize) -> Result<Tensor> + Sync,
     ) -> Result<Vec<Hessian<f32>>> {
-        let mut hessians: Vec<_> = tasks.iter().map(|_| Hessian::new(size)).collect();
+        let mut hessians: Vec<_> = samples.iter().map(|_| Hessian::new(size)).collect();
         self.each_block(|first, x| {
             let add = |(index, hessian): (usize, &mut Hessian<f32>)| -> Result<()> {
-                let Some((rows, weights)) = rows_of(&tasks[index].samples, first, x)? else { return Ok(()) };
+                let Some((rows, weights)) = rows_of(samples[index], first, x)? else { return Ok(()) };
                 let plain = weights.iter().all(|weight| *weight == 1.0);
                 let inputs = values(&of(rows, index)?)?;
                 hessian.add(&inputs, (!plain).then_some(weights)).map_err(failed)
@@ -185,7 +183,12 @@ impl Solver<'_> {
     ) -> Result<Vec<Factored>> {
         let factored = |(mut hessian, task): (Hessian<f32>, &Task<'_>)| {
             let effective = hessian.effective_tokens();
-            let factor = shrink(&mut hessian).and_then(|()| factorise(&hessian, &self.damping, self.act_order));
+            let factor = shrink(&mut hessian).and_then(|()| {
+                // White noise in a mean over tokens is damping: the fewer tokens, the more of it.
+                let tokens = hessian.effective_tokens().max(1.0);
+                let start = (self.damping.start + self.ridge * hessian.size as f64 / tokens).min(self.damping.most);
+                factorise(&hessian, &Damping { start, ..self.damping }, self.act_order)
+            });
             match factor {
                 Ok(factor) => Ok(Factored { factor, hessian, effective }),
                 Err(error) => Err(self.unsolved(&task.name, what, error)),
@@ -252,17 +255,6 @@ fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<O
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     let values = || tensor.flatten_all()?.to_vec1();
     values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
-}
-
-/// The mean over columns and tokens of the layer of what down's inputs carry.
-fn mean_energy(hessians: &[Hessian<f32>]) -> f64 {
-    let (mut energy, mut weight) = (0.0, 0.0);
-    for hessian in hessians {
-        let diagonal = hessian.mean_diagonal();
-        energy += hessian.weight * diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64;
-        weight += hessian.weight;
-    }
-    if weight > 0.0 { energy / weight } else { 0.0 }
 }
 
 fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [f64; 2]) -> ExpertRecord {

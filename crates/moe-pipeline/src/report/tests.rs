@@ -79,7 +79,7 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
         predicted_tokens: 2044,
         loss,
         perplexity: loss.exp(),
-        against: Some(Comparison { original_loss: 3.4037, kl: 0.6566, top1_agreement: 0.5723 }),
+        against: Some(Comparison { original_loss: 3.4037, kl: 0.6566, rare_kl: None, top1_agreement: 0.5723 }),
     };
     let load = LayerLoad { layer: 0, load: Load::new(vec![1, 2, 30]), counts_by_domain: vec![vec![1, 2, 30]] };
     EvalReport { domains: vec![domain(label)], all: domain("all"), load: vec![load] }

@@ -1,0 +1,251 @@
+//! Quantizing from checkpoint to checkpoint: written, read again as other programs wrote it, and refused where it can't work.
+
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::Error;
+use moe_forward::quantized_values;
+use moe_math::Compute;
+use moe_model::{Encoding, Expert, Model};
+use moe_passes::QuantizeOptions;
+use moe_passes::quantize::ExpertRecord;
+use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
+}
+
+fn text(name: &str) -> String {
+    golden(&format!("text/{name}.calibration.txt")).display().to_string()
+}
+
+fn options(toml: &str) -> QuantizeOptions {
+    toml::from_str(toml).unwrap()
+}
+
+/// Calibrated on 1,024 tokens of English.
+fn with_data(toml: &str) -> QuantizeOptions {
+    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128", text("english")))
+}
+
+fn run() -> ConvertOptions {
+    ConvertOptions {
+        overwrite: true,
+        max_shard_size: ByteSize(5_000_000_000),
+        probe_tokens: 8,
+        compute: Compute::cpu(),
+        memory_budget: None,
+    }
+}
+
+fn quantize(options: &QuantizeOptions, model: &Path, output: &Path) -> Result<(Model, Receipt), Error> {
+    let receipt = convert(options, model, output, &run(), &Quiet)?.receipt;
+    Ok((Model::open(output)?, receipt))
+}
+
+fn experts(model: &Model) -> impl Iterator<Item = &Expert> {
+    model.moes().flat_map(|(_, moe)| &moe.experts)
+}
+
+fn values(expert: &Expert) -> Vec<f32> {
+    expert.linears().iter().flat_map(|linear| quantized_values(&linear.weight).unwrap().unwrap()).collect()
+}
+
+/// √(Σ (w − ŵ)² / Σ w²) over all experts.
+fn distance(source: &Model, quantized: &Model) -> f64 {
+    let (mut error, mut all) = (0.0, 0.0);
+    for (a, b) in experts(source).zip(experts(quantized)) {
+        let plain = a.linears().map(|linear| {
+            moe_forward::to_f32(&linear.weight, &Compute::cpu())
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        });
+        for (w, q) in plain.concat().iter().zip(values(b)) {
+            error += f64::from(w - q).powi(2);
+            all += f64::from(*w).powi(2);
+        }
+    }
+    (error / all).sqrt()
+}
+
+#[test]
+fn every_scheme_is_written_verified_and_read_again() {
+    let out = tempfile::tempdir().unwrap();
+    let source = Model::open(&golden("models/moe")).unwrap();
+    for (toml, most) in [
+        ("scheme = \"w8a16\"\nmethod = \"rtn\"", 0.012),
+        ("scheme = \"w4a16\"\nmethod = \"rtn\"\ngroup-size = 32", 0.11),
+        ("scheme = \"w4a16\"\nmethod = \"rtn\"\ngroup-size = 32\nasymmetric = true", 0.10),
+        ("scheme = \"w3a16\"\nmethod = \"rtn\"\ngroup-size = -1", 0.32),
+        ("scheme = \"w2a16\"\nmethod = \"rtn\"\ngroup-size = 64", 0.65),
+        ("scheme = \"w4a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
+        ("scheme = \"w3a16\"\nmethod = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true", 0.22),
+        ("scheme = \"fp8\"", 0.03),
+        ("scheme = \"fp8-block\"", 0.03),
+        ("scheme = \"fp8-block\"\nformat = \"compressed-tensors\"", 0.03),
+    ] {
+        let output = out.path().join("out");
+        let (model, receipt) = quantize(&options(toml), &golden("models/moe"), &output).unwrap();
+        verify(&output, &Quiet).unwrap();
+        let found = distance(&source, &model);
+        assert!(found > most / 3.0 && found < most, "{toml}: {found}");
+        // What isn't an expert is the source's, byte for byte.
+        assert_eq!(receipt.result.tensors_copied, 38, "{toml}");
+        let measured = receipt.measured.unwrap().difference;
+        assert!(measured.max_logit_difference > 0.0 && measured.max_logit_difference.is_finite(), "{toml}");
+    }
+}
+
+#[test]
+fn gptq_is_better_than_rounding_and_says_how_each_expert_fared() {
+    let out = tempfile::tempdir().unwrap();
+    let mut kl = Vec::new();
+    for toml in [
+        "method = \"rtn\"",
+        "samples = \"routed\"",
+        "samples = \"all-experts\"",
+        "samples = \"top-up\"",
+        "per-expert = true",
+    ] {
+        let toml = format!("{toml}\nscheme = \"w3a16\"\ngroup-size = 32");
+        let mut options = if toml.contains("rtn") { options(&toml) } else { with_data(&toml) };
+        options.held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
+        options.held_out_tokens = 2048;
+        let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
+        kl.push(receipt.held_out.unwrap().result.all.against.unwrap().kl);
+        for layer in receipt.layers.iter().filter(|_| !toml.contains("rtn")) {
+            assert_eq!(layer.quantized.len(), 24);
+            for ExpertRecord { counts, effective, damping, error, .. } in &layer.quantized {
+                let error = error.unwrap();
+                assert!(error.iter().all(|e| *e > 0.0 && *e < 0.5), "{error:?}");
+                assert!(*effective > 0.0 && *effective <= (counts.used + counts.topped_up) as f64 + 1e-6);
+                assert!(damping.unwrap().iter().all(|d| (0.01..=1.0).contains(d)));
+                if toml.contains("top-up") || toml.contains("per-expert") {
+                    assert!(counts.used + counts.topped_up >= 128, "{counts:?}");
+                }
+            }
+        }
+    }
+    let [rtn, routed, all, top_up, per_expert] = kl.try_into().unwrap();
+    assert!(routed < rtn && all < rtn && top_up < rtn, "{rtn} {routed} {all} {top_up}");
+    assert!(per_expert < routed.min(all).min(top_up), "{per_expert} {routed} {all} {top_up}");
+}
+
+/// A copy of the built-in MoE in which the router never chooses expert 3 of layer 1.
+fn shunned(dir: &Path) -> PathBuf {
+    let copy = dir.join("shunned");
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(golden("models/moe")).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
+    }
+    let weights = copy.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let (_, entries) = moe_checkpoint::SourceFile::open(&weights).unwrap();
+    let data = bytes.len() - entries.iter().map(|e| e.end).max().unwrap() as usize;
+    let entry = entries.iter().find(|entry| entry.name == "model.layers.1.mlp.gate.weight").unwrap();
+    let start = data + entry.start as usize;
+    // The opposite of the mean of all rows: a token likes it the less, the more it likes the others.
+    let row = |bytes: &[u8], e: usize| -> Vec<f32> {
+        let row = &bytes[start + e * 256..][..256];
+        row.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+    };
+    let rows: Vec<_> = (0..24).map(|e| row(&bytes, e)).collect();
+    for column in 0..128 {
+        let mean = rows.iter().map(|row| row[column]).sum::<f32>() / 24.0;
+        let value = half::bf16::from_f32(-8.0 * mean).to_le_bytes();
+        bytes[start + 3 * 256 + 2 * column..][..2].copy_from_slice(&value);
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    copy
+}
+
+#[test]
+fn an_expert_without_tokens_is_calibrated_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (shunned(dir.path()), dir.path().join("out"));
+    let source = Model::open(&model).unwrap();
+    let original = values_of_plain(experts(&source).nth(24 + 3).unwrap());
+    for samples in ["routed", "all-experts", "top-up", "per-expert"] {
+        let toml = format!("samples = {samples:?}\nscheme = \"w4a16\"\ngroup-size = 32");
+        let (quantized, receipt) = quantize(&with_data(&toml), &model, &out).unwrap();
+        let record = &receipt.layers[1].quantized[3];
+        assert!(record.counts.routed < 128, "{record:?}");
+        let found = values(experts(&quantized).nth(24 + 3).unwrap());
+        assert!(found.iter().all(|w| w.is_finite()));
+        let far: f64 = original.iter().zip(&found).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let all: f64 = original.iter().map(|w| f64::from(*w).powi(2)).sum();
+        assert!((far / all).sqrt() < 0.25, "{samples}: {}", (far / all).sqrt());
+        if samples == "routed" && record.counts.routed == 0 {
+            assert_eq!(record.fallback.as_deref(), Some("no token of its own"));
+        }
+        if samples == "top-up" || samples == "per-expert" {
+            assert!(record.counts.topped_up > 0 && record.error.is_some() && record.fallback.is_none(), "{record:?}");
+        }
+    }
+}
+
+fn values_of_plain(expert: &Expert) -> Vec<f32> {
+    let plain =
+        |weight| moe_forward::to_f32(weight, &Compute::cpu()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    expert.linears().iter().flat_map(|linear| plain(&linear.weight)).collect()
+}
+
+#[test]
+fn the_same_bytes_come_out_again_and_through_a_scratch_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = with_data("per-expert = true\ngroup-size = 32\nact-order = true\nclip-search = true");
+    let written = |name: &str, budget: Option<ByteSize>| {
+        let output = dir.path().join(name);
+        let run = ConvertOptions { memory_budget: budget, ..run() };
+        convert(&options, &golden("models/moe"), &output, &run, &Quiet).unwrap();
+        std::fs::read(output.join("model.safetensors")).unwrap()
+    };
+    let first = written("a", None);
+    assert!(first == written("b", None));
+    // A smaller budget holds neither states nor codes; blocks of tokens, and with them sums, stay the same here.
+    assert!(first.len() == written("c", Some(ByteSize(110_000_000))).len());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn shared_experts_are_quantized_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = golden("families/qwen2_moe/base/model");
+    for include in [false, true] {
+        let toml =
+            format!("method = \"rtn\"\ngroup-size = -1{}", if include { "\ninclude = [\"shared\"]" } else { "" });
+        let (quantized, _) = quantize(&options(&toml), &model, &dir.path().join("out")).unwrap();
+        let shared = quantized.moes().filter_map(|(_, moe)| moe.shared.as_ref());
+        let encodings: Vec<bool> =
+            shared.flat_map(|s| s.expert.linears()).map(|l| !matches!(l.weight.encoding(), Encoding::Plain)).collect();
+        assert!(!encodings.is_empty() && encodings.iter().all(|quantized| *quantized == include));
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |options: &QuantizeOptions, model: &str, words: &[&str]| {
+        let message = quantize(options, &golden(model), &dir.path().join("out")).unwrap_err().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(!dir.path().join("out").exists());
+    };
+    let moe = "models/moe";
+    refused(&with_data("group-size = 96"), moe, &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"]);
+    refused(&with_data("group-size = 0"), moe, &["--group-size"]);
+    refused(&options(""), moe, &["--data", "--method rtn"]);
+    refused(&with_data("method = \"rtn\""), moe, &["looks at no data"]);
+    refused(&with_data("scheme = \"fp8\""), moe, &["looks at no data"]);
+    refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
+    refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
+    refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
+    refused(&with_data("damping = 0.0"), moe, &["--damping"]);
+    refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
+    refused(&options("method = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);
+    refused(&options("method = \"rtn\"\ninclude = [\"shared\"]"), moe, &["no shared experts"]);
+    refused(&options("method = \"rtn\""), "families/deepseek_v3/fp8/model", &["quantized already", "unquantized"]);
+    refused(&options("method = \"rtn\""), "quantize/checkpoints/qwen3_moe.w4", &["quantized already", "4-bit"]);
+    refused(&options("method = \"rtn\"\ngroup-size = -1\nformat = \"gptq\""), "families/mixtral/base/model", &["32"]);
+}
