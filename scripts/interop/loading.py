@@ -21,10 +21,10 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def load(path, **options):
-    """The model in f32; raises if any tensor is missing (transformers would draw it at random), left over or misshapen."""
+    """The model, in f32 unless `options` say otherwise; raises if any tensor is missing (transformers would draw it at random), left over or misshapen."""
     older = int(transformers.__version__.split(".")[0]) < 5
-    options = {"attn_implementation": "eager"} | ({} if older else {"experts_implementation": "eager"}) | options
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    options = {"dtype": torch.float32, "attn_implementation": "eager"} | ({} if older else {"experts_implementation": "eager"}) | options
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= info.keys(), info
     wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
     assert not wrong, f"{path}: {wrong}"
