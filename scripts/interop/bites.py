@@ -7,9 +7,10 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 
-from breaking import broken_copy, must_find
+from breaking import broken_copy
 
 GATE = re.compile(r"(.+\.experts\.\d+\.)(w1|gate_proj)(\.weight)")
 UP = {"w1": "w3", "gate_proj": "up_proj"}
@@ -73,7 +74,18 @@ def main(cases_json):
     if int(importlib.metadata.version("transformers").split(".")[0]) >= 5:
         cases = json.loads(pathlib.Path(cases_json).read_text())
         broken += [broken_copy(next(case for case in cases if option in case["options"]), spoil, out, why) for option, spoil, why in LIES]
-    must_find("check.py", broken, out)
+    (out / "cases.json").write_text(json.dumps(broken))
+    command = [sys.executable, pathlib.Path(__file__).parent / "check.py", "--cases", out / "cases.json"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    reports = run.stdout.split("WRONG  ")[1:]
+    missed = [case["model"] for case in broken if not any(found(case, report) for report in reports)]
+    if run.returncode != 1 or missed:
+        raise SystemExit(f"{run.stdout}{run.stderr}check.py should have found what is broken: {' '.join(missed)}")
+    print(f"{len(broken)} broken copies found to be WRONG")
+
+
+def found(case, report):
+    return report.startswith(case["model"] + " ") and case["reason"] in report
 
 
 def one_of_each_family(cases_json):

@@ -83,7 +83,8 @@ def ours(path, sequences):
         tokens, out = pathlib.Path(scratch, "ids.json"), pathlib.Path(scratch, "logits.safetensors")
         tokens.write_text(json.dumps(sequences))
         command = [BINARY, "logits", str(path), "--tokens", str(tokens), "-o", str(out), "--device", "cpu", "--quiet"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, f"moe-convert logits: {run.stderr}"
         return load_file(out)["logits"]
 
 
