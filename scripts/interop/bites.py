@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 
+from breaking import broken_copy
+
 GATE = re.compile(r"(.+\.experts\.\d+\.)(w1|gate_proj)(\.weight)")
 UP = {"w1": "w3", "gate_proj": "up_proj"}
 
@@ -68,10 +70,10 @@ LIES = [
 def main(cases_json):
     out = pathlib.Path(cases_json).parent / "broken"
     shutil.rmtree(out, ignore_errors=True)
-    broken = [break_one(case, spoil, out, why) for case in one_of_each_family(cases_json) for spoil, why in BREAKS.items()]
+    broken = [broken_copy(case, spoil, out, why) for case in one_of_each_family(cases_json) for spoil, why in BREAKS.items()]
     if int(importlib.metadata.version("transformers").split(".")[0]) >= 5:
         cases = json.loads(pathlib.Path(cases_json).read_text())
-        broken += [break_one(next(case for case in cases if option in case["options"]), spoil, out, why) for option, spoil, why in LIES]
+        broken += [broken_copy(next(case for case in cases if option in case["options"]), spoil, out, why) for option, spoil, why in LIES]
     (out / "cases.json").write_text(json.dumps(broken))
     command = [sys.executable, pathlib.Path(__file__).parent / "check.py", "--cases", out / "cases.json"]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -94,30 +96,6 @@ def one_of_each_family(cases_json):
         if receipt["identity"]["kind"] == "exact" and (path / "model.safetensors").exists() and not case.get("older_cannot"):
             chosen.setdefault(receipt["result"]["model_type"], case)
     return chosen.values()
-
-
-def break_one(case, spoil, out, reason):
-    source = pathlib.Path(case["model"])
-    to = out / f"{source.parent.name}-{source.name}-{spoil.__name__}"
-    shutil.copytree(source, to)
-    rewrite(to / "model.safetensors", spoil)
-    return case | {"model": str(to), "options": "broken", "reason": reason}
-
-
-def rewrite(file, change):
-    """Changes a safetensors file's tensors: {name: (dtype, shape, bytes)}."""
-    data = file.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    metadata = header.pop("__metadata__", {})
-    span = lambda tensor: slice(*(start + offset for offset in tensor["data_offsets"]))
-    tensors = {name: (tensor["dtype"], tensor["shape"], data[span(tensor)]) for name, tensor in header.items()}
-    change(tensors)
-    header, end = {"__metadata__": metadata}, 0
-    for name, (dtype, shape, content) in tensors.items():
-        header[name] = dict(dtype=dtype, shape=shape, data_offsets=[end, end := end + len(content)])
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(content for _, _, content in tensors.values()))
 
 
 main(*sys.argv[1:])

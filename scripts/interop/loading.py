@@ -21,10 +21,10 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def load(path, **options):
-    """The model in f32; raises if any tensor is missing (transformers would draw it at random), left over or misshapen."""
+    """The model, in f32 unless `options` say otherwise; raises if any tensor is missing (transformers would draw it at random), left over or misshapen."""
     older = int(transformers.__version__.split(".")[0]) < 5
-    options = {"attn_implementation": "eager"} | ({} if older else {"experts_implementation": "eager"}) | options
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    options = {"dtype": torch.float32, "attn_implementation": "eager"} | ({} if older else {"experts_implementation": "eager"}) | options
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= info.keys(), info
     wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
     assert not wrong, f"{path}: {wrong}"
@@ -83,7 +83,8 @@ def ours(path, sequences):
         tokens, out = pathlib.Path(scratch, "ids.json"), pathlib.Path(scratch, "logits.safetensors")
         tokens.write_text(json.dumps(sequences))
         command = [BINARY, "logits", str(path), "--tokens", str(tokens), "-o", str(out), "--device", "cpu", "--quiet"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, f"moe-convert logits: {run.stderr}"
         return load_file(out)["logits"]
 
 

@@ -444,6 +444,7 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
     if report.experts > 0 {
         rows.push(("experts", format!("all {} present in {} layers", report.experts, report.layers)));
     }
+    rows.extend(report.engines.iter().map(|verdict| ("engine", verdict.to_string())));
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));
     format!("{}: sound\n{}", model.display(), facts(rows))
 }

@@ -47,7 +47,7 @@ impl Model {
     pub fn declare(&self) -> Result<Declaration> {
         let mut config = self.declare_config()?;
         let quantization = self.quantization.as_ref();
-        let mut namer = Namer { family: self.family, quantization, tensors: Vec::new(), plain: Vec::new() };
+        let mut namer = Namer { family: self.family, quantization, tensors: vec![], plain: vec![], quantized: vec![] };
         namer.push(names::EMBED, &self.embed);
         for (index, layer) in self.layers.iter().enumerate() {
             namer.layer(index, layer)?;
@@ -62,7 +62,7 @@ impl Model {
             Head::Tied => namer.plain.push(module(names::HEAD).to_owned()),
         }
         if let Some(quantization) = quantization {
-            config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain));
+            config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain, &namer.quantized));
         }
         let mut tensors = namer.tensors;
         tensors.extend(self.extra.iter().map(|(n, w)| (n.clone(), w.clone())));
@@ -177,6 +177,8 @@ pub(crate) struct Namer<'m> {
     tensors: Vec<(String, Weight)>,
     /// Modules with a matrix that isn't quantized.
     plain: Vec<String>,
+    /// Modules with a matrix that is.
+    quantized: Vec<String>,
 }
 
 impl Namer<'_> {
@@ -193,9 +195,8 @@ impl Namer<'_> {
 
     pub fn linear(&mut self, name: String, linear: &Linear) {
         self.tensors.extend(parts(&name, &linear.weight, self.quantization));
-        if linear.weight.scale().is_none() {
-            self.plain.push(module(&name).to_owned());
-        }
+        let modules = if linear.weight.scale().is_none() { &mut self.plain } else { &mut self.quantized };
+        modules.push(module(&name).to_owned());
         if let Some(bias) = &linear.bias {
             self.push(bias_name(&name), bias);
         }

@@ -11,6 +11,7 @@ mod assembly;
 mod attention;
 mod config;
 mod declare;
+mod engines;
 mod family;
 mod layer;
 mod mixture;
@@ -24,6 +25,7 @@ mod window;
 pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::Declaration;
+pub use engines::{Answer, Verdict};
 pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
 pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,

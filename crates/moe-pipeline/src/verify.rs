@@ -5,7 +5,7 @@ use std::path::Path;
 use moe_checkpoint::{Checkpoint, Error, Kind, MANIFEST_FILE, Manifest, Result, Stored, sha256_file};
 use moe_forward::float_dtype;
 use moe_math::encoding::first_non_finite;
-use moe_model::Model;
+use moe_model::{Model, Verdict};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -32,6 +32,8 @@ pub struct VerifyReport {
     pub experts: usize,
     /// What stock loaders would trip over.
     pub notes: Vec<String>,
+    /// What engines do with quantized experts.
+    pub engines: Vec<Verdict>,
 }
 
 /// Checks the checkpoint in `dir`.
@@ -66,6 +68,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         layers: model.layers.len(),
         experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
         notes: loaders::notes(&checkpoint, &model),
+        engines: model.engines(),
     })
 }
 

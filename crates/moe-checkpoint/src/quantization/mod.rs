@@ -156,8 +156,8 @@ impl Quantization {
         }
     }
 
-    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that stayed as it is.
-    pub fn declared(&self, plain: &[String]) -> Value {
+    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that stayed as it is, `quantized` the others.
+    pub fn declared(&self, plain: &[String], quantized: &[String]) -> Value {
         match self {
             Self::BlockFp8 { block } => json!({
                 "quant_method": "fp8",
@@ -176,9 +176,19 @@ impl Quantization {
                 "checkpoint_format": "gptq",
                 "pack_dtype": "int32",
                 "lm_head": false,
-                "dynamic": plain.iter().map(|name| (format!("-:^{}$", target::escaped(name)), json!({}))).collect::<Map<_, _>>(),
+                "dynamic": plain.iter().map(|name| (kept(name, quantized), json!({}))).collect::<Map<_, _>>(),
             }),
         }
+    }
+}
+
+/// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under a name of their own (q, k and v to `qkv_proj`), and
+/// SGLang 0.5.23 asks for that name alone (`get_linear_quant_method`), so all is kept that has the same parent, where all of it is plain.
+fn kept(name: &str, quantized: &[String]) -> String {
+    let parent = name.rsplit_once('.').map(|(parent, _)| format!("{parent}."));
+    match parent.filter(|parent| !quantized.iter().any(|name| name.starts_with(parent.as_str()))) {
+        Some(parent) => format!("-:^{}", target::escaped(&parent)),
+        None => format!("-:^{}$", target::escaped(name)),
     }
 }
 
@@ -268,7 +278,7 @@ mod tests {
             ]),
         ] {
             let plain = ["model.layers.0.mlp.gate".to_owned()];
-            let found = read(quantization.declared(&plain)).unwrap().unwrap();
+            let found = read(quantization.declared(&plain, &[])).unwrap().unwrap();
             assert_eq!(found.to_string(), quantization.to_string());
             let expert = "model.layers.3.mlp.experts.0.up_proj";
             assert_eq!(found.scheme(expert), quantization.scheme(expert));
@@ -279,10 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn gptq_keeps_what_engines_fuse_with_a_plain_module() {
+        let integers = Integers { bits: 4, group: Some(128), symmetric: true };
+        let plain = ["layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj", "layers.0.mlp.gate", "lm_head"];
+        let quantized = ["layers.0.mlp.experts.0.up_proj".to_owned()];
+        let said = Quantization::Gptq(integers).declared(&plain.map(str::to_owned), &quantized);
+        let patterns: Vec<_> = said["dynamic"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(patterns, [r"-:^layers\.0\.self_attn\.", r"-:^layers\.0\.mlp\.gate$", "-:^lm_head$"]);
+    }
+
+    #[test]
     fn schemes_that_activations_take_part_in_are_refused() {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
         let group = Group { targets: vec![Target::Class("Linear".into())], scheme };
-        let said = Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[]);
+        let said =
+            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);
         assert!(with("/config_groups/group_0/weights/num_bits", json!(5)).contains("5 bits"));
         assert!(with("/config_groups/group_0/weights/strategy", json!("tensor")).contains("\"tensor\""));

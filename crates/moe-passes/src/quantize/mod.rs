@@ -11,7 +11,7 @@ mod samples;
 mod solve;
 
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
-use moe_model::{Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
+use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
 
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
@@ -49,7 +49,8 @@ impl Pass for QuantizeOptions {
         let why = format!("weights of {what} are rounded: {}", self.encoding());
         let effects = vec![Effect::new("scheme", Kept::Approximately, why)];
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
-        warnings.extend(self.loader_caveats());
+        let refusing = model.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
+        warnings.extend(refusing.map(|verdict| verdict.to_string()));
         Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
     }
 
@@ -132,33 +133,6 @@ impl QuantizeOptions {
         };
         let shared = (shared && self.include.contains(&Part::Shared)).then(|| how.clone());
         LayerRecord { layer, experts: vec![how; experts], shared, ..LayerRecord::default() }
-    }
-
-    /// What stock loaders are known to do wrong with such files.
-    fn loader_caveats(&self) -> Vec<String> {
-        let mut caveats = Vec::new();
-        let mut add = |caveat: &str| caveats.push(caveat.to_owned());
-        match self.quantization() {
-            Ok(moe_model::Quantization::Gptq(integers)) => {
-                add(
-                    "plain transformers loads GPTQ experts as random weights, without an error; GPTQModel and vLLM read them",
-                );
-                if !integers.symmetric || ![4, 8].contains(&integers.bits) {
-                    add("vLLM reads symmetric GPTQ of 4 and 8 bits only");
-                }
-            }
-            Ok(moe_model::Quantization::Compressed(_)) => match self.encoding() {
-                Scheme::Integers(integers) if !integers.symmetric => {
-                    add("transformers 5.23 can't load asymmetric experts of compressed-tensors (a conversion error)");
-                }
-                Scheme::Integers(integers) if ![4, 8].contains(&integers.bits) => {
-                    add("vLLM's kernels for experts take 4 and 8 bits in most versions; transformers reads these");
-                }
-                _ => {}
-            },
-            _ => {}
-        }
-        caveats
     }
 
     /// Refuses models and shapes that can't be quantized so.

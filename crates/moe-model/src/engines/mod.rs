@@ -1,0 +1,261 @@
+//! What engines take of a quantized mixture of experts.
+//!
+//! The rules were read in the sources of the versions that they name (files are cited at each), and those of transformers
+//! tried as well (`golden/quantize/exact-config.md`, `scripts/interop/quantized.py`). What no rule covers is said to be not known.
+
+mod sglang;
+mod transformers;
+mod vllm;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::{Dtype, Quantization};
+use serde_json::Value;
+
+use crate::assembly::Model;
+use crate::layer::{Expert, Moe};
+use crate::quantized::module;
+use crate::read::names;
+use crate::weight::{Encoding, Weight};
+
+/// Numbers of GPUs that tensor parallelism is asked about.
+const RANKS: [usize; 4] = [1, 2, 4, 8];
+
+/// What one engine does with a quantized checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Verdict {
+    /// The engine and its version.
+    pub engine: &'static str,
+    /// Whether it takes the checkpoint.
+    pub answer: Answer,
+    /// Under which conditions, or why not and what to change.
+    pub says: String,
+}
+
+/// Whether an engine takes a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It does.
+    Takes,
+    /// It refuses it, or reads something else.
+    Refuses,
+    /// No rule here says.
+    NotKnown,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { engine, says, .. } = self;
+        match self.answer {
+            Answer::Takes if says.is_empty() => write!(f, "{engine} takes it"),
+            Answer::Takes => write!(f, "{engine} takes it, {says}"),
+            Answer::Refuses => write!(f, "{engine} does not take it: {says}"),
+            Answer::NotKnown => write!(f, "{engine} is not known to take it: {says}"),
+        }
+    }
+}
+
+impl Model {
+    /// What vLLM, SGLang and transformers do with this model's quantized experts; nothing for a model without any.
+    pub fn engines(&self) -> Vec<Verdict> {
+        let Some(experts) = Experts::of(self) else { return Vec::new() };
+        let verdict = |engine: &'static str, found: Found| {
+            let (answer, says) = match found {
+                Ok(says) => (Answer::Takes, says),
+                Err((answer, says)) => (answer, says),
+            };
+            Verdict { engine, answer, says }
+        };
+        vec![
+            verdict(vllm::VERSION, vllm::takes(&experts)),
+            verdict(sglang::VERSION, sglang::takes(&experts)),
+            verdict(transformers::NEWER, transformers::newer(&experts)),
+            verdict(transformers::OLDER, transformers::older(&experts)),
+        ]
+    }
+}
+
+/// A condition under which it is taken, or the answer and its reason.
+type Found = Result<String, (Answer, String)>;
+
+fn refuses(says: impl Into<String>) -> Found {
+    Err((Answer::Refuses, says.into()))
+}
+
+fn not_known(says: impl Into<String>) -> Found {
+    Err((Answer::NotKnown, says.into()))
+}
+
+/// What the rules look at.
+struct Experts<'m> {
+    quantization: &'m Quantization,
+    /// What the config says of it; null for a checkpoint that is yet to be written.
+    said: Value,
+    /// How routed experts' matrices are encoded.
+    schemes: Vec<Scheme>,
+    /// Whether matrices of one layer differ in that, or some of them are not quantized.
+    mixed: bool,
+    /// Whether there are layers whose experts are not quantized at all.
+    partial: bool,
+    hidden: usize,
+    /// Of routed experts, and of shared ones that are quantized.
+    widths: BTreeSet<usize>,
+    /// Whether tensors have the names of the first layout, which the hub has.
+    hub_names: bool,
+    /// What the config says that weights are computed in.
+    dtype: Option<Dtype>,
+    scales: BTreeSet<&'static str>,
+}
+
+impl<'m> Experts<'m> {
+    fn of(model: &'m Model) -> Option<Self> {
+        let quantization = model.quantization.as_ref()?;
+        let (mut schemes, mut mixed, mut partial) = (Vec::new(), false, false);
+        let (mut widths, mut scales) = (BTreeSet::new(), BTreeSet::new());
+        for (_, moe) in model.moes() {
+            let of_layer: Vec<_> = moe.experts.iter().flat_map(Expert::linears).map(|l| scheme(&l.weight)).collect();
+            mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
+            partial |= of_layer.iter().all(Option::is_none);
+            for scheme in of_layer.into_iter().flatten() {
+                if !schemes.contains(&scheme) {
+                    schemes.push(scheme);
+                }
+            }
+            for expert in moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)) {
+                if scheme(&expert.gate.weight).is_some() {
+                    widths.insert(expert.width());
+                }
+            }
+            let scale = |l: &crate::layer::Linear| l.weight.scale().map(|scale| dtype_name(scale.dtype()));
+            scales.extend(moe.experts.iter().flat_map(Expert::linears).filter_map(scale));
+        }
+        let dtype = model.config.get("dtype").or(model.config.get("torch_dtype")).and_then(Value::as_str);
+        (!schemes.is_empty()).then(|| Self {
+            quantization,
+            said: model.config.get(QUANTIZATION_KEY).cloned().unwrap_or_default(),
+            schemes,
+            mixed,
+            partial,
+            hidden: model.hidden,
+            widths,
+            hub_names: model.moes().all(|(index, moe)| has_hub_names(model, index, moe)),
+            dtype: dtype.and_then(config_dtype),
+            scales,
+        })
+    }
+
+    /// What engines need of all experts that compare the first one's projections and load by the names of the hub (vLLM's
+    /// `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
+    fn served_alike(&self) -> Found {
+        if !self.hub_names {
+            return refuses("it looks for experts under the hub's names, which `quantize` writes");
+        }
+        if self.mixed {
+            return refuses("all matrices of a layer's experts need one scheme; quantize all of them alike");
+        }
+        if self.partial || !self.targets_linear() {
+            return not_known(
+                "it finds schemes by names of its own for projections; one group for \"Linear\" in all layers is safe",
+            );
+        }
+        Ok(String::new())
+    }
+
+    /// Whether activations are quantized too.
+    fn quantizes_activations(&self) -> bool {
+        let groups = self.said.get("config_groups").and_then(Value::as_object);
+        groups.into_iter().flatten().any(|(_, group)| group.get("input_activations").is_some_and(|v| !v.is_null()))
+    }
+
+    /// Whether groups are of columns out of order, which files say by g_idx.
+    fn shuffles_columns(&self) -> bool {
+        let groups = self.said.get("config_groups").and_then(Value::as_object);
+        let order = |group: &Value| group.pointer("/weights/actorder").and_then(Value::as_str).map(str::to_owned);
+        let mut orders = groups.into_iter().flatten().filter_map(|(_, group)| order(group));
+        orders.any(|order| ["group", "dynamic"].contains(&order.as_str()))
+            || self.said.get("desc_act").and_then(Value::as_bool) == Some(true)
+    }
+
+    /// Whether one scheme is for all modules that aren't listed by name.
+    fn targets_linear(&self) -> bool {
+        match self.quantization {
+            Quantization::Compressed(CompressedTensors { groups, .. }) => {
+                groups.len() == 1 && groups[0].targets.iter().all(|target| target.text() == "Linear")
+            }
+            Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => true,
+        }
+    }
+
+    /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a rank's part of it.
+    fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> Found {
+        let fits = |ranks: usize| {
+            self.widths.iter().find_map(|width| match width % ranks {
+                0 => misfit(width / ranks),
+                _ => Some(format!("{ranks} don't divide {width} neurons")),
+            })
+        };
+        let first = RANKS.iter().find_map(|ranks| fits(*ranks).map(|why| (*ranks, why)));
+        match first {
+            None => Ok(format!("tensor parallel up to {}", RANKS[RANKS.len() - 1])),
+            Some((1, why)) => refuses(why),
+            Some((2, why)) => Ok(format!("on one GPU (tensor parallel 2: {why})")),
+            Some((ranks, why)) => Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2)),
+        }
+    }
+}
+
+/// What a rank's part of an expert must be a multiple of, and is not.
+fn misfit(rank: usize, divisor: usize, what: &str) -> Option<String> {
+    (!rank.is_multiple_of(divisor)).then(|| format!("{what} of {divisor} don't divide {rank} neurons"))
+}
+
+/// What `quantize` can be told for groups that divide `hidden`.
+fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
+    let fits = |group: &&usize| hidden.is_multiple_of(**group) && widths.iter().all(|w| w.is_multiple_of(**group));
+    match [128, 64, 32].iter().find(fits) {
+        Some(group) => format!("quantize with --group-size {group}"),
+        None => "no --group-size that it takes divides these matrices".to_owned(),
+    }
+}
+
+fn scheme(weight: &Weight) -> Option<Scheme> {
+    match weight.encoding() {
+        Encoding::Plain => None,
+        Encoding::Blocks { block: [1, _], .. } => Some(Scheme::Fp8(Blocks::Rows)),
+        Encoding::Blocks { block, .. } => Some(Scheme::Fp8(Blocks::Of(*block))),
+        Encoding::Packed(packed) => Some(Scheme::Integers(packed.integers)),
+    }
+}
+
+/// Files that are yet to be written will have them.
+fn has_hub_names(model: &Model, layer: usize, moe: &Moe) -> bool {
+    let Some(names) = model.family.moe.as_ref().and_then(|rule| rule.layouts[0].expert.as_ref()) else { return true };
+    moe.experts.iter().enumerate().all(|(index, expert)| {
+        let linears = expert.linears().into_iter().zip([&names.gate, &names.up, &names.down]);
+        linears.into_iter().all(|(linear, name)| {
+            let hub = format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &index.to_string()));
+            linear.weight.stored().is_none_or(|stored| stored.name().starts_with(&format!("{}.", module(&hub))))
+        })
+    })
+}
+
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "another type",
+    }
+}
+
+fn config_dtype(name: &str) -> Option<Dtype> {
+    [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().find(|dtype| dtype_name(*dtype) == name)
+}
+
+/// Groups of columns, as a config says them.
+fn group_of(integers: Integers) -> i64 {
+    integers.group.map_or(-1, |group| group as i64)
+}
