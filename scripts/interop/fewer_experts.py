@@ -46,7 +46,7 @@ def main():
         config = json.loads((model / "config.json").read_text())
         keys = ("n_routed_experts", "num_local_experts", "num_experts")
         experts = next((config[key] for key in keys if key in config), None)
-        # Stock loaders take fp8 with accelerate only.
+        # check.py loads in float32, in which transformers 5 can't run fp8; quantized.py does otherwise.
         if experts is None or "quantization_config" in config:
             continue
         name = "-".join(model.parts[-3:-1])
