@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """checkpoints/: whole checkpoints with quantized experts, and transformers' logits from them. See README.md.
 
-    python checkpoints.py packed      # requirements-llm-compressor.txt
+    python checkpoints.py packed      # scripts/interop/venv llm-compressor
     python checkpoints.py fp8         # requirements.txt
     python checkpoints.py logits      # requirements.txt
     python checkpoints.py check       # transformers 4.57.6 with compressed-tensors 0.20.0: the exact logits, from the quantized files themselves

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks the GPTQ of llm-compressor and gptqmodel for the cases of gptq.json in which their conventions are ours, and counts codes that differ. See README.md.
 
-    python peers.py llm-compressor        # requirements-llm-compressor.txt
+    python peers.py llm-compressor        # scripts/interop/venv llm-compressor
     python peers.py gptqmodel             # requirements-gptqmodel.txt
 """
 import json

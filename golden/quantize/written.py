@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What llm-compressor writes when it quantizes the experts alone, round to nearest: the quantization_config and the tensors of an expert. See exact-config.md.
 
-    python written.py OUT        # requirements-llm-compressor.txt; OUT gets a folder for each family and scheme
+    python written.py OUT        # scripts/interop/venv llm-compressor; OUT gets a folder for each family and scheme
 """
 import json
 import sys

@@ -251,6 +251,18 @@ fn packed_columns_are_those_of_gptqmodel() {
 }
 
 #[test]
+fn a_zero_point_of_0_borrows_as_gptqmodel_does_it() {
+    let file = File::read("quantize/formats/gptq.odd.safetensors");
+    let [qweight, qzeros] = ["zero.qweight", "zero.qzeros"].map(|name| file.words(name));
+    let stored = Gptq { qweight, qzeros, scales: file.floats("zero.scales") };
+    let found = pack::unpack_gptq(&stored, [32, 64], 32, 4).unwrap();
+    assert_eq!((&found.codes, &found.zeros), (&file.bytes("zero.codes"), &file.bytes("zero.zeros")));
+    assert!(found.zeros.contains(&0));
+    assert_eq!(pack::pack_gptq(&found, 4).unwrap(), stored);
+    close(&found.dequantize(), &file.floats("zero.values"), "zero");
+}
+
+#[test]
 fn e4m3_codes_are_those_of_torch() {
     let file = File::read("quantize/formats/e4m3.safetensors");
     for (value, code) in file.floats("inputs").iter().zip(file.bytes("codes")) {

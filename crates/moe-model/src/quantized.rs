@@ -40,13 +40,13 @@ pub(crate) fn module(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
-/// `weight` as named tensors whose elements are what is stored.
+/// `weight` as named tensors, as they are stored.
 pub(crate) fn parts(name: &str, weight: &Weight, quantization: Option<&Quantization>) -> Vec<(String, Weight)> {
     match weight.encoding() {
         Encoding::Plain => vec![(name.to_owned(), weight.clone())],
         Encoding::Blocks { scale, .. } => {
             let suffix = quantization.map_or("_scale_inv", Quantization::scale_suffix);
-            vec![(name.to_owned(), weight.codes()), (format!("{name}{suffix}"), Weight::clone(scale))]
+            vec![(name.to_owned(), weight.clone()), (format!("{name}{suffix}"), Weight::clone(scale))]
         }
         Encoding::Packed(packed) => {
             let names = names(packed.packing);

@@ -3,7 +3,7 @@
 
     python llm_compressor_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts]
 
-Environment: requirements-llm-compressor.txt. With --attention released the calibration is what 0.14.0.1 does: its traced graph loses the attention
+Environment: `scripts/interop/venv llm-compressor`. With --attention released the calibration is what 0.14.0.1 does: its traced graph loses the attention
 implementation, so that tokens see later ones (golden/pruning/README.md); causal, the default, mends that, at no cost.
 """
 from stopwatch import Stopwatch, arguments, prepare, windows

@@ -133,7 +133,7 @@ mod tests {
                 assert_eq!(*scale, bf16::from_f32(greatest / 448.0).to_f32());
             }
         }
-        assert_eq!(encode(&[0.0; 4], [2, 2], [2, 2], DType::F32).unwrap().scales, [1.0]);
+        assert_eq!(encode(&[0.0; 4], [2, 2], [2, 2], DType::F32).unwrap().scales, [f32::EPSILON]);
     }
 
     #[test]

@@ -112,36 +112,51 @@ pub struct Gptq {
 /// Packs for GPTQ v1.
 ///
 /// # Errors
-/// Where K or N is no multiple of 32, or a zero point is 0, which v1 can't store.
+/// Where K or N is no multiple of 32.
 pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     let [rows, width] = codes.shape;
     if !rows.is_multiple_of(32) || !width.is_multiple_of(32) {
         return Err(QuantizeError::Layout("GPTQ packs 32 rows and 32 columns at a time"));
     }
     let groups = width / codes.group;
-    let less: Option<Vec<u8>> = codes.zeros.iter().map(|zero| zero.checked_sub(1)).collect();
-    let less = less.ok_or(QuantizeError::Layout("GPTQ v1 stores zero points less 1, and one is 0"))?;
+    let mut zeros = transposed(&codes.zeros, groups);
+    let qzeros = match field_of_ones(bits) {
+        Some(ones) => pack_rows(&zeros, rows, bits)?.into_iter().map(|word| word.wrapping_sub(ones)).collect(),
+        None => {
+            zeros.iter_mut().for_each(|zero| *zero = zero.wrapping_sub(1) & 7);
+            pack_rows(&zeros, rows, bits)?
+        }
+    };
     Ok(Gptq {
         qweight: transposed(&pack_rows(&codes.codes, width, bits)?, words(width, bits)),
-        qzeros: pack_rows(&transposed(&less, groups), rows, bits)?,
+        qzeros,
         scales: transposed(&codes.scales, groups),
     })
+}
+
+/// A word with 1 in each field of `bits` bits, where they fill words: GPTQModel takes it from whole words of zero points, so that a zero
+/// point of 0 borrows from its neighbour. Fields of 3 bits, which run over words, wrap one by one (`gptq.odd` in golden/quantize).
+fn field_of_ones(bits: u32) -> Option<i32> {
+    32u32.is_multiple_of(bits).then(|| (0..32).step_by(bits as usize).fold(0u32, |word, bit| word | 1 << bit) as i32)
 }
 
 /// Codes from what [`pack_gptq`] made of a matrix of the shape `shape` in groups of `group` columns.
 ///
 /// # Errors
-/// As for [`pack_rows`]; where a zero point runs over the codes.
+/// As for [`pack_rows`].
 pub fn unpack_gptq(packed: &Gptq, shape: [usize; 2], group: usize, bits: u32) -> Result<Codes, QuantizeError> {
     let [rows, width] = shape;
     let groups = width.div_ceil(group.max(1));
     checked_length(packed.scales.len(), rows * groups)?;
     checked_length(packed.qzeros.len(), words(rows, bits) * groups)?;
     let codes = unpack_columns(&packed.qweight, width, rows, bits)?;
-    // v1 stores zero − 1.
-    let zeros = unpack_rows(&packed.qzeros, rows, bits)?.into_iter().map(|less| less.checked_add(1));
-    let zeros: Option<Vec<u8>> = zeros.collect();
-    let zeros = zeros.ok_or(QuantizeError::Layout("a zero point of GPTQ v1 is 2^b"))?;
+    let zeros = match field_of_ones(bits) {
+        Some(ones) => {
+            let words: Vec<i32> = packed.qzeros.iter().map(|word| word.wrapping_add(ones)).collect();
+            unpack_rows(&words, rows, bits)?
+        }
+        None => unpack_rows(&packed.qzeros, rows, bits)?.into_iter().map(|less| (less + 1) & 7).collect(),
+    };
     Ok(Codes {
         shape,
         group,
@@ -212,7 +227,7 @@ mod tests {
     fn gptq_packs_columns_and_lessens_zeros() {
         let (rows, width, group) = (32, 64, 32);
         for bits in WIDTHS {
-            let zeros: Vec<u8> = random(rows * 2, bits).iter().map(|zero| (*zero).max(1)).collect();
+            let zeros = random(rows * 2, bits);
             let scales = (0..rows * 2).map(|i| i as f32).collect();
             let codes = Codes { shape: [rows, width], group, codes: random(rows * width, bits), scales, zeros };
             let packed = pack_gptq(&codes, bits).unwrap();
@@ -221,21 +236,26 @@ mod tests {
             for row in 0..rows {
                 let line: Vec<i32> = (0..words).map(|word| packed.qweight[word * rows + row]).collect();
                 assert_eq!(unpack_rows(&line, width, bits).unwrap(), codes.codes[row * width..][..width]);
-                for g in 0..2 {
-                    let zeros = unpack_rows(&packed.qzeros[g * words / 2..][..words / 2], rows, bits).unwrap();
-                    assert_eq!(zeros[row] + 1, codes.zeros[row * 2 + g]);
-                    assert_eq!(packed.scales[g * rows + row], codes.scales[row * 2 + g]);
-                }
+                (0..2).for_each(|g| assert_eq!(packed.scales[g * rows + row], codes.scales[row * 2 + g]));
             }
+            assert_eq!(unpack_gptq(&packed, [rows, width], group, bits).unwrap(), codes);
         }
+    }
+
+    #[test]
+    fn a_zero_point_is_stored_less_1() {
+        let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
+        assert_eq!(pack_gptq(&codes, 4).unwrap().qzeros, [0x7777_7777; 4]);
+        // 0 borrows from the next field, and the last one from nothing.
+        let mut zeros = vec![0; 32];
+        zeros[1] = 8;
+        assert_eq!(pack_gptq(&Codes { zeros, ..codes.clone() }, 4).unwrap().qzeros[0], 0xeeee_ef6f_u32 as i32);
     }
 
     #[test]
     fn what_gptq_can_not_hold_is_refused() {
         let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
         assert!(pack_gptq(&codes, 4).is_ok());
-        let zero = Codes { zeros: vec![0; 32], ..codes };
-        assert!(matches!(pack_gptq(&zero, 4), Err(QuantizeError::Layout(_))));
         assert!(matches!(pack_gptq(&Codes::blank([16, 32], 32), 4), Err(QuantizeError::Layout(_))));
         assert_eq!(pack_rows(&[0; 32], 32, 5), Err(QuantizeError::Bits(5)));
         assert!(pack_rows(&[0; 33], 32, 4).is_err());

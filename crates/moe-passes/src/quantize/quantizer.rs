@@ -122,6 +122,7 @@ impl Quantizer {
         let solver = Solver {
             layer: index,
             inputs,
+            counted: &self.counted,
             compute: &self.compute,
             options: quantize::Options { scheme: grid(&self.options, moe)?, clip_search: self.options.clip_search },
             damping: Damping { start: self.options.damping, ..Damping::default() },

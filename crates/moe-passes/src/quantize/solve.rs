@@ -20,6 +20,8 @@ const LAYER_TOKENS: usize = 8;
 pub(super) struct Solver<'a> {
     pub layer: usize,
     pub inputs: &'a Inputs<'a>,
+    /// Whether each token counts.
+    pub counted: &'a [bool],
     pub compute: &'a Compute,
     pub options: quantize::Options,
     pub damping: Damping,
@@ -75,6 +77,19 @@ struct Factored {
     effective: f64,
 }
 
+/// What is said of a Hessian and what was solved with it.
+struct Found {
+    effective: f64,
+    damping: f64,
+    /// Whether the first damping failed.
+    raised: bool,
+    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²)
+    error: f64,
+}
+
+/// Codes of gate and up.
+type Pair = (Codes, Codes);
+
 /// Codes of one matrix of each task, and Σ ρ |ΔW x|² of each.
 type Matrices = (Vec<Codes>, Vec<f64>);
 
@@ -93,43 +108,58 @@ impl Solver<'_> {
     }
 
     fn batch(&self, tasks: &[Task<'_>], layer: Option<&Hessian<f32>>, shape: [usize; 2]) -> Result<Vec<Solved>> {
-        let [width, hidden] = shape;
+        let (codes, first) = self.gates_and_ups(tasks, layer, shape)?;
+        let (downs, second) = self.downs(tasks, &codes, shape)?;
+        let solved = tasks.iter().zip(codes).zip(downs).zip(first.into_iter().zip(second));
+        let solved = solved.map(|(((task, (gate, up)), down), found)| {
+            let record = record(task, [found.0, found.1]);
+            Solved { gate, up, down, record }
+        });
+        Ok(solved.collect())
+    }
+
+    /// Codes of the two matrices that see the layer's inputs.
+    fn gates_and_ups(
+        &self,
+        tasks: &[Task<'_>],
+        layer: Option<&Hessian<f32>>,
+        shape: [usize; 2],
+    ) -> Result<(Vec<Pair>, Vec<Found>)> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let inputs = self.hessians(&own, hidden, |x, _| Ok(x))?;
-        let inputs = self.factored(tasks, inputs, "gate_proj", |hessian| match layer {
-            Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
+        let hessians = self.hessians(&own, shape[1], |x, _| Ok(x))?;
+        let factored = self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
+            Some(layer) => hessian.shrink(layer, self.shrinkage * shape[1] as f64),
             None => Ok(()),
         })?;
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
-        let factors: Vec<_> = inputs.iter().map(|input| &input.factor).collect();
-        let (mut codes, mut lost) =
-            self.solve(gates.iter().chain(&ups), factors.iter().chain(&factors).copied(), shape)?;
-        let (up_codes, ups_lost) = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
-        let gate_codes = codes;
+        let factors = || factored.iter().map(|input| &input.factor);
+        let (mut codes, mut lost) = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape)?;
+        let (of_up, ups_lost) = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
         lost.iter_mut().zip(ups_lost).for_each(|(lost, of_up)| *lost += of_up);
-        let first = self.errors(&inputs, &[&gates, &ups], lost)?;
-        let matrices = |codes: &[Codes]| -> candle_core::Result<Vec<Tensor>> {
-            codes.iter().map(|codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)).collect()
-        };
-        let matrices = matrices(&gate_codes).and_then(|gates| Ok((gates, matrices(&up_codes)?)));
-        let (gates, ups) = matrices.map_err(|e| self.numeric("the dequantized experts", e))?;
-        let activations = |x: Tensor, index: usize| {
-            let activations = || product(&x, &gates[index])?.silu()? * product(&x, &ups[index])?;
+        let found = found(&factored, &[&gates, &ups], lost)?;
+        Ok((codes.into_iter().zip(of_up).collect(), found))
+    }
+
+    /// Codes of the matrix that sees what the quantized two make of them.
+    fn downs(&self, tasks: &[Task<'_>], codes: &[Pair], shape: [usize; 2]) -> Result<(Vec<Codes>, Vec<Found>)> {
+        let [width, hidden] = shape;
+        let matrix = |codes: &Codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device);
+        let matrices = codes.iter().map(|(gate, up)| Ok((matrix(gate)?, matrix(up)?)));
+        let matrices = matrices.collect::<candle_core::Result<Vec<_>>>();
+        let matrices = matrices.map_err(|e| self.numeric("the dequantized experts", e))?;
+        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
+        let hessians = self.hessians(&own, width, |x, index| {
+            let (gate, up) = &matrices[index];
+            let activations = || product(&x, gate)?.silu()? * product(&x, up)?;
             activations().map_err(|e| self.numeric(&tasks[index].name, e))
-        };
-        let neurons = self.hessians(&own, width, activations)?;
+        })?;
         // The neurons of one expert mean nothing to another: what a layer has in common ends here.
-        let neurons = self.factored(tasks, neurons, "down_proj", |_| Ok(()))?;
+        let factored = self.factored(tasks, hessians, "down_proj", |_| Ok(()))?;
         let downs = self.weights(tasks, |network| &network.down)?;
-        let (down_codes, lost) = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [hidden, width])?;
-        let second = self.errors(&neurons, &[&downs], lost)?;
-        let codes = gate_codes.into_iter().zip(up_codes).zip(down_codes);
-        let solved = codes.enumerate().map(|(index, ((gate, up), down))| {
-            let record = record(&tasks[index], [&inputs[index], &neurons[index]], [first[index], second[index]]);
-            Solved { gate, up, down, record }
-        });
-        Ok(solved.collect())
+        let (codes, lost) = self.solve(downs.iter(), factored.iter().map(|n| &n.factor), [hidden, width])?;
+        let found = found(&factored, &[&downs], lost)?;
+        Ok((codes, found))
     }
 
     /// The Hessian of the whole layer's inputs, of an even selection of tokens.
@@ -140,8 +170,9 @@ impl Solver<'_> {
 
     /// About `most` of the layer's tokens, evenly spread.
     fn evenly(&self, most: usize) -> ExpertSamples {
-        let tokens = self.inputs.blocks().last().map_or(0, |block| block.end);
-        let chosen: Vec<u32> = (0..tokens as u32).step_by(tokens.div_ceil(most).max(1)).collect();
+        let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
+        let every = tokens.len().div_ceil(most).max(1);
+        let chosen: Vec<u32> = tokens.into_iter().step_by(every).collect();
         ExpertSamples { weights: vec![1.0; chosen.len()], tokens: chosen, counts: Counts::default() }
     }
 
@@ -224,16 +255,18 @@ impl Solver<'_> {
         let solved = quantize::solve(&problems, shape, &self.options).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| (solved.codes, solved.error)).unzip())
     }
+}
 
-    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of each task; `lost` are the upper sums over its `matrices`.
-    fn errors(&self, factored: &[Factored], matrices: &[&Vec<Vec<f32>>], lost: Vec<f64>) -> Result<Vec<f64>> {
-        let of_task = |(index, lost): (usize, f64)| {
-            let of_matrix = |weights: &&Vec<Vec<f32>>| energy(&weights[index], &factored[index].hessian);
-            let all = matrices.iter().map(of_matrix).sum::<Result<f64, _>>().map_err(failed)?;
-            Ok(if all > 0.0 { (lost.max(0.0) / all).sqrt() } else { 0.0 })
-        };
-        lost.into_par_iter().enumerate().map(of_task).collect()
-    }
+/// What is said of each task's Hessian and of the `matrices` that were solved with it, of which `lost` is Σ ρ |ΔW x|².
+fn found(factored: &[Factored], matrices: &[&Vec<Vec<f32>>], lost: Vec<f64>) -> Result<Vec<Found>> {
+    let of_task = |(index, lost): (usize, f64)| {
+        let Factored { factor, hessian, effective } = &factored[index];
+        let all: f64 =
+            matrices.iter().map(|weights| energy(&weights[index], hessian)).sum::<Result<_, _>>().map_err(failed)?;
+        let error = if all > 0.0 { (lost.max(0.0) / all).sqrt() } else { 0.0 };
+        Ok(Found { effective: *effective, damping: factor.damping, raised: factor.attempts > 1, error })
+    };
+    lost.into_par_iter().enumerate().map(of_task).collect()
 }
 
 /// The rows of `x`, whose first token is `first`, that `samples` has, and their weights.
@@ -257,19 +290,18 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
 }
 
-fn record(task: &Task<'_>, factored: [&Factored; 2], errors: [f64; 2]) -> ExpertRecord {
-    let seen = factored[0].effective > 0.0;
-    let raised = factored.iter().any(|f| f.factor.attempts > 1);
-    let fallback = match (seen, raised) {
+fn record(task: &Task<'_>, found: [Found; 2]) -> ExpertRecord {
+    let effective = found[0].effective;
+    let fallback = match (effective > 0.0, found.iter().any(|f| f.raised)) {
         (false, _) => Some("no token of its own".to_owned()),
         (true, true) => Some("more damping".to_owned()),
         (true, false) => None,
     };
     ExpertRecord {
         counts: task.samples.counts,
-        effective: factored[0].effective,
-        damping: Some(factored.map(|f| f.factor.damping)),
-        error: seen.then_some(errors),
+        effective,
+        damping: Some([found[0].damping, found[1].damping]),
+        error: (effective > 0.0).then_some([found[0].error, found[1].error]),
         fallback,
     }
 }
