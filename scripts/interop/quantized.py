@@ -32,8 +32,9 @@ from loading import TOLERANCE, difference, load, logits, ours, versions
 NEWER = int(transformers.__version__.split(".")[0]) >= 5
 # 4.57 multiplies blocks that are cut off at the edge in another order than compressed-tensors' own function does.
 CUT_BLOCKS = 1e-6
-# How far the rounding of weights to bfloat16 moves logits, for each unit of the largest one.
-ROUNDING = 0.05
+# How far the rounding of weights to bfloat16 moves logits, for each unit of the largest one: 0.05 was seen with 3 bits, where a token goes to another
+# expert for it. What is exact is told from what is not by the other comparisons.
+ROUNDING = 0.1
 
 
 def main():
