@@ -2,9 +2,12 @@
 //!
 //! Both are exact, run on the calling thread, and break ties by index, so that the same costs give the same assignment.
 
+mod one_to_one;
 mod transport;
 
 pub use transport::balanced;
+
+use one_to_one::columns_of_rows;
 
 /// Costs that allow no assignment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,19 +42,19 @@ pub enum AssignmentError {
 
 /// The column of each row, so that no column is used twice, min(rows, columns) rows have one, and Σ cost is least.
 ///
-/// `cost` is `[rows, columns]`. The shortest augmenting path method of Jonker and Volgenant (Computing 38, 1987) as
-/// Crouse generalises it to rectangles (IEEE TAES 52, 2016): O(m²·M), m the lesser and M the greater of the two sizes.
+/// `cost` is `[rows, columns]`. The method of Jonker and Volgenant (Computing 38, 1987), as Crouse generalises it to rectangles
+/// (IEEE TAES 52, 2016): O(m²·M) at worst, m the lesser and M the greater of the two sizes.
 ///
 /// # Errors
 /// [`AssignmentError::Shape`] and [`AssignmentError::NotFinite`].
 pub fn linear(cost: &[f64], columns: usize) -> Result<Vec<Option<usize>>, AssignmentError> {
     let rows = checked_rows(cost, columns)?;
     if rows <= columns {
-        return Ok(shortest_paths(cost, rows, columns).into_iter().map(Some).collect());
+        return Ok(columns_of_rows(cost, rows, columns).into_iter().map(Some).collect());
     }
     let transposed: Vec<f64> = (0..columns).flat_map(|j| (0..rows).map(move |i| cost[i * columns + j])).collect();
     let mut column_of = vec![None; rows];
-    for (column, row) in shortest_paths(&transposed, columns, rows).into_iter().enumerate() {
+    for (column, row) in columns_of_rows(&transposed, columns, rows).into_iter().enumerate() {
         column_of[row] = Some(column);
     }
     Ok(column_of)
@@ -64,82 +67,6 @@ fn checked_rows(cost: &[f64], columns: usize) -> Result<usize, AssignmentError> 
     match cost.iter().position(|c| !c.is_finite()) {
         Some(at) => Err(AssignmentError::NotFinite { row: at / columns, column: at % columns }),
         None => Ok(cost.len() / columns.max(1)),
-    }
-}
-
-/// No row, item or cluster.
-const NONE: usize = usize::MAX;
-
-/// [`linear`] for rows ≤ columns. v are the columns' dual prices; a row's own price is cost − v at its column.
-fn shortest_paths(cost: &[f64], rows: usize, columns: usize) -> Vec<usize> {
-    let mut v = vec![0f64; columns];
-    let mut row_of = vec![NONE; columns];
-    let mut column_of = vec![NONE; rows];
-    for row in 0..rows {
-        let reduced = |i: usize, j: usize, v: &[f64]| cost[i * columns + j] - v[j];
-        let mut search = Search::new((0..columns).map(|j| reduced(row, j, &v)), row);
-        let end = loop {
-            let j = search.nearest(|j| row_of[j] == NONE);
-            if row_of[j] == NONE {
-                break j;
-            }
-            let i = row_of[j];
-            let base = search.distance[j] - reduced(i, j, &v);
-            search.scan(j, |to| (base + reduced(i, to, &v), i));
-        };
-        search.update_prices(end, &mut v);
-        let mut j = end;
-        loop {
-            let i = search.via[j];
-            row_of[j] = i;
-            // The column that row i leaves is the next to be filled; the new row leaves none.
-            j = std::mem::replace(&mut column_of[i], j);
-            if i == row {
-                break;
-            }
-        }
-    }
-    column_of
-}
-
-/// Dijkstra's search for the shortest way from a new item to a free place, over reduced costs ≥ 0.
-struct Search {
-    distance: Vec<f64>,
-    /// The item that enters each place on the shortest way there.
-    via: Vec<usize>,
-    scanned: Vec<bool>,
-}
-
-impl Search {
-    fn new(distance: impl Iterator<Item = f64>, item: usize) -> Self {
-        let distance: Vec<f64> = distance.collect();
-        Self { via: vec![item; distance.len()], scanned: vec![false; distance.len()], distance }
-    }
-
-    /// The nearest place not yet scanned; of equally near ones a free one, then the lower index.
-    fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
-        let closer = |a: &usize, b: &usize| {
-            self.distance[*a].total_cmp(&self.distance[*b]).then_with(|| is_free(*b).cmp(&is_free(*a)))
-        };
-        (0..self.distance.len()).filter(|j| !self.scanned[*j]).min_by(closer).expect("a free place is left")
-    }
-
-    /// Leaves place `from`: `step(to)` is the distance of `to` through it, and the item that would move there.
-    fn scan(&mut self, from: usize, mut step: impl FnMut(usize) -> (f64, usize)) {
-        self.scanned[from] = true;
-        for to in (0..self.distance.len()).filter(|to| !self.scanned[*to]) {
-            let (distance, item) = step(to);
-            if distance < self.distance[to] {
-                (self.distance[to], self.via[to]) = (distance, item);
-            }
-        }
-    }
-
-    /// Keeps reduced costs ≥ 0, and = 0 where items are: what was nearer than `end` becomes dearer by the difference.
-    fn update_prices(&self, end: usize, v: &mut [f64]) {
-        for j in (0..v.len()).filter(|j| self.scanned[*j]) {
-            v[j] += self.distance[j] - self.distance[end];
-        }
     }
 }
 

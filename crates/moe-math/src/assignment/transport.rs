@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::{AssignmentError, Search, checked_rows};
+use super::{AssignmentError, checked_rows};
 
 /// The cluster of each item, at most `capacity` items in each, so that Σ cost is least.
 ///
@@ -115,6 +115,47 @@ impl<'a> Transport<'a> {
         let costs = &self.cost[item * self.clusters..][..self.clusters];
         for b in (0..self.clusters).filter(|b| *b != a) {
             self.moves[a * self.clusters + b].push(Move { delta: costs[b] - costs[a], item: item as u32 });
+        }
+    }
+}
+
+/// Dijkstra's search for the shortest way from a new item to a free place, over reduced costs ≥ 0.
+struct Search {
+    distance: Vec<f64>,
+    /// The item that enters each place on the shortest way there.
+    via: Vec<usize>,
+    scanned: Vec<bool>,
+}
+
+impl Search {
+    fn new(distance: impl Iterator<Item = f64>, item: usize) -> Self {
+        let distance: Vec<f64> = distance.collect();
+        Self { via: vec![item; distance.len()], scanned: vec![false; distance.len()], distance }
+    }
+
+    /// The nearest place not yet scanned; of equally near ones a free one, then the lower index.
+    fn nearest(&self, is_free: impl Fn(usize) -> bool) -> usize {
+        let closer = |a: &usize, b: &usize| {
+            self.distance[*a].total_cmp(&self.distance[*b]).then_with(|| is_free(*b).cmp(&is_free(*a)))
+        };
+        (0..self.distance.len()).filter(|j| !self.scanned[*j]).min_by(closer).expect("a free place is left")
+    }
+
+    /// Leaves place `from`: `step(to)` is the distance of `to` through it, and the item that would move there.
+    fn scan(&mut self, from: usize, mut step: impl FnMut(usize) -> (f64, usize)) {
+        self.scanned[from] = true;
+        for to in (0..self.distance.len()).filter(|to| !self.scanned[*to]) {
+            let (distance, item) = step(to);
+            if distance < self.distance[to] {
+                (self.distance[to], self.via[to]) = (distance, item);
+            }
+        }
+    }
+
+    /// Keeps reduced costs ≥ 0, and = 0 where items are: what was nearer than `end` becomes dearer by the difference.
+    fn update_prices(&self, end: usize, v: &mut [f64]) {
+        for j in (0..v.len()).filter(|j| self.scanned[*j]) {
+            v[j] += self.distance[j] - self.distance[end];
         }
     }
 }
