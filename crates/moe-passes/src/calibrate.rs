@@ -3,6 +3,8 @@
 use moe_forward::DataSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::pass::HeldOut;
+
 /// What text a model is observed on, and how it becomes windows of tokens.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -45,6 +47,18 @@ fn default_sequence_length() -> usize {
 
 fn default_data_tokens() -> usize {
     65_536
+}
+
+/// Tokens of each label that a result is measured on, unless told otherwise.
+pub(crate) fn default_held_out_tokens() -> usize {
+    16_384
+}
+
+impl CalibrationOptions {
+    /// `data` to measure a result on, in windows like those of the calibration; none without files.
+    pub(crate) fn held_out<'a>(&self, data: &'a [DataSpec], max_tokens: usize) -> Option<HeldOut<'a>> {
+        (!data.is_empty()).then_some(HeldOut { data, sequence_length: self.sequence_length, max_tokens })
+    }
 }
 
 impl Default for CalibrationOptions {

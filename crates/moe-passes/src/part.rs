@@ -187,6 +187,12 @@ pub(crate) fn read_finite(weight: &Weight) -> Result<(Vec<u8>, DType)> {
     }
 }
 
+/// The values of a plain `weight`; refuses those that are not finite.
+pub(crate) fn finite_values(weight: &Weight) -> Result<Vec<f32>> {
+    let (bytes, dtype) = read_finite(weight)?;
+    encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))
+}
+
 /// `values` as `dtype`; refuses what overflows it.
 pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8>> {
     let bytes = encoding::encode_f32(values, dtype).map_err(|e| numeric(name, e))?;
@@ -264,9 +270,7 @@ impl Make for Mean {
         let first = &self.0[0];
         let mut sums = vec![0f64; first.elements()];
         for weight in &self.0 {
-            let (bytes, dtype) = read_finite(weight)?;
-            let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))?;
-            sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += f64::from(x));
+            sums.iter_mut().zip(finite_values(weight)?).for_each(|(sum, x)| *sum += f64::from(x));
         }
         let count = self.0.len() as f64;
         let values: Vec<f32> = sums.into_iter().map(|sum| (sum / count) as f32).collect();

@@ -117,31 +117,12 @@ impl<T: Real> Hessian<T> {
         if other.weight <= 0.0 {
             return Ok(());
         }
-        let (own, others) = self.shares(kappa / other.weight);
-        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = own * *sum + others * *other);
-        self.weigh(kappa);
-        Ok(())
-    }
-
-    /// The same towards `energy` · I, for inputs whose columns mean something else in every expert: `energy` is a mean
-    /// over columns of the mean diagonal a token, over a layer.
-    pub fn shrink_to_energy(&mut self, energy: f64, kappa: f64) {
-        let (own, others) = self.shares(kappa * energy);
-        self.sum.par_iter_mut().for_each(|sum| *sum = own * *sum);
-        for i in 0..self.size {
-            self.sum[i * self.size + i] += others;
-        }
-        self.weigh(kappa);
-    }
-
-    fn shares(&self, others: f64) -> (T, T) {
         let own = if self.weight > 0.0 { self.effective_tokens() / self.weight } else { 0.0 };
-        (T::from_f64(own), T::from_f64(others))
-    }
-
-    fn weigh(&mut self, kappa: f64) {
+        let (own, others) = (T::from_f64(own), T::from_f64(kappa / other.weight));
+        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = own * *sum + others * *other);
         self.weight = self.effective_tokens() + kappa;
         self.squares = self.weight;
+        Ok(())
     }
 }
 
@@ -213,12 +194,9 @@ mod tests {
         layer.add(&[2.0, 2.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0], None).unwrap();
         // Ĥ = [[5, 1], [1, 2]] over 2 effective tokens, that of the layer [[1, 1], [1, 5]]; κ is 2.
         assert_eq!(own.effective_tokens(), 2.0);
-        let mut energy = own.clone();
         own.shrink(&layer, 2.0).unwrap();
         assert_eq!(own.weight, 4.0);
         assert_eq!(own.full().iter().map(|h| h / own.weight).collect::<Vec<_>>(), [3.0, 1.0, 1.0, 3.5]);
-        energy.shrink_to_energy(3.0, 2.0);
-        assert_eq!(energy.full().iter().map(|h| h / energy.weight).collect::<Vec<_>>(), [4.0, 0.5, 0.5, 2.5]);
         // Without tokens of its own, an expert gets the layer's; without any, nothing changes.
         let mut cold = Hessian::new(2);
         cold.shrink(&layer, 2.0).unwrap();

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use moe_forward::candle_dtype;
-use moe_math::encoding;
 use moe_model::{Expert, Linear, Make, Result, Weight};
 
-use crate::part::{Axis, encoded, numeric, read_finite};
+use crate::part::{Axis, encoded, finite_values};
 
 /// What a neuron gives to a merged one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -63,8 +62,7 @@ impl Make for Merged {
         let width = if self.axis == Axis::Rows { first.shape()[0] } else { columns };
         let mut sums = vec![0f64; first.elements()];
         for (weight, share) in &self.members {
-            let (bytes, dtype) = read_finite(weight)?;
-            let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(weight.name(), e))?;
+            let values = finite_values(weight)?;
             let gifts = share.gifts(width);
             match self.axis {
                 Axis::Rows => add_rows(&mut sums, &values, columns, &gifts),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use moe_checkpoint::quantization::{Blocks, Integers};
 use moe_checkpoint::{Dtype, Kept, Spill};
-use moe_forward::candle_dtype;
-use moe_math::encoding;
+use moe_forward::{candle_dtype, float_dtype};
 use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
 use moe_model::{Error, Kind, Make, Packed, Packing, Result, Weight};
 
 use super::solve::failed;
+use crate::part::encoded;
 
 /// Bytes that were made before.
 struct Made(Kept);
@@ -71,7 +71,11 @@ impl Store {
         // GPTQModel's own files have scales in f16.
         let dtype = if packing == Packing::Columns { Dtype::F16 } else { weight.dtype() };
         let scale = self.weight(name, dtype, &packing.scales(rows, groups), || {
-            floats(gptq.as_ref().map_or_else(|| codes().scales.as_slice(), |gptq| &gptq.scales), dtype, name)
+            encoded(
+                gptq.as_ref().map_or_else(|| codes().scales.as_slice(), |gptq| &gptq.scales),
+                of_scales(dtype),
+                name,
+            )
         })?;
         let has_zeros = packing == Packing::Columns || !integers.symmetric;
         let zero = || {
@@ -98,27 +102,19 @@ impl Store {
         let shape = [weight.shape()[0], weight.shape()[1]];
         let block = blocks.size(shape);
         let name = weight.name();
-        let encoded = match values {
+        let found = match values {
             Some(values) => {
-                let scale_dtype = encoding_dtype(scale_dtype);
-                let encoded = fp8::encode(values, shape, block, scale_dtype);
-                Some(encoded.map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?)
+                let found = fp8::encode(values, shape, block, of_scales(scale_dtype));
+                Some(found.map_err(|e| Error::new(Kind::Numeric, "cannot quantize").source(e).tensor(name))?)
             }
             None => None,
         };
-        let encoded = || encoded.as_ref().expect("bytes are made of values only");
+        let found = || found.as_ref().expect("bytes are made of values only");
         let counts = [shape[0].div_ceil(block[0]), shape[1].div_ceil(block[1])];
-        let scale = self.weight(name, scale_dtype, &counts, || floats(&encoded().scales, scale_dtype, name))?;
-        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(encoded().codes.clone()))?;
+        let scale =
+            self.weight(name, scale_dtype, &counts, || encoded(&found().scales, of_scales(scale_dtype), name))?;
+        let codes = self.weight(name, Dtype::F8_E4M3, &shape, || Ok(found().codes.clone()))?;
         Ok(codes.in_blocks(scale, block))
-    }
-}
-
-fn encoding_dtype(dtype: Dtype) -> candle_core::DType {
-    match dtype {
-        Dtype::F16 => candle_core::DType::F16,
-        Dtype::BF16 => candle_core::DType::BF16,
-        _ => candle_core::DType::F32,
     }
 }
 
@@ -127,9 +123,9 @@ fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
 }
 
-fn floats(values: &[f32], dtype: Dtype, name: &str) -> Result<Vec<u8>> {
-    encoding::encode_f32(values, encoding_dtype(dtype))
-        .map_err(|e| Error::new(Kind::Numeric, "cannot store scales").source(e).tensor(name))
+/// The element type of scales.
+fn of_scales(dtype: Dtype) -> candle_core::DType {
+    float_dtype(dtype).expect("scales are floats")
 }
 
 /// What scales of `weight` are stored as.

@@ -10,7 +10,8 @@ mod quantizer;
 mod samples;
 mod solve;
 
-use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::Dtype;
+use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
 use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
 
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
@@ -55,11 +56,7 @@ impl Pass for QuantizeOptions {
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
-        (!self.held_out.is_empty()).then_some(HeldOut {
-            data: &self.held_out,
-            sequence_length: self.calibration.sequence_length,
-            max_tokens: self.held_out_tokens,
-        })
+        self.calibration.held_out(&self.held_out, self.held_out_tokens)
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
@@ -116,9 +113,9 @@ impl QuantizeOptions {
                     Made::Values(values) => values.as_slice(),
                     Made::Codes(_) => unreachable!("floats are made of values"),
                 });
-                let dtype = match self.quantization()?.scale_suffix() {
-                    "_scale_inv" => moe_checkpoint::Dtype::F32,
-                    _ => weight.dtype(),
+                let dtype = match self.quantization()? {
+                    Quantization::BlockFp8 { .. } => Dtype::F32,
+                    Quantization::Compressed(_) | Quantization::Gptq(_) => weight.dtype(),
                 };
                 store.float(weight, blocks, dtype, values)
             }

@@ -6,7 +6,7 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::CalibrationOptions;
+use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 
 /// Options of `quantize`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -194,10 +194,6 @@ fn default_hot_cap() -> f64 {
 
 fn default_damping() -> f64 {
     0.01
-}
-
-fn default_held_out_tokens() -> usize {
-    16_384
 }
 
 fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::Scheme;
-use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED, to_f32};
+use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
 use moe_math::routing::Routing;
@@ -17,6 +17,7 @@ use super::samples::{Counts, ExpertSamples, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
+use crate::part::finite_values;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Sources};
 
 /// Quantizes each layer on what reaches it through the quantized ones before it.
@@ -37,12 +38,7 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     for (index, moe) in sources.model.moes() {
         let quantized = options.quantized(moe, &store, |place, matrix| {
             let weight = &network(moe, place).linears()[matrix].weight;
-            let values = to_f32(weight, &Compute::cpu())?.flatten_all().and_then(|t| t.to_vec1::<f32>());
-            let values = values
-                .map_err(|e| Error::new(Kind::Numeric, "cannot read this weight").source(e).tensor(weight.name()))?;
-            if let Some(element) = values.iter().position(|w| !w.is_finite()) {
-                return Err(moe_forward::not_finite(weight, element as u64));
-            }
+            let values = finite_values(weight)?;
             match options.encoding() {
                 Scheme::Fp8(_) => Ok(Some(Made::Values(values))),
                 Scheme::Integers(_) => {

@@ -1,7 +1,7 @@
 //! Solves the experts of a layer together, on what reaches each.
 
 use candle_core::{DType, Tensor};
-use moe_forward::{Inputs, to_f32};
+use moe_forward::Inputs;
 use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, energy, factorise};
@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::samples::{Counts, ExpertSamples};
+use crate::part::finite_values;
 
 /// Hessians of the experts that are solved together take at most this many bytes.
 const HESSIAN_BYTES: usize = 1 << 30;
@@ -242,7 +243,7 @@ impl Solver<'_> {
     }
 
     fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear) -> Result<Vec<Vec<f32>>> {
-        tasks.iter().map(|task| values(&to_f32(&of(task.network).weight, &Compute::cpu())?)).collect()
+        tasks.iter().map(|task| finite_values(&of(task.network).weight)).collect()
     }
 
     fn solve<'w>(

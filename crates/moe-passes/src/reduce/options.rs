@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
-use crate::calibrate::CalibrationOptions;
+use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 use crate::pass::{HeldOut, Sources};
 
 /// How many experts are left, and from what that is decided.
@@ -92,10 +92,6 @@ pub enum MtpChoice {
     Prune,
     /// They are left out.
     Drop,
-}
-
-fn default_held_out_tokens() -> usize {
-    16_384
 }
 
 /// Refuses a number that a router which chooses groups of experts first can't have.
@@ -232,12 +228,7 @@ impl ReduceOptions {
 
     /// Text that the result is measured on, if there is some.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
-        let Self { held_out, held_out_tokens, calibration, .. } = self;
-        (!held_out.is_empty()).then_some(HeldOut {
-            data: held_out,
-            sequence_length: calibration.sequence_length,
-            max_tokens: *held_out_tokens,
-        })
+        self.calibration.held_out(&self.held_out, self.held_out_tokens)
     }
 
     /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks at.
