@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use moe_checkpoint::Spill;
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::quantize::ExpertRecord;
+use crate::quantize::{ExpertRecord, Pulled};
 use crate::reduce::LayerTrust;
 
 /// A conversion pass; its options are its fields.
@@ -115,17 +116,48 @@ pub trait Decider: Converter + Send + Sync {
     /// The text.
     fn text(&self) -> &CalibrationOptions;
 
+    /// Refuses so few tokens of text and pool that nothing could be decided on them.
+    ///
+    /// # Errors
+    /// [`moe_model::Kind::Usage`] then.
+    fn check_text(&self, tokens: u64) -> Result<()> {
+        let _ = tokens;
+        Ok(())
+    }
+
     /// Is told the tokens that are about to come.
     fn begin(&mut self, calibration: &Calibration);
 
+    /// More text, of which some may join the calibration.
+    fn pool_text(&self) -> Option<CalibrationOptions> {
+        None
+    }
+
+    /// What chooses of the pool. Sequences of `all` from `own` on are the pool, those before them the calibration.
+    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
+        let _ = (all, own);
+        None
+    }
+
     /// What must watch a sweep of `sample` over the original model first.
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer>;
+
+    /// Where the time went, beyond the sweep itself.
+    fn stages(&self) -> Vec<(&'static str, Duration)> {
+        Vec::new()
+    }
 
     /// What was decided.
     ///
     /// # Errors
     /// What reading weights returns.
     fn finish(&mut self) -> Result<Decisions>;
+}
+
+/// Watches a sweep of the original model over a calibration and the pool of text behind it.
+pub trait Pool: Observer {
+    /// The sequences of the pool that join the calibration, ascending, and what is said of it.
+    fn choose(&mut self) -> (Vec<usize>, Pulled);
 }
 
 /// What decisions rest on.

@@ -6,6 +6,7 @@
 
 mod encode;
 mod options;
+mod pool;
 mod quantizer;
 mod samples;
 mod solve;
@@ -17,6 +18,7 @@ use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
+pub use pool::Pulled;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
 

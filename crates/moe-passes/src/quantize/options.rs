@@ -80,6 +80,21 @@ pub struct QuantizeOptions {
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
+    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of; these join the calibration.
+    #[arg(long, value_name = "DATA", help_heading = "Samples")]
+    #[serde(default)]
+    pub pool: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --pool are scanned.
+    #[arg(long, value_name = "TOKENS", default_value_t = 262_144, help_heading = "Samples")]
+    #[serde(default = "default_pool_tokens")]
+    pub pool_tokens: usize,
+
+    /// At most this many tokens of the pool join the calibration; as many as --data has unless given.
+    #[arg(long, value_name = "TOKENS", help_heading = "Samples")]
+    #[serde(default)]
+    pub pool_take: Option<usize>,
+
     /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it stays singular.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
@@ -176,6 +191,13 @@ pub enum Samples {
     PerExpert,
 }
 
+impl Samples {
+    /// Whether experts with too few tokens get others.
+    pub(super) fn tops_up(self) -> bool {
+        matches!(self, Self::TopUp | Self::PerExpert)
+    }
+}
+
 fn default_group_size() -> i64 {
     128
 }
@@ -190,6 +212,10 @@ fn half() -> f64 {
 
 fn default_hot_cap() -> f64 {
     4.0
+}
+
+fn default_pool_tokens() -> usize {
+    262_144
 }
 
 fn default_damping() -> f64 {
@@ -212,6 +238,11 @@ impl QuantizeOptions {
 
     pub(super) fn samples(&self) -> Samples {
         if self.per_expert { Samples::PerExpert } else { self.samples }
+    }
+
+    /// Tokens that an expert needs whose matrices read `hidden` and `width` values.
+    pub(super) fn least_tokens(&self, hidden: usize, width: usize) -> usize {
+        (self.min_samples * hidden.max(width) as f64).ceil() as usize
     }
 
     pub(super) fn integers(&self) -> Option<Integers> {
@@ -286,6 +317,9 @@ impl QuantizeOptions {
         }
         if self.is_float() && self.asymmetric {
             return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        }
+        if self.method() == Method::Rtn && !self.pool.is_empty() {
+            return Err(usage("rounding to nearest looks at no data", "leave --pool out"));
         }
         match (self.method(), self.calibration.data.is_empty()) {
             (Method::Gptq, true) => Err(usage(

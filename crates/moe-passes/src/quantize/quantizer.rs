@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::Scheme;
@@ -13,12 +14,14 @@ use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
 use super::encode::{Store, scale_dtype};
 use super::options::{Part, QuantizeOptions, Samples};
+use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Sources};
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
+use crate::stages::Stages;
 
 /// Quantizes each layer on what reaches it through the quantized ones before it.
 pub(super) struct Quantizer {
@@ -29,6 +32,7 @@ pub(super) struct Quantizer {
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
+    stages: Stages,
 }
 
 /// Rounds every matrix to nearest.
@@ -82,6 +86,7 @@ impl Quantizer {
             spill: sources.spill.cloned(),
             counted: Vec::new(),
             layers: BTreeMap::new(),
+            stages: Stages::default(),
         }
     }
 
@@ -91,7 +96,7 @@ impl Quantizer {
         let width = moe.experts[0].width();
         let rule = Rule {
             samples: self.options.samples(),
-            least: (self.options.min_samples * hidden.max(width) as f64).ceil() as usize,
+            least: self.options.least_tokens(hidden, width),
             gate_power: self.options.gate_power,
             hot_cap: self.options.hot_cap,
         };
@@ -125,8 +130,9 @@ impl Quantizer {
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
             ridge: if shrinks { self.options.ridge } else { 0.0 },
+            stages: &self.stages,
         };
-        let samples = self.samples(moe, inputs)?;
+        let samples = self.stages.time("samples", || self.samples(moe, inputs))?;
         let task =
             |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
         let experts = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>())?;
@@ -140,10 +146,16 @@ impl Quantizer {
         Ok((experts, shared.transpose()?))
     }
 
+    /// Tokens that an expert of the widest layer needs.
+    fn least_tokens(&self) -> usize {
+        let widths = self.model.moes().map(|(_, moe)| moe.experts[0].width());
+        self.options.least_tokens(self.model.hidden, widths.max().unwrap_or(0))
+    }
+
     fn all_tokens(&self) -> ExpertSamples {
         let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
         let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
-        ExpertSamples { weights: vec![1.0; tokens.len()], tokens, counts }
+        ExpertSamples::evenly_weighed(tokens, counts)
     }
 }
 
@@ -152,12 +164,36 @@ impl Decider for Quantizer {
         &self.options.calibration
     }
 
+    fn check_text(&self, tokens: u64) -> Result<()> {
+        let least = self.least_tokens();
+        if !self.options.samples().tops_up() || tokens >= least as u64 {
+            return Ok(());
+        }
+        let what = format!("{tokens} tokens are less than the {least} that every expert is to be calibrated on");
+        Err(Error::new(Kind::Usage, what).remedy("give more --data, lower --min-samples, or give --samples routed"))
+    }
+
     fn begin(&mut self, calibration: &Calibration) {
         self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
     }
 
+    fn pool_text(&self) -> Option<CalibrationOptions> {
+        let QuantizeOptions { pool, pool_tokens, calibration, .. } = &self.options;
+        let text = CalibrationOptions { data: pool.clone(), data_tokens: *pool_tokens, ..calibration.clone() };
+        (!pool.is_empty()).then_some(text)
+    }
+
+    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
+        let tokens = all.batch.spans.get(own).map_or(all.batch.tokens(), |span| span.start);
+        Some(Box::new(Scan::new(all, own, self.least_tokens(), self.options.pool_take.unwrap_or(tokens))))
+    }
+
     fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
         None
+    }
+
+    fn stages(&self) -> Vec<(&'static str, Duration)> {
+        self.stages.all()
     }
 
     fn finish(&mut self) -> Result<Decisions> {
@@ -183,13 +219,16 @@ impl Converter for Quantizer {
             .chain(shared)
             .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
             .collect();
-        let quantized = self.options.quantized(moe, &store, |place, matrix| {
-            let network = match place {
-                Place::Routed(index) => index,
-                Place::Shared => moe.experts.len(),
-            };
-            Ok(codes[network][matrix].take().map(Made::Codes))
-        })?;
+        let quantized = || {
+            self.options.quantized(moe, &store, |place, matrix| {
+                let network = match place {
+                    Place::Routed(index) => index,
+                    Place::Shared => moe.experts.len(),
+                };
+                Ok(codes[network][matrix].take().map(Made::Codes))
+            })
+        };
+        let quantized = self.stages.time("packing", quantized)?;
         let layer = decided(quantized, record);
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);

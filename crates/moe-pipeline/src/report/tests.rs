@@ -49,6 +49,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         measured: None,
         held_out: None,
         decided: Some(DecidedBy::Sequence),
+        pool: None,
         layers: layers.into_iter().enumerate().map(record).collect(),
         warnings: Vec::new(),
     }
