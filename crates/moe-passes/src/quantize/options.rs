@@ -1,7 +1,7 @@
 //! What `quantize` can be told.
 
 use clap::ValueEnum;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme, Target};
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme};
 use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QuantizeOptions {
-    /// What weights become; activations stay as they are.
+    /// What weights become.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub scheme: WeightScheme,
@@ -139,7 +139,7 @@ pub enum WeightScheme {
     W3a16,
     /// 2-bit integers.
     W2a16,
-    /// 8-bit floats (e4m3) with a scale for each row.
+    /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
     Fp8,
     /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
     Fp8Block,
@@ -276,10 +276,8 @@ impl QuantizeOptions {
     /// [`Kind::Usage`] for a format that has no such scheme.
     pub(super) fn quantization(&self) -> Result<Quantization> {
         let scheme = self.encoding();
-        let compressed = || {
-            let group = Group { targets: vec![Target::Class("Linear".to_owned())], scheme };
-            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: Vec::new() })
-        };
+        let compressed =
+            || Quantization::Compressed(CompressedTensors { groups: vec![Group::linear(scheme)], ignore: Vec::new() });
         match (self.format, scheme) {
             (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
             (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
