@@ -9,7 +9,7 @@ use moe_checkpoint::Spill;
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
-use moe_model::{Ffn, Model, Result};
+use moe_model::{Attention, Ffn, Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -180,6 +180,8 @@ pub struct Decisions {
     pub by: DecidedBy,
     /// By layer.
     pub layers: BTreeMap<usize, DecidedLayer>,
+    /// Attention that changes, by layer.
+    pub attention: BTreeMap<usize, Attention>,
 }
 
 /// What becomes of one layer; layers for multi-token prediction are numbered behind the others.
@@ -392,6 +394,9 @@ pub struct LayerRecord {
     /// How the shared expert was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// How attention was made, where it changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<String>,
     /// How far the decision about the layer can be trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<LayerTrust>,

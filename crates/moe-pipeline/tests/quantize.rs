@@ -271,6 +271,40 @@ fn shared_experts_are_quantized_on_request() {
     }
 }
 
+/// By GPTQ on what reaches its projections, which must cost less than rounding them; latent attention has more of them.
+#[test]
+fn attention_is_quantized_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let kl = |options: QuantizeOptions| {
+        let held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
+        let options = QuantizeOptions { held_out, held_out_tokens: 2048, ..options };
+        let (quantized, receipt) = quantize(&options, &golden("models/moe"), &out).unwrap();
+        let linears: Vec<_> = quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
+        assert!(linears.len() == 16 && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_))));
+        assert!(receipt.layers.iter().all(|layer| layer.attention.as_ref().unwrap().contains("3-bit")));
+        receipt.held_out.unwrap().result.all.against.unwrap().kl
+    };
+    let toml = "scheme = \"w3a16\"\ngroup-size = 32\ninclude = [\"attention\"]";
+    let (gptq, rtn) = (kl(with_data(toml)), kl(options(&format!("{toml}\nmethod = \"rtn\""))));
+    assert!(gptq < 0.8 * rtn, "{gptq} {rtn}");
+
+    let ids = dir.path().join("ids.jsonl");
+    let line = |first: usize| format!("{{\"input_ids\": {:?}}}\n", (first..first + 20).collect::<Vec<_>>());
+    std::fs::write(&ids, (1..6).map(line).collect::<String>()).unwrap();
+    for (family, projections) in [("deepseek_v2/greedy", 4), ("deepseek_v3/base", 5)] {
+        let toml = format!("group-size = -1\ninclude = [\"attention\"]\ndata = [{:?}]", ids.display().to_string());
+        let model = golden(&format!("families/{family}/model"));
+        let (quantized, _) = quantize(&options(&toml), &model, &out).unwrap();
+        for layer in &quantized.layers {
+            let linears = layer.attention.linears();
+            assert_eq!(linears.len(), projections, "{family}");
+            assert!(linears.iter().all(|linear| matches!(linear.weight.encoding(), Encoding::Packed(_))));
+        }
+        verify(&out, &Quiet).unwrap();
+    }
+}
+
 #[test]
 fn what_cannot_work_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();

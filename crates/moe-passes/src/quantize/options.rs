@@ -174,6 +174,8 @@ pub enum Format {
 pub enum Part {
     /// Experts that every token goes through.
     Shared,
+    /// Projections of attention, in all layers.
+    Attention,
 }
 
 /// Tokens that each expert is calibrated on.

@@ -273,19 +273,10 @@ impl Solver<'_> {
             });
             match factor {
                 Ok(factor) => Ok(Factored { factor, effective }),
-                Err(error) => Err(self.unsolved(&task.name, what, error)),
+                Err(error) => Err(unsolved(self.layer, &format!("{what} of {}", task.name), error)),
             }
         };
         self.stages.time(FACTORS, || hessians.into_par_iter().zip(tasks).map(factored).collect())
-    }
-
-    fn unsolved(&self, name: &str, what: &str, error: QuantizeError) -> Error {
-        let remedy = match error {
-            QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
-            _ => "find out with eval which weights or tokens make it so",
-        };
-        let message = format!("the Hessian of what reaches {what} of {name} can't be solved in layer {}", self.layer);
-        Error::new(Kind::Numeric, message).source(error).remedy(remedy)
     }
 
     fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
@@ -329,7 +320,7 @@ fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<O
     rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
 }
 
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     let values = || tensor.flatten_all()?.to_vec1();
     values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
 }
@@ -344,6 +335,16 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
     };
     let damping = Some([input.factor.damping, neurons.factor.damping]);
     ExpertRecord { counts: task.samples.counts, effective, damping, error, fallback }
+}
+
+/// What is said where `what` of layer `layer` gets a Hessian that has no factor.
+pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
+    let remedy = match error {
+        QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
+        _ => "find out with eval which weights or tokens make it so",
+    };
+    let message = format!("the Hessian of what reaches {what} can't be solved in layer {layer}");
+    Error::new(Kind::Numeric, message).source(error).remedy(remedy)
 }
 
 pub(super) fn failed(error: QuantizeError) -> Error {
