@@ -20,7 +20,7 @@ const HESSIAN_BYTES: usize = 1 << 30;
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
 /// An expert's output is compared on about this many of its tokens.
-const ERROR_TOKENS: usize = 128;
+const ERROR_TOKENS: usize = 64;
 
 /// Stages, as `--timings` prints them.
 const READING: &str = "weights";
