@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """GPTQ by gptqmodel of the experts of a Mixture-of-Experts checkpoint, calibrated on given windows of token ids. Prints what it cost as JSON.
 
-    python gptqmodel_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts] [--fallback]
+    python gptqmodel_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts] [--no-fallback] [--file-order]
 
-Environment: requirements-gptqmodel.txt. MODEL needs tokenizer files. Its default, --fallback, rounds experts that fewer than 0.5 % of the tokens reach.
+Environment: `scripts/interop/venv gptqmodel`. MODEL needs tokenizer files. By default it solves groups, and columns within them, in the order of their
+energy, and rounds experts that fewer than 0.5 % of the tokens reach.
 """
 import os
 import tempfile
@@ -15,8 +16,9 @@ KEPT = {rf"-:.*{part}.*": {} for part in ("self_attn", "shared_expert", r"layers
 
 
 def main():
-    parser = arguments(__doc__)
-    parser.add_argument("--fallback", action="store_true")
+    parser = arguments(__doc__, damping=0.05)
+    parser.add_argument("--no-fallback", action="store_true")
+    parser.add_argument("--file-order", action="store_true", help="columns as they are in the file")
     options, watch = parser.parse_args(), Stopwatch()
     torch = prepare(options)
     for name in ("model", "tokens", "out"):
@@ -27,7 +29,8 @@ def main():
 
     watch.lap("import")
     config = QuantizeConfig(bits=options.bits, group_size=options.group, sym=True, desc_act=options.act_order, static_groups=options.act_order,
-                            act_group_aware=False, damp_percent=options.damping, dynamic=KEPT, fallback=Fallback() if options.fallback else None,
+                            act_group_aware=not (options.act_order or options.file_order or options.group == -1), damp_percent=options.damping,
+                            dynamic=KEPT, fallback=None if options.no_fallback else Fallback(),
                             moe=MoEConfig(routing=ExpertsRoutingBypass()) if options.all_experts else None, offload_to_disk=False, device="cpu")
     model = GPTQModel.load(str(options.model), config, dtype=getattr(torch, options.dtype), backend=BACKEND.TORCH)
     watch.lap("load")

@@ -17,7 +17,7 @@ def causal(config):
 
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, damping=0.01)
     parser.add_argument("--attention", choices=["causal", "released"], default="causal")
     options, watch = parser.parse_args(), Stopwatch()
     torch = prepare(options)
