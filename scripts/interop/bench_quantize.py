@@ -25,6 +25,7 @@ CASES = [(4, 128, DOMAINS, 4096), (3, 32, DOMAINS, 4096), (3, 32, DOMAINS[:2], 5
 # Whose, what they are told, and whether that is for timing alone.
 WAYS = {
     "ours, `--samples per-expert`": ("ours", "--samples per-expert", False),
+    "ours, `--samples per-expert --act-order`": ("ours", "--samples per-expert --act-order", False),
     "ours, `--samples routed`": ("ours", "--samples routed", False),
     "ours, `--samples all-experts`": ("ours", "--samples all-experts", False),
     "ours, `--method rtn`": ("ours", "--method rtn", False),
@@ -34,8 +35,8 @@ WAYS = {
     "llm-compressor, all experts (its default)": ("llm_compressor", "--all-experts", False),
     "llm-compressor, all experts, damping 0.1": ("llm_compressor", "--all-experts --damping 0.1", False),
     "llm-compressor, all experts, oneDNN off": ("llm_compressor", "--all-experts --onednn off", True),
-    "GPTQModel (its defaults: routed, damping 0.05, ordered groups)": ("gptqmodel", "--routed", False),
-    "GPTQModel, routed, damping 0.01, file order": ("gptqmodel", "--routed --damping 0.01 --file-order", False),
+    "GPTQModel, routed (its default)": ("gptqmodel", "--routed", False),
+    "GPTQModel, routed, damping 0.1": ("gptqmodel", "--routed --damping 0.1", False),
 }
 
 
@@ -52,7 +53,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{datetime.date.today()}, {machine(args.scratch)}; {command('git', 'describe', '--always', '--dirty')}; load average before: {load()}\n")
     print(f"Every process whole: imports, loading and writing included; the ways in turn; peers in bfloat16, {args.threads} threads, oneDNN on unless "
-          "said, llm-compressor with a causal mask, which it lacks as released. KL to the original, held out.\n")
+          "said; llm-compressor with a causal mask, which it lacks as released, its damping 0.01; GPTQModel's 0.05; both solve columns by energy. KL to the original, held out.\n")
     trained(args, folder) if args.model == "trained" else random(args, folder)
     print(f"\nLoad average after: {load()}.")
 

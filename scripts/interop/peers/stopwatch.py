@@ -21,7 +21,7 @@ def arguments(description, damping):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--routed", dest="all_experts", action="store_false", help="an expert sees the tokens that chose it (default)")
     which.add_argument("--all-experts", dest="all_experts", action="store_true", help="every expert sees every token")
-    parser.add_argument("--act-order", action="store_true")
+    parser.add_argument("--file-order", action="store_true", help="columns as they are in the file; by default both peers solve them in the order of their energy")
     parser.add_argument("--damping", type=float, default=damping, help="share of the mean diagonal; by default what the peer takes")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
