@@ -26,6 +26,7 @@ CASES = [(4, 128, DOMAINS, 4096), (3, 32, DOMAINS, 4096), (3, 32, DOMAINS[:2], 5
 WAYS = {
     "ours, `--samples per-expert`": ("ours", "--samples per-expert", False),
     "ours, `--samples per-expert --act-order`": ("ours", "--samples per-expert --act-order", False),
+    "ours, `--samples per-expert --act-order --gate-power 1`": ("ours", "--samples per-expert --act-order --gate-power 1", False),
     "ours, `--samples routed`": ("ours", "--samples routed", False),
     "ours, `--samples all-experts`": ("ours", "--samples all-experts", False),
     "ours, `--method rtn`": ("ours", "--method rtn", False),
