@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """GPTQ by gptqmodel of the experts of a Mixture-of-Experts checkpoint, calibrated on given windows of token ids. Prints what it cost as JSON.
 
-    python gptqmodel_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts] [--fallback]
+    python gptqmodel_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts] [--file-order] [--no-fallback]
 
-Environment: requirements-gptqmodel.txt. MODEL needs tokenizer files. Its default, --fallback, rounds experts that fewer than 0.5 % of the tokens reach.
+Environment: `scripts/interop/venv gptqmodel`. MODEL needs tokenizer files. By default it solves groups, and columns within them, in the order of their
+energy, and rounds experts that fewer than 0.5 % of the tokens reach.
 """
 import os
 import tempfile
@@ -15,8 +16,8 @@ KEPT = {rf"-:.*{part}.*": {} for part in ("self_attn", "shared_expert", r"layers
 
 
 def main():
-    parser = arguments(__doc__)
-    parser.add_argument("--fallback", action="store_true")
+    parser = arguments(__doc__, damping=0.05)
+    parser.add_argument("--no-fallback", action="store_true")
     options, watch = parser.parse_args(), Stopwatch()
     torch = prepare(options)
     for name in ("model", "tokens", "out"):
@@ -26,8 +27,9 @@ def main():
     from gptqmodel.quantization.config import ExpertsRoutingBypass, Fallback, MoEConfig
 
     watch.lap("import")
-    config = QuantizeConfig(bits=options.bits, group_size=options.group, sym=True, desc_act=options.act_order, static_groups=options.act_order,
-                            act_group_aware=False, damp_percent=options.damping, dynamic=KEPT, fallback=Fallback() if options.fallback else None,
+    config = QuantizeConfig(bits=options.bits, group_size=options.group, sym=True, desc_act=False, dynamic=KEPT,
+                            act_group_aware=not options.file_order and options.group != -1, damp_percent=options.damping,
+                            fallback=None if options.no_fallback else Fallback(),
                             moe=MoEConfig(routing=ExpertsRoutingBypass()) if options.all_experts else None, offload_to_disk=False, device="cpu")
     model = GPTQModel.load(str(options.model), config, dtype=getattr(torch, options.dtype), backend=BACKEND.TORCH)
     watch.lap("load")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """GPTQ by llm-compressor of the experts of a Mixture-of-Experts checkpoint, calibrated on given windows of token ids. Prints what it cost as JSON.
 
-    python llm_compressor_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts]
+    python llm_compressor_gptq.py MODEL TOKENS.json OUT [--bits 4] [--group 128] [--routed | --all-experts] [--file-order]
 
 Environment: `scripts/interop/venv llm-compressor`. With --attention released the calibration is what 0.14.0.1 does: its traced graph loses the attention
 implementation, so that tokens see later ones (golden/pruning/README.md); causal, the default, mends that, at no cost.
@@ -17,7 +17,7 @@ def causal(config):
 
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, damping=0.01)
     parser.add_argument("--attention", choices=["causal", "released"], default="causal")
     options, watch = parser.parse_args(), Stopwatch()
     torch = prepare(options)
@@ -37,7 +37,7 @@ def main():
     data = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(window) for window in ids]})
     group = {"strategy": "channel"} if options.group == -1 else {"strategy": "group", "group_size": options.group}
     scheme = {"targets": ["Linear"], "weights": {"num_bits": options.bits, "type": "int", "symmetric": True} | group}
-    recipe = GPTQModifier(config_groups={"group_0": scheme}, ignore=IGNORE, dampening_frac=options.damping, actorder="static" if options.act_order else None)
+    recipe = GPTQModifier(config_groups={"group_0": scheme}, ignore=IGNORE, dampening_frac=options.damping, actorder=None if options.file_order else "static")
     oneshot(model=model, dataset=data, recipe=[recipe], pipeline="sequential", batch_size=1, shuffle_calibration_samples=False,
             max_seq_length=max(map(len, ids)), num_calibration_samples=len(ids), moe_calibrate_all_experts=options.all_experts)
     watch.lap("quantize")

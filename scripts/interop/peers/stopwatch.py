@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
 
-def arguments(description):
+def arguments(description, damping):
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("tokens", type=Path, help="[[ids of a window], …], or {label: [[ids], …]}")
@@ -21,8 +21,8 @@ def arguments(description):
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--routed", dest="all_experts", action="store_false", help="an expert sees the tokens that chose it (default)")
     which.add_argument("--all-experts", dest="all_experts", action="store_true", help="every expert sees every token")
-    parser.add_argument("--act-order", action="store_true")
-    parser.add_argument("--damping", type=float, default=0.01)
+    parser.add_argument("--file-order", action="store_true", help="columns as they are in the file; by default both peers solve them in the order of their energy")
+    parser.add_argument("--damping", type=float, default=damping, help="share of the mean diagonal; by default what the peer takes")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--onednn", choices=["on", "off"], default="on", help="off: no kernel is compiled for each new number of tokens")
