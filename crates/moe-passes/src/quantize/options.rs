@@ -59,8 +59,8 @@ pub struct QuantizeOptions {
     pub min_samples: f64,
 
     /// Tokens weigh as much as their gate to this power: 0, 1 or 2.
-    #[arg(long, value_name = "POWER", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2), help_heading = "Samples")]
-    #[serde(default)]
+    #[arg(long, value_name = "POWER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2), help_heading = "Samples")]
+    #[serde(default = "default_gate_power")]
     pub gate_power: u8,
 
     /// Tokens' worth of the whole layer that is mixed into each expert's Hessian of gate and up, as a multiple of its input width;
@@ -101,8 +101,17 @@ pub struct QuantizeOptions {
     pub damping: f64,
 
     /// Solve columns in the order of their energy; groups are fixed before, so that files need no order.
-    #[arg(long, help_heading = "GPTQ")]
-    #[serde(default)]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = clap::ArgAction::Set,
+        help_heading = "GPTQ"
+    )]
+    #[serde(default = "default_act_order")]
     pub act_order: bool,
 
     /// Let the range of a group shrink where that lessens the error that its inputs see.
@@ -214,6 +223,14 @@ fn half() -> f64 {
 
 fn default_hot_cap() -> f64 {
     4.0
+}
+
+fn default_gate_power() -> u8 {
+    1
+}
+
+fn default_act_order() -> bool {
+    true
 }
 
 fn default_pool_tokens() -> usize {

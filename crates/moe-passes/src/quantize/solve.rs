@@ -16,7 +16,7 @@ use crate::part::finite_values;
 use crate::stages::Stages;
 
 /// Hessians of the experts that are solved together take at most this many bytes.
-const HESSIAN_BYTES: usize = 1 << 30;
+const HESSIAN_BYTES: usize = 256 << 20;
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
 /// An expert's output is compared on about this many of its tokens.
@@ -99,17 +99,23 @@ impl Solver<'_> {
         let Some(first) = tasks.first() else { return Ok(Vec::new()) };
         let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
+        let factored = |tasks: &[Task<'_>]| self.inputs_factored(tasks, layer.as_ref(), hidden);
+        // What all tasks have in common is made once.
+        let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
+        let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
         let together = HESSIAN_BYTES / (4 * hidden.max(width).pow(2)).max(1);
         let mut solved = Vec::with_capacity(tasks.len());
         for batch in tasks.chunks(together.max(1)) {
-            solved.extend(self.batch(batch, layer.as_ref(), [width, hidden])?);
+            let own = if alike { None } else { Some(factored(batch)?) };
+            let inputs = own.as_ref().or(shared.as_ref()).expect("either is there");
+            solved.extend(self.batch(batch, inputs, [width, hidden])?);
         }
         Ok(solved)
     }
 
-    fn batch(&self, tasks: &[Task<'_>], layer: Option<&Hessian<f32>>, shape: [usize; 2]) -> Result<Vec<Solved>> {
-        let inputs = self.inputs_factored(tasks, layer, shape[1])?;
-        let pairs = self.gates_and_ups(tasks, &inputs, shape)?;
+    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all.
+    fn batch(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<Vec<Solved>> {
+        let pairs = self.gates_and_ups(tasks, inputs, shape)?;
         let matrices = self.matrices(tasks, &pairs, shape)?;
         let neurons = self.neurons_factored(tasks, &matrices, shape[0])?;
         let downs = self.weights(tasks, |network| &network.down)?;
@@ -124,18 +130,16 @@ impl Solver<'_> {
         Ok(solved.collect())
     }
 
-    /// The Hessians of what reaches gates and ups: one for each task, or one for all that share their samples.
+    /// The Hessians of what reaches gates and ups.
     fn inputs_factored(
         &self,
         tasks: &[Task<'_>],
         layer: Option<&Hessian<f32>>,
         hidden: usize,
     ) -> Result<Vec<Factored>> {
-        let alike = tasks.iter().all(|task| task.samples.shares(&tasks[0].samples));
-        let distinct = if alike { &tasks[..1] } else { tasks };
-        let own: Vec<_> = distinct.iter().map(|task| &task.samples).collect();
+        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
         let hessians = self.hessians(&own, hidden, |x, _| Ok(x))?;
-        self.factored(distinct, hessians, "gate_proj", |hessian| match layer {
+        self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
             Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
         })
