@@ -52,10 +52,10 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub per_expert: bool,
 
-    /// An expert with fewer tokens than this multiple of its input width is topped up: below that width its Hessian is
-    /// singular.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, help_heading = "Samples")]
-    #[serde(default = "one")]
+    /// An expert with fewer tokens than this multiple of its input width is topped up: with what --shrinkage adds, as many as
+    /// its Hessian needs not to be singular.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
+    #[serde(default = "half")]
     pub min_samples: f64,
 
     /// Tokens weigh as much as their gate to this power: 0, 1 or 2.
@@ -211,10 +211,6 @@ impl Samples {
 
 fn default_group_size() -> i64 {
     128
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 fn half() -> f64 {

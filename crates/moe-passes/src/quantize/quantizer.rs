@@ -216,7 +216,10 @@ impl Decider for Quantizer {
 
     fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
         let tokens = all.batch.spans.get(own).map_or(all.batch.tokens(), |span| span.start);
-        Some(Box::new(Scan::new(all, own, self.least_tokens(), self.options.pool_take.unwrap_or(tokens))))
+        // Tokens of its own are worth more than others': as many of them as make a Hessian regular.
+        let widths = self.model.moes().map(|(_, moe)| moe.experts[0].width()).chain([self.model.hidden]);
+        let least = self.least_tokens().max(widths.max().unwrap_or(0));
+        Some(Box::new(Scan::new(all, own, least, self.options.pool_take.unwrap_or(tokens))))
     }
 
     fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
