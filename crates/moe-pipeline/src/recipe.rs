@@ -1,4 +1,8 @@
-//! Recipes: a TOML file with steps that run one after the other.
+//! Recipes: a TOML file with steps that run one after the other, some of them for every combination of choices.
+
+mod check;
+mod expand;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +14,8 @@ use serde::de::DeserializeOwned;
 
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
+use expand::Expansion;
+use variables::{Variables, given};
 
 /// A parsed recipe.
 #[derive(Debug)]
@@ -29,8 +35,25 @@ pub struct Step {
     pub model: PathBuf,
     /// What its row in the summary is called; the checkpoint unless given.
     pub label: Option<String>,
+    /// What was chosen in the blocks around it, such as "bits 3, seed 0"; empty outside of blocks.
+    pub chosen: String,
     /// What it does.
     pub kind: StepKind,
+}
+
+impl Step {
+    /// What its row in the summary is called.
+    pub fn row(&self) -> String {
+        self.label.clone().unwrap_or_else(|| self.model.display().to_string())
+    }
+
+    /// Its command, and what was chosen for it.
+    pub fn name(&self) -> String {
+        match self.chosen.is_empty() {
+            true => self.command.clone(),
+            false => format!("{}; {}", self.command, self.chosen),
+        }
+    }
 }
 
 /// What a step does.
@@ -99,7 +122,7 @@ pub enum StepKind {
 struct RawRecipe {
     name: Option<String>,
     #[serde(default)]
-    vars: BTreeMap<String, String>,
+    vars: toml::Table,
     /// Keys of every step that runs a command, where the step itself doesn't have them.
     #[serde(default)]
     defaults: BTreeMap<String, toml::Table>,
@@ -121,61 +144,37 @@ impl Recipe {
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
         let mut raw: RawRecipe = toml::from_str(text).map_err(|e| usage(e.to_string().trim_end().to_owned()))?;
+        let mut variables = Variables::default();
         for (key, value) in overrides {
-            match raw.vars.get_mut(key) {
-                Some(old) => value.clone_into(old),
-                None => {
-                    let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
-                    let what = format!("this recipe has no variable {key:?}");
-                    return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
-                }
-            }
+            let Some(declared) = raw.vars.get_mut(key) else {
+                let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
+                let what = format!("this recipe has no variable {key:?}");
+                return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
+            };
+            *declared = given(value, declared).map_err(|what| usage(format!("--set {key}: {what}")))?;
+        }
+        for (name, value) in &raw.vars {
+            variables.define(name, value.clone()).map_err(|what| usage(format!("[vars] {name}: {what}")))?;
         }
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step"));
         }
-        let runs = |name: &String| raw.step.iter().any(|t| t.get("run").and_then(toml::Value::as_str) == Some(name));
-        if let Some(name) = raw.defaults.keys().find(|name| !runs(name)) {
+        let mut expansion = Expansion { defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
+        expansion.steps(&raw.step, "")?;
+        let Expansion { mut variables, steps, .. } = expansion;
+        if let Some(name) = raw.defaults.keys().find(|name| steps.iter().all(|step| step.command != **name)) {
             return Err(usage(format!("[defaults.{name}]: no step runs {name:?}")));
         }
-        let step = |(index, mut table): (usize, toml::Table)| {
-            let name = table.get("run").and_then(toml::Value::as_str).unwrap_or("?").to_owned();
-            let in_step = |what: String| usage(format!("step {} ({name}): {what}", index + 1));
-            for (key, value) in raw.defaults.get(&name).into_iter().flatten() {
-                table.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-            substitute(&mut table, &raw.vars).map_err(in_step)?;
-            parse_step(table).map_err(in_step)
-        };
-        let steps = raw.step.into_iter().enumerate().map(step).collect::<Result<_>>()?;
+        if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
+            return Err(usage(format!("[vars] {name}: nothing uses ${{{name}}}")));
+        }
+        check::steps(&steps).map_err(usage)?;
         Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
     }
 }
 
 fn usage(what: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what)
-}
-
-/// Replaces `${name}` in every string.
-fn substitute(table: &mut toml::Table, vars: &BTreeMap<String, String>) -> Result<(), String> {
-    table.iter_mut().try_for_each(|(_, value)| substitute_value(value, vars))
-}
-
-fn substitute_value(value: &mut toml::Value, vars: &BTreeMap<String, String>) -> Result<(), String> {
-    match value {
-        toml::Value::String(text) => {
-            for (name, replacement) in vars {
-                *text = text.replace(&format!("${{{name}}}"), replacement);
-            }
-            match text.split_once("${").and_then(|(_, rest)| rest.split_once('}')) {
-                Some((name, _)) => Err(format!("there is no variable {name:?} under [vars]")),
-                None => Ok(()),
-            }
-        }
-        toml::Value::Array(values) => values.iter_mut().try_for_each(|v| substitute_value(v, vars)),
-        toml::Value::Table(table) => substitute(table, vars),
-        _ => Ok(()),
-    }
 }
 
 fn parse_step(mut table: toml::Table) -> Result<Step, String> {
@@ -213,7 +212,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             ));
         }
     };
-    Ok(Step { command, model, label, kind })
+    Ok(Step { command, model, label, chosen: String::new(), kind })
 }
 
 #[derive(Deserialize)]
@@ -292,6 +291,93 @@ mod tests {
         };
         assert_eq!((options.sample_every, options.reduce.experts), (Some(4), Some(12)));
         assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
+    }
+
+    const MATRIX: &str = r#"
+        [vars]
+        out = "x"
+        seeds = [0, 1]
+        [defaults.quantize]
+        model = "moe"
+        seed = "${seed}"
+        [[step]]
+        run = "verify"
+        model = "moe"
+        [[step]]
+        each.bits = [3, 2]
+        each.text = [{ text = "all", files = ["a=a.txt", "b.txt"], sizes = [512] }, { text = "one", files = ["a.txt"], sizes = [64, 128] }]
+        [[step.step]]
+        each.tokens = "${sizes}"
+        each.seed = "${seeds}"
+        [[step.step.step]]
+        run = "quantize"
+        output = "${out}/${bits}-${text}-${tokens}-${seed}"
+        scheme = "w${bits}a16"
+        data = "${files}"
+        data-tokens = "${tokens}"
+        [[step.step.step]]
+        run = "eval"
+        label = "${bits} bits, ${text}, ${tokens}"
+        model = "${out}/${bits}-${text}-${tokens}-${seed}"
+        data = ["b.txt"]
+    "#;
+
+    #[test]
+    fn blocks_run_for_every_combination() {
+        let steps = Recipe::parse(MATRIX, &[], "x").unwrap().steps;
+        assert_eq!((steps[0].command.as_str(), steps[0].chosen.as_str()), ("verify", ""));
+        let made: Vec<_> = steps[1..].iter().step_by(2).map(|step| step.chosen.as_str()).collect();
+        let sizes = ["text all, tokens 512", "text one, tokens 64", "text one, tokens 128"];
+        let of_bits =
+            |bits| sizes.iter().flat_map(move |size| [0, 1].map(|seed| format!("bits {bits}, {size}, seed {seed}")));
+        assert_eq!(made, [3, 2].into_iter().flat_map(of_bits).collect::<Vec<_>>());
+        let StepKind::Quantize { output, options, .. } = &steps[7].kind else { panic!("step 8 quantizes") };
+        assert_eq!(output, Path::new("x/3-one-64-1"));
+        assert_eq!((options.calibration.data_tokens, options.calibration.seed), (64, 1));
+        assert_eq!(options.calibration.data.len(), 1);
+        assert_eq!(steps[8].row(), "3 bits, one, 64");
+        assert_eq!(steps[8].name(), "eval; bits 3, text one, tokens 64, seed 1");
+        let fewer = [("seeds".to_owned(), "[7]".to_owned())];
+        assert_eq!(Recipe::parse(MATRIX, &fewer, "x").unwrap().steps.len(), 1 + 2 * 2 * 3);
+    }
+
+    #[test]
+    fn mistakes_in_blocks_are_named() {
+        let with = |from: &str, to: &str| {
+            assert!(MATRIX.contains(from), "{from}");
+            message(&MATRIX.replace(from, to), &[])
+        };
+        let bits = "each.bits = [3, 2]";
+        assert!(with("[3, 2]", "[3, 5]").contains("step 2.1.1 (quantize; bits 5, text all, tokens 512, seed 0): "));
+        assert!(with(bits, "each.bits = []").contains("step 2 (a block): each.bits: give at least one value"));
+        assert!(with(bits, "each.bits = 3").contains("each.bits: give a list"));
+        assert!(
+            with(bits, "each.bits = [3, 2]\neach.nits = [1]").contains("each.nits: no step of the block uses ${nits}")
+        );
+        assert!(with(bits, "each.out = [1]").contains("each.out: there is a variable \"out\" already"));
+        assert!(with("w${bits}a16", "w${bit}a16").contains("there is no variable \"bit\" here, only bits, files, out"));
+        assert!(with("data = \"${files}\"", "data = [\"a ${files}\"]").contains("${files} is of type array"));
+        assert!(with("files = [\"a.txt\"], ", "").contains("here are text, files, sizes, and text, sizes"));
+        assert!(with("sizes = [512] }", "sizes = [512], more = 1 }").contains("every value sets the same variables"));
+        assert!(with("[{ text", "[1, { text").contains("each.text: every value sets the same variables"));
+        assert!(
+            with(bits, "each.bits = [3, 2]\nrun = \"verify\"").contains("unknown key `run`, expected each and step")
+        );
+        assert!(with("seeds = [0, 1]", "seeds = [0, 1]\nspare = 1").contains("[vars] spare: nothing uses ${spare}"));
+        assert!(
+            with("-${tokens}-${seed}\"\n        scheme", "\"\n        scheme")
+                .contains("writes to x/3-all, as step 2 does")
+        );
+        assert!(with("[\"b.txt\"]\n", "[\"${seed}.txt\"]\n").contains("has the label of step 3, \"3 bits, all, 512\""));
+        let block = "[[step]]\n[[step.step]]\nrun = \"verify\"\nmodel = \"x\"";
+        assert!(message(block, &[]).contains("step 1 (a block): the key \"each\" is missing"));
+        assert!(
+            message("[[step]]\neach = {}\n[[step.step]]", &[])
+                .contains("step 1 (a block): it has no choice under each")
+        );
+        assert!(message("[[step]]\neach.a = [1]", &[]).contains("step 1 (a block): it has no step"));
+        let set = |value: &str| message(MATRIX, &[("seeds".to_owned(), value.to_owned())]);
+        assert!(set("3").contains("--set seeds: \"3\" is no TOML of type array, as [0, 1] is"));
     }
 
     #[test]
