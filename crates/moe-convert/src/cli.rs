@@ -167,7 +167,7 @@ pub enum Command {
     /// one label are averaged.
     #[command(after_help = "Examples:\n  moe-convert run recipes/quickstart.toml\n  \
                             moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart\n  \
-                            moe-convert run recipes/full/compare-samples.toml --set widths=[4] --set seeds=[0] --dry-run\n\n\
+                            moe-convert run recipes/compare-samples.toml --dry-run\n\n\
                             docs/recipes.md is the guide.")]
     Run {
         /// Recipe file
