@@ -89,7 +89,7 @@ def unbits(words, bits):
 
 def plain(path, out, as_stored=False):
     """Writes the checkpoint without quantization: all exact, in float32; or, as transformers 5 has it in memory, with the values of
-    routed experts in the model's dtype. Returns what was decoded."""
+    routed experts, and of all that Hugging Face's fp8 holds, in the model's dtype. Returns what was decoded."""
     out.mkdir()
     tensors, config = read(path)
     values = decoded(tensors, config)
@@ -98,7 +98,7 @@ def plain(path, out, as_stored=False):
         said |= {"dtype": "float32", "torch_dtype": "float32"}
     kept = {name: value for name, value in tensors.items() if not any(name.removesuffix(part) in values for part in (".weight", *PARTS))}
     for name, value in values.items():
-        rounded = as_stored and ".experts." in name
+        rounded = as_stored and (".experts." in name or config["quantization_config"]["quant_method"] == "fp8")
         kept[f"{name}.weight"] = value.to(getattr(torch, said["dtype"]) if rounded else torch.float32).contiguous()
     save_file(kept, out / "model.safetensors", {"format": "pt"})
     (out / "config.json").write_text(json.dumps(said))

@@ -16,26 +16,28 @@ BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
 INTEGERS = [f"--scheme {name} --group-size -1" for name in ("w8a16", "w4a16", "w3a16", "w2a16", "w4a16 --asymmetric")]
 FLOATS = ["--scheme fp8", "--scheme fp8-block", "--scheme fp8-block --format compressed-tensors"]
 SHARED = "--scheme w4a16 --group-size -1 --include shared"
+ATTENTION = ["--scheme w8a16 --group-size -1 --include attention", "--scheme fp8-block --include attention"]
 # Which schemes, by golden: each family in all of them, each dtype in some. The first is what a family's hub models look like.
 GOLDENS = {
-    "qwen3_moe/base": INTEGERS + FLOATS,
+    "qwen3_moe/base": INTEGERS + FLOATS + ATTENTION,
     "qwen3_moe/num_experts": INTEGERS + FLOATS,  # float32
     "mixtral/sliding": INTEGERS + FLOATS,
     "mixtral/old": INTEGERS[:2],  # float32
     "qwen2_moe/base": INTEGERS + FLOATS + [SHARED],
-    "qwen2_moe/no_bias": [SHARED],  # float32
+    "qwen2_moe/no_bias": [f"{SHARED},attention"],  # float32
     "qwen2_moe/norm": INTEGERS[1:2],  # float16
-    "olmoe/base": INTEGERS + FLOATS,
+    "olmoe/base": INTEGERS + FLOATS + ATTENTION[:1],
     "olmoe/clip": INTEGERS[1:2],  # float32
-    "deepseek_v2/base": INTEGERS + FLOATS + [SHARED],
+    "deepseek_v2/base": INTEGERS + FLOATS + [SHARED] + ATTENTION[:1],
     "deepseek_v2/greedy": INTEGERS[1:2],  # float16
-    "deepseek_v3/base": INTEGERS + FLOATS + [SHARED],
+    "deepseek_v3/base": INTEGERS + FLOATS + [SHARED] + ATTENTION,
     "glm4_moe/base": INTEGERS + FLOATS + [SHARED],
     "glm4_moe/bias": INTEGERS[1:2],  # float16
 }
 CALIBRATED = "--per-expert --data golden/text/english.calibration.txt --data-tokens 1024"
 BUILT_IN = [
     f"--scheme w4a16 {CALIBRATED}",
+    f"--scheme w4a16 --group-size 64 --include attention {CALIBRATED}",
     f"--scheme w3a16 --group-size 64 --act-order {CALIBRATED}",
     f"--scheme w2a16 --group-size 32 --clip-search {CALIBRATED}",
     "--scheme w8a16 --group-size 64 --method rtn",

@@ -9,10 +9,10 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
-use moe_passes::quantize::ExpertRecord;
+use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, Timings, VerifyReport,
-    describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
+    VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 pub use summary::summary;
@@ -296,16 +296,22 @@ fn quantized(receipt: &Receipt) -> String {
             record.counts.topped_up.to_string(),
             format!("{:.0}", record.effective),
             pair(record.damping),
-            pair(record.error),
+            or_dash(record.error.map(|error| format!("{error:.3}"))),
             or_dash(record.fallback.clone()),
         ]
     };
-    let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "relative error", "fallback"];
-    let errors = || coldest.iter().filter_map(|(.., record)| record.error).flatten();
+    let pool = receipt.pool.map_or(String::new(), |Pulled { scanned, joined, short }| {
+        format!(
+            "\nPool: {} of {} sequences joined ({} of {} tokens); by the original's routing, experts short of tokens: {} before, {} after.\n",
+            joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]
+        )
+    });
+    let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
+    let errors = || coldest.iter().filter_map(|(.., record)| record.error);
     let worst = errors().fold(0.0, f64::max);
     let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
     format!(
-        "\nThe coldest of {} experts (gate and up / down); relative output error {mean:.3} in the mean, {worst:.3} at most:\n{}",
+        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} in the mean, {worst:.3} at most:\n{}",
         coldest.len(),
         table(&header, coldest.iter().take(SHOWN).map(row))
     )
@@ -426,12 +432,13 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
 
 /// --timings.
 pub fn timings(timings: &Timings, peak: Option<u64>) -> String {
-    let rate = |s: &moe_pipeline::Stage| match s.bytes {
-        Some(bytes) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
-        None if s.beside => "beside the next".to_owned(),
-        None => String::new(),
+    let rate = |s: &Stage| match (s.bytes, s.overlap) {
+        (Some(bytes), _) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
+        (None, Overlap::BesideNext) => "beside the next".to_owned(),
+        (None, _) => String::new(),
     };
-    let rows = timings.0.iter().map(|s| vec![s.name.clone(), format!("{:.3} s", s.seconds), rate(s)]);
+    let name = |s: &Stage| if s.overlap == Overlap::WithinNext { format!("· {}", s.name) } else { s.name.clone() };
+    let rows = timings.0.iter().map(|s| vec![name(s), format!("{:.3} s", s.seconds), rate(s)]);
     let peak = peak.map_or(String::new(), |b| format!("  peak memory {}\n", ByteSize(b)));
     table(&["stage", "time", "rate"], rows) + &peak
 }

@@ -19,6 +19,9 @@ pub(crate) enum LoadedAttention {
     Latent(LoadedLatent),
 }
 
+/// Is shown each input of projections, with the first of [`Attention::linears`] that reads it.
+pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &Tensor);
+
 impl LoadedAttention {
     pub fn load(loader: Loader<'_>, model: &Model, attention: &Attention) -> Result<Self> {
         Ok(match attention {
@@ -28,10 +31,10 @@ impl LoadedAttention {
     }
 
     /// `x` is `[tokens, hidden]`, already normalised; `spans` are its sequences.
-    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
         match self {
-            Self::Grouped(attention) => attention.forward(x, spans, rotary),
-            Self::Latent(attention) => attention.forward(x, spans, rotary),
+            Self::Grouped(attention) => attention.forward(x, spans, rotary, seen),
+            Self::Latent(attention) => attention.forward(x, spans, rotary, seen),
         }
     }
 }
@@ -86,7 +89,8 @@ impl LoadedGrouped {
         })
     }
 
-    fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+    fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
+        seen(0, x);
         let Shape { heads, kv_heads, head_dim, clip, eps, window } = self.shape;
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
         let norm = |x: Tensor, weight: &Tensor| candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
@@ -107,7 +111,9 @@ impl LoadedGrouped {
             let (q, k) = (rotary.apply(&of(&q)?)?, rotary.apply(&of(&k)?)?);
             scores.attend(&q, &k, &of(&v)?.contiguous()?)
         });
-        self.o.forward(&Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?)
+        let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
+        seen(3, &attended);
+        self.o.forward(&attended)
     }
 }
 

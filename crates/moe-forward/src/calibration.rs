@@ -63,11 +63,38 @@ impl Calibration {
         Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })
     }
 
+    /// Tokens that count.
+    pub fn counted(&self) -> u64 {
+        self.groups.iter().map(|group| group.tokens).sum()
+    }
+
     /// About `tokens` of these tokens, in whole sequences, evenly spread.
     #[must_use]
     pub fn sampled(&self, tokens: usize) -> Self {
         let every = self.batch.tokens().div_ceil(tokens.max(1)).max(1);
-        let spans: Vec<_> = self.batch.spans.iter().step_by(every).cloned().collect();
+        self.selected((0..self.batch.spans.len()).step_by(every))
+    }
+
+    /// These tokens and those of `other` behind them, whose groups stay apart.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Self {
+        let shift = |group: &GroupIndex| match *group {
+            UNCOUNTED => UNCOUNTED,
+            group => group + self.groups.len() as GroupIndex,
+        };
+        let sequences =
+            [self, other].into_iter().flat_map(|of| of.batch.spans.iter().map(|s| &of.batch.ids[s.clone()]));
+        Self {
+            batch: Batch::new(sequences),
+            groups: self.groups.iter().chain(&other.groups).cloned().collect(),
+            group_of: self.group_of.iter().copied().chain(other.group_of.iter().map(shift)).collect(),
+        }
+    }
+
+    /// Those of these sequences.
+    #[must_use]
+    pub fn selected(&self, sequences: impl IntoIterator<Item = usize>) -> Self {
+        let spans: Vec<_> = sequences.into_iter().map(|sequence| self.batch.spans[sequence].clone()).collect();
         let batch = Batch::new(spans.iter().map(|span| &self.batch.ids[span.clone()]));
         let group_of: Vec<_> = spans.into_iter().flat_map(|span| self.group_of[span].iter().copied()).collect();
         let counted = |index: usize| group_of.iter().filter(|group| **group as usize == index).count() as u64;
@@ -134,6 +161,16 @@ mod tests {
         assert_eq!(*sample.group_of, [[0; 3].as_slice(), &[2; 10]].concat());
         assert_eq!(sample.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [3, 0, 10, 0]);
         assert_eq!(calibration.sampled(1000).batch, calibration.batch);
+    }
+
+    #[test]
+    fn joined_sequences_keep_their_groups() {
+        let calibration = Calibration::new(&corpus(), &BTreeSet::from([0])).unwrap();
+        let joined = calibration.joined(&calibration.selected([1]));
+        assert_eq!(joined.batch.tokens(), calibration.batch.tokens() + 2);
+        assert_eq!(joined.batch.spans.last(), Some(&(20..22)));
+        assert_eq!((joined.group_of[2], joined.group_of[20]), (UNCOUNTED, 5));
+        assert_eq!(joined.groups.iter().map(|g| g.tokens).collect::<Vec<_>>(), [2, 2, 10, 5, 0, 2, 0, 0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use candle_core::{D, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
 use moe_model::{LatentAttention, Model};
 
-use crate::attention::Scores;
+use crate::attention::{Scores, Seen};
 use crate::loader::{LoadedLinear, Loader};
 use crate::rotary::Rotary;
 
@@ -50,12 +50,15 @@ impl LoadedLatent {
         })
     }
 
-    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary) -> CandleResult<Tensor> {
+    pub fn forward(&self, x: &Tensor, spans: &[Range<usize>], rotary: &Rotary, seen: Seen<'_>) -> CandleResult<Tensor> {
+        seen(0, x);
         let (tokens, heads) = (x.dim(0)?, self.heads);
-        let q = self.queries(x)?.reshape((tokens, heads, self.nope + self.rope))?;
+        let kv_b = if self.q_latent.is_some() { 3 } else { 2 };
+        let q = self.queries(x, seen)?.reshape((tokens, heads, self.nope + self.rope))?;
         let latent = self.kv_a.forward(x)?;
         let k_rope = latent.narrow(1, self.kv_rank, self.rope)?.unsqueeze(1)?;
         let latent = self.norm(&latent.narrow(1, 0, self.kv_rank)?, &self.kv_a_norm)?;
+        seen(kv_b, &latent);
         let kv = self.kv_b.forward(&latent)?.reshape((tokens, heads, self.nope + self.value))?;
         let sequences = spans.iter().map(|span| {
             let part = |x: &Tensor, start, width| {
@@ -67,14 +70,16 @@ impl LoadedLatent {
             let k = Tensor::cat(&[&part(&kv, 0, self.nope)?, &k_rope], D::Minus1)?;
             self.scores.attend(&q, &k, &part(&kv, self.nope, self.value)?)
         });
-        self.o.forward(&Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?)
+        let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
+        seen(kv_b + 1, &attended);
+        self.o.forward(&attended)
     }
 
-    fn queries(&self, x: &Tensor) -> CandleResult<Tensor> {
-        match &self.q_latent {
-            None => self.q.forward(x),
-            Some((projection, norm)) => self.q.forward(&self.norm(&projection.forward(x)?, norm)?),
-        }
+    fn queries(&self, x: &Tensor, seen: Seen<'_>) -> CandleResult<Tensor> {
+        let Some((projection, norm)) = &self.q_latent else { return self.q.forward(x) };
+        let latent = self.norm(&projection.forward(x)?, norm)?;
+        seen(1, &latent);
+        self.q.forward(&latent)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> CandleResult<Tensor> {

@@ -8,7 +8,7 @@ use moe_checkpoint::Result;
 use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::routing::Routing;
-use moe_model::{Ffn, Layer, Model, Weight};
+use moe_model::{Attention, Ffn, Layer, Model, Weight};
 
 use crate::attention::LoadedAttention;
 use crate::batch::{Batch, check_ids};
@@ -123,6 +123,30 @@ pub trait Converter: Observer {
         true
     }
 
+    /// Whether attention is converted too: then it runs twice, and is first watched by [`Converter::attention_input`].
+    fn converts_attention(&self) -> bool {
+        false
+    }
+
+    /// What projections of layer `index`'s attention read for `tokens`, `[tokens, width]`; `linear` is the first of
+    /// [`moe_model::Attention::linears`] that reads it.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn attention_input(&mut self, index: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
+        let _ = (index, linear, tokens, x);
+        Ok(())
+    }
+
+    /// The attention that takes the place of layer `index`'s; `None` keeps it.
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
+        let _ = index;
+        Ok(None)
+    }
+
     /// The feed-forward block that takes the place of layer `index`'s, whose `inputs` are all there; `None` keeps it.
     ///
     /// # Errors
@@ -163,6 +187,9 @@ impl Inputs<'_> {
         normed(&self.states.get(block)?, self.norm, self.eps).context(|| format!("a norm of layer {}", self.layer))
     }
 }
+
+/// Is shown what projections read for which tokens: the first of [`Attention::linears`] that reads it.
+type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
 
 /// A batch on its way through a model.
 pub struct Sweep<'a> {
@@ -239,7 +266,7 @@ impl<'a> Sweep<'a> {
         let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
         let loaded = LoadedLayer::load(loader, self.model, layer)?;
         for block in 0..self.blocks.len() {
-            let attended = self.attention(index, &loaded, block)?;
+            let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
             let normed = self.ffn_input(index, &attended, &loaded)?;
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
@@ -257,13 +284,23 @@ impl<'a> Sweep<'a> {
         let layer = &self.model.layers[index];
         let cache = self.cache();
         let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
-        let loaded = LoadedLayer::load(loader, self.model, layer)?;
+        let mut loaded = LoadedLayer::load(loader, self.model, layer)?;
+        if converter.converts_attention() {
+            for block in 0..self.blocks.len() {
+                self.attention(index, &loaded, block, &mut |linear, tokens, x| {
+                    converter.attention_input(index, linear, tokens, x)
+                })?;
+            }
+            if let Some(attention) = converter.convert_attention(index)? {
+                loaded.attention = LoadedAttention::load(loader, self.model, &attention)?;
+            }
+        }
         let scratch = self.scratch.as_deref();
         let observes = converter.observes();
         let mut originals =
             observes.then(|| States::new(&self.blocks, self.model.hidden, scratch, self.compute)).transpose()?;
         for block in 0..self.blocks.len() {
-            let attended = self.attention(index, &loaded, block)?;
+            let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
             if let Some(originals) = &mut originals {
                 let normed = self.ffn_input(index, &attended, &loaded)?;
                 converter.ffn_input(index, &normed)?;
@@ -301,19 +338,31 @@ impl<'a> Sweep<'a> {
         cache
     }
 
-    fn attention(&self, index: usize, layer: &LoadedLayer, block: usize) -> Result<Tensor> {
+    /// The states of `block` behind the attention of layer `index`; `seen` is shown what projections read for which tokens.
+    fn attention(&self, index: usize, layer: &LoadedLayer, block: usize, seen: SeenFor<'_>) -> Result<Tensor> {
+        // candle's errors can't hold ours.
+        let mut failed = None;
         let hidden = self.states.get(block)?;
         let tokens = &self.blocks[block];
         let within = |span: &&Range<usize>| tokens.start <= span.start && span.end <= tokens.end;
         let spans: Vec<_> = self.batch.spans.iter().filter(within).cloned().collect();
-        let run = |spans: &[Range<usize>]| {
+        let mut run = |spans: &[Range<usize>]| {
             let (start, end) = (spans[0].start, spans[spans.len() - 1].end);
             let local: Vec<_> = spans.iter().map(|s| s.start - start..s.end - start).collect();
             let x = hidden.narrow(0, start - tokens.start, end - start)?;
-            let out = layer.attention.forward(&self.norm(&x, &layer.attention_norm)?, &local, &self.rotary)?;
+            let mut show = |linear: usize, input: &Tensor| {
+                if failed.is_none() {
+                    failed = seen(linear, start..end, input).err();
+                }
+            };
+            let out =
+                layer.attention.forward(&self.norm(&x, &layer.attention_norm)?, &local, &self.rotary, &mut show)?;
             x + out
         };
-        let parts = group_spans(&spans).map(run).collect::<candle_core::Result<Vec<_>>>();
+        let parts = group_spans(&spans).map(&mut run).collect::<candle_core::Result<Vec<_>>>();
+        if let Some(error) = failed {
+            return Err(error);
+        }
         parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| format!("the attention of layer {index}"))
     }
 

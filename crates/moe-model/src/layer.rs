@@ -96,6 +96,15 @@ impl Attention {
         }
     }
 
+    /// For each of [`Attention::linears`], the first of them that reads the same input.
+    pub fn inputs(&self) -> Vec<usize> {
+        match self {
+            Attention::Grouped(_) => vec![0, 0, 0, 3],
+            Attention::Latent(a) if a.q_latent.is_some() => vec![0, 1, 0, 3, 4],
+            Attention::Latent(_) => vec![0, 0, 2, 3],
+        }
+    }
+
     /// The weights of the norms inside it.
     pub fn norms(&self) -> Vec<&Weight> {
         match self {

@@ -87,7 +87,7 @@ fn quantized(shape: [usize; 2], quantization: Quantization, scheme: Scheme) -> M
 }
 
 fn compressed(shape: [usize; 2], scheme: Scheme) -> Model {
-    let group = Group { targets: vec![Target::Class("Linear".to_owned())], scheme };
+    let group = Group { input_activations: Value::Null, ..Group::linear(scheme) };
     quantized(shape, Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }), scheme)
 }
 
@@ -131,8 +131,11 @@ fn actorder() -> Value {
     json!({ "config_groups": { "group_0": { "weights": { "actorder": "group" } } }, "quantization_status": "compressed" })
 }
 
-fn activations() -> Value {
-    json!({ "config_groups": { "group_0": { "input_activations": { "num_bits": 8 } } }, "quantization_status": "compressed" })
+/// `model` with activations that are to be quantized too.
+fn active(mut model: Model) -> Model {
+    let Some(Quantization::Compressed(said)) = &mut model.quantization else { panic!("it is compressed-tensors") };
+    said.groups[0].input_activations = json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true });
+    model
 }
 
 #[test]
@@ -214,13 +217,13 @@ fn float8_is_taken_in_whole_blocks_or_with_quantized_activations() {
     for scheme in [Scheme::Fp8(Blocks::Rows), blocks([128, 128])] {
         for engine in ["vLLM", "SGLang"] {
             expect(&compressed(WIDE, scheme), engine, Refuses, "input_activations");
-            expect(&said(compressed(WIDE, scheme), activations()), engine, Takes, "rounded to float8");
+            expect(&active(compressed(WIDE, scheme)), engine, Takes, "rounded to float8");
         }
     }
     for engine in ["vLLM", "SGLang"] {
         expect(&fp8(WIDE, [64, 64]), engine, NotKnown, "64 × 64");
-        expect(&said(compressed([2048, 96], blocks([128, 128])), activations()), engine, Refuses, "blocks of 128");
-        expect(&said(compressed(WIDE, integers(4, 128, true)), activations()), engine, NotKnown, "activations");
+        expect(&active(compressed([2048, 96], blocks([128, 128]))), engine, Refuses, "blocks of 128");
+        expect(&active(compressed(WIDE, integers(4, 128, true))), engine, NotKnown, "activations");
     }
 }
 
@@ -279,7 +282,7 @@ fn transformers_take_what_was_tried() {
     for transformers in [newer, older] {
         expect(&asymmetric, transformers, Refuses, "zero points");
         expect(&compressed(WIDE, Scheme::Fp8(Blocks::Rows)), transformers, Takes, "takes it");
-        expect(&said(packed(), activations()), transformers, NotKnown, "activations");
+        expect(&active(packed()), transformers, NotKnown, "activations");
     }
     let other_scales = with_first_gate(packed(), |gate| {
         gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]);
@@ -288,7 +291,7 @@ fn transformers_take_what_was_tried() {
     expect(&other_scales, newer, Refuses, "dtype of the scales");
     expect(&other_scales, older, Takes, "takes it");
     expect(&said(packed(), json!({ "quant_method": "compressed-tensors" })), older, Refuses, "quantization_status");
-    let blocks = said(compressed(WIDE, Scheme::Fp8(Blocks::Of([128, 128]))), activations());
+    let blocks = active(compressed(WIDE, Scheme::Fp8(Blocks::Of([128, 128]))));
     expect(&blocks, newer, Refuses, "in blocks");
     expect(&blocks, older, Takes, "rounded to float8");
     expect(&fp8(WIDE, [128, 128]), newer, Takes, "rounded to bfloat16");

@@ -12,13 +12,14 @@ mod pass;
 pub mod prune;
 pub mod quantize;
 mod reduce;
+mod stages;
 pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
-    Plan, Sources, Survey, SurveyText, Surveyor, TextSource,
+    Plan, Pool, Sources, Survey, SurveyText, Surveyor, TextSource,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use moe_checkpoint::Spill;
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
-use moe_model::{Ffn, Model, Result};
+use moe_model::{Attention, Ffn, Model, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::quantize::ExpertRecord;
+use crate::quantize::{ExpertRecord, Pulled};
 use crate::reduce::LayerTrust;
 
 /// A conversion pass; its options are its fields.
@@ -115,17 +116,48 @@ pub trait Decider: Converter + Send + Sync {
     /// The text.
     fn text(&self) -> &CalibrationOptions;
 
+    /// Refuses so few tokens of text and pool that nothing could be decided on them.
+    ///
+    /// # Errors
+    /// [`moe_model::Kind::Usage`] then.
+    fn check_text(&self, tokens: u64) -> Result<()> {
+        let _ = tokens;
+        Ok(())
+    }
+
     /// Is told the tokens that are about to come.
     fn begin(&mut self, calibration: &Calibration);
 
+    /// More text, of which some may join the calibration.
+    fn pool_text(&self) -> Option<CalibrationOptions> {
+        None
+    }
+
+    /// What chooses of the pool. Sequences of `all` from `own` on are the pool, those before them the calibration.
+    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
+        let _ = (all, own);
+        None
+    }
+
     /// What must watch a sweep of `sample` over the original model first.
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer>;
+
+    /// Where the time went, beyond the sweep itself.
+    fn stages(&self) -> Vec<(&'static str, Duration)> {
+        Vec::new()
+    }
 
     /// What was decided.
     ///
     /// # Errors
     /// What reading weights returns.
     fn finish(&mut self) -> Result<Decisions>;
+}
+
+/// Watches a sweep of the original model over a calibration and the pool of text behind it.
+pub trait Pool: Observer {
+    /// The sequences of the pool that join the calibration, ascending, and what is said of it.
+    fn choose(&mut self) -> (Vec<usize>, Pulled);
 }
 
 /// What decisions rest on.
@@ -148,6 +180,8 @@ pub struct Decisions {
     pub by: DecidedBy,
     /// By layer.
     pub layers: BTreeMap<usize, DecidedLayer>,
+    /// Attention that changes, by layer.
+    pub attention: BTreeMap<usize, Attention>,
 }
 
 /// What becomes of one layer; layers for multi-token prediction are numbered behind the others.
@@ -360,6 +394,9 @@ pub struct LayerRecord {
     /// How the shared expert was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// How attention was made, where it changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<String>,
     /// How far the decision about the layer can be trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<LayerTrust>,

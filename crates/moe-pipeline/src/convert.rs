@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::card;
 use crate::prepare::Prepared;
-use crate::progress::{Progress, Quiet, Timings, Unit};
+use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::{self, REPORT_FILE};
@@ -131,6 +131,7 @@ pub fn convert<P: Pass>(
     let start = Instant::now();
     prepared.decide(pass, options, output, progress)?;
     if prepared.decisions.is_some() {
+        prepared.stages().for_each(|(name, time)| timings.add_overlapping(name, time, Overlap::WithinNext));
         timings.add("decide", start.elapsed(), None);
     }
     if !prepared.plan.surveys.is_empty() {
@@ -157,7 +158,7 @@ pub fn convert<P: Pass>(
         (_, Err(error)) => return Err(error),
         (proof, Ok(summary)) => (proof?, summary),
     };
-    proof.times.iter().for_each(|(name, time)| timings.add_beside(name, *time));
+    proof.times.iter().for_each(|(name, time)| timings.add_overlapping(name, *time, Overlap::BesideNext));
     timings.add("write", start.elapsed(), Some(summary.bytes));
     proof.hashes.record(&mut receipt);
     receipt.measured = proof.measured;

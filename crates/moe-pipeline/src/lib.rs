@@ -33,7 +33,7 @@ pub use fingerprint::Fingerprint;
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use logits::write_logits;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, observe};
-pub use progress::{Progress, Quiet, Stage, Timings, Unit};
+pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Recipe, Step, StepKind};
 pub use resources::{ByteSize, peak_memory_bytes};

@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, json, plan_shards, sha256_file,
     write_file_atomically,
 };
-use moe_forward::{Calibration, Corpus, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_forward::{Calibration, Corpus, Observer, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource};
+use moe_passes::quantize::Pulled;
+use moe_passes::{
+    CalibrationOptions, Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource,
+};
 use rayon::prelude::*;
 
 use crate::convert::ConvertOptions;
@@ -44,10 +48,20 @@ pub(crate) struct Prepared {
     spill: Arc<Spill>,
     /// Further files that a result depends on, or is measured on.
     files: Vec<PathBuf>,
-    /// What decides in a sweep, and its text.
-    decider: Option<(Box<dyn Decider>, Calibration)>,
+    /// What decides in a sweep.
+    deciding: Option<Deciding>,
     /// What was decided, once it is.
     pub decisions: Option<Decisions>,
+}
+
+/// What decides in a sweep, and its text.
+struct Deciding {
+    decider: Box<dyn Decider>,
+    text: Calibration,
+    /// Text of which some may join.
+    pool: Option<Calibration>,
+    /// What did, once that is known.
+    pulled: Option<Pulled>,
 }
 
 impl Prepared {
@@ -77,11 +91,14 @@ impl Prepared {
         check_tokenizers(input, pass.others())?;
         let (declaration, result, shards) = declared(&plan, options.max_shard_size)?;
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
-        let with_text = |decider: Box<dyn Decider>| -> Result<_> {
-            let text = calibration(decider.text(), input, source.vocab)?;
-            Ok((decider, text))
+        let deciding = |decider: Box<dyn Decider>| -> Result<_> {
+            let read = |text: &CalibrationOptions| calibration(text, input, source.vocab);
+            let text = read(decider.text())?;
+            let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
+            decider.check_text(text.counted() + pool.as_ref().map_or(0, Calibration::counted))?;
+            Ok(Deciding { decider, text, pool, pulled: None })
         };
-        let decider = decider.map(with_text).transpose()?;
+        let deciding = decider.map(deciding).transpose()?;
         Ok(Self {
             checkpoint,
             others,
@@ -97,7 +114,7 @@ impl Prepared {
             given_plan,
             spill,
             files: further_files(pass),
-            decider,
+            deciding,
             decisions: None,
         })
     }
@@ -110,11 +127,8 @@ impl Prepared {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let decisions = match &mut self.decider {
-            Some((decider, text)) => {
-                let scratch = directory_of(output);
-                Some(decide_in_sweeps(decider.as_mut(), text, &self.source, options, scratch, progress)?)
-            }
+        let decisions = match &mut self.deciding {
+            Some(deciding) => Some(deciding.run(&self.source, options, directory_of(output), progress)?),
             None => pass.decide(&self.sources(&options.compute, None))?,
         };
         let Some(decisions) = decisions else { return Ok(()) };
@@ -126,6 +140,11 @@ impl Prepared {
         }
         self.decisions = Some(decisions);
         Ok(())
+    }
+
+    /// Where the time of deciding went.
+    pub fn stages(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        self.deciding.iter().flat_map(|deciding| deciding.decider.stages())
     }
 
     pub fn sources<'a>(&'a self, compute: &'a Compute, decisions: Option<&'a Decisions>) -> Sources<'a> {
@@ -197,6 +216,7 @@ impl Prepared {
             measured: None,
             held_out: None,
             decided: self.decisions.as_ref().map(|decisions| decisions.by),
+            pool: self.deciding.as_ref().and_then(|deciding| deciding.pulled),
             layers: self.plan.layers.clone(),
             warnings: self.plan.warnings.clone(),
         }
@@ -205,7 +225,9 @@ impl Prepared {
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
         let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files());
-        let decided = self.decider.iter().flat_map(|(decider, _)| decider.text().data.iter().map(|s| s.path.as_path()));
+        let pools: Vec<_> = self.deciding.iter().filter_map(|deciding| deciding.decider.pool_text()).collect();
+        let decided = self.deciding.iter().map(|deciding| deciding.decider.text()).chain(&pools);
+        let decided = decided.flat_map(|text| text.data.iter().map(|spec| spec.path.as_path()));
         let further = self.files.iter().map(PathBuf::as_path);
         let texts: Vec<&Path> =
             surveyed.chain(decided).chain(self.statistics.iter().map(StatisticsFile::path)).chain(further).collect();
@@ -222,7 +244,7 @@ impl Prepared {
         const WRITER_BYTES: u64 = 64 << 20;
         /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
         const STATES: usize = 8;
-        let decided = self.decider.iter().map(|(_, text)| text.batch.tokens());
+        let decided = self.deciding.iter().map(Deciding::most_tokens);
         let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
         let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
         if probe_tokens == 0 {
@@ -251,35 +273,59 @@ fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model
 /// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
 const SURVEY_TOKENS: usize = 4096;
 
-/// Lets `decider` decide layer by layer; what reaches a layer has gone through the converted ones before it.
-fn decide_in_sweeps(
-    decider: &mut dyn Decider,
-    text: &Calibration,
-    source: &Model,
-    options: &ConvertOptions,
-    scratch: &Path,
-    progress: &dyn Progress,
-) -> Result<Decisions> {
-    let (tokens, layers) = (text.batch.tokens(), source.layers.len());
-    let storage = storage(source, tokens, options.memory_budget, scratch)?;
-    decider.begin(text);
-    let sample = text.sampled(SURVEY_TOKENS);
-    if let Some(observer) = decider.survey(&sample) {
-        progress.stage(&format!("survey {} tokens", sample.batch.tokens()), layers as u64, Unit::Layers);
-        let mut sweep = Sweep::stored(source, &sample.batch, &options.compute, &storage)?;
+impl Deciding {
+    /// Most tokens of a sweep.
+    fn most_tokens(&self) -> usize {
+        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
+    }
+
+    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it.
+    fn run(
+        &mut self,
+        source: &Model,
+        options: &ConvertOptions,
+        scratch: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Decisions> {
+        let layers = source.layers.len();
+        let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
+            let tokens = text.batch.tokens();
+            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers);
+            let storage = storage(source, tokens, options.memory_budget, scratch)?;
+            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+            for index in 0..layers {
+                sweep.layer(index, observer)?;
+                observer.layer_done(index, layers)?;
+                progress.advance(1);
+            }
+            Ok(())
+        };
+        if let Some(pool) = self.pool.take() {
+            let all = self.text.joined(&pool);
+            let own = self.text.batch.spans.len();
+            if let Some(mut pool) = self.decider.pool(&all, own) {
+                watched("scan", &all, pool.as_mut())?;
+                let (joining, found) = pool.choose();
+                self.text = all.selected((0..own).chain(joining));
+                self.pulled = Some(found);
+            }
+        }
+        let (decider, text) = (self.decider.as_mut(), &self.text);
+        decider.begin(text);
+        let sample = text.sampled(SURVEY_TOKENS);
+        if let Some(observer) = decider.survey(&sample) {
+            watched("survey", &sample, observer)?;
+        }
+        let tokens = text.batch.tokens();
+        progress.stage(&format!("decide on {tokens} tokens"), layers as u64, Unit::Layers);
+        let storage = storage(source, tokens, options.memory_budget, scratch)?;
+        let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
         for index in 0..layers {
-            sweep.layer(index, observer)?;
-            observer.layer_done(index, layers)?;
+            sweep.layer_converted(index, decider)?;
             progress.advance(1);
         }
+        decider.finish()
     }
-    progress.stage(&format!("decide on {tokens} tokens"), layers as u64, Unit::Layers);
-    let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
-    for index in 0..layers {
-        sweep.layer_converted(index, decider)?;
-        progress.advance(1);
-    }
-    decider.finish()
 }
 
 fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {

@@ -54,9 +54,28 @@ pub struct Stage {
     /// Bytes that it moved, where that is what it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Whether it ran beside the stage after it, so that its time isn't part of the run's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub beside: bool,
+    /// Where its time lies.
+    #[serde(skip_serializing_if = "Overlap::is_none")]
+    pub overlap: Overlap,
+}
+
+/// Where the time of a stage lies. That of a stage which overlaps another isn't part of the run's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlap {
+    /// On its own.
+    #[default]
+    None,
+    /// Beside the stage after it.
+    BesideNext,
+    /// Within the stage after it.
+    WithinNext,
+}
+
+impl Overlap {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 impl Timings {
@@ -68,23 +87,23 @@ impl Timings {
         result
     }
 
-    /// Adds a stage that ran beside the one after it.
-    pub fn add_beside(&mut self, name: &str, time: Duration) {
-        self.push(name, time, None, true);
+    /// Adds a stage that ran beside the next one, or within it.
+    pub fn add_overlapping(&mut self, name: &str, time: Duration, overlap: Overlap) {
+        self.push(name, time, None, overlap);
     }
 
     /// Wall time of all stages, in seconds.
     pub fn total(&self) -> f64 {
-        self.0.iter().filter(|stage| !stage.beside).map(|stage| stage.seconds).sum()
+        self.0.iter().filter(|stage| stage.overlap.is_none()).map(|stage| stage.seconds).sum()
     }
 
-    fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, beside: bool) {
-        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes, beside });
+    fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, overlap: Overlap) {
+        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes, overlap });
     }
 
     /// Adds a stage.
     pub fn add(&mut self, name: &str, time: Duration, bytes: Option<u64>) {
-        self.push(name, time, bytes, false);
+        self.push(name, time, bytes, Overlap::None);
     }
 }
 

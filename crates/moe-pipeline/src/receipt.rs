@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use moe_forward::Difference;
 use moe_model::Parameters;
-use moe_passes::quantize::ExpertRecord;
+use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, Pass, QuantizeOptions};
 use serde::Serialize;
 
@@ -48,6 +48,9 @@ pub struct Receipt {
     /// What decisions about experts rest on, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided: Option<DecidedBy>,
+    /// What a pool of text gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pulled>,
     /// How each layer was made.
     pub layers: Vec<LayerRecord>,
     /// What the user was warned of.

@@ -7,7 +7,7 @@ use moe_forward::quantized_values;
 use moe_math::Compute;
 use moe_model::{Encoding, Expert, Model};
 use moe_passes::QuantizeOptions;
-use moe_passes::quantize::ExpertRecord;
+use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
 fn golden(path: &str) -> PathBuf {
@@ -118,8 +118,7 @@ fn gptq_is_better_than_rounding_and_says_how_each_expert_fared() {
         for layer in receipt.layers.iter().filter(|_| !toml.contains("rtn")) {
             assert_eq!(layer.quantized.len(), 24);
             for ExpertRecord { counts, effective, damping, error, .. } in &layer.quantized {
-                let error = error.unwrap();
-                assert!(error.iter().all(|e| *e > 0.0 && *e < 0.5), "{error:?}");
+                assert!(error.is_some_and(|e| e > 0.0 && e < 0.5), "{error:?}");
                 assert!(*effective > 0.0 && *effective <= (counts.used + counts.topped_up) as f64 + 1e-6);
                 assert!(damping.unwrap().iter().all(|d| (0.01..=1.0).contains(d)));
                 if toml.contains("top-up") || toml.contains("per-expert") {
@@ -133,9 +132,9 @@ fn gptq_is_better_than_rounding_and_says_how_each_expert_fared() {
     assert!(per_expert < routed.min(all).min(top_up), "{per_expert} {routed} {all} {top_up}");
 }
 
-/// A copy of the built-in MoE in which the router never chooses expert 3 of layer 1.
-fn shunned(dir: &Path) -> PathBuf {
-    let copy = dir.join("shunned");
+/// A copy of the built-in MoE in which `edit` has changed the bytes of a tensor.
+fn edited(dir: &Path, tensor: &str, edit: impl FnOnce(&mut [u8])) -> PathBuf {
+    let copy = dir.join("edited");
     std::fs::create_dir(&copy).unwrap();
     for file in std::fs::read_dir(golden("models/moe")).unwrap().map(|entry| entry.unwrap().path()) {
         std::fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
@@ -144,21 +143,69 @@ fn shunned(dir: &Path) -> PathBuf {
     let mut bytes = std::fs::read(&weights).unwrap();
     let (_, entries) = moe_checkpoint::SourceFile::open(&weights).unwrap();
     let data = bytes.len() - entries.iter().map(|e| e.end).max().unwrap() as usize;
-    let entry = entries.iter().find(|entry| entry.name == "model.layers.1.mlp.gate.weight").unwrap();
-    let start = data + entry.start as usize;
-    // The opposite of the mean of all rows: a token likes it the less, the more it likes the others.
-    let row = |bytes: &[u8], e: usize| -> Vec<f32> {
-        let row = &bytes[start + e * 256..][..256];
-        row.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
-    };
-    let rows: Vec<_> = (0..24).map(|e| row(&bytes, e)).collect();
-    for column in 0..128 {
-        let mean = rows.iter().map(|row| row[column]).sum::<f32>() / 24.0;
-        let value = half::bf16::from_f32(-8.0 * mean).to_le_bytes();
-        bytes[start + 3 * 256 + 2 * column..][..2].copy_from_slice(&value);
-    }
+    let entry = entries.iter().find(|entry| entry.name == tensor).unwrap();
+    edit(&mut bytes[data + entry.start as usize..data + entry.end as usize]);
     std::fs::write(&weights, bytes).unwrap();
     copy
+}
+
+/// A copy of the built-in MoE in which the router never chooses expert 3 of layer 1.
+fn shunned(dir: &Path) -> PathBuf {
+    edited(dir, "model.layers.1.mlp.gate.weight", |bytes| {
+        // The opposite of the mean of all rows: a token likes it the less, the more it likes the others.
+        let row = |e: usize| -> Vec<f32> {
+            let row = &bytes[e * 256..][..256];
+            row.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+        };
+        let rows: Vec<_> = (0..24).map(row).collect();
+        for column in 0..128 {
+            let mean = rows.iter().map(|row| row[column]).sum::<f32>() / 24.0;
+            let value = half::bf16::from_f32(-8.0 * mean).to_le_bytes();
+            bytes[3 * 256 + 2 * column..][..2].copy_from_slice(&value);
+        }
+    })
+}
+
+#[test]
+fn what_reaches_an_expert_and_is_not_finite_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    // Weights that a file can hold, and whose products no float can.
+    let model = edited(dir.path(), "model.layers.2.mlp.experts.5.gate_proj.weight", |bytes| {
+        bytes.as_chunks_mut().0.iter_mut().for_each(|b| *b = half::bf16::from_f32(1e38).to_le_bytes());
+    });
+    let message = quantize(&with_data("group-size = 32"), &model, &dir.path().join("out")).unwrap_err().to_string();
+    for word in ["down_proj", "expert 5", "layer 2", "not finite"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    assert!(!dir.path().join("out").exists());
+}
+
+/// English alone leaves experts short of tokens; a few sequences of other text bring most of them what they lack.
+#[test]
+fn a_pool_brings_cold_experts_tokens_of_their_own() {
+    let out = tempfile::tempdir().unwrap();
+    let measured = |toml: &str| {
+        let mut options = with_data(&format!("scheme = \"w3a16\"\ngroup-size = 32\n{toml}"));
+        options.held_out = vec![golden("text/spanish.heldout.txt").display().to_string().parse().unwrap()];
+        options.held_out_tokens = 2048;
+        let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
+        let topped_up: usize = receipt.layers.iter().flat_map(|l| &l.quantized).map(|r| r.counts.topped_up).sum();
+        (receipt.held_out.as_ref().unwrap().result.all.against.as_ref().unwrap().kl, topped_up, receipt)
+    };
+    let (kl, topped_up, receipt) = measured("");
+    assert!(receipt.pool.is_none());
+    let pool = format!("pool = [{:?}, {:?}]\npool-tokens = 8192", text("spanish"), text("arithmetic"));
+    let (with_pool, fewer, receipt) = measured(&pool);
+    let Pulled { scanned, joined, short } = receipt.pool.unwrap();
+    assert_eq!(scanned, [128, 16384]);
+    assert!(joined[0] > 0 && joined[1] <= 1024 && joined[1] == joined[0] * 128, "{joined:?}");
+    assert!(short[1] < short[0] / 2, "{short:?}");
+    assert!(fewer < topped_up / 2, "{fewer} {topped_up}");
+    assert!(with_pool < 0.8 * kl, "{with_pool} {kl}");
+    assert!(receipt.texts.contains_key("arithmetic.calibration.txt"));
+    // Less room, fewer sequences.
+    let (_, _, receipt) = measured(&format!("{pool}\npool-take = 256"));
+    assert_eq!(receipt.pool.unwrap().joined, [2, 256]);
 }
 
 #[test]
@@ -224,6 +271,40 @@ fn shared_experts_are_quantized_on_request() {
     }
 }
 
+/// By GPTQ on what reaches its projections, which must cost less than rounding them; latent attention has more of them.
+#[test]
+fn attention_is_quantized_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let kl = |options: QuantizeOptions| {
+        let held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
+        let options = QuantizeOptions { held_out, held_out_tokens: 2048, ..options };
+        let (quantized, receipt) = quantize(&options, &golden("models/moe"), &out).unwrap();
+        let linears: Vec<_> = quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
+        assert!(linears.len() == 16 && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_))));
+        assert!(receipt.layers.iter().all(|layer| layer.attention.as_ref().unwrap().contains("3-bit")));
+        receipt.held_out.unwrap().result.all.against.unwrap().kl
+    };
+    let toml = "scheme = \"w3a16\"\ngroup-size = 32\ninclude = [\"attention\"]";
+    let (gptq, rtn) = (kl(with_data(toml)), kl(options(&format!("{toml}\nmethod = \"rtn\""))));
+    assert!(gptq < 0.8 * rtn, "{gptq} {rtn}");
+
+    let ids = dir.path().join("ids.jsonl");
+    let line = |first: usize| format!("{{\"input_ids\": {:?}}}\n", (first..first + 20).collect::<Vec<_>>());
+    std::fs::write(&ids, (1..6).map(line).collect::<String>()).unwrap();
+    for (family, projections) in [("deepseek_v2/greedy", 4), ("deepseek_v3/base", 5)] {
+        let toml = format!("group-size = -1\ninclude = [\"attention\"]\ndata = [{:?}]", ids.display().to_string());
+        let model = golden(&format!("families/{family}/model"));
+        let (quantized, _) = quantize(&options(&toml), &model, &out).unwrap();
+        for layer in &quantized.layers {
+            let linears = layer.attention.linears();
+            assert_eq!(linears.len(), projections, "{family}");
+            assert!(linears.iter().all(|linear| matches!(linear.weight.encoding(), Encoding::Packed(_))));
+        }
+        verify(&out, &Quiet).unwrap();
+    }
+}
+
 #[test]
 fn what_cannot_work_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -241,6 +322,8 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
     refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
+    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are less than the 12800", "--min-samples"]);
+    refused(&options("method = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);
     refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
     refused(&options("method = \"rtn\""), "models/dense", &["no mixture of experts", "upcycle"]);

@@ -27,6 +27,8 @@ pub struct Group {
     pub targets: Vec<Target>,
     /// Their scheme.
     pub scheme: Scheme,
+    /// `input_activations`: how engines are to quantize what the modules multiply; null for not at all. It changes no weight.
+    pub input_activations: Value,
 }
 
 impl CompressedTensors {
@@ -43,7 +45,8 @@ impl CompressedTensors {
         };
         let groups = said.get("config_groups").and_then(Value::as_object);
         let group = |said: &Value| -> Result<Group> {
-            Ok(Group { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)? })
+            let input_activations = said.get("input_activations").cloned().unwrap_or_default();
+            Ok(Group { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)?, input_activations })
         };
         let groups: Vec<_> = groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
         match groups.is_empty() {
@@ -84,6 +87,29 @@ impl CompressedTensors {
 }
 
 impl Group {
+    /// Modules of the class `Linear`, whose activations stay as they are but for e4m3 by rows. No engine multiplies such experts with
+    /// anything but float8, which they round each token to (llm-compressor's `FP8_DYNAMIC`).
+    pub fn linear(scheme: Scheme) -> Self {
+        let input_activations = match scheme {
+            Scheme::Fp8(Blocks::Rows) => json!({
+                "actorder": null,
+                "block_structure": null,
+                "dynamic": true,
+                "group_size": null,
+                "num_bits": 8,
+                "observer": null,
+                "observer_kwargs": {},
+                "scale_dtype": null,
+                "strategy": "token",
+                "symmetric": true,
+                "type": "float",
+                "zp_dtype": null,
+            }),
+            Scheme::Fp8(Blocks::Of(_)) | Scheme::Integers(_) => Value::Null,
+        };
+        Self { targets: vec![Target::Class("Linear".to_owned())], scheme, input_activations }
+    }
+
     fn declared(&self) -> Value {
         let (bits, kind, symmetric) = match self.scheme {
             Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
@@ -96,7 +122,7 @@ impl Group {
         };
         json!({
             "format": format_of(self.scheme),
-            "input_activations": null,
+            "input_activations": self.input_activations,
             "output_activations": null,
             "targets": self.targets.iter().map(Target::text).collect::<Vec<_>>(),
             "weights": {
@@ -124,7 +150,6 @@ fn format_of(scheme: Scheme) -> &'static str {
     }
 }
 
-/// Weights alone are quantized here; what a scheme says of activations changes no weight.
 fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     let weights = said.get("weights").filter(|w| w.is_object());
     let weights = weights.ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;

@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn what_is_declared_is_read_back() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
-        let linear = |scheme| Group { targets: vec![Target::Class("Linear".into())], scheme };
+        let linear = Group::linear;
         let compressed = |groups| Quantization::Compressed(CompressedTensors { groups, ignore: vec![] });
         let wide = Integers { bits: 8, group: None, symmetric: false };
         let layer = Target::parse("re:.*layers\\.3\\.mlp\\.experts\\..*").unwrap();
@@ -273,7 +273,7 @@ mod tests {
             compressed(vec![linear(Scheme::Fp8(Blocks::Rows))]),
             compressed(vec![linear(Scheme::Fp8(Blocks::Of([128, 128])))]),
             compressed(vec![
-                Group { targets: vec![layer], scheme: Scheme::Integers(wide) },
+                Group { targets: vec![layer], ..linear(Scheme::Integers(wide)) },
                 linear(Scheme::Integers(integers)),
             ]),
         ] {
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn schemes_that_activations_take_part_in_are_refused() {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
-        let group = Group { targets: vec![Target::Class("Linear".into())], scheme };
+        let group = Group::linear(scheme);
         let said =
             Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);

@@ -166,8 +166,10 @@ impl<'m> Experts<'m> {
 
     /// Whether activations are quantized too.
     fn quantizes_activations(&self) -> bool {
-        let groups = self.said.get("config_groups").and_then(Value::as_object);
-        groups.into_iter().flatten().any(|(_, group)| group.get("input_activations").is_some_and(|v| !v.is_null()))
+        match self.quantization {
+            Quantization::Compressed(said) => said.groups.iter().any(|group| !group.input_activations.is_null()),
+            Quantization::BlockFp8 { .. } | Quantization::Gptq(_) => false,
+        }
     }
 
     /// Whether groups are of columns out of order, which files say by g_idx.

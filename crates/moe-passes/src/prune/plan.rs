@@ -75,7 +75,7 @@ impl PrunePlan {
             let layer = Reduced::unmerged(kept, Vec::new()).decided(index, moe, None);
             (index, padded(layer, moe, size.after))
         };
-        Decisions { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect() }
+        Decisions { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect(), attention: BTreeMap::new() }
     }
 }
 

@@ -4,19 +4,22 @@
 //! that would most nearly have been. Layer by layer: what reaches a layer has gone through the quantized ones before it, and
 //! what reaches `down` through the quantized gate and up.
 
+mod attention;
 mod encode;
 mod options;
+mod pool;
 mod quantizer;
 mod samples;
 mod solve;
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
-use moe_model::{Answer, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
+use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
 
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
+pub use pool::Pulled;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
 
@@ -44,10 +47,18 @@ impl Pass for QuantizeOptions {
             model.layers[index].ffn = ffn;
             layers.push(record);
         }
+        if self.include.contains(&Part::Attention) {
+            for (index, layer) in model.layers.iter_mut().enumerate() {
+                let decided = sources.decisions.and_then(|decisions| decisions.attention.get(&index));
+                layer.attention = match decided {
+                    Some(decided) => decided.clone(),
+                    None => self.quantized_attention(&layer.attention, &Store(None), |_| Ok(None))?,
+                };
+            }
+        }
         model.config.remove(QUANTIZATION_KEY);
         model.quantization = Some(quantization);
-        let what = if self.include.contains(&Part::Shared) { "routed and shared experts" } else { "routed experts" };
-        let why = format!("weights of {what} are rounded: {}", self.encoding());
+        let why = format!("weights of {} are rounded: {}", self.parts(), self.encoding());
         let effects = vec![Effect::new("scheme", Kept::Approximately, why)];
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
         let refusing = model.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
@@ -99,6 +110,31 @@ impl QuantizeOptions {
         Ok(moe)
     }
 
+    /// The same for the projections of attention, in the order of [`Attention::linears`].
+    fn quantized_attention(
+        &self,
+        attention: &Attention,
+        store: &Store,
+        mut of: impl FnMut(usize) -> Result<Option<Made>>,
+    ) -> Result<Attention> {
+        let mut attention = attention.clone();
+        for (index, linear) in attention.linears_mut().into_iter().enumerate() {
+            let made = of(index)?;
+            linear.weight = self.encoded(&linear.weight, store, made.as_ref())?;
+        }
+        Ok(attention)
+    }
+
+    /// What is quantized, in words.
+    fn parts(&self) -> &'static str {
+        match (self.include.contains(&Part::Shared), self.include.contains(&Part::Attention)) {
+            (false, false) => "routed experts",
+            (true, false) => "routed and shared experts",
+            (false, true) => "routed experts and attention",
+            (true, true) => "routed and shared experts and attention",
+        }
+    }
+
     fn encoded(&self, weight: &Weight, store: &Store, made: Option<&Made>) -> Result<Weight> {
         match self.encoding() {
             Scheme::Integers(integers) => {
@@ -129,7 +165,8 @@ impl QuantizeOptions {
             Method::Rtn => format!("{}, rounded to nearest", self.encoding()),
         };
         let shared = (shared && self.include.contains(&Part::Shared)).then(|| how.clone());
-        LayerRecord { layer, experts: vec![how; experts], shared, ..LayerRecord::default() }
+        let attention = self.include.contains(&Part::Attention).then(|| how.clone());
+        LayerRecord { layer, experts: vec![how; experts], shared, attention, ..LayerRecord::default() }
     }
 
     /// Refuses models and shapes that can't be quantized so.
@@ -148,6 +185,9 @@ impl QuantizeOptions {
             return Err(Error::new(Kind::Usage, "this model has no shared experts")
                 .file(&model.config_file)
                 .remedy("leave --include shared out"));
+        }
+        if self.include.contains(&Part::Attention) {
+            model.layers.iter().flat_map(|layer| layer.attention.linears()).try_for_each(|l| self.check_matrix(l))?;
         }
         for (_, moe) in model.moes() {
             let shared = moe.shared.iter().filter(|_| self.include.contains(&Part::Shared)).map(|s| &s.expert);

@@ -1,7 +1,7 @@
 //! What `quantize` can be told.
 
 use clap::ValueEnum;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme, Target};
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme};
 use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QuantizeOptions {
-    /// What weights become; activations stay as they are.
+    /// What weights become.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub scheme: WeightScheme,
@@ -80,6 +80,21 @@ pub struct QuantizeOptions {
     #[serde(default = "default_hot_cap")]
     pub hot_cap: f64,
 
+    /// More text, as for --data, that is scanned for sequences which cold experts see tokens of; these join the calibration.
+    #[arg(long, value_name = "DATA", help_heading = "Samples")]
+    #[serde(default)]
+    pub pool: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --pool are scanned.
+    #[arg(long, value_name = "TOKENS", default_value_t = 262_144, help_heading = "Samples")]
+    #[serde(default = "default_pool_tokens")]
+    pub pool_tokens: usize,
+
+    /// At most this many tokens of the pool join the calibration; as many as --data has unless given.
+    #[arg(long, value_name = "TOKENS", help_heading = "Samples")]
+    #[serde(default)]
+    pub pool_take: Option<usize>,
+
     /// Share of the mean diagonal that is added to a Hessian's diagonal, ten times more where it stays singular.
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, help_heading = "GPTQ")]
     #[serde(default = "default_damping")]
@@ -124,7 +139,7 @@ pub enum WeightScheme {
     W3a16,
     /// 2-bit integers.
     W2a16,
-    /// 8-bit floats (e4m3) with a scale for each row.
+    /// 8-bit floats (e4m3) with a scale for each row. Engines round activations to float8 too.
     Fp8,
     /// 8-bit floats (e4m3) with a scale for each block of 128 × 128, as DeepSeek-V3 has them.
     Fp8Block,
@@ -159,6 +174,8 @@ pub enum Format {
 pub enum Part {
     /// Experts that every token goes through.
     Shared,
+    /// Projections of attention, in all layers.
+    Attention,
 }
 
 /// Tokens that each expert is calibrated on.
@@ -176,6 +193,13 @@ pub enum Samples {
     PerExpert,
 }
 
+impl Samples {
+    /// Whether experts with too few tokens get others.
+    pub(super) fn tops_up(self) -> bool {
+        matches!(self, Self::TopUp | Self::PerExpert)
+    }
+}
+
 fn default_group_size() -> i64 {
     128
 }
@@ -190,6 +214,10 @@ fn half() -> f64 {
 
 fn default_hot_cap() -> f64 {
     4.0
+}
+
+fn default_pool_tokens() -> usize {
+    262_144
 }
 
 fn default_damping() -> f64 {
@@ -212,6 +240,11 @@ impl QuantizeOptions {
 
     pub(super) fn samples(&self) -> Samples {
         if self.per_expert { Samples::PerExpert } else { self.samples }
+    }
+
+    /// Tokens that an expert needs whose matrices read `hidden` and `width` values.
+    pub(super) fn least_tokens(&self, hidden: usize, width: usize) -> usize {
+        (self.min_samples * hidden.max(width) as f64).ceil() as usize
     }
 
     pub(super) fn integers(&self) -> Option<Integers> {
@@ -245,10 +278,8 @@ impl QuantizeOptions {
     /// [`Kind::Usage`] for a format that has no such scheme.
     pub(super) fn quantization(&self) -> Result<Quantization> {
         let scheme = self.encoding();
-        let compressed = || {
-            let group = Group { targets: vec![Target::Class("Linear".to_owned())], scheme };
-            Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: Vec::new() })
-        };
+        let compressed =
+            || Quantization::Compressed(CompressedTensors { groups: vec![Group::linear(scheme)], ignore: Vec::new() });
         match (self.format, scheme) {
             (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
             (None | Some(Format::CompressedTensors), _) => Ok(compressed()),
@@ -286,6 +317,9 @@ impl QuantizeOptions {
         }
         if self.is_float() && self.asymmetric {
             return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        }
+        if self.method() == Method::Rtn && !self.pool.is_empty() {
+            return Err(usage("rounding to nearest looks at no data", "leave --pool out"));
         }
         match (self.method(), self.calibration.data.is_empty()) {
             (Method::Gptq, true) => Err(usage(

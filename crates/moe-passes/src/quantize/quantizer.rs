@@ -1,24 +1,30 @@
 //! Quantizes layer by layer, in a sweep or without one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use candle_core::Tensor;
 use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::Scheme;
 use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
 use moe_math::routing::Routing;
-use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
+use moe_model::{Attention, Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
 
+use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
 use super::options::{Part, QuantizeOptions, Samples};
+use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Sources};
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
+use crate::stages::Stages;
 
 /// Quantizes each layer on what reaches it through the quantized ones before it.
 pub(super) struct Quantizer {
@@ -29,6 +35,10 @@ pub(super) struct Quantizer {
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
+    /// What reaches the attention of the layer that is being converted.
+    attention_inputs: AttentionInputs,
+    attention: BTreeMap<usize, Attention>,
+    stages: Stages,
 }
 
 /// Rounds every matrix to nearest.
@@ -37,21 +47,34 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
         let quantized = options.quantized(moe, &store, |place, matrix| {
-            let weight = &network(moe, place).linears()[matrix].weight;
-            let values = finite_values(weight)?;
-            match options.encoding() {
-                Scheme::Fp8(_) => Ok(Some(Made::Values(values))),
-                Scheme::Integers(_) => {
-                    let shape = [weight.shape()[0], weight.shape()[1]];
-                    let codes = round_to_nearest(&values, shape, &grid(options, moe)?);
-                    codes.map(Made::Codes).map(Some).map_err(|e| failed(e).tensor(weight.name()))
-                }
-            }
+            nearest(options, &network(moe, place).linears()[matrix].weight).map(Some)
         })?;
         let record = options.record(index, moe.experts.len(), moe.shared.is_some());
         layers.insert(index, decided(quantized, record));
     }
-    Ok(Decisions { by: DecidedBy::Weights, layers })
+    let mut attention = BTreeMap::new();
+    if options.include.contains(&Part::Attention) {
+        for (index, layer) in sources.model.layers.iter().enumerate() {
+            let quantized = options.quantized_attention(&layer.attention, &store, |linear| {
+                nearest(options, &layer.attention.linears()[linear].weight).map(Some)
+            })?;
+            attention.insert(index, quantized);
+        }
+    }
+    Ok(Decisions { by: DecidedBy::Weights, layers, attention })
+}
+
+/// `weight`, rounded to nearest.
+fn nearest(options: &QuantizeOptions, weight: &Weight) -> Result<Made> {
+    let values = finite_values(weight)?;
+    match options.encoding() {
+        Scheme::Fp8(_) => Ok(Made::Values(values)),
+        Scheme::Integers(_) => {
+            let shape = [weight.shape()[0], weight.shape()[1]];
+            let codes = round_to_nearest(&values, shape, &grid(options, weight)?);
+            codes.map(Made::Codes).map_err(|e| failed(e).tensor(weight.name()))
+        }
+    }
 }
 
 fn network(moe: &Moe, place: Place) -> &Expert {
@@ -62,9 +85,10 @@ fn network(moe: &Moe, place: Place) -> &Expert {
     }
 }
 
-fn grid(options: &QuantizeOptions, moe: &Moe) -> Result<quantize::Scheme> {
+/// The grid of `weight` and of all that have its element type.
+fn grid(options: &QuantizeOptions, weight: &Weight) -> Result<quantize::Scheme> {
     let integers = options.integers().expect("floats have no integer grid");
-    let scale_dtype = scale_dtype(&moe.experts[0].gate.weight, options.packing())?;
+    let scale_dtype = scale_dtype(weight, options.packing())?;
     Ok(quantize::Scheme { bits: integers.bits, symmetric: integers.symmetric, group: integers.group, scale_dtype })
 }
 
@@ -82,6 +106,9 @@ impl Quantizer {
             spill: sources.spill.cloned(),
             counted: Vec::new(),
             layers: BTreeMap::new(),
+            attention_inputs: AttentionInputs::default(),
+            attention: BTreeMap::new(),
+            stages: Stages::default(),
         }
     }
 
@@ -91,7 +118,7 @@ impl Quantizer {
         let width = moe.experts[0].width();
         let rule = Rule {
             samples: self.options.samples(),
-            least: (self.options.min_samples * hidden.max(width) as f64).ceil() as usize,
+            least: self.options.least_tokens(hidden, width),
             gate_power: self.options.gate_power,
             hot_cap: self.options.hot_cap,
         };
@@ -120,13 +147,14 @@ impl Quantizer {
             inputs,
             counted: &self.counted,
             compute: &self.compute,
-            options: quantize::Options { scheme: grid(&self.options, moe)?, clip_search: self.options.clip_search },
-            damping: Damping { start: self.options.damping, ..Damping::default() },
+            options: self.solving(&moe.experts[0].gate.weight)?,
+            damping: self.damping(),
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
             ridge: if shrinks { self.options.ridge } else { 0.0 },
+            stages: &self.stages,
         };
-        let samples = self.samples(moe, inputs)?;
+        let samples = self.stages.time("samples", || self.samples(moe, inputs))?;
         let task =
             |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
         let experts = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>())?;
@@ -140,10 +168,25 @@ impl Quantizer {
         Ok((experts, shared.transpose()?))
     }
 
+    /// How `weight`, and all that have its element type, are solved.
+    fn solving(&self, weight: &Weight) -> Result<quantize::Options> {
+        Ok(quantize::Options { scheme: grid(&self.options, weight)?, clip_search: self.options.clip_search })
+    }
+
+    fn damping(&self) -> Damping {
+        Damping { start: self.options.damping, ..Damping::default() }
+    }
+
+    /// Tokens that an expert of the widest layer needs.
+    fn least_tokens(&self) -> usize {
+        let widths = self.model.moes().map(|(_, moe)| moe.experts[0].width());
+        self.options.least_tokens(self.model.hidden, widths.max().unwrap_or(0))
+    }
+
     fn all_tokens(&self) -> ExpertSamples {
         let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
         let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
-        ExpertSamples { weights: vec![1.0; tokens.len()], tokens, counts }
+        ExpertSamples::evenly_weighed(tokens, counts)
     }
 }
 
@@ -152,16 +195,41 @@ impl Decider for Quantizer {
         &self.options.calibration
     }
 
+    fn check_text(&self, tokens: u64) -> Result<()> {
+        let least = self.least_tokens();
+        if !self.options.samples().tops_up() || tokens >= least as u64 {
+            return Ok(());
+        }
+        let what = format!("{tokens} tokens are less than the {least} that every expert is to be calibrated on");
+        Err(Error::new(Kind::Usage, what).remedy("give more --data, lower --min-samples, or give --samples routed"))
+    }
+
     fn begin(&mut self, calibration: &Calibration) {
         self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
+    }
+
+    fn pool_text(&self) -> Option<CalibrationOptions> {
+        let QuantizeOptions { pool, pool_tokens, calibration, .. } = &self.options;
+        let text = CalibrationOptions { data: pool.clone(), data_tokens: *pool_tokens, ..calibration.clone() };
+        (!pool.is_empty()).then_some(text)
+    }
+
+    fn pool(&self, all: &Calibration, own: usize) -> Option<Box<dyn Pool>> {
+        let tokens = all.batch.spans.get(own).map_or(all.batch.tokens(), |span| span.start);
+        Some(Box::new(Scan::new(all, own, self.least_tokens(), self.options.pool_take.unwrap_or(tokens))))
     }
 
     fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
         None
     }
 
+    fn stages(&self) -> Vec<(&'static str, Duration)> {
+        self.stages.all()
+    }
+
     fn finish(&mut self) -> Result<Decisions> {
-        Ok(Decisions { by: DecidedBy::Sequence, layers: std::mem::take(&mut self.layers) })
+        let (layers, attention) = (std::mem::take(&mut self.layers), std::mem::take(&mut self.attention));
+        Ok(Decisions { by: DecidedBy::Sequence, layers, attention })
     }
 }
 
@@ -170,6 +238,28 @@ impl Observer for Quantizer {}
 impl Converter for Quantizer {
     fn observes(&self) -> bool {
         false
+    }
+
+    fn converts_attention(&self) -> bool {
+        self.options.include.contains(&Part::Attention)
+    }
+
+    fn attention_input(&mut self, _: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
+        let Self { attention_inputs, counted, stages, .. } = self;
+        stages.time("attention's Hessians", || attention_inputs.add(linear, tokens, x, counted))
+    }
+
+    fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
+        let inputs = std::mem::take(&mut self.attention_inputs);
+        let attention = &self.model.layers[index].attention;
+        let solving = self.solving(&attention.output().weight)?;
+        let codes = || inputs.codes(index, attention, &solving, &self.damping(), self.options.act_order);
+        let mut codes: Vec<_> = self.stages.time("attention's codes", codes)?.into_iter().map(Some).collect();
+        let store = Store(self.spill.clone());
+        let made = |linear: usize| Ok(codes[linear].take().map(Made::Codes));
+        let quantized = self.options.quantized_attention(attention, &store, made)?;
+        self.attention.insert(index, quantized.clone());
+        Ok(Some(quantized))
     }
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>> {
@@ -183,13 +273,16 @@ impl Converter for Quantizer {
             .chain(shared)
             .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
             .collect();
-        let quantized = self.options.quantized(moe, &store, |place, matrix| {
-            let network = match place {
-                Place::Routed(index) => index,
-                Place::Shared => moe.experts.len(),
-            };
-            Ok(codes[network][matrix].take().map(Made::Codes))
-        })?;
+        let quantized = || {
+            self.options.quantized(moe, &store, |place, matrix| {
+                let network = match place {
+                    Place::Routed(index) => index,
+                    Place::Shared => moe.experts.len(),
+                };
+                Ok(codes[network][matrix].take().map(Made::Codes))
+            })
+        };
+        let quantized = self.stages.time("packing", quantized)?;
         let layer = decided(quantized, record);
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);

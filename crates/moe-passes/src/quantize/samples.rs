@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use moe_math::routing::Routing;
 use serde::Serialize;
@@ -20,12 +21,32 @@ pub(super) struct Rule {
     pub hot_cap: f64,
 }
 
-/// What one expert is calibrated on: tokens ascending, and what each weighs.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What one expert is calibrated on: tokens ascending, and what each weighs. Several experts may share them.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct ExpertSamples {
-    pub tokens: Vec<u32>,
-    pub weights: Vec<f32>,
+    pub tokens: Arc<[u32]>,
+    pub weights: Arc<[f32]>,
     pub counts: Counts,
+}
+
+impl ExpertSamples {
+    /// `tokens`, each of which weighs 1.
+    pub fn evenly_weighed(tokens: Vec<u32>, counts: Counts) -> Self {
+        Self { weights: vec![1.0; tokens.len()].into(), tokens: tokens.into(), counts }
+    }
+
+    /// Whether these are the very tokens and weights of `other`.
+    pub fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tokens, &other.tokens) && Arc::ptr_eq(&self.weights, &other.weights)
+    }
+
+    /// About `most` of them, evenly spread.
+    pub fn some(&self, most: usize) -> Self {
+        let every = self.tokens.len().div_ceil(most.max(1)).max(1);
+        let tokens = self.tokens.iter().copied().step_by(every).collect();
+        let weights = self.weights.iter().copied().step_by(every).collect();
+        Self { tokens, weights, counts: self.counts }
+    }
 }
 
 /// How many tokens there were.
@@ -115,8 +136,8 @@ impl Sampler {
 
     fn missing(&self, expert: usize) -> usize {
         match self.rule.samples {
-            Samples::TopUp | Samples::PerExpert => self.rule.least.saturating_sub(self.routed[expert].len()),
-            Samples::Routed | Samples::AllExperts => 0,
+            samples if samples.tops_up() => self.rule.least.saturating_sub(self.routed[expert].len()),
+            _ => 0,
         }
     }
 
@@ -149,12 +170,13 @@ impl Sampler {
         let typical = if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
         if self.rule.samples == Samples::AllExperts {
             let tokens: Vec<u32> = (0..self.tokens).filter(|token| counted(*token)).map(|token| token as u32).collect();
-            let all = |routed: &Vec<_>| ExpertSamples {
-                weights: vec![1.0; tokens.len()],
-                counts: Counts { routed: routed.len(), used: routed.len(), topped_up: tokens.len() - routed.len() },
-                tokens: tokens.clone(),
-            };
-            return self.routed.iter().map(all).collect();
+            let counts = |routed: usize| Counts { routed, used: routed, topped_up: tokens.len() - routed };
+            let all = ExpertSamples::evenly_weighed(tokens.clone(), Counts::default());
+            return self
+                .routed
+                .iter()
+                .map(|routed| ExpertSamples { counts: counts(routed.len()), ..all.clone() })
+                .collect();
         }
         let choices: usize = self.routed.iter().map(Vec::len).sum();
         let power = |gate: f32| gate.powi(i32::from(self.rule.gate_power));
@@ -177,8 +199,8 @@ impl Sampler {
             let mut all: Vec<(u32, f32)> =
                 chosen.map(|(token, gate)| (token, power(gate))).chain(nearest.into_iter().map(near)).collect();
             all.sort_unstable_by_key(|(token, _)| *token);
-            let (tokens, weights) = all.into_iter().unzip();
-            ExpertSamples { tokens, weights, counts }
+            let (tokens, weights): (Vec<u32>, Vec<f32>) = all.into_iter().unzip();
+            ExpertSamples { tokens: tokens.into(), weights: weights.into(), counts }
         };
         self.routed.into_iter().zip(self.nearest).map(of_expert).collect()
     }
@@ -221,29 +243,29 @@ mod tests {
     #[test]
     fn cold_experts_get_the_tokens_that_came_nearest() {
         let found = samples(rule(Samples::TopUp));
-        assert_eq!(found[0].tokens, [0, 1, 2]);
-        assert_eq!(found[0].weights, [0.5, 0.8, 0.6]);
-        assert_eq!(found[1].tokens, [0, 3]);
+        assert_eq!(*found[0].tokens, [0, 1, 2]);
+        assert_eq!(*found[0].weights, [0.5, 0.8, 0.6]);
+        assert_eq!(*found[1].tokens, [0, 3]);
         assert_eq!(found[1].counts, Counts { routed: 1, used: 1, topped_up: 1 });
         // (0.5 + 0.8 + 0.6 + 0.9) / 4 is typical; its own tokens weigh 0.9.
         assert!((found[1].weights[0] - 0.9 * 0.3 / 0.7).abs() < 1e-6);
-        assert_eq!(found[2].tokens, [0, 2]);
+        assert_eq!(*found[2].tokens, [0, 2]);
         assert_eq!(found[2].counts, Counts { routed: 0, used: 0, topped_up: 2 });
     }
 
     #[test]
     fn without_topping_up_a_cold_expert_has_nothing() {
         let found = samples(rule(Samples::Routed));
-        assert_eq!(found[2], ExpertSamples::default());
+        assert_eq!(found[2], ExpertSamples::evenly_weighed(Vec::new(), Counts::default()));
         let all = samples(rule(Samples::AllExperts));
-        assert!(all.iter().all(|expert| expert.tokens == [0, 1, 2, 3] && expert.weights == [1.0; 4]));
+        assert!(all.iter().all(|expert| *expert.tokens == [0, 1, 2, 3] && *expert.weights == [1.0; 4]));
         assert_eq!(all[2].counts, Counts { routed: 0, used: 0, topped_up: 4 });
     }
 
     #[test]
     fn hot_experts_are_thinned_out() {
         let found = samples(Rule { hot_cap: 1.0, least: 1, ..rule(Samples::Routed) });
-        assert_eq!(found[0].tokens, [0, 1]);
+        assert_eq!(*found[0].tokens, [0, 1]);
         assert_eq!(found[0].counts, Counts { routed: 3, used: 2, topped_up: 0 });
     }
 

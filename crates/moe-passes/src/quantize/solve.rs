@@ -1,21 +1,34 @@
 //! Solves the experts of a layer together, on what reaches each.
 
+use std::time::Instant;
+
 use candle_core::{DType, Tensor};
 use moe_forward::Inputs;
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, energy, factorise};
+use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, factorise};
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::samples::{Counts, ExpertSamples};
 use crate::part::finite_values;
+use crate::stages::Stages;
 
 /// Hessians of the experts that are solved together take at most this many bytes.
 const HESSIAN_BYTES: usize = 1 << 30;
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
+/// An expert's output is compared on about this many of its tokens.
+const ERROR_TOKENS: usize = 64;
+
+/// Stages, as `--timings` prints them.
+const READING: &str = "weights";
+const HESSIANS: &str = "Hessians";
+const FACTORS: &str = "factors";
+const CODES: &str = "codes";
+const DEQUANTIZING: &str = "dequantized weights";
+const ERRORS: &str = "output errors";
 
 /// How codes are found.
 pub(super) struct Solver<'a> {
@@ -31,6 +44,7 @@ pub(super) struct Solver<'a> {
     pub shrinkage: f64,
     /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its width.
     pub ridge: f64,
+    pub stages: &'a Stages,
 }
 
 /// A network and what it is calibrated on.
@@ -61,9 +75,9 @@ pub struct ExpertRecord {
     /// The share of the mean diagonal that was added to the Hessians of gate and up, and of down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damping: Option<[f64; 2]>,
-    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²) of gate and up together, and of down, over what it was calibrated on.
+    /// √(Σ ρ |Δy|² / Σ ρ |y|²) of its output y, over an even selection of what it was calibrated on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<[f64; 2]>,
+    pub error: Option<f64>,
     /// What was done instead of GPTQ on its own tokens, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
@@ -72,27 +86,12 @@ pub struct ExpertRecord {
 /// A matrix's Hessian, factored.
 struct Factored {
     factor: Factor<f32>,
-    /// What was factored, without damping.
-    hessian: Hessian<f32>,
     /// Effective tokens of its own.
     effective: f64,
 }
 
-/// What is said of a Hessian and what was solved with it.
-struct Found {
-    effective: f64,
-    damping: f64,
-    /// Whether the first damping failed.
-    raised: bool,
-    /// √(Σ ρ |ΔW x|² / Σ ρ |W x|²)
-    error: f64,
-}
-
 /// Codes of gate and up.
 type Pair = (Codes, Codes);
-
-/// Codes of one matrix of each task, and Σ ρ |ΔW x|² of each.
-type Matrices = (Vec<Codes>, Vec<f64>);
 
 impl Solver<'_> {
     /// Codes of all `tasks`, as many together as memory holds.
@@ -109,72 +108,121 @@ impl Solver<'_> {
     }
 
     fn batch(&self, tasks: &[Task<'_>], layer: Option<&Hessian<f32>>, shape: [usize; 2]) -> Result<Vec<Solved>> {
-        let (codes, first) = self.gates_and_ups(tasks, layer, shape)?;
-        let (downs, second) = self.downs(tasks, &codes, shape)?;
-        let solved = tasks.iter().zip(codes).zip(downs).zip(first.into_iter().zip(second));
-        let solved = solved.map(|(((task, (gate, up)), down), found)| {
-            let record = record(task, [found.0, found.1]);
+        let inputs = self.inputs_factored(tasks, layer, shape[1])?;
+        let pairs = self.gates_and_ups(tasks, &inputs, shape)?;
+        let matrices = self.matrices(tasks, &pairs, shape)?;
+        let neurons = self.neurons_factored(tasks, &matrices, shape[0])?;
+        let downs = self.weights(tasks, |network| &network.down)?;
+        let downs = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]])?;
+        let errors = self.stages.time(ERRORS, || self.errors(tasks, &matrices, &downs, shape))?;
+        let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
+        let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
+        let solved = solved.map(|(index, ((((task, (gate, up)), down), error), neurons))| {
+            let record = record(task, [input(index), neurons], error);
             Solved { gate, up, down, record }
         });
         Ok(solved.collect())
     }
 
-    /// Codes of the two matrices that see the layer's inputs.
-    fn gates_and_ups(
+    /// The Hessians of what reaches gates and ups: one for each task, or one for all that share their samples.
+    fn inputs_factored(
         &self,
         tasks: &[Task<'_>],
         layer: Option<&Hessian<f32>>,
-        shape: [usize; 2],
-    ) -> Result<(Vec<Pair>, Vec<Found>)> {
-        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let hessians = self.hessians(&own, shape[1], |x, _| Ok(x))?;
-        let factored = self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
-            Some(layer) => hessian.shrink(layer, self.shrinkage * shape[1] as f64),
+        hidden: usize,
+    ) -> Result<Vec<Factored>> {
+        let alike = tasks.iter().all(|task| task.samples.shares(&tasks[0].samples));
+        let distinct = if alike { &tasks[..1] } else { tasks };
+        let own: Vec<_> = distinct.iter().map(|task| &task.samples).collect();
+        let hessians = self.hessians(&own, hidden, |x, _| Ok(x))?;
+        self.factored(distinct, hessians, "gate_proj", |hessian| match layer {
+            Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
-        })?;
-        let gates = self.weights(tasks, |network| &network.gate)?;
-        let ups = self.weights(tasks, |network| &network.up)?;
-        let factors = || factored.iter().map(|input| &input.factor);
-        let (mut codes, mut lost) = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape)?;
-        let (of_up, ups_lost) = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
-        lost.iter_mut().zip(ups_lost).for_each(|(lost, of_up)| *lost += of_up);
-        let found = found(&factored, &[&gates, &ups], lost)?;
-        Ok((codes.into_iter().zip(of_up).collect(), found))
+        })
     }
 
-    /// Codes of the matrix that sees what the quantized two make of them.
-    fn downs(&self, tasks: &[Task<'_>], codes: &[Pair], shape: [usize; 2]) -> Result<(Vec<Codes>, Vec<Found>)> {
-        let [width, hidden] = shape;
+    /// Codes of the two matrices that see the layer's inputs.
+    fn gates_and_ups(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<Vec<Pair>> {
+        let gates = self.weights(tasks, |network| &network.gate)?;
+        let ups = self.weights(tasks, |network| &network.up)?;
+        let factors = || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
+        let mut codes = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape)?;
+        let of_up = codes.split_off(tasks.len());
+        Ok(codes.into_iter().zip(of_up).collect())
+    }
+
+    /// The values of `pairs`.
+    fn matrices(&self, tasks: &[Task<'_>], pairs: &[Pair], shape: [usize; 2]) -> Result<Vec<[Tensor; 2]>> {
         let matrix = |codes: &Codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device);
-        let matrices = codes.iter().map(|(gate, up)| Ok((matrix(gate)?, matrix(up)?)));
-        let matrices = matrices.collect::<candle_core::Result<Vec<_>>>();
-        let matrices = matrices.map_err(|e| self.numeric("the dequantized experts", e))?;
+        let of_pair = |((gate, up), task): (&Pair, &Task<'_>)| {
+            let both = || Ok([matrix(gate)?, matrix(up)?]);
+            both().map_err(|e| self.numeric(&task.name, e))
+        };
+        self.stages.time(DEQUANTIZING, || pairs.par_iter().zip(tasks).map(of_pair).collect())
+    }
+
+    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`.
+    fn neurons_factored(&self, tasks: &[Task<'_>], matrices: &[[Tensor; 2]], width: usize) -> Result<Vec<Factored>> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
         let hessians = self.hessians(&own, width, |x, index| {
-            let (gate, up) = &matrices[index];
-            let activations = || product(&x, gate)?.silu()? * product(&x, up)?;
-            activations().map_err(|e| self.numeric(&tasks[index].name, e))
+            activations(&x, &matrices[index]).map_err(|e| self.numeric(&tasks[index].name, e))
         })?;
         // The neurons of one expert mean nothing to another: what a layer has in common ends here.
-        let factored = self.factored(tasks, hessians, "down_proj", |_| Ok(()))?;
-        let downs = self.weights(tasks, |network| &network.down)?;
-        let (codes, lost) = self.solve(downs.iter(), factored.iter().map(|n| &n.factor), [hidden, width])?;
-        let found = found(&factored, &[&downs], lost)?;
-        Ok((codes, found))
+        self.factored(tasks, hessians, "down_proj", |_| Ok(()))
+    }
+
+    /// √(Σ ρ |Δy|² / Σ ρ |y|²) of each task's output y, over an even selection of its samples.
+    fn errors(
+        &self,
+        tasks: &[Task<'_>],
+        quantized: &[[Tensor; 2]],
+        downs: &[Codes],
+        [width, hidden]: [usize; 2],
+    ) -> Result<Vec<Option<f64>>> {
+        let samples: Vec<_> = tasks.iter().map(|task| task.samples.some(ERROR_TOKENS)).collect();
+        let mut rows: Vec<Vec<Tensor>> = tasks.iter().map(|_| Vec::new()).collect();
+        self.each_block(|first, x| {
+            for (rows, samples) in rows.iter_mut().zip(&samples) {
+                rows.extend(rows_of(samples, first, x)?.map(|(rows, _)| rows));
+            }
+            Ok(())
+        })?;
+        let error = |(index, rows): (usize, &Vec<Tensor>)| -> Result<Option<f64>> {
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            let [gate, up, down] = tasks[index].network.linears().map(|linear| finite_values(&linear.weight));
+            let (gate, up, down) = (gate?, up?, down?);
+            let outputs = || {
+                let x = Tensor::cat(rows, 0)?;
+                let matrix = |values: Vec<f32>, shape: [usize; 2]| Tensor::from_vec(values, &shape, x.device());
+                let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
+                let original = product(&activations(&x, &original)?, &matrix(down, [hidden, width])?)?;
+                let down = matrix(downs[index].dequantize(), [hidden, width])?;
+                let quantized = product(&activations(&x, &quantized[index])?, &down)?;
+                Ok((quantized - &original)?
+                    .sqr()?
+                    .sum(1)?
+                    .to_vec1::<f32>()?
+                    .into_iter()
+                    .zip(original.sqr()?.sum(1)?.to_vec1::<f32>()?))
+            };
+            let tokens = outputs().map_err(|e: candle_core::Error| self.numeric(&tasks[index].name, e))?;
+            let (mut lost, mut all) = (0.0, 0.0);
+            for ((error, energy), weight) in tokens.zip(samples[index].weights.iter()) {
+                lost += f64::from(*weight) * f64::from(error);
+                all += f64::from(*weight) * f64::from(energy);
+            }
+            Ok((all > 0.0).then(|| (lost / all).sqrt()))
+        };
+        rows.par_iter().enumerate().map(error).collect()
     }
 
     /// The Hessian of the whole layer's inputs, of an even selection of tokens.
     fn layer_hessian(&self, hidden: usize) -> Result<Hessian<f32>> {
-        let samples = self.evenly(LAYER_TOKENS * hidden);
+        let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
+        let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
         Ok(self.hessians(&[&samples], hidden, |x, _| Ok(x))?.remove(0))
-    }
-
-    /// About `most` of the layer's tokens, evenly spread.
-    fn evenly(&self, most: usize) -> ExpertSamples {
-        let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
-        let every = tokens.len().div_ceil(most).max(1);
-        let chosen: Vec<u32> = tokens.into_iter().step_by(every).collect();
-        ExpertSamples { weights: vec![1.0; chosen.len()], tokens: chosen, counts: Counts::default() }
     }
 
     /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`.
@@ -184,6 +232,7 @@ impl Solver<'_> {
         size: usize,
         of: impl Fn(Tensor, usize) -> Result<Tensor> + Sync,
     ) -> Result<Vec<Hessian<f32>>> {
+        let start = Instant::now();
         let mut hessians: Vec<_> = samples.iter().map(|_| Hessian::new(size)).collect();
         self.each_block(|first, x| {
             let add = |(index, hessian): (usize, &mut Hessian<f32>)| -> Result<()> {
@@ -194,6 +243,7 @@ impl Solver<'_> {
             };
             hessians.par_iter_mut().enumerate().try_for_each(add)
         })?;
+        self.stages.add(HESSIANS, start.elapsed());
         Ok(hessians)
     }
 
@@ -222,20 +272,11 @@ impl Solver<'_> {
                 factorise(&hessian, &Damping { start, ..self.damping }, self.act_order)
             });
             match factor {
-                Ok(factor) => Ok(Factored { factor, hessian, effective }),
-                Err(error) => Err(self.unsolved(&task.name, what, error)),
+                Ok(factor) => Ok(Factored { factor, effective }),
+                Err(error) => Err(unsolved(self.layer, &format!("{what} of {}", task.name), error)),
             }
         };
-        hessians.into_par_iter().zip(tasks).map(factored).collect()
-    }
-
-    fn unsolved(&self, name: &str, what: &str, error: QuantizeError) -> Error {
-        let remedy = match error {
-            QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
-            _ => "find out with eval which weights or tokens make it so",
-        };
-        let message = format!("the Hessian of what reaches {what} of {name} can't be solved in layer {}", self.layer);
-        Error::new(Kind::Numeric, message).source(error).remedy(remedy)
+        self.stages.time(FACTORS, || hessians.into_par_iter().zip(tasks).map(factored).collect())
     }
 
     fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
@@ -243,7 +284,7 @@ impl Solver<'_> {
     }
 
     fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear) -> Result<Vec<Vec<f32>>> {
-        tasks.iter().map(|task| finite_values(&of(task.network).weight)).collect()
+        self.stages.time(READING, || tasks.iter().map(|task| finite_values(&of(task.network).weight)).collect())
     }
 
     fn solve<'w>(
@@ -251,23 +292,16 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
-    ) -> Result<Matrices> {
+    ) -> Result<Vec<Codes>> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        let solved = quantize::solve(&problems, shape, &self.options).map_err(failed)?;
-        Ok(solved.into_iter().map(|solved| (solved.codes, solved.error)).unzip())
+        let solved = self.stages.time(CODES, || quantize::solve(&problems, shape, &self.options)).map_err(failed)?;
+        Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }
 }
 
-/// What is said of each task's Hessian and of the `matrices` that were solved with it, of which `lost` is Σ ρ |ΔW x|².
-fn found(factored: &[Factored], matrices: &[&Vec<Vec<f32>>], lost: Vec<f64>) -> Result<Vec<Found>> {
-    let of_task = |(index, lost): (usize, f64)| {
-        let Factored { factor, hessian, effective } = &factored[index];
-        let all: f64 =
-            matrices.iter().map(|weights| energy(&weights[index], hessian)).sum::<Result<_, _>>().map_err(failed)?;
-        let error = if all > 0.0 { (lost.max(0.0) / all).sqrt() } else { 0.0 };
-        Ok(Found { effective: *effective, damping: factor.damping, raised: factor.attempts > 1, error })
-    };
-    lost.into_par_iter().enumerate().map(of_task).collect()
+/// silu(gate x) ∘ (up x), `[tokens, width]`.
+fn activations(x: &Tensor, [gate, up]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
+    product(x, gate)?.silu()? * product(x, up)?
 }
 
 /// The rows of `x`, whose first token is `first`, that `samples` has, and their weights.
@@ -286,25 +320,31 @@ fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<O
     rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
 }
 
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     let values = || tensor.flatten_all()?.to_vec1();
     values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
 }
 
-fn record(task: &Task<'_>, found: [Found; 2]) -> ExpertRecord {
-    let effective = found[0].effective;
-    let fallback = match (effective > 0.0, found.iter().any(|f| f.raised)) {
+fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>) -> ExpertRecord {
+    let effective = input.effective;
+    let raised = input.factor.attempts > 1 || neurons.factor.attempts > 1;
+    let fallback = match (effective > 0.0, raised) {
         (false, _) => Some("no token of its own".to_owned()),
         (true, true) => Some("more damping".to_owned()),
         (true, false) => None,
     };
-    ExpertRecord {
-        counts: task.samples.counts,
-        effective,
-        damping: Some([found[0].damping, found[1].damping]),
-        error: (effective > 0.0).then_some([found[0].error, found[1].error]),
-        fallback,
-    }
+    let damping = Some([input.factor.damping, neurons.factor.damping]);
+    ExpertRecord { counts: task.samples.counts, effective, damping, error, fallback }
+}
+
+/// What is said where `what` of layer `layer` gets a Hessian that has no factor.
+pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
+    let remedy = match error {
+        QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
+        _ => "find out with eval which weights or tokens make it so",
+    };
+    let message = format!("the Hessian of what reaches {what} can't be solved in layer {layer}");
+    Error::new(Kind::Numeric, message).source(error).remedy(remedy)
 }
 
 pub(super) fn failed(error: QuantizeError) -> Error {

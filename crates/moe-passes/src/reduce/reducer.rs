@@ -50,7 +50,7 @@ pub(super) fn decide_now(
         layers.insert(index, setting.decided(index, moe, &sums, &[])?);
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
-    let mut decisions = Decisions { by, layers };
+    let mut decisions = Decisions { by, layers, attention: BTreeMap::new() };
     if options.mtp == MtpChoice::Prune {
         decide_mtp(model, size, sources.compute, &mut decisions)?;
     }
@@ -191,7 +191,7 @@ impl Decider for Reducer {
                 trust.output_error = Some(if *all > 0.0 { (error / all).sqrt() } else { 0.0 });
             });
         }
-        let mut decisions = Decisions { by: DecidedBy::Sequence, layers };
+        let mut decisions = Decisions { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
         if self.options.mtp == MtpChoice::Prune {
             decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         }

@@ -11,6 +11,8 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
+use moe_passes::{Pass, QuantizeOptions};
+
 use crate::receipt::Receipt;
 use html::{Section, page};
 use layer::ReportedLayer;
@@ -21,6 +23,15 @@ pub(crate) const REPORT_FILE: &str = "report.html";
 /// The page; none where nothing was decided about experts.
 pub(crate) fn render(receipt: &Receipt) -> Option<String> {
     receipt.decided?;
+    if receipt.pass == QuantizeOptions::NAME {
+        let sections = [
+            sections::quantized::summary(receipt),
+            sections::cost::section(receipt),
+            sections::quantized::experts(receipt),
+            sections::provenance::section(receipt),
+        ];
+        return Some(page(&format!("{}, quantized", receipt.source.name), &sections));
+    }
     let (first, _) = receipt.first_converted()?;
     let layers: Vec<ReportedLayer<'_>> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
     let mut sections = vec![sections::summary::section(receipt, &layers), sections::cost::section(receipt)];

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
-use moe_passes::{DecidedBy, Identity, LayerRecord, LayerTrust};
+use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
+use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
 
 use super::render;
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
@@ -49,6 +50,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         measured: None,
         held_out: None,
         decided: Some(DecidedBy::Sequence),
+        pool: None,
         layers: layers.into_iter().enumerate().map(record).collect(),
         warnings: Vec::new(),
     }
@@ -130,6 +132,49 @@ fn every_metric_is_there() {
     for (metric, text) in metrics {
         assert!(page.contains(text), "{metric}: no {text:?}");
     }
+}
+
+/// A layer of experts of which the first was never chosen.
+fn quantized(layer: usize, experts: usize) -> LayerRecord {
+    let record = |e: usize| ExpertRecord {
+        counts: Counts { routed: 97 * e, used: 97 * e, topped_up: 128usize.saturating_sub(97 * e) },
+        effective: 120.4 + 97.0 * e as f64,
+        damping: Some([0.349, 0.524]),
+        error: (e != 1).then_some(0.2 / (1.0 + e as f64)),
+        fallback: (e == 0).then(|| "more <damping>".to_owned()),
+    };
+    LayerRecord { layer, quantized: (0..experts).map(record).collect(), ..LayerRecord::default() }
+}
+
+#[test]
+fn quantized_experts_are_shown_coldest_first() {
+    let pool = Some(Pulled { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
+    let mut receipt = Receipt { pass: "quantize", pool, ..receipt(Vec::new()) };
+    receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
+    receipt.held_out = Some(HeldOutReport { result: held_out("english", 3.4137), control: None });
+    receipt.effects =
+        vec![Effect { option: "scheme".to_owned(), kept: Kept::Approximately, why: "rounded".to_owned() }];
+    let page = page(&receipt);
+    let shown = [
+        ("coldest", "<th scope=\"row\">layer 0, expert 0</th><td>0</td><td>128</td><td>128</td><td>120</td>"),
+        ("damping and error", "<td>0.349 / 0.524</td><td>0.200</td><td>more &lt;damping&gt;</td>"),
+        ("an error that is not known", "<td>0.349 / 0.524</td><td>–</td><td>–</td>"),
+        ("all of them", "All 12 experts"),
+        ("mean and worst error", "0.200 at most"),
+        ("pool", "8 joined (1\u{202f}024 of 51\u{202f}200 tokens)"),
+        ("shortage", "38 experts were short of tokens before, 3 after"),
+        ("loss", "+0.0100"),
+        ("how", "<p>Rounded.</p>"),
+    ];
+    for (what, text) in shown {
+        assert!(page.contains(text), "{what}: no {text:?}");
+    }
+    assert!(!page.contains("random") || page.contains("random tokens"), "quantize has no random control");
+    assert!(!page.contains("NaN"));
+    keep_to_look_at("quantized.html", &page);
+
+    receipt.layers.iter_mut().for_each(|layer| layer.quantized.clear());
+    assert!(render(&receipt).unwrap().contains("rounded to nearest; no data was looked at"));
 }
 
 #[test]

@@ -23,8 +23,9 @@ const BOTTOM: f64 = 38.0;
 
 /// The columns, with an axis; absent values have none.
 pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
-    let present = |values: &[Option<f64>]| values.iter().flatten().copied().filter(|v| v.is_finite()).collect();
-    let values: Vec<f64> = present(chart.values);
+    let present =
+        |values: &[Option<f64>]| -> Vec<f64> { values.iter().flatten().copied().filter(|v| v.is_finite()).collect() };
+    let values = present(chart.values);
     let ends = values.iter().copied().reduce(f64::min).zip(values.iter().copied().reduce(f64::max));
     let described = match ends {
         Some((least, most)) => {
@@ -37,7 +38,7 @@ pub(crate) fn columns(chart: &Columns<'_>) -> Svg {
     let (foot, tall) = (HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP);
     let scale = match chart.shares {
         true => Scale::up_to(1.0, foot, -tall),
-        false => Scale::linear(values, foot, -tall),
+        false => Scale::linear(values.into_iter().chain(present(chart.marks)), foot, -tall),
     };
     for tick in scale.ticks() {
         svg.line("grid", [LEFT, scale.at(tick)], [WIDTH, scale.at(tick)]);
@@ -77,7 +78,7 @@ pub(super) fn every(count: usize, pitch: f64, room: f64) -> usize {
 }
 
 /// A tick without zeros at its end.
-fn short(tick: f64) -> String {
+pub(super) fn short(tick: f64) -> String {
     let text = format!("{tick:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if tick != 0.0 && (tick.abs() < 1e-3 || tick.abs() >= 1e5) { format!("{tick:.0e}") } else { text.to_owned() }

@@ -4,8 +4,10 @@ mod bars;
 mod columns;
 mod curve;
 mod heatmap;
+mod scatter;
 
 pub(super) use bars::{Bar, bars};
 pub(super) use columns::{Columns, columns};
 pub(super) use curve::curve;
 pub(super) use heatmap::{LEVELS, heatmap};
+pub(super) use scatter::{Scatter, scatter};

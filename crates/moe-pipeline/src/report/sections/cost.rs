@@ -1,6 +1,7 @@
 //! What it costs on held-out text, beside a random choice.
 
 use moe_forward::DomainReport;
+use moe_passes::{Pass, QuantizeOptions};
 
 use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
@@ -11,7 +12,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
     let section = Section::new("cost", "What it costs");
     let Some(held_out) = &receipt.held_out else {
         return section.warning(
-            "Nothing was held out, so Δ loss, KL and top-1 agreement are not known, and no random control was measured. Give \
+            "Nothing was held out, so Δ loss, KL and top-1 agreement are not known. Give \
              `--held-out TEXT` with text that was not used for calibration.",
         );
     };
@@ -19,6 +20,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         Some(_) => {
             "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
         }
+        None if receipt.pass == QuantizeOptions::NAME => "",
         None => "No random control was measured (`--no-control`).",
     };
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
@@ -29,18 +31,10 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         };
         bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), format)
     };
-    let header = [
-        "domain",
-        "tokens",
-        "original loss",
-        "loss",
-        "Δ loss",
-        "KL",
-        "top-1 agreement",
-        "random control: Δ loss",
-        "KL",
-        "top-1 agreement",
-    ];
+    let mut header = vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
+    if held_out.control.is_some() {
+        header.extend(["random control: Δ loss", "KL", "top-1 agreement"]);
+    }
     let mut legend = vec![("kept", "this result")];
     legend.extend(held_out.control.is_some().then_some(("control", "random choice")));
     section
@@ -55,7 +49,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             chart("cost-kl", "KL to the original by domain, nats per token", |v| decimal(v, 4), |f| f.kl),
             chart("cost-top1", "Top-1 agreement by domain", percent, |f| f.top1),
         ])
-        .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(cells)))
+        .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(|row| cells(row, header.len()))))
 }
 
 /// A result against the original.
@@ -79,7 +73,7 @@ fn row<'a>((domain, control): (&'a DomainReport, Option<&DomainReport>)) -> Row<
     (domain, [Figures::of(domain), control.and_then(Figures::of)])
 }
 
-fn cells((domain, [result, control]): &Row<'_>) -> Vec<String> {
+fn cells((domain, [result, control]): &Row<'_>, columns: usize) -> Vec<String> {
     let figures = |figures: &Option<Figures>| {
         let of = |value: fn(&Figures) -> f64| figures.as_ref().map(value);
         [signed(of(|f| f.loss)), decimal(of(|f| f.kl), 4), percent(of(|f| f.top1))]
@@ -91,5 +85,6 @@ fn cells((domain, [result, control]): &Row<'_>) -> Vec<String> {
         decimal(Some(domain.loss), 4),
     ];
     cells.extend(figures(result).into_iter().chain(figures(control)));
+    cells.truncate(columns);
     cells
 }

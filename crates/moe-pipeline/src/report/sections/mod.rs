@@ -5,6 +5,7 @@ pub(super) mod error;
 pub(super) mod experts;
 pub(super) mod load;
 pub(super) mod provenance;
+pub(super) mod quantized;
 pub(super) mod saliency;
 pub(super) mod stability;
 pub(super) mod summary;

@@ -1,0 +1,54 @@
+//! Attention, quantized on what all tokens give its projections.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use candle_core::{DType, Tensor};
+use moe_math::quantize::{self, Codes, Damping, Hessian, Problem, factorise};
+use moe_model::{Attention, Error, Kind, Result};
+
+use super::solve::{failed, unsolved, values};
+use crate::part::finite_values;
+
+/// The Hessians of one layer's projections, by the first of [`Attention::linears`] that reads each input.
+#[derive(Default)]
+pub(super) struct AttentionInputs(BTreeMap<usize, Hessian<f32>>);
+
+impl AttentionInputs {
+    /// Takes in what `linear` reads for `tokens`, those that count in `counted`.
+    pub fn add(&mut self, linear: usize, tokens: Range<usize>, x: &Tensor, counted: &[bool]) -> Result<()> {
+        let width = x.dim(1).unwrap_or(0);
+        let weights: Vec<f32> = counted[tokens].iter().map(|counts| f32::from(u8::from(*counts))).collect();
+        let x = x
+            .to_dtype(DType::F32)
+            .map_err(|e| Error::new(Kind::Numeric, "cannot read attention's inputs").source(e))?;
+        let hessian = self.0.entry(linear).or_insert_with(|| Hessian::new(width));
+        let all = weights.iter().all(|weight| *weight == 1.0);
+        hessian.add(&values(&x)?, (!all).then_some(&weights)).map_err(failed)
+    }
+
+    /// Codes of each of the projections of layer `index`'s `attention`.
+    pub fn codes(
+        &self,
+        index: usize,
+        attention: &Attention,
+        options: &quantize::Options,
+        damping: &Damping,
+        act_order: bool,
+    ) -> Result<Vec<Codes>> {
+        let mut factors = BTreeMap::new();
+        for (input, hessian) in &self.0 {
+            let factor = factorise(hessian, damping, act_order);
+            factors.insert(*input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
+        }
+        let solved = |(linear, input): (&moe_model::Linear, usize)| {
+            let weight = finite_values(&linear.weight)?;
+            let factor = &factors[&input];
+            let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
+            let mut solved = quantize::solve(&[Problem { weight: &weight, factor }], shape, options)
+                .map_err(|e| failed(e).tensor(linear.weight.name()))?;
+            Ok(solved.remove(0).codes)
+        };
+        attention.linears().into_iter().zip(attention.inputs()).map(solved).collect()
+    }
+}
