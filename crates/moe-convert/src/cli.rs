@@ -162,12 +162,17 @@ pub enum Command {
     },
 
     /// Run the steps of a recipe
+    ///
+    /// Steps run one after the other, those of a block for every combination of its choices. Evaluations end in a table, in which those of
+    /// one label are averaged.
     #[command(after_help = "Examples:\n  moe-convert run recipes/quickstart.toml\n  \
-                            moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart")]
+                            moe-convert run recipes/quickstart.toml --set out=/tmp/quickstart\n  \
+                            moe-convert run recipes/compare-samples.toml --dry-run\n\n\
+                            docs/recipes.md is the guide.")]
     Run {
         /// Recipe file
         recipe: PathBuf,
-        /// Replace a variable of the recipe
+        /// Replace a variable of the recipe, by TOML where it is no text
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
         set: Vec<(String, String)>,
         /// Keep outputs that are finished results of the same step, instead of making them again

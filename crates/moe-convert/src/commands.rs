@@ -11,8 +11,8 @@ use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind, Summary, Timings, convert,
-    eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify, write_logits,
+    Average, ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind, Summary, Timings,
+    convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -192,20 +192,20 @@ impl Session {
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
         let count = recipe.steps.len();
-        let mut evaluated = Vec::new();
+        let mut rows = Vec::new();
         for (index, step) in recipe.steps.iter().enumerate() {
-            self.progress.note(&format!("{}, step {} of {count}: {}", recipe.name, index + 1, step.command));
+            let (number, name) = (index + 1, step.name());
+            self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
             let report = self
                 .step(step, resume, dry_run, timings)
-                .with_context(|| format!("step {} ({}) of {} failed", index + 1, step.command, path.display()))?;
-            let label = || step.label.clone().unwrap_or_else(|| step.model.display().to_string());
-            evaluated.extend(report.map(|report| (label(), report)));
+                .with_context(|| format!("step {number} ({name}) of {} failed", path.display()))?;
+            rows.extend(report.map(|report| Summary::new(step.row(), &report)));
         }
-        if evaluated.len() < 2 {
+        if rows.len() < 2 {
             return Ok(());
         }
-        let rows: Vec<_> = evaluated.iter().map(|(label, report)| Summary::new(label, report)).collect();
-        self.print(&serde_json::json!({ "summary": rows }), || render::summary(&rows))
+        let averages = Average::of(&rows);
+        self.print(&serde_json::json!({ "summary": rows, "averages": averages }), || render::summary(&averages))
     }
 
     /// Runs one step; what an evaluation finds goes into the recipe's summary.

@@ -1,5 +1,7 @@
 //! Results as text for people.
 
+mod summary;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -9,9 +11,11 @@ use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
 use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_pipeline::{
-    ByteSize, Check, Conversion, DomainSummary, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt,
-    Stage, Summary, Timings, VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
+    VerifyReport, describe_identity, peak_memory_bytes,
 };
+
+pub use summary::summary;
 
 /// A table with a header; columns but the first are right-aligned.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -368,51 +372,6 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
     if !report.load.is_empty() {
         text.push('\n');
         text += &expert_load(report);
-    }
-    text
-}
-
-/// All evaluations of a recipe, in Markdown.
-pub fn summary(rows: &[Summary]) -> String {
-    let header =
-        ["", "loss", "KL to the original", "rare experts", "agreement", "Gini", "entropy", "dead", "information"];
-    let mut text = format!("| {} |\n|{}\n", header.join(" | "), "---|".repeat(header.len()));
-    for row in rows {
-        let load = row.load.as_ref();
-        let cells = [
-            row.label.clone(),
-            format!("{:.4}", row.loss),
-            or_dash(row.kl.map(|kl| format!("{kl:.2e}"))),
-            or_dash(row.rare_kl.map(|kl| format!("{kl:.2e}"))),
-            or_dash(row.top1_agreement.map(|share| format!("{:.1} %", 100.0 * share))),
-            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.gini, l.worst_gini))),
-            or_dash(load.map(|l| format!("{:.3} ({:.3})", l.entropy, l.least_entropy))),
-            or_dash(load.map(|l| format!("{} of {}", l.dead, l.experts))),
-            or_dash(load.map(|l| format!("{:.3} bit", l.information))),
-        ];
-        text += &format!("| {} |\n", cells.join(" | "));
-    }
-    text += "\nRare experts: KL by the gates of the quarter of experts that fewest tokens choose. Gini, entropy (1: even) and \
-            information are means over layers, in brackets the worst one; information is that between a token's expert \
-            and its domain.\n";
-    text + &by_domain(rows)
-}
-
-/// Loss and KL of each domain, where all evaluations have the same ones.
-fn by_domain(rows: &[Summary]) -> String {
-    let labels = |row: &Summary| row.domains.iter().map(|d| d.label.clone()).collect::<Vec<_>>();
-    let first = rows.first().map(labels).unwrap_or_default();
-    if first.len() < 2 || rows.iter().any(|row| labels(row) != first) {
-        return String::new();
-    }
-    let mut text = format!("\n| loss (KL) | {} |\n|{}\n", first.join(" | "), "---|".repeat(first.len() + 1));
-    for row in rows {
-        let cell = |d: &DomainSummary| match d.kl {
-            Some(kl) => format!("{:.3} ({kl:.4})", d.loss),
-            None => format!("{:.3}", d.loss),
-        };
-        let cells: Vec<_> = row.domains.iter().map(cell).collect();
-        text += &format!("| {} | {} |\n", row.label, cells.join(" | "));
     }
     text
 }

@@ -39,6 +39,6 @@ pub use recipe::{Recipe, Step, StepKind};
 pub use resources::{ByteSize, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
-pub use summary::{DomainSummary, LoadSummary, Summary};
+pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};
 pub use trust::HeldOutReport;
 pub use verify::{VerifyReport, verify};

@@ -1,4 +1,10 @@
-//! Recipes: a TOML file with steps that run one after the other.
+//! Recipes: a TOML file with steps that run one after the other, some of them for every combination of choices.
+
+mod check;
+mod expand;
+#[cfg(test)]
+mod tests;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
+use expand::Expansion;
+use variables::{Variables, given};
 
 /// A parsed recipe.
 #[derive(Debug)]
@@ -29,8 +37,25 @@ pub struct Step {
     pub model: PathBuf,
     /// What its row in the summary is called; the checkpoint unless given.
     pub label: Option<String>,
+    /// What was chosen in the blocks around it, such as "bits 3, seed 0"; empty outside of blocks.
+    pub chosen: String,
     /// What it does.
     pub kind: StepKind,
+}
+
+impl Step {
+    /// What its row in the summary is called.
+    pub fn row(&self) -> String {
+        self.label.clone().unwrap_or_else(|| self.model.display().to_string())
+    }
+
+    /// Its command, and what was chosen for it.
+    pub fn name(&self) -> String {
+        match self.chosen.is_empty() {
+            true => self.command.clone(),
+            false => format!("{}; {}", self.command, self.chosen),
+        }
+    }
 }
 
 /// What a step does.
@@ -99,7 +124,7 @@ pub enum StepKind {
 struct RawRecipe {
     name: Option<String>,
     #[serde(default)]
-    vars: BTreeMap<String, String>,
+    vars: toml::Table,
     /// Keys of every step that runs a command, where the step itself doesn't have them.
     #[serde(default)]
     defaults: BTreeMap<String, toml::Table>,
@@ -121,61 +146,37 @@ impl Recipe {
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
         let mut raw: RawRecipe = toml::from_str(text).map_err(|e| usage(e.to_string().trim_end().to_owned()))?;
+        let mut variables = Variables::default();
         for (key, value) in overrides {
-            match raw.vars.get_mut(key) {
-                Some(old) => value.clone_into(old),
-                None => {
-                    let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
-                    let what = format!("this recipe has no variable {key:?}");
-                    return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
-                }
-            }
+            let Some(declared) = raw.vars.get_mut(key) else {
+                let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
+                let what = format!("this recipe has no variable {key:?}");
+                return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
+            };
+            *declared = given(value, declared).map_err(|what| usage(format!("--set {key}: {what}")))?;
+        }
+        for (name, value) in &raw.vars {
+            variables.define(name, value.clone()).map_err(|what| usage(format!("[vars] {name}: {what}")))?;
         }
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step"));
         }
-        let runs = |name: &String| raw.step.iter().any(|t| t.get("run").and_then(toml::Value::as_str) == Some(name));
-        if let Some(name) = raw.defaults.keys().find(|name| !runs(name)) {
+        let mut expansion = Expansion { defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
+        expansion.steps(&raw.step, "")?;
+        let Expansion { mut variables, steps, .. } = expansion;
+        if let Some(name) = raw.defaults.keys().find(|name| steps.iter().all(|step| step.command != **name)) {
             return Err(usage(format!("[defaults.{name}]: no step runs {name:?}")));
         }
-        let step = |(index, mut table): (usize, toml::Table)| {
-            let name = table.get("run").and_then(toml::Value::as_str).unwrap_or("?").to_owned();
-            let in_step = |what: String| usage(format!("step {} ({name}): {what}", index + 1));
-            for (key, value) in raw.defaults.get(&name).into_iter().flatten() {
-                table.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-            substitute(&mut table, &raw.vars).map_err(in_step)?;
-            parse_step(table).map_err(in_step)
-        };
-        let steps = raw.step.into_iter().enumerate().map(step).collect::<Result<_>>()?;
+        if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
+            return Err(usage(format!("[vars] {name}: nothing uses ${{{name}}}")));
+        }
+        check::steps(&steps).map_err(usage)?;
         Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
     }
 }
 
 fn usage(what: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what)
-}
-
-/// Replaces `${name}` in every string.
-fn substitute(table: &mut toml::Table, vars: &BTreeMap<String, String>) -> Result<(), String> {
-    table.iter_mut().try_for_each(|(_, value)| substitute_value(value, vars))
-}
-
-fn substitute_value(value: &mut toml::Value, vars: &BTreeMap<String, String>) -> Result<(), String> {
-    match value {
-        toml::Value::String(text) => {
-            for (name, replacement) in vars {
-                *text = text.replace(&format!("${{{name}}}"), replacement);
-            }
-            match text.split_once("${").and_then(|(_, rest)| rest.split_once('}')) {
-                Some((name, _)) => Err(format!("there is no variable {name:?} under [vars]")),
-                None => Ok(()),
-            }
-        }
-        toml::Value::Array(values) => values.iter_mut().try_for_each(|v| substitute_value(v, vars)),
-        toml::Value::Table(table) => substitute(table, vars),
-        _ => Ok(()),
-    }
 }
 
 fn parse_step(mut table: toml::Table) -> Result<Step, String> {
@@ -213,7 +214,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             ));
         }
     };
-    Ok(Step { command, model, label, kind })
+    Ok(Step { command, model, label, chosen: String::new(), kind })
 }
 
 #[derive(Deserialize)]
@@ -243,69 +244,4 @@ fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, St
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
     toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string().trim().replace('\n', " "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const RECIPE: &str = r#"
-        [vars]
-        out = "target/x"
-        [[step]]
-        run = "upcycle"
-        model = "dense"
-        output = "${out}/moe"
-        experts = 8
-        top-k = 2
-        [[step]]
-        run = "verify"
-        model = "${out}/moe"
-    "#;
-
-    fn message(text: &str, overrides: &[(String, String)]) -> String {
-        Recipe::parse(text, overrides, "x").unwrap_err().to_string()
-    }
-
-    #[test]
-    fn variables_are_replaced_and_overridden() {
-        let of = |overrides: &[(String, String)]| Recipe::parse(RECIPE, overrides, "x").unwrap().steps[1].model.clone();
-        assert_eq!(of(&[]), Path::new("target/x/moe"));
-        assert_eq!(of(&[("out".into(), "/y".into())]), Path::new("/y/moe"));
-        assert!(message(RECIPE, &[("outt".into(), "/y".into())]).contains("its variables are: out"));
-    }
-
-    #[test]
-    fn defaults_fill_in_what_a_step_leaves_out() {
-        let text = format!("{RECIPE}\n[defaults.upcycle]\ntop-k = 4\nseed = 7");
-        let StepKind::Upcycle { options, .. } = &Recipe::parse(&text, &[], "x").unwrap().steps[0].kind else {
-            panic!("the first step upcycles")
-        };
-        assert_eq!((options.top_k, options.seed), (2, 7));
-    }
-
-    #[test]
-    fn merging_is_a_step() {
-        let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4";
-        let StepKind::Merge { options, .. } = &Recipe::parse(text, &[], "x").unwrap().steps[0].kind else {
-            panic!("the step merges")
-        };
-        assert_eq!((options.sample_every, options.reduce.experts), (Some(4), Some(12)));
-        assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
-        assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
-        assert!(with("experts = 8", "experts = \"8\"").contains("step 1 (upcycle)"));
-        assert!(with("experts = 8", "").contains("missing field `experts`"));
-        assert!(with("\"verify\"", "\"verfiy\"").contains("there is no command \"verfiy\""));
-        assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
-        assert!(
-            with("${out}/moe\"\n        experts", "${oops}/moe\"\n        experts").contains("no variable \"oops\"")
-        );
-        assert!(message("step = 3", &[]).contains("line 1"));
-        assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
-    }
 }

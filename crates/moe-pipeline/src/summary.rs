@@ -1,4 +1,4 @@
-//! One row for each evaluation of a recipe.
+//! One row for each evaluation of a recipe, and one for each label.
 
 use moe_forward::{DomainReport, EvalReport, LayerLoad};
 use serde::Serialize;
@@ -8,73 +8,167 @@ use serde::Serialize;
 pub struct Summary {
     /// What was evaluated.
     pub label: String,
+    /// What was measured.
+    #[serde(flatten)]
+    pub figures: Figures<f64>,
+}
+
+/// All evaluations of a label in a row.
+#[derive(Debug, Clone, Serialize)]
+pub struct Average {
+    /// What was evaluated.
+    pub label: String,
+    /// How often.
+    pub runs: usize,
+    /// What was measured.
+    #[serde(flatten)]
+    pub figures: Figures<Spread>,
+}
+
+/// What several runs measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation, √(Σ (x − mean)² / (n − 1)); none of a single run.
+    pub deviation: Option<f64>,
+}
+
+/// What an evaluation measures: each a number, or what became of it over several runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures<T> {
     /// Mean loss in nats per token.
-    pub loss: f64,
+    pub loss: T,
     /// Mean KL from the original in nats, if there was one.
-    pub kl: Option<f64>,
+    pub kl: Option<T>,
     /// The same over what rare experts serve.
-    pub rare_kl: Option<f64>,
+    pub rare_kl: Option<T>,
     /// Share of tokens whose most probable next token is the original's.
-    pub top1_agreement: Option<f64>,
+    pub top1_agreement: Option<T>,
     /// Load of the experts, if there are any.
-    pub load: Option<LoadSummary>,
+    pub load: Option<LoadSummary<T>>,
     /// Each domain by itself.
-    pub domains: Vec<DomainSummary>,
+    pub domains: Vec<DomainSummary<T>>,
 }
 
 /// One domain of an evaluation.
 #[derive(Debug, Clone, Serialize)]
-pub struct DomainSummary {
+pub struct DomainSummary<T> {
     /// Its label.
     pub label: String,
     /// Mean loss in nats per token.
-    pub loss: f64,
+    pub loss: T,
     /// Mean KL from the original in nats, if there was one.
-    pub kl: Option<f64>,
+    pub kl: Option<T>,
 }
 
 /// Expert load over all layers.
 #[derive(Debug, Clone, Serialize)]
-pub struct LoadSummary {
+pub struct LoadSummary<T> {
     /// Mean Gini coefficient over layers.
-    pub gini: f64,
+    pub gini: T,
     /// The greatest.
-    pub worst_gini: f64,
+    pub worst_gini: T,
     /// Mean entropy over layers, as a share of its maximum.
-    pub entropy: f64,
+    pub entropy: T,
     /// The least.
-    pub least_entropy: f64,
+    pub least_entropy: T,
     /// Experts without a token, in all layers.
-    pub dead: usize,
+    pub dead: T,
     /// Experts in all layers.
     pub experts: usize,
     /// Mean over layers of the mutual information between the expert of a choice and the domain of its token, in bits.
-    pub information: f64,
+    pub information: T,
 }
 
 impl Summary {
     /// What `report` says under the name `label`.
-    pub fn new(label: &str, report: &EvalReport) -> Self {
+    pub fn new(label: String, report: &EvalReport) -> Self {
         let against = report.all.against.as_ref();
-        Self {
-            label: label.to_owned(),
+        let figures = Figures {
             loss: report.all.loss,
             kl: against.map(|a| a.kl),
             rare_kl: against.and_then(|a| a.rare_kl),
             top1_agreement: against.map(|a| a.top1_agreement),
             load: LoadSummary::new(&report.load),
             domains: report.domains.iter().map(DomainSummary::new).collect(),
+        };
+        Self { label, figures }
+    }
+}
+
+impl Average {
+    /// One for each label, in the order of their first rows; rows of a label were measured on the same text.
+    pub fn of(rows: &[Summary]) -> Vec<Self> {
+        let mut labels: Vec<(&str, Vec<&Figures<f64>>)> = Vec::new();
+        for Summary { label, figures } in rows {
+            match labels.iter_mut().find(|(known, _)| known == label) {
+                Some((_, runs)) => runs.push(figures),
+                None => labels.push((label, vec![figures])),
+            }
+        }
+        let average = |(label, runs): (&str, Vec<&Figures<f64>>)| Self {
+            label: label.to_owned(),
+            runs: runs.len(),
+            figures: Figures::over(&runs),
+        };
+        labels.into_iter().map(average).collect()
+    }
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        Self { mean, deviation: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()) }
+    }
+
+    /// Of what `of` finds in each of `runs`.
+    fn over<R>(runs: &[R], of: impl Fn(&R) -> f64) -> Self {
+        Self::of(&runs.iter().map(of).collect::<Vec<_>>())
+    }
+
+    /// The same; none where a run has none.
+    fn over_known<R>(runs: &[R], of: impl Fn(&R) -> Option<f64>) -> Option<Self> {
+        runs.iter().map(of).collect::<Option<Vec<_>>>().map(|values| Self::of(&values))
+    }
+}
+
+impl Figures<Spread> {
+    fn over(runs: &[&Figures<f64>]) -> Self {
+        let loads: Option<Vec<_>> = runs.iter().map(|run| run.load.as_ref()).collect();
+        let domains = 0..runs.iter().map(|run| run.domains.len()).min().unwrap_or(0);
+        Self {
+            loss: Spread::over(runs, |run| run.loss),
+            kl: Spread::over_known(runs, |run| run.kl),
+            rare_kl: Spread::over_known(runs, |run| run.rare_kl),
+            top1_agreement: Spread::over_known(runs, |run| run.top1_agreement),
+            load: loads.map(|loads| LoadSummary::over(&loads)),
+            domains: domains
+                .map(|d| DomainSummary::over(&runs.iter().map(|run| &run.domains[d]).collect::<Vec<_>>()))
+                .collect(),
         }
     }
 }
 
-impl DomainSummary {
+impl DomainSummary<f64> {
     fn new(report: &DomainReport) -> Self {
         Self { label: report.label.clone(), loss: report.loss, kl: report.against.as_ref().map(|a| a.kl) }
     }
 }
 
-impl LoadSummary {
+impl DomainSummary<Spread> {
+    fn over(runs: &[&DomainSummary<f64>]) -> Self {
+        Self {
+            label: runs[0].label.clone(),
+            loss: Spread::over(runs, |run| run.loss),
+            kl: Spread::over_known(runs, |run| run.kl),
+        }
+    }
+}
+
+impl LoadSummary<f64> {
     fn new(layers: &[LayerLoad]) -> Option<Self> {
         let mean = |of: &dyn Fn(&LayerLoad) -> f64| layers.iter().map(of).sum::<f64>() / layers.len() as f64;
         (!layers.is_empty()).then(|| Self {
@@ -82,10 +176,24 @@ impl LoadSummary {
             worst_gini: layers.iter().map(|l| l.load.gini).fold(0.0, f64::max),
             entropy: mean(&|l| l.load.entropy),
             least_entropy: layers.iter().map(|l| l.load.entropy).fold(1.0, f64::min),
-            dead: layers.iter().map(|l| l.load.dead).sum(),
+            dead: layers.iter().map(|l| l.load.dead).sum::<usize>() as f64,
             experts: layers.iter().map(|l| l.load.counts.len()).sum(),
             information: mean(&|l| information(&l.counts_by_domain)),
         })
+    }
+}
+
+impl LoadSummary<Spread> {
+    fn over(runs: &[&LoadSummary<f64>]) -> Self {
+        Self {
+            gini: Spread::over(runs, |run| run.gini),
+            worst_gini: Spread::over(runs, |run| run.worst_gini),
+            entropy: Spread::over(runs, |run| run.entropy),
+            least_entropy: Spread::over(runs, |run| run.least_entropy),
+            dead: Spread::over(runs, |run| run.dead),
+            experts: runs[0].experts,
+            information: Spread::over(runs, |run| run.information),
+        }
     }
 }
 
@@ -108,6 +216,29 @@ fn information(counts: &[Vec<u64>]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A row with this KL of two domains, in which the second has the greater loss.
+    fn row(label: &str, kl: f64) -> Summary {
+        let domain = |label: &str, loss| DomainSummary { label: label.to_owned(), loss, kl: Some(kl) };
+        let domains = vec![domain("a", 1.0), domain("b", 2.0 + kl)];
+        let figures = Figures { loss: 1.5, kl: Some(kl), rare_kl: None, top1_agreement: None, load: None, domains };
+        Summary { label: label.to_owned(), figures }
+    }
+
+    #[test]
+    fn rows_of_a_label_are_averaged() {
+        let averages = Average::of(&[row("x", 2.0), row("y", 7.0), row("x", 4.0), row("x", 9.0)]);
+        let names: Vec<_> = averages.iter().map(|a| (a.label.as_str(), a.runs)).collect();
+        assert_eq!(names, [("x", 3), ("y", 1)]);
+        // Of 2, 4 and 9: mean 5, squares 9 + 1 + 16 = 26, divided by two.
+        let expected = Spread { mean: 5.0, deviation: Some(13.0f64.sqrt()) };
+        let x = &averages[0].figures;
+        assert_eq!((x.kl, x.domains[1].kl), (Some(expected), Some(expected)));
+        assert_eq!(x.loss, Spread { mean: 1.5, deviation: Some(0.0) });
+        assert_eq!((x.domains[0].loss.mean, x.domains[1].loss.mean), (1.0, 7.0));
+        assert!(x.rare_kl.is_none() && x.load.is_none());
+        assert_eq!(averages[1].figures.kl, Some(Spread { mean: 7.0, deviation: None }));
+    }
 
     #[test]
     fn information_by_hand() {

@@ -1,0 +1,59 @@
+//! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what it must not, at its end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Step, StepKind};
+
+/// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
+pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
+    let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
+    let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
+    for (number, step) in numbered() {
+        let Some((output, overwrite)) = step.output() else { continue };
+        if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
+            return Err(format!(
+                "step {number} ({}) writes to {}, as step {earlier} does: let a variable tell them apart, or say overwrite = true",
+                step.name(),
+                output.display()
+            ));
+        }
+    }
+    let mut rows: BTreeMap<String, (usize, &Step)> = BTreeMap::new();
+    for (number, step) in numbered().filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. })) {
+        let (earlier, first) = *rows.entry(step.row()).or_insert((number, step));
+        if !first.measures_as(step) {
+            return Err(format!(
+                "step {number} ({}) has the label of step {earlier}, {:?}, but not its data, limits and original: runs of one \
+                 label are averaged",
+                step.name(),
+                step.row()
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Step {
+    /// Where its result goes, and whether it replaces an earlier one.
+    fn output(&self) -> Option<(&Path, bool)> {
+        match &self.kind {
+            StepKind::Upcycle { output, overwrite, .. }
+            | StepKind::Observe { output, overwrite, .. }
+            | StepKind::Prune { output, overwrite, .. }
+            | StepKind::Merge { output, overwrite, .. }
+            | StepKind::Quantize { output, overwrite, .. } => Some((output, *overwrite)),
+            StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
+        }
+    }
+
+    /// Whether both evaluate on the same text beside the same original.
+    fn measures_as(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (StepKind::Eval { against: a, options: of }, StepKind::Eval { against: b, options: to }) => {
+                a == b && (&of.data, of.sequence_length, of.max_tokens) == (&to.data, to.sequence_length, to.max_tokens)
+            }
+            _ => false,
+        }
+    }
+}

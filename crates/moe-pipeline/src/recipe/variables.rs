@@ -1,0 +1,145 @@
+//! Variables of a recipe: `${name}` stands for a value of any type.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toml::Value;
+
+/// What each name stands for here, and which names were used so far.
+#[derive(Debug, Default)]
+pub(super) struct Variables {
+    values: BTreeMap<String, Value>,
+    used: BTreeSet<String>,
+}
+
+impl Variables {
+    /// `name` stands for `value` from now on, in which variables are replaced first.
+    pub fn define(&mut self, name: &str, mut value: Value) -> Result<(), String> {
+        self.replace(&mut value)?;
+        match self.values.insert(name.to_owned(), value) {
+            None => Ok(()),
+            Some(_) => Err(format!("there is a variable {name:?} already; give this one another name")),
+        }
+    }
+
+    /// `name` stands for nothing any more; whether it was used stays known.
+    pub fn undefine(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
+    /// Whether `name` was used since it was first defined; another variable may have the name afterwards.
+    pub fn was_used(&mut self, name: &str) -> bool {
+        self.used.remove(name)
+    }
+
+    /// Replaces `${name}` in every text within `value`. A text that is nothing else becomes the variable's value, whatever its
+    /// type.
+    pub fn replace(&mut self, value: &mut Value) -> Result<(), String> {
+        match value {
+            Value::String(text) => {
+                *value = self.replaced(text)?;
+                Ok(())
+            }
+            Value::Array(values) => values.iter_mut().try_for_each(|value| self.replace(value)),
+            Value::Table(table) => table.iter_mut().try_for_each(|(_, value)| self.replace(value)),
+            _ => Ok(()),
+        }
+    }
+
+    fn replaced(&mut self, text: &str) -> Result<Value, String> {
+        let whole = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        if let Some(name) = whole.filter(|name| !name.contains(['$', '}'])) {
+            return self.get(name).cloned();
+        }
+        let (mut made, mut rest) = (String::new(), text);
+        while let Some((before, after)) = rest.split_once("${") {
+            let (name, after) = after.split_once('}').ok_or_else(|| format!("${{ without }} in {text:?}"))?;
+            made += before;
+            match self.get(name)? {
+                Value::String(value) => made += value,
+                value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => made += &value.to_string(),
+                value => {
+                    let kind = value.type_str();
+                    return Err(format!("${{{name}}} is of type {kind}, which can't stand inside the text {text:?}"));
+                }
+            }
+            rest = after;
+        }
+        Ok(Value::String(made + rest))
+    }
+
+    fn get(&mut self, name: &str) -> Result<&Value, String> {
+        let Some(value) = self.values.get(name) else {
+            let known: Vec<_> = self.values.keys().map(String::as_str).collect();
+            return Err(match known.is_empty() {
+                true => format!("there is no variable {name:?} here"),
+                false => format!("there is no variable {name:?} here, only {}", known.join(", ")),
+            });
+        };
+        self.used.insert(name.to_owned());
+        Ok(value)
+    }
+}
+
+/// `text` of `--set` as a value of `declared`'s type.
+pub(super) fn given(text: &str, declared: &Value) -> Result<Value, String> {
+    if declared.is_str() {
+        return Ok(Value::String(text.to_owned()));
+    }
+    let value = text.parse::<Value>().ok().filter(|value| value.same_type(declared));
+    value.ok_or_else(|| format!("{text:?} is no TOML of type {}, as {declared} is", declared.type_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables() -> Variables {
+        let mut variables = Variables::default();
+        variables.define("n", Value::Integer(3)).unwrap();
+        variables.define("files", Value::Array(vec!["a".into(), "b".into()])).unwrap();
+        variables.define("out", Value::String("x/${n}".into())).unwrap();
+        variables
+    }
+
+    fn replaced(text: &str) -> Result<Value, String> {
+        variables().replaced(text)
+    }
+
+    #[test]
+    fn a_text_of_one_variable_is_its_value() {
+        assert_eq!(replaced("${n}"), Ok(Value::Integer(3)));
+        assert_eq!(replaced("${files}"), Ok(Value::Array(vec!["a".into(), "b".into()])));
+        assert_eq!(replaced("${out}"), Ok("x/3".into()));
+        assert_eq!(replaced("w${n}a16 in ${out}"), Ok("w3a16 in x/3".into()));
+        assert_eq!(replaced("${n}${n}"), Ok("33".into()));
+        assert_eq!(replaced("plain $5 {n}"), Ok("plain $5 {n}".into()));
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_named() {
+        assert!(replaced("a ${m}").unwrap_err().contains("no variable \"m\" here, only files, n, out"));
+        assert!(replaced("a ${files}").unwrap_err().contains("${files} is of type array"));
+        assert!(replaced("a ${n").unwrap_err().contains("${ without }"));
+        assert!(variables().define("n", Value::Integer(4)).unwrap_err().contains("\"n\" already"));
+    }
+
+    #[test]
+    fn use_is_remembered_until_asked_for() {
+        let mut variables = variables();
+        assert!(!variables.was_used("files"));
+        variables.replaced("${files}").unwrap();
+        variables.undefine("files");
+        assert!(variables.was_used("files") && !variables.was_used("files"));
+        assert!(variables.was_used("n"), "by the definition of `out`");
+    }
+
+    #[test]
+    fn settings_have_the_declared_type() {
+        assert_eq!(given("7", &"text".into()), Ok("7".into()));
+        assert_eq!(given("7", &Value::Integer(1)), Ok(Value::Integer(7)));
+        let list = Value::Array(vec![Value::Integer(0)]);
+        assert_eq!(given("[1, 2]", &list), Ok(Value::Array(vec![Value::Integer(1), Value::Integer(2)])));
+        assert!(given("seven", &Value::Integer(1)).unwrap_err().contains("no TOML of type integer, as 1 is"));
+        assert!(given("7", &list).unwrap_err().contains("no TOML of type array, as [0] is"));
+    }
+}
