@@ -15,6 +15,7 @@ mod kernel;
 mod objective;
 pub mod pack;
 mod real;
+mod sum;
 
 pub use device::solve_on;
 pub use factor::{Damping, Factor, factorise};
@@ -23,6 +24,7 @@ pub use grid::{Codes, Scheme, round_to_nearest};
 pub use hessian::Hessian;
 pub use objective::{energy, objective};
 pub use real::Real;
+pub use sum::HessianSum;
 
 /// What can't be quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -47,11 +47,16 @@ impl<T: Real> Hessian<T> {
             }
             None => None,
         };
+        self.count(tokens, weights);
+        self.add_products(weighted.as_deref().unwrap_or(x), x, tokens);
+        Ok(())
+    }
+
+    /// Adds to all but the sum.
+    pub(super) fn count(&mut self, tokens: usize, weights: Option<&[f32]>) {
         self.tokens += tokens as u64;
         self.weight += weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
         self.squares += weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w) * f64::from(*w)).sum());
-        self.add_products(weighted.as_deref().unwrap_or(x), x, tokens);
-        Ok(())
     }
 
     fn add_products(&mut self, a: &[T], b: &[T], tokens: usize) {

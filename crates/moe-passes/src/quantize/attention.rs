@@ -3,33 +3,30 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{DType, Tensor};
-use moe_math::quantize::{self, Codes, Damping, Hessian, Problem, factorise};
-use moe_model::{Attention, Error, Kind, Result};
+use candle_core::Tensor;
+use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorise};
+use moe_model::{Attention, Result};
 
-use super::solve::{failed, unsolved, values};
+use super::solve::{failed, unsolved};
 use crate::part::finite_values;
 
 /// The Hessians of one layer's projections, by the first of [`Attention::linears`] that reads each input.
 #[derive(Default)]
-pub(super) struct AttentionInputs(BTreeMap<usize, Hessian<f32>>);
+pub(super) struct AttentionInputs(BTreeMap<usize, HessianSum>);
 
 impl AttentionInputs {
     /// Takes in what `linear` reads for `tokens`, those that count in `counted`.
     pub fn add(&mut self, linear: usize, tokens: Range<usize>, x: &Tensor, counted: &[bool]) -> Result<()> {
-        let width = x.dim(1).unwrap_or(0);
         let weights: Vec<f32> = counted[tokens].iter().map(|counts| f32::from(u8::from(*counts))).collect();
-        let x = x
-            .to_dtype(DType::F32)
-            .map_err(|e| Error::new(Kind::Numeric, "cannot read attention's inputs").source(e))?;
-        let hessian = self.0.entry(linear).or_insert_with(|| Hessian::new(width));
         let all = weights.iter().all(|weight| *weight == 1.0);
-        hessian.add(&values(&x)?, (!all).then_some(&weights)).map_err(failed)
+        let width = x.dim(1).unwrap_or(0);
+        let sum = self.0.entry(linear).or_insert_with(|| HessianSum::new(width, x.device()));
+        sum.add(x, (!all).then_some(&weights)).map_err(failed)
     }
 
     /// Codes of each of the projections of layer `index`'s `attention`.
     pub fn codes(
-        &self,
+        self,
         index: usize,
         attention: &Attention,
         options: &quantize::Options,
@@ -37,9 +34,9 @@ impl AttentionInputs {
         act_order: bool,
     ) -> Result<Vec<Codes>> {
         let mut factors = BTreeMap::new();
-        for (input, hessian) in &self.0 {
-            let factor = factorise(hessian, damping, act_order);
-            factors.insert(*input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
+        for (input, sum) in self.0 {
+            let factor = factorise(&sum.finish().map_err(failed)?, damping, act_order);
+            factors.insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
         }
         let solved = |(linear, input): (&moe_model::Linear, usize)| {
             let weight = finite_values(&linear.weight)?;

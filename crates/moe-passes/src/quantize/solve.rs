@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use moe_forward::Inputs;
 use moe_math::Compute;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, Problem, QuantizeError, factorise};
+use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, HessianSum, Problem, QuantizeError, factorise};
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -237,16 +237,16 @@ impl Solver<'_> {
         of: impl Fn(Tensor, usize) -> Result<Tensor> + Sync,
     ) -> Result<Vec<Hessian<f32>>> {
         let start = Instant::now();
-        let mut hessians: Vec<_> = samples.iter().map(|_| Hessian::new(size)).collect();
+        let mut sums: Vec<_> = samples.iter().map(|_| HessianSum::new(size, &self.compute.device)).collect();
         self.each_block(|first, x| {
-            let add = |(index, hessian): (usize, &mut Hessian<f32>)| -> Result<()> {
+            let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
                 let Some((rows, weights)) = rows_of(samples[index], first, x)? else { return Ok(()) };
                 let plain = weights.iter().all(|weight| *weight == 1.0);
-                let inputs = values(&of(rows, index)?)?;
-                hessian.add(&inputs, (!plain).then_some(weights)).map_err(failed)
+                sum.add(&of(rows, index)?, (!plain).then_some(weights)).map_err(failed)
             };
-            hessians.par_iter_mut().enumerate().try_for_each(add)
+            sums.par_iter_mut().enumerate().try_for_each(add)
         })?;
+        let hessians = sums.into_iter().map(HessianSum::finish).collect::<Result<_, _>>().map_err(failed)?;
         self.stages.add(HESSIANS, start.elapsed());
         Ok(hessians)
     }
@@ -298,7 +298,11 @@ impl Solver<'_> {
         shape: [usize; 2],
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        let solved = self.stages.time(CODES, || quantize::solve(&problems, shape, &self.options)).map_err(failed)?;
+        let solve = || match self.compute.device.is_cpu() {
+            true => quantize::solve(&problems, shape, &self.options),
+            false => quantize::solve_on(&problems, shape, &self.options, self.compute),
+        };
+        let solved = self.stages.time(CODES, solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }
 }
@@ -322,11 +326,6 @@ fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<O
         Ok(Some((rows, &samples.weights[from..to])))
     };
     rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
-}
-
-pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    let values = || tensor.flatten_all()?.to_vec1();
-    values().map_err(|e: candle_core::Error| Error::new(Kind::Numeric, "cannot read a tensor's values").source(e))
 }
 
 fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>) -> ExpertRecord {
