@@ -61,7 +61,7 @@ impl Blocks {
 /// Integers of a few bits in groups along a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integers {
-    /// 2, 3, 4 or 8.
+    /// One of [`Integers::WIDTHS`].
     pub bits: u32,
     /// Columns that share a scale; `None` for whole rows.
     pub group: Option<usize>,
@@ -70,8 +70,8 @@ pub struct Integers {
 }
 
 impl Integers {
-    /// The widths that are read and written.
-    pub const WIDTHS: [u32; 4] = [2, 3, 4, 8];
+    /// The widths that are read and written; GPTQ has neither 5 nor 6.
+    pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
     fn checked(self, refuse: impl Fn(String) -> Error) -> Result<Self> {
         match Self::WIDTHS.contains(&self.bits) {
@@ -305,7 +305,7 @@ mod tests {
         let said =
             Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);
-        assert!(with("/config_groups/group_0/weights/num_bits", json!(5)).contains("5 bits"));
+        assert!(with("/config_groups/group_0/weights/num_bits", json!(7)).contains("7 bits"));
         assert!(with("/config_groups/group_0/weights/strategy", json!("tensor")).contains("\"tensor\""));
         assert!(with("/config_groups/group_0/targets", json!(["re:("])).contains("re:("));
         assert!(with("/format", json!("marlin-24")).contains("marlin-24"));
