@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use moe_math::fp8::{self, Blocks};
 use moe_math::quantize::pack::{self, Gptq};
 use moe_math::quantize::{
-    WIDTHS,     Codes, Damping, Hessian, Options, Problem, Real, Scheme, factorise, objective, round_to_nearest, solve,
+    Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective, round_to_nearest, solve,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

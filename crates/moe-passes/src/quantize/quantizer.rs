@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use moe_checkpoint::Spill;
-use moe_checkpoint::quantization::Scheme;
+use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
 use moe_math::routing::Routing;
-use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
+use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
 
 use super::encode::{Store, scale_dtype};
-use super::options::{Part, QuantizeOptions, Samples};
+use super::options::{Method, Part, QuantizeOptions, Samples};
 use super::samples::{Counts, ExpertSamples, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
+use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
@@ -29,6 +30,8 @@ pub(super) struct Quantizer {
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
+    /// What chooses widths, where there are several.
+    survey: Option<Survey>,
 }
 
 /// Rounds every matrix to nearest.
@@ -36,22 +39,26 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let store = Store(sources.spill.cloned());
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
-        let quantized = options.quantized(moe, &store, |place, matrix| {
-            let weight = &network(moe, place).linears()[matrix].weight;
-            let values = finite_values(weight)?;
-            match options.encoding() {
-                Scheme::Fp8(_) => Ok(Some(Made::Values(values))),
-                Scheme::Integers(_) => {
-                    let shape = [weight.shape()[0], weight.shape()[1]];
-                    let codes = round_to_nearest(&values, shape, &grid(options, moe)?);
-                    codes.map(Made::Codes).map(Some).map_err(|e| failed(e).tensor(weight.name()))
-                }
-            }
-        })?;
-        let record = options.record(index, moe.experts.len(), moe.shared.is_some());
-        layers.insert(index, decided(quantized, record));
+        let quantized = rounded_layer(options, moe, options.schemes(None), &store)?;
+        layers.insert(index, decided(quantized, options.record(index, moe, None)));
     }
     Ok(Decisions { by: DecidedBy::Weights, layers })
+}
+
+/// `moe` with every matrix rounded to nearest in its scheme (of gate, up and down).
+fn rounded_layer(options: &QuantizeOptions, moe: &Moe, schemes: [Scheme; 3], store: &Store) -> Result<Moe> {
+    options.quantized(moe, schemes, store, |place, matrix| {
+        let weight = &network(moe, place).linears()[matrix].weight;
+        let values = finite_values(weight)?;
+        match schemes[matrix] {
+            Scheme::Fp8(_) => Ok(Some(Made::Values(values))),
+            Scheme::Integers(integers) => {
+                let shape = [weight.shape()[0], weight.shape()[1]];
+                let codes = round_to_nearest(&values, shape, &grid(options, integers, weight)?);
+                codes.map(Made::Codes).map(Some).map_err(|e| failed(e).tensor(weight.name()))
+            }
+        }
+    })
 }
 
 fn network(moe: &Moe, place: Place) -> &Expert {
@@ -62,9 +69,9 @@ fn network(moe: &Moe, place: Place) -> &Expert {
     }
 }
 
-fn grid(options: &QuantizeOptions, moe: &Moe) -> Result<quantize::Scheme> {
-    let integers = options.integers().expect("floats have no integer grid");
-    let scale_dtype = scale_dtype(&moe.experts[0].gate.weight, options.packing())?;
+/// The grids of codes of `weight`.
+pub(super) fn grid(options: &QuantizeOptions, integers: Integers, weight: &Weight) -> Result<quantize::Scheme> {
+    let scale_dtype = scale_dtype(weight, options.packing())?;
     Ok(quantize::Scheme { bits: integers.bits, symmetric: integers.symmetric, group: integers.group, scale_dtype })
 }
 
@@ -82,6 +89,7 @@ impl Quantizer {
             spill: sources.spill.cloned(),
             counted: Vec::new(),
             layers: BTreeMap::new(),
+            survey: None,
         }
     }
 
@@ -113,14 +121,25 @@ impl Quantizer {
         Ok(sampler.finish(counted))
     }
 
-    fn solved(&self, index: usize, moe: &Moe, inputs: &Inputs<'_>) -> Result<(Vec<Solved>, Option<Solved>)> {
+    fn solved(
+        &self,
+        index: usize,
+        moe: &Moe,
+        schemes: [Scheme; 3],
+        inputs: &Inputs<'_>,
+    ) -> Result<(Vec<Solved>, Option<Solved>)> {
+        let options = |scheme: Scheme| -> Result<quantize::Options> {
+            let Scheme::Integers(integers) = scheme else { unreachable!("GPTQ is for integers") };
+            let scheme = grid(&self.options, integers, &moe.experts[0].gate.weight)?;
+            Ok(quantize::Options { scheme, clip_search: self.options.clip_search })
+        };
         let shrinks = self.options.samples() == Samples::PerExpert;
         let solver = Solver {
             layer: index,
             inputs,
             counted: &self.counted,
             compute: &self.compute,
-            options: quantize::Options { scheme: grid(&self.options, moe)?, clip_search: self.options.clip_search },
+            options: [options(schemes[0])?, options(schemes[1])?, options(schemes[2])?],
             damping: Damping { start: self.options.damping, ..Damping::default() },
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
@@ -140,6 +159,13 @@ impl Quantizer {
         Ok((experts, shared.transpose()?))
     }
 
+    /// Remembers what layer `index` becomes.
+    fn keep(&mut self, index: usize, layer: DecidedLayer) -> Ffn {
+        let ffn = layer.ffn.clone();
+        self.layers.insert(index, layer);
+        ffn
+    }
+
     fn all_tokens(&self) -> ExpertSamples {
         let tokens: Vec<u32> = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]).collect();
         let counts = Counts { routed: tokens.len(), used: tokens.len(), topped_up: 0 };
@@ -156,8 +182,9 @@ impl Decider for Quantizer {
         self.counted = calibration.group_of.iter().map(|group| *group != UNCOUNTED).collect();
     }
 
-    fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
-        None
+    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
+        let target = self.options.target_bits?;
+        Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
     }
 
     fn finish(&mut self) -> Result<Decisions> {
@@ -174,25 +201,27 @@ impl Converter for Quantizer {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
-        let (experts, shared) = self.solved(index, moe, inputs)?;
-        let mut record = self.options.record(index, moe.experts.len(), moe.shared.is_some());
+        let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
+        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
+        let mut record = self.options.record(index, moe, widths);
+        if self.options.method() == Method::Rtn {
+            let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
+            return Ok(Some(self.keep(index, layer)));
+        }
+        let (experts, shared) = self.solved(index, moe, schemes, inputs)?;
         record.quantized = experts.iter().map(|solved| solved.record.clone()).collect::<Vec<ExpertRecord>>();
-        let store = Store(self.spill.clone());
         let mut codes: Vec<[Option<Codes>; 3]> = experts
             .into_iter()
             .chain(shared)
             .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
             .collect();
-        let quantized = self.options.quantized(moe, &store, |place, matrix| {
+        let quantized = self.options.quantized(moe, schemes, &store, |place, matrix| {
             let network = match place {
                 Place::Routed(index) => index,
                 Place::Shared => moe.experts.len(),
             };
             Ok(codes[network][matrix].take().map(Made::Codes))
         })?;
-        let layer = decided(quantized, record);
-        let ffn = layer.ffn.clone();
-        self.layers.insert(index, layer);
-        Ok(Some(ffn))
+        Ok(Some(self.keep(index, decided(quantized, record))))
     }
 }

@@ -24,7 +24,8 @@ pub(super) struct Solver<'a> {
     /// Whether each token counts.
     pub counted: &'a [bool],
     pub compute: &'a Compute,
-    pub options: quantize::Options,
+    /// Of gate, up and down.
+    pub options: [quantize::Options; 3],
     pub damping: Damping,
     pub act_order: bool,
     /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
@@ -135,8 +136,16 @@ impl Solver<'_> {
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
         let factors = || factored.iter().map(|input| &input.factor);
-        let (mut codes, mut lost) = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape)?;
-        let (of_up, ups_lost) = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
+        let [gate, up, _] = &self.options;
+        let ((codes, mut lost), (of_up, ups_lost)) = match gate == up {
+            true => {
+                let both = factors().chain(factors());
+                let (mut codes, mut lost) = self.solve(gates.iter().chain(&ups), both, shape, gate)?;
+                let of_up = (codes.split_off(tasks.len()), lost.split_off(tasks.len()));
+                ((codes, lost), of_up)
+            }
+            false => (self.solve(gates.iter(), factors(), shape, gate)?, self.solve(ups.iter(), factors(), shape, up)?),
+        };
         lost.iter_mut().zip(ups_lost).for_each(|(lost, of_up)| *lost += of_up);
         let found = found(&factored, &[&gates, &ups], lost)?;
         Ok((codes.into_iter().zip(of_up).collect(), found))
@@ -158,7 +167,8 @@ impl Solver<'_> {
         // The neurons of one expert mean nothing to another: what a layer has in common ends here.
         let factored = self.factored(tasks, hessians, "down_proj", |_| Ok(()))?;
         let downs = self.weights(tasks, |network| &network.down)?;
-        let (codes, lost) = self.solve(downs.iter(), factored.iter().map(|n| &n.factor), [hidden, width])?;
+        let (codes, lost) =
+            self.solve(downs.iter(), factored.iter().map(|n| &n.factor), [hidden, width], &self.options[2])?;
         let found = found(&factored, &[&downs], lost)?;
         Ok((codes, found))
     }
@@ -251,9 +261,10 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
+        options: &quantize::Options,
     ) -> Result<Matrices> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        let solved = quantize::solve(&problems, shape, &self.options).map_err(failed)?;
+        let solved = quantize::solve(&problems, shape, options).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| (solved.codes, solved.error)).unzip())
     }
 }

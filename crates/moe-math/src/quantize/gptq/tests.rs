@@ -1,7 +1,7 @@
 use candle_core::DType;
 
 use super::*;
-use crate::quantize::{WIDTHS, Damping, Hessian, factorise, objective, round_to_nearest};
+use crate::quantize::{Damping, Hessian, WIDTHS, factorise, objective, round_to_nearest};
 use crate::sampling::{generator, normal};
 
 /// Inputs with correlated columns of different energy, `[tokens, width]`.
