@@ -148,7 +148,7 @@ fn layers_may_differ_in_width_and_projections_may_not() {
     // What holds at 4 bits and what holds at 8.
     expect(&of_two_widths(-1, false), "vLLM", Takes, "tensor parallel up to 8");
     for model in [&layers, &projections] {
-        expect(model, "transformers 5", Refuses, "one config group, without an error");
+        expect(model, "transformers 5", Refuses, "by one config group");
         expect(model, "transformers 4", Takes, "takes it");
     }
     // The config gives a layer's first expert another width than it has.

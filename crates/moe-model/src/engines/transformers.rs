@@ -13,9 +13,9 @@ pub(super) const OLDER: &str = "transformers 4.57.6";
 pub(super) fn newer(experts: &Experts<'_>) -> Found {
     common(experts)?;
     if experts.schemes.len() > 1 {
-        // get_experts_scheme: the group whose targets say "experts", else the first that has a class.
+        // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say "experts", else the first with a class.
         return refuses(
-            "it decodes all routed experts by the scheme of one config group, without an error; \
+            "it decodes all routed experts by one config group, where shapes allow it without an error; \
              transformers 4.57 reads each by its own",
         );
     }

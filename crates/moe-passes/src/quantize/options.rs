@@ -18,8 +18,8 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<WeightScheme>,
 
-    /// Integers of several widths instead of one --scheme: so many bits a quantized weight takes in the file at most, in the mean,
-    /// scales and zero points included. Who gets which is decided by what widths cost layers' outputs on the text of --data.
+    /// Integers of several widths, in place of --scheme: a quantized weight takes at most so many bits of the file in the mean,
+    /// scales and zero points included. Layers get widths by what these cost their outputs on the text of --data.
     #[arg(long, value_name = "BITS", conflicts_with = "scheme")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bits: Option<f64>,

@@ -21,7 +21,7 @@ pub enum Profile {
     /// 4 or 8 bits for a layer, which vLLM and SGLang take.
     #[default]
     Engine,
-    /// 2 to 8 bits (not 7) for each projection of a layer; no engine takes it, transformers 4.57 does.
+    /// 2 to 6 or 8 bits for each projection of a layer, which transformers 4.57 takes and no engine.
     Free,
 }
 
@@ -95,12 +95,7 @@ impl QuantizeOptions {
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] for a target out of what widths give.
-    pub(super) fn allocated(
-        &self,
-        model: &Model,
-        target: f64,
-        errors: &Errors,
-    ) -> Result<BTreeMap<usize, LayerWidths>> {
+    fn allocated(&self, model: &Model, target: f64, errors: &Errors) -> Result<BTreeMap<usize, LayerWidths>> {
         let sizes: BTreeMap<usize, Vec<Vec<u64>>> =
             model.moes().map(|(index, moe)| Ok((index, self.sizes(moe)?))).collect::<Result<_>>()?;
         let weights: u64 = model.moes().map(|(_, moe)| self.weights(moe)).sum();
