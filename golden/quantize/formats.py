@@ -16,7 +16,8 @@ from safetensors.torch import save_file  # noqa: E402
 from files import GOLDEN, HERE, report  # noqa: E402
 
 torch.set_num_threads(1)
-BITS = [2, 3, 4, 8]
+BITS = [2, 3, 4, 8]  # of GPTQ
+PACKED_BITS = [2, 3, 4, 5, 6, 8]
 FP8_MAX = 448.0
 
 
@@ -68,7 +69,7 @@ def packed(bits, symmetric, group, generator):
 
 
 def pack_quantized():
-    for bits in BITS:
+    for bits in PACKED_BITS:
         for symmetric in (True, False):
             generator, tensors = torch.Generator().manual_seed(10 * bits + symmetric), {}
             for group in (-1, 32, 64, 128):

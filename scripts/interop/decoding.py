@@ -6,6 +6,7 @@ import pathlib
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.utils.match import match_targets
 from safetensors.torch import load_file, save_file
 
 MARKS = {".weight_packed": "compressed-tensors", ".qweight": "gptq"}  # a module's tensor that tells how it is encoded
@@ -35,12 +36,20 @@ def decoded(tensors, config):
     """{module: values [N, K] in float32}; every product of a code and a scale is exact in it, or rounded once."""
     said = config["quantization_config"]
     decode = {"compressed-tensors": compressed, "fp8": blocks, "gptq": gptq}[said["quant_method"]]
-    return {name: decode(parts_of(name, tensors), said) for name in modules(tensors)}
+    return {name: decode(parts_of(name, tensors), of_module(name, said)) for name in modules(tensors)}
+
+
+def of_module(name, said):
+    """What the config says of this module: the one group of compressed-tensors whose target its library finds first."""
+    if "config_groups" not in said:
+        return said
+    groups = {target: group for group in said["config_groups"].values() for target in group["targets"]}
+    return said | {"config_groups": {"group_0": groups[match_targets(name, torch.nn.Linear(1, 1), groups)[0]]}}
 
 
 def steps(tensors, config):
     """{module: the scale of each weight [N, K] in float32}."""
-    return {name: step(parts_of(name, tensors), config["quantization_config"]) for name in modules(tensors)}
+    return {name: step(parts_of(name, tensors), of_module(name, config["quantization_config"])) for name in modules(tensors)}
 
 
 def step(parts, said):

@@ -35,7 +35,17 @@ GOLDENS = {
     "glm4_moe/bias": INTEGERS[1:2],  # float16
 }
 CALIBRATED = "--per-expert --data golden/text/english.calibration.txt --data-tokens 1024"
+# Widths by layer and by projection, chosen on a few tokens; by names of modules that differ between families.
+MIXED = "--group-size -1 --method rtn --data {ids} --target-bits"
+WIDTHS = {
+    "qwen3_moe/base": [f"{MIXED} 6"],
+    "mixtral/sliding": [f"{MIXED} 6", f"{MIXED} 5 --profile free"],
+    "deepseek_v3/base": [f"{MIXED} 5.5 --profile free --include shared"],
+}
 BUILT_IN = [
+    f"--target-bits 5.5 --group-size 32 {CALIBRATED}",
+    f"--target-bits 4.2 --profile free --group-size 64 {CALIBRATED}",
+    f"--target-bits 4.5 --profile free --group-size 32 --method rtn {CALIBRATED.removeprefix('--per-expert ')}",
     f"--scheme w4a16 {CALIBRATED}",
     f"--scheme w4a16 --group-size 64 --include attention {CALIBRATED}",
     f"--scheme w3a16 --group-size 64 --act-order {CALIBRATED}",
@@ -68,6 +78,13 @@ def main():
         for index, options in enumerate(schemes):
             where = out / f"{name.replace('/', '-')}-{index}"
             runs.append((source / "model", source / "tokens.json", where, f"{options} --method rtn"))
+    for name, schemes in WIDTHS.items():
+        source, ids = FAMILIES / name, out / f"{name.replace('/', '-')}.jsonl"
+        sequences = json.loads((source / "tokens.json").read_text())
+        ids.write_text("".join(json.dumps({"input_ids": sequence}) + "\n" for sequence in sequences))
+        for index, options in enumerate(schemes):
+            where = out / f"{name.replace('/', '-')}-widths-{index}"
+            runs.append((source / "model", source / "tokens.json", where, options.format(ids=ids)))
     for index, options in enumerate(BUILT_IN):
         runs.append(("golden/models/moe", "golden/models/moe.tokens.json", out / f"built-in-{index}", options))
     with concurrent.futures.ThreadPoolExecutor() as pool:  # mostly, they wait for the disk

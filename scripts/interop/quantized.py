@@ -122,8 +122,8 @@ def rounds_activations(path):
 def cut(path):
     """Whether its blocks of float8 don't divide its matrices."""
     tensors, config = decoding.read(path)
-    (group,) = config["quantization_config"].get("config_groups", {"": {}}).values()
-    block = group.get("weights", {}).get("block_structure")
+    groups = config["quantization_config"].get("config_groups", {}).values()
+    block = next((group["weights"]["block_structure"] for group in groups if group["weights"].get("block_structure")), None)
     return bool(block) and any(tensors[f"{name}.weight"].shape[i] % block[i] for name in decoding.modules(tensors) for i in (0, 1))
 
 

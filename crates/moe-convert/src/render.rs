@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
-use moe_passes::quantize::{ExpertRecord, Pulled};
+use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
 use moe_pipeline::{
     ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
     VerifyReport, describe_identity, peak_memory_bytes,
@@ -210,7 +210,7 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        trust(&done.receipt) + &quantized(&done.receipt) + &held_out(&done.receipt)
+        trust(&done.receipt) + &widths(&done.receipt) + &quantized(&done.receipt) + &held_out(&done.receipt)
     )
 }
 
@@ -278,6 +278,24 @@ fn trust(receipt: &Receipt) -> String {
         "super",
     ];
     format!("\n{}", table(&header, layers.iter().map(row)))
+}
+
+/// The widths that layers got, and what they cost.
+fn widths(receipt: &Receipt) -> String {
+    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.widths.as_ref()?))).collect();
+    if layers.is_empty() {
+        return String::new();
+    }
+    let row = |(layer, widths): &(usize, &LayerWidths)| {
+        let bits = widths.bits.iter().map(u32::to_string);
+        let errors = [widths.error(widths.bits), widths.error([4; 3])].map(|error| format!("{error:.1e}"));
+        std::iter::once(layer.to_string()).chain(bits).chain(errors).collect::<Vec<_>>()
+    };
+    format!(
+        "\nWidths, {:.4} bits a weight in the mean, and what they cost of each layer's output if rounded to nearest:\n{}",
+        LayerWidths::bits_a_weight(layers.iter().map(|(_, widths)| *widths)),
+        table(&["layer", "gate", "up", "down", "error", "at 4 bits"], layers.iter().map(row))
+    )
 }
 
 /// The ten experts with the fewest tokens of their own, and how they were quantized.

@@ -101,6 +101,15 @@ pub trait Observer {
         let _ = (layer, logits, routing);
     }
 
+    /// Tokens leave `layer` as `hidden`, `[tokens, hidden]`: those of the last [`Observer::ffn_input`].
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn layer_output(&mut self, layer: usize, hidden: &Tensor) -> Result<()> {
+        let _ = (layer, hidden);
+        Ok(())
+    }
+
     /// `layer` of `layers` is done.
     ///
     /// # Errors
@@ -270,7 +279,7 @@ impl<'a> Sweep<'a> {
             let normed = self.ffn_input(index, &attended, &loaded)?;
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
-            self.leave(index, block, &attended, &out)?;
+            observer.layer_output(index, &self.leave(index, block, &attended, &out)?)?;
         }
         Ok(())
     }
@@ -371,11 +380,12 @@ impl<'a> Sweep<'a> {
     }
 
     /// The states with which `block` leaves layer `index`.
-    fn leave(&mut self, index: usize, block: usize, attended: &Tensor, out: &Tensor) -> Result<()> {
+    fn leave(&mut self, index: usize, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
         let hidden = (attended + out).context(|| format!("layer {index}"))?;
         let layer = &self.model.layers[index];
         finite::check(&hidden, &format!("the hidden states of layer {index}"), weights_of(layer))?;
-        self.states.set(block, hidden)
+        self.states.set(block, hidden.clone())?;
+        Ok(hidden)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {

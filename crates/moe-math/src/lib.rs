@@ -11,6 +11,7 @@ pub mod device;
 pub mod encoding;
 pub mod fp8;
 pub mod kmeans;
+pub mod knapsack;
 pub mod least_squares;
 pub mod likelihood;
 pub mod linkage;

@@ -26,11 +26,14 @@ pub use objective::{energy, objective};
 pub use real::Real;
 pub use sum::HessianSum;
 
+/// Bits that a code can have.
+pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
+
 /// What can't be quantized.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
     /// A width that no grid has.
-    #[error("{0} bits a weight are none of 2, 3, 4 and 8")]
+    #[error("{0} bits a weight are none of 2, 3, 4, 5, 6 and 8")]
     Bits(u32),
     /// A dtype that no scale has.
     #[error("scales can't be stored as {0:?}")]

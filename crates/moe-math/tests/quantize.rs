@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use moe_math::fp8::{self, Blocks};
 use moe_math::quantize::pack::{self, Gptq};
 use moe_math::quantize::{
-    Codes, Damping, Hessian, Options, Problem, Real, Scheme, factorise, objective, round_to_nearest, solve,
+    Codes, Damping, Hessian, Options, Problem, Real, Scheme, WIDTHS, factorise, objective, round_to_nearest, solve,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -197,7 +197,7 @@ fn hessians_are_sums_in_float64() {
 
 #[test]
 fn packed_rows_are_those_of_compressed_tensors() {
-    for bits in [2, 3, 4, 8] {
+    for bits in WIDTHS {
         for kind in ["sym", "asym"] {
             let file = File::read(&format!("quantize/formats/pack-quantized.w{bits}.{kind}.safetensors"));
             for group in ["g-1", "g32", "g64", "g128"] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::quantization::QUANTIZATION_KEY;
+use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::{Map, Value, json};
 
@@ -177,8 +177,8 @@ pub(crate) struct Namer<'m> {
     tensors: Vec<(String, Weight)>,
     /// Modules with a matrix that isn't quantized.
     plain: Vec<String>,
-    /// Modules with a matrix that is.
-    quantized: Vec<String>,
+    /// Modules with a matrix that is, and how it is encoded.
+    quantized: Vec<(String, Scheme)>,
 }
 
 impl Namer<'_> {
@@ -195,8 +195,11 @@ impl Namer<'_> {
 
     pub fn linear(&mut self, name: String, linear: &Linear) {
         self.tensors.extend(parts(&name, &linear.weight, self.quantization));
-        let modules = if linear.weight.scale().is_none() { &mut self.plain } else { &mut self.quantized };
-        modules.push(module(&name).to_owned());
+        let module = module(&name).to_owned();
+        match linear.weight.scheme() {
+            None => self.plain.push(module),
+            Some(scheme) => self.quantized.push((module, scheme)),
+        }
         if let Some(bias) = &linear.bias {
             self.push(bias_name(&name), bias);
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use moe_checkpoint::quantization::Integers;
+use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 use moe_checkpoint::{Dtype, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
@@ -139,6 +139,16 @@ impl Weight {
     /// How its elements become values.
     pub fn encoding(&self) -> &Encoding {
         &self.encoding
+    }
+
+    /// The same, as a config says it; none for plain elements.
+    pub fn scheme(&self) -> Option<Scheme> {
+        match &self.encoding {
+            Encoding::Plain => None,
+            Encoding::Blocks { block: [1, _], .. } => Some(Scheme::Fp8(Blocks::Rows)),
+            Encoding::Blocks { block, .. } => Some(Scheme::Fp8(Blocks::Of(*block))),
+            Encoding::Packed(packed) => Some(Scheme::Integers(packed.integers)),
+        }
     }
 
     /// The scales of its blocks, if its elements are codes.

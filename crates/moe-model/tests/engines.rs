@@ -64,8 +64,12 @@ fn encoded(linear: &mut Linear, scheme: Scheme, packing: Packing, scales: Dtype)
             weight("codes", Dtype::F8_E4M3, &shape).in_blocks(weight("scales", scales, &[1, 1]), blocks.size(shape))
         }
         Scheme::Integers(integers) => {
-            let scale = weight("scales", scales, &[1, 1]);
-            let beside = weight("beside", Dtype::I32, &[1]);
+            let groups = shape[1] / integers.group.unwrap_or(shape[1]);
+            let scale = weight("scales", scales, &packing.scales(shape[0], groups));
+            let beside = match packing {
+                Packing::Rows => weight("beside", Dtype::I64, &[2]),
+                Packing::Columns => weight("beside", Dtype::I32, &[shape[1]]),
+            };
             let words = weight("words", Dtype::I32, &packing.words(integers.bits, shape));
             words.packed(shape, Packed { packing, integers, scale, zero: None, beside })
         }
@@ -111,6 +115,49 @@ fn with_first_gate(mut model: Model, change: impl Fn(&mut Linear)) -> Model {
     let Ffn::Moe(moe) = &mut model.layers[0].ffn else { panic!("it is a mixture") };
     change(&mut moe.experts[0].gate);
     model
+}
+
+/// `model` with its one group for the modules that `target` names.
+fn targeted(mut model: Model, target: &str) -> Model {
+    let Some(Quantization::Compressed(said)) = &mut model.quantization else { panic!("it is compressed-tensors") };
+    said.groups[0].targets = vec![Target::parse(target).unwrap()];
+    model
+}
+
+/// Layers of 4 and 8 bits, as `quantize` names them; one matrix of the last has 3 bits if `inside` differs.
+fn of_two_widths(group: i64, inside: bool) -> Model {
+    let mut model = compressed(WIDE, integers(4, group, true));
+    model.layers.push(compressed(WIDE, integers(8, group, true)).layers.remove(0));
+    if inside {
+        let Ffn::Moe(moe) = &mut model.layers[1].ffn else { panic!("it is a mixture") };
+        moe.experts.iter_mut().for_each(|expert| {
+            expert.down.weight = weight("plain", Dtype::BF16, &WIDE);
+            encoded(&mut expert.down, integers(3, group, true), Packing::Rows, Dtype::BF16);
+        });
+    }
+    model.declare().unwrap().reread().unwrap()
+}
+
+#[test]
+fn layers_may_differ_in_width_and_projections_may_not() {
+    let (layers, projections) = (of_two_widths(128, false), of_two_widths(128, true));
+    for engine in ["vLLM", "SGLang"] {
+        expect(&layers, engine, Takes, "up to 2 (4: groups of 128 don't divide 192");
+        expect(&projections, engine, Refuses, "all matrices of a layer's experts need one scheme");
+    }
+    // What holds at 4 bits and what holds at 8.
+    expect(&of_two_widths(-1, false), "vLLM", Takes, "tensor parallel up to 8");
+    for model in [&layers, &projections] {
+        expect(model, "transformers 5", Refuses, "by one config group");
+        expect(model, "transformers 4", Takes, "takes it");
+    }
+    // The config gives a layer's first expert another width than it has.
+    let mut swapped = layers;
+    let Some(Quantization::Compressed(said)) = &mut swapped.quantization else { panic!("it is compressed-tensors") };
+    said.groups[1].targets = vec![Target::parse(r"re:.*layers\.0\.").unwrap()];
+    for engine in ["vLLM", "SGLang"] {
+        expect(&swapped, engine, Refuses, "of expert 0 in layer 0, which is another there");
+    }
 }
 
 fn verdict(model: &Model, engine: &str) -> Verdict {
@@ -236,22 +283,27 @@ fn engines_want_one_scheme_for_all_experts_under_the_names_they_look_for() {
         gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]);
         encoded(gate, integers(8, 128, true), Packing::Rows, Dtype::BF16);
     });
-    let mut by_name = packed();
-    let Some(Quantization::Compressed(said_of)) = &mut by_name.quantization else { panic!("it is compressed-tensors") };
-    said_of.groups[0].targets = vec![Target::parse("re:.*experts.*").unwrap()];
     let mut twice = packed();
     twice.layers.push(plain(WIDE).layers.remove(0));
     for engine in all {
         expect(&one_plain, engine, Refuses, "one scheme");
         expect(&two_widths, engine, Refuses, "one scheme");
-        expect(&by_name, engine, NotKnown, "Linear");
-        expect(&twice, engine, NotKnown, "all layers");
-    }
-    for transformers in ["transformers 5", "transformers 4"] {
-        for model in [&one_plain, &two_widths, &by_name, &twice] {
-            expect(model, transformers, NotKnown, "Linear");
+        expect(&twice, engine, NotKnown, "layers whose experts are not quantized");
+        for (target, answer) in [("re:.*experts.*", Takes), (r"re:.*experts\.1\..*", Refuses), ("re:.*_proj$", Takes)] {
+            expect(&targeted(packed(), target), engine, answer, if answer == Takes { "tensor" } else { "expert 0" });
         }
     }
+    // Of a Mixtral's matrices, that SGLang asks for by other names than they have.
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/quantize/checkpoints/mixtral.w8");
+    let named = targeted(Model::open(&golden).unwrap(), r"re:.*\.(w1|w2|w3)$");
+    expect(&named, "SGLang", Refuses, "gate_proj, up_proj and down_proj");
+    assert!(!verdict(&named, "vLLM").to_string().contains("expert 0"));
+    for transformers in ["transformers 5", "transformers 4"] {
+        expect(&targeted(packed(), "re:.*experts.*"), transformers, NotKnown, "Linear");
+        expect(&twice, transformers, NotKnown, "Linear");
+    }
+    expect(&one_plain, "transformers 4", Takes, "takes it");
+    expect(&two_widths, "transformers 5", Refuses, "one config group");
     expect(&said(packed(), actorder()), "vLLM", Refuses, "out of order");
     expect(&said(packed(), actorder()), "SGLang", NotKnown, "out of order");
     expect(&said(packed(), actorder()), "transformers 5", NotKnown, "out of order");

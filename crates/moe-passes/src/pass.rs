@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::quantize::{ExpertRecord, Pulled};
+use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
 
 /// A conversion pass; its options are its fields.
@@ -400,6 +400,9 @@ pub struct LayerRecord {
     /// How far the decision about the layer can be trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<LayerTrust>,
+    /// The widths that its weights got, and what others cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub widths: Option<LayerWidths>,
     /// How each expert was quantized on its samples.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quantized: Vec<ExpertRecord>,

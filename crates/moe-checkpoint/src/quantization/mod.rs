@@ -1,6 +1,7 @@
 //! Quantized weights: what a config's `quantization_config` says of their encoding, and what it is to say.
 
 mod compressed;
+mod groups;
 mod target;
 
 use std::fmt;
@@ -61,7 +62,7 @@ impl Blocks {
 /// Integers of a few bits in groups along a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integers {
-    /// 2, 3, 4 or 8.
+    /// One of [`Integers::WIDTHS`].
     pub bits: u32,
     /// Columns that share a scale; `None` for whole rows.
     pub group: Option<usize>,
@@ -70,8 +71,8 @@ pub struct Integers {
 }
 
 impl Integers {
-    /// The widths that are read and written.
-    pub const WIDTHS: [u32; 4] = [2, 3, 4, 8];
+    /// The widths that are read and written; GPTQ has neither 5 nor 6.
+    pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 
     fn checked(self, refuse: impl Fn(String) -> Error) -> Result<Self> {
         match Self::WIDTHS.contains(&self.bits) {
@@ -156,8 +157,9 @@ impl Quantization {
         }
     }
 
-    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that stayed as it is, `quantized` the others.
-    pub fn declared(&self, plain: &[String], quantized: &[String]) -> Value {
+    /// The `quantization_config` that loaders find. `plain` names the modules with a matrix that stayed as it is, `quantized` the others, and
+    /// how they are encoded, which may differ in compressed-tensors alone.
+    pub fn declared(&self, plain: &[String], quantized: &[(String, Scheme)]) -> Value {
         match self {
             Self::BlockFp8 { block } => json!({
                 "quant_method": "fp8",
@@ -166,7 +168,8 @@ impl Quantization {
                 "weight_block_size": block,
                 "modules_to_not_convert": plain,
             }),
-            Self::Compressed(compressed) => compressed.declared(plain),
+            Self::Compressed(said) if quantized.is_empty() => said.declared(plain),
+            Self::Compressed(said) => said.regrouped(quantized).declared(plain),
             Self::Gptq(Integers { bits, group, symmetric }) => json!({
                 "quant_method": "gptq",
                 "bits": bits,
@@ -184,9 +187,9 @@ impl Quantization {
 
 /// GPTQ's pattern for a module that isn't quantized. Engines fuse neighbours under a name of their own (q, k and v to `qkv_proj`), and
 /// SGLang 0.5.23 asks for that name alone (`get_linear_quant_method`), so all is kept that has the same parent, where all of it is plain.
-fn kept(name: &str, quantized: &[String]) -> String {
+fn kept(name: &str, quantized: &[(String, Scheme)]) -> String {
     let parent = name.rsplit_once('.').map(|(parent, _)| format!("{parent}."));
-    match parent.filter(|parent| !quantized.iter().any(|name| name.starts_with(parent.as_str()))) {
+    match parent.filter(|parent| !quantized.iter().any(|(name, _)| name.starts_with(parent.as_str()))) {
         Some(parent) => format!("-:^{}", target::escaped(&parent)),
         None => format!("-:^{}$", target::escaped(name)),
     }
@@ -226,6 +229,9 @@ fn gptq(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Quantization> 
         Some(group @ 1..) => Some(group as usize),
         _ => return Err(refuse("GPTQ without group_size".to_owned())),
     };
+    if [5, 6].contains(&bits) {
+        return Err(refuse(format!("GPTQ with integers of {bits} bits")));
+    }
     let symmetric = said.get("sym").and_then(Value::as_bool).unwrap_or(true);
     Integers { bits, group, symmetric }.checked(refuse).map(Quantization::Gptq)
 }
@@ -292,7 +298,7 @@ mod tests {
     fn gptq_keeps_what_engines_fuse_with_a_plain_module() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
         let plain = ["layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj", "layers.0.mlp.gate", "lm_head"];
-        let quantized = ["layers.0.mlp.experts.0.up_proj".to_owned()];
+        let quantized = [("layers.0.mlp.experts.0.up_proj".to_owned(), Scheme::Integers(integers))];
         let said = Quantization::Gptq(integers).declared(&plain.map(str::to_owned), &quantized);
         let patterns: Vec<_> = said["dynamic"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(patterns, [r"-:^layers\.0\.self_attn\.", r"-:^layers\.0\.mlp\.gate$", "-:^lm_head$"]);
@@ -305,7 +311,7 @@ mod tests {
         let said =
             Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);
-        assert!(with("/config_groups/group_0/weights/num_bits", json!(5)).contains("5 bits"));
+        assert!(with("/config_groups/group_0/weights/num_bits", json!(7)).contains("7 bits"));
         assert!(with("/config_groups/group_0/weights/strategy", json!("tensor")).contains("\"tensor\""));
         assert!(with("/config_groups/group_0/targets", json!(["re:("])).contains("re:("));
         assert!(with("/format", json!("marlin-24")).contains("marlin-24"));

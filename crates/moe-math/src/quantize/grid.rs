@@ -6,12 +6,12 @@ use rayon::prelude::*;
 
 use super::chunk::{Job, each_chunk};
 use super::columns::Solver;
-use super::{QuantizeError, Real, checked_length};
+use super::{QuantizeError, Real, WIDTHS, checked_length};
 
 /// A grid for each group of columns of each row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheme {
-    /// Bits of a code: 2, 3, 4 or 8.
+    /// Bits of a code: one of [`WIDTHS`].
     pub bits: u32,
     /// Whether 0 lies in the middle of the codes.
     pub symmetric: bool,
@@ -27,7 +27,7 @@ impl Scheme {
     /// # Errors
     /// Where this is no scheme for such rows.
     pub fn group_of(&self, width: usize) -> Result<usize, QuantizeError> {
-        if ![2, 3, 4, 8].contains(&self.bits) {
+        if !WIDTHS.contains(&self.bits) {
             return Err(QuantizeError::Bits(self.bits));
         }
         if ![DType::F32, DType::F16, DType::BF16].contains(&self.scale_dtype) {
@@ -231,7 +231,7 @@ mod tests {
     fn errors_are_within_half_a_step() {
         for (rows, width) in [(1, 4), (3, 20), (64, 16), (65, 36), (130, 8)] {
             let weight = normal(rows * width, 1.0, &mut generator(2, 0));
-            for bits in [2, 3, 4, 8] {
+            for bits in WIDTHS {
                 let codes = round_to_nearest(&weight, [rows, width], &scheme(bits, false)).unwrap();
                 assert!(codes.codes.iter().all(|code| u32::from(*code) < 1 << bits));
                 let scales = codes.scales.iter().flat_map(|scale| [scale; 4]);
@@ -248,7 +248,7 @@ mod tests {
         let round = |weight: &[f32], scheme| round_to_nearest(weight, [1, 8], &scheme);
         let good = scheme(4, true);
         assert_eq!(round(&[0.0; 7], good), Err(QuantizeError::Length { found: 7, expected: 8 }));
-        assert_eq!(round(&[0.0; 8], Scheme { bits: 5, ..good }), Err(QuantizeError::Bits(5)));
+        assert_eq!(round(&[0.0; 8], Scheme { bits: 7, ..good }), Err(QuantizeError::Bits(7)));
         assert_eq!(
             round(&[0.0; 8], Scheme { group: Some(3), ..good }),
             Err(QuantizeError::Group { group: 3, width: 8 })

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::{Codes, QuantizeError, checked_length};
+use super::{Codes, QuantizeError, WIDTHS, checked_length};
 
 /// Words that a line of `length` codes takes.
 pub fn words(length: usize, bits: u32) -> usize {
@@ -112,9 +112,10 @@ pub struct Gptq {
 /// Packs for GPTQ v1.
 ///
 /// # Errors
-/// Where K or N is no multiple of 32.
+/// Where K or N is no multiple of 32, and for widths that the format doesn't have.
 pub fn pack_gptq(codes: &Codes, bits: u32) -> Result<Gptq, QuantizeError> {
     let [rows, width] = codes.shape;
+    checked_gptq(bits)?;
     if !rows.is_multiple_of(32) || !width.is_multiple_of(32) {
         return Err(QuantizeError::Layout("GPTQ packs 32 rows and 32 columns at a time"));
     }
@@ -146,6 +147,7 @@ fn field_of_ones(bits: u32) -> Option<i32> {
 /// As for [`pack_rows`].
 pub fn unpack_gptq(packed: &Gptq, shape: [usize; 2], group: usize, bits: u32) -> Result<Codes, QuantizeError> {
     let [rows, width] = shape;
+    checked_gptq(bits)?;
     let groups = width.div_ceil(group.max(1));
     checked_length(packed.scales.len(), rows * groups)?;
     checked_length(packed.qzeros.len(), words(rows, bits) * groups)?;
@@ -172,7 +174,14 @@ fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
 }
 
 fn checked(bits: u32) -> Result<(), QuantizeError> {
-    if [2, 3, 4, 8].contains(&bits) { Ok(()) } else { Err(QuantizeError::Bits(bits)) }
+    if WIDTHS.contains(&bits) { Ok(()) } else { Err(QuantizeError::Bits(bits)) }
+}
+
+fn checked_gptq(bits: u32) -> Result<(), QuantizeError> {
+    match bits {
+        2 | 3 | 4 | 8 => Ok(()),
+        _ => Err(QuantizeError::Layout("GPTQ has codes of 2, 3, 4 and 8 bits")),
+    }
 }
 
 #[cfg(test)]
@@ -180,8 +189,6 @@ mod tests {
     use super::*;
     use crate::sampling::generator;
     use rand_core::RngCore;
-
-    const WIDTHS: [u32; 4] = [2, 3, 4, 8];
 
     fn random(count: usize, bits: u32) -> Vec<u8> {
         let mut random = generator(u64::from(bits), 0);
@@ -226,7 +233,7 @@ mod tests {
     #[test]
     fn gptq_packs_columns_and_lessens_zeros() {
         let (rows, width, group) = (32, 64, 32);
-        for bits in WIDTHS {
+        for bits in [2, 3, 4, 8] {
             let zeros = random(rows * 2, bits);
             let scales = (0..rows * 2).map(|i| i as f32).collect();
             let codes = Codes { shape: [rows, width], group, codes: random(rows * width, bits), scales, zeros };
@@ -257,7 +264,8 @@ mod tests {
         let codes = Codes { zeros: vec![8; 32], ..Codes::blank([32, 32], 32) };
         assert!(pack_gptq(&codes, 4).is_ok());
         assert!(matches!(pack_gptq(&Codes::blank([16, 32], 32), 4), Err(QuantizeError::Layout(_))));
-        assert_eq!(pack_rows(&[0; 32], 32, 5), Err(QuantizeError::Bits(5)));
+        assert!(matches!(pack_gptq(&codes, 5), Err(QuantizeError::Layout(_))));
+        assert_eq!(pack_rows(&[0; 32], 32, 7), Err(QuantizeError::Bits(7)));
         assert!(pack_rows(&[0; 33], 32, 4).is_err());
     }
 }

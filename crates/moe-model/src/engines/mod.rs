@@ -10,7 +10,7 @@ mod vllm;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::quantization::{CompressedTensors, Integers, QUANTIZATION_KEY, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::Value;
 
@@ -18,7 +18,6 @@ use crate::assembly::Model;
 use crate::layer::{Expert, Moe};
 use crate::quantized::module;
 use crate::read::names;
-use crate::weight::{Encoding, Weight};
 
 /// Numbers of GPUs that tensor parallelism is asked about.
 const RANKS: [usize; 4] = [1, 2, 4, 8];
@@ -89,6 +88,14 @@ fn not_known(says: impl Into<String>) -> Found {
     Err((Answer::NotKnown, says.into()))
 }
 
+/// What holds where each of `found` does.
+fn every(found: impl Iterator<Item = Found>) -> Found {
+    let mut says: Vec<String> = found.collect::<Result<_, _>>()?;
+    says.retain(|condition| !condition.is_empty());
+    says.dedup();
+    Ok(says.join("; "))
+}
+
 /// What the rules look at.
 struct Experts<'m> {
     quantization: &'m Quantization,
@@ -105,6 +112,9 @@ struct Experts<'m> {
     widths: BTreeSet<usize>,
     /// Whether tensors have the names of the first layout, which the hub has.
     hub_names: bool,
+    /// The first layer whose scheme isn't the one that the config gives expert 0's projections under the hub's names, and under
+    /// `gate_proj`, `up_proj` and `down_proj`.
+    misnamed: [Option<usize>; 2],
     /// What the config says that weights are computed in.
     dtype: Option<Dtype>,
     scales: BTreeSet<&'static str>,
@@ -116,7 +126,7 @@ impl<'m> Experts<'m> {
         let (mut schemes, mut mixed, mut partial) = (Vec::new(), false, false);
         let (mut widths, mut scales) = (BTreeSet::new(), BTreeSet::new());
         for (_, moe) in model.moes() {
-            let of_layer: Vec<_> = moe.experts.iter().flat_map(Expert::linears).map(|l| scheme(&l.weight)).collect();
+            let of_layer: Vec<_> = moe.experts.iter().flat_map(Expert::linears).map(|l| l.weight.scheme()).collect();
             mixed |= of_layer.iter().any(|scheme| *scheme != of_layer[0]);
             partial |= of_layer.iter().all(Option::is_none);
             for scheme in of_layer.into_iter().flatten() {
@@ -125,7 +135,7 @@ impl<'m> Experts<'m> {
                 }
             }
             for expert in moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)) {
-                if scheme(&expert.gate.weight).is_some() {
+                if expert.gate.weight.scheme().is_some() {
                     widths.insert(expert.width());
                 }
             }
@@ -142,24 +152,32 @@ impl<'m> Experts<'m> {
             hidden: model.hidden,
             widths,
             hub_names: model.moes().all(|(index, moe)| has_hub_names(model, index, moe)),
+            misnamed: [Projections::OfHub, Projections::Plain].map(|names| misnamed(model, quantization, names)),
             dtype: dtype.and_then(config_dtype),
             scales,
         })
     }
 
-    /// What engines need of all experts that compare the first one's projections and load by the names of the hub (vLLM's
-    /// `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
-    fn served_alike(&self) -> Found {
+    /// What engines need of all experts that compare the first one's projections, which they look for by `names`, and load by the names of
+    /// the hub (vLLM's `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
+    fn served_alike(&self, names: Projections) -> Found {
         if !self.hub_names {
             return refuses("it looks for experts under the hub's names, which `quantize` writes");
         }
         if self.mixed {
-            return refuses("all matrices of a layer's experts need one scheme; quantize all of them alike");
-        }
-        if self.partial || !self.targets_linear() {
-            return not_known(
-                "it finds schemes by names of its own for projections; one group for \"Linear\" in all layers is safe",
+            return refuses(
+                "all matrices of a layer's experts need one scheme; quantize all of them alike, as --profile engine does",
             );
+        }
+        if self.partial {
+            return not_known("layers whose experts are not quantized, beside others, are not looked at here");
+        }
+        if let Some(layer) = self.misnamed[names as usize] {
+            return refuses(format!(
+                "it asks the config for the scheme of {} of expert 0 in layer {layer}, which is another there; name layers as \
+                 a whole, as `quantize` does",
+                names.said()
+            ));
         }
         Ok(String::new())
     }
@@ -223,13 +241,50 @@ fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
     }
 }
 
-fn scheme(weight: &Weight) -> Option<Scheme> {
-    match weight.encoding() {
-        Encoding::Plain => None,
-        Encoding::Blocks { block: [1, _], .. } => Some(Scheme::Fp8(Blocks::Rows)),
-        Encoding::Blocks { block, .. } => Some(Scheme::Fp8(Blocks::Of(*block))),
-        Encoding::Packed(packed) => Some(Scheme::Integers(packed.integers)),
+/// By which names of projections an engine looks for the scheme of experts.
+#[derive(Clone, Copy)]
+enum Projections {
+    /// Those of the hub's tensors, such as w1, w2 and w3.
+    OfHub,
+    /// `gate_proj`, `up_proj` and `down_proj`, whatever the tensors are called.
+    Plain,
+}
+
+impl Projections {
+    fn said(self) -> &'static str {
+        match self {
+            Self::OfHub => "the projections",
+            Self::Plain => "gate_proj, up_proj and down_proj",
+        }
     }
+
+    /// Modules of the first expert in `layer`; none where the family has no layout by expert.
+    fn of(self, model: &Model, layer: usize) -> Option<[String; 3]> {
+        let names = model.family.moe.as_ref()?.layouts[0].expert.as_ref()?;
+        let hub = [&names.gate, &names.up, &names.down].map(|name| hub_module(name, layer, 0));
+        Some(match self {
+            Self::OfHub => hub,
+            Self::Plain => {
+                let [gate, ..] = hub;
+                let expert = gate.rsplit_once('.').map_or("", |(expert, _)| expert);
+                ["gate_proj", "up_proj", "down_proj"].map(|name| format!("{expert}.{name}"))
+            }
+        })
+    }
+}
+
+fn misnamed(model: &Model, quantization: &Quantization, names: Projections) -> Option<usize> {
+    let differs = |(layer, moe): (usize, &Moe)| {
+        let scheme = moe.experts.first()?.gate.weight.scheme()?;
+        let modules = names.of(model, layer)?;
+        modules.iter().any(|module| quantization.scheme(module) != Some(scheme)).then_some(layer)
+    };
+    model.moes().find_map(differs)
+}
+
+/// The module of the hub that has the tensor `name` of the family's layout.
+fn hub_module(name: &str, layer: usize, expert: usize) -> String {
+    module(&format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &expert.to_string()))).to_owned()
 }
 
 /// Files that are yet to be written will have them.
@@ -238,8 +293,8 @@ fn has_hub_names(model: &Model, layer: usize, moe: &Moe) -> bool {
     moe.experts.iter().enumerate().all(|(index, expert)| {
         let linears = expert.linears().into_iter().zip([&names.gate, &names.up, &names.down]);
         linears.into_iter().all(|(linear, name)| {
-            let hub = format!("{}{layer}.{}", names::LAYERS, name.replace("{expert}", &index.to_string()));
-            linear.weight.stored().is_none_or(|stored| stored.name().starts_with(&format!("{}.", module(&hub))))
+            let hub = hub_module(name, layer, index);
+            linear.weight.stored().is_none_or(|stored| stored.name().starts_with(&format!("{hub}.")))
         })
     })
 }

@@ -3,13 +3,14 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{Experts, Found, group_of, misfit, not_known, other_groups, refuses};
+use super::{Experts, Found, Projections, every, group_of, misfit, not_known, other_groups, refuses};
 
 pub(super) const VERSION: &str = "SGLang 0.5.23";
 
 pub(super) fn takes(experts: &Experts<'_>) -> Found {
-    // `compressed_tensors/compressed_tensors.py` (get_moe_scheme).
-    experts.served_alike()?;
+    // `compressed_tensors/compressed_tensors.py` (get_moe_scheme), layer by layer: .0.gate_proj, .0.up_proj and .0.down_proj in all families;
+    // names come first, then classes (`compressed_tensors/utils.py`, find_matched_target).
+    experts.served_alike(Projections::Plain)?;
     if experts.shuffles_columns() {
         return not_known("its kernels for groups of columns out of order are not looked at here");
     }
@@ -19,7 +20,7 @@ pub(super) fn takes(experts: &Experts<'_>) -> Found {
         (Quantization::BlockFp8 { .. }, Scheme::Fp8(Blocks::Of(block))) => whole_blocks(experts, block),
         (_, Scheme::Fp8(blocks)) => float_quantized(experts, blocks),
     });
-    each.collect::<Result<Vec<_>, _>>().map(|mut says| says.pop().unwrap_or_default())
+    every(each)
 }
 
 /// `compressed_tensors/schemes/compressed_tensors_wNa16_moe.py` (CompressedTensorsWNA16MoE).

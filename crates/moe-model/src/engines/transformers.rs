@@ -1,4 +1,4 @@
-//! transformers with compressed-tensors 0.20, as tried (`golden/quantize/exact-config.md`, `scripts/interop/quantized.py`).
+//! transformers with compressed-tensors 0.20, read and tried (`golden/quantize/exact-config.md`, `scripts/interop/quantized.py`).
 
 use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
@@ -12,6 +12,13 @@ pub(super) const OLDER: &str = "transformers 4.57.6";
 /// (Hugging Face's fp8: to the model's), whatever `dtype` says.
 pub(super) fn newer(experts: &Experts<'_>) -> Found {
     common(experts)?;
+    if experts.schemes.len() > 1 {
+        // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say "experts", else the first with a class.
+        return refuses(
+            "it decodes all routed experts by one config group, where shapes allow it without an error; \
+             transformers 4.57 reads each by its own",
+        );
+    }
     let computed = experts.dtype.map_or("float32", dtype_name);
     let scales_match = experts.scales.iter().all(|scale| *scale == computed);
     match experts.quantization {
@@ -55,8 +62,8 @@ fn common(experts: &Experts<'_>) -> Found {
     if !experts.hub_names {
         return refuses("it looks for quantized experts under the hub's names, which `quantize` writes");
     }
-    if !experts.targets_linear() || experts.mixed || experts.partial {
-        return not_known("tried with one scheme for \"Linear\" in all layers alone");
+    if experts.partial || (experts.schemes.len() == 1 && !experts.targets_linear()) {
+        return not_known("one scheme was tried for \"Linear\" in all layers alone");
     }
     if experts.schemes.iter().any(|scheme| matches!(scheme, Scheme::Integers(integers) if !integers.symmetric)) {
         return refuses("it cannot load zero points of compressed-tensors' experts; quantize without --asymmetric");

@@ -3,7 +3,7 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{Experts, Found, misfit, not_known, other_groups, refuses};
+use super::{Experts, Found, Projections, every, misfit, not_known, other_groups, refuses};
 
 pub(super) const VERSION: &str = "vLLM 0.33.0";
 
@@ -11,8 +11,9 @@ pub(super) const VERSION: &str = "vLLM 0.33.0";
 const MARLIN_GROUPS: [usize; 3] = [32, 64, 128];
 
 pub(super) fn takes(experts: &Experts<'_>) -> Found {
-    // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py` (get_moe_method).
-    experts.served_alike()?;
+    // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py` (get_moe_method), layer by layer; names come first,
+    // then classes (`quantization/compressed_tensors/utils.py`, find_matched_target).
+    experts.served_alike(Projections::OfHub)?;
     if experts.shuffles_columns() {
         // `compressed_tensors.py`, `gptq_utils.py`: "no longer supported".
         return refuses("groups of columns out of order are no longer supported; quantize with static groups");
@@ -23,7 +24,7 @@ pub(super) fn takes(experts: &Experts<'_>) -> Found {
         (Quantization::BlockFp8 { .. }, Scheme::Fp8(Blocks::Of(block))) => fine_grained(experts, block),
         (_, Scheme::Fp8(blocks)) => float_quantized(experts, blocks),
     });
-    each.collect::<Result<Vec<_>, _>>().map(|mut says| says.pop().unwrap_or_default())
+    every(each)
 }
 
 /// `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_wna16.py` (CompressedTensorsWNA16MoEMethod) and

@@ -11,10 +11,14 @@ mod pool;
 mod quantizer;
 mod samples;
 mod solve;
+mod survey;
+mod widths;
+
+use std::collections::BTreeMap;
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
-use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Packing, Result, Weight};
+use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
@@ -22,6 +26,7 @@ pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
 pub use pool::Pulled;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
+pub use widths::{LayerWidths, Profile, WidthError};
 
 use encode::Store;
 use quantizer::Quantizer;
@@ -35,13 +40,16 @@ impl Pass for QuantizeOptions {
         self.check_model(sources.model)?;
         let mut model = sources.model.clone();
         let mut layers = Vec::new();
+        let presumed = self.target_bits.map(|target| self.presumed(sources.model, target)).transpose()?;
         for (index, moe) in sources.model.moes() {
             let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
             let (ffn, record) = match decided {
                 Some(decided) => (decided.ffn.clone(), decided.record.clone()),
                 None => {
-                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, &Store(None), |_, _| Ok(None))?));
-                    (ffn, self.record(index, moe.experts.len(), moe.shared.is_some()))
+                    let widths = presumed.as_ref().map(|layers| layers[&index].clone());
+                    let schemes = self.schemes(widths.as_ref());
+                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, schemes, &Store(None), |_, _| Ok(None))?));
+                    (ffn, self.record(index, moe, widths))
                 }
             };
             model.layers[index].ffn = ffn;
@@ -58,10 +66,13 @@ impl Pass for QuantizeOptions {
         }
         model.config.remove(QUANTIZATION_KEY);
         model.quantization = Some(quantization);
-        let why = format!("weights of {} are rounded: {}", self.parts(), self.encoding());
-        let effects = vec![Effect::new("scheme", Kept::Approximately, why)];
+        let written = model.declare()?.reread()?;
+        model.quantization.clone_from(&written.quantization);
+        let why = format!("weights of {} are rounded: {}", self.parts(), self.said(&layers));
+        let option = if self.target_bits.is_some() { "target-bits" } else { "scheme" };
+        let effects = vec![Effect::new(option, Kept::Approximately, why)];
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
-        let refusing = model.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
+        let refusing = written.engines().into_iter().filter(|verdict| verdict.answer != Answer::Takes);
         warnings.extend(refusing.map(|verdict| verdict.to_string()));
         Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
     }
@@ -71,33 +82,34 @@ impl Pass for QuantizeOptions {
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
-        match self.method() {
-            Method::Rtn => quantizer::rounded(self, sources).map(Some),
-            Method::Gptq => Ok(None),
+        match (self.method(), self.target_bits) {
+            (Method::Rtn, None) => quantizer::rounded(self, sources).map(Some),
+            _ => Ok(None),
         }
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
-        match self.method() {
-            Method::Rtn => Ok(None),
-            Method::Gptq => Ok(Some(Box::new(Quantizer::new(self, sources)))),
+        match (self.method(), self.target_bits) {
+            (Method::Rtn, None) => Ok(None),
+            _ => Ok(Some(Box::new(Quantizer::new(self, sources)))),
         }
     }
 }
 
 impl QuantizeOptions {
-    /// `moe` with each matrix that is to be quantized in the encoding that `of` gives codes or values for.
+    /// `moe` with each matrix that is to be quantized in its scheme (of gate, up and down), for which `of` gives codes or values.
     fn quantized(
         &self,
-        moe: &moe_model::Moe,
+        moe: &Moe,
+        schemes: [Scheme; 3],
         store: &Store,
         mut of: impl FnMut(Place, usize) -> Result<Option<Made>>,
-    ) -> Result<moe_model::Moe> {
+    ) -> Result<Moe> {
         let mut moe = moe.clone();
         let mut expert = |place: Place, expert: &mut Expert| -> Result<()> {
             for (matrix, linear) in [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate() {
                 let made = of(place, matrix)?;
-                linear.weight = self.encoded(&linear.weight, store, made.as_ref())?;
+                linear.weight = self.encoded(&linear.weight, schemes[matrix], store, made.as_ref())?;
             }
             Ok(())
         };
@@ -120,7 +132,7 @@ impl QuantizeOptions {
         let mut attention = attention.clone();
         for (index, linear) in attention.linears_mut().into_iter().enumerate() {
             let made = of(index)?;
-            linear.weight = self.encoded(&linear.weight, store, made.as_ref())?;
+            linear.weight = self.encoded(&linear.weight, self.encoding(), store, made.as_ref())?;
         }
         Ok(attention)
     }
@@ -135,8 +147,8 @@ impl QuantizeOptions {
         }
     }
 
-    fn encoded(&self, weight: &Weight, store: &Store, made: Option<&Made>) -> Result<Weight> {
-        match self.encoding() {
+    fn encoded(&self, weight: &Weight, scheme: Scheme, store: &Store, made: Option<&Made>) -> Result<Weight> {
+        match scheme {
             Scheme::Integers(integers) => {
                 let codes = made.map(|made| match made {
                     Made::Codes(codes) => codes,
@@ -159,14 +171,46 @@ impl QuantizeOptions {
     }
 
     /// What is said of a layer before it is quantized.
-    fn record(&self, layer: usize, experts: usize, shared: bool) -> LayerRecord {
-        let how = match self.method() {
-            Method::Gptq => format!("{} by GPTQ", self.encoding()),
-            Method::Rtn => format!("{}, rounded to nearest", self.encoding()),
+    fn record(&self, layer: usize, moe: &Moe, widths: Option<LayerWidths>) -> LayerRecord {
+        let schemes = self.schemes(widths.as_ref());
+        let encoding = match schemes {
+            [gate, up, down] if gate == up && up == down => gate.to_string(),
+            [gate, up, down] => format!("gate {gate}, up {up}, down {down}"),
         };
-        let shared = (shared && self.include.contains(&Part::Shared)).then(|| how.clone());
+        let how = match self.method() {
+            Method::Gptq => format!("{encoding} by GPTQ"),
+            Method::Rtn => format!("{encoding}, rounded to nearest"),
+        };
+        let shared = moe.shared.iter().any(|_| self.include.contains(&Part::Shared)).then(|| how.clone());
         let attention = self.include.contains(&Part::Attention).then(|| how.clone());
-        LayerRecord { layer, experts: vec![how; experts], shared, attention, ..LayerRecord::default() }
+        LayerRecord {
+            layer,
+            experts: vec![how; moe.experts.len()],
+            shared,
+            attention,
+            widths,
+            ..LayerRecord::default()
+        }
+    }
+
+    /// How gate, up and down of a layer are encoded.
+    fn schemes(&self, widths: Option<&LayerWidths>) -> [Scheme; 3] {
+        widths.map_or([self.encoding(); 3], |widths| self.of_widths(widths.bits))
+    }
+
+    /// How all layers are encoded, in a few words.
+    fn said(&self, layers: &[LayerRecord]) -> String {
+        let Some(target) = self.target_bits else { return self.encoding().to_string() };
+        let widths = || layers.iter().filter_map(|layer| layer.widths.as_ref());
+        let mut count: BTreeMap<u32, usize> = BTreeMap::new();
+        for bits in widths().flat_map(|widths| self.profile.parts().iter().map(|part| widths.bits[part[0]])) {
+            *count.entry(bits).or_default() += 1;
+        }
+        let shares: Vec<_> = count.iter().map(|(bits, count)| format!("{bits} bits in {count}")).collect();
+        let (all, shares) = (count.values().sum::<usize>(), shares.join(", "));
+        let places = if self.profile == Profile::Engine { "layers" } else { "projections of layers" };
+        let reached = LayerWidths::bits_a_weight(widths());
+        format!("integers of {shares} of {all} {places}; {reached:.4} bits a weight, {target} asked for")
     }
 
     /// Refuses models and shapes that can't be quantized so.
@@ -200,9 +244,11 @@ impl QuantizeOptions {
 
     fn check_matrix(&self, linear: &Linear) -> Result<()> {
         moe_forward::candle_dtype(&linear.weight)?;
-        let Some(integers) = self.integers() else { return Ok(()) };
+        if self.is_float() {
+            return Ok(());
+        }
         let [rows, columns] = [linear.weight.shape()[0], linear.weight.shape()[1]];
-        if let Some(group) = integers.group.filter(|group| !columns.is_multiple_of(*group)) {
+        if let Some(group) = self.group().filter(|group| !columns.is_multiple_of(*group)) {
             let fitting: Vec<_> =
                 [128, 64, 32].iter().filter(|g| columns.is_multiple_of(**g)).map(|g| g.to_string()).collect();
             return Err(Error::new(

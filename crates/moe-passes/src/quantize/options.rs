@@ -6,16 +6,28 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
 
+use super::widths::Profile;
 use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 
 /// Options of `quantize`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct QuantizeOptions {
-    /// What weights become.
-    #[arg(long, value_enum, default_value_t)]
+    /// What weights become, w4a16 unless told otherwise.
+    #[arg(long, value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<WeightScheme>,
+
+    /// Integers of several widths, in place of --scheme: a quantized weight takes at most so many bits of the file in the mean,
+    /// scales and zero points included. Layers get widths by what these cost their outputs on the text of --data.
+    #[arg(long, value_name = "BITS", conflicts_with = "scheme")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bits: Option<f64>,
+
+    /// Which widths --target-bits chooses from.
+    #[arg(long, value_enum, default_value_t, requires = "target_bits")]
     #[serde(default)]
-    pub scheme: WeightScheme,
+    pub profile: Profile,
 
     /// How codes are chosen.
     #[arg(long, value_enum, default_value_t)]
@@ -237,13 +249,17 @@ fn default_damping() -> f64 {
     0.01
 }
 
-fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
+pub(super) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what).remedy(remedy)
 }
 
 impl QuantizeOptions {
+    fn scheme(&self) -> WeightScheme {
+        self.scheme.unwrap_or_default()
+    }
+
     pub(super) fn is_float(&self) -> bool {
-        matches!(self.scheme, WeightScheme::Fp8 | WeightScheme::Fp8Block)
+        matches!(self.scheme(), WeightScheme::Fp8 | WeightScheme::Fp8Block)
     }
 
     /// The method that is used: e4m3 is always rounded to nearest.
@@ -260,24 +276,24 @@ impl QuantizeOptions {
         (self.min_samples * hidden.max(width) as f64).ceil() as usize
     }
 
-    pub(super) fn integers(&self) -> Option<Integers> {
-        let bits = match self.scheme {
-            WeightScheme::W8a16 => 8,
-            WeightScheme::W4a16 => 4,
-            WeightScheme::W3a16 => 3,
-            WeightScheme::W2a16 => 2,
-            WeightScheme::Fp8 | WeightScheme::Fp8Block => return None,
-        };
-        let group = usize::try_from(self.group_size).ok();
-        Some(Integers { bits, group, symmetric: !self.asymmetric })
+    /// Columns that share a scale; none for whole rows.
+    pub(super) fn group(&self) -> Option<usize> {
+        usize::try_from(self.group_size).ok()
     }
 
-    /// How each quantized matrix is encoded.
+    pub(super) fn of_bits(&self, bits: u32) -> Integers {
+        Integers { bits, group: self.group(), symmetric: !self.asymmetric }
+    }
+
+    /// How each quantized matrix is encoded, unless --target-bits says otherwise.
     pub(super) fn encoding(&self) -> Scheme {
-        match (self.integers(), self.scheme) {
-            (Some(integers), _) => Scheme::Integers(integers),
-            (None, WeightScheme::Fp8Block) => Scheme::Fp8(Blocks::Of([128, 128])),
-            (None, _) => Scheme::Fp8(Blocks::Rows),
+        match self.scheme() {
+            WeightScheme::W8a16 => Scheme::Integers(self.of_bits(8)),
+            WeightScheme::W4a16 => Scheme::Integers(self.of_bits(4)),
+            WeightScheme::W3a16 => Scheme::Integers(self.of_bits(3)),
+            WeightScheme::W2a16 => Scheme::Integers(self.of_bits(2)),
+            WeightScheme::Fp8 => Scheme::Fp8(Blocks::Rows),
+            WeightScheme::Fp8Block => Scheme::Fp8(Blocks::Of([128, 128])),
         }
     }
 
@@ -328,6 +344,9 @@ impl QuantizeOptions {
         if !(self.damping > 0.0 && self.damping <= 1.0) {
             return Err(usage(format!("--damping {}", self.damping), "give a share above 0, up to 1, such as 0.01"));
         }
+        if let Some(target) = self.target_bits {
+            self.check_target(target)?;
+        }
         if self.is_float() && self.asymmetric {
             return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
         }
@@ -339,11 +358,30 @@ impl QuantizeOptions {
                 "GPTQ looks at what reaches each expert",
                 "give --data TEXT, or --method rtn, which needs none and is worse",
             )),
-            (Method::Rtn, false) => Err(usage(
+            (Method::Rtn, true) if self.target_bits.is_some() => {
+                Err(usage("--target-bits chooses widths by what they cost on text", "give --data TEXT"))
+            }
+            (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
                 "rounding to nearest looks at no data",
                 "leave --data out, or give an integer --scheme with --method gptq",
             )),
             _ => Ok(()),
+        }
+    }
+
+    fn check_target(&self, target: f64) -> Result<()> {
+        if self.scheme.is_some() {
+            return Err(usage("--target-bits takes the place of --scheme", "give one of them"));
+        }
+        if self.format.is_some_and(|format| format != Format::CompressedTensors) {
+            return Err(usage("only compressed-tensors has matrices of several widths", "leave --format out"));
+        }
+        if self.include.contains(&Part::Attention) {
+            return Err(usage("--target-bits chooses widths for experts alone", "leave attention out of --include"));
+        }
+        match target.is_finite() && target > 0.0 {
+            true => Ok(()),
+            false => Err(usage(format!("--target-bits {target}"), "give a number of bits, such as 5.5")),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::Tensor;
 use moe_checkpoint::Spill;
-use moe_checkpoint::quantization::Scheme;
+use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
@@ -16,10 +16,11 @@ use moe_model::{Attention, Error, Expert, Ffn, Kind, Model, Moe, Result, Weight}
 
 use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
-use super::options::{Part, QuantizeOptions, Samples};
+use super::options::{Method, Part, QuantizeOptions, Samples};
 use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
+use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
@@ -39,6 +40,8 @@ pub(super) struct Quantizer {
     attention_inputs: AttentionInputs,
     attention: BTreeMap<usize, Attention>,
     stages: Stages,
+    /// What chooses widths, where there are several.
+    survey: Option<Survey>,
 }
 
 /// Rounds every matrix to nearest.
@@ -46,17 +49,14 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let store = Store(sources.spill.cloned());
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
-        let quantized = options.quantized(moe, &store, |place, matrix| {
-            nearest(options, &network(moe, place).linears()[matrix].weight).map(Some)
-        })?;
-        let record = options.record(index, moe.experts.len(), moe.shared.is_some());
-        layers.insert(index, decided(quantized, record));
+        let quantized = rounded_layer(options, moe, options.schemes(None), &store)?;
+        layers.insert(index, decided(quantized, options.record(index, moe, None)));
     }
     let mut attention = BTreeMap::new();
     if options.include.contains(&Part::Attention) {
         for (index, layer) in sources.model.layers.iter().enumerate() {
             let quantized = options.quantized_attention(&layer.attention, &store, |linear| {
-                nearest(options, &layer.attention.linears()[linear].weight).map(Some)
+                nearest(options, options.encoding(), &layer.attention.linears()[linear].weight).map(Some)
             })?;
             attention.insert(index, quantized);
         }
@@ -64,17 +64,24 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     Ok(Decisions { by: DecidedBy::Weights, layers, attention })
 }
 
-/// `weight`, rounded to nearest.
-fn nearest(options: &QuantizeOptions, weight: &Weight) -> Result<Made> {
+/// `weight`, rounded to nearest in `scheme`.
+fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight) -> Result<Made> {
     let values = finite_values(weight)?;
-    match options.encoding() {
+    match scheme {
         Scheme::Fp8(_) => Ok(Made::Values(values)),
-        Scheme::Integers(_) => {
+        Scheme::Integers(integers) => {
             let shape = [weight.shape()[0], weight.shape()[1]];
-            let codes = round_to_nearest(&values, shape, &grid(options, weight)?);
+            let codes = round_to_nearest(&values, shape, &grid(options, integers, weight)?);
             codes.map(Made::Codes).map_err(|e| failed(e).tensor(weight.name()))
         }
     }
+}
+
+/// `moe` with every matrix rounded to nearest in its scheme (of gate, up and down).
+fn rounded_layer(options: &QuantizeOptions, moe: &Moe, schemes: [Scheme; 3], store: &Store) -> Result<Moe> {
+    options.quantized(moe, schemes, store, |place, matrix| {
+        nearest(options, schemes[matrix], &network(moe, place).linears()[matrix].weight).map(Some)
+    })
 }
 
 fn network(moe: &Moe, place: Place) -> &Expert {
@@ -85,9 +92,8 @@ fn network(moe: &Moe, place: Place) -> &Expert {
     }
 }
 
-/// The grid of `weight` and of all that have its element type.
-fn grid(options: &QuantizeOptions, weight: &Weight) -> Result<quantize::Scheme> {
-    let integers = options.integers().expect("floats have no integer grid");
+/// The grids of codes of `weight`.
+pub(super) fn grid(options: &QuantizeOptions, integers: Integers, weight: &Weight) -> Result<quantize::Scheme> {
     let scale_dtype = scale_dtype(weight, options.packing())?;
     Ok(quantize::Scheme { bits: integers.bits, symmetric: integers.symmetric, group: integers.group, scale_dtype })
 }
@@ -109,6 +115,7 @@ impl Quantizer {
             attention_inputs: AttentionInputs::default(),
             attention: BTreeMap::new(),
             stages: Stages::default(),
+            survey: None,
         }
     }
 
@@ -140,14 +147,21 @@ impl Quantizer {
         Ok(sampler.finish(counted))
     }
 
-    fn solved(&self, index: usize, moe: &Moe, inputs: &Inputs<'_>) -> Result<(Vec<Solved>, Option<Solved>)> {
+    fn solved(
+        &self,
+        index: usize,
+        moe: &Moe,
+        schemes: [Scheme; 3],
+        inputs: &Inputs<'_>,
+    ) -> Result<(Vec<Solved>, Option<Solved>)> {
+        let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
         let shrinks = self.options.samples() == Samples::PerExpert;
         let solver = Solver {
             layer: index,
             inputs,
             counted: &self.counted,
             compute: &self.compute,
-            options: self.solving(&moe.experts[0].gate.weight)?,
+            options: [options(schemes[0])?, options(schemes[1])?, options(schemes[2])?],
             damping: self.damping(),
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
@@ -168,13 +182,22 @@ impl Quantizer {
         Ok((experts, shared.transpose()?))
     }
 
-    /// How `weight`, and all that have its element type, are solved.
-    fn solving(&self, weight: &Weight) -> Result<quantize::Options> {
-        Ok(quantize::Options { scheme: grid(&self.options, weight)?, clip_search: self.options.clip_search })
+    /// How `weight`, and all that have its element type, are solved in `scheme`.
+    fn solving(&self, scheme: Scheme, weight: &Weight) -> Result<quantize::Options> {
+        let Scheme::Integers(integers) = scheme else { unreachable!("GPTQ is for integers") };
+        let scheme = grid(&self.options, integers, weight)?;
+        Ok(quantize::Options { scheme, clip_search: self.options.clip_search })
     }
 
     fn damping(&self) -> Damping {
         Damping { start: self.options.damping, ..Damping::default() }
+    }
+
+    /// Remembers what layer `index` becomes.
+    fn keep(&mut self, index: usize, layer: DecidedLayer) -> Ffn {
+        let ffn = layer.ffn.clone();
+        self.layers.insert(index, layer);
+        ffn
     }
 
     /// Tokens that an expert of the widest layer needs.
@@ -222,8 +245,9 @@ impl Decider for Quantizer {
         Some(Box::new(Scan::new(all, own, least, self.options.pool_take.unwrap_or(tokens))))
     }
 
-    fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
-        None
+    fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer> {
+        let target = self.options.target_bits?;
+        Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
     }
 
     fn stages(&self) -> Vec<(&'static str, Duration)> {
@@ -255,7 +279,7 @@ impl Converter for Quantizer {
     fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
         let inputs = std::mem::take(&mut self.attention_inputs);
         let attention = &self.model.layers[index].attention;
-        let solving = self.solving(&attention.output().weight)?;
+        let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
         let codes = || inputs.codes(index, attention, &solving, &self.damping(), self.options.act_order);
         let mut codes: Vec<_> = self.stages.time("attention's codes", codes)?.into_iter().map(Some).collect();
         let store = Store(self.spill.clone());
@@ -267,17 +291,22 @@ impl Converter for Quantizer {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
-        let (experts, shared) = self.solved(index, moe, inputs)?;
-        let mut record = self.options.record(index, moe.experts.len(), moe.shared.is_some());
+        let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
+        let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
+        let mut record = self.options.record(index, moe, widths);
+        if self.options.method() == Method::Rtn {
+            let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
+            return Ok(Some(self.keep(index, layer)));
+        }
+        let (experts, shared) = self.solved(index, moe, schemes, inputs)?;
         record.quantized = experts.iter().map(|solved| solved.record.clone()).collect::<Vec<ExpertRecord>>();
-        let store = Store(self.spill.clone());
         let mut codes: Vec<[Option<Codes>; 3]> = experts
             .into_iter()
             .chain(shared)
             .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
             .collect();
         let quantized = || {
-            self.options.quantized(moe, &store, |place, matrix| {
+            self.options.quantized(moe, schemes, &store, |place, matrix| {
                 let network = match place {
                     Place::Routed(index) => index,
                     Place::Shared => moe.experts.len(),
@@ -286,9 +315,6 @@ impl Converter for Quantizer {
             })
         };
         let quantized = self.stages.time("packing", quantized)?;
-        let layer = decided(quantized, record);
-        let ffn = layer.ffn.clone();
-        self.layers.insert(index, layer);
-        Ok(Some(ffn))
+        Ok(Some(self.keep(index, decided(quantized, record))))
     }
 }

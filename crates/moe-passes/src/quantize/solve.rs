@@ -37,7 +37,8 @@ pub(super) struct Solver<'a> {
     /// Whether each token counts.
     pub counted: &'a [bool],
     pub compute: &'a Compute,
-    pub options: quantize::Options,
+    /// Of gate, up and down.
+    pub options: [quantize::Options; 3],
     pub damping: Damping,
     pub act_order: bool,
     /// Tokens' worth of the layer in each Hessian, as a multiple of its width; 0 for none.
@@ -119,7 +120,8 @@ impl Solver<'_> {
         let matrices = self.matrices(tasks, &pairs, shape)?;
         let neurons = self.neurons_factored(tasks, &matrices, shape[0])?;
         let downs = self.weights(tasks, |network| &network.down)?;
-        let downs = self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]])?;
+        let downs =
+            self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
         let errors = self.stages.time(ERRORS, || self.errors(tasks, &matrices, &downs, shape))?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
@@ -150,8 +152,15 @@ impl Solver<'_> {
         let gates = self.weights(tasks, |network| &network.gate)?;
         let ups = self.weights(tasks, |network| &network.up)?;
         let factors = || (0..tasks.len()).map(|index| &inputs.get(index).unwrap_or(&inputs[0]).factor);
-        let mut codes = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape)?;
-        let of_up = codes.split_off(tasks.len());
+        let [gate, up, _] = &self.options;
+        let (codes, of_up) = match gate == up {
+            true => {
+                let mut codes = self.solve(gates.iter().chain(&ups), factors().chain(factors()), shape, gate)?;
+                let of_up = codes.split_off(tasks.len());
+                (codes, of_up)
+            }
+            false => (self.solve(gates.iter(), factors(), shape, gate)?, self.solve(ups.iter(), factors(), shape, up)?),
+        };
         Ok(codes.into_iter().zip(of_up).collect())
     }
 
@@ -296,11 +305,12 @@ impl Solver<'_> {
         weights: impl Iterator<Item = &'w Vec<f32>>,
         factors: impl Iterator<Item = &'w Factor<f32>>,
         shape: [usize; 2],
+        options: &quantize::Options,
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
         let solve = || match self.compute.device.is_cpu() {
-            true => quantize::solve(&problems, shape, &self.options),
-            false => quantize::solve_on(&problems, shape, &self.options, self.compute),
+            true => quantize::solve(&problems, shape, options),
+            false => quantize::solve_on(&problems, shape, options, self.compute),
         };
         let solved = self.stages.time(CODES, solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())

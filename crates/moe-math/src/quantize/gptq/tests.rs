@@ -1,7 +1,7 @@
 use candle_core::DType;
 
 use super::*;
-use crate::quantize::{Damping, Hessian, factorise, objective, round_to_nearest};
+use crate::quantize::{Damping, Hessian, WIDTHS, factorise, objective, round_to_nearest};
 use crate::sampling::{generator, normal};
 
 /// Inputs with correlated columns of different energy, `[tokens, width]`.
@@ -148,7 +148,7 @@ fn errors_of_the_output_are_below_those_of_rounding() {
     let x = inputs(500, width, 1);
     let weight = normal(rows * width, 0.05, &mut generator(2, 0));
     let hessian = hessian::<f32>(&x, width);
-    for bits in [2, 3, 4, 8] {
+    for bits in WIDTHS {
         let options = options(bits, Some(32), true);
         let plain = round_to_nearest(&weight, [rows, width], &options.scheme).unwrap();
         let [plain, output] = objective(&weight, &plain.dequantize(), &hessian).unwrap();

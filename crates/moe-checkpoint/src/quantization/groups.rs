@@ -1,0 +1,172 @@
+//! Which targets give each module its scheme, in few words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Scheme;
+use super::compressed::{CompressedTensors, Group};
+use super::target::{Target, escaped};
+
+impl CompressedTensors {
+    /// What gives each of `modules` its scheme: that of most of them is for `Linear`, the others are for patterns of layers' names and, where
+    /// a layer has several, of the last part of a module's name. Activations and what is ignored stay as this says.
+    ///
+    /// vLLM, SGLang and compressed-tensors look for a module's name before its class, and at whole layers engines can look by names
+    /// of their own.
+    pub(super) fn regrouped(&self, modules: &[(String, Scheme)]) -> Self {
+        let mut schemes: Vec<(Scheme, usize)> = Vec::new();
+        for (_, scheme) in modules {
+            match schemes.iter_mut().find(|(known, _)| known == scheme) {
+                Some((_, count)) => *count += 1,
+                None => schemes.push((*scheme, 1)),
+            }
+        }
+        // Of equals, the first stays first.
+        schemes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let places = Places::of(modules);
+        let targets = |index: usize, scheme: Scheme| match index {
+            0 => vec![Target::Class("Linear".to_owned())],
+            _ => places.targets(scheme),
+        };
+        let group = |(index, (scheme, _)): (usize, (Scheme, usize))| {
+            let known = self.groups.iter().find(|group| group.scheme == scheme).cloned();
+            Group { targets: targets(index, scheme), ..known.unwrap_or_else(|| Group::linear(scheme)) }
+        };
+        let groups = schemes.into_iter().enumerate().map(group).collect();
+        Self { groups, ignore: self.ignore.clone() }
+    }
+}
+
+/// Modules by layer and by the last part of their names.
+struct Places<'m> {
+    modules: &'m [(String, Scheme)],
+    layers: BTreeMap<usize, BTreeMap<&'m str, BTreeSet<usize>>>,
+    /// Modules outside of layers.
+    others: Vec<usize>,
+}
+
+impl<'m> Places<'m> {
+    fn of(modules: &'m [(String, Scheme)]) -> Self {
+        let mut places = Self { modules, layers: BTreeMap::new(), others: Vec::new() };
+        for (index, (name, _)) in modules.iter().enumerate() {
+            match place(name) {
+                Some((layer, last)) => {
+                    places.layers.entry(layer).or_default().entry(last).or_default().insert(index);
+                }
+                None => places.others.push(index),
+            }
+        }
+        places
+    }
+
+    /// Targets of the modules of one scheme.
+    fn targets(&self, scheme: Scheme) -> Vec<Target> {
+        let has = |index: &usize| self.modules[*index].1 == scheme;
+        // Layers by what of them has the scheme; nothing is named of those that have it throughout.
+        let mut alike: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
+        let mut single: Vec<usize> = self.others.iter().copied().filter(has).collect();
+        for (layer, kinds) in &self.layers {
+            let whole = |members: &BTreeSet<usize>| members.iter().all(has);
+            let named: Vec<&str> = kinds.iter().filter(|(_, members)| whole(members)).map(|(last, _)| *last).collect();
+            let rest = kinds.values().filter(|members| !whole(members)).flatten();
+            single.extend(rest.copied().filter(has));
+            match named.len() {
+                0 => {}
+                all if all == kinds.len() => alike.entry(Vec::new()).or_default().push(*layer),
+                _ => alike.entry(named).or_default().push(*layer),
+            }
+        }
+        let patterns = alike.into_iter().map(|(named, layers)| pattern(&layers, &named));
+        patterns.chain(single.into_iter().map(|index| Target::Name(self.modules[index].0.clone()))).collect()
+    }
+}
+
+/// The layer of the module `name`, such as `model.layers.3.mlp.experts.0.up_proj`, and the last part of its name.
+fn place(name: &str) -> Option<(usize, &str)> {
+    let (_, rest) = name.split_once("layers.")?;
+    let (layer, _) = rest.split_once('.')?;
+    Some((layer.parse().ok()?, name.rsplit_once('.')?.1))
+}
+
+/// All modules of `layers`, or those with these last parts of their names.
+fn pattern(layers: &[usize], named: &[&str]) -> Target {
+    let one_of = |words: Vec<String>| match words.as_slice() {
+        [one] => one.clone(),
+        several => format!("({})", several.join("|")),
+    };
+    let mut text = format!("re:.*layers\\.{}\\.", one_of(layers.iter().map(usize::to_string).collect()));
+    if !named.is_empty() {
+        text += &format!(".*\\.{}$", one_of(named.iter().map(|last| escaped(last)).collect()));
+    }
+    Target::parse(&text).expect("layers' numbers and escaped names make a pattern")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantization::Integers;
+
+    fn scheme(bits: u32) -> Scheme {
+        Scheme::Integers(Integers { bits, group: Some(32), symmetric: true })
+    }
+
+    /// Two experts in each layer; `bits` of gate, up and down.
+    fn modules(bits: &[[u32; 3]]) -> Vec<(String, Scheme)> {
+        let of_layer = |(layer, bits): (usize, &[u32; 3])| {
+            let named = ["gate_proj", "up_proj", "down_proj"].into_iter().zip(*bits);
+            let named: Vec<_> = named.collect();
+            let experts = (0..2).map(move |expert| format!("model.layers.{layer}.mlp.experts.{expert}"));
+            experts.flat_map(move |expert| {
+                named.clone().into_iter().map(move |(name, bits)| (format!("{expert}.{name}"), scheme(bits)))
+            })
+        };
+        bits.iter().enumerate().flat_map(of_layer).collect()
+    }
+
+    /// Bits and targets of each group; each module is found with its own scheme.
+    fn found(modules: &[(String, Scheme)]) -> Vec<(Scheme, Vec<String>)> {
+        let compressed = CompressedTensors { groups: Vec::new(), ignore: Vec::new() }.regrouped(modules);
+        for (name, scheme) in modules {
+            assert_eq!(compressed.scheme(name), Some(*scheme), "{name}");
+        }
+        compressed.groups.iter().map(|g| (g.scheme, g.targets.iter().map(Target::text).collect())).collect()
+    }
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn one_scheme_is_for_linear() {
+        assert_eq!(found(&modules(&[[4; 3]; 3])), [(scheme(4), texts(&["Linear"]))]);
+    }
+
+    #[test]
+    fn whole_layers_are_named_by_their_numbers() {
+        let mut bits = [[4; 3]; 12];
+        (bits[1], bits[11]) = ([8; 3], [8; 3]);
+        let wanted = [(scheme(4), texts(&["Linear"])), (scheme(8), texts(&[r"re:.*layers\.(1|11)\."]))];
+        assert_eq!(found(&modules(&bits)), wanted);
+        bits[1] = [4; 3];
+        assert_eq!(found(&modules(&bits))[1].1, [r"re:.*layers\.11\."]);
+    }
+
+    #[test]
+    fn projections_are_named_where_a_layer_has_several_schemes() {
+        let found = found(&modules(&[[4, 4, 8], [4, 4, 8], [3, 3, 3], [4, 3, 4]]));
+        let wanted = [
+            (scheme(4), texts(&["Linear"])),
+            (scheme(3), texts(&[r"re:.*layers\.2\.", r"re:.*layers\.3\..*\.up_proj$"])),
+            (scheme(8), texts(&[r"re:.*layers\.(0|1)\..*\.down_proj$"])),
+        ];
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn what_has_nothing_in_common_is_named_one_by_one() {
+        let mut modules = modules(&[[4; 3]; 2]);
+        modules[4].1 = scheme(8);
+        modules.push(("lm_head".to_owned(), scheme(8)));
+        let wanted = texts(&["lm_head", "model.layers.0.mlp.experts.1.up_proj"]);
+        assert_eq!(found(&modules)[1], (scheme(8), wanted));
+    }
+}

@@ -1,0 +1,236 @@
+//! The multiple-choice knapsack: one choice of each item, of the least error in all that a capacity holds.
+
+/// One choice of an item.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// What it takes of the capacity.
+    pub size: u64,
+    /// What it costs; finite.
+    pub error: f64,
+}
+
+/// For each of `items` the number of its choice: the least Σ error with Σ size ≤ `capacity`, and of equals the least Σ size. None where
+/// even the smallest choices don't fit.
+///
+/// Exact, by dynamic programming over the choices that no other beats in both size and error (Nemhauser & Ullmann 1969), without those
+/// that can't lead to anything better than rounding the linear relaxation down does, by Lagrange's bound at its multiplier.
+pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
+    let rest = suffixes(items, |choice| choice.size, 0, u64::min, |a, b| a + b)?;
+    if rest[0] > capacity {
+        return None;
+    }
+    let relaxed = Relaxed::new(items, capacity);
+    let bound = |choice: &Choice| choice.error + relaxed.multiplier * choice.size as f64;
+    let bounds = suffixes(items, bound, 0.0, f64::min, |a, b| a + b)?;
+    let enough = relaxed.error + 1e-9 * relaxed.error.abs();
+    let mut stages = vec![vec![State::default()]];
+    for (index, item) in items.iter().enumerate() {
+        let before = &stages[index];
+        let grown = before.iter().enumerate().flat_map(|(from, state)| {
+            let with = move |(choice, of): (usize, &Choice)| State {
+                size: state.size + of.size,
+                error: state.error + of.error,
+                from,
+                choice,
+            };
+            item.iter().enumerate().map(with)
+        });
+        let promising = |state: &State| {
+            let free = capacity.checked_sub(state.size).and_then(|free| free.checked_sub(rest[index + 1]));
+            let slack = relaxed.multiplier * (capacity.saturating_sub(state.size)) as f64;
+            free.is_some() && state.error + bounds[index + 1] - slack <= enough
+        };
+        stages.push(unbeaten(grown.filter(promising).collect()));
+    }
+    // Errors fall from state to state.
+    let mut at = stages.last()?.len().checked_sub(1)?;
+    let mut choices: Vec<usize> = Vec::with_capacity(items.len());
+    for stage in stages[1..].iter().rev() {
+        choices.push(stage[at].choice);
+        at = stage[at].from;
+    }
+    choices.reverse();
+    Some(choices)
+}
+
+/// What choices of the first items come to.
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    size: u64,
+    error: f64,
+    /// The state of the items before the last.
+    from: usize,
+    /// Of the last item.
+    choice: usize,
+}
+
+/// By size, ascending, those of less error than all that are no larger.
+fn unbeaten(mut states: Vec<State>) -> Vec<State> {
+    states.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
+    let mut least = f64::INFINITY;
+    states.retain(|state| {
+        let better = state.error < least;
+        least = least.min(state.error);
+        better
+    });
+    states
+}
+
+/// For each k what `sum` makes of the least `value` of the items from k on; none where an item has no choice.
+fn suffixes<T: Copy>(
+    items: &[Vec<Choice>],
+    value: impl Fn(&Choice) -> T,
+    zero: T,
+    least: impl Fn(T, T) -> T + Copy,
+    sum: impl Fn(T, T) -> T,
+) -> Option<Vec<T>> {
+    let mut sums = vec![zero];
+    for item in items.iter().rev() {
+        let least = item.iter().map(&value).reduce(least)?;
+        sums.push(sum(least, sums[sums.len() - 1]));
+    }
+    sums.reverse();
+    Some(sums)
+}
+
+/// The linear relaxation, in which choices may be mixed, rounded down to whole ones.
+struct Relaxed {
+    /// Of the choices that were taken whole.
+    error: f64,
+    /// By how much another unit of capacity would lessen the relaxation's error.
+    multiplier: f64,
+}
+
+impl Relaxed {
+    /// The smallest choices must fit.
+    fn new(items: &[Vec<Choice>], capacity: u64) -> Self {
+        let hulls: Vec<Vec<Choice>> = items.iter().map(|item| hull(item)).collect();
+        let (mut size, mut error) = (0, 0.0);
+        let mut steps = Vec::new();
+        for hull in &hulls {
+            size += hull[0].size;
+            error += hull[0].error;
+            steps.extend(hull.windows(2).map(|pair| (pair[1].size - pair[0].size, pair[0].error - pair[1].error)));
+        }
+        // A hull's steps get worse, so that they come in their order.
+        steps.sort_by(|a, b| (b.1 / b.0 as f64).total_cmp(&(a.1 / a.0 as f64)));
+        let mut multiplier = 0.0;
+        for (more, less) in steps {
+            if size + more > capacity {
+                multiplier = less / more as f64;
+                break;
+            }
+            size += more;
+            error -= less;
+        }
+        Self { error, multiplier }
+    }
+}
+
+/// The choices on the lower convex hull of error over size, from the smallest on, as long as errors fall.
+fn hull(item: &[Choice]) -> Vec<Choice> {
+    let mut sorted = item.to_vec();
+    sorted.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
+    let slope = |a: &Choice, b: &Choice| (b.error - a.error) / (b.size - a.size) as f64;
+    let mut hull: Vec<Choice> = Vec::new();
+    for choice in sorted {
+        if hull.last().is_some_and(|last| choice.size == last.size || choice.error >= last.error) {
+            continue;
+        }
+        while let [.., a, b] = hull.as_slice()
+            && slope(a, b) >= slope(b, &choice)
+        {
+            hull.pop();
+        }
+        hull.push(choice);
+    }
+    hull
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_core::RngCore;
+
+    use super::*;
+    use crate::sampling::generator;
+
+    /// Size and error of every combination.
+    fn all(items: &[Vec<Choice>]) -> Vec<(u64, f64)> {
+        items.iter().fold(vec![(0, 0.0)], |sums, item| {
+            let add = |(size, error): &(u64, f64)| {
+                let (size, error) = (*size, *error);
+                item.iter().map(move |choice| (size + choice.size, error + choice.error))
+            };
+            sums.iter().flat_map(add).collect()
+        })
+    }
+
+    fn sum(items: &[Vec<Choice>], choices: &[usize]) -> (u64, f64) {
+        let chosen = items.iter().zip(choices).map(|(item, choice)| item[*choice]);
+        chosen.fold((0, 0.0), |(size, error), choice| (size + choice.size, error + choice.error))
+    }
+
+    /// Against all combinations: errors that fall with size as they do for codes, and errors at random; sizes alike and not.
+    #[test]
+    fn no_combination_that_fits_is_better() {
+        let mut random = generator(1, 0);
+        let mut below = |n: u32| random.next_u32() % n;
+        for case in 0..60 {
+            let items: Vec<Vec<Choice>> = (0..1 + below(6))
+                .map(|_| {
+                    let weights = if case % 3 == 0 { 8 } else { 1 + u64::from(below(50)) };
+                    let sensitivity = f64::from(1 + below(1000));
+                    let choice = |bits: u64| Choice {
+                        size: weights * bits,
+                        error: if case % 2 == 0 {
+                            sensitivity * 0.25f64.powi(bits as i32) * f64::from(900 + below(200))
+                        } else {
+                            f64::from(below(100))
+                        },
+                    };
+                    [2, 3, 4, 5, 8].into_iter().map(choice).collect()
+                })
+                .collect();
+            let combinations = all(&items);
+            let [least, most] = [u64::min, u64::max].map(|of| combinations.iter().map(|c| c.0).reduce(of).unwrap());
+            assert_eq!(knapsack(&items, least - 1), None);
+            for step in 0..=8 {
+                let capacity = least + (most - least) * step / 8;
+                let found = sum(&items, &knapsack(&items, capacity).unwrap());
+                let fitting = combinations.iter().filter(|(size, _)| *size <= capacity);
+                let best = fitting.map(|c| c.1).fold(f64::INFINITY, f64::min);
+                assert!(found.0 <= capacity && (found.1 - best).abs() <= 1e-9 * best.abs(), "{found:?} {best}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_equals_the_smallest_is_chosen() {
+        let item = [(4, 1.0), (2, 1.0), (8, 0.5), (9, 0.5)].map(|(size, error)| Choice { size, error }).to_vec();
+        assert_eq!(knapsack(&[item.clone(), item.clone()], 10), Some(vec![1, 2]));
+        assert_eq!(knapsack(&[item.clone(), item], 100), Some(vec![2, 2]));
+        assert_eq!(knapsack(&[], 0), Some(vec![]));
+        assert_eq!(knapsack(&[vec![]], 10), None);
+    }
+
+    /// As many items as a large model's layers have projections, sizes of all kinds: bounds keep it quick.
+    #[test]
+    fn many_items_of_odd_sizes_are_quick() {
+        let mut random = generator(2, 0);
+        let items: Vec<Vec<Choice>> = (0..300)
+            .map(|_| {
+                let weights = 100_000 + u64::from(random.next_u32() % 100_000);
+                let sensitivity = 1.0 + f64::from(random.next_u32() % 1_000_000);
+                let choice =
+                    |bits: u64| Choice { size: weights * bits, error: sensitivity * 0.25f64.powi(bits as i32) };
+                [2, 3, 4, 5, 6, 8].into_iter().map(choice).collect()
+            })
+            .collect();
+        let weights: u64 = items.iter().map(|item| item[0].size / 2).sum();
+        let start = std::time::Instant::now();
+        let (size, error) = sum(&items, &knapsack(&items, weights * 9 / 2).unwrap());
+        let uniform: f64 = items.iter().map(|item| item[2].error).sum();
+        assert!(size <= weights * 9 / 2 && error < uniform);
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,163 @@
+//! Mixed precision from checkpoint to checkpoint: within the target, the best of what was measured, and written as it is read.
+
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::Error;
+use moe_checkpoint::quantization::Scheme;
+use moe_math::Compute;
+use moe_model::Model;
+use moe_passes::QuantizeOptions;
+use moe_passes::quantize::LayerWidths;
+use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
+}
+
+/// Groups of 32, on 1,024 tokens of English and of code each, and measured on held-out ones.
+fn options(toml: &str) -> QuantizeOptions {
+    let text = |name: &str| golden(&format!("text/{name}.txt")).display().to_string();
+    let [english, code] = ["english", "code"].map(|name| text(&format!("{name}.calibration")));
+    let held_out = ["english", "code"].map(|name| text(&format!("{name}.heldout")));
+    toml::from_str(&format!(
+        "{toml}\ngroup-size = 32\ndata = [{english:?}, {code:?}]\ndata-tokens = 1024\nsequence-length = 128\n\
+         held-out = {held_out:?}\nheld-out-tokens = 2048"
+    ))
+    .unwrap()
+}
+
+fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt), Error> {
+    let run = ConvertOptions {
+        overwrite: true,
+        max_shard_size: ByteSize(5_000_000_000),
+        probe_tokens: 8,
+        compute: Compute::cpu(),
+        memory_budget: None,
+    };
+    let receipt = convert(options, &golden("models/moe"), output, &run, &Quiet)?.receipt;
+    Ok((Model::open(output)?, receipt))
+}
+
+fn widths(receipt: &Receipt) -> Vec<&LayerWidths> {
+    receipt.layers.iter().map(|layer| layer.widths.as_ref().unwrap()).collect()
+}
+
+fn kl(receipt: &Receipt) -> f64 {
+    receipt.held_out.as_ref().unwrap().result.all.against.as_ref().unwrap().kl
+}
+
+/// Each matrix is stored as the receipt says, and takes as many bytes.
+fn stored_as_said(model: &Model, receipt: &Receipt) {
+    for ((_, moe), widths) in model.moes().zip(widths(receipt)) {
+        let mut bytes = 0;
+        for linear in moe.experts.iter().flat_map(moe_model::Expert::linears) {
+            bytes += linear.weight.codes().bytes() + linear.weight.scale().unwrap().bytes();
+        }
+        assert_eq!(8 * bytes, widths.stored_bits);
+        for expert in &moe.experts {
+            let found = expert.linears().map(|linear| match linear.weight.scheme() {
+                Some(Scheme::Integers(integers)) => integers.bits,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(found, widths.bits);
+        }
+    }
+}
+
+#[test]
+fn layers_get_4_or_8_bits_by_what_these_cost() {
+    let out = tempfile::tempdir().unwrap();
+    let (_, four) = quantize(&options("scheme = \"w4a16\""), &out.path().join("four")).unwrap();
+    // At 4.5 and 8.5 bits there is no choice.
+    let (model, receipt) = quantize(&options("target-bits = 5.6"), &out.path().join("out")).unwrap();
+    verify(&out.path().join("out"), &Quiet).unwrap();
+    stored_as_said(&model, &receipt);
+    let layers = widths(&receipt);
+    let bits: Vec<u32> = layers.iter().map(|layer| layer.bits[0]).collect();
+    assert_eq!(LayerWidths::bits_a_weight(layers.iter().copied()), 5.5);
+    assert_eq!((bits.iter().filter(|bits| **bits == 8).count(), bits.len()), (1, 4));
+    // No other assignment that fits has less error.
+    let all =
+        (0..16u32).map(|mask| (0..4).map(|layer| if mask >> layer & 1 == 1 { 8 } else { 4 }).collect::<Vec<u32>>());
+    let sum = |bits: &[u32]| layers.iter().zip(bits).map(|(layer, bits)| layer.error([*bits; 3])).sum::<f64>();
+    let fitting = all.filter(|bits| bits.iter().filter(|bits| **bits == 8).count() <= 1);
+    let best = fitting.map(|bits| sum(&bits)).fold(f64::INFINITY, f64::min);
+    assert_eq!(sum(&bits), best);
+    // With a quarter of the layers at 8 bits, less than half of the loss is left: nearly all of it comes from the first.
+    assert!(kl(&receipt) < 0.5 * kl(&four), "{} {}", kl(&receipt), kl(&four));
+    assert!(!receipt.warnings.iter().any(|warning| warning.starts_with("vLLM") || warning.starts_with("SGLang")));
+    assert!(receipt.warnings.iter().any(|warning| warning.contains("transformers 5.23.0 does not take it")));
+}
+
+#[test]
+fn projections_get_2_to_8_bits_and_beat_one_width_of_equal_size() {
+    let out = tempfile::tempdir().unwrap();
+    let output = out.path().join("out");
+    for (scheme, target) in [("w3a16", 3.5), ("w4a16", 4.5)] {
+        let (_, uniform) = quantize(&options(&format!("scheme = {scheme:?}")), &output).unwrap();
+        let (model, receipt) =
+            quantize(&options(&format!("target-bits = {target}\nprofile = \"free\"")), &output).unwrap();
+        verify(&output, &Quiet).unwrap();
+        stored_as_said(&model, &receipt);
+        let layers = widths(&receipt);
+        assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= target);
+        assert!(kl(&receipt) < 0.92 * kl(&uniform), "{target}: {} {}", kl(&receipt), kl(&uniform));
+        // Taking from one projection what another gets makes no error less.
+        let places: Vec<(usize, usize)> = (0..4).flat_map(|layer| (0..3).map(move |matrix| (layer, matrix))).collect();
+        let error_of = |(layer, matrix): (usize, usize), bits: u32| {
+            let found =
+                layers[layer].measured.iter().filter(|found| found.matrices == [["gate", "up", "down"][matrix]]);
+            found.filter(|found| found.bits == bits).map(|found| found.error).sum::<f64>()
+        };
+        let bits_of = |(layer, matrix): (usize, usize)| layers[layer].bits[matrix];
+        for one in &places {
+            for other in places.iter().filter(|other| *other != one) {
+                let (a, b) = (bits_of(*one), bits_of(*other));
+                for (more, less) in [(1, 1), (2, 2)].map(|(more, less)| (a + more, b.saturating_sub(less))) {
+                    if [2, 3, 4, 5, 6, 8].contains(&more) && [2, 3, 4, 5, 6, 8].contains(&less) {
+                        let change =
+                            error_of(*one, more) + error_of(*other, less) - error_of(*one, a) - error_of(*other, b);
+                        assert!(change >= 0.0, "{one:?} {other:?}: {change}");
+                    }
+                }
+            }
+        }
+        for engine in ["vLLM", "SGLang", "transformers 5.23.0"] {
+            let refused = |warning: &String| warning.starts_with(engine) && warning.contains("does not take it");
+            assert!(receipt.warnings.iter().any(refused), "{engine}");
+        }
+    }
+}
+
+#[test]
+fn rounding_to_nearest_gets_widths_too() {
+    let out = tempfile::tempdir().unwrap();
+    let toml = "method = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true";
+    let (model, receipt) = quantize(&options(toml), out.path().join("out").as_path()).unwrap();
+    let layers = widths(&receipt);
+    assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= 4.0);
+    assert!(layers.iter().any(|layer| layer.bits != layers[0].bits));
+    assert!(receipt.layers.iter().all(|layer| layer.quantized.is_empty() && layer.experts[0].contains("nearest")));
+    // Scales and zero points are of the groups' size, whatever the bits.
+    let (_, moe) = model.moes().next().unwrap();
+    assert_eq!(moe.experts[0].gate.weight.scale().unwrap().shape(), [128, 4]);
+}
+
+#[test]
+fn targets_that_no_widths_reach_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |toml: &str, words: &[&str]| {
+        let message = quantize(&options(toml), &dir.path().join("out")).unwrap_err().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(!dir.path().join("out").exists());
+    };
+    refused("target-bits = 4.4", &["4.5000 to 8.5000", "--profile free"]);
+    refused("target-bits = 8.6", &["4.5000 to 8.5000"]);
+    refused("target-bits = 2.0\nprofile = \"free\"", &["2.5000 to 8.5000", "larger groups"]);
+    refused("target-bits = -1.0", &["--target-bits -1"]);
+    refused("target-bits = 5.0\nscheme = \"w4a16\"", &["place of --scheme"]);
+    refused("target-bits = 5.0\nformat = \"gptq\"", &["--format"]);
+    let mut without = options("target-bits = 5.0\nmethod = \"rtn\"");
+    without.calibration.data.clear();
+    assert!(quantize(&without, &dir.path().join("out")).unwrap_err().to_string().contains("--data"));
+}
