@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::loader::{Loader, Shared};
-use crate::sweep::{Head, Observer, Silent, Sweep};
+use crate::sweep::{Head, Observer, Silent, Sweep, weights_of};
 
 /// Logits of a model beside those of its original.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,7 +44,7 @@ pub fn logit_difference(
     let [first, second] = &mut sweeps;
     let layers = model.layers.len();
     for index in 0..layers.max(original.layers.len()) {
-        shared.record();
+        shared.record_of(model.layers.get(index).into_iter().flat_map(weights_of).cloned().collect());
         if index < original.layers.len() {
             first.layer(index, &mut Silent)?;
         }

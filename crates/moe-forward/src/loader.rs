@@ -25,13 +25,29 @@ pub(crate) struct Loader<'a> {
 pub(crate) struct Shared {
     tensors: RefCell<Vec<(Weight, Tensor)>>,
     recording: Cell<bool>,
+    /// What is kept, if not all.
+    wanted: RefCell<Option<Vec<Weight>>>,
 }
 
 impl Shared {
     /// From now on, keeps what is loaded instead of what was kept.
     pub fn record(&self) {
         self.tensors.borrow_mut().clear();
+        self.wanted.replace(None);
         self.recording.set(true);
+    }
+
+    /// The same, but keeps only what `wanted` has.
+    pub fn record_of(&self, wanted: Vec<Weight>) {
+        self.record();
+        self.wanted.replace(Some(wanted));
+    }
+
+    fn keep(&self, weight: &Weight, tensor: &Tensor) {
+        let wanted = self.wanted.borrow();
+        if self.recording.get() && wanted.as_ref().is_none_or(|all| all.iter().any(|one| one.same_source(weight))) {
+            self.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
+        }
     }
 
     /// From now on, lends what was kept.
@@ -119,8 +135,8 @@ impl Loader<'_> {
             return Ok(tensor);
         }
         let tensor = read(weight)?;
-        if let Some(shared) = self.shared.filter(|shared| shared.recording.get()) {
-            shared.tensors.borrow_mut().push((weight.clone(), tensor.clone()));
+        if let Some(shared) = self.shared {
+            shared.keep(weight, &tensor);
         }
         Ok(tensor)
     }

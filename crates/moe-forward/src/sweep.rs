@@ -442,7 +442,7 @@ fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> 
     })
 }
 
-fn weights_of(layer: &Layer) -> Vec<&Weight> {
+pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
     let mut linears = layer.attention.linears();
     weights.extend(layer.attention.norms());

@@ -48,7 +48,9 @@ impl Pass for QuantizeOptions {
                 None => {
                     let widths = presumed.as_ref().map(|layers| layers[&index].clone());
                     let schemes = self.schemes(widths.as_ref());
-                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, schemes, &Store(None), |_, _| Ok(None))?));
+                    let shaped =
+                        |_, matrix: usize, weight: &Weight| self.encoded(weight, schemes[matrix], &Store(None), None);
+                    let ffn = Ffn::Moe(Box::new(self.quantized(moe, shaped)?));
                     (ffn, self.record(index, moe, widths))
                 }
             };
@@ -60,7 +62,9 @@ impl Pass for QuantizeOptions {
                 let decided = sources.decisions.and_then(|decisions| decisions.attention.get(&index));
                 layer.attention = match decided {
                     Some(decided) => decided.clone(),
-                    None => self.quantized_attention(&layer.attention, &Store(None), |_| Ok(None))?,
+                    None => self.quantized_attention(&layer.attention, |_, weight| {
+                        self.encoded(weight, self.encoding(), &Store(None), None)
+                    })?,
                 };
             }
         }
@@ -97,19 +101,12 @@ impl Pass for QuantizeOptions {
 }
 
 impl QuantizeOptions {
-    /// `moe` with each matrix that is to be quantized in its scheme (of gate, up and down), for which `of` gives codes or values.
-    fn quantized(
-        &self,
-        moe: &Moe,
-        schemes: [Scheme; 3],
-        store: &Store,
-        mut of: impl FnMut(Place, usize) -> Result<Option<Made>>,
-    ) -> Result<Moe> {
+    /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are gate, up and down.
+    fn quantized(&self, moe: &Moe, mut of: impl FnMut(Place, usize, &Weight) -> Result<Weight>) -> Result<Moe> {
         let mut moe = moe.clone();
         let mut expert = |place: Place, expert: &mut Expert| -> Result<()> {
             for (matrix, linear) in [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate() {
-                let made = of(place, matrix)?;
-                linear.weight = self.encoded(&linear.weight, schemes[matrix], store, made.as_ref())?;
+                linear.weight = of(place, matrix, &linear.weight)?;
             }
             Ok(())
         };
@@ -126,13 +123,11 @@ impl QuantizeOptions {
     fn quantized_attention(
         &self,
         attention: &Attention,
-        store: &Store,
-        mut of: impl FnMut(usize) -> Result<Option<Made>>,
+        mut of: impl FnMut(usize, &Weight) -> Result<Weight>,
     ) -> Result<Attention> {
         let mut attention = attention.clone();
         for (index, linear) in attention.linears_mut().into_iter().enumerate() {
-            let made = of(index)?;
-            linear.weight = self.encoded(&linear.weight, self.encoding(), store, made.as_ref())?;
+            linear.weight = of(index, &linear.weight)?;
         }
         Ok(attention)
     }
@@ -147,6 +142,7 @@ impl QuantizeOptions {
         }
     }
 
+    /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
     fn encoded(&self, weight: &Weight, scheme: Scheme, store: &Store, made: Option<&Made>) -> Result<Weight> {
         match scheme {
             Scheme::Integers(integers) => {

@@ -10,9 +10,9 @@ use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
-use moe_math::quantize::{self, Codes, Damping, round_to_nearest};
+use moe_math::quantize::{self, Damping, round_to_nearest};
 use moe_math::routing::Routing;
-use moe_model::{Attention, Error, Expert, Ffn, Kind, Model, Moe, Result, Weight};
+use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
 
 use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
@@ -55,8 +55,8 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
     let mut attention = BTreeMap::new();
     if options.include.contains(&Part::Attention) {
         for (index, layer) in sources.model.layers.iter().enumerate() {
-            let quantized = options.quantized_attention(&layer.attention, &store, |linear| {
-                nearest(options, options.encoding(), &layer.attention.linears()[linear].weight).map(Some)
+            let quantized = options.quantized_attention(&layer.attention, |_, weight| {
+                nearest(options, options.encoding(), weight, &store)
             })?;
             attention.insert(index, quantized);
         }
@@ -65,31 +65,28 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
 }
 
 /// `weight`, rounded to nearest in `scheme`.
-fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight) -> Result<Made> {
+fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight, store: &Store) -> Result<Weight> {
     let values = finite_values(weight)?;
-    match scheme {
-        Scheme::Fp8(_) => Ok(Made::Values(values)),
+    let made = match scheme {
+        Scheme::Fp8(_) => Made::Values(values),
         Scheme::Integers(integers) => {
             let shape = [weight.shape()[0], weight.shape()[1]];
             let codes = round_to_nearest(&values, shape, &grid(options, integers, weight)?);
-            codes.map(Made::Codes).map_err(|e| failed(e).tensor(weight.name()))
+            Made::Codes(codes.map_err(|e| failed(e).tensor(weight.name()))?)
         }
-    }
+    };
+    options.encoded(weight, scheme, store, Some(&made))
 }
 
 /// `moe` with every matrix rounded to nearest in its scheme (of gate, up and down).
 fn rounded_layer(options: &QuantizeOptions, moe: &Moe, schemes: [Scheme; 3], store: &Store) -> Result<Moe> {
-    options.quantized(moe, schemes, store, |place, matrix| {
-        nearest(options, schemes[matrix], &network(moe, place).linears()[matrix].weight).map(Some)
-    })
+    options.quantized(moe, |_, matrix, weight| nearest(options, schemes[matrix], weight, store))
 }
 
-fn network(moe: &Moe, place: Place) -> &Expert {
-    match (place, &moe.shared) {
-        (Place::Routed(index), _) => &moe.experts[index],
-        (Place::Shared, Some(shared)) => &shared.expert,
-        (Place::Shared, None) => unreachable!("only a shared expert that is there is quantized"),
-    }
+/// A network's matrices as files hold them: gate, up and down.
+struct Packed {
+    weights: [Weight; 3],
+    record: ExpertRecord,
 }
 
 /// The grids of codes of `weight`.
@@ -147,13 +144,8 @@ impl Quantizer {
         Ok(sampler.finish(counted))
     }
 
-    fn solved(
-        &self,
-        index: usize,
-        moe: &Moe,
-        schemes: [Scheme; 3],
-        inputs: &Inputs<'_>,
-    ) -> Result<(Vec<Solved>, Option<Solved>)> {
+    /// The routed experts of `moe`, and behind them the shared one if it is quantized; packed as soon as they are solved.
+    fn packed(&self, index: usize, moe: &Moe, schemes: [Scheme; 3], inputs: &Inputs<'_>) -> Result<Vec<Packed>> {
         let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
         let shrinks = self.options.samples() == Samples::PerExpert;
         let solver = Solver {
@@ -171,15 +163,25 @@ impl Quantizer {
         let samples = self.stages.time("samples", || self.samples(moe, inputs))?;
         let task =
             |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
-        let experts = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>())?;
-        let shared = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared));
-        let shared = shared.map(|shared| -> Result<Solved> {
+        let store = Store(self.spill.clone());
+        let pack = |network: &Expert, Solved { gate, up, down, record }: Solved| -> Result<Packed> {
+            let [of_gate, of_up, of_down] = network.linears();
+            let encode = |linear: &Linear, scheme, codes| {
+                self.options.encoded(&linear.weight, scheme, &store, Some(&Made::Codes(codes)))
+            };
+            let encode = || {
+                let gate = encode(of_gate, schemes[0], gate)?;
+                Ok([gate, encode(of_up, schemes[1], up)?, encode(of_down, schemes[2], down)?])
+            };
+            Ok(Packed { weights: self.stages.time("packing", encode)?, record })
+        };
+        let mut packed = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>(), pack)?;
+        if let Some(shared) = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared)) {
             let task =
                 Task { name: "the shared expert".to_owned(), network: &shared.expert, samples: self.all_tokens() };
-            let solver = Solver { shrinkage: 0.0, ..solver };
-            Ok(solver.run(&[task])?.remove(0))
-        });
-        Ok((experts, shared.transpose()?))
+            packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?);
+        }
+        Ok(packed)
     }
 
     /// How `weight`, and all that have its element type, are solved in `scheme`.
@@ -281,10 +283,11 @@ impl Converter for Quantizer {
         let attention = &self.model.layers[index].attention;
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
         let codes = || inputs.codes(index, attention, &solving, &self.damping(), self.options.act_order);
-        let mut codes: Vec<_> = self.stages.time("attention's codes", codes)?.into_iter().map(Some).collect();
+        let mut codes = self.stages.time("attention's codes", codes)?.into_iter().map(Made::Codes);
         let store = Store(self.spill.clone());
-        let made = |linear: usize| Ok(codes[linear].take().map(Made::Codes));
-        let quantized = self.options.quantized_attention(attention, &store, made)?;
+        let quantized = self.options.quantized_attention(attention, |_, weight| {
+            self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
+        })?;
         self.attention.insert(index, quantized.clone());
         Ok(Some(quantized))
     }
@@ -298,23 +301,15 @@ impl Converter for Quantizer {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer)));
         }
-        let (experts, shared) = self.solved(index, moe, schemes, inputs)?;
-        record.quantized = experts.iter().map(|solved| solved.record.clone()).collect::<Vec<ExpertRecord>>();
-        let mut codes: Vec<[Option<Codes>; 3]> = experts
-            .into_iter()
-            .chain(shared)
-            .map(|Solved { gate, up, down, .. }| [Some(gate), Some(up), Some(down)])
-            .collect();
-        let quantized = || {
-            self.options.quantized(moe, schemes, &store, |place, matrix| {
-                let network = match place {
-                    Place::Routed(index) => index,
-                    Place::Shared => moe.experts.len(),
-                };
-                Ok(codes[network][matrix].take().map(Made::Codes))
-            })
-        };
-        let quantized = self.stages.time("packing", quantized)?;
+        let packed = self.packed(index, moe, schemes, inputs)?;
+        record.quantized = packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
+        let quantized = self.options.quantized(moe, |place, matrix, _| {
+            let network = match place {
+                Place::Routed(index) => index,
+                Place::Shared => moe.experts.len(),
+            };
+            Ok(packed[network].weights[matrix].clone())
+        })?;
         Ok(Some(self.keep(index, decided(quantized, record))))
     }
 }

@@ -95,8 +95,8 @@ struct Factored {
 type Pair = (Codes, Codes);
 
 impl Solver<'_> {
-    /// Codes of all `tasks`, as many together as memory holds.
-    pub fn run(&self, tasks: &[Task<'_>]) -> Result<Vec<Solved>> {
+    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`.
+    pub fn run<T>(&self, tasks: &[Task<'_>], mut done: impl FnMut(&Expert, Solved) -> Result<T>) -> Result<Vec<T>> {
         let Some(first) = tasks.first() else { return Ok(Vec::new()) };
         let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
@@ -105,13 +105,15 @@ impl Solver<'_> {
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
         let together = HESSIAN_BYTES / (4 * hidden.max(width).pow(2)).max(1);
-        let mut solved = Vec::with_capacity(tasks.len());
+        let mut all = Vec::with_capacity(tasks.len());
         for batch in tasks.chunks(together.max(1)) {
             let own = if alike { None } else { Some(factored(batch)?) };
             let inputs = own.as_ref().or(shared.as_ref()).expect("either is there");
-            solved.extend(self.batch(batch, inputs, [width, hidden])?);
+            for (task, solved) in batch.iter().zip(self.batch(batch, inputs, [width, hidden])?) {
+                all.push(done(task.network, solved)?);
+            }
         }
-        Ok(solved)
+        Ok(all)
     }
 
     /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all.
