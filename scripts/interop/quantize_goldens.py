@@ -38,8 +38,8 @@ CALIBRATED = "--per-expert --data golden/text/english.calibration.txt --data-tok
 # Widths by layer and by projection, chosen on a few tokens; by names of modules that differ between families.
 MIXED = "--group-size -1 --method rtn --data {ids} --target-bits"
 WIDTHS = {
-    "qwen3_moe/base": [f"{MIXED} 6"],
-    "mixtral/sliding": [f"{MIXED} 6", f"{MIXED} 5 --profile free"],
+    "qwen3_moe/base": [f"{MIXED} 7.5"],
+    "mixtral/sliding": [f"{MIXED} 8", f"{MIXED} 5 --profile free"],
     "deepseek_v3/base": [f"{MIXED} 5.5 --profile free --include shared"],
 }
 BUILT_IN = [

@@ -19,13 +19,16 @@ use super::solve::failed;
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
+/// Errors are measured on about so many of the sweep's tokens: sums over a layer's experts need few, and a quarter as many choose alike.
+const TOKENS: usize = 1024;
+
 /// Watches a sweep over the original model.
 pub(super) struct Survey {
     options: QuantizeOptions,
     target: f64,
     model: Model,
     compute: Compute,
-    /// Whether each token counts.
+    /// Whether each token is measured.
     counted: Vec<bool>,
     /// Tokens that reached the running layer before this block.
     first: usize,
@@ -49,12 +52,14 @@ struct Block {
 
 impl Survey {
     pub fn new(options: &QuantizeOptions, target: f64, model: &Model, compute: &Compute, sample: &Calibration) -> Self {
+        let every = sample.group_of.len().div_ceil(TOKENS).max(1);
+        let groups = sample.group_of.iter().enumerate();
         Self {
             options: options.clone(),
             target,
             model: model.clone(),
             compute: compute.clone(),
-            counted: sample.group_of.iter().map(|group| *group != UNCOUNTED).collect(),
+            counted: groups.map(|(token, group)| token.is_multiple_of(every) && *group != UNCOUNTED).collect(),
             first: 0,
             block: Block::default(),
             errors: BTreeMap::new(),
@@ -62,14 +67,23 @@ impl Survey {
         }
     }
 
-    /// Adds what rounding `network` costs the block's `tokens`, which are at `x` and weigh its output by `gates`.
-    fn add(&mut self, network: &Expert, x: &Tensor, tokens: &[usize], gates: &[f32]) -> Result<()> {
-        let rounding = Rounding::new(&self.options, network, x, &self.compute)?;
+    /// Adds what rounding `network` costs those of the block's tokens that are measured, each with the gate of its output.
+    fn add(&mut self, layer: usize, network: &Expert, tokens: impl Iterator<Item = (usize, f32)>) -> Result<()> {
+        let measured = tokens.filter(|(token, _)| self.counted[self.first + token]);
+        let (tokens, gates): (Vec<usize>, Vec<f32>) = measured.unzip();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let x = self.block.x.as_ref().expect("a block's input comes first");
+        let rows: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
+        let x = Tensor::from_vec(rows, tokens.len(), x.device()).and_then(|rows| x.index_select(&rows, 0));
+        let x = x.map_err(|e| Self::numeric(layer, e))?;
+        let rounding = Rounding::new(&self.options, network, &x, &self.compute)?;
         let profile = self.options.profile;
         for (part, errors) in profile.parts().iter().zip(&mut self.block.errors) {
             for (bits, errors) in profile.widths().iter().zip(errors) {
                 let squares = rounding.squares(part, *bits)?;
-                for ((token, gate), square) in tokens.iter().zip(gates).zip(squares) {
+                for ((token, gate), square) in tokens.iter().zip(&gates).zip(squares) {
                     errors[*token] += f64::from(*gate).powi(2) * f64::from(square);
                 }
             }
@@ -109,7 +123,7 @@ impl Observer for Survey {
             Some(gate) => self.shared_gates(layer, gate, &x)?,
             None => vec![1.0; tokens],
         };
-        self.add(&shared.expert, &x, &(0..tokens).collect::<Vec<_>>(), &gates)
+        self.add(layer, &shared.expert, gates.into_iter().enumerate())
     }
 
     fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) {
@@ -120,11 +134,9 @@ impl Observer for Survey {
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
         let Ffn::Moe(moe) = &self.model.layers[layer].ffn else { return Ok(()) };
         let network = moe.experts[run.expert].clone();
-        let tokens: Vec<usize> = run.tokens.iter().map(|token| self.block.part.start + *token as usize).collect();
-        let x = self.block.x.clone().expect("a block's input comes first");
-        let rows: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
-        let x = Tensor::from_vec(rows, tokens.len(), x.device()).and_then(|rows| x.index_select(&rows, 0));
-        self.add(&network, &x.map_err(|e| Self::numeric(layer, e))?, &tokens, run.gates)
+        let start = self.block.part.start;
+        let tokens = run.tokens.iter().zip(run.gates).map(|(token, gate)| (start + *token as usize, *gate));
+        self.add(layer, &network, tokens)
     }
 
     fn layer_output(&mut self, layer: usize, hidden: &Tensor) -> Result<()> {
