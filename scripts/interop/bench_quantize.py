@@ -25,8 +25,7 @@ CASES = [(4, 128, DOMAINS, 4096), (3, 32, DOMAINS, 4096), (3, 32, DOMAINS[:2], 5
 # Whose, what they are told, and whether that is for timing alone.
 WAYS = {
     "ours, `--samples per-expert`": ("ours", "--samples per-expert", False),
-    "ours, `--samples per-expert --act-order`": ("ours", "--samples per-expert --act-order", False),
-    "ours, `--samples per-expert --act-order --gate-power 1`": ("ours", "--samples per-expert --act-order --gate-power 1", False),
+    "ours, the same in file order, tokens weighed alike": ("ours", "--samples per-expert --act-order=false --gate-power 0", False),
     "ours, `--samples routed`": ("ours", "--samples routed", False),
     "ours, `--samples all-experts`": ("ours", "--samples all-experts", False),
     "ours, `--method rtn`": ("ours", "--method rtn", False),

@@ -7,6 +7,7 @@ use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::encoding::{self, Encoded};
 use moe_math::product::product;
+use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
 use crate::context::Context;
@@ -208,6 +209,6 @@ impl LoadedExpert {
 
     /// `silu(gate x) ∘ (up x)`, `[tokens, width]`.
     pub fn activations(&self, x: &Tensor) -> CandleResult<Tensor> {
-        self.gate.forward(x)?.silu()? * self.up.forward(x)?
+        swiglu(&self.gate.forward(x)?, &self.up.forward(x)?)
     }
 }

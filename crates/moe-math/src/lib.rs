@@ -27,7 +27,9 @@ pub mod routing;
 pub mod saliency;
 pub mod sampling;
 pub mod statistics;
+mod swiglu;
 mod symmetric;
 pub mod temperature;
 
 pub use device::{Compute, DeviceChoice, DeviceError, open_device};
+pub use swiglu::swiglu;

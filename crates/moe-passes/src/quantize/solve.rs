@@ -7,6 +7,7 @@ use moe_forward::Inputs;
 use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, HessianSum, Problem, QuantizeError, factorise};
+use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -321,7 +322,7 @@ impl Solver<'_> {
 
 /// silu(gate x) ∘ (up x), `[tokens, width]`.
 fn activations(x: &Tensor, [gate, up]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
-    product(x, gate)?.silu()? * product(x, up)?
+    swiglu(&product(x, gate)?, &product(x, up)?)
 }
 
 /// The rows of `x`, whose first token is `first`, that `samples` has, and their weights.
