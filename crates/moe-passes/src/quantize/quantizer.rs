@@ -222,7 +222,9 @@ impl Decider for Quantizer {
 
     fn check_text(&self, tokens: u64) -> Result<()> {
         let least = self.least_tokens();
-        if !self.options.samples().tops_up() || tokens >= least as u64 {
+        // Rounding to nearest, which asks text for widths alone, calibrates nothing.
+        let tops_up = self.options.method() == Method::Gptq && self.options.samples().tops_up();
+        if !tops_up || tokens >= least as u64 {
             return Ok(());
         }
         let what = format!("{tokens} tokens are less than the {least} that every expert is to be calibrated on");
