@@ -1,8 +1,9 @@
 //! Feed-forward blocks: one network for all tokens, or experts that run on their own tokens only.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::Result;
 use moe_math::Compute;
+use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
@@ -15,8 +16,8 @@ use crate::sweep::{ExpertRun, Observer};
 
 /// A block's activations are computed for this many tokens at a time.
 const TOKEN_BLOCK: usize = 4096;
-/// Experts' outputs of at most this many bytes wait for being summed.
-const COMBINE_BYTES: usize = 512 << 20;
+/// Outputs of at most this many bytes are kept for an observer that wants to see them without each expert.
+const KEPT_BYTES: usize = 512 << 20;
 
 /// Runs the block of layer `index` on `x`, `[tokens, hidden]`, already normalised.
 pub(crate) fn forward(
@@ -34,7 +35,7 @@ pub(crate) fn forward(
         Ffn::Moe(moe) => {
             let (tokens, hidden) = x.dims2().context(|| "a shape".into())?;
             let bytes_per_token = moe.router.top_k * hidden * loader.compute.dtype.size_in_bytes();
-            let block = (COMBINE_BYTES / bytes_per_token).max(1);
+            let block = if observer.wants().left_out { (KEPT_BYTES / bytes_per_token).max(1) } else { tokens.max(1) };
             let mut parts = Vec::new();
             for start in (0..tokens).step_by(block) {
                 let part = x.narrow(0, start, block.min(tokens - start)).context(|| "a slice".into())?;
@@ -123,61 +124,86 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> 
     Tensor::cat(&blocks.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
+/// What the experts of `moe` give for `x`, weighed and summed, with the shared one.
 fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
     let router = LoadedRouter::load_with(&moe.router, loader)?;
     let (logits, routing) = router.route(x).context(|| format!("the routing of layer {index}"))?;
     observer.routed(index, &logits, &routing);
     let wants = observer.wants();
-    // Outputs in the order of experts, and where the output for each (token, choice) has come to lie.
-    let mut outputs = Vec::new();
-    let mut place = vec![0u32; routing.selected.len()];
-    let mut filled = 0;
+    let of_layer = || format!("the experts' output in layer {index}");
+    let mut mix = Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?;
+    let mut kept = wants.left_out.then(|| Kept::new(&routing));
     for Group { first, expert, slots } in groups(moe, &routing, !wants.experts) {
         let loaded = loader.expert(expert)?;
         let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
-        let tokens = unique_tokens(&slots, routing.top_k);
-        for slot in &slots {
-            let token = slot / routing.top_k as u32;
-            place[*slot as usize] = filled + tokens.binary_search(&token).expect("every slot's token is there") as u32;
-        }
-        filled += tokens.len() as u32;
-        for (tokens, slots) in tokens.chunks(TOKEN_BLOCK).zip(slots.chunks(TOKEN_BLOCK)) {
-            let run = || {
+        let (tokens, gates) = gathered(&slots, &routing);
+        for (tokens, gates) in tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)) {
+            let mut run = || {
                 let rows = Tensor::from_slice(tokens, tokens.len(), x.device())?;
                 let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
                 let output = loaded.output(&activations)?;
+                mix.add(&output, tokens, gates)?;
                 Ok((activations, output))
             };
             let (activations, output) = run().context(of)?;
             if wants.experts {
-                let gates: Vec<f32> = slots.iter().map(|slot| routing.weights[*slot as usize]).collect();
-                let run =
-                    ExpertRun { expert: first, tokens, gates: &gates, activations: &activations, output: &output };
+                let run = ExpertRun { expert: first, tokens, gates, activations: &activations, output: &output };
                 observer.expert_ran(index, &run)?;
             }
-            outputs.push(output);
+            kept.iter_mut().for_each(|kept| kept.push(&output));
         }
+        kept.iter_mut().for_each(|kept| kept.place(&slots, &tokens));
     }
-    let outputs = Tensor::cat(&outputs, 0).context(|| format!("the experts' output in layer {index}"))?;
-    let mut y = combine(&outputs, &place, &routing).context(|| format!("the experts' output in layer {index}"))?;
-    if let Some(shared) = &moe.shared {
-        let expert = loader.expert(&shared.expert)?;
-        let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
-        let add = || {
-            let out = in_blocks(x, |x| expert.forward(x))?;
-            match &gate {
-                Some(gate) => &y + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
-                None => &y + out,
-            }
-        };
-        y = add().context(|| format!("the shared expert of layer {index}"))?;
-    }
-    if wants.left_out && routing.experts > routing.top_k {
+    let y = with_shared(loader, index, moe, x, mix.finish(x.dtype()).context(of_layer)?)?;
+    if let Some(kept) = kept.filter(|_| routing.experts > routing.top_k) {
+        let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;
         let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
-        observer.left_out(index, &parts.without_each(&outputs, &place, &y)?)?;
+        observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)?;
     }
     run_all_experts(loader, index, moe, x, observer)?;
     Ok(y)
+}
+
+/// `y`, what the routed experts of `moe` give for `x`, and what its shared one adds.
+pub(crate) fn with_shared(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, y: Tensor) -> Result<Tensor> {
+    let Some(shared) = &moe.shared else { return Ok(y) };
+    let expert = loader.expert(&shared.expert)?;
+    let gate = shared.gate.as_ref().map(|gate| loader.matrix(gate)).transpose()?;
+    let add = || {
+        let out = in_blocks(x, |x| expert.forward(x))?;
+        match &gate {
+            Some(gate) => y + out.broadcast_mul(&candle_nn::ops::sigmoid(&product(x, gate)?)?)?,
+            None => y + out,
+        }
+    };
+    add().context(|| format!("the shared expert of layer {index}"))
+}
+
+/// Experts' outputs in the order of experts, and the row where that of each (token, choice) has come to lie.
+struct Kept {
+    outputs: Vec<Tensor>,
+    place: Vec<u32>,
+    top_k: u32,
+    rows: u32,
+}
+
+impl Kept {
+    fn new(routing: &Routing) -> Self {
+        Self { outputs: Vec::new(), place: vec![0; routing.selected.len()], top_k: routing.top_k as u32, rows: 0 }
+    }
+
+    fn push(&mut self, output: &Tensor) {
+        self.outputs.push(output.clone());
+    }
+
+    /// All outputs of an expert for `tokens` were pushed, which are those of `slots`.
+    fn place(&mut self, slots: &[u32], tokens: &[u32]) {
+        for slot in slots {
+            let row = tokens.binary_search(&(slot / self.top_k)).expect("every slot's token is there");
+            self.place[*slot as usize] = self.rows + row as u32;
+        }
+        self.rows += tokens.len() as u32;
+    }
 }
 
 /// Runs all experts on the tokens that the observer wants to see them on.
@@ -217,20 +243,21 @@ fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<Group<'m>> {
     groups
 }
 
-/// The tokens of `slots`, ascending, each once: experts of the same bytes give a token that chose both one output.
-fn unique_tokens(slots: &[u32], top_k: usize) -> Vec<u32> {
-    let mut tokens: Vec<u32> = slots.iter().map(|slot| slot / top_k as u32).collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    tokens
-}
-
-/// Σ over a token's choices of weight × output; gives `[tokens, hidden]`.
-fn combine(outputs: &Tensor, place: &[u32], routing: &Routing) -> candle_core::Result<Tensor> {
-    let (tokens, k) = (routing.tokens(), routing.top_k);
-    let place = Tensor::from_slice(place, tokens * k, outputs.device())?;
-    let weights = Tensor::from_slice(&routing.weights, (tokens, k, 1), outputs.device())?;
-    let dtype = outputs.dtype();
-    let by_token = outputs.index_select(&place, 0)?.reshape((tokens, k, ()))?.to_dtype(DType::F32)?;
-    by_token.broadcast_mul(&weights)?.sum(D::Minus2)?.to_dtype(dtype)
+/// The tokens of `slots`, ascending, each once, and what each weighs: experts of the same bytes give a token that chose
+/// several of them one output.
+fn gathered(slots: &[u32], routing: &Routing) -> (Vec<u32>, Vec<f32>) {
+    let mut slots = slots.to_vec();
+    slots.sort_unstable();
+    let (mut tokens, mut gates): (Vec<u32>, Vec<f32>) = (Vec::new(), Vec::new());
+    for slot in slots {
+        let (token, gate) = (slot / routing.top_k as u32, routing.weights[slot as usize]);
+        match (tokens.last(), gates.last_mut()) {
+            (Some(last), Some(sum)) if *last == token => *sum += gate,
+            _ => {
+                tokens.push(token);
+                gates.push(gate);
+            }
+        }
+    }
+    (tokens, gates)
 }

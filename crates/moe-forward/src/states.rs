@@ -43,6 +43,11 @@ impl States {
         Ok(Self { blocks: blocks.to_vec(), hidden, compute: compute.clone(), store })
     }
 
+    /// Whether all are in memory.
+    pub fn in_memory(&self) -> bool {
+        matches!(self.store, Store::Memory(_))
+    }
+
     pub fn get(&self, block: usize) -> Result<Tensor> {
         match &self.store {
             Store::Memory(blocks) => Ok(blocks[block].clone().expect("a block is written before it is read")),

@@ -156,11 +156,11 @@ pub trait Converter: Observer {
         Ok(None)
     }
 
-    /// The feed-forward block that takes the place of layer `index`'s, whose `inputs` are all there; `None` keeps it.
+    /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there; `None` keeps it.
     ///
     /// # Errors
     /// An error ends the sweep.
-    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>>;
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>>;
 
     /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`. Called
     /// where it was observed.
@@ -170,6 +170,21 @@ pub trait Converter: Observer {
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
         let _ = (index, original, converted);
         Ok(())
+    }
+}
+
+/// A converted feed-forward block.
+pub struct Converted {
+    /// The block.
+    pub ffn: Ffn,
+    /// What its routed experts give for all tokens, weighed and summed, `[tokens, hidden]`, where that was computed on
+    /// the way; it needn't be run on them again.
+    pub routed: Option<Tensor>,
+}
+
+impl From<Ffn> for Converted {
+    fn from(ffn: Ffn) -> Self {
+        Self { ffn, routed: None }
     }
 }
 
@@ -186,6 +201,16 @@ impl Inputs<'_> {
     /// The tokens of each block, in order.
     pub fn blocks(&self) -> &[Range<usize>] {
         self.tokens
+    }
+
+    /// Tokens of all blocks.
+    pub fn tokens(&self) -> usize {
+        self.tokens.last().map_or(0, |last| last.end)
+    }
+
+    /// Whether the hidden states of all tokens are in memory.
+    pub fn in_memory(&self) -> bool {
+        self.states.in_memory()
     }
 
     /// The inputs of block `block`, `[tokens, hidden]`.
@@ -320,15 +345,25 @@ impl<'a> Sweep<'a> {
         let (states, tokens, norm) = (&self.states, self.blocks.as_slice(), &loaded.ffn_norm);
         let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps };
         let converted = converter.convert(index, &inputs)?;
-        for block in 0..self.blocks.len() {
+        let (ffn, routed) = match converted {
+            Some(Converted { ffn, routed }) => (Some(ffn), routed),
+            None => (None, None),
+        };
+        for (block, tokens) in self.blocks.clone().into_iter().enumerate() {
             let attended = self.states.get(block)?;
             let original = originals.as_ref().map(|originals| originals.get(block)).transpose()?;
-            let out = match (&converted, original) {
+            let out = match (&ffn, original) {
                 (None, Some(original)) => original,
                 (ffn, original) => {
                     let normed = self.ffn_input(index, &attended, &loaded)?;
-                    let ffn = ffn.as_ref().unwrap_or(&layer.ffn);
-                    let out = ffn::forward(loader, index, ffn, &normed, &mut Silent)?;
+                    let out = match (ffn, &routed) {
+                        (Some(Ffn::Moe(moe)), Some(routed)) => {
+                            let of_block = routed.narrow(0, tokens.start, tokens.len());
+                            let of_block = of_block.context(|| "the experts' outputs".into())?;
+                            ffn::with_shared(loader, index, moe, &normed, of_block)?
+                        }
+                        _ => ffn::forward(loader, index, ffn.as_ref().unwrap_or(&layer.ffn), &normed, &mut Silent)?,
+                    };
                     original.iter().try_for_each(|original| converter.converted(index, original, &out))?;
                     out
                 }

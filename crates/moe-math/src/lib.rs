@@ -16,6 +16,7 @@ pub mod least_squares;
 pub mod likelihood;
 pub mod linkage;
 pub mod load;
+pub mod mix;
 pub mod orthogonal;
 mod points;
 pub mod principal;

@@ -80,8 +80,8 @@ pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, di
         let what = format!("hidden states of {block} tokens take {}, the budget is {budget}", ByteSize(at_work));
         return Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget"));
     }
-    // What enters a layer, and what leaves it.
-    let scratch = (tokens as u64 * state * 2 > budget.0 / 4).then(|| dir.to_owned());
+    // What enters a layer, what leaves it, and what its experts give.
+    let scratch = (tokens as u64 * state * 3 > budget.0 / 4).then(|| dir.to_owned());
     Ok(Storage { block_tokens: Some(block), scratch })
 }
 

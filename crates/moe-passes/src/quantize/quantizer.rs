@@ -8,7 +8,7 @@ use std::time::Duration;
 use candle_core::Tensor;
 use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::{Integers, Scheme};
-use moe_forward::{Calibration, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
+use moe_forward::{Calibration, Converted, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::quantize::{self, Damping, round_to_nearest};
 use moe_math::routing::Routing;
@@ -18,7 +18,7 @@ use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
 use super::options::{Method, Part, QuantizeOptions, Samples};
 use super::pool::Scan;
-use super::samples::{Counts, ExpertSamples, Rule, Sampler};
+use super::samples::{Counts, ExpertSamples, Route, Routed, Rule, Sampler};
 use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
 use super::survey::Survey;
 use super::{Made, Place};
@@ -26,6 +26,9 @@ use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
 use crate::stages::Stages;
+
+/// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
+const OUTPUT_BYTES: usize = 1 << 30;
 
 /// Quantizes each layer on what reaches it through the quantized ones before it.
 pub(super) struct Quantizer {
@@ -116,8 +119,8 @@ impl Quantizer {
         }
     }
 
-    /// What each expert of `moe` is calibrated on.
-    fn samples(&self, moe: &Moe, inputs: &Inputs<'_>) -> Result<Vec<ExpertSamples>> {
+    /// What each expert of `moe` is calibrated on and, where there is room for its outputs, what is routed to it.
+    fn samples(&self, moe: &Moe, inputs: &Inputs<'_>) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
         let hidden = self.model.hidden;
         let width = moe.experts[0].width();
         let rule = Rule {
@@ -133,19 +136,38 @@ impl Quantizer {
             let routed = router.route(&inputs.get(block)?).map(|(_, routing)| routing);
             routed.map_err(|e| Error::new(Kind::Numeric, "cannot route").source(e).tensor(moe.router.weight.name()))
         };
-        for block in 0..inputs.blocks().len() {
-            sampler.routed(&route(block)?, counted);
+        let runs = inputs.in_memory() && inputs.tokens() * hidden * 4 <= OUTPUT_BYTES;
+        let mut routes = vec![Route::default(); if runs { moe.experts.len() } else { 0 }];
+        for (block, tokens) in inputs.blocks().iter().enumerate() {
+            let routing = route(block)?;
+            sampler.routed(&routing, counted);
+            if runs {
+                let slots = routing.slots_by_expert();
+                routes.iter_mut().zip(slots).for_each(|(route, slots)| route.extend(tokens.start, &slots, &routing));
+            }
         }
         if sampler.wants_more() {
             for (block, tokens) in inputs.blocks().iter().enumerate() {
                 sampler.near(tokens.start, &route(block)?, router.rule().bias.as_deref(), counted);
             }
         }
-        Ok(sampler.finish(counted))
+        let mut routes = routes.into_iter();
+        let with_routed = |samples: ExpertSamples| {
+            let routed = routes.next().map(|route| Routed::new(&samples, route));
+            (samples, routed)
+        };
+        Ok(sampler.finish(counted).into_iter().map(with_routed).collect())
     }
 
     /// The routed experts of `moe`, and behind them the shared one if it is quantized; packed as soon as they are solved.
-    fn packed(&self, index: usize, moe: &Moe, schemes: [Scheme; 3], inputs: &Inputs<'_>) -> Result<Vec<Packed>> {
+    /// With them what the routed ones give, where there is room for it.
+    fn packed(
+        &self,
+        index: usize,
+        moe: &Moe,
+        schemes: [Scheme; 3],
+        inputs: &Inputs<'_>,
+    ) -> Result<(Vec<Packed>, Option<Tensor>)> {
         let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
         let shrinks = self.options.samples() == Samples::PerExpert;
         let solver = Solver {
@@ -161,8 +183,12 @@ impl Quantizer {
             stages: &self.stages,
         };
         let samples = self.stages.time("samples", || self.samples(moe, inputs))?;
-        let task =
-            |(expert, samples)| Task { name: format!("expert {expert}"), network: &moe.experts[expert], samples };
+        let task = |(expert, (samples, routed))| Task {
+            name: format!("expert {expert}"),
+            network: &moe.experts[expert],
+            samples,
+            routed,
+        };
         let store = Store(self.spill.clone());
         let pack = |network: &Expert, Solved { gate, up, down, record }: Solved| -> Result<Packed> {
             let [of_gate, of_up, of_down] = network.linears();
@@ -175,13 +201,14 @@ impl Quantizer {
             };
             Ok(Packed { weights: self.stages.time("packing", encode)?, record })
         };
-        let mut packed = solver.run(&samples.into_iter().enumerate().map(task).collect::<Vec<_>>(), pack)?;
+        let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
+        let (mut packed, routed) = solver.run(&tasks, pack)?;
         if let Some(shared) = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared)) {
-            let task =
-                Task { name: "the shared expert".to_owned(), network: &shared.expert, samples: self.all_tokens() };
-            packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?);
+            let (name, samples) = ("the shared expert".to_owned(), self.all_tokens());
+            let task = Task { name, network: &shared.expert, samples, routed: None };
+            packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?.0);
         }
-        Ok(packed)
+        Ok((packed, routed))
     }
 
     /// How `weight`, and all that have its element type, are solved in `scheme`.
@@ -294,16 +321,16 @@ impl Converter for Quantizer {
         Ok(Some(quantized))
     }
 
-    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Ffn>> {
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let widths = self.survey.as_ref().map(|survey| survey.widths[&index].clone());
         let (schemes, store) = (self.options.schemes(widths.as_ref()), Store(self.spill.clone()));
         let mut record = self.options.record(index, moe, widths);
         if self.options.method() == Method::Rtn {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
-            return Ok(Some(self.keep(index, layer)));
+            return Ok(Some(self.keep(index, layer).into()));
         }
-        let packed = self.packed(index, moe, schemes, inputs)?;
+        let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
         record.quantized = packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self.options.quantized(moe, |place, matrix, _| {
             let network = match place {
@@ -312,6 +339,63 @@ impl Converter for Quantizer {
             };
             Ok(packed[network].weights[matrix].clone())
         })?;
-        Ok(Some(self.keep(index, decided(quantized, record))))
+        Ok(Some(Converted { ffn: self.keep(index, decided(quantized, record)), routed }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_forward::{Batch, Group, Silent, Storage, Sweep};
+
+    use super::*;
+
+    /// Text goes through a model while it is quantized, and then through the result: some tokens don't count, hot experts see
+    /// fewer than are routed to them, cold ones more, and one block of tokens comes after the other.
+    fn states_in_the_sweep_are_those_of_the_result(folder: &str, least: f64) {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(folder);
+        let (model, compute) = (Model::open(&dir).unwrap(), Compute::cpu());
+        let ids: Vec<Vec<u32>> =
+            (0..4).map(|s| (0..24).map(|t| (57 * s + 91 * t) % model.vocab as u32).collect()).collect();
+        let group_of = (0..96).map(|token: usize| if token.is_multiple_of(5) { UNCOUNTED } else { 0 }).collect();
+        let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 96 };
+        let text = Calibration { batch: Batch::new(ids.iter().map(Vec::as_slice)), groups: vec![group], group_of };
+        let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "min-samples": least, "include": ["shared"] });
+        let options: QuantizeOptions = serde_json::from_value(options).unwrap();
+        let spill = Arc::new(Spill::new(&std::env::temp_dir(), 1 << 30));
+        let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
+        let mut quantizer = Quantizer::new(&options, &sources);
+        quantizer.begin(&text);
+        let storage = Storage { block_tokens: Some(48), ..Storage::default() };
+        let mut sweep = Sweep::stored(&model, &text.batch, &compute, &storage).unwrap();
+        (0..model.layers.len()).for_each(|index| sweep.layer_converted(index, &mut quantizer).unwrap());
+        let found = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
+
+        let decisions = quantizer.finish().unwrap();
+        let records = decisions.layers.values().flat_map(|layer| &layer.record.quantized);
+        let counts: Vec<_> = records.map(|record| record.counts).collect();
+        assert!(counts.iter().any(|counts| counts.used < counts.routed), "{counts:?}");
+        assert!(counts.iter().any(|counts| counts.topped_up > 0), "{counts:?}");
+        let mut quantized = model.clone();
+        for (index, layer) in decisions.layers {
+            quantized.layers[index].ffn = layer.ffn;
+        }
+        let mut sweep = Sweep::new(&quantized, &text.batch, &compute).unwrap();
+        sweep.run(&mut Silent).unwrap();
+        let expected = sweep.hidden(0..96).unwrap().to_vec2::<f32>().unwrap();
+        let worst = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+            a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+        };
+        let size = worst(&expected, &vec![vec![0.0; model.hidden]; 96]);
+        assert!(worst(&found, &expected) < 1e-5 * size, "{} of {size}", worst(&found, &expected));
+    }
+
+    #[test]
+    fn states_in_the_sweep_are_those_of_the_result_with_routed_experts() {
+        states_in_the_sweep_are_those_of_the_result("models/moe", 0.1);
+    }
+
+    #[test]
+    fn states_in_the_sweep_are_those_of_the_result_with_a_shared_expert() {
+        states_in_the_sweep_are_those_of_the_result("families/qwen2_moe/base/model", 0.85);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use moe_math::routing::Routing;
@@ -46,6 +47,56 @@ impl ExpertSamples {
         let tokens = self.tokens.iter().copied().step_by(every).collect();
         let weights = self.weights.iter().copied().step_by(every).collect();
         Self { tokens, weights, counts: self.counts }
+    }
+}
+
+/// The tokens that are routed to one expert, whether they count or not.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Route {
+    /// Ascending.
+    pub tokens: Vec<u32>,
+    pub gates: Vec<f32>,
+}
+
+impl Route {
+    /// Adds the tokens of `slots`, positions in `routing.selected`; `first` is the first token of `routing`.
+    pub fn extend(&mut self, first: usize, slots: &[u32], routing: &Routing) {
+        self.tokens.extend(slots.iter().map(|slot| first as u32 + slot / routing.top_k as u32));
+        self.gates.extend(slots.iter().map(|slot| routing.weights[*slot as usize]));
+    }
+}
+
+/// What is routed to an expert, beside what it is calibrated on.
+pub(super) struct Routed {
+    pub route: Route,
+    /// Both together; tokens that aren't samples weigh nothing.
+    pub with_samples: ExpertSamples,
+    /// Where the routed tokens lie among these; none where they are all.
+    pub rows: Option<Vec<u32>>,
+}
+
+impl Routed {
+    pub fn new(samples: &ExpertSamples, route: Route) -> Self {
+        if *route.tokens == *samples.tokens {
+            return Self { route, with_samples: samples.clone(), rows: None };
+        }
+        let mut all: Vec<u32> = route.tokens.iter().chain(samples.tokens.iter()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        let weight = |token| samples.tokens.binary_search(token).map_or(0.0, |at| samples.weights[at]);
+        let weights: Vec<f32> = all.iter().map(weight).collect();
+        let row = |token| all.binary_search(token).expect("every routed token is among all") as u32;
+        let rows = (all.len() != route.tokens.len()).then(|| route.tokens.iter().map(row).collect());
+        let with_samples = ExpertSamples { tokens: all.into(), weights: weights.into(), counts: samples.counts };
+        Self { route, with_samples, rows }
+    }
+
+    /// Those of `seen`, rows of `with_samples`, that are routed, counted from the first of `seen`; none for all.
+    pub fn rows_in(&self, seen: &Range<usize>) -> Option<Vec<u32>> {
+        let at = |row: usize, rows: &[u32]| rows.partition_point(|r| (*r as usize) < row);
+        let rows = self.rows.as_ref()?;
+        let routed = &rows[at(seen.start, rows)..at(seen.end, rows)];
+        (routed.len() != seen.len()).then(|| routed.iter().map(|row| row - seen.start as u32).collect())
     }
 }
 
@@ -267,6 +318,21 @@ mod tests {
         let found = samples(Rule { hot_cap: 1.0, least: 1, ..rule(Samples::Routed) });
         assert_eq!(*found[0].tokens, [0, 1]);
         assert_eq!(found[0].counts, Counts { routed: 3, used: 2, topped_up: 0 });
+    }
+
+    #[test]
+    fn routed_tokens_that_are_no_samples_weigh_nothing() {
+        let mut route = Route::default();
+        route.extend(10, &[0, 1, 2], &routing());
+        assert_eq!(route, Route { tokens: vec![10, 11, 12], gates: vec![0.5, 0.8, 0.6] });
+        let samples = |tokens| ExpertSamples::evenly_weighed(tokens, Counts::default());
+        let same = Routed::new(&samples(vec![10, 11, 12]), route.clone());
+        assert_eq!((&same.rows, same.rows_in(&(0..3)), same.with_samples.weights[0]), (&None, None, 1.0));
+        let routed = Routed::new(&samples(vec![5, 11, 13]), route);
+        assert_eq!(*routed.with_samples.tokens, [5, 10, 11, 12, 13]);
+        assert_eq!(*routed.with_samples.weights, [1.0, 0.0, 1.0, 0.0, 1.0]);
+        assert_eq!(routed.rows_in(&(0..5)), Some(vec![1, 2, 3]));
+        assert_eq!((routed.rows_in(&(1..4)), routed.rows_in(&(3..5))), (None, Some(vec![0])));
     }
 
     #[test]

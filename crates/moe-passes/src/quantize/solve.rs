@@ -1,10 +1,13 @@
 //! Solves the experts of a layer together, on what reaches each.
 
+use std::ops::Range;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use moe_forward::Inputs;
 use moe_math::Compute;
+use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, HessianSum, Problem, QuantizeError, factorise};
 use moe_math::swiglu;
@@ -12,12 +15,12 @@ use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::samples::{Counts, ExpertSamples};
+use super::samples::{Counts, ExpertSamples, Routed};
 use crate::part::finite_values;
 use crate::stages::Stages;
 
-/// Hessians of the experts that are solved together take at most this many bytes.
-const HESSIAN_BYTES: usize = 256 << 20;
+/// Hessians and kept activations of the experts that are solved together take at most about this many bytes.
+const BATCH_BYTES: usize = 96 << 20;
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
 /// An expert's output is compared on about this many of its tokens.
@@ -30,6 +33,7 @@ const FACTORS: &str = "factors";
 const CODES: &str = "codes";
 const DEQUANTIZING: &str = "dequantized weights";
 const ERRORS: &str = "output errors";
+const OUTPUTS: &str = "experts' outputs";
 
 /// How codes are found.
 pub(super) struct Solver<'a> {
@@ -55,6 +59,15 @@ pub(super) struct Task<'a> {
     pub name: String,
     pub network: &'a Expert,
     pub samples: ExpertSamples,
+    /// What it is to be run on once it is quantized.
+    pub routed: Option<Routed>,
+}
+
+impl Task<'_> {
+    /// What its gate and up are run on.
+    fn seen(&self) -> &ExpertSamples {
+        self.routed.as_ref().map_or(&self.samples, |routed| &routed.with_samples)
+    }
 }
 
 /// Codes of a network's matrices.
@@ -96,35 +109,63 @@ struct Factored {
 type Pair = (Codes, Codes);
 
 impl Solver<'_> {
-    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`.
-    pub fn run<T>(&self, tasks: &[Task<'_>], mut done: impl FnMut(&Expert, Solved) -> Result<T>) -> Result<Vec<T>> {
-        let Some(first) = tasks.first() else { return Ok(Vec::new()) };
+    /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives what `done` made of them
+    /// and, where tasks say what is routed to them, the sum of their outputs for all tokens.
+    pub fn run<T>(
+        &self,
+        tasks: &[Task<'_>],
+        mut done: impl FnMut(&Expert, Solved) -> Result<T>,
+    ) -> Result<(Vec<T>, Option<Tensor>)> {
+        let Some(first) = tasks.first() else { return Ok((Vec::new(), None)) };
         let [width, hidden] = [first.network.width(), first.network.gate.weight.shape()[1]];
         let layer = if self.shrinkage > 0.0 { Some(self.layer_hessian(hidden)?) } else { None };
         let factored = |tasks: &[Task<'_>]| self.inputs_factored(tasks, layer.as_ref(), hidden);
         // What all tasks have in common is made once.
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
-        let together = HESSIAN_BYTES / (4 * hidden.max(width).pow(2)).max(1);
+        let mix = first.routed.as_ref().map(|_| Mix::new(self.counted.len(), hidden, &self.compute.device));
+        let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
+        let bytes = |task: &Task<'_>| {
+            4 * (hidden.max(width).pow(2) + width * task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len()))
+        };
         let mut all = Vec::with_capacity(tasks.len());
-        for batch in tasks.chunks(together.max(1)) {
+        let mut rest = tasks;
+        while !rest.is_empty() {
+            let mut filled = 0;
+            let fits = |task: &&Task<'_>| {
+                filled += bytes(task);
+                filled <= BATCH_BYTES
+            };
+            let (batch, behind) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = behind;
             let own = if alike { None } else { Some(factored(batch)?) };
             let inputs = own.as_ref().or(shared.as_ref()).expect("either is there");
-            for (task, solved) in batch.iter().zip(self.batch(batch, inputs, [width, hidden])?) {
+            for (task, solved) in batch.iter().zip(self.batch(batch, inputs, [width, hidden], mix.as_mut())?) {
                 all.push(done(task.network, solved)?);
             }
         }
-        Ok(all)
+        let routed = mix.map(|mix| mix.finish(self.compute.dtype)).transpose();
+        Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
 
     /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all.
-    fn batch(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<Vec<Solved>> {
+    /// Adds their outputs for what is routed to them to `mix`.
+    fn batch(
+        &self,
+        tasks: &[Task<'_>],
+        inputs: &[Factored],
+        shape: [usize; 2],
+        mix: Option<&mut Mix>,
+    ) -> Result<Vec<Solved>> {
         let pairs = self.gates_and_ups(tasks, inputs, shape)?;
         let matrices = self.matrices(tasks, &pairs, shape)?;
-        let neurons = self.neurons_factored(tasks, &matrices, shape[0])?;
+        let (neurons, activations) = self.neurons_factored(tasks, &matrices, shape[0])?;
         let downs = self.weights(tasks, |network| &network.down)?;
         let downs =
             self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
+        if let Some(mix) = mix {
+            self.stages.time(OUTPUTS, || self.add_outputs(tasks, activations, &downs, shape, mix))?;
+        }
         let errors = self.stages.time(ERRORS, || self.errors(tasks, &matrices, &downs, shape))?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
@@ -143,7 +184,7 @@ impl Solver<'_> {
         hidden: usize,
     ) -> Result<Vec<Factored>> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let hessians = self.hessians(&own, hidden, |x, _| Ok(x))?;
+        let hessians = self.hessians(&own, hidden, |x, _, _| Ok(x))?;
         self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
             Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
@@ -177,14 +218,63 @@ impl Solver<'_> {
         self.stages.time(DEQUANTIZING, || pairs.par_iter().zip(tasks).map(of_pair).collect())
     }
 
-    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`.
-    fn neurons_factored(&self, tasks: &[Task<'_>], matrices: &[[Tensor; 2]], width: usize) -> Result<Vec<Factored>> {
-        let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let hessians = self.hessians(&own, width, |x, index| {
-            activations(&x, &matrices[index]).map_err(|e| self.numeric(&tasks[index].name, e))
+    /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`, and of each task what does so
+    /// of what is routed to it.
+    fn neurons_factored(
+        &self,
+        tasks: &[Task<'_>],
+        matrices: &[[Tensor; 2]],
+        width: usize,
+    ) -> Result<(Vec<Factored>, Vec<Vec<Tensor>>)> {
+        let kept: Vec<_> = tasks.iter().map(|_| Mutex::new(Vec::new())).collect();
+        let activations = |x: Tensor, index: usize, seen: Range<usize>| {
+            let activations = activations(&x, &matrices[index])?;
+            if let Some(routed) = &tasks[index].routed {
+                let of_routed = match routed.rows_in(&seen) {
+                    None => Some(activations.clone()),
+                    Some(rows) if rows.is_empty() => None,
+                    Some(rows) => {
+                        let rows = Tensor::from_slice(&rows, rows.len(), x.device())?;
+                        Some(activations.index_select(&rows, 0)?)
+                    }
+                };
+                kept[index].lock().expect("no thread panics with it").extend(of_routed);
+            }
+            Ok(activations)
+        };
+        let seen: Vec<_> = tasks.iter().map(Task::seen).collect();
+        let hessians = self.hessians(&seen, width, |x, index, seen| {
+            activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
         })?;
+        let kept = kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
         // The neurons of one expert mean nothing to another: what a layer has in common ends here.
-        self.factored(tasks, hessians, "down_proj", |_| Ok(()))
+        Ok((self.factored(tasks, hessians, "down_proj", |_| Ok(()))?, kept))
+    }
+
+    /// Adds what `tasks` make of `activations` to `mix`.
+    fn add_outputs(
+        &self,
+        tasks: &[Task<'_>],
+        activations: Vec<Vec<Tensor>>,
+        downs: &[Codes],
+        [width, hidden]: [usize; 2],
+        mix: &mut Mix,
+    ) -> Result<()> {
+        for ((task, activations), down) in tasks.iter().zip(activations).zip(downs) {
+            let Some(Routed { route, .. }) = &task.routed else { continue };
+            let add = || {
+                let down = Tensor::from_vec(down.dequantize(), (hidden, width), &self.compute.device)?;
+                let mut first = 0;
+                for activations in activations {
+                    let rows = first..first + activations.dim(0)?;
+                    mix.add(&product(&activations, &down)?, &route.tokens[rows.clone()], &route.gates[rows.clone()])?;
+                    first = rows.end;
+                }
+                Ok(())
+            };
+            add().map_err(|e| self.numeric(&task.name, e))?;
+        }
+        Ok(())
     }
 
     /// √(Σ ρ |Δy|² / Σ ρ |y|²) of each task's output y, over an even selection of its samples.
@@ -238,23 +328,24 @@ impl Solver<'_> {
     fn layer_hessian(&self, hidden: usize) -> Result<Hessian<f32>> {
         let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
         let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
-        Ok(self.hessians(&[&samples], hidden, |x, _| Ok(x))?.remove(0))
+        Ok(self.hessians(&[&samples], hidden, |x, _, _| Ok(x))?.remove(0))
     }
 
-    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`.
+    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in.
     fn hessians(
         &self,
         samples: &[&ExpertSamples],
         size: usize,
-        of: impl Fn(Tensor, usize) -> Result<Tensor> + Sync,
+        of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
     ) -> Result<Vec<Hessian<f32>>> {
         let start = Instant::now();
         let mut sums: Vec<_> = samples.iter().map(|_| HessianSum::new(size, &self.compute.device)).collect();
         self.each_block(|first, x| {
             let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
-                let Some((rows, weights)) = rows_of(samples[index], first, x)? else { return Ok(()) };
+                let Some((x, rows)) = rows_of(samples[index], first, x)? else { return Ok(()) };
+                let weights = &samples[index].weights[rows.clone()];
                 let plain = weights.iter().all(|weight| *weight == 1.0);
-                sum.add(&of(rows, index)?, (!plain).then_some(weights)).map_err(failed)
+                sum.add(&of(x, index, rows)?, (!plain).then_some(weights)).map_err(failed)
             };
             sums.par_iter_mut().enumerate().try_for_each(add)
         })?;
@@ -325,8 +416,8 @@ fn activations(x: &Tensor, [gate, up]: &[Tensor; 2]) -> candle_core::Result<Tens
     swiglu(&product(x, gate)?, &product(x, up)?)
 }
 
-/// The rows of `x`, whose first token is `first`, that `samples` has, and their weights.
-fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, &'s [f32])>> {
+/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples these are.
+fn rows_of(samples: &ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, Range<usize>)>> {
     let rows = || -> candle_core::Result<_> {
         let end = first + x.dim(0)?;
         let from = samples.tokens.partition_point(|token| (*token as usize) < first);
@@ -336,7 +427,7 @@ fn rows_of<'s>(samples: &'s ExpertSamples, first: usize, x: &Tensor) -> Result<O
         }
         let local: Vec<u32> = samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
         let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
-        Ok(Some((rows, &samples.weights[from..to])))
+        Ok(Some((rows, from..to)))
     };
     rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
 }

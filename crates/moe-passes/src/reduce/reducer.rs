@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use moe_forward::{
-    Calibration, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions, StatisticsObserver, Wants,
+    Calibration, Converted, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions,
+    StatisticsObserver, Wants,
 };
 use moe_math::Compute;
 use moe_math::routing::Routing;
@@ -200,7 +201,7 @@ impl Decider for Reducer {
 }
 
 impl Converter for Reducer {
-    fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Ffn>> {
+    fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Converted>> {
         let Some(sums) = self.observer().take() else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
         self.arrived = 0;
@@ -217,7 +218,7 @@ impl Converter for Reducer {
         let layer = setting.decided(index, moe, &sums, &inputs)?;
         let ffn = layer.ffn.clone();
         self.layers.insert(index, layer);
-        Ok(Some(ffn))
+        Ok(Some(ffn.into()))
     }
 
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {

@@ -1,0 +1,133 @@
+//! Σ gate · output over the experts of each token, expert by expert, so that no output waits for the others.
+
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+/// Rows that a thread takes at a time.
+const ROWS: usize = 64;
+
+/// What a mixture gives for some tokens. Sums are in f32, in the order in which experts are added.
+pub struct Mix {
+    hidden: usize,
+    sum: Sum,
+}
+
+enum Sum {
+    Host(Vec<f32>),
+    Device(Tensor),
+}
+
+impl Mix {
+    /// 0 for each of `tokens` tokens of width `hidden`.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
+        let sum = match device.is_cpu() {
+            true => Sum::Host(vec![0.0; tokens * hidden]),
+            false => Sum::Device(Tensor::zeros((tokens, hidden), DType::F32, device)?),
+        };
+        Ok(Self { hidden, sum })
+    }
+
+    /// Adds an expert's `output`, `[n, hidden]`, for `tokens`, which ascend, times `gates`.
+    ///
+    /// # Errors
+    /// For shapes that don't fit; what the device returns.
+    ///
+    /// # Panics
+    /// For a token that isn't there, or tokens that don't ascend.
+    pub fn add(&mut self, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
+        if output.dims() != [tokens.len(), self.hidden] || gates.len() != tokens.len() {
+            bail!("an output of {:?} for {} tokens and {} gates", output.shape(), tokens.len(), gates.len());
+        }
+        let output = output.to_dtype(DType::F32)?;
+        match &mut self.sum {
+            Sum::Host(sum) => {
+                let output = output.contiguous()?;
+                let (storage, layout) = output.storage_and_layout();
+                let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("an output on another device") };
+                let start = layout.start_offset();
+                add_rows(sum, &values[start..start + tokens.len() * self.hidden], tokens, gates, self.hidden);
+            }
+            Sum::Device(sum) => {
+                let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
+                let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
+                *sum = sum.index_add(&tokens, &output.broadcast_mul(&gates)?, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All sums, `[tokens, hidden]`, in `dtype`.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn finish(self, dtype: DType) -> Result<Tensor> {
+        let sum = match self.sum {
+            Sum::Host(sum) => {
+                let tokens = sum.len() / self.hidden.max(1);
+                Tensor::from_vec(sum, (tokens, self.hidden), &Device::Cpu)?
+            }
+            Sum::Device(sum) => sum,
+        };
+        sum.to_dtype(dtype)
+    }
+}
+
+/// Tokens ascend, so that every few of them have a part of the sums to themselves.
+fn add_rows(sum: &mut [f32], output: &[f32], tokens: &[u32], gates: &[f32], hidden: usize) {
+    let mut rest = sum;
+    let mut first = 0;
+    let mut parts = Vec::with_capacity(tokens.len().div_ceil(ROWS));
+    for (tokens, (output, gates)) in tokens.chunks(ROWS).zip(output.chunks(ROWS * hidden).zip(gates.chunks(ROWS))) {
+        let end = tokens[tokens.len() - 1] as usize + 1;
+        let (part, behind) = rest.split_at_mut((end - first) * hidden);
+        parts.push((first, part, tokens, output, gates));
+        (rest, first) = (behind, end);
+    }
+    parts.into_par_iter().for_each(|(first, part, tokens, output, gates)| {
+        for ((token, gate), output) in tokens.iter().zip(gates).zip(output.chunks_exact(hidden)) {
+            let row = &mut part[(*token as usize - first) * hidden..][..hidden];
+            row.iter_mut().zip(output).for_each(|(sum, value)| *sum += gate * value);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::{generator, normal};
+
+    /// Beside sums in f64, for more rows than a thread takes.
+    #[test]
+    fn sums_are_those_of_every_experts_tokens() {
+        let (tokens, hidden) = (300, 5);
+        let mut random = generator(1, 0);
+        let mut expected = vec![0f64; tokens * hidden];
+        let mut mix = Mix::new(tokens, hidden, &Device::Cpu).unwrap();
+        for expert in 1..4 {
+            let chosen: Vec<u32> = (0..tokens as u32).filter(|token| token % expert != 1).collect();
+            let gates = normal(chosen.len(), 1.0, &mut random);
+            let output = normal(chosen.len() * hidden, 1.0, &mut random);
+            for (row, (token, gate)) in chosen.iter().zip(&gates).enumerate() {
+                for i in 0..hidden {
+                    expected[*token as usize * hidden + i] += f64::from(*gate) * f64::from(output[row * hidden + i]);
+                }
+            }
+            let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
+            mix.add(&output, &chosen, &gates).unwrap();
+        }
+        let found = mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-6, "{worst}");
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_an_error() {
+        let mut mix = Mix::new(4, 3, &Device::Cpu).unwrap();
+        let output = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(mix.add(&output, &[0, 1, 2], &[1.0; 3]).is_err());
+        assert!(mix.add(&output, &[0, 1], &[1.0]).is_err());
+    }
+}
