@@ -102,6 +102,16 @@ fn dry_runs_write_nothing() {
     assert!(before == sandbox.contents());
 }
 
+#[test]
+fn dry_runs_say_which_steps_wait_for_another() {
+    let prune = "\n[[step]]\nrun = \"prune\"\nmodel = \"${out}/moe\"\noutput = \"${out}/pruned\"\nexperts = 2\nmethod = \"random\"\n";
+    let sandbox = sandbox(&format!("{RECIPE}{prune}"));
+    sandbox
+        .run("run recipe.toml --dry-run")
+        .succeeds()
+        .says(&["step 4 of 4: prune", "step 1 is yet to make result/moe"]);
+}
+
 /// A dry run finds what would stop the run later: a step that no earlier step feeds.
 #[test]
 fn dry_runs_check_what_exists() {

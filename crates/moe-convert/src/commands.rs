@@ -196,6 +196,10 @@ impl Session {
         for (index, step) in recipe.steps.iter().enumerate() {
             let (number, name) = (index + 1, step.name());
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
+            if let Some((path, maker)) = recipe.awaited(index).filter(|_| dry_run) {
+                self.progress.note(&format!("not planned: step {maker} is yet to make {}", path.display()));
+                continue;
+            }
             let report = self
                 .step(step, resume, dry_run, timings)
                 .with_context(|| format!("step {number} ({name}) of {} failed", path.display()))?;

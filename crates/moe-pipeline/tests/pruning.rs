@@ -254,7 +254,9 @@ fn statistics_add_up_over_files_blocks_and_scratch_files() {
                 for quantity in Quantity::ALL {
                     let pairs = a.get(quantity).iter().zip(b.get(quantity));
                     let scale = a.get(quantity).iter().fold(0f64, |most, x| most.max(x.abs()));
-                    pairs.for_each(|(a, b)| assert!((a - b).abs() <= 1e-6 * scale, "{}: {a} {b}", quantity.name()));
+                    // How an f32 product is rounded depends on how many tokens share it; sums even that out, a maximum doesn't.
+                    let tolerance = if quantity == Quantity::Largest { 1e-5 } else { 1e-6 } * scale;
+                    pairs.for_each(|(a, b)| assert!((a - b).abs() <= tolerance, "{}: {a} {b}", quantity.name()));
                 }
             }
         }

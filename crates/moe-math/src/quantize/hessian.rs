@@ -70,28 +70,9 @@ impl<T: Real> Hessian<T> {
         });
     }
 
-    /// Adds the tokens that `other` has seen.
-    ///
-    /// # Errors
-    /// Where the sizes differ.
-    pub fn merge(&mut self, other: &Self) -> Result<(), QuantizeError> {
-        checked_length(other.size, self.size)?;
-        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum += *other);
-        self.weight += other.weight;
-        self.squares += other.squares;
-        self.tokens += other.tokens;
-        Ok(())
-    }
-
     /// The number of tokens of equal weight that would say as much: (Σ ρ)² / Σ ρ² (Kish 1965).
     pub fn effective_tokens(&self) -> f64 {
         if self.squares > 0.0 { self.weight * self.weight / self.squares } else { 0.0 }
-    }
-
-    /// Mean energy of each column: diag H / Σ ρ; 0 without tokens.
-    pub fn mean_diagonal(&self) -> Vec<f64> {
-        let scale = if self.weight > 0.0 { 1.0 / self.weight } else { 0.0 };
-        (0..self.size).map(|i| self.sum[i * self.size + i].to_f64() * scale).collect()
     }
 
     /// All of it, `[K, K]`, symmetric.
@@ -173,23 +154,7 @@ mod tests {
                 }
             }
             assert_eq!((hessian.tokens, hessian.weight, hessian.squares), (12, 16.5, 31.625));
-            assert!((hessian.mean_diagonal()[0] - full[0] / 16.5).abs() < 1e-12);
         }
-    }
-
-    #[test]
-    fn merging_is_adding_the_tokens_of_both() {
-        let x = wide(&normal(40, 1.0, &mut generator(2, 0)));
-        let (mut both, mut one, mut other) = (Hessian::<f64>::new(4), Hessian::new(4), Hessian::new(4));
-        both.add(&x, None).unwrap();
-        one.add(&x[..12], None).unwrap();
-        other.add(&x[12..], None).unwrap();
-        one.merge(&other).unwrap();
-        assert_eq!((one.tokens, one.weight, one.squares), (both.tokens, both.weight, both.squares));
-        for (a, b) in one.full().iter().zip(both.full()) {
-            assert!((a - b).abs() < 1e-12);
-        }
-        assert!(one.merge(&Hessian::new(5)).is_err());
     }
 
     #[test]
@@ -205,7 +170,7 @@ mod tests {
         // Without tokens of its own, an expert gets the layer's; without any, nothing changes.
         let mut cold = Hessian::new(2);
         cold.shrink(&layer, 2.0).unwrap();
-        assert_eq!((cold.mean_diagonal(), cold.tokens), (vec![1.0, 5.0], 0));
+        assert_eq!((cold.full(), cold.weight, cold.tokens), (vec![2.0, 2.0, 2.0, 10.0], 2.0, 0));
         let before = cold.clone();
         cold.shrink(&Hessian::new(2), 2.0).unwrap();
         assert_eq!(cold, before);

@@ -1,9 +1,11 @@
 //! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what it must not, at its end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Step, StepKind};
+use moe_passes::Pass;
+
+use super::{Recipe, Step, StepKind};
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
 pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
@@ -34,7 +36,35 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
+impl Recipe {
+    /// What step `index` reads that an earlier step is to make and hasn't made yet, and that step's number.
+    pub fn awaited(&self, index: usize) -> Option<(&Path, usize)> {
+        let reads = self.steps[index].reads();
+        let earlier = self.steps[..index].iter().enumerate();
+        let outputs = earlier.filter_map(|(index, step)| step.output().map(|(output, _)| (output, index + 1)));
+        outputs.into_iter().find(|(output, _)| reads.contains(output) && !output.exists())
+    }
+}
+
 impl Step {
+    /// What it reads, text apart.
+    fn reads(&self) -> Vec<&Path> {
+        fn of<P: Pass>(pass: &P) -> Vec<&Path> {
+            let others = pass.others().iter().map(PathBuf::as_path);
+            others.chain(pass.statistics()).chain(pass.given_plan()).collect()
+        }
+        let mut all = match &self.kind {
+            StepKind::Upcycle { options, .. } => of(options),
+            StepKind::Prune { options, .. } => of(options),
+            StepKind::Merge { options, .. } => of(options),
+            StepKind::Quantize { options, .. } => of(options),
+            StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
+            StepKind::Observe { .. } | StepKind::Verify | StepKind::Inspect => Vec::new(),
+        };
+        all.push(&self.model);
+        all
+    }
+
     /// Where its result goes, and whether it replaces an earlier one.
     fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
