@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
+use moe_math::ops;
 use moe_model::{Attention, GroupedAttention, Model, QkNorm};
 
 use crate::latent::LoadedLatent;
@@ -93,7 +94,7 @@ impl LoadedGrouped {
         seen(0, x);
         let Shape { heads, kv_heads, head_dim, clip, eps, window } = self.shape;
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
-        let norm = |x: Tensor, weight: &Tensor| candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
+        let norm = |x: Tensor, weight: &Tensor| ops::rms_norm(&x, weight, eps);
         let (mut q, mut k, mut v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if let LoadedNorm::FullWidth(q_weight, k_weight) = &self.qk_norm {
             (q, k) = (norm(q, q_weight)?, norm(k, k_weight)?);
@@ -144,7 +145,7 @@ impl Scores {
             let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
             let scores = q.matmul(&k.transpose(1, 2)?)?.reshape((kv_heads, groups, queries, keys))?;
             let scores = scores.to_dtype(DType::F32)?.broadcast_add(&mask(first..end, start..end, window, &q)?)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+            let weights = ops::softmax(&scores)?.to_dtype(v.dtype())?;
             let out = weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
             out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
         });

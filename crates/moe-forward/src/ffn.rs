@@ -131,18 +131,32 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     observer.routed(index, &logits, &routing);
     let wants = observer.wants();
     let of_layer = || format!("the experts' output in layer {index}");
-    let mut mix = Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?;
+    let trained = router.gates(&logits, &routing).context(|| format!("the gates of layer {index}"))?;
+    let capacity = observer.capacity(index, &routing).unwrap_or(usize::MAX);
+    let mut mix = match &trained {
+        Some(_) => Mix::tracked(routing.tokens(), x.dims()[1]),
+        None => Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
+    };
     let mut kept = wants.left_out.then(|| Kept::new(&routing));
-    for Group { first, expert, slots } in groups(moe, &routing, !wants.experts) {
+    for Group { first, expert, mut slots } in groups(moe, &routing, !wants.experts && trained.is_none()) {
+        slots.truncate(capacity);
         let loaded = loader.expert(expert)?;
         let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
         let (tokens, gates) = gathered(&slots, &routing);
-        for (tokens, gates) in tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)) {
+        let blocks = tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)).zip(slots.chunks(TOKEN_BLOCK));
+        for ((tokens, gates), slots) in blocks {
             let mut run = || {
                 let rows = Tensor::from_slice(tokens, tokens.len(), x.device())?;
                 let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
                 let output = loaded.output(&activations)?;
-                mix.add(&output, tokens, gates)?;
+                match &trained {
+                    // One expert alone: each of its slots is another token, in their order.
+                    Some(trained) => {
+                        let of_slots = Tensor::from_slice(slots, slots.len(), x.device())?;
+                        mix.add_tracked(&output, tokens, &trained.index_select(&of_slots, 0)?)?;
+                    }
+                    None => mix.add(&output, tokens, gates)?,
+                }
                 Ok((activations, output))
             };
             let (activations, output) = run().context(of)?;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
+use moe_math::ops;
 use moe_model::{LatentAttention, Model};
 
 use crate::attention::{Scores, Seen};
@@ -83,6 +84,6 @@ impl LoadedLatent {
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> CandleResult<Tensor> {
-        candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.eps)
+        ops::rms_norm(x, weight, self.eps)
     }
 }

@@ -17,6 +17,7 @@ mod ffn;
 mod finite;
 mod latent;
 mod left_out;
+mod lent;
 mod loader;
 mod observe;
 mod parity;

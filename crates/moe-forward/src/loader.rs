@@ -11,6 +11,7 @@ use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
 use crate::context::Context;
+use crate::lent::Lent;
 use crate::quantized::quantized_values;
 
 /// Loads weights in the dtype and on the device of `compute`.
@@ -21,9 +22,11 @@ pub(crate) struct Loader<'a> {
     pub shared: Option<&'a Shared>,
 }
 
-/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once.
+/// Tensors of a model that another one, run in step with it, is made of too: each is loaded once. And those that take the
+/// place of what files hold.
 #[derive(Default)]
 pub(crate) struct Shared {
+    lent: Lent,
     tensors: RefCell<Vec<(Weight, Tensor)>>,
     recording: Cell<bool>,
     /// What is kept, if not all.
@@ -31,6 +34,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Keeps nothing, and lends `lent`.
+    pub fn lending(lent: Lent) -> Self {
+        Self { lent, ..Self::default() }
+    }
+
     /// From now on, keeps what is loaded instead of what was kept.
     pub fn record(&self) {
         self.tensors.borrow_mut().clear();
@@ -57,6 +65,9 @@ impl Shared {
     }
 
     fn find(&self, weight: &Weight) -> Option<Tensor> {
+        if let Some(lent) = self.lent.find(weight) {
+            return Some(lent.clone());
+        }
         let tensors = self.tensors.borrow();
         tensors.iter().find(|(kept, _)| kept.same_source(weight)).map(|(_, tensor)| tensor.clone())
     }
@@ -103,13 +114,14 @@ fn of(weight: &Weight) -> String {
 
 impl Loader<'_> {
     pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
-        self.load(weight, |weight| match weight.encoding() {
+        let tensor = self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
                 let dtype = candle_dtype(weight)?;
                 encoding::to_tensor(&weight.read()?, dtype, weight.shape(), self.compute).context(|| of(weight))
             }
             _ => self.dequantized(weight),
-        })
+        })?;
+        tensor.to_dtype(self.compute.dtype).context(|| of(weight))
     }
 
     /// A matrix that tokens are multiplied by, in the encoding that [`product`] wants.
@@ -144,7 +156,8 @@ impl Loader<'_> {
 
     /// Rows `ids` of the matrix `weight`, reading only these.
     pub fn rows(self, weight: &Weight, ids: &[u32]) -> Result<Tensor> {
-        let Some(stored) = weight.stored() else {
+        let lent = self.shared.is_some_and(|shared| shared.lent.find(weight).is_some());
+        let Some(stored) = weight.stored().filter(|_| !lent) else {
             let ids = Tensor::new(ids, &self.compute.device).context(|| "an index".into())?;
             return self.tensor(weight)?.index_select(&ids, 0).context(|| format!("rows of {}", weight.name()));
         };

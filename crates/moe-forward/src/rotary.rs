@@ -1,7 +1,7 @@
 //! Tables of rotary position embeddings.
 
 use candle_core::{D, Result, Tensor};
-use moe_math::Compute;
+use moe_math::{Compute, ops};
 use moe_model::Rope;
 
 /// cos and sin, `[positions, dims / 2]` each.
@@ -27,11 +27,7 @@ impl Rotary {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let rest = x.dim(D::Minus1)? - self.dims;
         let front = x.narrow(D::Minus1, 0, self.dims)?.unsqueeze(0)?.contiguous()?;
-        let rotated = match self.interleaved {
-            false => candle_nn::rotary_emb::rope(&front, &self.cos, &self.sin)?,
-            true => candle_nn::rotary_emb::rope_i(&front, &self.cos, &self.sin)?,
-        };
-        let rotated = rotated.squeeze(0)?;
+        let rotated = ops::rotated(&front, &self.cos, &self.sin, self.interleaved)?.squeeze(0)?;
         match rest {
             0 => Ok(rotated),
             _ => Tensor::cat(&[&rotated, &x.narrow(D::Minus1, self.dims, rest)?.contiguous()?], D::Minus1),

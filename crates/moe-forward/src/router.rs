@@ -42,6 +42,15 @@ impl LoadedRouter {
         Ok((logits, routing))
     }
 
+    /// The weights of `routing`, `[tokens · top_k]`, where the `logits` that it was made of are tracked.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub(crate) fn gates(&self, logits: &Tensor, routing: &Routing) -> CandleResult<Option<Tensor>> {
+        let gates = || routing::gates(logits, &self.rule, routing)?.flatten_all();
+        logits.track_op().then(gates).transpose()
+    }
+
     /// How logits become a routing.
     pub fn rule(&self) -> &Rule {
         &self.rule

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
-use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::routing::Routing;
+use moe_math::{Compute, ops};
 use moe_model::{Attention, Ffn, Layer, Model, Weight};
 
 use crate::attention::LoadedAttention;
@@ -94,6 +94,13 @@ pub trait Observer {
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
         let _ = (layer, x);
         Ok(())
+    }
+
+    /// Most tokens that one of `layer`'s experts takes of those of the last [`Observer::routed`]; further ones go without it, as in Switch
+    /// (2101.03961 §2.2). `None` for all.
+    fn capacity(&self, layer: usize, routing: &Routing) -> Option<usize> {
+        let _ = (layer, routing);
+        None
     }
 
     /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
@@ -272,6 +279,22 @@ impl<'a> Sweep<'a> {
         Ok(Self { model, batch, compute, rotary, shared: None, scratch, blocks, states })
     }
 
+    /// For `batch` on its way, whose states [`Sweep::enter`] gives.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub(crate) fn without_states(model: &'a Model, batch: &'a Batch, compute: &'a Compute) -> Result<Self> {
+        let rotary = Rotary::new(&model.rope, batch.longest(), compute).context(|| "the rotary embedding".into())?;
+        let blocks = blocks(&batch.spans, None);
+        let states = States::new(&blocks, model.hidden, None, compute)?;
+        Ok(Self { model, batch, compute, rotary, shared: None, scratch: None, blocks, states })
+    }
+
+    /// All tokens go on from `hidden`, `[tokens, hidden]`.
+    pub(crate) fn enter(&mut self, hidden: Tensor) -> Result<()> {
+        self.states.set(0, hidden)
+    }
+
     /// Looks for weights among `shared`, and fills it, from now on.
     pub(crate) fn share(&mut self, shared: &'a Shared) {
         self.shared = Some(shared);
@@ -437,7 +460,7 @@ impl<'a> Sweep<'a> {
 }
 
 fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
-    candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps as f32)
+    ops::rms_norm(x, weight, eps as f32)
 }
 
 impl LoadedLayer {
@@ -455,13 +478,18 @@ impl LoadedLayer {
 /// # Errors
 /// What reading and the device return.
 pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
+    embed_with(Loader { compute, shared: None }, table, ids)
+}
+
+/// The same with what `loader` finds.
+pub(crate) fn embed_with(loader: Loader<'_>, table: &Weight, ids: &[u32]) -> Result<Tensor> {
     let mut unique = ids.to_vec();
     unique.sort_unstable();
     unique.dedup();
     let row = |id: &u32| unique.binary_search(id).expect("every id is among the unique ones") as u32;
     let rows: Vec<u32> = ids.iter().map(row).collect();
-    let read = Loader { compute, shared: None }.rows(table, &unique)?;
-    let select = || read.index_select(&Tensor::from_vec(rows, ids.len(), &compute.device)?, 0);
+    let read = loader.rows(table, &unique)?;
+    let select = || read.index_select(&Tensor::from_vec(rows, ids.len(), &loader.compute.device)?, 0);
     select().context(|| "the embedding".into())
 }
 
@@ -526,7 +554,7 @@ impl Head {
     /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let compute = || {
-            let normed = candle_nn::ops::rms_norm(&hidden.contiguous()?, &self.norm, self.eps)?;
+            let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
             product(&normed, &self.weight)?.to_dtype(DType::F32)
         };
         let logits = compute().context(|| "the logits".into())?;

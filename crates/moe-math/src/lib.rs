@@ -5,11 +5,13 @@
 
 #![deny(clippy::unwrap_used)]
 
+pub mod adamw;
 pub mod alignment;
 pub mod assignment;
 pub mod device;
 pub mod encoding;
 pub mod fp8;
+pub mod graph;
 pub mod kmeans;
 pub mod knapsack;
 pub mod least_squares;
@@ -17,7 +19,9 @@ pub mod likelihood;
 pub mod linkage;
 pub mod load;
 pub mod mix;
+pub mod ops;
 pub mod orthogonal;
+pub mod losses;
 mod points;
 pub mod principal;
 pub mod product;

@@ -8,6 +8,7 @@ const ROWS: usize = 64;
 
 /// What a mixture gives for some tokens. Sums are in f32, in the order in which experts are added.
 pub struct Mix {
+    tokens: usize,
     hidden: usize,
     sum: Sum,
 }
@@ -15,6 +16,8 @@ pub struct Mix {
 enum Sum {
     Host(Vec<f32>),
     Device(Tensor),
+    /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert would stay in the graph.
+    Tracked(Vec<(Tensor, Tensor, Vec<u32>)>),
 }
 
 impl Mix {
@@ -27,7 +30,12 @@ impl Mix {
             true => Sum::Host(vec![0.0; tokens * hidden]),
             false => Sum::Device(Tensor::zeros((tokens, hidden), DType::F32, device)?),
         };
-        Ok(Self { hidden, sum })
+        Ok(Self { tokens, hidden, sum })
+    }
+
+    /// The same for outputs and gates that are trained: add them by [`Mix::add_tracked`].
+    pub fn tracked(tokens: usize, hidden: usize) -> Self {
+        Self { tokens, hidden, sum: Sum::Tracked(Vec::new()) }
     }
 
     /// Adds an expert's `output`, `[n, hidden]`, for `tokens`, which ascend, times `gates`.
@@ -50,6 +58,7 @@ impl Mix {
                 let start = layout.start_offset();
                 add_rows(sum, &values[start..start + tokens.len() * self.hidden], tokens, gates, self.hidden);
             }
+            Sum::Tracked(_) => bail!("gates of a tracked mixture are tensors"),
             Sum::Device(sum) => {
                 let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
                 let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
@@ -59,20 +68,40 @@ impl Mix {
         Ok(())
     }
 
+    /// Adds an expert's `output`, `[n, hidden]`, for `tokens`, which ascend, times `gates`, `[n]`.
+    ///
+    /// # Errors
+    /// For shapes that don't fit, and a mixture that isn't tracked.
+    pub fn add_tracked(&mut self, output: &Tensor, tokens: &[u32], gates: &Tensor) -> Result<()> {
+        if output.dims() != [tokens.len(), self.hidden] || gates.dims() != [tokens.len()] {
+            bail!("an output of {:?} for {} tokens and {:?} gates", output.shape(), tokens.len(), gates.shape());
+        }
+        let Sum::Tracked(parts) = &mut self.sum else { bail!("this mixture isn't tracked") };
+        parts.push((output.to_dtype(DType::F32)?, gates.unsqueeze(1)?, tokens.to_vec()));
+        Ok(())
+    }
+
     /// All sums, `[tokens, hidden]`, in `dtype`.
     ///
     /// # Errors
     /// What the device returns.
     pub fn finish(self, dtype: DType) -> Result<Tensor> {
         let sum = match self.sum {
-            Sum::Host(sum) => {
-                let tokens = sum.len() / self.hidden.max(1);
-                Tensor::from_vec(sum, (tokens, self.hidden), &Device::Cpu)?
-            }
+            Sum::Host(sum) => Tensor::from_vec(sum, (self.tokens, self.hidden), &Device::Cpu)?,
             Sum::Device(sum) => sum,
+            Sum::Tracked(parts) => add_up(self.tokens, &parts)?,
         };
         sum.to_dtype(dtype)
     }
+}
+
+/// Every token's outputs times their gates, in the order of `parts`.
+fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor> {
+    let all = |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+    let weighed = all(|part| &part.0)?.broadcast_mul(&all(|part| &part.1)?)?;
+    let rows: Vec<u32> = parts.iter().flat_map(|part| part.2.iter().copied()).collect();
+    let rows = Tensor::from_vec(rows, weighed.dim(0)?, weighed.device())?;
+    Tensor::zeros((tokens, weighed.dim(1)?), DType::F32, weighed.device())?.index_add(&rows, &weighed, 0)
 }
 
 /// Tokens ascend, so that every few of them have a part of the sums to themselves.
@@ -99,13 +128,14 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Beside sums in f64, for more rows than a thread takes.
+    /// Beside sums in f64, for more rows than a thread takes; the tracked way gives the same bits.
     #[test]
     fn sums_are_those_of_every_experts_tokens() {
         let (tokens, hidden) = (300, 5);
         let mut random = generator(1, 0);
         let mut expected = vec![0f64; tokens * hidden];
         let mut mix = Mix::new(tokens, hidden, &Device::Cpu).unwrap();
+        let mut tracked = Mix::tracked(tokens, hidden);
         for expert in 1..4 {
             let chosen: Vec<u32> = (0..tokens as u32).filter(|token| token % expert != 1).collect();
             let gates = normal(chosen.len(), 1.0, &mut random);
@@ -117,8 +147,12 @@ mod tests {
             }
             let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
             mix.add(&output, &chosen, &gates).unwrap();
+            let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
+            tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
-        let found = mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = |mix: Mix| mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let found = values(mix);
+        assert_eq!(found, values(tracked));
         let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-6, "{worst}");
     }

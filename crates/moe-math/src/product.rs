@@ -11,6 +11,8 @@ use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::graph::tied_to_both;
+
 /// Up to this many rows of x, this kernel is faster than widening W and multiplying by `gemm`, but for matrices of few columns.
 const FEW_ROWS: usize = 128;
 /// Rows of W that a thread takes at a time: as f32 they fit the second-level cache beside rows of x.
@@ -24,10 +26,25 @@ const TILE: usize = 4;
 /// For shapes that don't match and encodings other than F32, F16 and BF16.
 pub fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let few = x.device().is_cpu() && x.dtype() == DType::F32 && x.dim(0)? <= FEW_ROWS;
-    if few {
-        return x.contiguous()?.apply_op2_no_bwd(weight, &FewRows);
-    }
-    widened_product(x, weight)
+    let value = match few {
+        true => x.contiguous()?.apply_op2_no_bwd(weight, &FewRows)?,
+        false => widened_product(&x.detach(), &weight.detach())?,
+    };
+    let trains = [x.track_op(), weight.track_op()];
+    tied_to_both(value, x, weight, move |x, weight, gradient| product_backward(x, weight, gradient, trains))
+}
+
+/// ∂x = g W and ∂W = gᵀ x, where they are wanted.
+fn product_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    gradient: &Tensor,
+    [to_x, to_weight]: [bool; 2],
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let gradient = gradient.contiguous()?;
+    let to_x = to_x.then(|| gradient.matmul(&widened(weight, gradient.dtype())?)).transpose()?;
+    let to_weight = to_weight.then(|| gradient.t()?.matmul(&x.contiguous()?)?.to_dtype(weight.dtype())).transpose()?;
+    Ok((to_x, to_weight))
 }
 
 /// The same for any number of rows: widens `weight`, and leaves the product to the device's library.
@@ -231,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::encoding::{decode_f32, encode_f32};
+    use crate::graph::differences;
     use crate::sampling;
 
     /// Against sums in f64, for sizes around every block's and tile's edge.
@@ -270,6 +288,19 @@ mod tests {
         let few = product(&x.narrow(0, 0, 3).unwrap(), &w).unwrap();
         let worst = (many - few).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(worst < 1e-4, "{worst}");
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let mut random = sampling::generator(3, 0);
+        for rows in [3, FEW_ROWS + 1] {
+            let mut matrix = |rows, columns| {
+                let values = sampling::normal(rows * columns, 1.0, &mut random);
+                candle_core::Var::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+            };
+            let (x, w) = (matrix(rows, 6), matrix(5, 6));
+            assert!(differences(&[&x, &w], 1, |t| product(&t[0], &t[1])) < 1e-3);
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use crate::ops;
+
 /// Where each token goes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routing {
@@ -150,6 +152,33 @@ pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Re
     Ok(Routing { experts, top_k: rule.top_k, selected, weights, scores })
 }
 
+/// The weights of `routing`, `[tokens, top_k]`, as a function of the `logits` that it was made of: for gradients, in which
+/// the choice of experts is fixed.
+///
+/// # Errors
+/// For logits of another shape; what the device returns.
+pub fn gates(logits: &Tensor, rule: &Rule, routing: &Routing) -> Result<Tensor> {
+    let scores = score(&logits.to_dtype(DType::F32)?, rule.scoring)?;
+    let selected = Tensor::from_slice(&routing.selected, (routing.tokens(), routing.top_k), logits.device())?;
+    let chosen = scores.gather(&selected, 1)?;
+    let weights = match rule.normalize {
+        true => chosen.broadcast_div(&(chosen.sum_keepdim(1)? + f64::from(LEAST_SUM))?)?,
+        false => chosen,
+    };
+    weights * f64::from(rule.scale as f32)
+}
+
+/// Scores `[tokens, experts]` of logits in f32.
+///
+/// # Errors
+/// What the device returns.
+pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
+    match scoring {
+        Scoring::Softmax => ops::softmax(logits),
+        Scoring::Sigmoid => candle_nn::ops::sigmoid(logits),
+    }
+}
+
 /// For each position of `routing.selected` a row: that token routed anew by `rule` with that expert masked.
 ///
 /// # Errors
@@ -181,11 +210,7 @@ fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<
         let floor: Vec<f32> = masked.iter().map(|m| if *m { f32::NEG_INFINITY } else { 0.0 }).collect();
         logits = logits.broadcast_add(&Tensor::from_vec(floor, masked.len(), logits.device())?)?;
     }
-    let scores = match scoring {
-        Scoring::Softmax => candle_nn::ops::softmax_last_dim(&logits)?,
-        Scoring::Sigmoid => candle_nn::ops::sigmoid(&logits)?,
-    };
-    scores.flatten_all()?.to_vec1()
+    score(&logits, scoring)?.flatten_all()?.to_vec1()
 }
 
 /// Chooses the experts of one token after the other, in buffers that are reused.
@@ -333,6 +358,21 @@ mod tests {
         let with = |score| Rule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
         assert_eq!(route(&logits, &with(GroupScore::Max)).unwrap().selected, [0, 1]);
         assert_eq!(route(&logits, &with(GroupScore::TopTwoSum)).unwrap().selected, [3, 2]);
+    }
+
+    #[test]
+    fn gates_are_the_weights_and_have_their_gradients() {
+        let values = crate::sampling::normal(5 * 8, 1.0, &mut crate::sampling::generator(6, 0));
+        let logits = candle_core::Var::from_vec(values, (5, 8), &Device::Cpu).unwrap();
+        let groups = Groups { count: 4, kept: 2, score: GroupScore::TopTwoSum };
+        let biased = Rule { bias: Some(vec![0.1; 8]), groups: Some(groups), scale: 2.5, ..sigmoid(3) };
+        for rule in [Rule::softmax(3, false), Rule::softmax(3, true), Rule { normalize: true, ..biased.clone() }, biased] {
+            let routing = route(&logits, &rule).unwrap();
+            let found = gates(&logits, &rule, &routing).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_close(&found, &routing.weights);
+            // Without the choice: that is constant.
+            assert!(crate::graph::differences(&[&logits], 1, |t| gates(&t[0], &rule, &routing)) < 1e-2);
+        }
     }
 
     #[test]

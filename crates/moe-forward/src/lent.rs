@@ -1,0 +1,30 @@
+//! Tensors that take the place of weights: what training changes.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+use moe_model::Weight;
+
+/// Tensors by the weight whose place they take; found before any file is read.
+#[derive(Default)]
+pub(crate) struct Lent {
+    /// By name, which several weights may have: slices of one fused tensor do.
+    tensors: HashMap<String, Vec<(Weight, Tensor)>>,
+}
+
+impl Lent {
+    pub fn find(&self, weight: &Weight) -> Option<&Tensor> {
+        let named = self.tensors.get(weight.name())?;
+        named.iter().find(|(lent, _)| lent.same_source(weight)).map(|(_, tensor)| tensor)
+    }
+}
+
+impl FromIterator<(Weight, Tensor)> for Lent {
+    fn from_iter<I: IntoIterator<Item = (Weight, Tensor)>>(lent: I) -> Self {
+        let mut tensors: HashMap<String, Vec<(Weight, Tensor)>> = HashMap::new();
+        for (weight, tensor) in lent {
+            tensors.entry(weight.name().to_owned()).or_default().push((weight, tensor));
+        }
+        Self { tensors }
+    }
+}
