@@ -27,6 +27,7 @@ mod rotary;
 mod router;
 mod states;
 mod sweep;
+pub mod train;
 
 pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};

@@ -64,16 +64,21 @@ impl LoadedRouter {
 fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
     let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
     Ok(Rule {
-        scoring: match router.scoring {
-            Scoring::Softmax => routing::Scoring::Softmax,
-            Scoring::Sigmoid => routing::Scoring::Sigmoid,
-        },
+        scoring: scoring(router.scoring),
         bias: router.bias.as_ref().map(read).transpose()?,
         groups: router.groups.map(groups),
         top_k: router.top_k,
         normalize: router.normalize,
         scale: router.scale,
     })
+}
+
+/// The same word of `moe-math`.
+pub(crate) fn scoring(scoring: Scoring) -> routing::Scoring {
+    match scoring {
+        Scoring::Softmax => routing::Scoring::Softmax,
+        Scoring::Sigmoid => routing::Scoring::Sigmoid,
+    }
 }
 
 fn groups(groups: Groups) -> routing::Groups {

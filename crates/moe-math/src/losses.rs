@@ -14,17 +14,21 @@ pub struct LogitLoss {
     pub gradient: Tensor,
 }
 
-/// Σ −log p(target): `logits` is `[tokens, vocab]`, `targets` `[tokens]`. The gradient is p − onehot(target).
+/// Σ −log p(target) over tokens that have one: `logits` is `[tokens, vocab]`, `targets` `[tokens]`. The gradient is p − onehot(target).
 ///
 /// # Errors
 /// What the device returns.
-pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<LogitLoss> {
+pub fn cross_entropy(logits: &Tensor, targets: &[Option<u32>]) -> Result<LogitLoss> {
     let log_q = log_softmax(logits)?;
-    let targets = Tensor::from_slice(targets, (targets.len(), 1), log_q.device())?;
-    let chosen: Vec<f32> = log_q.gather(&targets, 1)?.flatten_all()?.to_vec1()?;
-    let ones = Tensor::ones(targets.shape(), DType::F32, log_q.device())?;
-    let gradient = log_q.exp()?.scatter_add(&targets, &ones.neg()?, 1)?;
-    Ok(LogitLoss { sum: -chosen.into_iter().map(f64::from).sum::<f64>(), gradient })
+    let counted: Vec<f32> = targets.iter().map(|target| if target.is_some() { 1.0 } else { 0.0 }).collect();
+    let ids: Vec<u32> = targets.iter().map(|target| target.unwrap_or(0)).collect();
+    let ids = Tensor::from_vec(ids, (targets.len(), 1), log_q.device())?;
+    let chosen: Vec<f32> = log_q.gather(&ids, 1)?.flatten_all()?.to_vec1()?;
+    let sum = -chosen.iter().zip(&counted).map(|(log, counted)| f64::from(log * counted)).sum::<f64>();
+    let ones = Tensor::ones(ids.shape(), DType::F32, log_q.device())?;
+    let gradient = log_q.exp()?.scatter_add(&ids, &ones.neg()?, 1)?;
+    let counted = Tensor::from_vec(counted, (targets.len(), 1), gradient.device())?;
+    Ok(LogitLoss { sum, gradient: gradient.broadcast_mul(&counted)? })
 }
 
 /// A teacher's distribution of the next token of some tokens.
@@ -166,7 +170,7 @@ mod tests {
     #[test]
     fn losses_of_logits_have_their_gradients() {
         let logits = random(1, 4, 9);
-        assert!(error(&logits, |logits| cross_entropy(logits, &[3, 0, 8, 3]).unwrap()) < 1e-4);
+        assert!(error(&logits, |logits| cross_entropy(logits, &[Some(3), None, Some(8), Some(3)]).unwrap()) < 1e-4);
         let teacher = Teacher::Logits(random(2, 4, 9).detach());
         assert!(error(&logits, |logits| divergence(logits, &teacher).unwrap()) < 1e-4);
         let ids = Tensor::new(&[[0u32, 4], [8, 1], [2, 3], [5, 0]], &Device::Cpu).unwrap();

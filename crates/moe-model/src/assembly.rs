@@ -69,6 +69,17 @@ impl Model {
         }
     }
 
+    /// Every weight that the forward pass uses.
+    pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
+        let mut weights = vec![&mut self.embed];
+        weights.extend(self.layers.iter_mut().flat_map(Layer::weights_mut));
+        weights.push(&mut self.final_norm);
+        if let Head::Own(weight) = &mut self.head {
+            weights.push(weight);
+        }
+        weights
+    }
+
     /// What stock loaders do wrong with this model, by its family file.
     pub fn caveats(&self) -> impl Iterator<Item = &str> {
         let applies = |caveat: &&Caveat| match caveat.when {

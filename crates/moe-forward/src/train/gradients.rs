@@ -1,0 +1,301 @@
+//! The losses of a batch, and their gradients.
+
+use std::ops::Range;
+
+use candle_core::{DType, Tensor, Var};
+use moe_checkpoint::Result;
+use moe_math::Compute;
+use moe_math::losses::{cross_entropy, divergence};
+use moe_math::routing::Routing;
+use moe_model::{Ffn, Model};
+
+use super::parameters::{Gradients, Parameters, Place};
+use super::routers::{BalanceOver, LayerCounts, RouterLosses, Shares, Watch};
+use super::teacher::Targets;
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::loader::{Loader, Shared};
+use crate::router::scoring;
+use crate::sweep::{Head, Sweep, embed_with};
+
+/// The head runs on as many tokens at a time as have logits of this many bytes.
+const LOGIT_BYTES: usize = 64 << 20;
+
+/// What is minimised: the weighted sum of these.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Objective {
+    /// Weight of the mean −log p of next tokens.
+    pub cross_entropy: f64,
+    /// Weight of the mean KL(teacher ‖ model).
+    pub teacher: f64,
+    /// Weight of the load-balancing loss.
+    pub balance: f64,
+    /// What that is taken over.
+    pub over: BalanceOver,
+    /// Weight of the router z-loss.
+    pub z: f64,
+    /// Experts take this many times their even share of a batch's choices, if not all.
+    pub capacity_factor: Option<f64>,
+}
+
+/// How much a batch counts among those whose gradients are added up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    /// 1 / tokens that all of them predict.
+    pub per_prediction: f64,
+    /// 1 / tokens of all of them.
+    pub per_token: f64,
+    /// 1 / batches.
+    pub per_batch: f64,
+}
+
+impl Scale {
+    /// For the mean over `batches`.
+    pub fn over<'b>(batches: impl IntoIterator<Item = &'b Batch>) -> Self {
+        let (mut predictions, mut tokens, mut count) = (0, 0, 0);
+        for batch in batches {
+            predictions += batch.tokens() - batch.spans.len();
+            tokens += batch.tokens();
+            count += 1;
+        }
+        let one_of = |n: usize| 1.0 / n.max(1) as f64;
+        Self { per_prediction: one_of(predictions), per_token: one_of(tokens), per_batch: one_of(count) }
+    }
+}
+
+/// Losses of a batch; means over its tokens, those of routers over its layers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Losses {
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens that were predicted: all but each sequence's first.
+    pub predictions: usize,
+    /// Mean −log p, in nats.
+    pub cross_entropy: f64,
+    /// Mean KL(teacher ‖ model), in nats; 0 without a teacher.
+    pub teacher: f64,
+    /// The load-balancing loss.
+    pub balance: f64,
+    /// The router z-loss.
+    pub z: f64,
+    /// Where tokens went.
+    pub load: Vec<LayerCounts>,
+}
+
+impl Losses {
+    /// The weighted sum.
+    pub fn total(&self, objective: &Objective) -> f64 {
+        objective.cross_entropy * self.cross_entropy
+            + objective.teacher * self.teacher
+            + objective.balance * self.balance
+            + objective.z * self.z
+    }
+}
+
+/// A model that is trained.
+pub struct Trainee<'a> {
+    /// The model; its other weights are read when they are needed.
+    pub model: &'a Model,
+    /// What of it is trained.
+    pub parameters: &'a Parameters,
+    /// Where and in what to compute.
+    pub compute: &'a Compute,
+    /// Keep the graphs of all layers rather than run each of them once more.
+    pub keep_graphs: bool,
+}
+
+/// What a layer gave.
+struct Ran {
+    /// A variable if the rest is tracked.
+    input: Tensor,
+    output: Tensor,
+    routed: Option<(Tensor, Routing)>,
+}
+
+/// A layer on the way back.
+enum Passed {
+    /// Its graph was kept.
+    Tracked(Ran),
+    /// What entered it.
+    Entered(Tensor),
+    /// Nothing is trained in it or before. Where its tokens went.
+    Frozen(Option<(Tensor, Routing)>),
+}
+
+impl Trainee<'_> {
+    /// Adds the gradients of the weighted losses of `batch` to `gradients`.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Numeric`] where states or logits are not finite, saying which; what reading and the device return.
+    pub fn accumulate(
+        &self,
+        batch: &Batch,
+        teacher: Option<&Targets>,
+        objective: &Objective,
+        scale: Scale,
+        gradients: &mut Gradients,
+    ) -> Result<Losses> {
+        let first = self.parameters.first();
+        let mut losses = Losses::default();
+        let mut hidden = self.embedded(batch, false)?;
+        let mut passed = Vec::with_capacity(self.model.layers.len());
+        for index in 0..self.model.layers.len() {
+            let trains = Place::Layer(index) >= first;
+            let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
+            let routing = ran.routed.as_ref().map(|(_, routing)| routing);
+            losses.load.extend(routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)));
+            hidden = ran.output.detach();
+            passed.push(match (trains, self.keep_graphs) {
+                (true, true) => Passed::Tracked(ran),
+                (true, false) => Passed::Entered(ran.input),
+                (false, _) => Passed::Frozen(ran.routed),
+            });
+        }
+        let shares = Shares::new(objective, &losses.load, batch.tokens())?;
+        let mut arriving = self.head(batch, &hidden, teacher, objective, scale, gradients, &mut losses)?;
+        for (index, passed) in passed.into_iter().enumerate().rev() {
+            let ran = match passed {
+                Passed::Tracked(ran) => ran,
+                Passed::Entered(input) => self.run(index, batch, &input, true, objective)?,
+                Passed::Frozen(routed) => {
+                    self.router_losses(index, routed.as_ref(), &shares, &mut losses)?;
+                    continue;
+                }
+            };
+            let of_routers = self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
+            let back = || -> candle_core::Result<Tensor> {
+                let mut sum = (ran.output.to_dtype(DType::F32)? * &arriving)?.sum_all()?;
+                if let Some(RouterLosses { weighted, .. }) = of_routers {
+                    sum = (sum + (weighted * scale.per_batch)?)?;
+                }
+                let found = sum.backward()?;
+                self.collect(Place::Layer(index), &found, gradients)?;
+                found.get(&ran.input).map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
+            };
+            arriving = back().context(|| format!("the gradients of layer {index}"))?;
+        }
+        if first == Place::Embedding {
+            let embedded = self.embedded(batch, true)?;
+            let mut back = || {
+                let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
+                self.collect(Place::Embedding, &found, gradients)
+            };
+            back().context(|| "the gradient of the embedding".into())?;
+        }
+        Ok(losses)
+    }
+
+    fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
+        let shared = Shared::lending(self.parameters.lend(Place::Embedding, tracked)?);
+        embed_with(Loader { compute: self.compute, shared: Some(&shared) }, &self.model.embed, &batch.ids)
+    }
+
+    fn run(&self, index: usize, batch: &Batch, x: &Tensor, tracked: bool, objective: &Objective) -> Result<Ran> {
+        let shared = Shared::lending(self.parameters.lend(Place::Layer(index), tracked)?);
+        let input = if tracked { variable(x)? } else { x.clone() };
+        let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
+        sweep.share(&shared);
+        sweep.enter(input.clone())?;
+        let mut watch = Watch { capacity_factor: objective.capacity_factor, routed: None };
+        sweep.layer(index, &mut watch)?;
+        Ok(Ran { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
+    }
+
+    fn router_losses(
+        &self,
+        index: usize,
+        routed: Option<&(Tensor, Routing)>,
+        shares: &Shares<'_>,
+        losses: &mut Losses,
+    ) -> Result<Option<RouterLosses>> {
+        let (Ffn::Moe(moe), Some((logits, routing))) = (&self.model.layers[index].ffn, routed) else { return Ok(None) };
+        let found = shares.losses(scoring(moe.router.scoring), logits, routing)?;
+        losses.balance += found.balance;
+        losses.z += found.z;
+        Ok(Some(found))
+    }
+
+    /// The gradient that arrives at the last layer's output, `[tokens, hidden]` in f32.
+    #[allow(clippy::too_many_arguments)]
+    fn head(
+        &self,
+        batch: &Batch,
+        hidden: &Tensor,
+        teacher: Option<&Targets>,
+        objective: &Objective,
+        scale: Scale,
+        gradients: &mut Gradients,
+        losses: &mut Losses,
+    ) -> Result<Tensor> {
+        let shared = Shared::lending(self.parameters.lend(Place::Head, true)?);
+        let head = Head::load_with(self.model, Loader { compute: self.compute, shared: Some(&shared) })?;
+        let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
+        let (tokens, targets) = (batch.tokens(), next_tokens(batch));
+        let mut parts = Vec::new();
+        for start in (0..tokens).step_by(rows) {
+            let range = start..(start + rows).min(tokens);
+            let part = hidden.narrow(0, start, range.len()).context(|| "hidden states".into())?;
+            let input = variable(&part)?;
+            let logits = head.logits(&input)?;
+            let gradient = self.of_logits(&logits, &targets, range, teacher, objective, scale, losses)?;
+            let back = || {
+                let found = (logits * gradient)?.sum_all()?.backward()?;
+                self.collect(Place::Head, &found, gradients)?;
+                found.get(&input).map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
+            };
+            parts.push(back().context(|| "the gradients of the head".into())?);
+        }
+        losses.tokens = tokens;
+        losses.predictions = targets.iter().flatten().count();
+        losses.cross_entropy /= losses.predictions.max(1) as f64;
+        losses.teacher /= tokens.max(1) as f64;
+        Tensor::cat(&parts, 0).context(|| "the gradients of the head".into())
+    }
+
+    /// The gradient of the weighted losses by the logits of the tokens `range`; adds the losses up.
+    #[allow(clippy::too_many_arguments)]
+    fn of_logits(
+        &self,
+        logits: &Tensor,
+        targets: &[Option<u32>],
+        range: Range<usize>,
+        teacher: Option<&Targets>,
+        objective: &Objective,
+        scale: Scale,
+        losses: &mut Losses,
+    ) -> Result<Tensor> {
+        let loss = || "the loss".to_owned();
+        let hard = cross_entropy(logits, &targets[range.clone()]).context(loss)?;
+        losses.cross_entropy += hard.sum;
+        let gradient = (hard.gradient * (objective.cross_entropy * scale.per_prediction)).context(loss)?;
+        let Some(teacher) = teacher else { return Ok(gradient) };
+        let soft = divergence(logits, &teacher.rows(range)?).context(loss)?;
+        losses.teacher += soft.sum;
+        let soft = soft.gradient * (objective.teacher * scale.per_token);
+        soft.and_then(|soft| gradient + soft).context(loss)
+    }
+
+    fn collect(
+        &self,
+        place: Place,
+        found: &candle_core::backprop::GradStore,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<()> {
+        for (index, parameter) in self.parameters.of(place) {
+            if let Some(gradient) = found.get(&parameter.value) {
+                gradients.add(index, gradient)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn variable(x: &Tensor) -> Result<Tensor> {
+    Var::from_tensor(x).map(Var::into_inner).context(|| "hidden states".into())
+}
+
+/// The token after each, within its sequence.
+fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
+    let next = |span: &Range<usize>, token: usize| (token + 1 < span.end).then(|| batch.ids[token + 1]);
+    batch.spans.iter().flat_map(|span| span.clone().map(move |token| next(span, token))).collect()
+}

@@ -1,0 +1,14 @@
+//! Training: the forward pass of inference, differentiated layer by layer.
+//!
+//! Only what enters each layer is kept. Going back, a layer runs once more, tracked, and gives the gradients of its weights and
+//! of its input; so the memory for this is one layer's, whatever the depth. Where there is room, graphs are kept instead.
+
+mod gradients;
+mod parameters;
+mod routers;
+mod teacher;
+
+pub use gradients::{Losses, Objective, Scale, Trainee};
+pub use parameters::{Gradients, Parameter, Parameters, Part};
+pub use routers::{BalanceOver, LayerCounts};
+pub use teacher::{Reference, Targets, TeacherKind};

@@ -1,0 +1,226 @@
+//! What is trained: weights of a model as variables in f32, lent to the forward pass in the place of what files hold.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor, Var};
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::encoding::encode_f32;
+use moe_model::{Expert, Ffn, Head, Layer, Linear, Make, Model, Weight};
+
+use crate::context::Context;
+use crate::lent::Lent;
+use crate::loader::{candle_dtype, to_f32};
+
+/// A kind of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Routers, and gates of shared experts. Biases for choosing have no gradient, and stay.
+    Routers,
+    /// Routed experts.
+    Experts,
+    /// Shared experts.
+    Shared,
+    /// Feed-forward networks of layers without a mixture.
+    Dense,
+    /// Attention's projections.
+    Attention,
+    /// All norms.
+    Norms,
+    /// The embedding and the output head.
+    Embeddings,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Routers, Self::Experts, Self::Shared, Self::Dense, Self::Attention, Self::Norms, Self::Embeddings];
+}
+
+/// A part of the model that gradients are found for at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Embedding,
+    Layer(usize),
+    Head,
+}
+
+/// A weight that is trained.
+pub struct Parameter {
+    /// Whose place it takes.
+    pub weight: Weight,
+    /// Whether weight decay applies: to all but norms and biases, as in transformers' Trainer.
+    pub decays: bool,
+    /// Its value, in f32.
+    pub value: Var,
+    places: Vec<Place>,
+}
+
+/// All weights that are trained, from the embedding to the head.
+pub struct Parameters {
+    /// In that order.
+    pub list: Vec<Parameter>,
+    /// What matrices are rounded to before they are used.
+    precision: DType,
+}
+
+/// A weight of a model, what it is, and where it is used.
+type Found<'m> = (&'m Weight, Part, Vec<Place>);
+
+impl Parameters {
+    /// Reads those weights of `model` that belong to `parts`. Matrices are used in `precision`, and gradients go to the values before
+    /// that rounding.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for quantized weights, [`Kind::Usage`] where the model has none of these; what reading returns.
+    pub fn read(model: &Model, parts: &[Part], precision: DType, compute: &Compute) -> Result<Self> {
+        let read = |(weight, _, places): Found<'_>| {
+            candle_dtype(weight)?;
+            let value = to_f32(weight, compute)?;
+            let value = Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
+            Ok(Parameter { decays: weight.shape().len() > 1, weight: weight.clone(), value, places })
+        };
+        let list = found(model, parts).into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        if list.is_empty() {
+            return Err(Error::new(Kind::Usage, "this model has none of the weights that shall be trained")
+                .file(&model.config_file)
+                .remedy("choose other parts to train"));
+        }
+        Ok(Self { list, precision })
+    }
+
+    /// Number of elements that [`Parameters::read`] would make variables of.
+    pub fn elements(model: &Model, parts: &[Part]) -> usize {
+        found(model, parts).iter().map(|(weight, ..)| weight.elements()).sum()
+    }
+
+    /// The first place that has any, or comes before those that have.
+    pub(crate) fn first(&self) -> Place {
+        self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(Place::Head)
+    }
+
+    /// Those of `place`, with their positions in the list.
+    pub(crate) fn of(&self, place: Place) -> impl Iterator<Item = (usize, &Parameter)> {
+        self.list.iter().enumerate().filter(move |(_, p)| p.places.contains(&place))
+    }
+
+    /// What the forward pass uses at `place`; tracked, if gradients are wanted.
+    pub(crate) fn lend(&self, place: Place, tracked: bool) -> Result<Lent> {
+        let lent = |(_, p): (usize, &Parameter)| {
+            let value = if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
+            let is_matrix = value.rank() > 1;
+            let value = if is_matrix { value.to_dtype(self.precision) } else { Ok(value) };
+            Ok((p.weight.clone(), value.context(|| format!("the tensor {}", p.weight.name()))?))
+        };
+        self.of(place).map(lent).collect()
+    }
+
+    /// All values in the encodings of their weights, as files have them.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn encoded(&self) -> Result<Vec<Arc<Vec<u8>>>> {
+        let encode = |p: &Parameter| {
+            let dtype = candle_dtype(&p.weight)?;
+            let bytes = || encode_f32(&p.value.flatten_all()?.to_vec1::<f32>()?, dtype);
+            bytes().map(Arc::new).context(|| format!("the tensor {}", p.weight.name()))
+        };
+        self.list.iter().map(encode).collect()
+    }
+
+    /// `model` with weights of these bytes, as [`Parameters::encoded`] gives them, in the place of those that are trained.
+    pub fn applied(&self, model: &Model, encoded: &[Arc<Vec<u8>>]) -> Model {
+        let made = |p: &Parameter, bytes: &Arc<Vec<u8>>| {
+            let made = Weight::made(p.weight.name(), p.weight.dtype(), p.weight.shape(), Bytes(bytes.clone()));
+            (p.weight.clone(), made)
+        };
+        let mut replaced: std::collections::HashMap<&str, Vec<(Weight, Weight)>> = Default::default();
+        for (parameter, bytes) in self.list.iter().zip(encoded) {
+            replaced.entry(parameter.weight.name()).or_default().push(made(parameter, bytes));
+        }
+        let mut model = model.clone();
+        for weight in model.weights_mut() {
+            let named = replaced.get(weight.name()).into_iter().flatten();
+            if let Some((_, made)) = named.into_iter().find(|(of, _)| of.same_source(weight)) {
+                *weight = made.clone();
+            }
+        }
+        model
+    }
+}
+
+struct Bytes(Arc<Vec<u8>>);
+
+impl Make for Bytes {
+    fn make(&self) -> Result<Vec<u8>> {
+        Ok(self.0.to_vec())
+    }
+}
+
+/// The weights of `model` that belong to `parts`.
+fn found<'m>(model: &'m Model, parts: &[Part]) -> Vec<Found<'m>> {
+    let mut all: Vec<Found<'m>> = Vec::new();
+    let tied = matches!(model.head, Head::Tied);
+    let embedding = if tied { vec![Place::Embedding, Place::Head] } else { vec![Place::Embedding] };
+    all.push((&model.embed, Part::Embeddings, embedding));
+    for (index, layer) in model.layers.iter().enumerate() {
+        all.extend(of_layer(layer).into_iter().map(|(weight, part)| (weight, part, vec![Place::Layer(index)])));
+    }
+    all.push((&model.final_norm, Part::Norms, vec![Place::Head]));
+    if let Head::Own(weight) = &model.head {
+        all.push((weight, Part::Embeddings, vec![Place::Head]));
+    }
+    all.retain(|(_, part, _)| parts.contains(part));
+    all
+}
+
+fn of_layer(layer: &Layer) -> Vec<(&Weight, Part)> {
+    let linear = |linear| weights_of(linear).map(|weight| (weight, Part::Attention));
+    let mut all = vec![(&layer.attention_norm, Part::Norms)];
+    all.extend(layer.attention.linears().into_iter().flat_map(linear));
+    all.extend(layer.attention.norms().into_iter().map(|weight| (weight, Part::Norms)));
+    all.push((&layer.ffn_norm, Part::Norms));
+    match &layer.ffn {
+        Ffn::Dense(expert) => all.extend(network(expert, Part::Dense)),
+        Ffn::Moe(moe) => {
+            all.push((&moe.router.weight, Part::Routers));
+            moe.experts.iter().for_each(|expert| all.extend(network(expert, Part::Experts)));
+            if let Some(shared) = &moe.shared {
+                all.extend(shared.gate.as_ref().map(|gate| (gate, Part::Routers)));
+                all.extend(network(&shared.expert, Part::Shared));
+            }
+        }
+    }
+    all
+}
+
+fn network(expert: &Expert, part: Part) -> impl Iterator<Item = (&Weight, Part)> {
+    expert.linears().into_iter().flat_map(weights_of).map(move |weight| (weight, part))
+}
+
+fn weights_of(linear: &Linear) -> impl Iterator<Item = &Weight> {
+    std::iter::once(&linear.weight).chain(&linear.bias)
+}
+
+/// Sums of gradients, one for each parameter in its list.
+pub struct Gradients(Vec<Option<Tensor>>);
+
+impl Gradients {
+    /// None yet, for `parameters`.
+    pub fn new(parameters: &Parameters) -> Self {
+        Self(vec![None; parameters.list.len()])
+    }
+
+    /// That of the parameter at `index`; none where nothing depended on it.
+    pub fn get(&self, index: usize) -> Option<&Tensor> {
+        self.0[index].as_ref()
+    }
+
+    pub(crate) fn add(&mut self, index: usize, gradient: &Tensor) -> candle_core::Result<()> {
+        self.0[index] = Some(match self.0[index].take() {
+            Some(sum) => (sum + gradient)?,
+            None => gradient.clone(),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! What routers are trained for beside the loss, and what is seen of them.
+
+use candle_core::Tensor;
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::losses::{load_balance, mean_probabilities, router_z};
+use moe_math::routing::{Routing, Scoring};
+
+use super::Objective;
+use crate::context::Context;
+use crate::sweep::Observer;
+
+/// Whose load is balanced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BalanceOver {
+    /// Each layer's by itself; the loss is their mean.
+    #[default]
+    Layers,
+    /// That of all layers together, as transformers has it: what one layer's first expert gets too much, another's may get too
+    /// little.
+    Model,
+}
+
+/// Keeps the routing of a layer, and limits what experts take.
+pub(super) struct Watch {
+    pub capacity_factor: Option<f64>,
+    pub routed: Option<(Tensor, Routing)>,
+}
+
+impl Observer for Watch {
+    fn capacity(&self, _: usize, routing: &Routing) -> Option<usize> {
+        self.capacity_factor.map(|factor| capacity(factor, routing))
+    }
+
+    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) {
+        self.routed = Some((logits.clone(), routing.clone()));
+    }
+}
+
+/// ⌈factor · tokens · k / experts⌉ (Switch, 2101.03961 eq. 3).
+fn capacity(factor: f64, routing: &Routing) -> usize {
+    (factor * routing.selected.len() as f64 / routing.experts as f64).ceil().max(1.0) as usize
+}
+
+/// A layer's load in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerCounts {
+    /// Its index.
+    pub layer: usize,
+    /// Tokens that chose each expert.
+    pub counts: Vec<u64>,
+    /// Choices beyond the experts' capacity, which were dropped.
+    pub dropped: u64,
+}
+
+impl LayerCounts {
+    pub(super) fn new(layer: usize, routing: &Routing, capacity_factor: Option<f64>) -> Self {
+        let counts = routing.counts();
+        let limit = capacity_factor.map_or(u64::MAX, |factor| capacity(factor, routing) as u64);
+        let dropped = counts.iter().map(|count| count.saturating_sub(limit)).sum();
+        Self { layer, counts, dropped }
+    }
+}
+
+/// Of which tokens' choices the shares are that a layer's balance loss uses.
+pub(super) struct Shares<'a> {
+    /// Layers with a mixture.
+    layers: usize,
+    /// Counts and tokens of all layers together, where those are balanced.
+    pooled: Option<(Vec<u64>, u64)>,
+    objective: &'a Objective,
+}
+
+impl<'a> Shares<'a> {
+    pub fn new(objective: &'a Objective, load: &[LayerCounts], tokens: usize) -> Result<Self> {
+        let pooled = (objective.over == BalanceOver::Model && !load.is_empty()).then(|| pool(load, tokens)).transpose()?;
+        Ok(Self { layers: load.len(), pooled, objective })
+    }
+
+    /// The balance loss and the z-loss of a layer, as parts of their means over layers, and their weighted sum to be differentiated.
+    pub fn losses(&self, scoring: Scoring, logits: &Tensor, routing: &Routing) -> Result<RouterLosses> {
+        let compute = || -> candle_core::Result<RouterLosses> {
+            let probabilities = mean_probabilities(logits, scoring)?;
+            let balance = match &self.pooled {
+                Some((counts, tokens)) => load_balance(&probabilities, counts, *tokens)?,
+                None => load_balance(&probabilities, &routing.counts(), routing.tokens() as u64)?,
+            };
+            let (balance, z) = ((balance / self.layers as f64)?, (router_z(logits)? / self.layers as f64)?);
+            let weighted = ((&balance * self.objective.balance)? + (&z * self.objective.z)?)?;
+            let value = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
+            Ok(RouterLosses { balance: value(&balance)?, z: value(&z)?, weighted })
+        };
+        compute().context(|| "the losses of a router".into())
+    }
+}
+
+/// Losses of one layer's router.
+pub(super) struct RouterLosses {
+    pub balance: f64,
+    pub z: f64,
+    pub weighted: Tensor,
+}
+
+fn pool(load: &[LayerCounts], tokens: usize) -> Result<(Vec<u64>, u64)> {
+    let mut sum = vec![0; load[0].counts.len()];
+    for layer in load {
+        if layer.counts.len() != sum.len() {
+            let what = format!("layers of {} and {} experts can't be balanced together", sum.len(), layer.counts.len());
+            return Err(Error::new(Kind::Usage, what).remedy("balance each layer by itself"));
+        }
+        sum.iter_mut().zip(&layer.counts).for_each(|(sum, count)| *sum += count);
+    }
+    Ok((sum, (load.len() * tokens) as u64))
+}

@@ -1,0 +1,249 @@
+//! A teacher that is never in memory beside what is trained: it runs layer by layer, and what it says is kept in a file.
+
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{D, DType, Tensor};
+use moe_checkpoint::{Error, Kind, Result, Scratch};
+use moe_math::losses::Teacher;
+use moe_math::{Compute, sampling};
+use moe_model::Model;
+use rand_core::RngCore;
+use rayon::prelude::*;
+
+use crate::batch::Batch;
+use crate::context::Context;
+use crate::sweep::{Head, Silent, Sweep};
+
+/// Logits of at most this many bytes are in memory at once while they are made few.
+const LOGIT_BYTES: usize = 64 << 20;
+/// An id and its probability.
+const ENTRY_BYTES: usize = 8;
+
+/// How much of a teacher's distribution is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TeacherKind {
+    /// All of it; the teacher runs for every batch.
+    Logits,
+    /// The most probable tokens, and the mass of the others together. Kept: the teacher runs once.
+    Top(usize),
+    /// Tokens drawn by the teacher's probabilities, each weighing its share of the draws: unbiased, where the most probable alone are not
+    /// (2503.16870). Kept.
+    Sampled(usize, u64),
+}
+
+/// A teacher, and what it has said of the sequences of a text.
+pub struct Reference<'a> {
+    model: &'a Model,
+    compute: &'a Compute,
+    kind: TeacherKind,
+    /// Where each sequence's tokens start among all tokens, and their end.
+    offsets: Vec<usize>,
+    /// Whether a sequence's entries are in the file.
+    kept: Vec<bool>,
+    file: Option<Scratch>,
+}
+
+impl<'a> Reference<'a> {
+    /// For `sequences`; what is kept lies in a nameless file in `scratch`.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] for a teacher of another vocabulary than `vocab` tokens, [`Kind::Usage`] for too many or no tokens of it;
+    /// [`Kind::Io`].
+    pub fn new(
+        model: &'a Model,
+        vocab: usize,
+        kind: TeacherKind,
+        sequences: &[Vec<u32>],
+        scratch: &Path,
+        compute: &'a Compute,
+    ) -> Result<Self> {
+        if model.vocab != vocab {
+            let what = format!("a teacher of {} tokens can't teach a model of {vocab}", model.vocab);
+            let remedy = "give a teacher with the same tokenizer";
+            return Err(Error::new(Kind::Mismatch, what).file(&model.config_file).remedy(remedy));
+        }
+        if let TeacherKind::Top(0) | TeacherKind::Sampled(0, _) = kind {
+            return Err(Error::new(Kind::Usage, "a teacher that says nothing").remedy("keep at least one token of it"));
+        }
+        let mut offsets = vec![0];
+        sequences.iter().for_each(|sequence| offsets.push(offsets[offsets.len() - 1] + sequence.len()));
+        let file = (kind != TeacherKind::Logits).then(|| Scratch::create(scratch)).transpose()?;
+        Ok(Self { model, compute, kind, offsets, kept: vec![false; sequences.len()], file })
+    }
+
+    /// What it says of `batch`, made of the sequences `indices`.
+    ///
+    /// # Errors
+    /// What sweeps and the scratch file return.
+    pub fn targets(&mut self, batch: &Batch, indices: &[usize]) -> Result<Targets> {
+        let entries = match self.kind {
+            TeacherKind::Logits => {
+                let mut sweep = Sweep::new(self.model, batch, self.compute)?;
+                sweep.run(&mut Silent)?;
+                let states = sweep.hidden(0..batch.tokens())?;
+                return Ok(Targets::Running { head: Head::load(self.model, self.compute)?, states });
+            }
+            TeacherKind::Top(entries) | TeacherKind::Sampled(entries, _) => entries.min(self.model.vocab),
+        };
+        let missing: Vec<usize> = (0..indices.len()).filter(|at| !self.kept[indices[*at]]).collect();
+        if !missing.is_empty() {
+            let sequences: Vec<&[u32]> = missing.iter().map(|at| &batch.ids[batch.spans[*at].clone()]).collect();
+            self.keep(&Batch::new(sequences), missing.iter().map(|at| indices[*at]).collect(), entries)?;
+        }
+        self.read(indices, entries)
+    }
+
+    fn file(&self) -> &Scratch {
+        self.file.as_ref().expect("kinds that are kept have a file")
+    }
+
+    fn keep(&mut self, batch: &Batch, indices: Vec<usize>, entries: usize) -> Result<()> {
+        let mut sweep = Sweep::new(self.model, batch, self.compute)?;
+        sweep.run(&mut Silent)?;
+        let head = Head::load(self.model, self.compute)?;
+        let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
+        for (span, index) in batch.spans.iter().zip(&indices) {
+            for start in span.clone().step_by(rows) {
+                let range = start..(start + rows).min(span.end);
+                let logits = head.logits(&sweep.hidden(range.clone())?)?;
+                let p = || candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2::<f32>();
+                let p = p().context(|| "a teacher's probabilities".into())?;
+                let first = self.offsets[*index] + start - span.start;
+                let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
+                    TeacherKind::Sampled(_, seed) => {
+                        drawn(p, entries, &mut sampling::generator(seed, (first + row) as u64))
+                    }
+                    TeacherKind::Top(_) | TeacherKind::Logits => top(p, entries),
+                });
+                let few: Vec<Vec<(u32, f32)>> = few.collect();
+                let bytes: Vec<u8> = few
+                    .iter()
+                    .flatten()
+                    .flat_map(|(id, p)| id.to_le_bytes().into_iter().chain(p.to_le_bytes()))
+                    .collect();
+                self.file().write_at((first * entries * ENTRY_BYTES) as u64, &bytes)?;
+            }
+            self.kept[*index] = true;
+        }
+        Ok(())
+    }
+
+    fn read(&self, indices: &[usize], entries: usize) -> Result<Targets> {
+        let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
+        for index in indices {
+            let (start, end) = (self.offsets[*index], self.offsets[*index + 1]);
+            let mut bytes = vec![0u8; (end - start) * entries * ENTRY_BYTES];
+            self.file().read_at((start * entries * ENTRY_BYTES) as u64, &mut bytes)?;
+            for entry in bytes.as_chunks::<ENTRY_BYTES>().0 {
+                let [a, b, c, d, e, f, g, h] = *entry;
+                ids.push(u32::from_le_bytes([a, b, c, d]));
+                probabilities.push(f32::from_le_bytes([e, f, g, h]));
+            }
+        }
+        let shape = (ids.len() / entries, entries);
+        let device = &self.compute.device;
+        let tensors = || Ok((Tensor::from_vec(ids, shape, device)?, Tensor::from_vec(probabilities, shape, device)?));
+        let (ids, probabilities) = tensors().context(|| "a teacher's tokens".into())?;
+        Ok(Targets::Kept { ids, probabilities })
+    }
+}
+
+/// What a teacher says of a batch.
+pub enum Targets {
+    /// Its logits, `[tokens, vocab]`.
+    Logits(Tensor),
+    /// All, computed when it is asked for.
+    Running {
+        /// The teacher's head.
+        head: Head,
+        /// Its last hidden states, `[tokens, hidden]`.
+        states: Tensor,
+    },
+    /// A few tokens of the vocabulary for each.
+    Kept {
+        /// `[tokens, k]`.
+        ids: Tensor,
+        /// `[tokens, k]`.
+        probabilities: Tensor,
+    },
+}
+
+impl Targets {
+    /// What it says of the tokens `range`.
+    pub(super) fn rows(&self, range: Range<usize>) -> Result<Teacher> {
+        let part = |t: &Tensor| t.narrow(0, range.start, range.len()).context(|| "a teacher's tokens".into());
+        Ok(match self {
+            Self::Logits(logits) => Teacher::Logits(part(logits)?),
+            Self::Running { head, states } => Teacher::Logits(head.logits(&part(states)?)?),
+            Self::Kept { ids, probabilities } => {
+                Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? }
+            }
+        })
+    }
+}
+
+/// The `count` most probable tokens.
+fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut order: Vec<u32> = (0..p.len() as u32).collect();
+    let greater = |a: &u32, b: &u32| p[*b as usize].total_cmp(&p[*a as usize]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, greater);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(greater);
+    order.into_iter().map(|id| (id, p[id as usize])).collect()
+}
+
+/// `count` draws, each token with its share of them; entries that are left over weigh nothing.
+fn drawn(p: &[f32], count: usize, random: &mut impl RngCore) -> Vec<(u32, f32)> {
+    let mut sum = 0f64;
+    let cumulated: Vec<f64> = p
+        .iter()
+        .map(|p| {
+            sum += f64::from(*p);
+            sum
+        })
+        .collect();
+    let mut ids: Vec<u32> = (0..count)
+        .map(|_| {
+            let x = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * sum;
+            cumulated.partition_point(|c| *c <= x).min(p.len() - 1) as u32
+        })
+        .collect();
+    ids.sort_unstable();
+    let mut entries: Vec<(u32, f32)> = Vec::with_capacity(count);
+    for run in ids.chunk_by(|a, b| a == b) {
+        entries.push((run[0], run.len() as f32 / count as f32));
+    }
+    entries.resize(count, (0, 0.0));
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_probable_tokens_are_kept() {
+        assert_eq!(top(&[0.1, 0.4, 0.2, 0.3], 2), [(1, 0.4), (3, 0.3)]);
+        assert_eq!(top(&[0.5, 0.5], 2), [(0, 0.5), (1, 0.5)]);
+    }
+
+    /// Five standard errors, at most.
+    #[test]
+    fn draws_are_unbiased() {
+        let p = [0.5, 0.3, 0.15, 0.05];
+        let mut sums = [0f64; 4];
+        const ROWS: u64 = 2_000;
+        for row in 0..ROWS {
+            let entries = drawn(&p, 12, &mut sampling::generator(3, row));
+            assert_eq!(entries.len(), 12);
+            entries.iter().for_each(|(id, share)| sums[*id as usize] += f64::from(*share));
+        }
+        for (sum, p) in sums.iter().zip(p) {
+            let error = (f64::from(p) * (1.0 - f64::from(p)) / (12 * ROWS) as f64).sqrt();
+            assert!((sum / ROWS as f64 - f64::from(p)).abs() < 5.0 * error, "{sums:?}");
+        }
+    }
+}
