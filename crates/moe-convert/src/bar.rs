@@ -39,6 +39,7 @@ impl Progress for Bar {
             Unit::Layers => "{msg:14} {wide_bar} layer {pos}/{len} {eta}",
             Unit::Files => "{msg:14} {wide_bar} file {pos}/{len} {eta}",
             Unit::Families => "{msg:14} {wide_bar} family {pos}/{len} {eta}",
+            Unit::Steps => "{msg:14} {wide_bar} step {pos}/{len} {prefix} {eta}",
         };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         self.with(|bar| {
@@ -51,6 +52,10 @@ impl Progress for Bar {
 
     fn advance(&self, units: u64) {
         self.with(|bar| bar.inc(units));
+    }
+
+    fn status(&self, text: &str) {
+        self.with(|bar| bar.set_prefix(text.to_owned()));
     }
 
     fn note(&self, text: &str) {
@@ -74,6 +79,7 @@ impl Progress for Lines {
             Unit::Layers => say(&format!("{name}: {total} layers")),
             Unit::Files => say(&format!("{name}: {total} files")),
             Unit::Families => say(&format!("{name}: {total} families")),
+            Unit::Steps => say(&format!("{name}: {total} steps")),
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::{MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use moe_passes::{HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
@@ -137,6 +137,14 @@ pub enum Command {
         docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
 
+    /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
+    #[command(after_help = "Examples:\n  \
+        moe-convert heal golden/models/moe -o healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
+        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
+        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 --z-loss 0.001 \\\n    \
+        --data golden/text/english.calibration.txt\n\ndocs/heal.md is the guide.")]
+    Heal(Convert<HealOptions>),
+
     /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
     #[command(after_help = "Examples:\n  \
         moe-convert quantize golden/models/moe -o w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
@@ -220,7 +228,7 @@ pub struct Writing {
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Keep OUT if it is the finished result of the same pass, options and source
+    /// Keep OUT if it is the finished result of the same pass, options and source; go on with a training that was killed
     #[arg(long)]
     pub resume: bool,
 

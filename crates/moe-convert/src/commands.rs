@@ -31,6 +31,7 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time("logits", || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Heal(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Merge(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Quantize(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
@@ -111,6 +112,7 @@ impl Session {
     ) -> Result<()> {
         let options = ConvertOptions {
             overwrite: writing.overwrite,
+            resume: writing.resume,
             max_shard_size: writing.max_shard_size,
             probe_tokens: writing.probe_tokens,
             compute: self.compute.clone(),
@@ -226,6 +228,9 @@ impl Session {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             StepKind::Merge { output, overwrite, options } => {
+                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
+            }
+            StepKind::Heal { output, overwrite, options } => {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             // What reads a result can't run before there is one.

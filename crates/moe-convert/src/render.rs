@@ -1,6 +1,7 @@
 //! Results as text for people.
 
 mod summary;
+mod training;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -188,6 +189,9 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
+    if let Some(training) = &receipt.training {
+        rows.push(("trained", training::fact(training)));
+    }
     if let Some(why) = receipt.no_figures() {
         let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
         rows.push(("trust", format!("{why}{ask}")));
@@ -210,7 +214,11 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        trust(&done.receipt) + &widths(&done.receipt) + &quantized(&done.receipt) + &held_out(&done.receipt)
+        trust(&done.receipt)
+            + &widths(&done.receipt)
+            + &quantized(&done.receipt)
+            + &training::tables(&done.receipt)
+            + &held_out(&done.receipt)
     )
 }
 

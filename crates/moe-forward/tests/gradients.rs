@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Gradients, Losses, Objective, Parameters, Part, Scale, Trainee};
+use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Part, Scale, Trainee};
 use moe_math::Compute;
 use moe_model::Model;
 
@@ -42,8 +42,8 @@ impl Case {
     fn gradients(&self, parameters: &Parameters, objective: &Objective, keep_graphs: bool) -> (Losses, Gradients) {
         let trainee = Trainee { model: &self.model, parameters, compute: &self.compute, keep_graphs };
         let mut gradients = Gradients::new(parameters);
-        let scale = Scale::over([&self.batch]);
-        let losses = trainee.accumulate(&self.batch, None, objective, scale, &mut gradients).unwrap();
+        let goal = Goal { objective, teacher: None, scale: Scale::over([&self.batch]) };
+        let losses = trainee.accumulate(&self.batch, goal, &mut gradients).unwrap();
         (losses, gradients)
     }
 }
@@ -125,7 +125,8 @@ fn gradients_of_batches_add_up() {
     let mut sum = Gradients::new(&parameters);
     let mut loss = 0.0;
     for part in &parts {
-        let found = trainee.accumulate(part, None, &PLAIN, Scale::over(&parts), &mut sum).unwrap();
+        let goal = Goal { objective: &PLAIN, teacher: None, scale: Scale::over(&parts) };
+        let found = trainee.accumulate(part, goal, &mut sum).unwrap();
         loss += found.cross_entropy * found.predictions as f64 / losses.predictions as f64;
     }
     assert!((loss - losses.cross_entropy).abs() < 1e-6);

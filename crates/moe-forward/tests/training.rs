@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Gradients, Objective, Parameters, Part, Scale, Targets, Trainee};
+use moe_forward::train::{BalanceOver, Goal, Gradients, Objective, Parameters, Part, Scale, Targets, Trainee};
 use moe_math::Compute;
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_model::Model;
@@ -92,9 +92,8 @@ fn losses_and_gradients_are_those_of_pytorch() {
             let teacher = sampled.get("teacher_logits").map(|logits| Targets::Logits(logits.clone()));
             let mut gradients = Gradients::new(&parameters);
             let trainee = Trainee { model: &model, parameters: &parameters, compute: &compute, keep_graphs: false };
-            let losses = trainee
-                .accumulate(&batch, teacher.as_ref(), &objective, Scale::over([&batch]), &mut gradients)
-                .unwrap();
+            let goal = Goal { objective: &objective, teacher: teacher.as_ref(), scale: Scale::over([&batch]) };
+            let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
             let (found, expected) = (losses.total(&objective), value.as_f64().unwrap());
             let tolerance = if loss == "kl" { 2e-5 } else { 2e-6 };
             assert!((found - expected).abs() < tolerance * expected, "{family} {loss}: {found} instead of {expected}");
@@ -169,8 +168,8 @@ fn a_run_is_that_of_pytorch() {
         let batch = Batch::new([&batch.ids[batch.spans[sequence].clone()]]);
         let mut gradients = Gradients::new(&parameters);
         let trainee = Trainee { model: &model, parameters: &parameters, compute: &compute, keep_graphs: true };
-        let losses =
-            trainee.accumulate(&batch, None, &objective, Scale::over([&batch]), &mut gradients).unwrap();
+        let goal = Goal { objective: &objective, teacher: None, scale: Scale::over([&batch]) };
+        let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
         let squares = (0..parameters.list.len()).filter_map(|i| gradients.get(i)).map(|g| square_norm(g).unwrap());
         let norm = squares.sum::<f64>().sqrt();
         let learning_rate = 1e-3 * cosine(t as u64, 1, steps.len() as u64);

@@ -122,13 +122,7 @@ where
         self.metal()
     }
 
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         (self.backward)(&a.detach(), &b.detach(), gradient)
     }
 }
@@ -136,11 +130,7 @@ where
 /// The largest error of a gradient beside finite differences, relative to the largest gradient of its argument: of
 /// Σ weights ∘ f(arguments) with seeded weights.
 #[cfg(test)]
-pub(crate) fn differences(
-    arguments: &[&candle_core::Var],
-    seed: u64,
-    f: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> f64 {
+pub(crate) fn differences(arguments: &[&candle_core::Var], seed: u64, f: impl Fn(&[Tensor]) -> Result<Tensor>) -> f64 {
     use crate::sampling::{generator, normal};
     const STEP: f32 = 1e-2;
     let given: Vec<Tensor> = arguments.iter().map(|a| a.as_tensor().clone()).collect();

@@ -190,7 +190,8 @@ mod tests {
         let few = divergence(&logits, &Teacher::Few { ids, probabilities }).unwrap();
         let all = divergence(&logits, &Teacher::Logits(teacher.detach())).unwrap();
         assert!((few.sum - all.sum).abs() < 1e-5, "{} {}", few.sum, all.sum);
-        let apart = (few.gradient - all.gradient).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let apart =
+            (few.gradient - all.gradient).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(apart < 1e-5, "{apart}");
         let same = divergence(&logits, &Teacher::Logits(logits.detach())).unwrap();
         assert!(same.sum.abs() < 1e-6);

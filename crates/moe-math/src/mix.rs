@@ -97,7 +97,8 @@ impl Mix {
 
 /// Every token's outputs times their gates, in the order of `parts`.
 fn add_up(tokens: usize, parts: &[(Tensor, Tensor, Vec<u32>)]) -> Result<Tensor> {
-    let all = |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+    let all =
+        |of: fn(&(Tensor, Tensor, Vec<u32>)) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
     let weighed = all(|part| &part.0)?.broadcast_mul(&all(|part| &part.1)?)?;
     let rows: Vec<u32> = parts.iter().flat_map(|part| part.2.iter().copied()).collect();
     let rows = Tensor::from_vec(rows, weighed.dim(0)?, weighed.device())?;

@@ -366,7 +366,9 @@ mod tests {
         let logits = candle_core::Var::from_vec(values, (5, 8), &Device::Cpu).unwrap();
         let groups = Groups { count: 4, kept: 2, score: GroupScore::TopTwoSum };
         let biased = Rule { bias: Some(vec![0.1; 8]), groups: Some(groups), scale: 2.5, ..sigmoid(3) };
-        for rule in [Rule::softmax(3, false), Rule::softmax(3, true), Rule { normalize: true, ..biased.clone() }, biased] {
+        for rule in
+            [Rule::softmax(3, false), Rule::softmax(3, true), Rule { normalize: true, ..biased.clone() }, biased]
+        {
             let routing = route(&logits, &rule).unwrap();
             let found = gates(&logits, &rule, &routing).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_close(&found, &routing.weights);

@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used)]
 
 mod calibrate;
+pub mod heal;
 pub mod merge;
 mod part;
 mod pass;
@@ -13,9 +14,11 @@ pub mod prune;
 pub mod quantize;
 mod reduce;
 mod stages;
+mod train;
 pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
+pub use heal::HealOptions;
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
@@ -24,4 +27,5 @@ pub use pass::{
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
+pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 pub use upcycle::UpcycleOptions;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::calibrate::CalibrationOptions;
 use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
+use crate::train::Training;
 
 /// A conversion pass; its options are its fields.
 pub trait Pass: Serialize {
@@ -76,6 +77,11 @@ pub trait Pass: Serialize {
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
         let _ = sources;
         Ok(None)
+    }
+
+    /// How the planned model is trained before it is written, if it is.
+    fn training(&self) -> Option<Training> {
+        None
     }
 
     /// What decides in a sweep over text, if that is how this pass decides.

@@ -48,6 +48,7 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
         let _ = writeln!(card, "\n> **Note:** {warning}.");
     }
     card.push_str(&trust(receipt));
+    card.push_str(&trained(receipt));
     card.push_str(&how_it_was_made(receipt));
     card.push_str("\n| option | keeps the function | because |\n|---|---|---|\n");
     for effect in &receipt.effects {
@@ -90,6 +91,24 @@ fn how_it_was_made(receipt: &Receipt) -> String {
     if !receipt.others.is_empty() {
         let names: Vec<_> = receipt.others.iter().map(|source| format!("`{}`", source.name)).collect();
         let _ = writeln!(text, "\nExperts come from {}.", names.join(", "));
+    }
+    text
+}
+
+/// How it was trained, and what that did to held-out text.
+fn trained(receipt: &Receipt) -> String {
+    let Some(training) = &receipt.training else { return String::new() };
+    let mut text = format!(
+        "\n## How it was trained\n\n{} of its weights, for {} steps on {} tokens; these are the weights of step {}. `{REPORT_FILE}` has the curves.\n",
+        millions(training.parameters),
+        training.steps,
+        training.tokens,
+        training.written
+    );
+    let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else { return text };
+    text.push_str("\n| held-out text | loss before | after |\n|---|--:|--:|\n");
+    for (before, after) in before.rows().zip(after.rows()) {
+        let _ = writeln!(text, "| {} | {:.4} | {:.4} |", cell(&after.label), before.loss, after.loss);
     }
     text
 }

@@ -21,6 +21,7 @@ use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::{self, REPORT_FILE};
 use crate::resources::{ByteSize, RunRecord};
+use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
 use crate::verify::check_hashes;
 
@@ -36,6 +37,8 @@ const SLACK_BYTES: u64 = 4 << 20;
 pub struct ConvertOptions {
     /// Replace an earlier result.
     pub overwrite: bool,
+    /// Go on with a training that was killed.
+    pub resume: bool,
     /// Most bytes of a shard.
     pub max_shard_size: ByteSize,
     /// Random tokens on which the result is compared with its source; 0 for none.
@@ -137,6 +140,11 @@ pub fn convert<P: Pass>(
     if !prepared.plan.surveys.is_empty() {
         timings.time("survey", || prepared.survey(&options.compute, progress))?;
     }
+    let start = Instant::now();
+    let trained = prepared.train(pass, options, output, progress)?;
+    if trained {
+        timings.add("train", start.elapsed(), None);
+    }
     let mut receipt = prepared.receipt(pass);
     let start = Instant::now();
     receipt.held_out = trust::measure(&prepared, pass, options, output, progress)?;
@@ -172,10 +180,22 @@ pub fn convert<P: Pass>(
     if let Some(page) = report::render(&receipt) {
         dir.write(REPORT_FILE, page.as_bytes())?;
     }
+    let training = TrainingDir::of(output);
+    if trained {
+        let log = training.path().join(LOG_FILE);
+        let lines = std::fs::read(&log).map_err(|e| Error::io("cannot read this log", &log, e))?;
+        // Times differ from run to run.
+        dir.write_unlisted(LOG_FILE, &lines)?;
+    }
     let record = RunRecord::now(input, &options.compute.device, timings.clone());
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
     let start = Instant::now();
     dir.commit()?;
+    if trained {
+        // All that it was for is in the result.
+        std::fs::remove_dir_all(training.path())
+            .map_err(|e| Error::io("cannot remove what this training was saved in", training.path(), e))?;
+    }
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion { receipt, timings, bytes: summary.bytes, hashing_seconds: summary.hashing.as_secs_f64() })
 }

@@ -23,6 +23,7 @@ mod resources;
 mod selftest;
 mod statistics;
 mod summary;
+mod train;
 mod trust;
 mod verify;
 
@@ -40,5 +41,6 @@ pub use resources::{ByteSize, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};
+pub use train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use trust::HeldOutReport;
 pub use verify::{VerifyReport, verify};

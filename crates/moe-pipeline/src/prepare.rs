@@ -16,6 +16,7 @@ use moe_model::{Declaration, Model};
 use moe_passes::quantize::Pulled;
 use moe_passes::{
     CalibrationOptions, Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource,
+    TrainingText,
 };
 use rayon::prelude::*;
 
@@ -26,6 +27,7 @@ use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, directory_of, spill, storage};
 use crate::statistics::StatisticsFile;
+use crate::train::{Need, Subject, TrainingRecord, TrainingTask};
 
 /// A pass applied to a checkpoint.
 pub(crate) struct Prepared {
@@ -52,6 +54,10 @@ pub(crate) struct Prepared {
     deciding: Option<Deciding>,
     /// What was decided, once it is.
     pub decisions: Option<Decisions>,
+    /// How the plan's model is trained, if it is.
+    training: Option<TrainingTask>,
+    /// How it was, once it is.
+    trained: Option<TrainingRecord>,
 }
 
 /// What decides in a sweep, and its text.
@@ -99,6 +105,8 @@ impl Prepared {
             Ok(Deciding { decider, text, pool, pulled: None })
         };
         let deciding = decider.map(deciding).transpose()?;
+        let read = |training| TrainingTask::read(training, &checkpoint, source.vocab);
+        let training = pass.training().map(read).transpose()?;
         Ok(Self {
             checkpoint,
             others,
@@ -116,6 +124,8 @@ impl Prepared {
             files: further_files(pass),
             deciding,
             decisions: None,
+            training,
+            trained: None,
         })
     }
 
@@ -140,6 +150,33 @@ impl Prepared {
         }
         self.decisions = Some(decisions);
         Ok(())
+    }
+
+    /// Trains the planned model, if the pass has that done; whether it has.
+    pub fn train<P: Pass>(
+        &mut self,
+        pass: &P,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<bool> {
+        let Some(task) = &self.training else { return Ok(false) };
+        let subject = Subject {
+            model: &self.plan.model,
+            source: &self.checkpoint,
+            teacher: task.training.teacher.and_then(|_| self.others.first().zip(self.models.first())),
+            task,
+            options: serde_json::to_value(pass).unwrap_or_default(),
+            output,
+            resume: options.resume,
+            memory_budget: options.memory_budget,
+            compute: &options.compute,
+        };
+        let (model, record) = subject.train(progress)?;
+        self.plan.model = model;
+        self.trained = Some(record);
+        (self.declaration, self.result, self.shards) = declared(&self.plan, options.max_shard_size)?;
+        Ok(true)
     }
 
     /// Where the time of deciding went.
@@ -215,6 +252,7 @@ impl Prepared {
             effects: self.plan.effects.clone(),
             measured: None,
             held_out: None,
+            training: self.trained.clone(),
             decided: self.decisions.as_ref().map(|decisions| decisions.by),
             pool: self.deciding.as_ref().and_then(|deciding| deciding.pulled),
             layers: self.plan.layers.clone(),
@@ -246,7 +284,8 @@ impl Prepared {
         const STATES: usize = 8;
         let decided = self.deciding.iter().map(Deciding::most_tokens);
         let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
-        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
+        let trained = self.training.as_ref().map(|task| Need::of(&self.plan.model, &task.training).bytes(false));
+        let survey = ((surveyed * self.source.hidden * 4 * STATES) as u64).max(trained.unwrap_or(0));
         if probe_tokens == 0 {
             return WRITER_BYTES + survey;
         }
@@ -357,10 +396,14 @@ fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> 
     hash_files(&files)
 }
 
-/// The given plan, and held-out text.
+/// The given plan, held-out text, and text that is trained on.
 fn further_files<P: Pass>(pass: &P) -> Vec<PathBuf> {
     let held_out = pass.held_out().into_iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
-    pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).collect()
+    let trained = pass.training().into_iter().flat_map(|training| {
+        let TrainingText { data, held_out, .. } = training.text;
+        data.into_iter().chain(held_out).map(|spec| spec.path)
+    });
+    pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).chain(trained).collect()
 }
 
 /// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.

@@ -16,6 +16,11 @@ pub trait Progress: Sync {
         let _ = units;
     }
 
+    /// How what runs is going, in a few words; the next such words take their place.
+    fn status(&self, text: &str) {
+        let _ = text;
+    }
+
     /// Something the user should read now.
     fn note(&self, text: &str) {
         let _ = text;
@@ -33,6 +38,8 @@ pub enum Unit {
     Files,
     /// Model families.
     Families,
+    /// Steps of a training.
+    Steps,
 }
 
 /// Says nothing.

@@ -9,6 +9,7 @@ use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, Pass, QuantizeOptions
 use serde::Serialize;
 
 use crate::report::REPORT_FILE;
+use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
 
 /// The receipt's file name.
@@ -45,6 +46,9 @@ pub struct Receipt {
     /// What it costs on held-out text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOutReport>,
+    /// How it was trained, where it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingRecord>,
     /// What decisions about experts rest on, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decided: Option<DecidedBy>,

@@ -104,6 +104,13 @@ pub fn peak_memory_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Memory that programs can have without swapping, in bytes: MemAvailable. `None` where the system doesn't say.
+pub(crate) fn available_memory_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// What differs from run to run: written to `run.json`, outside the manifest.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RunRecord {

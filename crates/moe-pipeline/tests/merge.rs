@@ -29,6 +29,7 @@ fn with_data(toml: &str) -> MergeOptions {
 fn run() -> ConvertOptions {
     ConvertOptions {
         overwrite: false,
+        resume: false,
         max_shard_size: ByteSize(5_000_000_000),
         probe_tokens: 8,
         compute: Compute::cpu(),

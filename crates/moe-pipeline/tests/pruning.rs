@@ -80,6 +80,7 @@ impl Text {
 fn run() -> ConvertOptions {
     ConvertOptions {
         overwrite: true,
+        resume: false,
         max_shard_size: "5GB".parse().unwrap(),
         probe_tokens: 0,
         compute: Compute::cpu(),

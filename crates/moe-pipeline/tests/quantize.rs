@@ -30,6 +30,7 @@ fn with_data(toml: &str) -> QuantizeOptions {
 fn run() -> ConvertOptions {
     ConvertOptions {
         overwrite: true,
+        resume: false,
         max_shard_size: ByteSize(5_000_000_000),
         probe_tokens: 8,
         compute: Compute::cpu(),

@@ -42,6 +42,7 @@ impl Run {
         let options: UpcycleOptions = toml::from_str(&text).unwrap();
         let run = ConvertOptions {
             overwrite: false,
+            resume: false,
             max_shard_size: "5GB".parse().unwrap(),
             probe_tokens: 8,
             compute: Compute::cpu(),

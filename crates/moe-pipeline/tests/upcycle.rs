@@ -115,6 +115,7 @@ fn without_normalisation_a_large_router_loses_identity_and_the_plan_says_so() {
 fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline::Conversion {
     let options_of_run = ConvertOptions {
         overwrite: false,
+        resume: false,
         max_shard_size: shard.parse::<ByteSize>().unwrap(),
         probe_tokens: 16,
         compute: Compute::cpu(),

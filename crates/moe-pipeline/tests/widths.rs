@@ -29,6 +29,7 @@ fn options(toml: &str) -> QuantizeOptions {
 fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt), Error> {
     let run = ConvertOptions {
         overwrite: true,
+        resume: false,
         max_shard_size: ByteSize(5_000_000_000),
         probe_tokens: 8,
         compute: Compute::cpu(),

@@ -10,7 +10,7 @@ use moe_math::routing::Routing;
 use moe_model::{Ffn, Model};
 
 use super::parameters::{Gradients, Parameters, Place};
-use super::routers::{BalanceOver, LayerCounts, RouterLosses, Shares, Watch};
+use super::routers::{BalanceOver, LayerCounts, RouterLosses, Shares, Watch, add_counts};
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
@@ -36,6 +36,17 @@ pub struct Objective {
     pub z: f64,
     /// Experts take this many times their even share of a batch's choices, if not all.
     pub capacity_factor: Option<f64>,
+}
+
+/// What gradients are of.
+#[derive(Clone, Copy)]
+pub struct Goal<'a> {
+    /// What is minimised.
+    pub objective: &'a Objective,
+    /// What the teacher says of the batch.
+    pub teacher: Option<&'a Targets>,
+    /// How much the batch counts.
+    pub scale: Scale,
 }
 
 /// How much a batch counts among those whose gradients are added up.
@@ -83,6 +94,26 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Those of several batches of one step.
+    pub fn together(batches: &[Self]) -> Self {
+        let sum = |of: fn(&Self) -> usize| batches.iter().map(of).sum::<usize>();
+        let mean = |weight: fn(&Self) -> f64, value: fn(&Self) -> f64| {
+            let total: f64 = batches.iter().map(weight).sum();
+            batches.iter().map(|b| weight(b) * value(b)).sum::<f64>() / total.max(1.0)
+        };
+        let mut load: Vec<LayerCounts> = Vec::new();
+        batches.iter().for_each(|batch| add_counts(&mut load, &batch.load));
+        Self {
+            tokens: sum(|b| b.tokens),
+            predictions: sum(|b| b.predictions),
+            cross_entropy: mean(|b| b.predictions as f64, |b| b.cross_entropy),
+            teacher: mean(|b| b.tokens as f64, |b| b.teacher),
+            balance: mean(|_| 1.0, |b| b.balance),
+            z: mean(|_| 1.0, |b| b.z),
+            load,
+        }
+    }
+
     /// The weighted sum.
     pub fn total(&self, objective: &Objective) -> f64 {
         objective.cross_entropy * self.cross_entropy
@@ -127,16 +158,39 @@ impl Trainee<'_> {
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Numeric`] where states or logits are not finite, saying which; what reading and the device return.
-    pub fn accumulate(
-        &self,
-        batch: &Batch,
-        teacher: Option<&Targets>,
-        objective: &Objective,
-        scale: Scale,
-        gradients: &mut Gradients,
-    ) -> Result<Losses> {
-        let first = self.parameters.first();
+    pub fn accumulate(&self, batch: &Batch, goal: Goal<'_>, gradients: &mut Gradients) -> Result<Losses> {
         let mut losses = Losses::default();
+        let (hidden, passed) = self.forward(batch, goal.objective, &mut losses)?;
+        let shares = Shares::new(goal.objective, &losses.load, batch.tokens())?;
+        let mut arriving = self.head(batch, &hidden, goal, gradients, &mut losses)?;
+        for (index, passed) in passed.into_iter().enumerate().rev() {
+            let ran = match passed {
+                Passed::Tracked(ran) => ran,
+                Passed::Entered(input) => self.run(index, batch, &input, true, goal.objective)?,
+                Passed::Frozen(routed) => {
+                    self.router_losses(index, routed.as_ref(), &shares, &mut losses)?;
+                    continue;
+                }
+            };
+            let of_routers = self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
+            let weighted = of_routers.map(|losses| losses.weighted * goal.scale.per_batch).transpose();
+            let weighted = weighted.context(|| "the losses of a router".into())?;
+            arriving = self.back(index, &ran, &arriving, weighted, gradients)?;
+        }
+        if self.parameters.first() == Place::Embedding {
+            let embedded = self.embedded(batch, true)?;
+            let mut back = || {
+                let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
+                self.collect(Place::Embedding, &found, gradients)
+            };
+            back().context(|| "the gradient of the embedding".into())?;
+        }
+        Ok(losses)
+    }
+
+    /// The last hidden states, and what the way back needs of each layer; says where tokens went.
+    fn forward(&self, batch: &Batch, objective: &Objective, losses: &mut Losses) -> Result<(Tensor, Vec<Passed>)> {
+        let first = self.parameters.first();
         let mut hidden = self.embedded(batch, false)?;
         let mut passed = Vec::with_capacity(self.model.layers.len());
         for index in 0..self.model.layers.len() {
@@ -151,38 +205,28 @@ impl Trainee<'_> {
                 (false, _) => Passed::Frozen(ran.routed),
             });
         }
-        let shares = Shares::new(objective, &losses.load, batch.tokens())?;
-        let mut arriving = self.head(batch, &hidden, teacher, objective, scale, gradients, &mut losses)?;
-        for (index, passed) in passed.into_iter().enumerate().rev() {
-            let ran = match passed {
-                Passed::Tracked(ran) => ran,
-                Passed::Entered(input) => self.run(index, batch, &input, true, objective)?,
-                Passed::Frozen(routed) => {
-                    self.router_losses(index, routed.as_ref(), &shares, &mut losses)?;
-                    continue;
-                }
-            };
-            let of_routers = self.router_losses(index, ran.routed.as_ref(), &shares, &mut losses)?;
-            let back = || -> candle_core::Result<Tensor> {
-                let mut sum = (ran.output.to_dtype(DType::F32)? * &arriving)?.sum_all()?;
-                if let Some(RouterLosses { weighted, .. }) = of_routers {
-                    sum = (sum + (weighted * scale.per_batch)?)?;
-                }
-                let found = sum.backward()?;
-                self.collect(Place::Layer(index), &found, gradients)?;
-                found.get(&ran.input).map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
-            };
-            arriving = back().context(|| format!("the gradients of layer {index}"))?;
-        }
-        if first == Place::Embedding {
-            let embedded = self.embedded(batch, true)?;
-            let mut back = || {
-                let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
-                self.collect(Place::Embedding, &found, gradients)
-            };
-            back().context(|| "the gradient of the embedding".into())?;
-        }
-        Ok(losses)
+        Ok((hidden, passed))
+    }
+
+    /// From the gradient of layer `index`'s output, and what its router costs, to that of its input.
+    fn back(
+        &self,
+        index: usize,
+        ran: &Ran,
+        arriving: &Tensor,
+        of_router: Option<Tensor>,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let back = || -> candle_core::Result<Tensor> {
+            let mut sum = (ran.output.to_dtype(DType::F32)? * arriving)?.sum_all()?;
+            if let Some(of_router) = of_router {
+                sum = (sum + of_router)?;
+            }
+            let found = sum.backward()?;
+            self.collect(Place::Layer(index), &found, gradients)?;
+            found.get(&ran.input).map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
+        };
+        back().context(|| format!("the gradients of layer {index}"))
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
@@ -216,14 +260,11 @@ impl Trainee<'_> {
     }
 
     /// The gradient that arrives at the last layer's output, `[tokens, hidden]` in f32.
-    #[allow(clippy::too_many_arguments)]
     fn head(
         &self,
         batch: &Batch,
         hidden: &Tensor,
-        teacher: Option<&Targets>,
-        objective: &Objective,
-        scale: Scale,
+        goal: Goal<'_>,
         gradients: &mut Gradients,
         losses: &mut Losses,
     ) -> Result<Tensor> {
@@ -237,7 +278,7 @@ impl Trainee<'_> {
             let part = hidden.narrow(0, start, range.len()).context(|| "hidden states".into())?;
             let input = variable(&part)?;
             let logits = head.logits(&input)?;
-            let gradient = self.of_logits(&logits, &targets, range, teacher, objective, scale, losses)?;
+            let gradient = self.of_logits(&logits, &targets, range, goal, losses)?;
             let back = || {
                 let found = (logits * gradient)?.sum_all()?.backward()?;
                 self.collect(Place::Head, &found, gradients)?;
@@ -253,18 +294,16 @@ impl Trainee<'_> {
     }
 
     /// The gradient of the weighted losses by the logits of the tokens `range`; adds the losses up.
-    #[allow(clippy::too_many_arguments)]
     fn of_logits(
         &self,
         logits: &Tensor,
         targets: &[Option<u32>],
         range: Range<usize>,
-        teacher: Option<&Targets>,
-        objective: &Objective,
-        scale: Scale,
+        goal: Goal<'_>,
         losses: &mut Losses,
     ) -> Result<Tensor> {
         let loss = || "the loss".to_owned();
+        let Goal { objective, teacher, scale } = goal;
         let hard = cross_entropy(logits, &targets[range.clone()]).context(loss)?;
         losses.cross_entropy += hard.sum;
         let gradient = (hard.gradient * (objective.cross_entropy * scale.per_prediction)).context(loss)?;

@@ -8,7 +8,7 @@ mod parameters;
 mod routers;
 mod teacher;
 
-pub use gradients::{Losses, Objective, Scale, Trainee};
+pub use gradients::{Goal, Losses, Objective, Scale, Trainee};
 pub use parameters::{Gradients, Parameter, Parameters, Part};
-pub use routers::{BalanceOver, LayerCounts};
+pub use routers::{BalanceOver, LayerCounts, add_counts};
 pub use teacher::{Reference, Targets, TeacherKind};

@@ -61,6 +61,18 @@ impl LayerCounts {
     }
 }
 
+/// Adds the counts of `more` to `sums`, which are of the same layers, or none yet.
+pub fn add_counts(sums: &mut Vec<LayerCounts>, more: &[LayerCounts]) {
+    if sums.is_empty() {
+        sums.extend_from_slice(more);
+        return;
+    }
+    for (sum, more) in sums.iter_mut().zip(more) {
+        sum.counts.iter_mut().zip(&more.counts).for_each(|(sum, count)| *sum += count);
+        sum.dropped += more.dropped;
+    }
+}
+
 /// Of which tokens' choices the shares are that a layer's balance loss uses.
 pub(super) struct Shares<'a> {
     /// Layers with a mixture.
@@ -72,7 +84,8 @@ pub(super) struct Shares<'a> {
 
 impl<'a> Shares<'a> {
     pub fn new(objective: &'a Objective, load: &[LayerCounts], tokens: usize) -> Result<Self> {
-        let pooled = (objective.over == BalanceOver::Model && !load.is_empty()).then(|| pool(load, tokens)).transpose()?;
+        let pooled =
+            (objective.over == BalanceOver::Model && !load.is_empty()).then(|| pool(load, tokens)).transpose()?;
         Ok(Self { layers: load.len(), pooled, objective })
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{D, DType, Tensor};
-use moe_checkpoint::{Error, Kind, Result, Scratch};
+use moe_checkpoint::{Result, Scratch};
 use moe_math::losses::Teacher;
 use moe_math::{Compute, sampling};
 use moe_model::Model;
@@ -45,27 +45,17 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// For `sequences`; what is kept lies in a nameless file in `scratch`.
+    /// For `sequences` of ids that its vocabulary has; what is kept lies in a nameless file in `scratch`.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] for a teacher of another vocabulary than `vocab` tokens, [`Kind::Usage`] for too many or no tokens of it;
-    /// [`Kind::Io`].
+    /// [`moe_checkpoint::Kind::Io`].
     pub fn new(
         model: &'a Model,
-        vocab: usize,
         kind: TeacherKind,
         sequences: &[Vec<u32>],
         scratch: &Path,
         compute: &'a Compute,
     ) -> Result<Self> {
-        if model.vocab != vocab {
-            let what = format!("a teacher of {} tokens can't teach a model of {vocab}", model.vocab);
-            let remedy = "give a teacher with the same tokenizer";
-            return Err(Error::new(Kind::Mismatch, what).file(&model.config_file).remedy(remedy));
-        }
-        if let TeacherKind::Top(0) | TeacherKind::Sampled(0, _) = kind {
-            return Err(Error::new(Kind::Usage, "a teacher that says nothing").remedy("keep at least one token of it"));
-        }
         let mut offsets = vec![0];
         sequences.iter().for_each(|sequence| offsets.push(offsets[offsets.len() - 1] + sequence.len()));
         let file = (kind != TeacherKind::Logits).then(|| Scratch::create(scratch)).transpose()?;
@@ -82,7 +72,7 @@ impl<'a> Reference<'a> {
                 let mut sweep = Sweep::new(self.model, batch, self.compute)?;
                 sweep.run(&mut Silent)?;
                 let states = sweep.hidden(0..batch.tokens())?;
-                return Ok(Targets::Running { head: Head::load(self.model, self.compute)?, states });
+                return Ok(Targets::Running { head: Box::new(Head::load(self.model, self.compute)?), states });
             }
             TeacherKind::Top(entries) | TeacherKind::Sampled(entries, _) => entries.min(self.model.vocab),
         };
@@ -156,7 +146,7 @@ pub enum Targets {
     /// All, computed when it is asked for.
     Running {
         /// The teacher's head.
-        head: Head,
+        head: Box<Head>,
         /// Its last hidden states, `[tokens, hidden]`.
         states: Tensor,
     },
@@ -176,9 +166,7 @@ impl Targets {
         Ok(match self {
             Self::Logits(logits) => Teacher::Logits(part(logits)?),
             Self::Running { head, states } => Teacher::Logits(head.logits(&part(states)?)?),
-            Self::Kept { ids, probabilities } => {
-                Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? }
-            }
+            Self::Kept { ids, probabilities } => Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? },
         })
     }
 }

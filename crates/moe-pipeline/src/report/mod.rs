@@ -20,8 +20,18 @@ use layer::ReportedLayer;
 /// The page's file name.
 pub(crate) const REPORT_FILE: &str = "report.html";
 
-/// The page; none where nothing was decided about experts.
+/// The page; none where nothing was decided about experts, and nothing trained.
 pub(crate) fn render(receipt: &Receipt) -> Option<String> {
+    if let (None, Some(training)) = (receipt.decided, &receipt.training) {
+        let sections = [
+            sections::training::summary(receipt, training),
+            sections::training::held_out(training),
+            sections::training::curves(training),
+            sections::training::load(training),
+            sections::provenance::section(receipt),
+        ];
+        return Some(page(&format!("{}, trained on", receipt.source.name), &sections));
+    }
     receipt.decided?;
     if receipt.pass == QuantizeOptions::NAME {
         let sections = [

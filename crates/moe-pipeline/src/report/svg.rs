@@ -95,6 +95,13 @@ impl Path {
         let _ = write!(self.0, "M{x} {y}l{dx} {dy}");
     }
 
+    /// A line through `points`.
+    pub fn through(&mut self, points: impl IntoIterator<Item = [f64; 2]>) {
+        for (index, [x, y]) in points.into_iter().enumerate() {
+            let _ = write!(self.0, "{}{} {}", if index == 0 { 'M' } else { 'L' }, Place(x), Place(y));
+        }
+    }
+
     /// A filled triangle that points down to `tip`.
     pub fn triangle(&mut self, tip: [f64; 2], size: f64) {
         let [x, y, up, half, width] = [tip[0], tip[1], -size, size / 2.0, -size].map(Place);
@@ -141,6 +148,19 @@ impl Scale {
         }
         let step = step(to - from);
         let (from, to) = ((from / step).floor() * step, (to / step).ceil() * step);
+        Self { from, to, start, length, logarithmic: false }
+    }
+
+    /// From the least to the greatest of `values`, rounded outwards; never empty.
+    pub fn between(values: impl IntoIterator<Item = f64>, start: f64, length: f64) -> Self {
+        let (mut from, mut to) = (f64::INFINITY, f64::NEG_INFINITY);
+        values.into_iter().filter(|v| v.is_finite()).for_each(|v| (from, to) = (from.min(v), to.max(v)));
+        if from > to {
+            (from, to) = (0.0, 1.0);
+        }
+        let step = step((to - from).max(1e-6 * to.abs().max(1e-6)));
+        let (from, to) = ((from / step).floor() * step, (to / step).ceil() * step);
+        let to = if to > from { to } else { from + step };
         Self { from, to, start, length, logarithmic: false }
     }
 
@@ -222,6 +242,16 @@ mod tests {
                 assert!((10.0..=110.0).contains(&scale.base()));
                 assert!(scale.ticks().len() <= 8 && scale.ticks().iter().all(|t| t.is_finite()));
             }
+        }
+    }
+
+    #[test]
+    fn scales_between_values_need_no_zero() {
+        let scale = Scale::between([2.31, 2.78], 0.0, 1.0);
+        assert!(scale.ends()[0] > 2.2 && scale.ends()[1] < 2.9, "{:?}", scale.ends());
+        for values in [vec![], vec![3.0; 4], vec![f64::NAN], vec![0.0]] {
+            let scale = Scale::between(values, 0.0, 1.0);
+            assert!(scale.ticks().len() <= 8 && (0.0..=1.0).contains(&scale.at(3.0)));
         }
     }
 

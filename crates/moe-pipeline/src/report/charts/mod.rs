@@ -4,10 +4,12 @@ mod bars;
 mod columns;
 mod curve;
 mod heatmap;
+mod lines;
 mod scatter;
 
 pub(super) use bars::{Bar, bars};
 pub(super) use columns::{Columns, columns};
 pub(super) use curve::curve;
 pub(super) use heatmap::{LEVELS, heatmap};
+pub(super) use lines::{Lines, lines};
 pub(super) use scatter::{Scatter, scatter};

@@ -9,4 +9,5 @@ pub(super) mod quantized;
 pub(super) mod saliency;
 pub(super) mod stability;
 pub(super) mod summary;
+pub(super) mod training;
 mod words;

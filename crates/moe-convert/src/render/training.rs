@@ -1,0 +1,67 @@
+//! A training in tables.
+
+use moe_forward::DomainReport;
+use moe_pipeline::{LoadChange, Receipt, TrainingRecord};
+
+use super::{count, or_dash, table};
+
+/// What was trained, in a line.
+pub fn fact(training: &TrainingRecord) -> String {
+    let early = if training.stopped_early { ", stopped early" } else { "" };
+    format!(
+        "{} weights for {} steps on {} tokens{early}; written: step {}",
+        count(training.parameters),
+        training.steps,
+        count(training.tokens as usize),
+        training.written
+    )
+}
+
+/// Held-out text before and after, and where tokens went.
+pub fn tables(receipt: &Receipt) -> String {
+    let Some(training) = &receipt.training else { return String::new() };
+    let mut text = String::new();
+    if let (Some(before), Some(after)) = (&training.before, &training.after) {
+        let compared = before.all.against.is_some();
+        let mut header = vec!["held-out", "tokens", "loss before", "after", "Δ loss"];
+        if compared {
+            header.extend(["KL before", "after", "top-1 same before", "after"]);
+        }
+        let rows = before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
+        text += &format!("\n{}", table(&header, rows));
+    }
+    if !training.load.is_empty() {
+        let header = ["layer", "experts", "entropy at first", "at last", "dead at first", "at last", "dropped"];
+        text += &format!("\nLoad on what was trained on:\n{}", table(&header, training.load.iter().map(load)));
+    }
+    text
+}
+
+fn row(before: &DomainReport, after: &DomainReport, compared: bool) -> Vec<String> {
+    let mut row = vec![
+        after.label.clone(),
+        after.tokens.to_string(),
+        format!("{:.4}", before.loss),
+        format!("{:.4}", after.loss),
+        format!("{:+.4}", after.loss - before.loss),
+    ];
+    if compared {
+        let both = [before, after].map(|d| d.against.as_ref());
+        row.extend(both.map(|a| or_dash(a.map(|a| format!("{:.4}", a.kl)))));
+        row.extend(both.map(|a| or_dash(a.map(|a| format!("{:.1} %", 100.0 * a.top1_agreement)))));
+    }
+    row
+}
+
+fn load(change: &LoadChange) -> Vec<String> {
+    let LoadChange { layer, first, last, dropped } = change;
+    vec![
+        layer.to_string(),
+        last.counts.len().to_string(),
+        format!("{:.3}", first.entropy),
+        format!("{:.3}", last.entropy),
+        first.dead.to_string(),
+        last.dead.to_string(),
+        format!("{:.1} %", 100.0 * dropped),
+    ]
+}

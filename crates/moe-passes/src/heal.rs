@@ -1,0 +1,201 @@
+//! Healing: a short continued training after upcycling, pruning or merging.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use moe_forward::train::{Parameters, Part, TeacherKind};
+use moe_model::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::pass::{Effect, Kept, Pass, Plan, Sources};
+use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
+
+/// Options of `heal`.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HealOptions {
+    /// What is trained, several words with commas. Biases for choosing, and layers for multi-token prediction, always stay.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "router")]
+    #[serde(default = "router")]
+    pub train: Vec<Trained>,
+
+    /// The model before it was pruned, merged or upcycled: its distribution of next tokens is what is trained for, by forward KL. It
+    /// runs layer by layer, and is never in memory beside what is trained.
+    #[arg(long, value_name = "ORIGINAL")]
+    #[serde(default)]
+    pub from: Option<PathBuf>,
+
+    /// Weight of that KL; the loss of next tokens has the rest of 1.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 1.0)]
+    #[serde(default = "whole")]
+    pub from_weight: f64,
+
+    /// How much of the original's distribution is used: all of it, which runs it for every batch; or its most probable tokens and the
+    /// mass of the others, or tokens drawn by their probability (2503.16870), for which it runs once.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub teacher: TeacherTokens,
+
+    /// So many tokens for each, where it isn't all of them.
+    #[arg(long, value_name = "N", default_value_t = default_teacher_tokens())]
+    #[serde(default = "default_teacher_tokens")]
+    pub teacher_tokens: usize,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub text: TrainingText,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub training: TrainOptions,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub routers: RouterOptions,
+}
+
+/// A part of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trained {
+    /// Routers, and gates of shared experts.
+    Router,
+    /// Routed experts.
+    Experts,
+    /// Shared experts.
+    Shared,
+    /// Attention's projections.
+    Attention,
+    /// All norms.
+    Norms,
+    /// The embedding and the output head.
+    Embeddings,
+    /// All of these, and networks of dense layers.
+    All,
+}
+
+/// How much of a teacher's distribution is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeacherTokens {
+    /// All of it.
+    #[default]
+    Full,
+    /// The most probable tokens.
+    TopK,
+    /// Tokens drawn at random.
+    Sampled,
+}
+
+fn router() -> Vec<Trained> {
+    vec![Trained::Router]
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn default_teacher_tokens() -> usize {
+    64
+}
+
+impl HealOptions {
+    fn parts(&self) -> Vec<Part> {
+        let parts = |trained: &Trained| match trained {
+            Trained::Router => vec![Part::Routers],
+            Trained::Experts => vec![Part::Experts],
+            Trained::Shared => vec![Part::Shared],
+            Trained::Attention => vec![Part::Attention],
+            Trained::Norms => vec![Part::Norms],
+            Trained::Embeddings => vec![Part::Embeddings],
+            Trained::All => Part::ALL.to_vec(),
+        };
+        self.train.iter().flat_map(parts).collect()
+    }
+
+    fn teacher(&self) -> Option<TeacherOptions> {
+        let kind = match self.teacher {
+            TeacherTokens::Full => TeacherKind::Logits,
+            TeacherTokens::TopK => TeacherKind::Top(self.teacher_tokens),
+            TeacherTokens::Sampled => TeacherKind::Sampled(self.teacher_tokens, self.text.seed),
+        };
+        self.from.as_ref().map(|_| TeacherOptions { weight: self.from_weight, kind })
+    }
+
+    fn check(&self, sources: &Sources<'_>) -> Result<()> {
+        let usage = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
+        self.training.check()?;
+        self.routers.check()?;
+        if sources.model.quantization.is_some() {
+            return Err(Error::new(Kind::Unsupported, "quantized weights can't be trained")
+                .file(&sources.model.config_file)
+                .remedy("heal the unquantized checkpoint, then quantize the result"));
+        }
+        if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
+            return usage("training takes no weights of labels", "leave @WEIGHT out, and give more or less of a text");
+        }
+        if !(0.0..=1.0).contains(&self.from_weight) {
+            return usage("--from-weight is no share", "give a number from 0 to 1");
+        }
+        if self.from.is_none() && (self.from_weight != whole() || self.teacher != TeacherTokens::Full) {
+            return usage("there is no teacher to listen to", "give --from ORIGINAL");
+        }
+        if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
+            return usage("a teacher that says nothing", "give --teacher-tokens of at least one");
+        }
+        if let Some(teacher) = sources.others.first().filter(|teacher| teacher.vocab != sources.model.vocab) {
+            let what = format!("a teacher of {} tokens can't teach a model of {}", teacher.vocab, sources.model.vocab);
+            return Err(Error::new(Kind::Mismatch, what)
+                .file(&teacher.config_file)
+                .remedy("give the original, which has the same tokenizer"));
+        }
+        if self.training.patience > 0 && self.text.held_out.is_empty() {
+            return usage("--patience needs something to measure on", "give --held-out TEXT");
+        }
+        if Parameters::elements(sources.model, &self.parts()) == 0 {
+            let words = "this model has none of what --train says";
+            return Err(Error::new(Kind::Usage, words)
+                .file(&sources.model.config_file)
+                .remedy("a dense model has no routers and experts: give --train all"));
+        }
+        Ok(())
+    }
+}
+
+impl Pass for HealOptions {
+    const NAME: &'static str = "heal";
+
+    fn others(&self) -> &[PathBuf] {
+        self.from.as_slice()
+    }
+
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+        self.check(sources)?;
+        let model = sources.model.clone();
+        let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
+        let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
+        let (kept, why) = match self.training.steps {
+            0 => (Kept::Exactly, "no step is taken".to_owned()),
+            steps => (Kept::No, format!("{} trained for up to {steps} steps", words.join(", "))),
+        };
+        let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
+        if !model.mtp.is_empty() {
+            warnings.push("layers for multi-token prediction are not trained along".to_owned());
+        }
+        let effects = vec![Effect::new("train", kept, why)];
+        Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1 })
+    }
+
+    fn training(&self) -> Option<Training> {
+        Some(Training {
+            parts: self.parts(),
+            options: self.training.clone(),
+            routers: self.routers.clone(),
+            text: self.text.clone(),
+            teacher: self.teacher(),
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! Options of everything that trains whole models, and what a pass wants trained.
+
+use clap::ValueEnum;
+use moe_forward::DataSpec;
+use moe_forward::train::{BalanceOver, Part, TeacherKind};
+use moe_model::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+/// How training goes.
+#[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Training")]
+pub struct TrainOptions {
+    /// Most steps; 0 trains nothing.
+    #[arg(long, value_name = "N", default_value_t = default_steps())]
+    #[serde(default = "default_steps")]
+    pub steps: u64,
+
+    /// Windows of about this many tokens go through the model together.
+    #[arg(long, value_name = "TOKENS", default_value_t = default_batch_tokens())]
+    #[serde(default = "default_batch_tokens")]
+    pub batch_tokens: usize,
+
+    /// Batches whose gradients make a step.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[serde(default = "one")]
+    pub accumulate: usize,
+
+    /// Greatest learning rate of AdamW (β 0.9 and 0.95), which falls to 0 along half a cosine.
+    #[arg(long, value_name = "RATE", default_value_t = default_learning_rate())]
+    #[serde(default = "default_learning_rate")]
+    pub learning_rate: f64,
+
+    /// Steps over which the learning rate rises from 0 first [default: a twentieth of --steps].
+    #[arg(long, value_name = "STEPS")]
+    #[serde(default)]
+    pub warmup: Option<u64>,
+
+    /// Decoupled weight decay, of all that is trained but norms and biases.
+    #[arg(long, value_name = "DECAY", default_value_t = default_weight_decay())]
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+
+    /// Greatest norm of all gradients together; 0 for no limit.
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    #[serde(default = "one_f64")]
+    pub clip: f64,
+
+    /// What matrices are rounded to while they are used; masters, moments and sums of gradients are f32 in either case.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub precision: Precision,
+
+    /// Measure on --held-out after every so many steps, and save all that a killed run goes on from; 0 for the end alone.
+    #[arg(long, value_name = "STEPS", default_value_t = default_eval_every())]
+    #[serde(default = "default_eval_every")]
+    pub eval_every: u64,
+
+    /// Stop after so many measurements that were no better than the best; 0 for never.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[serde(default)]
+    pub patience: u64,
+}
+
+/// What matrices are computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// All 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, as most checkpoints have them: what is trained is what is written.
+    Bf16,
+}
+
+fn default_steps() -> u64 {
+    200
+}
+
+fn default_batch_tokens() -> usize {
+    2048
+}
+
+fn default_learning_rate() -> f64 {
+    2e-4
+}
+
+fn default_weight_decay() -> f64 {
+    0.01
+}
+
+fn default_eval_every() -> u64 {
+    20
+}
+
+fn one() -> usize {
+    1
+}
+
+fn one_f64() -> f64 {
+    1.0
+}
+
+impl TrainOptions {
+    /// Refuses numbers that can't be meant.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        let sizes =
+            [("--learning-rate", self.learning_rate), ("--weight-decay", self.weight_decay), ("--clip", self.clip)];
+        if let Some((option, value)) = sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
+            return Err(Error::new(Kind::Usage, format!("{option} {value}")).remedy("give a number of 0 or more"));
+        }
+        if self.batch_tokens == 0 || self.accumulate == 0 {
+            return Err(Error::new(Kind::Usage, "a step without tokens")
+                .remedy("give --batch-tokens and --accumulate of 1 or more"));
+        }
+        if self.warmup() > self.steps {
+            let what = format!("a warm-up of {} steps, of {} in all", self.warmup(), self.steps);
+            return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
+        }
+        if self.patience > 0 && self.eval_every == 0 {
+            return Err(Error::new(Kind::Usage, "--patience counts measurements, and there is one alone")
+                .remedy("give --eval-every, or leave --patience out"));
+        }
+        Ok(())
+    }
+
+    /// Steps over which the learning rate rises.
+    pub fn warmup(&self) -> u64 {
+        self.warmup.unwrap_or(self.steps / 20)
+    }
+}
+
+/// What routers are trained for beside the loss.
+#[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Routers")]
+pub struct RouterOptions {
+    /// Weight of the load-balancing loss, E Σ f P with the fractions f of tokens that really went to each expert (2101.03961).
+    #[arg(long, value_name = "WEIGHT", default_value_t = default_balance())]
+    #[serde(default = "default_balance")]
+    pub balance: f64,
+
+    /// Balance each layer by itself, or all layers together, as transformers does.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub balance_over: Over,
+
+    /// Weight of the router z-loss, the mean of (log Σ exp z)² (2202.08906); 0.001 is usual.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    #[serde(default)]
+    pub z_loss: f64,
+
+    /// While training, let an expert take this many times its even share of a batch, and drop the rest, as Switch does.
+    #[arg(long, value_name = "FACTOR")]
+    #[serde(default)]
+    pub capacity_factor: Option<f64>,
+}
+
+/// What a balance loss is taken over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Over {
+    /// Each layer.
+    #[default]
+    Layer,
+    /// The model.
+    Model,
+}
+
+fn default_balance() -> f64 {
+    0.01
+}
+
+impl RouterOptions {
+    /// Refuses numbers that can't be meant.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        let sizes = [("--balance", Some(self.balance)), ("--z-loss", Some(self.z_loss))];
+        let bad = |value: f64| !(value >= 0.0 && value.is_finite());
+        if let Some((option, _)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
+            return Err(Error::new(Kind::Usage, format!("{option} is no weight")).remedy("give a number of 0 or more"));
+        }
+        match self.capacity_factor {
+            Some(factor) if !(factor > 0.0 && factor.is_finite()) => {
+                Err(Error::new(Kind::Usage, format!("--capacity-factor {factor}")).remedy("give a number above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for the forward pass.
+    pub fn over(&self) -> BalanceOver {
+        match self.balance_over {
+            Over::Layer => BalanceOver::Layers,
+            Over::Model => BalanceOver::Model,
+        }
+    }
+}
+
+/// Text to train on.
+#[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[command(next_help_heading = "Text")]
+pub struct TrainingText {
+    /// Text to train on as PATH or LABEL=PATH; a text file, or JSONL with "text", "messages" or "input_ids".
+    #[arg(long, value_name = "DATA", required = true)]
+    pub data: Vec<DataSpec>,
+
+    /// Documents are cut into windows of this many tokens, each a sequence of its own.
+    #[arg(long, value_name = "TOKENS", default_value_t = default_sequence_length())]
+    #[serde(default = "default_sequence_length")]
+    pub sequence_length: usize,
+
+    /// At most this many tokens of each label, in windows drawn at random by --seed [default: all].
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(default)]
+    pub data_tokens: Option<usize>,
+
+    /// Let windows run across the documents of a label, so that short ones fill them.
+    #[arg(long)]
+    #[serde(default)]
+    pub pack: bool,
+
+    /// Text to measure on, as for --data: the best of all measurements is what is written. Without it, what the last step gave.
+    #[arg(long, value_name = "DATA")]
+    #[serde(default)]
+    pub held_out: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --held-out.
+    #[arg(long, value_name = "TOKENS", default_value_t = default_held_out_tokens())]
+    #[serde(default = "default_held_out_tokens")]
+    pub held_out_tokens: usize,
+
+    /// Seed of everything that is drawn.
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_sequence_length() -> usize {
+    512
+}
+
+fn default_held_out_tokens() -> usize {
+    8192
+}
+
+/// How a planned model is trained before it is written.
+#[derive(Debug, Clone)]
+pub struct Training {
+    /// What of it.
+    pub parts: Vec<Part>,
+    /// How.
+    pub options: TrainOptions,
+    /// Beside the loss.
+    pub routers: RouterOptions,
+    /// On what.
+    pub text: TrainingText,
+    /// Whether the first of [`crate::Pass::others`] is the teacher, and how it is listened to.
+    pub teacher: Option<TeacherOptions>,
+}
+
+/// How a teacher is listened to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TeacherOptions {
+    /// Weight of KL(teacher ‖ model); next tokens have the rest of 1.
+    pub weight: f64,
+    /// How much of its distribution.
+    pub kind: TeacherKind,
+}

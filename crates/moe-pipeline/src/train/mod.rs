@@ -1,0 +1,214 @@
+//! Training a planned model before it is written.
+
+mod dir;
+mod log;
+mod need;
+mod order;
+mod record;
+mod state;
+mod trainer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::DType;
+use moe_checkpoint::{Checkpoint, Result, sha256_bytes, sha256_file};
+use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, Trainee};
+use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TokenizeOptions, evaluate};
+use moe_math::Compute;
+use moe_model::Model;
+use moe_passes::{Precision, Training};
+
+use order::Order;
+use trainer::{Task, Trainer};
+
+use crate::fingerprint::Fingerprint;
+use crate::progress::{Progress, Unit};
+use crate::resources::{ByteSize, directory_of, storage};
+
+pub(crate) use dir::{LOG_FILE, TrainingDir};
+pub(crate) use need::Need;
+pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
+
+/// A model that shall be trained, and what with.
+pub(crate) struct Subject<'a> {
+    /// The planned model.
+    pub model: &'a Model,
+    /// The checkpoint it comes from.
+    pub source: &'a Checkpoint,
+    pub teacher: Option<(&'a Checkpoint, &'a Model)>,
+    pub task: &'a TrainingTask,
+    /// The pass's options.
+    pub options: serde_json::Value,
+    pub output: &'a Path,
+    pub resume: bool,
+    pub memory_budget: Option<ByteSize>,
+    pub compute: &'a Compute,
+}
+
+/// What a pass wants trained, and the text for it.
+pub(crate) struct TrainingTask {
+    pub training: Training,
+    text: Corpus,
+    held_out: Option<Corpus>,
+}
+
+impl TrainingTask {
+    /// Reads the text by the tokenizer of `source`, of so many tokens.
+    ///
+    /// # Errors
+    /// As for [`Corpus::load`].
+    pub fn read(training: Training, source: &Checkpoint, vocab: usize) -> Result<Self> {
+        let text = &training.text;
+        let options = TokenizeOptions { sequence_length: text.sequence_length, vocab, ..TokenizeOptions::default() };
+        let trained =
+            TokenizeOptions { max_tokens: text.data_tokens, pack: text.pack, sample: Some(text.seed), ..options };
+        let measured = TokenizeOptions { max_tokens: Some(text.held_out_tokens), ..options };
+        let held_out = (!text.held_out.is_empty()).then(|| Corpus::load(&text.held_out, source.dir(), measured));
+        Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out: held_out.transpose()?, training })
+    }
+}
+
+/// Options that may be changed when a training goes on.
+const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
+
+impl Subject<'_> {
+    /// Trains, and gives the trained model.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training returns.
+    pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
+        let TrainingTask { training, text, held_out } = self.task;
+        let need = Need::of(self.model, training);
+        let keep_graphs = need.check(self.memory_budget)?;
+        let sequences: Vec<Vec<u32>> = text.domains.iter().flat_map(|domain| domain.sequences.clone()).collect();
+        let precision = match training.options.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let parameters = Parameters::read(self.model, &training.parts, precision, self.compute)?;
+        let scratch = directory_of(self.output);
+        let reference = training
+            .teacher
+            .zip(self.teacher)
+            .map(|(options, (_, teacher))| Reference::new(teacher, options.kind, &sequences, scratch, self.compute));
+        let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
+        let tokens = held_out.as_ref().map_or(0, Corpus::tokens);
+        let mut task = TextTask {
+            trainee: Trainee { model: self.model, parameters: &parameters, compute: self.compute, keep_graphs },
+            order: Order::new(
+                sequences.iter().map(Vec::len).collect(),
+                training.options.batch_tokens,
+                training.text.seed,
+            ),
+            sequences,
+            accumulate: training.options.accumulate,
+            reference: reference.transpose()?,
+            objective: Objective {
+                cross_entropy: 1.0 - weight,
+                teacher: weight,
+                balance: training.routers.balance,
+                over: training.routers.over(),
+                z: training.routers.z_loss,
+                capacity_factor: training.routers.capacity_factor,
+            },
+            held_out: held_out.as_ref(),
+            original: self.teacher.map(|(_, model)| model),
+            storage: storage(self.model, tokens, self.memory_budget, scratch)?,
+        };
+        let dir = TrainingDir::of(self.output);
+        progress.stage("train", training.options.steps, Unit::Steps);
+        let fingerprint = self.fingerprint()?;
+        let trainer = Trainer {
+            parameters: &parameters,
+            options: &training.options,
+            dir: &dir,
+            fingerprint,
+            resume: self.resume,
+            progress,
+        };
+        let outcome = trainer.run(&mut task)?;
+        let model = parameters.applied(self.model, &outcome.encoded);
+        let [before, after] = outcome.reports.map_or([None, None], |reports| reports.map(Some));
+        let record = TrainingRecord {
+            parameters: parameters.list.iter().map(|p| p.weight.elements()).sum(),
+            steps: outcome.steps.last().map_or(0, |step| step.step),
+            stopped_early: outcome.stopped_early,
+            written: outcome.written,
+            tokens: outcome.steps.iter().map(|step| step.tokens as u64).sum(),
+            memory_estimate_bytes: need.bytes(false),
+            curve: record::thinned(&outcome.steps),
+            measurements: outcome.measurements,
+            before,
+            after,
+            load: record::changes(&outcome.load[0], &outcome.load[1]),
+        };
+        Ok((model, record))
+    }
+
+    /// Hash of all that decides what comes of the training, but for what may be changed.
+    fn fingerprint(&self) -> Result<String> {
+        let mut options = self.options.clone();
+        if let Some(options) = options.as_object_mut() {
+            CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
+        }
+        let teacher = self.teacher.map(|(checkpoint, _)| Fingerprint::of(checkpoint)).transpose()?;
+        let text = &self.task.training.text;
+        let texts = text.data.iter().chain(&text.held_out).map(|spec| sha256_file(&spec.path));
+        let all = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "options": options,
+            "source": Fingerprint::of(self.source)?,
+            "teacher": teacher,
+            "texts": texts.collect::<Result<Vec<_>>>()?,
+        });
+        Ok(sha256_bytes(all.to_string().as_bytes()))
+    }
+}
+
+/// Next tokens of text, a teacher, and routers.
+struct TextTask<'a> {
+    trainee: Trainee<'a>,
+    sequences: Vec<Vec<u32>>,
+    order: Order,
+    accumulate: usize,
+    reference: Option<Reference<'a>>,
+    objective: Objective,
+    held_out: Option<&'a Corpus>,
+    /// What the result is measured beside.
+    original: Option<&'a Model>,
+    storage: Storage,
+}
+
+impl Task for TextTask<'_> {
+    fn gradients(&mut self, gradients: &mut Gradients) -> Result<Losses> {
+        let chosen: Vec<Vec<usize>> = (0..self.accumulate).map(|_| self.order.next()).collect();
+        let batch = |windows: &Vec<usize>| Batch::new(windows.iter().map(|w| self.sequences[*w].as_slice()));
+        let batches: Vec<Batch> = chosen.iter().map(batch).collect();
+        let scale = Scale::over(&batches);
+        let mut losses = Vec::new();
+        for (batch, windows) in batches.iter().zip(&chosen) {
+            let targets = self.reference.as_mut().map(|reference| reference.targets(batch, windows)).transpose()?;
+            let goal = Goal { objective: &self.objective, teacher: targets.as_ref(), scale };
+            losses.push(self.trainee.accumulate(batch, goal, gradients)?);
+        }
+        Ok(Losses::together(&losses))
+    }
+
+    fn skip(&mut self, steps: u64) {
+        for _ in 0..steps * self.accumulate as u64 {
+            self.order.next();
+        }
+    }
+
+    fn total(&self, losses: &Losses) -> f64 {
+        losses.total(&self.objective)
+    }
+
+    fn measure(&mut self, encoded: &[Arc<Vec<u8>>]) -> Result<Option<EvalReport>> {
+        let Some(held_out) = self.held_out else { return Ok(None) };
+        let model = self.trainee.parameters.applied(self.trainee.model, encoded);
+        let compute = self.trainee.compute;
+        evaluate(&model, self.original, held_out, &self.storage, compute, &mut Silent).map(Some)
+    }
+}

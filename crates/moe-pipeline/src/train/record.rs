@@ -1,0 +1,185 @@
+//! What a training tells: a line for each step, and the record in the receipt.
+
+use moe_forward::EvalReport;
+use moe_forward::train::{LayerCounts, Losses};
+use moe_math::load::Load;
+use serde::Serialize;
+
+/// One step, or the mean of some neighbouring ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// Counts from 1; the last of those that are averaged.
+    pub step: u64,
+    /// The weighted sum that is minimised.
+    pub loss: f64,
+    /// Mean −log p of next tokens.
+    pub cross_entropy: f64,
+    /// Mean KL(teacher ‖ model).
+    pub teacher: f64,
+    /// The load-balancing loss.
+    pub balance: f64,
+    /// The router z-loss.
+    pub z: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Norm of all gradients together, before it is limited.
+    pub gradient_norm: f64,
+    /// Tokens that were trained on.
+    pub tokens: f64,
+}
+
+impl StepRecord {
+    /// Numbers in a row of a saved state.
+    pub const COLUMNS: usize = 9;
+
+    pub(super) fn new(step: u64, losses: &Losses, loss: f64, learning_rate: f64, gradient_norm: f64) -> Self {
+        Self {
+            step,
+            loss,
+            cross_entropy: losses.cross_entropy,
+            teacher: losses.teacher,
+            balance: losses.balance,
+            z: losses.z,
+            learning_rate,
+            gradient_norm,
+            tokens: losses.tokens as f64,
+        }
+    }
+
+    pub(super) fn row(&self) -> [f64; Self::COLUMNS] {
+        let Self { step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens } = *self;
+        [step as f64, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens]
+    }
+
+    pub(super) fn of_row(row: [f64; Self::COLUMNS]) -> Self {
+        let [step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens] = row;
+        Self { step: step as u64, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens }
+    }
+}
+
+/// A measurement on held-out text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measurement {
+    /// After this step; 0 is before training.
+    pub step: u64,
+    /// Mean loss of next tokens.
+    pub loss: f64,
+    /// Mean KL(teacher ‖ model), with a teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+}
+
+impl Measurement {
+    pub(super) fn new(step: u64, report: &EvalReport) -> Self {
+        Self { step, loss: report.all.loss, kl: report.all.against.as_ref().map(|against| against.kl) }
+    }
+
+    /// What training shall lower: the KL with a teacher, the loss without.
+    pub fn figure(&self) -> f64 {
+        self.kl.unwrap_or(self.loss)
+    }
+}
+
+/// Load of a layer's experts on what it was trained on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoadChange {
+    /// The layer's index.
+    pub layer: usize,
+    /// Up to the first measurement.
+    pub first: Load,
+    /// Since the last but one.
+    pub last: Load,
+    /// Share of the last choices that experts had no room for.
+    pub dropped: f64,
+}
+
+/// What the receipt says of a training.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainingRecord {
+    /// Elements that were trained.
+    pub parameters: usize,
+    /// Steps that were taken.
+    pub steps: u64,
+    /// Whether it ended before the last step, since measurements got no better.
+    pub stopped_early: bool,
+    /// The step whose weights are written.
+    pub written: u64,
+    /// Tokens that were trained on, those of several times through the text each time.
+    pub tokens: u64,
+    /// How many bytes it was estimated to hold in memory at least.
+    pub memory_estimate_bytes: u64,
+    /// Losses; of a long run means of neighbouring steps.
+    pub curve: Vec<StepRecord>,
+    /// Measurements on held-out text.
+    pub measurements: Vec<Measurement>,
+    /// Held-out text before training, beside the teacher if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<EvalReport>,
+    /// The same of what is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<EvalReport>,
+    /// Where tokens went.
+    pub load: Vec<LoadChange>,
+}
+
+/// No more points than these are drawn.
+const POINTS: usize = 400;
+
+/// `steps`, so many neighbours averaged that no more than [`POINTS`] are left.
+pub(super) fn thinned(steps: &[StepRecord]) -> Vec<StepRecord> {
+    let each = steps.len().div_ceil(POINTS).max(1);
+    let mean = |part: &[StepRecord]| {
+        let mut sums = [0.0; StepRecord::COLUMNS];
+        for step in part {
+            sums.iter_mut().zip(step.row()).for_each(|(sum, value)| *sum += value);
+        }
+        let last = part[part.len() - 1];
+        StepRecord { step: last.step, ..StepRecord::of_row(sums.map(|sum| sum / part.len() as f64)) }
+    };
+    steps.chunks(each).map(mean).collect()
+}
+
+/// Load of the layers, those before beside those after.
+pub(super) fn changes(first: &[LayerCounts], last: &[LayerCounts]) -> Vec<LoadChange> {
+    let change = |(first, last): (&LayerCounts, &LayerCounts)| LoadChange {
+        layer: last.layer,
+        first: Load::new(first.counts.clone()),
+        last: Load::new(last.counts.clone()),
+        dropped: last.dropped as f64 / last.counts.iter().sum::<u64>().max(1) as f64,
+    };
+    first.iter().zip(last).map(change).collect()
+}
+
+/// A layer has collapsed where its tokens are spread over no more experts than a quarter of them would hold evenly: the exponential of
+/// the entropy of their shares counts these.
+pub(super) fn collapsed(load: &[LayerCounts]) -> Vec<usize> {
+    let effective = |layer: &LayerCounts| {
+        let experts = layer.counts.len() as f64;
+        (Load::new(layer.counts.clone()).entropy * experts.ln()).exp()
+    };
+    let few = |layer: &&LayerCounts| layer.counts.len() > 4 && effective(layer) < layer.counts.len() as f64 / 4.0;
+    load.iter().filter(few).map(|layer| layer.layer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_curves_are_thinned_to_means() {
+        let steps: Vec<StepRecord> =
+            (1..=1000).map(|step| StepRecord { step, loss: step as f64, ..StepRecord::default() }).collect();
+        let thin = thinned(&steps);
+        assert_eq!((thin.len(), thin[0].step, thin[0].loss), (334, 3, 2.0));
+        assert_eq!(thin[333].step, 1000);
+        assert_eq!(thinned(&steps[..5]), steps[..5]);
+        assert_eq!(StepRecord::of_row(steps[7].row()), steps[7]);
+    }
+
+    #[test]
+    fn a_layer_on_few_experts_has_collapsed() {
+        let counts = |counts: &[u64]| LayerCounts { layer: 3, counts: counts.to_vec(), dropped: 0 };
+        assert_eq!(collapsed(&[counts(&[100, 0, 0, 0, 0, 0, 0, 1])]), [3]);
+        assert!(collapsed(&[counts(&[5; 8]), counts(&[50, 50, 50, 1, 0, 0, 0, 0]), counts(&[9, 0, 0, 0])]).is_empty());
+    }
+}

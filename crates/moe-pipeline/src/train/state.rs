@@ -1,0 +1,203 @@
+//! What a killed training goes on from: one file, written whole or not at all.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, write_file_atomically};
+use moe_forward::train::LayerCounts;
+use serde::{Deserialize, Serialize};
+
+use super::record::{Measurement, StepRecord};
+
+const ABOUT: &str = "about";
+const FORMAT: &str = "moe-convert training 1";
+const MEASUREMENT_COLUMNS: usize = 3;
+
+/// A training after some steps.
+#[derive(Default)]
+pub(super) struct State {
+    /// Hash of all that decides what comes of it.
+    pub fingerprint: String,
+    /// Steps that were taken.
+    pub step: u64,
+    /// The step that measured best.
+    pub best: Option<u64>,
+    /// Measurements since then.
+    pub worse: u64,
+    /// What was measured.
+    pub measurements: Vec<Measurement>,
+    /// What the steps were.
+    pub steps: Vec<StepRecord>,
+    /// Load up to the first measurement, and since the last but one.
+    pub load: [Vec<LayerCounts>; 2],
+    /// For each parameter its value, m and v.
+    pub values: Vec<[Vec<f32>; 3]>,
+    /// The best values as files have them.
+    pub best_bytes: Vec<Arc<Vec<u8>>>,
+}
+
+/// Floats are kept in tensors: JSON wouldn't give the same bits back.
+#[derive(Serialize, Deserialize)]
+struct About {
+    format: String,
+    fingerprint: String,
+    step: u64,
+    best: Option<u64>,
+    worse: u64,
+    load: [Vec<(usize, Vec<u64>, u64)>; 2],
+}
+
+impl State {
+    /// Writes it to `path`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`]; an earlier file is untouched then.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let load = |of: &Vec<LayerCounts>| of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect();
+        let about = About {
+            format: FORMAT.to_owned(),
+            fingerprint: self.fingerprint.clone(),
+            step: self.step,
+            best: self.best,
+            worse: self.worse,
+            load: self.load.each_ref().map(load),
+        };
+        let mut json = serde_json::to_vec(&about).unwrap_or_default();
+        // Padded, so that what follows is aligned.
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
+        let measurements: Vec<f64> =
+            self.measurements.iter().flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)]).collect();
+        let mut parts: Vec<(String, Dtype, &[u8])> = vec![
+            (ABOUT.to_owned(), Dtype::U8, &json),
+            ("steps".to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
+            ("measurements".to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
+        ];
+        for (index, values) in self.values.iter().enumerate() {
+            let named = ["value", "m", "v"].into_iter().zip(values);
+            parts.extend(named.map(|(name, v)| (format!("{name}.{index}"), Dtype::F32, bytemuck::cast_slice(v))));
+        }
+        let best = self.best_bytes.iter().enumerate();
+        parts.extend(best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())));
+        let mut end = 0;
+        let entry = |(name, dtype, bytes): &(String, Dtype, &[u8])| {
+            let start = end;
+            end += bytes.len() as u64;
+            Entry { name: name.clone(), dtype: *dtype, shape: vec![bytes.len() * 8 / dtype.bitsize()], start, end }
+        };
+        let header = encode_header(&parts.iter().map(entry).collect::<Vec<_>>());
+        write_file_atomically(path, |file| {
+            let mut out = std::io::BufWriter::new(file);
+            out.write_all(&header)?;
+            parts.iter().try_for_each(|(_, _, bytes)| out.write_all(bytes))?;
+            out.flush()
+        })
+    }
+
+    /// Reads it from `path`; `parameters` says how many elements each parameter has.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
+    pub fn read(path: &Path, fingerprint: &str, parameters: &[usize]) -> Result<Self> {
+        const REMEDY: &str = "start over without --resume";
+        let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
+        let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
+        let tensors: BTreeMap<String, Stored> =
+            entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
+        let bytes = |name: &str| -> Result<Vec<u8>> {
+            let tensor = tensors.get(name).ok_or_else(|| malformed("this is no saved training").tensor(name))?;
+            let mut bytes = vec![0; tensor.bytes() as usize];
+            tensor.read_at(0, &mut bytes)?;
+            Ok(bytes)
+        };
+        let about: About = serde_json::from_slice(&bytes(ABOUT)?).map_err(|e| malformed(&e.to_string()))?;
+        if about.format != FORMAT {
+            return Err(malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
+        }
+        if about.fingerprint != fingerprint {
+            return Err(Error::new(Kind::Mismatch, "this training was of other options, models or texts")
+                .file(path)
+                .remedy("give the options that it began with, or start over without --resume"));
+        }
+        let f64s = |name: &str| -> Result<Vec<f64>> {
+            Ok(bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+        };
+        let f32s = |name: String, elements: usize| -> Result<Vec<f32>> {
+            let values: Vec<f32> = bytes(&name)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            match values.len() == elements {
+                true => Ok(values),
+                false => Err(malformed("a saved parameter of another size").tensor(name)),
+            }
+        };
+        let of_parameter = |(index, elements): (usize, &usize)| -> Result<[Vec<f32>; 3]> {
+            let of = |name: &str| f32s(format!("{name}.{index}"), *elements);
+            Ok([of("value")?, of("m")?, of("v")?])
+        };
+        let best = match about.best {
+            Some(_) => {
+                (0..parameters.len()).map(|i| bytes(&format!("best.{i}")).map(Arc::new)).collect::<Result<_>>()?
+            }
+            None => Vec::new(),
+        };
+        let load = |of: Vec<(usize, Vec<u64>, u64)>| {
+            of.into_iter().map(|(layer, counts, dropped)| LayerCounts { layer, counts, dropped }).collect()
+        };
+        let steps = f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
+        let measurement = |[step, loss, kl]: &[f64; MEASUREMENT_COLUMNS]| Measurement {
+            step: *step as u64,
+            loss: *loss,
+            kl: (!kl.is_nan()).then_some(*kl),
+        };
+        Ok(Self {
+            fingerprint: about.fingerprint,
+            step: about.step,
+            best: about.best,
+            worse: about.worse,
+            measurements: f64s("measurements")?.as_chunks().0.iter().map(measurement).collect(),
+            steps,
+            load: about.load.map(load),
+            values: parameters.iter().enumerate().map(of_parameter).collect::<Result<_>>()?,
+            best_bytes: best,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_back_bit_for_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let counts = LayerCounts { layer: 2, counts: vec![3, 0, u64::from(u32::MAX)], dropped: 1 };
+        let state = State {
+            fingerprint: "f".into(),
+            step: 7,
+            best: Some(4),
+            worse: 1,
+            measurements: vec![
+                Measurement { step: 4, loss: 0.1 + 0.2, kl: None },
+                Measurement { step: 6, loss: 1.0 / 3.0, kl: Some(1e-300) },
+            ],
+            steps: vec![StepRecord { step: 7, loss: 1.0 / 7.0, ..StepRecord::default() }],
+            load: [vec![counts.clone()], vec![counts]],
+            values: vec![
+                [vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]],
+                [vec![5.0], vec![6.0], vec![7.0]],
+            ],
+            best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
+        };
+        state.write(&path).unwrap();
+        let read = State::read(&path, "f", &[2, 1]).unwrap();
+        assert_eq!((read.step, read.best, read.worse), (7, Some(4), 1));
+        assert_eq!((read.measurements, read.steps), (state.measurements, state.steps));
+        assert_eq!((read.load, read.values, read.best_bytes), (state.load, state.values, state.best_bytes));
+        assert_eq!(State::read(&path, "g", &[2, 1]).err().unwrap().kind(), Kind::Mismatch);
+        assert_eq!(State::read(&path, "f", &[2, 2]).err().unwrap().kind(), Kind::Malformed);
+        std::fs::write(&path, "nonsense").unwrap();
+        assert!(State::read(&path, "f", &[2, 1]).is_err());
+    }
+}

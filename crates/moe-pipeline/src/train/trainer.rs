@@ -1,0 +1,329 @@
+//! The training loop: steps of AdamW on the gradients of a task, measured and saved as it goes.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_forward::EvalReport;
+use moe_forward::train::{Gradients, LayerCounts, Losses, Parameters, add_counts};
+use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_passes::TrainOptions;
+use serde_json::json;
+
+use super::dir::TrainingDir;
+use super::log::{describe_load, step_line};
+use super::record::{Measurement, StepRecord, collapsed};
+use super::state::State;
+use crate::progress::Progress;
+
+/// What is trained for.
+pub(crate) trait Task {
+    /// Adds the gradients of the next step, and says what it cost.
+    ///
+    /// # Errors
+    /// [`Kind::Numeric`] where something is not finite, saying what; what reading and the device return.
+    fn gradients(&mut self, gradients: &mut Gradients) -> Result<Losses>;
+
+    /// Leaves out what the first `steps` steps were trained on.
+    fn skip(&mut self, steps: u64);
+
+    /// The weighted sum of `losses` that is minimised.
+    fn total(&self, losses: &Losses) -> f64;
+
+    /// Measures the model with weights of these bytes; none where there is nothing to measure on.
+    ///
+    /// # Errors
+    /// What evaluations return.
+    fn measure(&mut self, encoded: &[Arc<Vec<u8>>]) -> Result<Option<EvalReport>>;
+}
+
+/// What a training came to.
+pub(crate) struct Outcome {
+    /// The weights that are written.
+    pub encoded: Vec<Arc<Vec<u8>>>,
+    /// The step that they are of.
+    pub written: u64,
+    /// Steps that were taken.
+    pub steps: Vec<StepRecord>,
+    pub stopped_early: bool,
+    pub measurements: Vec<Measurement>,
+    /// Load up to the first measurement, and since the last but one.
+    pub load: [Vec<LayerCounts>; 2],
+    /// Before training, and of what is written.
+    pub reports: Option<[EvalReport; 2]>,
+}
+
+/// A training.
+pub(crate) struct Trainer<'a> {
+    pub parameters: &'a Parameters,
+    pub options: &'a TrainOptions,
+    pub dir: &'a TrainingDir,
+    /// Hash of all that decides what comes of it, but for what may be changed when it goes on.
+    pub fingerprint: String,
+    /// Go on from what a killed one left.
+    pub resume: bool,
+    pub progress: &'a dyn Progress,
+}
+
+/// A training that runs.
+struct Running<'t> {
+    trainer: &'t Trainer<'t>,
+    moments: Vec<Moments>,
+    state: State,
+    log: std::fs::File,
+    /// Load since the last measurement.
+    load: Vec<LayerCounts>,
+    /// Layers that the user was warned of.
+    warned: Vec<usize>,
+    best_report: Option<EvalReport>,
+}
+
+impl Trainer<'_> {
+    /// Trains, and gives the best weights that were measured, or the last ones.
+    ///
+    /// # Errors
+    /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first tensor; the last good state is kept. What the task
+    /// and the disk return.
+    pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
+        std::fs::create_dir_all(self.dir.path())
+            .map_err(|e| Error::io("cannot make the directory of this training", self.dir.path(), e))?;
+        let before = task.measure(&self.parameters.encoded()?)?;
+        let mut running = self.start(task, before.as_ref())?;
+        let stopped_early = running.train(task)?;
+        let State { step, best, steps, measurements, load, best_bytes, .. } = running.state;
+        let (encoded, written) = match best {
+            Some(best) => (best_bytes, best),
+            None => (self.parameters.encoded()?, step),
+        };
+        let after = match running.best_report {
+            Some(report) => Some(report),
+            // It was measured before the run was killed.
+            None => task.measure(&encoded)?,
+        };
+        let reports = before.zip(after).map(|(before, after)| [before, after]);
+        Ok(Outcome { encoded, written, steps, stopped_early, measurements, load, reports })
+    }
+
+    fn start(&self, task: &mut dyn Task, before: Option<&EvalReport>) -> Result<Running<'_>> {
+        let of = |p: &moe_forward::train::Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
+        let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let mut state = State { fingerprint: self.fingerprint.clone(), ..State::default() };
+        if self.resume && self.dir.has_state() {
+            let sizes: Vec<usize> = self.parameters.list.iter().map(|p| p.weight.elements()).collect();
+            state = State::read(&self.dir.state(), &self.fingerprint, &sizes)?;
+            self.restore(&mut state, &mut moments)?;
+            task.skip(state.step);
+            self.progress.note(&format!("training goes on after step {}", state.step));
+        } else if let Some(before) = before {
+            state.measurements.push(Measurement::new(0, before));
+            state.best = Some(0);
+            state.best_bytes = self.parameters.encoded()?;
+        }
+        let log = self.dir.log(state.step)?;
+        let best_report = before.filter(|_| state.best == Some(0)).cloned();
+        Ok(Running { trainer: self, moments, state, log, load: Vec::new(), warned: Vec::new(), best_report })
+    }
+
+    fn restore(&self, state: &mut State, moments: &mut [Moments]) -> Result<()> {
+        for ((parameter, moments), values) in self.parameters.list.iter().zip(moments).zip(state.values.drain(..)) {
+            let [value, m, v] = values;
+            let restore = || {
+                let var = &parameter.value;
+                var.set(&candle_core::Tensor::from_vec(value, var.shape(), var.device())?)?;
+                Moments::restore([m, v], var)
+            };
+            *moments = restore().map_err(|e| numeric(e, parameter.weight.name()))?;
+        }
+        Ok(())
+    }
+}
+
+fn numeric(error: candle_core::Error, tensor: &str) -> Error {
+    Error::new(Kind::Numeric, "cannot train this tensor").source(error).tensor(tensor)
+}
+
+const CALMER: &str = "lower --learning-rate and go on with --resume from what was saved, or check the data";
+
+impl Running<'_> {
+    /// Whether it stopped before the last step.
+    fn train(&mut self, task: &mut dyn Task) -> Result<bool> {
+        let (options, progress) = (self.trainer.options, self.trainer.progress);
+        let mut speed = Speed::new();
+        progress.advance(self.state.step);
+        while self.state.step < options.steps {
+            if options.patience > 0 && self.state.worse >= options.patience {
+                return Ok(true);
+            }
+            let (record, load) = match self.step(task) {
+                Ok(done) => done,
+                Err(error) if error.kind() == Kind::Numeric => return Err(self.keep_last_good(error)?),
+                Err(error) => return Err(error),
+            };
+            add_counts(&mut self.load, &load);
+            self.state.steps.push(record);
+            let rate = speed.tokens_per_second(record.tokens);
+            self.write_line(&step_line(&record, rate, &load))?;
+            progress.advance(1);
+            progress.status(&format!("loss {:.4}, {rate:.0} tokens/s", record.loss));
+            let due = options.eval_every > 0 && self.state.step.is_multiple_of(options.eval_every);
+            if due || self.state.step == options.steps {
+                match self.measure(task) {
+                    Err(error) if error.kind() == Kind::Numeric => return Err(self.keep_last_good(error)?),
+                    measured => measured?,
+                }
+                self.save()?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// One step; the weights change only if all its gradients are finite.
+    fn step(&mut self, task: &mut dyn Task) -> Result<(StepRecord, Vec<LayerCounts>)> {
+        let (options, parameters) = (self.trainer.options, self.trainer.parameters);
+        let learning_rate = options.learning_rate * cosine(self.state.step, options.warmup(), options.steps);
+        let mut gradients = Gradients::new(parameters);
+        let losses = task.gradients(&mut gradients)?;
+        let total = task.total(&losses);
+        if !total.is_finite() {
+            return Err(Error::new(Kind::Numeric, format!("the loss is {total}")));
+        }
+        let norm = self.norm(&gradients)?;
+        let step = Step {
+            number: self.state.step + 1,
+            learning_rate,
+            weight_decay: 0.0,
+            scale: clipping(norm, (options.clip > 0.0).then_some(options.clip)),
+        };
+        for (index, (parameter, moments)) in parameters.list.iter().zip(&mut self.moments).enumerate() {
+            let weight_decay = if parameter.decays { options.weight_decay } else { 0.0 };
+            let mut change = || {
+                // Of what nothing depended on, such as an expert without tokens, the gradient is 0.
+                let zeros = parameter.value.zeros_like()?;
+                let gradient = gradients.get(index).unwrap_or(&zeros);
+                AdamW::default().step(&parameter.value, gradient, moments, &Step { weight_decay, ..step })
+            };
+            change().map_err(|e| numeric(e, parameter.weight.name()))?;
+        }
+        self.state.step += 1;
+        Ok((StepRecord::new(self.state.step, &losses, total, learning_rate, norm), losses.load))
+    }
+
+    /// The norm of all gradients together.
+    fn norm(&self, gradients: &Gradients) -> Result<f64> {
+        let mut sum = 0.0;
+        for (index, parameter) in self.trainer.parameters.list.iter().enumerate() {
+            let Some(gradient) = gradients.get(index) else { continue };
+            let square = square_norm(gradient).map_err(|e| numeric(e, parameter.weight.name()))?;
+            if !square.is_finite() {
+                return Err(Error::new(Kind::Numeric, "a gradient is not finite").tensor(parameter.weight.name()));
+            }
+            sum += square;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// The weights are still those of the last good step: these are saved.
+    fn keep_last_good(&mut self, error: Error) -> Result<Error> {
+        self.save()?;
+        let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
+        let stopped = Error::new(Kind::Numeric, what).file(self.trainer.dir.state()).remedy(CALMER);
+        Ok(match tensor_line(&error) {
+            Some(tensor) => stopped.tensor(tensor),
+            None => stopped,
+        })
+    }
+
+    fn measure(&mut self, task: &mut dyn Task) -> Result<()> {
+        let load = std::mem::take(&mut self.load);
+        if !load.is_empty() {
+            if self.state.load[0].is_empty() {
+                self.state.load[0].clone_from(&load);
+            }
+            self.state.load[1].clone_from(&load);
+        }
+        let encoded = self.trainer.parameters.encoded()?;
+        let (step, progress) = (self.state.step, self.trainer.progress);
+        let mut text = format!("step {step} of {}", self.trainer.options.steps);
+        if let Some(last) = self.state.steps.last() {
+            text += &format!(": loss {:.4}", last.loss);
+        }
+        if let Some(report) = task.measure(&encoded)? {
+            let found = Measurement::new(step, &report);
+            let earlier = self.state.measurements.iter().map(Measurement::figure).fold(f64::INFINITY, f64::min);
+            let better = found.figure() < earlier;
+            text += &format!(", held-out {:.4}", found.loss);
+            text += &found.kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));
+            text += if better { " (best)" } else { "" };
+            self.state.measurements.push(found);
+            self.state.worse = if better { 0 } else { self.state.worse + 1 };
+            if better {
+                (self.state.best, self.state.best_bytes) = (Some(step), encoded);
+                self.best_report = Some(report);
+            }
+            self.write_line(&json!({ "step": step, "held_out": found }))?;
+        }
+        text += &describe_load(&load);
+        progress.note(&text);
+        for layer in collapsed(&load) {
+            if !self.warned.contains(&layer) {
+                self.warned.push(layer);
+                progress.note(&format!(
+                    "the router of layer {layer} has collapsed: most tokens go to less than a quarter of its experts; raise --balance, or lower --learning-rate"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let values = |(parameter, moments): (&moe_forward::train::Parameter, &Moments)| {
+            let read = || {
+                let [m, v] = moments.read()?;
+                Ok([parameter.value.flatten_all()?.to_vec1::<f32>()?, m, v])
+            };
+            read().map_err(|e| numeric(e, parameter.weight.name()))
+        };
+        let parameters = self.trainer.parameters.list.iter();
+        self.state.values = parameters.zip(&self.moments).map(values).collect::<Result<_>>()?;
+        self.state.write(&self.trainer.dir.state())?;
+        self.state.values = Vec::new();
+        Ok(())
+    }
+
+    fn write_line(&mut self, line: &serde_json::Value) -> Result<()> {
+        writeln!(self.log, "{line}")
+            .map_err(|e| Error::io("cannot write the log of this training", self.trainer.dir.path(), e))
+    }
+}
+
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+fn tensor_line(error: &Error) -> Option<String> {
+    error.to_string().lines().find_map(|line| Some(line.strip_prefix("  tensor: ")?.to_owned()))
+}
+
+/// Tokens for each second of the last few.
+struct Speed {
+    started: Instant,
+    tokens: f64,
+    rate: f64,
+}
+
+impl Speed {
+    fn new() -> Self {
+        Self { started: Instant::now(), tokens: 0.0, rate: 0.0 }
+    }
+
+    fn tokens_per_second(&mut self, tokens: f64) -> f64 {
+        self.tokens += tokens;
+        let passed = self.started.elapsed();
+        if passed > Duration::from_secs(2) || self.rate == 0.0 {
+            self.rate = self.tokens / passed.as_secs_f64().max(1e-9);
+            (self.started, self.tokens) = (Instant::now(), 0.0);
+        }
+        self.rate
+    }
+}

@@ -1,0 +1,184 @@
+//! `heal`: what it trains, what it leaves, and that a killed run comes to the same bytes.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Sandbox, assert_none};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
+
+/// Trains for a moment on text of two labels.
+const LITTLE: &str = "--batch-tokens 512 --sequence-length 128 --data-tokens 2048 \
+                      --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt";
+const MEASURED: &str = "--held-out golden/text/english.heldout.txt --held-out-tokens 512";
+
+fn bytes_by_name(file: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let tensors = SafeTensors::deserialize(file).unwrap();
+    tensors.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())).collect()
+}
+
+fn weights(sandbox: &Sandbox, dir: &str) -> BTreeMap<String, Vec<u8>> {
+    bytes_by_name(&sandbox.read(&format!("{dir}/model.safetensors")))
+}
+
+#[test]
+fn routers_alone_are_trained_unless_told_otherwise() {
+    let sandbox = Sandbox::new();
+    let how = format!("--steps 6 --eval-every 3 --learning-rate 1e-3 {LITTLE}");
+    let outcome = sandbox.run(&format!("heal golden/models/moe -o healed {how}")).succeeds();
+    let outcome = outcome.says(&["step 3 of 6: loss", "entropy"]);
+    assert!(outcome.stdout.contains("dead at first"), "{}", outcome.stdout);
+    sandbox.run("verify healed").succeeds();
+    let (before, after) = (weights(&sandbox, "golden/models/moe"), weights(&sandbox, "healed"));
+    assert!(before.keys().eq(after.keys()));
+    let changed: Vec<_> = after.iter().filter(|(name, bytes)| before[*name] != **bytes).map(|(name, _)| name).collect();
+    assert!(!changed.is_empty() && changed.iter().all(|name| name.ends_with("mlp.gate.weight")), "{changed:?}");
+
+    let receipt = sandbox.json("healed/moe-convert.json");
+    let training = &receipt["training"];
+    assert_eq!((&training["steps"], training["curve"].as_array().unwrap().len()), (&Value::from(6), 6));
+    assert_eq!((&training["written"], &training["measurements"]), (&Value::from(6), &Value::Array(Vec::new())));
+    assert_eq!(
+        receipt["result"]["tensors_copied"],
+        receipt["result"]["tensors"].as_u64().unwrap() - changed.len() as u64
+    );
+    let log = String::from_utf8(sandbox.read("healed/training.jsonl")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().filter(|line| line["loss"].is_number()).count(), 6);
+    assert!(lines[0]["load"][0]["counts"].is_array() && lines[0]["tokens_per_second"].is_number());
+    let page = String::from_utf8(sandbox.read("healed/report.html")).unwrap();
+    for text in ["Nothing was held out", "Load-balancing loss", "<svg", "Expert load"] {
+        assert!(page.contains(text), "{text}");
+    }
+    assert!(!sandbox.path("healed.training").exists());
+}
+
+/// The best measurement is written: here that before training, since this rate spoils the model.
+#[test]
+fn the_best_weights_are_written_and_it_stops_by_itself() {
+    let sandbox = Sandbox::new();
+    let rate = "--learning-rate 0.5 --warmup 0 --patience 2 --train all";
+    let line = format!("heal golden/models/moe -o out --steps 40 --eval-every 1 {rate} {LITTLE} {MEASURED}");
+    let outcome = sandbox.run(&line).succeeds().says(&["held-out"]);
+    assert!(outcome.stdout.contains("loss before"), "{}", outcome.stdout);
+    let training = &sandbox.json("out/moe-convert.json")["training"];
+    assert_eq!(
+        (&training["stopped_early"], &training["written"], &training["steps"]),
+        (&true.into(), &0.into(), &2.into())
+    );
+    assert_eq!(weights(&sandbox, "golden/models/moe"), weights(&sandbox, "out"));
+}
+
+#[test]
+fn no_step_changes_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.run(&format!("heal golden/models/moe -o same --train all --steps 0 {LITTLE}")).succeeds();
+    assert_eq!(weights(&sandbox, "golden/models/moe"), weights(&sandbox, "same"));
+}
+
+/// All parts, gradients of several batches, a teacher whose tokens are kept in a file: killed as soon as something was saved.
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    let sandbox = Sandbox::new();
+    let how = format!(
+        "--train all --steps 8 --eval-every 2 --accumulate 2 --z-loss 0.001 --capacity-factor 1.5 \
+         --from golden/models/moe --from-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
+    );
+    sandbox.run(&format!("heal golden/models/moe -o whole {how}")).succeeds();
+    sandbox
+        .shell(&format!(
+            "'{BINARY}' heal golden/models/moe -o broken {how} & pid=$!\n\
+             while [ ! -e broken.training/state.safetensors ]; do kill -0 $pid || exit 7; sleep 0.02; done\n\
+             kill -9 $pid; wait $pid; test ! -e broken"
+        ))
+        .succeeds();
+    let other = format!("heal golden/models/moe -o broken --resume {how}").replace("--z-loss 0.001", "--z-loss 0.002");
+    sandbox.run(&other).exits(1).says(&["other options"]);
+    sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds().says(&["goes on after step"]);
+    assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
+    let receipts = ["whole", "broken"].map(|dir| sandbox.json(&format!("{dir}/moe-convert.json")));
+    assert_eq!(receipts[0], receipts[1]);
+    let manifests = ["whole", "broken"].map(|dir| sandbox.read(&format!("{dir}/SHA256SUMS")));
+    let unlike_names = |manifest: &[u8]| {
+        String::from_utf8_lossy(manifest)
+            .lines()
+            .filter(|l| !l.ends_with("README.md"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(unlike_names(&manifests[0]), unlike_names(&manifests[1]));
+    let finished = sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds();
+    assert!(finished.stdout.contains("finished already"), "{}", finished.stdout);
+}
+
+/// Whatever the threads.
+#[test]
+fn threads_do_not_matter() {
+    let sandbox = Sandbox::new();
+    for threads in [1, 3] {
+        let line = format!("heal golden/models/moe -o t{threads} --threads {threads} --train all --steps 3 {LITTLE}");
+        sandbox.run(&line).succeeds();
+    }
+    assert!(sandbox.read("t1/model.safetensors") == sandbox.read("t3/model.safetensors"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_and_keeps_the_last_good_state() {
+    let sandbox = Sandbox::new();
+    let rate = "--learning-rate 1e30 --warmup 0 --clip 0 --train all";
+    let outcome = sandbox.run(&format!("heal golden/models/moe -o out --steps 9 {rate} {LITTLE}")).exits(1);
+    for text in ["training stopped after step", "not finite", "state.safetensors", "--learning-rate"] {
+        assert!(outcome.stderr.contains(text), "{text}: {}", outcome.stderr);
+    }
+    assert!(!sandbox.path("out").exists() && sandbox.path("out.training/state.safetensors").exists());
+}
+
+#[test]
+fn bf16_rounds_what_is_used_and_no_master() {
+    let sandbox = Sandbox::new();
+    for precision in ["f32", "bf16"] {
+        let line =
+            format!("heal golden/models/moe -o {precision} --precision {precision} --train experts --steps 4 {LITTLE}");
+        sandbox.run(&line).succeeds();
+    }
+    let losses = ["f32", "bf16"].map(|dir| {
+        let curve = sandbox.json(&format!("{dir}/moe-convert.json"))["training"]["curve"].clone();
+        curve.as_array().unwrap().iter().map(|step| step["loss"].as_f64().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(losses[0][0], losses[1][0], "the source is in bf16");
+    assert!(losses[0] != losses[1]);
+    assert!(losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 0.02), "{losses:?}");
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    let sandbox = Sandbox::new();
+    let text = "--data golden/text/english.calibration.txt";
+    let (moe, dense) = ("golden/models/moe", "golden/models/dense");
+    let quantized = "golden/families/deepseek_v3/fp8/model";
+    let cases: Vec<(String, i32, &[&str])> = vec![
+        (format!("heal {moe} -o x"), 2, &["--data"]),
+        (format!("heal {moe} -o x {text} --learning-rate -1"), 2, &["--learning-rate"]),
+        (format!("heal {moe} -o x {text} --learning-rate nan"), 2, &["--learning-rate"]),
+        (format!("heal {moe} -o x {text} --batch-tokens 0"), 2, &["--batch-tokens"]),
+        (format!("heal {moe} -o x {text} --steps 3 --warmup 4"), 2, &["--warmup"]),
+        (format!("heal {moe} -o x {text} --patience 2"), 2, &["--held-out"]),
+        (format!("heal {moe} -o x {text} --balance -0.1"), 2, &["--balance"]),
+        (format!("heal {moe} -o x {text} --capacity-factor 0"), 2, &["--capacity-factor"]),
+        (format!("heal {moe} -o x {text} --from-weight 0.5"), 2, &["--from ORIGINAL"]),
+        (format!("heal {moe} -o x {text} --from {moe} --from-weight 2"), 2, &["--from-weight"]),
+        (format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"), 2, &["at least one"]),
+        (format!("heal {moe} -o x {text} --from golden/families/qwen3_moe/base/model"), 1, &["tokens", "tokenizer"]),
+        (format!("heal {moe} -o x --data a=golden/text/english.calibration.txt@0.5"), 2, &["@WEIGHT"]),
+        (format!("heal {moe} -o x --data nowhere.txt"), 1, &["nowhere.txt"]),
+        (format!("heal {moe} -o x {text} --held-out nowhere.txt"), 1, &["nowhere.txt"]),
+        (format!("heal {dense} -o x {text}"), 2, &["--train all"]),
+        (format!("heal {quantized} -o x {text}"), 1, &["quantized", "unquantized checkpoint"]),
+        (format!("heal {moe} -o x {text} --memory-budget 1MB"), 2, &["budget", "--memory-budget"]),
+    ];
+    let problems = cases.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    assert_none(&problems.collect::<Vec<_>>());
+}
