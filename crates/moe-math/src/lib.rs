@@ -7,8 +7,10 @@
 
 pub mod alignment;
 pub mod assignment;
+pub mod determinantal;
 pub mod device;
 pub mod encoding;
+pub mod fingerprint;
 pub mod fp8;
 pub mod kmeans;
 pub mod knapsack;
@@ -24,6 +26,7 @@ pub mod product;
 pub mod quantize;
 pub mod rank;
 mod reduce;
+pub mod ridge;
 pub mod routing;
 pub mod saliency;
 pub mod sampling;

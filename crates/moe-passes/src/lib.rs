@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used)]
 
 mod calibrate;
+pub mod distill;
 pub mod merge;
 mod part;
 mod pass;
@@ -16,6 +17,7 @@ mod stages;
 pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
+pub use distill::DistillOptions;
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,

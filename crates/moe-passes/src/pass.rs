@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
+use crate::distill::DistilledLayer;
 use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
 
@@ -21,6 +22,9 @@ use crate::reduce::LayerTrust;
 pub trait Pass: Serialize {
     /// The word for it on the command line, in recipes and in receipts.
     const NAME: &'static str;
+
+    /// What [`Pass::control`] is.
+    const CONTROL: &'static str = "random choice";
 
     /// Checkpoints that it reads beside the one that it converts.
     fn others(&self) -> &[PathBuf] {
@@ -60,7 +64,7 @@ pub trait Pass: Serialize {
         None
     }
 
-    /// What the same size gives without looking: the control that decisions are measured beside.
+    /// What the same size gives without much thought: the control that decisions are measured beside. `sources` has these.
     ///
     /// # Errors
     /// As for [`Pass::plan`].
@@ -120,8 +124,8 @@ pub trait Decider: Converter + Send + Sync {
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] then.
-    fn check_text(&self, tokens: u64) -> Result<()> {
-        let _ = tokens;
+    fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
+        let _ = (text, pool);
         Ok(())
     }
 
@@ -168,6 +172,8 @@ pub enum DecidedBy {
     Weights,
     /// On statistics of the original model.
     OriginalStatistics,
+    /// On data, layer by layer, through the original's layers.
+    OriginalText,
     /// On data, layer by layer, through the converted layers.
     Sequence,
     /// On a plan that was given.
@@ -406,6 +412,9 @@ pub struct LayerRecord {
     /// How each expert was quantized on its samples.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quantized: Vec<ExpertRecord>,
+    /// How its mixture became one network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<DistilledLayer>,
     /// What surveys of the layer's inputs found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<Value>,

@@ -95,7 +95,7 @@ impl Prepared {
             let read = |text: &CalibrationOptions| calibration(text, input, source.vocab);
             let text = read(decider.text())?;
             let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
-            decider.check_text(text.counted() + pool.as_ref().map_or(0, Calibration::counted))?;
+            decider.check_text(&text, pool.as_ref())?;
             Ok(Deciding { decider, text, pool, pulled: None })
         };
         let deciding = decider.map(deciding).transpose()?;

@@ -42,6 +42,7 @@ impl Step {
             | StepKind::Observe { output, overwrite, .. }
             | StepKind::Prune { output, overwrite, .. }
             | StepKind::Merge { output, overwrite, .. }
+            | StepKind::Distill { output, overwrite, .. }
             | StepKind::Quantize { output, overwrite, .. } => Some((output, *overwrite)),
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
         }
