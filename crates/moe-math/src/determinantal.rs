@@ -1,5 +1,16 @@
 //! A set of experts that matter and differ: DO-ACP (2605.28207).
 
+/// K_ij = √(I_i I_j) · E⟨f_i, f_j⟩ of experts of the importances I, row by row.
+pub fn kernel(importance: &[f64], products: &[f64]) -> Vec<f64> {
+    let n = importance.len();
+    (0..n * n).map(|at| (importance[at / n] * importance[at % n]).sqrt() * products[at]).collect()
+}
+
+/// λ where `k` items of `kernel`, `[n, n]`, are to be taken: the mean diagonal / k.
+pub fn lambda(kernel: &[f64], n: usize, k: usize) -> f64 {
+    (0..n).map(|i| kernel[i * n + i]).sum::<f64>() / n as f64 / k.max(1) as f64
+}
+
 /// All items in the order in which a greedy choice takes them: each is the one that makes log det(K_S + λ I) greatest, of
 /// equals the first. K, `[n, n]` row by row, is symmetric and positive semi-definite.
 ///

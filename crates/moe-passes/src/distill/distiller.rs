@@ -13,7 +13,7 @@ use moe_model::{Ffn, Model, Moe, Result};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
-use super::{DistillOptions, Down, DownFit, Init};
+use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
 
@@ -93,14 +93,20 @@ impl Decider for Distiller {
             let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
             record.into_iter().for_each(|record| record.output_error = (*all > 0.0).then(|| (error / all).sqrt()));
         }
-        let by = if self.options.sequential { DecidedBy::Sequence } else { DecidedBy::OriginalText };
+        let by = match self.options.forcing {
+            Forced::Student => DecidedBy::Sequence,
+            Forced::Teacher => DecidedBy::OriginalText,
+        };
         Ok(Decisions { by, layers, attention: BTreeMap::new() })
     }
 }
 
 impl Converter for Distiller {
     fn forcing(&self) -> Forcing {
-        if self.options.sequential { Forcing::Student } else { Forcing::Teacher }
+        match self.options.forcing {
+            Forced::Student => Forcing::Student,
+            Forced::Teacher => Forcing::Teacher,
+        }
     }
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {

@@ -20,7 +20,7 @@ use moe_model::{Error, Ffn, Kind, Model, Result};
 
 use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
-pub use options::{DistillOptions, Down, Init};
+pub use options::{DistillOptions, Down, Forced, Init};
 pub use record::{DistilledLayer, DistilledPart, DownFit};
 pub use score::Score;
 pub use select::Select;

@@ -47,6 +47,8 @@ pub(super) struct Neuron {
     pub measured: bool,
     /// E\[(g h)²\] ‖down‖²; infinite in a shared expert, which is kept whole.
     pub importance: f64,
+    /// Whether its down column is other than zero: where it is zero, nothing is lost without the neuron.
+    pub gives: bool,
 }
 
 /// What is known of gates without measuring them.
@@ -120,8 +122,8 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
     for (network, (prints, _)) in found.iter().enumerate() {
         for (place, print) in prints.iter().enumerate() {
             let at = *index.entry(print.hash).or_insert_with(|| {
-                neurons
-                    .push((Neuron { places: vec![], factor: 0.0, measured: false, importance: 0.0 }, print.exponent));
+                let neuron = Neuron { places: vec![], factor: 0.0, measured: false, importance: 0.0, gives: false };
+                neurons.push((neuron, print.exponent));
                 neurons.len() - 1
             });
             let (neuron, exponent) = &mut neurons[at];
@@ -134,17 +136,21 @@ pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Resu
         let mut parts = vec![0.0; moe.experts.len()];
         let mut in_shared = 0.0;
         for (network, place, factor) in &neuron.places {
+            let square = found[*network].1[*place];
+            neuron.gives |= square > 0.0;
             match network.checked_sub(networks.shared) {
-                None => {
-                    in_shared += factor;
-                    neuron.importance = f64::INFINITY;
-                }
+                None => in_shared += factor,
                 Some(expert) => {
                     parts[expert] += factor;
                     let energy = sums.experts[expert].energies[*place] / sums.tokens.max(f64::MIN_POSITIVE);
-                    neuron.importance += energy * found[*network].1[*place];
+                    neuron.importance += energy * square;
                 }
             }
+        }
+        if in_shared > 0.0 && neuron.gives {
+            neuron.importance = f64::INFINITY;
+        } else if !neuron.gives {
+            neuron.importance = -1.0;
         }
         let is_routed = parts.iter().any(|part| *part != 0.0);
         let routed = if is_routed { gates.sum(&parts) } else { Some(0.0) };

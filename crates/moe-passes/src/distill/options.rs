@@ -25,25 +25,25 @@ pub struct DistillOptions {
     #[serde(default)]
     pub init: Init,
 
-    /// What experts are ranked by, with --init select and --select experts.
-    #[arg(long, value_enum, default_value_t)]
-    #[serde(default)]
-    pub score: Score,
-
     /// What --init select takes.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub select: Select,
+
+    /// What experts are ranked by, with --select experts.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub score: Score,
 
     /// How the down projection is made.
     #[arg(long, value_enum, default_value_t)]
     #[serde(default)]
     pub down: Down,
 
-    /// Decide each layer on what reaches it through the dense ones before it, instead of through the original's.
-    #[arg(long)]
+    /// Whose states each layer is decided on: what reaches it through the dense layers before it, or through the original's.
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
     #[serde(default)]
-    pub sequential: bool,
+    pub forcing: Forced,
 
     /// The family to write, where several can hold the result; by default the first that can.
     #[arg(long, value_name = "FAMILY")]
@@ -84,15 +84,26 @@ pub enum Init {
     UsageMean,
 }
 
+/// Whose states reach a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forced {
+    /// Those of the dense layers before it.
+    #[default]
+    Student,
+    /// Those of the original's.
+    Teacher,
+}
+
 /// How the down projection is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Down {
     /// Each neuron's own column, times the mean of its gate over all tokens.
-    #[default]
     Measured,
     /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one as far as held-out tokens
     /// ask for.
+    #[default]
     Ridge,
 }
 
@@ -133,8 +144,8 @@ impl DistillOptions {
         if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
             return usage("--score and --select choose what --init select takes", "leave them out, or --init");
         }
-        if self.select == Select::Neurons && self.score != Score::default() {
-            return usage("--score ranks experts, --select neurons takes none whole", "leave one of the two out");
+        if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
+            return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
         }
         self.width(model).map_err(of_file)
     }

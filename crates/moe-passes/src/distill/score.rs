@@ -1,7 +1,7 @@
 //! How much each expert counts, and in which order they fill the dense network.
 
 use clap::ValueEnum;
-use moe_math::determinantal::greedy;
+use moe_math::determinantal;
 use moe_model::Result;
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +35,9 @@ impl Score {
     pub(super) fn order(self, layer: usize, sums: &LayerSums, count: usize) -> Result<(Vec<usize>, Vec<f64>)> {
         let scores: Vec<f64> = sums.experts.iter().map(|expert| self.of(expert, sums.tokens)).collect();
         if self == Self::DoAcp {
-            let kernel = kernel(&scores, &sums.output_products(layer)?);
-            return Ok((greedy(&kernel, scores.len(), ridge(&kernel, scores.len(), count)), scores));
+            let kernel = determinantal::kernel(&scores, &sums.output_products(layer)?);
+            let lambda = determinantal::lambda(&kernel, scores.len(), count);
+            return Ok((determinantal::greedy(&kernel, scores.len(), lambda), scores));
         }
         let mut order: Vec<usize> = (0..scores.len()).collect();
         // Stable, so that the lower index comes first among equals.
@@ -54,15 +55,4 @@ impl Score {
             Self::Reap => mean(sums.gated_norms),
         }
     }
-}
-
-/// K_ij = √(I_i I_j) · E⟨f_i, f_j⟩
-fn kernel(importance: &[f64], products: &[f64]) -> Vec<f64> {
-    let n = importance.len();
-    (0..n * n).map(|at| (importance[at / n] * importance[at % n]).sqrt() * products[at]).collect()
-}
-
-/// λ = mean diagonal / k
-fn ridge(kernel: &[f64], n: usize, k: usize) -> f64 {
-    (0..n).map(|i| kernel[i * n + i]).sum::<f64>() / n as f64 / k.max(1) as f64
 }

@@ -12,26 +12,26 @@ use super::neurons::{Networks, Neuron};
 #[serde(rename_all = "kebab-case")]
 pub enum Select {
     /// Experts by --score, until the width is filled; of the last one its neurons of the greatest E[(g h)²] ‖down‖².
-    #[default]
     Experts,
     /// Neurons of all experts, by E[(g h)²] ‖down‖².
+    #[default]
     Neurons,
 }
 
-/// The chosen ones of `neurons`, ascending: at most `width`, those of the shared expert, then those of experts in `order`.
+/// The chosen ones of `neurons`, ascending: at most `width`, those of the shared expert, then those of experts in `order`, and
+/// only then those that give nothing.
 pub(super) fn by_experts(neurons: &[Neuron], networks: &Networks, order: &[usize], width: usize) -> Vec<usize> {
     let mut in_network = vec![Vec::new(); networks.all.len()];
-    for (index, neuron) in neurons.iter().enumerate() {
+    for (index, neuron) in neurons.iter().enumerate().filter(|(_, neuron)| neuron.gives) {
         neuron.places.iter().for_each(|(network, ..)| in_network[*network].push(index));
     }
+    let nothing = (0..neurons.len()).filter(|index| !neurons[*index].gives).collect();
+    let in_order = (0..networks.shared).chain(order.iter().map(|expert| networks.routed(*expert)));
     let mut chosen = BTreeSet::new();
-    for network in (0..networks.shared).chain(order.iter().map(|expert| networks.routed(*expert))) {
-        let new: BTreeSet<usize> = in_network[network].iter().copied().filter(|n| !chosen.contains(n)).collect();
+    for candidates in in_order.map(|network| std::mem::take(&mut in_network[network])).chain([nothing]) {
+        let new: BTreeSet<usize> = candidates.into_iter().filter(|n| !chosen.contains(n)).collect();
         let left = width - chosen.len();
         chosen.extend(most_important(neurons, new, left));
-        if chosen.len() == width {
-            break;
-        }
     }
     chosen.into_iter().collect()
 }

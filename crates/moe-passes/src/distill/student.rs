@@ -82,7 +82,7 @@ fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions,
     };
     Ok(Made {
         parts: parts(&picks, name),
-        distinct: neurons.len(),
+        distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
         zeros: width - picks.len(),
         scores,
         kept: kept(&neurons, &chosen),
@@ -92,10 +92,12 @@ fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions,
 
 /// Whether the chosen neurons give what all of them give.
 fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
+    let lost = neurons.iter().enumerate().any(|(index, neuron)| neuron.gives && chosen.binary_search(&index).is_err());
+    let mut giving = neurons.iter().filter(|neuron| neuron.gives);
     let power_of_two = |factor: f64| factor == 0.0 || factor.abs().log2().fract() == 0.0;
     match () {
-        () if chosen.len() < neurons.len() || neurons.iter().any(|neuron| neuron.measured) => Kept::No,
-        () if neurons.iter().all(|neuron| power_of_two(neuron.factor)) => Kept::Exactly,
+        () if lost || giving.clone().any(|neuron| neuron.measured) => Kept::No,
+        () if giving.all(|neuron| power_of_two(neuron.factor)) => Kept::Exactly,
         () => Kept::Approximately,
     }
 }
