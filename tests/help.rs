@@ -10,8 +10,10 @@ use std::os::unix::fs::symlink;
 
 use common::{Sandbox, assert_none, root};
 
-const COMMANDS: &[&str] =
-    &["", "inspect", "logits", "upcycle", "observe", "prune", "merge", "quantize", "eval", "run", "selftest", "verify"];
+const COMMANDS: &[&str] = &[
+    "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "quantize", "distill", "eval", "run", "selftest",
+    "verify",
+];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.
 #[test]
@@ -106,4 +108,5 @@ fn commands_in_the_guides_run() {
     commands_run("docs/upcycling.md");
     commands_run("docs/pruning.md");
     commands_run("docs/quantization.md");
+    commands_run("docs/distillation.md");
 }

@@ -5,8 +5,8 @@ use faer::prelude::Solve;
 use faer::{Mat, MatRef, Side};
 
 /// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y): what W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖² follows from, and how far
-/// any W is from them. They add up.
-#[derive(Debug, Clone)]
+/// any W is from them.
+#[derive(Debug)]
 pub struct Ridge {
     /// `[inputs, inputs]`
     gram: Tensor,
@@ -14,7 +14,6 @@ pub struct Ridge {
     cross: Tensor,
     /// Σ ‖y‖²
     energy: f64,
-    samples: usize,
 }
 
 impl Ridge {
@@ -24,7 +23,7 @@ impl Ridge {
     /// Where there is no memory.
     pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
         let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
-        Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0, samples: 0 })
+        Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0 })
     }
 
     /// Takes samples in: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are made in their dtype, sums of
@@ -37,26 +36,7 @@ impl Ridge {
         self.gram = (&self.gram + cpu(h.t()?.matmul(h)?)?)?;
         self.cross = (&self.cross + cpu(y.t()?.matmul(h)?)?)?;
         self.energy += cpu(y.clone())?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        self.samples += h.dim(0)?;
         Ok(())
-    }
-
-    /// These samples and those of `other`.
-    ///
-    /// # Errors
-    /// Where sizes differ.
-    pub fn with(&self, other: &Self) -> Result<Self> {
-        Ok(Self {
-            gram: (&self.gram + &other.gram)?,
-            cross: (&self.cross + &other.cross)?,
-            energy: self.energy + other.energy,
-            samples: self.samples + other.samples,
-        })
-    }
-
-    /// How many they are.
-    pub fn samples(&self) -> usize {
-        self.samples
     }
 
     /// Mean of the diagonal of Σ h hᵀ: what λ is measured by.
@@ -124,7 +104,6 @@ mod tests {
             let rows = |t: &Tensor| t.narrow(0, part, if part == 0 { 25 } else { 15 }).unwrap();
             ridge.add(&rows(&h), &rows(&y)).unwrap();
         }
-        assert_eq!(ridge.samples(), 40);
         for relative in [0.0, 0.1, 10.0] {
             let w = ridge.solve(relative, &start).unwrap();
             let left = (&y - h.matmul(&w.t().unwrap()).unwrap()).unwrap();

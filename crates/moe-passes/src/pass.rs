@@ -129,6 +129,11 @@ pub trait Decider: Converter + Send + Sync {
         Ok(())
     }
 
+    /// The most bytes that it holds beside the sweep's states and a layer's weights.
+    fn working_bytes(&self) -> u64 {
+        0
+    }
+
     /// Is told the tokens that are about to come.
     fn begin(&mut self, calibration: &Calibration);
 

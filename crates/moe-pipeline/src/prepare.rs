@@ -246,7 +246,8 @@ impl Prepared {
         const STATES: usize = 8;
         let decided = self.deciding.iter().map(Deciding::most_tokens);
         let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
-        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64;
+        let working = self.deciding.iter().map(|deciding| deciding.decider.working_bytes()).sum::<u64>();
+        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
         if probe_tokens == 0 {
             return WRITER_BYTES + survey;
         }

@@ -111,7 +111,7 @@ fn upcycling_and_distilling_gives_the_dense_weights_back_bit_for_bit() {
     let any = [COPIES, SHARDS, "experts = 5\ntop-k = 3", "experts = 6\ntop-k = 2\nrouter = 'zeros'"];
     comes_back("mistral", "mixtral", &any);
     comes_back("llama", "mixtral", &any);
-    let unnormalised = "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'";
+    let unnormalised = "experts = 8\ntop-k = 2\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
     let all = "experts = 4\ntop-k = 4\nnorm-topk-prob = false";
     let wide = "experts = 12\ntop-k = 8\ngranularity = 4\nrouter = 'orthogonal'";
     comes_back("qwen3", "qwen3_moe", &[COPIES, SHARDS, unnormalised, all, wide]);
@@ -131,7 +131,7 @@ fn what_cannot_come_back_exactly_says_so() {
     let varying = "experts = 4\ntop-k = 2\nnorm-topk-prob = false\nrouter-std = 1.0";
     let (identity, _dir) = there_and_back(&qwen3, varying, "");
     assert!(matches!(identity, Identity::Changed { .. }), "{identity:?}");
-    let rounding = "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'";
+    let rounding = "experts = 6\ntop-k = 4\nnorm-topk-prob = false\nrouter = 'zeros'\nrouter-std = 0.0";
     let (identity, _dir) = there_and_back(&qwen3, rounding, "");
     assert!(matches!(identity, Identity::Approximate { .. }), "{identity:?}");
 }
@@ -247,8 +247,8 @@ fn a_fitted_down_projection_beats_the_measured_one_and_the_mean_of_experts() {
         let chosen = fit.tried.iter().find(|(lambda, _)| *lambda == fit.lambda).unwrap().1;
         assert!(fit.tried.iter().all(|(_, error)| chosen <= *error));
         assert!(fit.lambda.is_some() && fit.tried.len() >= 6);
-        // What it gives, fitted to held-out tokens as well at the end, is what was said or better, up to bf16.
-        assert!(fitted.output_error.unwrap() < 1.01 * chosen, "{:?} {chosen}", fitted.output_error);
+        // What the stored network gives is what the sums say, up to bf16.
+        assert!((fitted.output_error.unwrap() / chosen - 1.0).abs() < 0.01, "{:?} {chosen}", fitted.output_error);
         assert!(fitted.output_error < measured.output_error);
     }
 }

@@ -79,6 +79,12 @@ impl Decider for Distiller {
         self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
     }
 
+    fn working_bytes(&self) -> u64 {
+        // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
+        let (width, hidden) = (self.width as u64, self.model.hidden as u64);
+        if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 }
+    }
+
     fn begin(&mut self, calibration: &Calibration) {
         self.tokens = Some(Tokens::new(calibration));
     }

@@ -28,7 +28,6 @@ pub use select::Select;
 use distiller::Distiller;
 use options::shaped;
 use student::mean_of_experts;
-use weights::padded;
 
 impl Pass for DistillOptions {
     const NAME: &'static str = "distill";
@@ -49,8 +48,7 @@ impl Pass for DistillOptions {
             let record = decided.map(|decided| decided.record.clone());
             layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
         }
-        let mut warnings = pad_dense_layers(&mut model, source, width);
-        warnings.extend(model.caveats().map(str::to_owned));
+        let warnings = filled_up(source, width).into_iter().chain(model.caveats().map(str::to_owned)).collect();
         Ok(Plan { effects: effects(source, width, &layers), model, layers, warnings, surveys: Vec::new(), group: 1 })
     }
 
@@ -73,7 +71,6 @@ impl Pass for DistillOptions {
             let network = mean_of_experts(moe, &record.gates, record.shared_gate, width)?;
             model.layers[index].ffn = Ffn::Dense(Box::new(network));
         }
-        pad_dense_layers(&mut model, sources.model, width);
         Ok(Some(model))
     }
 
@@ -86,21 +83,13 @@ impl Pass for DistillOptions {
     }
 }
 
-/// Fills layers that were dense before up with zeros to `width` neurons; says so.
-fn pad_dense_layers(model: &mut Model, source: &Model, width: usize) -> Vec<String> {
-    let mut padded_layers = 0;
-    for (layer, original) in model.layers.iter_mut().zip(&source.layers) {
-        if let Some(network) = original.ffn.dense().filter(|network| network.width() < width) {
-            layer.ffn = Ffn::Dense(Box::new(padded(network, width)));
-            padded_layers += 1;
-        }
-    }
-    let warning = || {
-        format!(
-            "{padded_layers} layers that were dense before are filled up with zeros: a dense family has one width for all"
-        )
-    };
-    (padded_layers > 0).then(warning).into_iter().collect()
+/// Says so where layers that were dense before are filled up with zeros to `width` neurons.
+fn filled_up(source: &Model, width: usize) -> Option<String> {
+    let dense = source.layers.iter().filter_map(|layer| layer.ffn.dense());
+    let narrow = dense.filter(|network| network.width() < width).count();
+    (narrow > 0).then(|| {
+        format!("{narrow} layers that were dense before are filled up with zeros: a dense family has one width for all")
+    })
 }
 
 fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> {

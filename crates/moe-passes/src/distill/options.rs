@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::score::Score;
 use super::select::Select;
-use super::weights::undecided;
+use super::weights::{padded, undecided};
 use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
 
 /// Options of `distill`.
@@ -137,7 +137,7 @@ impl DistillOptions {
                     .remedy("give an MoE; upcycle makes one of a dense model"),
             ));
         }
-        model.moes().try_for_each(|(_, moe)| check_biases(moe))?;
+        check_biases(model)?;
         if self.calibration.data.is_empty() {
             return usage("gates are measured on text", "give --data TEXT");
         }
@@ -236,22 +236,31 @@ impl DistillOptions {
     }
 }
 
-/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided.
+/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided; layers that are dense
+/// already are filled up to that width.
 pub(super) fn shaped(model: &Model, width: usize) -> Model {
     let mut dense = model.clone();
-    for (index, moe) in model.moes() {
-        dense.layers[index].ffn = Ffn::Dense(Box::new(undecided(&moe.experts[0], width)));
+    for layer in &mut dense.layers {
+        let network = match &layer.ffn {
+            Ffn::Moe(moe) => undecided(&moe.experts[0], width),
+            Ffn::Dense(network) => padded(network, width),
+        };
+        layer.ffn = Ffn::Dense(Box::new(network));
     }
     dense.mtp.clear();
     dense
 }
 
-fn check_biases(moe: &Moe) -> Result<()> {
-    let shared = moe.shared.iter().map(|shared| &shared.expert);
-    let mut linears = moe.experts.iter().chain(shared).flat_map(Expert::linears);
-    match linears.find_map(|linear| linear.bias.as_ref()) {
+/// Refuses biases of feed-forward blocks: a sum of experts has none that doesn't depend on the token, and a dense family gives
+/// them to all layers or to none.
+fn check_biases(model: &Model) -> Result<()> {
+    let networks = model.layers.iter().flat_map(|layer| match &layer.ffn {
+        Ffn::Dense(network) => vec![network.as_ref()],
+        Ffn::Moe(moe) => moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).collect(),
+    });
+    match networks.flat_map(Expert::linears).find_map(|linear| linear.bias.as_ref()) {
         None => Ok(()),
-        Some(bias) => Err(Error::new(Kind::Unsupported, "experts with biases can't be distilled")
+        Some(bias) => Err(Error::new(Kind::Unsupported, "feed-forward blocks with biases can't be distilled")
             .tensor(bias.name())
             .remedy("if the biases are zero, drop them and mlp_bias")),
     }

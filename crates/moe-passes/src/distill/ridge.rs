@@ -28,8 +28,8 @@ pub(super) struct Fitted {
     pub tried: Vec<(Option<f64>, f64)>,
 }
 
-/// Fits the down projection of `student` in layer `index`, whose `inputs` and outputs of the original block are there. What
-/// is chosen on held-out tokens is fitted to all.
+/// Fits the down projection of `student` in layer `index`, whose `inputs` and outputs of the original block are there.
+/// Held-out tokens choose λ, and nothing is fitted to them.
 ///
 /// The matrix is kept: it can't be made again without the tokens.
 pub(super) fn fit(
@@ -68,8 +68,8 @@ pub(super) fn fit(
     let down = match lambda {
         None => student.down.weight.clone(),
         Some(relative) => {
-            let all = deciding.with(&held_out).and_then(|all| all.solve(relative, &start));
-            let values = all.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).map_err(fail)?;
+            let solved = deciding.solve(relative, &start);
+            let values = solved.and_then(|w| w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()).map_err(fail)?;
             kept(&values, &student.down.weight, spill)?
         }
     };

@@ -43,15 +43,13 @@ pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> E
     Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
 }
 
-/// `network` with zeros behind its neurons, so that it has `width` of them; itself where it has as many.
+/// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them; itself where it has as many.
 pub(super) fn padded(network: &Expert, width: usize) -> Expert {
     if network.width() == width {
         return network.clone();
     }
     let pick = |neuron| Pick { network: 0, neuron, factor: 1.0 };
-    let mut made = picked(std::slice::from_ref(network), (0..network.width() as u32).map(pick).collect(), width);
-    made.down.bias.clone_from(&network.down.bias);
-    made
+    picked(std::slice::from_ref(network), (0..network.width() as u32).map(pick).collect(), width)
 }
 
 impl Picked {
