@@ -493,6 +493,38 @@ fn observing_pruning_and_merging() {
 }
 
 #[test]
+fn distilling() {
+    let sandbox = Sandbox::new();
+    let ids: Vec<usize> = (5..21).collect();
+    let lines = |count| format!("{{\"input_ids\": {ids:?}}}\n").repeat(count);
+    sandbox.write("one.jsonl", lines(1));
+    sandbox.write("some.jsonl", lines(16));
+    let moe = "golden/models/moe";
+    let refused = [
+        ("distill {} -o d", 2, vec!["--data"]),
+        ("distill golden/models/dense -o d --data some.jsonl", 2, vec!["no mixture of experts", "upcycle"]),
+        ("distill {} -o d --data some.jsonl --width 3073", 2, vec!["3073", "3072"]),
+        ("distill {} -o d --data some.jsonl --width 0", 2, vec!["--width 0", "1 or more"]),
+        ("distill {} -o d --data some.jsonl --init mean --width 127", 2, vec!["127", "128"]),
+        ("distill {} -o d --data some.jsonl --init mean --score cp", 2, vec!["--score", "--init"]),
+        ("distill {} -o d --data some.jsonl --score cp", 2, vec!["--score", "--select experts"]),
+        ("distill {} -o d --data some.jsonl --target llama", 2, vec!["llama", "--target qwen3"]),
+        ("distill {} -o d --data some.jsonl", 2, vec!["224 tokens", "2048", "--data-tokens", "--down measured"]),
+        ("distill {} -o d --data some.jsonl --width 2 --sequence-length 512 --data-tokens 16", 2, vec!["held out"]),
+        ("distill {} -o d --data nowhere.txt", 1, vec!["nowhere.txt"]),
+        ("distill golden/families/olmoe/base/model -o d --data some.jsonl", 1, vec!["queries and keys", "olmo2"]),
+        ("distill golden/families/deepseek_v3/fp8/model -o d --data some.jsonl", 1, vec!["quantized", "unquantized"]),
+        ("distill golden/families/deepseek_v3/base/model -o d --data some.jsonl --width 1", 2, vec!["dense already"]),
+        ("distill {} -o d --data some.jsonl --held-out nowhere.txt --down measured", 1, vec!["nowhere.txt"]),
+    ];
+    let found = refused.iter().filter_map(|(line, code, words)| {
+        let complaint = sandbox.refuses(&line.replace("{}", moe), *code, words);
+        complaint.or_else(|| sandbox.path("d").exists().then(|| format!("{line} left something")))
+    });
+    assert_none(&found.collect::<Vec<_>>());
+}
+
+#[test]
 fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
     let sandbox = Sandbox::new();
     // Three tokens reach 12 of the 24 experts of a layer at most.

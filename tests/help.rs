@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] = &[
-    "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "heal", "quantize", "eval", "run", "selftest",
+    "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "heal", "quantize", "distill", "eval", "run", "selftest",
     "verify",
 ];
 
@@ -109,4 +109,5 @@ fn commands_in_the_guides_run() {
     commands_run("docs/pruning.md");
     commands_run("docs/quantization.md");
     commands_run("docs/heal.md");
+    commands_run("docs/distillation.md");
 }

@@ -65,7 +65,17 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
         let line = format!("upcycle dense-{layers} -o moe-{layers}-{experts}-{noise} --experts {experts} --top-k 2");
         peak(&sandbox, &format!("{line} --noise-std {noise}"))
     };
+    let ids: Vec<usize> = (0..64).map(|i| (i * i + 5) % VOCAB).collect();
+    sandbox.write("ids.jsonl", format!("{{\"input_ids\": {ids:?}}}\n").repeat(20));
+    // Noise makes neurons differ, so that there is something to choose and to fit.
+    let distill = |layers: usize| {
+        sandbox
+            .run(&format!("upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3"))
+            .succeeds();
+        peak(&sandbox, &format!("distill noisy-{layers} -o distilled-{layers} --width 256 --data ids.jsonl"))
+    };
     let measured = [
+        ("distill, 4 × layers", distill(5), distill(20)),
         ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
         // Noise makes every expert anew: none of them may stay.
         ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::{HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
@@ -153,6 +153,15 @@ pub enum Command {
         --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n  \
         moe-convert quantize golden/models/moe -o fp8 --scheme fp8-block")]
     Quantize(Convert<QuantizeOptions>),
+
+    /// Turn an MoE into a true dense model that stock loaders know
+    #[command(after_help = "Examples:\n  \
+        moe-convert distill golden/models/moe -o dense --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert distill golden/models/moe -o wide --width 1024 --down ridge --data-tokens 8192 \\\n    \
+        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n\n\
+        docs/distillation.md is the guide.")]
+    Distill(Convert<DistillOptions>),
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \

@@ -34,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Heal(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Merge(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Quantize(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Distill(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Observe { model, output, overwrite, options } => {
             timings.time("observe", || session.observe(&model, &options, &output, overwrite))
@@ -225,6 +226,9 @@ impl Session {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             StepKind::Quantize { output, overwrite, options } => {
+                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
+            }
+            StepKind::Distill { output, overwrite, options } => {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
             }
             StepKind::Merge { output, overwrite, options } => {

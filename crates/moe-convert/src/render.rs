@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
+use moe_passes::distill::{DistilledLayer, DownFit};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
 use moe_pipeline::{
     ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
@@ -176,6 +177,7 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         }
         rows.push(("router", router.to_owned()));
     }
+    rows.extend(receipt.distilled().map(|made| ("dense", made)));
     rows.push(("function", describe_identity(&receipt.identity)));
     if let Some(measured) = &receipt.measured {
         let d = &measured.difference;
@@ -218,6 +220,7 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
             + &widths(&done.receipt)
             + &quantized(&done.receipt)
             + &training::tables(&done.receipt)
+            + &distilled(&done.receipt)
             + &held_out(&done.receipt)
     )
 }
@@ -343,12 +346,34 @@ fn quantized(receipt: &Receipt) -> String {
     )
 }
 
-/// What a result costs on held-out text, and a random choice of experts beside it.
+/// What each layer that became dense is made of.
+fn distilled(receipt: &Receipt) -> String {
+    let row = |(index, layer): (usize, &DistilledLayer)| {
+        let lambda = |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
+        vec![
+            index.to_string(),
+            format!("{} of {}", layer.width - layer.zeros, layer.distinct),
+            layer.parts.len().to_string(),
+            layer.zeros.to_string(),
+            or_dash(layer.fit.as_ref().map(lambda)),
+            or_dash(layer.output_error.map(|error| format!("{error:.4}"))),
+        ]
+    };
+    let rows: Vec<_> = receipt.dense_layers().map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header = ["layer", "neurons", "of networks", "zeros", "λ", "output error"];
+    format!("\n{}", table(&header, rows.into_iter()))
+}
+
+/// What a result costs on held-out text, and its control beside it.
 fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
+    let of_control = format!("{}: Δ loss", held_out.control_name);
     let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
     if held_out.control.is_some() {
-        header.extend(["random: Δ loss", "KL"]);
+        header.extend([of_control.as_str(), "KL"]);
     }
     let changes = |d: &DomainReport| {
         let kl = d.against.as_ref().map(|a| format!("{:.4}", a.kl));

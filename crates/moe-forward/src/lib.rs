@@ -44,4 +44,4 @@ pub use prompts::{Prompts, load_prompts};
 pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
-pub use sweep::{Converted, Converter, ExpertRun, Head, Inputs, Observer, Silent, Sweep, Wants, embed};
+pub use sweep::{Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed};

@@ -163,6 +163,11 @@ pub trait Converter: Observer {
         Ok(None)
     }
 
+    /// Which states reach the next layer.
+    fn forcing(&self) -> Forcing {
+        Forcing::Student
+    }
+
     /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there; `None` keeps it.
     ///
     /// # Errors
@@ -178,6 +183,15 @@ pub trait Converter: Observer {
         let _ = (index, original, converted);
         Ok(())
     }
+}
+
+/// Whose states go on from a converted layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forcing {
+    /// Those of the original block, which must have been observed.
+    Teacher,
+    /// Those of what takes its place.
+    Student,
 }
 
 /// A converted feed-forward block.
@@ -202,6 +216,8 @@ pub struct Inputs<'s> {
     tokens: &'s [Range<usize>],
     norm: &'s Tensor,
     eps: f64,
+    /// What the original block gave, where it was observed.
+    outputs: Option<&'s States>,
 }
 
 impl Inputs<'_> {
@@ -226,6 +242,14 @@ impl Inputs<'_> {
     /// What the device or the scratch file returns.
     pub fn get(&self, block: usize) -> Result<Tensor> {
         normed(&self.states.get(block)?, self.norm, self.eps).context(|| format!("a norm of layer {}", self.layer))
+    }
+
+    /// What the original block gave for them, `[tokens, hidden]`; none where it wasn't observed.
+    ///
+    /// # Errors
+    /// As for [`Inputs::get`].
+    pub fn output(&self, block: usize) -> Result<Option<Tensor>> {
+        self.outputs.map(|outputs| outputs.get(block)).transpose()
     }
 }
 
@@ -366,7 +390,8 @@ impl<'a> Sweep<'a> {
             self.states.set(block, attended)?;
         }
         let (states, tokens, norm) = (&self.states, self.blocks.as_slice(), &loaded.ffn_norm);
-        let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps };
+        let outputs = originals.as_ref();
+        let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps, outputs };
         let converted = converter.convert(index, &inputs)?;
         let (ffn, routed) = match converted {
             Some(Converted { ffn, routed }) => (Some(ffn), routed),
@@ -388,7 +413,7 @@ impl<'a> Sweep<'a> {
                         _ => ffn::forward(loader, index, ffn.as_ref().unwrap_or(&layer.ffn), &normed, &mut Silent)?,
                     };
                     original.iter().try_for_each(|original| converter.converted(index, original, &out))?;
-                    out
+                    original.filter(|_| converter.forcing() == Forcing::Teacher).unwrap_or(out)
                 }
             };
             self.leave(index, block, &attended, &out)?;

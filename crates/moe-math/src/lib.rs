@@ -8,8 +8,10 @@
 pub mod adamw;
 pub mod alignment;
 pub mod assignment;
+pub mod determinantal;
 pub mod device;
 pub mod encoding;
+pub mod fingerprint;
 pub mod fp8;
 pub mod graph;
 pub mod kmeans;
@@ -28,6 +30,7 @@ pub mod product;
 pub mod quantize;
 pub mod rank;
 mod reduce;
+pub mod ridge;
 pub mod routing;
 pub mod saliency;
 pub mod sampling;

@@ -272,6 +272,11 @@ pub struct Family {
     /// MoE families that can hold an upcycled model of this family; the first is the default.
     #[serde(default)]
     pub upcycles_to: Vec<String>,
+    /// Families that can hold a model of this family once all its layers are dense, the likeliest first.
+    #[serde(default)]
+    pub distills_to: Vec<String>,
+    /// Why there are none.
+    pub undistilled: Option<String>,
     /// Config keys that mean something in this family only.
     #[serde(default)]
     pub own_keys: Vec<String>,
@@ -351,6 +356,11 @@ mod tests {
             for target in &family.upcycles_to {
                 assert!(families()[target].moe.is_some(), "{stem} upcycles to {target}");
             }
+            for target in &family.distills_to {
+                assert!(families()[target].dense.is_some(), "{stem} distills to {target}");
+            }
+            let says_how = family.distills_to.is_empty() == family.undistilled.is_some();
+            assert!(says_how || family.moe.is_none(), "{stem}: distills_to, or why not");
             for layout in family.moe.iter().flat_map(|m| &m.layouts) {
                 assert!(layout.expert.is_some() != layout.fused.is_some(), "{stem}: a layout is one or the other");
             }

@@ -159,6 +159,10 @@ impl Model {
         // One config speaks of all, those for multi-token prediction included.
         let predicting = self.mtp.iter().filter_map(|mtp| mtp.layer.ffn.moe());
         let moes: Vec<&Moe> = self.moes().map(|(_, moe)| moe).chain(predicting).collect();
+        if moes.is_empty() {
+            // What the config says of experts then speaks of no layer.
+            return self.declare_sparsity(rule, raw);
+        }
         let experts = same(&moes, "the number of experts", |m| m.experts.len())?;
         for key in &rule.experts {
             raw.insert(key.clone(), json!(experts));

@@ -7,6 +7,7 @@
 
 mod calibrate;
 pub mod heal;
+pub mod distill;
 pub mod merge;
 mod part;
 mod pass;
@@ -19,6 +20,7 @@ pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
 pub use heal::HealOptions;
+pub use distill::DistillOptions;
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,

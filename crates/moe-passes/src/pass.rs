@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
+use crate::distill::DistilledLayer;
 use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
 use crate::train::Training;
@@ -22,6 +23,9 @@ use crate::train::Training;
 pub trait Pass: Serialize {
     /// The word for it on the command line, in recipes and in receipts.
     const NAME: &'static str;
+
+    /// What [`Pass::control`] is.
+    const CONTROL: &'static str = "random choice";
 
     /// Checkpoints that it reads beside the one that it converts.
     fn others(&self) -> &[PathBuf] {
@@ -61,7 +65,7 @@ pub trait Pass: Serialize {
         None
     }
 
-    /// What the same size gives without looking: the control that decisions are measured beside.
+    /// What the same size gives without much thought: the control that decisions are measured beside. `sources` has these.
     ///
     /// # Errors
     /// As for [`Pass::plan`].
@@ -126,9 +130,14 @@ pub trait Decider: Converter + Send + Sync {
     ///
     /// # Errors
     /// [`moe_model::Kind::Usage`] then.
-    fn check_text(&self, tokens: u64) -> Result<()> {
-        let _ = tokens;
+    fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
+        let _ = (text, pool);
         Ok(())
+    }
+
+    /// The most bytes that it holds beside the sweep's states and a layer's weights.
+    fn working_bytes(&self) -> u64 {
+        0
     }
 
     /// Is told the tokens that are about to come.
@@ -174,6 +183,8 @@ pub enum DecidedBy {
     Weights,
     /// On statistics of the original model.
     OriginalStatistics,
+    /// On data, layer by layer, through the original's layers.
+    OriginalText,
     /// On data, layer by layer, through the converted layers.
     Sequence,
     /// On a plan that was given.
@@ -412,6 +423,9 @@ pub struct LayerRecord {
     /// How each expert was quantized on its samples.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quantized: Vec<ExpertRecord>,
+    /// How its mixture became one network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<DistilledLayer>,
     /// What surveys of the layer's inputs found.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<Value>,

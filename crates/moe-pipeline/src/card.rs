@@ -70,6 +70,9 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
 }
 
 fn how_it_was_made(receipt: &Receipt) -> String {
+    if let Some(made) = receipt.distilled() {
+        return format!("\n## How it was made\n\n{made}; `{RECEIPT_FILE}` says of what.\n");
+    }
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
     if receipt.decided.is_some() {
         let experts = receipt.experts().join("\n");
@@ -156,9 +159,10 @@ fn held_out_table(held_out: &HeldOutReport) -> String {
             None => "– | – | –".to_owned(),
         }
     };
-    let mut text = String::from(
-        "| held-out text | Δ loss | KL | top-1 agreement | random choice: Δ loss | KL | top-1 agreement |\n\
+    let mut text = format!(
+        "| held-out text | Δ loss | KL | top-1 agreement | {}: Δ loss | KL | top-1 agreement |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
+        held_out.control_name
     );
     for (domain, beside) in held_out.rows() {
         let _ = writeln!(text, "| {} | {} | {} |", cell(&domain.label), figures(Some(domain)), figures(beside));

@@ -101,7 +101,7 @@ impl Prepared {
             let read = |text: &CalibrationOptions| calibration(text, input, source.vocab);
             let text = read(decider.text())?;
             let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
-            decider.check_text(text.counted() + pool.as_ref().map_or(0, Calibration::counted))?;
+            decider.check_text(&text, pool.as_ref())?;
             Ok(Deciding { decider, text, pool, pulled: None })
         };
         let deciding = decider.map(deciding).transpose()?;
@@ -285,7 +285,9 @@ impl Prepared {
         let decided = self.deciding.iter().map(Deciding::most_tokens);
         let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
         let trained = self.training.as_ref().map(|task| Need::of(&self.plan.model, &task.training).bytes(false));
-        let survey = ((surveyed * self.source.hidden * 4 * STATES) as u64).max(trained.unwrap_or(0));
+        let working = self.deciding.iter().map(|deciding| deciding.decider.working_bytes()).sum::<u64>();
+        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
+        let survey = survey.max(trained.unwrap_or(0));
         if probe_tokens == 0 {
             return WRITER_BYTES + survey;
         }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use moe_forward::Difference;
 use moe_model::Parameters;
+use moe_passes::distill::DistilledLayer;
 use moe_passes::quantize::{ExpertRecord, Pulled};
-use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, Pass, QuantizeOptions};
+use moe_passes::{DecidedBy, DistillOptions, Effect, Identity, LayerRecord, Pass, QuantizeOptions};
 use serde::Serialize;
 
 use crate::report::REPORT_FILE;
@@ -88,6 +89,19 @@ impl Receipt {
         kinds
     }
 
+    /// The layers that became dense, with their indices.
+    pub fn dense_layers(&self) -> impl Iterator<Item = (usize, &DistilledLayer)> {
+        self.layers.iter().filter_map(|layer| Some((layer.layer, layer.distilled.as_ref()?)))
+    }
+
+    /// How layers became dense, in a few words; none where none did.
+    pub fn distilled(&self) -> Option<String> {
+        let (_, first) = self.dense_layers().next()?;
+        let fitted = self.dense_layers().filter(|(_, layer)| layer.fit.is_some()).count();
+        let fit = if fitted > 0 { format!(", down projections of {fitted} fitted") } else { String::new() };
+        Some(format!("{} layers became one network of {} neurons each{fit}", self.dense_layers().count(), first.width))
+    }
+
     /// How each expert was quantized, the one with the fewest tokens of its own first: layer, expert, record.
     pub fn coldest(&self) -> Vec<(usize, usize, &ExpertRecord)> {
         let records = self.layers.iter().flat_map(|l| l.quantized.iter().enumerate().map(|(e, r)| (l.layer, e, r)));
@@ -99,13 +113,14 @@ impl Receipt {
     /// Why no layer has figures that tell how far decisions about its experts can be trusted; none where one has, and
     /// where nothing was decided.
     pub fn no_figures(&self) -> Option<&'static str> {
-        if self.layers.iter().any(|layer| layer.trust.is_some()) || self.pass == QuantizeOptions::NAME {
+        let has_others = [QuantizeOptions::NAME, DistillOptions::NAME].contains(&self.pass);
+        if has_others || self.layers.iter().any(|layer| layer.trust.is_some()) {
             return None;
         }
         Some(match self.decided? {
             DecidedBy::Weights => "no figures by layer (load, mass kept, errors): this method looks at no data",
             DecidedBy::GivenPlan => "no figures by layer (load, mass kept, errors): a given plan comes without data",
-            DecidedBy::OriginalStatistics | DecidedBy::Sequence => {
+            DecidedBy::OriginalStatistics | DecidedBy::OriginalText | DecidedBy::Sequence => {
                 "no figures by layer (load, mass kept, errors): no layer was observed"
             }
         })

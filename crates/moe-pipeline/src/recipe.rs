@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_passes::{HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -115,6 +115,15 @@ pub enum StepKind {
         /// The pass.
         options: HealOptions,
     },
+    /// `distill`.
+    Distill {
+        /// Where the result goes.
+        output: PathBuf,
+        /// Whether an earlier result is replaced.
+        overwrite: bool,
+        /// The pass.
+        options: DistillOptions,
+    },
     /// `eval`.
     Eval {
         /// The checkpoint to compare with.
@@ -217,13 +226,17 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             let (output, overwrite) = take_output(&mut table)?;
             StepKind::Heal { output, overwrite, options: options(table)? }
         }
+        "distill" => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Distill { output, overwrite, options: options(table)? }
+        }
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         other => {
             return Err(format!(
-                "there is no command {other:?}; there are upcycle, observe, prune, merge, heal, quantize, eval, \
-                 verify and inspect"
+                "there is no command {other:?}; there are upcycle, observe, prune, merge, heal, quantize, distill, \
+                 eval, verify and inspect"
             ));
         }
     };

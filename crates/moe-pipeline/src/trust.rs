@@ -1,4 +1,4 @@
-//! What a conversion costs on held-out text, beside what a random choice of the same size would.
+//! What a conversion costs on held-out text, beside what the pass's control of the same size would.
 
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, DomainReport, EvalReport, Observer, TokenizeOptions, evaluate};
@@ -16,7 +16,9 @@ use crate::resources::{directory_of, storage};
 pub struct HeldOutReport {
     /// The result.
     pub result: EvalReport,
-    /// A random choice of as many experts, if one was measured.
+    /// What it is measured beside.
+    pub control_name: &'static str,
+    /// That, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<EvalReport>,
 }
@@ -53,7 +55,7 @@ pub(crate) fn measure<P: Pass>(
         evaluate(model, Some(source), &corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
     };
     let result = evaluated("measure on held-out text", &prepared.result)?;
-    let control = pass.control(&prepared.sources(&options.compute, None))?;
-    let control = control.map(|model| evaluated("measure a random choice", &model)).transpose()?;
-    Ok(Some(HeldOutReport { result, control }))
+    let control = pass.control(&prepared.sources(&options.compute, prepared.decisions.as_ref()))?;
+    let control = control.map(|model| evaluated(&format!("measure: {}", P::CONTROL), &model)).transpose()?;
+    Ok(Some(HeldOutReport { result, control_name: P::CONTROL, control }))
 }

@@ -30,6 +30,9 @@ use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
 
+pub(crate) use neurons::by_weights as aligned;
+pub(crate) use weights::{Share, merged};
+
 impl Pass for MergeOptions {
     const NAME: &'static str = "merge";
 

@@ -16,7 +16,7 @@ use crate::reduce::LayerView;
 const COMPONENTS: usize = 64;
 
 /// Permutations of merged members' neurons, by member.
-pub(super) type Permutations = BTreeMap<usize, Arc<[u32]>>;
+pub(crate) type Permutations = BTreeMap<usize, Arc<[u32]>>;
 
 fn failed(expert: &Expert, error: candle_core::Error) -> Error {
     Error::new(Kind::Numeric, "cannot compare the neurons of this expert")
@@ -66,7 +66,7 @@ fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
 }
 
 /// M-SMoE's: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
-pub(super) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
+pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
     of_members(groups, |centroid, member| {
         let member = &moe.experts[member];
         let cost = alignment::negative_products(&neurons(&moe.experts[centroid])?, &neurons(member)?);

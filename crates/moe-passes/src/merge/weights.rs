@@ -9,7 +9,7 @@ use crate::part::{Axis, encoded, finite_values};
 
 /// What a neuron gives to a merged one.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Gift {
+pub(crate) struct Gift {
     pub from: u32,
     pub to: u32,
     pub coefficient: f64,
@@ -17,7 +17,7 @@ pub(super) struct Gift {
 
 /// What an expert gives to a merged one.
 #[derive(Debug, Clone)]
-pub(super) enum Share {
+pub(crate) enum Share {
     /// All neurons, times a coefficient; where there is a permutation, neuron `permutation[place]` goes to `place`.
     All { coefficient: f64, permutation: Option<Arc<[u32]>> },
     /// Some neurons.
@@ -45,7 +45,7 @@ struct Merged {
 }
 
 /// The expert that `members` give: each neuron is the sum of what they give to it.
-pub(super) fn merged(members: &[(&Expert, Share)]) -> Expert {
+pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
     let of = |linear: fn(&Expert) -> &Linear, axis| {
         let weights = members.iter().map(|(expert, share)| (linear(expert).weight.clone(), share.clone()));
         let first = &linear(members[0].0).weight;

@@ -247,7 +247,8 @@ impl Decider for Quantizer {
         &self.options.calibration
     }
 
-    fn check_text(&self, tokens: u64) -> Result<()> {
+    fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
+        let tokens = text.counted() + pool.map_or(0, Calibration::counted);
         let least = self.least_tokens();
         // Rounding to nearest, which asks text for widths alone, calibrates nothing.
         let tops_up = self.options.method() == Method::Gptq && self.options.samples().tops_up();

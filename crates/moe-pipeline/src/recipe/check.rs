@@ -58,6 +58,7 @@ impl Step {
             StepKind::Prune { options, .. } => of(options),
             StepKind::Merge { options, .. } => of(options),
             StepKind::Quantize { options, .. } => of(options),
+            StepKind::Distill { options, .. } => of(options),
             StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
             StepKind::Observe { .. } | StepKind::Verify | StepKind::Inspect => Vec::new(),
         };
@@ -73,6 +74,7 @@ impl Step {
             | StepKind::Prune { output, overwrite, .. }
             | StepKind::Merge { output, overwrite, .. }
             | StepKind::Heal { output, overwrite, .. }
+            | StepKind::Distill { output, overwrite, .. }
             | StepKind::Quantize { output, overwrite, .. } => Some((output, *overwrite)),
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
         }

@@ -11,7 +11,7 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use moe_passes::{Pass, QuantizeOptions};
+use moe_passes::{DistillOptions, Pass, QuantizeOptions};
 
 use crate::receipt::Receipt;
 use html::{Section, page};
@@ -41,6 +41,15 @@ pub(crate) fn render(receipt: &Receipt) -> Option<String> {
             sections::provenance::section(receipt),
         ];
         return Some(page(&format!("{}, quantized", receipt.source.name), &sections));
+    }
+    if receipt.pass == DistillOptions::NAME {
+        let sections = [
+            sections::distilled::summary(receipt),
+            sections::cost::section(receipt),
+            sections::distilled::layers(receipt),
+            sections::provenance::section(receipt),
+        ];
+        return Some(page(&format!("{}, dense", receipt.source.name), &sections));
     }
     let (first, _) = receipt.first_converted()?;
     let layers: Vec<ReportedLayer<'_>> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
+use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit};
 use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
 use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
 
@@ -91,7 +92,11 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
 
 /// Everything is there: held-out text with its control, and two layers.
 fn full() -> Receipt {
-    let held_out = HeldOutReport { result: held_out("english", 3.9970), control: Some(held_out("english", 5.0631)) };
+    let held_out = HeldOutReport {
+        control_name: "random choice",
+        result: held_out("english", 3.9970),
+        control: Some(held_out("english", 5.0631)),
+    };
     Receipt { held_out: Some(held_out), ..receipt(vec![layer(24, 0), layer(24, 1)]) }
 }
 
@@ -153,7 +158,8 @@ fn quantized_experts_are_shown_coldest_first() {
     let pool = Some(Pulled { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
     let mut receipt = Receipt { pass: "quantize", pool, ..receipt(Vec::new()) };
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
-    receipt.held_out = Some(HeldOutReport { result: held_out("english", 3.4137), control: None });
+    receipt.held_out =
+        Some(HeldOutReport { control_name: "random choice", result: held_out("english", 3.4137), control: None });
     receipt.effects =
         vec![Effect { option: "scheme".to_owned(), kept: Kept::Approximately, why: "rounded".to_owned() }];
     let page = page(&receipt);
@@ -242,7 +248,7 @@ fn a_training_shows_its_curves() {
 fn text_from_outside_is_escaped() {
     let evil = "<script>alert('x')</script>\"&";
     let mut receipt = full();
-    let held_out = HeldOutReport { result: held_out(evil, 4.0), control: None };
+    let held_out = HeldOutReport { control_name: "random choice", result: held_out(evil, 4.0), control: None };
     receipt.held_out = Some(held_out);
     receipt.warnings = vec![evil.to_owned()];
     receipt.source = source(evil);
@@ -282,7 +288,8 @@ fn a_method_without_data_says_why_there_are_no_figures() {
         ..LayerRecord::default()
     };
     for (by, why) in [(DecidedBy::Weights, "looks at no data"), (DecidedBy::GivenPlan, "a given plan")] {
-        let held_out = HeldOutReport { result: held_out("english", 3.9970), control: None };
+        let held_out =
+            HeldOutReport { control_name: "random choice", result: held_out("english", 3.9970), control: None };
         let receipt = Receipt {
             decided: Some(by),
             layers: vec![record.clone()],
@@ -360,4 +367,48 @@ fn the_page_needs_nothing_from_elsewhere() {
     let ids: Vec<&str> = page.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
     assert_eq!(ids.len(), distinct.len());
+}
+
+#[test]
+fn dense_layers_say_what_they_are_made_of() {
+    let part = |expert: usize| DistilledPart { from: format!("expert {expert}"), neurons: 64, factor: 0.125 };
+    let layer = |layer, parts: usize, fit: Option<DownFit>| LayerRecord {
+        layer,
+        distilled: Some(DistilledLayer {
+            distinct: 3072,
+            width: 520,
+            zeros: 8,
+            parts: (0..parts).map(part).collect(),
+            gates: vec![0.125; 24],
+            shared_gate: None,
+            scores: Vec::new(),
+            fit,
+            output_error: Some(0.3341),
+            kept: Kept::No,
+        }),
+        ..LayerRecord::default()
+    };
+    let fit = |lambda| Some(DownFit { lambda, tried: vec![(Some(0.001), 0.3), (None, 0.9)] });
+    let held_out = HeldOutReport {
+        control_name: "mean of the experts",
+        result: held_out("english", 3.9970),
+        control: Some(held_out("english", 5.0631)),
+    };
+    let layers = vec![layer(0, 8, fit(Some(0.001))), layer(2, 2, fit(None)), layer(3, 2, None)];
+    let page = page(&Receipt { pass: "distill", layers, held_out: Some(held_out), ..receipt(Vec::new()) });
+    let shown = [
+        ("what came of it", "3 layers became one network of 520 neurons each, down projections of 2 fitted"),
+        ("parts", "64 of expert 0 × 0.1250; 64 of expert 1 × 0.1250"),
+        ("more parts than are named", "and 2 others"),
+        ("λ", "<td>1e-3</td>"),
+        ("no λ", "kept as measured"),
+        ("error", "0.3341"),
+        ("control", "mean of the experts: Δ loss"),
+        ("its value", "+1.6594"),
+    ];
+    for (what, text) in shown {
+        assert!(page.contains(text), "{what}: no {text:?}");
+    }
+    assert!(!page.contains("random choice") && !page.contains("NaN"));
+    keep_to_look_at("distilled.html", &page);
 }

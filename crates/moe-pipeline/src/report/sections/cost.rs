@@ -1,7 +1,7 @@
-//! What it costs on held-out text, beside a random choice.
+//! What it costs on held-out text, beside the control.
 
 use moe_forward::DomainReport;
-use moe_passes::{Pass, QuantizeOptions};
+use moe_passes::{DistillOptions, Pass, QuantizeOptions};
 
 use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
@@ -17,6 +17,10 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
         );
     };
     let beside = match held_out.control {
+        Some(_) if receipt.pass == DistillOptions::NAME => {
+            "Beside it stands the mean of the experts at the same width, neurons aligned: what peers start from."
+        }
+        None if receipt.pass == DistillOptions::NAME => "The mean of the experts was not measured beside it.",
         Some(_) => {
             "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
         }
@@ -29,14 +33,15 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             label: d.label.clone(),
             values: figures.each_ref().map(|f| f.as_ref().map(value)),
         };
-        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), format)
+        bars(id, title, &rows.iter().map(bar).collect::<Vec<_>>(), held_out.control_name, format)
     };
     let mut header = vec!["domain", "tokens", "original loss", "loss", "Δ loss", "KL", "top-1 agreement"];
+    let of_control = format!("{}: Δ loss", held_out.control_name);
     if held_out.control.is_some() {
-        header.extend(["random control: Δ loss", "KL", "top-1 agreement"]);
+        header.extend([of_control.as_str(), "KL", "top-1 agreement"]);
     }
     let mut legend = vec![("kept", "this result")];
-    legend.extend(held_out.control.is_some().then_some(("control", "random choice")));
+    legend.extend(held_out.control.is_some().then_some(("control", held_out.control_name)));
     section
         .text(&format!(
             "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \

@@ -1,6 +1,7 @@
 //! The parts of the page, one in each file.
 
 pub(super) mod cost;
+pub(super) mod distilled;
 pub(super) mod error;
 pub(super) mod experts;
 pub(super) mod load;

@@ -35,6 +35,9 @@ pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
         Some(DecidedBy::OriginalStatistics) => {
             format!("Decided on statistics of the original model{}: no layer saw what others had lost.", file("stats"))
         }
+        Some(DecidedBy::OriginalText) => {
+            "Decided on data: each layer on what reached it through the original's layers before it.".to_owned()
+        }
         Some(DecidedBy::Sequence) => {
             "Decided on data in sequence: each layer on what reached it through the converted \
                                       layers before it."

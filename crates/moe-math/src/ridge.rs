@@ -1,0 +1,128 @@
+//! A linear map fitted to samples, and shrunk towards one that is known.
+
+use candle_core::{DType, Device, Error, Result, Tensor};
+use faer::prelude::Solve;
+use faer::{Mat, MatRef, Side};
+
+/// Σ h hᵀ, Σ y hᵀ and Σ ‖y‖² of samples (h, y): what W with the least Σ ‖y − W h‖² + λ ‖W − W₀‖² follows from, and how far
+/// any W is from them.
+#[derive(Debug)]
+pub struct Ridge {
+    /// `[inputs, inputs]`
+    gram: Tensor,
+    /// `[outputs, inputs]`
+    cross: Tensor,
+    /// Σ ‖y‖²
+    energy: f64,
+}
+
+impl Ridge {
+    /// No sample yet.
+    ///
+    /// # Errors
+    /// Where there is no memory.
+    pub fn new(inputs: usize, outputs: usize) -> Result<Self> {
+        let zeros = |rows| Tensor::zeros((rows, inputs), DType::F64, &Device::Cpu);
+        Ok(Self { gram: zeros(inputs)?, cross: zeros(outputs)?, energy: 0.0 })
+    }
+
+    /// Takes samples in: `h` is `[samples, inputs]`, `y` is `[samples, outputs]`. Products are made in their dtype, sums of
+    /// them in f64: a few thousand samples at once are right.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn add(&mut self, h: &Tensor, y: &Tensor) -> Result<()> {
+        let cpu = |t: Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+        self.gram = (&self.gram + cpu(h.t()?.matmul(h)?)?)?;
+        self.cross = (&self.cross + cpu(y.t()?.matmul(h)?)?)?;
+        self.energy += cpu(y.clone())?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        Ok(())
+    }
+
+    /// Mean of the diagonal of Σ h hᵀ: what λ is measured by.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn mean_diagonal(&self) -> Result<f64> {
+        let n = self.gram.dim(0)?;
+        let gram = self.gram.flatten_all()?.to_vec1::<f64>()?;
+        Ok((0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64)
+    }
+
+    /// W = (Σ y hᵀ + λ W₀) (Σ h hᵀ + λ I)⁻¹, `[outputs, inputs]` in f64, with λ as a multiple of the mean diagonal; `start` is
+    /// W₀, of the same shape and dtype. On one thread, so that the answer doesn't depend on how many there are.
+    ///
+    /// # Errors
+    /// Where Σ h hᵀ + λ I is singular, or not finite.
+    pub fn solve(&self, relative: f64, start: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs) = self.cross.dims2()?;
+        let lambda = relative * self.mean_diagonal()?;
+        let gram = self.gram.flatten_all()?.to_vec1::<f64>()?;
+        let right = (&self.cross + (start * lambda)?)?.flatten_all()?.to_vec1::<f64>()?;
+        let gram = MatRef::from_row_major_slice(&gram, inputs, inputs);
+        let damped = Mat::from_fn(inputs, inputs, |i, j| gram[(i, j)] + if i == j { lambda } else { 0.0 });
+        let singular = |_| Error::Msg(format!("with λ = {relative} of its mean diagonal the Gram matrix is singular"));
+        let factor = damped.llt(Side::Lower).map_err(singular)?;
+        // Columns of the right-hand side are rows of W.
+        let mut solved = MatRef::from_row_major_slice(&right, outputs, inputs).transpose().to_owned();
+        factor.solve_in_place(&mut solved);
+        let values = (0..outputs).flat_map(|o| (0..inputs).map(move |i| (o, i))).map(|(o, i)| solved[(i, o)]);
+        Tensor::from_vec(values.collect(), (outputs, inputs), &Device::Cpu)
+    }
+
+    /// √(Σ ‖y − W h‖² / Σ ‖y‖²); `w` is `[outputs, inputs]` in f64. 0 without samples.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn relative_error(&self, w: &Tensor) -> Result<f64> {
+        let sum = |a: &Tensor, b: &Tensor| (a * b)?.sum_all()?.to_scalar::<f64>();
+        let error = self.energy - 2.0 * sum(w, &self.cross)? + sum(&w.matmul(&self.gram)?, w)?;
+        Ok(if self.energy > 0.0 { (error.max(0.0) / self.energy).sqrt() } else { 0.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::{generator, normal};
+
+    fn random(rows: usize, columns: usize, stream: u64) -> Tensor {
+        let values = normal(rows * columns, 1.0, &mut generator(5, stream));
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+    }
+
+    fn largest(t: Result<Tensor>) -> f64 {
+        t.unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    /// The gradient of the objective vanishes at the solution, and errors are those of the samples.
+    #[test]
+    fn the_solution_is_a_minimum() {
+        let (h, y, start) = (random(40, 6, 0), random(40, 3, 1), random(3, 6, 2));
+        let mut ridge = Ridge::new(6, 3).unwrap();
+        for part in [0, 25] {
+            let rows = |t: &Tensor| t.narrow(0, part, if part == 0 { 25 } else { 15 }).unwrap();
+            ridge.add(&rows(&h), &rows(&y)).unwrap();
+        }
+        for relative in [0.0, 0.1, 10.0] {
+            let w = ridge.solve(relative, &start).unwrap();
+            let left = (&y - h.matmul(&w.t().unwrap()).unwrap()).unwrap();
+            let lambda = relative * ridge.mean_diagonal().unwrap();
+            let gradient = left.t().unwrap().matmul(&h).unwrap() - ((&w - &start).unwrap() * lambda).unwrap();
+            assert!(largest(gradient) < 1e-10);
+            let square = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+            let expected = (square(&left) / square(&y)).sqrt();
+            assert!((ridge.relative_error(&w).unwrap() - expected).abs() < 1e-12);
+        }
+        assert!(largest(ridge.solve(1e9, &start).unwrap() - &start) < 1e-6, "a great λ gives W₀");
+    }
+
+    #[test]
+    fn what_cannot_be_solved_is_an_error() {
+        let mut ridge = Ridge::new(3, 1).unwrap();
+        ridge.add(&Tensor::zeros((4, 3), DType::F64, &Device::Cpu).unwrap(), &random(4, 1, 0)).unwrap();
+        let start = Tensor::zeros((1, 3), DType::F64, &Device::Cpu).unwrap();
+        assert!(ridge.solve(0.0, &start).is_err());
+        assert!(ridge.solve(f64::NAN, &start).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! Makes layers dense in a sweep: each is observed whole, then decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::Spill;
+use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
+use moe_math::Compute;
+use moe_math::routing::Routing;
+use moe_model::{Ffn, Model, Moe, Result};
+
+use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
+use super::ridge::fit;
+use super::student::student;
+use super::{DistillOptions, Down, DownFit, Forced, Init};
+use crate::calibrate::CalibrationOptions;
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
+
+/// Decides layer by layer.
+pub(super) struct Distiller {
+    options: DistillOptions,
+    /// Neurons of each dense layer.
+    width: usize,
+    model: Model,
+    compute: Compute,
+    spill: Arc<Spill>,
+    tokens: Option<Tokens>,
+    /// Watches the layer that runs.
+    observer: Option<LayerObserver>,
+    /// Tokens of that layer whose outputs were compared.
+    compared: usize,
+    /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
+    errors: BTreeMap<usize, [f64; 2]>,
+    layers: BTreeMap<usize, DecidedLayer>,
+}
+
+impl Distiller {
+    pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>, spill: &Arc<Spill>) -> Self {
+        Self {
+            options: options.clone(),
+            width,
+            model: sources.model.clone(),
+            compute: sources.compute.clone(),
+            spill: spill.clone(),
+            tokens: None,
+            observer: None,
+            compared: 0,
+            errors: BTreeMap::new(),
+            layers: BTreeMap::new(),
+        }
+    }
+
+    fn tokens(&self) -> &Tokens {
+        self.tokens.as_ref().expect("a sweep begins first")
+    }
+
+    /// The dense network of layer `index`, which is `moe`.
+    fn decided(&self, index: usize, moe: &Moe, sums: &LayerSums, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
+        let (mut network, mut record) = student(index, moe, sums, &self.options, self.width)?;
+        // Nothing is left to fit where the network gives what the mixture gives.
+        if self.options.down == Down::Ridge && record.kept != Kept::Exactly {
+            let fitted = fit(index, &network, inputs, self.tokens(), &self.compute, &self.spill)?;
+            network.down.weight = fitted.down;
+            record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
+        }
+        let record = LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
+        Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
+    }
+}
+
+impl Decider for Distiller {
+    fn text(&self) -> &CalibrationOptions {
+        &self.options.calibration
+    }
+
+    fn check_text(&self, text: &Calibration, _: Option<&Calibration>) -> Result<()> {
+        let tokens = Tokens::new(text);
+        self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
+    }
+
+    fn working_bytes(&self) -> u64 {
+        // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
+        let (width, hidden) = (self.width as u64, self.model.hidden as u64);
+        if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 }
+    }
+
+    fn begin(&mut self, calibration: &Calibration) {
+        self.tokens = Some(Tokens::new(calibration));
+    }
+
+    fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
+        None
+    }
+
+    fn finish(&mut self) -> Result<Decisions> {
+        let mut layers = std::mem::take(&mut self.layers);
+        for (index, [error, all]) in &self.errors {
+            let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
+            record.into_iter().for_each(|record| record.output_error = (*all > 0.0).then(|| (error / all).sqrt()));
+        }
+        let by = match self.options.forcing {
+            Forced::Student => DecidedBy::Sequence,
+            Forced::Teacher => DecidedBy::OriginalText,
+        };
+        Ok(Decisions { by, layers, attention: BTreeMap::new() })
+    }
+}
+
+impl Converter for Distiller {
+    fn forcing(&self) -> Forcing {
+        match self.options.forcing {
+            Forced::Student => Forcing::Student,
+            Forced::Teacher => Forcing::Teacher,
+        }
+    }
+
+    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
+        self.compared = 0;
+        let Some(sums) = self.observer.take().map(LayerObserver::finish) else { return Ok(None) };
+        let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
+        let layer = self.decided(index, moe, &sums, inputs)?;
+        let ffn = layer.ffn.clone();
+        self.layers.insert(index, layer);
+        Ok(Some(ffn.into()))
+    }
+
+    /// What held-out tokens say; all of them, where there are none.
+    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
+        let fail = |e| failed(index, e);
+        let first = self.compared;
+        self.compared += original.dim(0).map_err(fail)?;
+        let part = if self.tokens().count(Part::HeldOut) > 0 { Part::HeldOut } else { Part::Decide };
+        let (rows, _) = self.tokens().of(part, first..self.compared);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let sums = || -> candle_core::Result<[f64; 2]> {
+            let chosen = Tensor::from_slice(&rows, rows.len(), original.device())?;
+            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F64);
+            let square = |t: Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>();
+            let (original, converted) = (pick(original)?, pick(converted)?);
+            Ok([square((&original - converted)?)?, square(original)?])
+        };
+        let [error, all] = sums().map_err(fail)?;
+        let layer = self.errors.entry(index).or_default();
+        layer[0] += error;
+        layer[1] += all;
+        Ok(())
+    }
+}
+
+impl Observer for Distiller {
+    fn wants(&self) -> Wants {
+        Wants { experts: true, left_out: false }
+    }
+
+    fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
+        let Some(moe) = self.model.layers[layer].ffn.moe() else { return Ok(()) };
+        if self.observer.is_none() {
+            let samples = self.options.init == Init::Select && self.options.score.needs_all_outputs();
+            self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);
+        }
+        self.observer.as_mut().map_or(Ok(()), |observer| observer.input(layer, x))
+    }
+
+    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) {
+        self.observer.iter_mut().for_each(|observer| observer.routed(routing));
+    }
+
+    fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
+        self.observer.as_mut().map_or(Ok(()), |observer| observer.ran(layer, run))
+    }
+
+    fn sampled(&mut self, _: usize) -> Vec<u32> {
+        let hidden = self.model.hidden;
+        self.observer.as_mut().map_or_else(Vec::new, |observer| observer.sampled(hidden))
+    }
+
+    fn sampled_output(&mut self, layer: usize, expert: usize, _: &[u32], output: &Tensor) -> Result<()> {
+        self.observer.as_mut().map_or(Ok(()), |observer| observer.sampled_output(layer, expert, output))
+    }
+}

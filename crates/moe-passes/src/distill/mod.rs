@@ -1,0 +1,120 @@
+//! Distillation: a mixture of experts becomes a true dense model.
+//!
+//! Layer by layer in one sweep over text: neurons of the experts are selected (2605.28207) and scaled by their measured gates,
+//! or experts are averaged, and the down projection may be fitted to what the mixture gives (2510.14436). Shared experts stay
+//! whole. Nothing but feed-forward blocks changes.
+
+mod distiller;
+mod mean;
+mod neurons;
+mod observe;
+mod options;
+mod record;
+mod ridge;
+mod score;
+mod select;
+mod student;
+mod weights;
+
+use moe_model::{Error, Ffn, Kind, Model, Result};
+
+use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
+
+pub use options::{DistillOptions, Down, Forced, Init};
+pub use record::{DistilledLayer, DistilledPart, DownFit};
+pub use score::Score;
+pub use select::Select;
+
+use distiller::Distiller;
+use options::shaped;
+use student::mean_of_experts;
+
+impl Pass for DistillOptions {
+    const NAME: &'static str = "distill";
+    const CONTROL: &'static str = "mean of the experts";
+
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+        let source = sources.model;
+        let width = self.check(source)?;
+        let target = self.target(source, width)?;
+        let mut model = shaped(source, width);
+        model.family = target;
+        let mut layers = Vec::new();
+        for (index, _) in source.moes() {
+            let decided = sources.decisions.and_then(|decisions| decisions.layers.get(&index));
+            if let Some(decided) = decided {
+                model.layers[index].ffn = decided.ffn.clone();
+            }
+            let record = decided.map(|decided| decided.record.clone());
+            layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
+        }
+        let warnings = filled_up(source, width).into_iter().chain(model.caveats().map(str::to_owned)).collect();
+        Ok(Plan { effects: effects(source, width, &layers), model, layers, warnings, surveys: Vec::new(), group: 1 })
+    }
+
+    fn held_out(&self) -> Option<HeldOut<'_>> {
+        self.calibration.held_out(&self.held_out, self.held_out_tokens)
+    }
+
+    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
+        let Some(decisions) = sources.decisions.filter(|_| !self.no_control) else { return Ok(None) };
+        let width = self.check(sources.model)?;
+        let fits = |moe: &moe_model::Moe| options::shared_width(moe) + moe.experts[0].width() <= width;
+        if (self.init, self.down) == (Init::Mean, Down::Measured) || !sources.model.moes().all(|(_, moe)| fits(moe)) {
+            return Ok(None);
+        }
+        let mut model = shaped(sources.model, width);
+        model.family = self.target(sources.model, width)?;
+        for (index, moe) in sources.model.moes() {
+            let record = decisions.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
+            let record = record.expect("every mixture was decided");
+            let network = mean_of_experts(moe, &record.gates, record.shared_gate, width)?;
+            model.layers[index].ffn = Ffn::Dense(Box::new(network));
+        }
+        Ok(Some(model))
+    }
+
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+        let width = self.check(sources.model)?;
+        let spill = sources.spill.ok_or_else(|| {
+            Error::new(Kind::Usage, "there is no place for weights that are made before they are written")
+        })?;
+        Ok(Some(Box::new(Distiller::new(self, width, sources, spill))))
+    }
+}
+
+/// Says so where layers that were dense before are filled up with zeros to `width` neurons.
+fn filled_up(source: &Model, width: usize) -> Option<String> {
+    let dense = source.layers.iter().filter_map(|layer| layer.ffn.dense());
+    let narrow = dense.filter(|network| network.width() < width).count();
+    (narrow > 0).then(|| {
+        format!("{narrow} layers that were dense before are filled up with zeros: a dense family has one width for all")
+    })
+}
+
+fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> {
+    let mixtures = layers.len();
+    let decided = || layers.iter().filter_map(|layer| layer.distilled.as_ref());
+    let all = |wanted: &[Kept]| decided().count() == mixtures && decided().all(|layer| wanted.contains(&layer.kept));
+    let experts = match () {
+        () if all(&[Kept::Exactly]) => Effect::new(
+            "experts",
+            Kept::Exactly,
+            "every neuron is there once, and its gates always sum to a power of two",
+        ),
+        () if all(&[Kept::Exactly, Kept::Approximately]) => {
+            let why = "every neuron is there once, times the sum of its gates, which rounds in the stored dtype";
+            Effect::new("experts", Kept::Approximately, why)
+        }
+        () => {
+            let why = format!("the experts of {mixtures} layers become one network of {width} neurons in each");
+            Effect::new("experts", Kept::No, why)
+        }
+    };
+    let mut effects = vec![experts];
+    if !source.mtp.is_empty() {
+        let why = "layers for multi-token prediction are left out: they read states of the model that was";
+        effects.push(Effect::new("multi-token prediction", Kept::Exactly, why));
+    }
+    effects
+}

@@ -1,0 +1,181 @@
+//! The distinct neurons of a layer, and what each gives in the mean.
+//!
+//! Neurons that do the same up to a power of two are one, whose gates add up: an upcycled model has each of its dense
+//! neurons many times. Where all gates that reach a neuron sum to the same for every token, that sum is known, not measured:
+//! then an upcycled model comes back bit for bit.
+
+use std::collections::HashMap;
+
+use moe_forward::to_f32;
+use moe_math::fingerprint::{Fingerprint, fingerprints};
+use moe_math::{Compute, encoding};
+use moe_model::{Error, Expert, Kind, Moe, Result, Router, Scoring};
+use rayon::prelude::*;
+
+use super::observe::LayerSums;
+use crate::part::{numeric, read_finite};
+
+/// The networks of a layer, the shared one first where there is one.
+pub(super) struct Networks {
+    pub all: Vec<Expert>,
+    /// 1 where the first is the shared one.
+    pub shared: usize,
+}
+
+impl Networks {
+    pub fn of(moe: &Moe) -> Self {
+        let shared = moe.shared.iter().map(|shared| shared.expert.clone());
+        let all = shared.chain(moe.experts.iter().cloned()).collect();
+        Self { all, shared: usize::from(moe.shared.is_some()) }
+    }
+
+    /// The place of routed expert `expert`.
+    pub fn routed(&self, expert: usize) -> usize {
+        self.shared + expert
+    }
+}
+
+/// A neuron, wherever it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Neuron {
+    /// Where it stands: network, neuron there, and what it gives there as a multiple of what it gives in the first place.
+    /// In the order of networks.
+    pub places: Vec<(usize, usize, f64)>,
+    /// What its down column of the first place is multiplied by: the mean gate, or the sum that all gates have.
+    pub factor: f64,
+    /// Whether that was measured.
+    pub measured: bool,
+    /// E\[(g h)²\] ‖down‖²; infinite in a shared expert, which is kept whole.
+    pub importance: f64,
+    /// Whether its down column is other than zero: where it is zero, nothing is lost without the neuron.
+    pub gives: bool,
+}
+
+/// What is known of gates without measuring them.
+pub(super) struct Gates {
+    /// Σ of all gates of a token, where it is the same for every token.
+    total: Option<f64>,
+    /// Sizes of blocks of consecutive experts that are always chosen together, with one gate; 1 is among them.
+    blocks: Vec<usize>,
+    /// Gate of the shared expert, where it is the same for every token.
+    pub shared: Option<f64>,
+}
+
+impl Gates {
+    pub fn of(moe: &Moe) -> Result<Self> {
+        let router = &moe.router;
+        let experts = moe.experts.len();
+        let rows = rows(router)?;
+        let same = |range: &[Vec<u8>]| range.iter().all(|row| *row == range[0]);
+        let all_chosen = router.top_k == experts && router.scoring == Scoring::Softmax;
+        let all_equal = router.scoring == Scoring::Softmax && router.groups.is_none() && same(&rows);
+        let total = match () {
+            () if router.normalize || all_chosen => Some(router.scale),
+            () if all_equal => Some(router.scale * router.top_k as f64 / experts as f64),
+            () => None,
+        };
+        // Of equal rows the first come first, so that whole blocks are chosen where top-k is a multiple of them.
+        let divides = |size: &usize| router.top_k.is_multiple_of(*size) && experts.is_multiple_of(*size);
+        let together = |size: &usize| *size == 1 || (router.groups.is_none() && rows.chunks(*size).all(same));
+        let blocks = (1..=router.top_k).filter(divides).filter(together).collect();
+        let shared = match moe.shared.as_ref().map(|shared| &shared.gate) {
+            None => None,
+            Some(None) => Some(1.0),
+            Some(Some(gate)) => {
+                let (bytes, dtype) = read_finite(gate)?;
+                let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(gate.name(), e))?;
+                values.iter().all(|x| *x == 0.0).then_some(0.5)
+            }
+        };
+        Ok(Self { total, blocks, shared })
+    }
+
+    /// Σ gate · part over the experts of a token, `parts` by expert, where it is the same for every token.
+    pub fn sum(&self, parts: &[f64]) -> Option<f64> {
+        let total = self.total?;
+        self.blocks.iter().find_map(|size| {
+            let mut sums = parts.chunks(*size).map(|block| block.iter().sum::<f64>());
+            let first = sums.next()?;
+            sums.all(|sum| sum == first).then(|| total * first / *size as f64)
+        })
+    }
+}
+
+/// What a token's choice of each expert rests on, byte for byte.
+fn rows(router: &Router) -> Result<Vec<Vec<u8>>> {
+    let experts = router.weight.shape()[0];
+    let mut rows = vec![Vec::new(); experts];
+    for weight in router.weights() {
+        let (bytes, _) = read_finite(weight)?;
+        let each = bytes.len() / experts;
+        rows.iter_mut().zip(bytes.chunks_exact(each.max(1))).for_each(|(row, bytes)| row.extend_from_slice(bytes));
+    }
+    Ok(rows)
+}
+
+/// The neurons of `networks`, those of `moe`, each once, in the order in which they stand there.
+pub(super) fn distinct(moe: &Moe, networks: &Networks, sums: &LayerSums) -> Result<Vec<Neuron>> {
+    let gates = Gates::of(moe)?;
+    let found: Vec<(Vec<Fingerprint>, Vec<f64>)> = networks.all.par_iter().map(described).collect::<Result<_>>()?;
+    let mut index: HashMap<u128, usize> = HashMap::new();
+    let mut neurons: Vec<(Neuron, i32)> = Vec::new();
+    for (network, (prints, _)) in found.iter().enumerate() {
+        for (place, print) in prints.iter().enumerate() {
+            let at = *index.entry(print.hash).or_insert_with(|| {
+                let neuron = Neuron { places: vec![], factor: 0.0, measured: false, importance: 0.0, gives: false };
+                neurons.push((neuron, print.exponent));
+                neurons.len() - 1
+            });
+            let (neuron, exponent) = &mut neurons[at];
+            neuron.places.push((network, place, 2f64.powi(print.exponent - *exponent)));
+        }
+    }
+    let mean = sums.mean_gates();
+    let mut neurons: Vec<Neuron> = neurons.into_iter().map(|(neuron, _)| neuron).collect();
+    for neuron in &mut neurons {
+        let mut parts = vec![0.0; moe.experts.len()];
+        let mut in_shared = 0.0;
+        for (network, place, factor) in &neuron.places {
+            let square = found[*network].1[*place];
+            neuron.gives |= square > 0.0;
+            match network.checked_sub(networks.shared) {
+                None => in_shared += factor,
+                Some(expert) => {
+                    parts[expert] += factor;
+                    let energy = sums.experts[expert].energies[*place] / sums.tokens.max(f64::MIN_POSITIVE);
+                    neuron.importance += energy * square;
+                }
+            }
+        }
+        if in_shared > 0.0 && neuron.gives {
+            neuron.importance = f64::INFINITY;
+        } else if !neuron.gives {
+            neuron.importance = -1.0;
+        }
+        let is_routed = parts.iter().any(|part| *part != 0.0);
+        let routed = if is_routed { gates.sum(&parts) } else { Some(0.0) };
+        let shared = if in_shared == 0.0 { Some(0.0) } else { gates.shared.map(|gate| gate * in_shared) };
+        neuron.measured = routed.is_none() || shared.is_none();
+        let measured = || parts.iter().zip(&mean).map(|(part, gate)| part * gate).sum::<f64>();
+        neuron.factor = routed.unwrap_or_else(measured) + shared.unwrap_or_else(|| in_shared * sums.mean_shared_gate());
+    }
+    Ok(neurons)
+}
+
+/// Fingerprints of the neurons of `network`, and ‖down‖² of each.
+fn described(network: &Expert) -> Result<(Vec<Fingerprint>, Vec<f64>)> {
+    let values = |weight: &moe_model::Weight| -> Result<Vec<f32>> {
+        let tensor = to_f32(weight, &Compute::cpu())?;
+        tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1())
+            .map_err(|e| Error::new(Kind::Numeric, "cannot look at these neurons").source(e).tensor(weight.name()))
+    };
+    let [gate, up, down] = network.linears().map(|linear| values(&linear.weight));
+    let (gate, up, down) = (gate?, up?, down?);
+    let mut squares = vec![0f64; network.width()];
+    for row in down.chunks_exact(network.width()) {
+        squares.iter_mut().zip(row).for_each(|(sum, d)| *sum += f64::from(*d).powi(2));
+    }
+    Ok((fingerprints(&gate, &up, &down, network.gate.weight.shape()[1]), squares))
+}

@@ -1,0 +1,256 @@
+//! What the experts of a layer do on text: sums that add up, token by token.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use moe_forward::{Calibration, ExpertRun, GroupIndex, UNCOUNTED, group_factors};
+use moe_math::Compute;
+use moe_math::product::product;
+use moe_math::routing::Routing;
+use moe_model::{Error, Kind, Moe, Result, Weight};
+
+/// Every window of this place among as many is held out: nothing is decided on it.
+pub(super) const HELD_OUT_EVERY: usize = 8;
+/// Most bytes of outputs that are kept of tokens which all experts run on.
+const SAMPLE_BYTES: usize = 256 << 20;
+/// Most of these tokens in a layer.
+const SAMPLE_TOKENS: usize = 2048;
+
+/// Which tokens count how much, and which are held out.
+#[derive(Clone)]
+pub(super) struct Tokens {
+    /// A factor for each token; 0 where it doesn't count.
+    weights: Arc<[f32]>,
+    held_out: Arc<[bool]>,
+}
+
+/// What a token is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// To decide on.
+    Decide,
+    /// To measure what was decided.
+    HeldOut,
+}
+
+impl Tokens {
+    pub fn new(text: &Calibration) -> Self {
+        let factors = group_factors(&text.groups);
+        let weight = |group: &GroupIndex| if *group == UNCOUNTED { 0.0 } else { factors[*group as usize] as f32 };
+        let mut held_out = vec![false; text.group_of.len()];
+        for span in text.batch.spans.iter().skip(HELD_OUT_EVERY - 1).step_by(HELD_OUT_EVERY) {
+            held_out[span.clone()].fill(true);
+        }
+        Self { weights: text.group_of.iter().map(weight).collect(), held_out: held_out.into() }
+    }
+
+    pub fn weight(&self, token: usize) -> f32 {
+        self.weights[token]
+    }
+
+    fn decides(&self, token: usize) -> bool {
+        self.weights[token] > 0.0 && !self.held_out[token]
+    }
+
+    /// The tokens of `range` that are `part`, as positions in it, and √ of their weights.
+    pub fn of(&self, part: Part, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
+        let first = range.start;
+        let wanted = range.filter(|t| self.weights[*t] > 0.0 && self.held_out[*t] == (part == Part::HeldOut));
+        wanted.map(|token| ((token - first) as u32, self.weights[token].sqrt())).unzip()
+    }
+
+    /// How many are `part`.
+    pub fn count(&self, part: Part) -> usize {
+        self.of(part, 0..self.weights.len()).0.len()
+    }
+}
+
+/// Sums over the tokens that decide, each times its weight. X is the tokens that were routed to an expert, g the gate that is
+/// applied, f the expert's output, h its neurons, s its score by the router.
+#[derive(Debug, Clone)]
+pub(super) struct LayerSums {
+    /// Σ 1 over all tokens
+    pub tokens: f64,
+    /// Σ σ(gate · x) of the shared expert over all tokens
+    pub shared_gate: f64,
+    /// By expert.
+    pub experts: Vec<ExpertSums>,
+    /// Outputs of all experts on some tokens, f32 `[tokens, hidden]` in parts; empty unless asked for.
+    pub sampled: Vec<Vec<Tensor>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct ExpertSums {
+    /// Σ 1 over X
+    pub tokens: f64,
+    /// Σ g over X
+    pub gates: f64,
+    /// Σ s over X
+    pub scores: f64,
+    /// Σ g ‖f‖ over X
+    pub gated_norms: f64,
+    /// Σ ‖f‖² over X
+    pub square_norms: f64,
+    /// Σ (g h)² over X, by neuron
+    pub energies: Vec<f64>,
+}
+
+/// Sums up a layer while it runs.
+pub(super) struct LayerObserver {
+    tokens: Tokens,
+    /// Whether all experts run on some tokens.
+    samples: bool,
+    sums: LayerSums,
+    shared_gate: Option<Tensor>,
+    /// Tokens of the last `routed`.
+    routed: std::ops::Range<usize>,
+    /// Tokens that have come to the block.
+    arrived: usize,
+    /// Scores of the last `routed`, `[tokens, experts]`.
+    scores: Vec<f32>,
+    sampled_tokens: usize,
+}
+
+impl LayerObserver {
+    /// For a layer that is `moe`.
+    pub fn new(moe: &Moe, tokens: &Tokens, samples: bool, compute: &Compute) -> Result<Self> {
+        let expert = ExpertSums {
+            tokens: 0.0,
+            gates: 0.0,
+            scores: 0.0,
+            gated_norms: 0.0,
+            square_norms: 0.0,
+            energies: vec![0.0; moe.experts[0].width()],
+        };
+        let experts = moe.experts.len();
+        let gate = moe.shared.as_ref().and_then(|shared| shared.gate.as_ref());
+        Ok(Self {
+            tokens: tokens.clone(),
+            samples,
+            sums: LayerSums {
+                tokens: 0.0,
+                shared_gate: 0.0,
+                experts: vec![expert; experts],
+                sampled: if samples { vec![Vec::new(); experts] } else { Vec::new() },
+            },
+            shared_gate: gate.map(|gate: &Weight| moe_forward::to_f32(gate, compute)).transpose()?,
+            routed: 0..0,
+            arrived: 0,
+            scores: Vec::new(),
+            sampled_tokens: 0,
+        })
+    }
+
+    pub fn finish(self) -> LayerSums {
+        self.sums
+    }
+
+    /// The inputs of the block.
+    pub fn input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
+        let fail = |e| failed(layer, e);
+        let tokens = x.dim(0).map_err(fail)?;
+        let here = self.arrived..self.arrived + tokens;
+        self.arrived = here.end;
+        let Some(gate) = &self.shared_gate else { return Ok(()) };
+        let gates =
+            || -> candle_core::Result<Vec<f32>> { product(&x.to_dtype(DType::F32)?, gate)?.flatten_all()?.to_vec1() };
+        for (token, gate) in here.zip(gates().map_err(fail)?).filter(|(token, _)| self.tokens.decides(*token)) {
+            self.sums.shared_gate += f64::from(self.tokens.weight(token)) / (1.0 + f64::from(-gate).exp());
+        }
+        Ok(())
+    }
+
+    /// Where tokens go.
+    pub fn routed(&mut self, routing: &Routing) {
+        let start = self.routed.end;
+        self.routed = start..start + routing.tokens();
+        self.scores.clone_from(&routing.scores);
+        let deciding = self.routed.clone().filter(|token| self.tokens.decides(*token));
+        self.sums.tokens += deciding.map(|token| f64::from(self.tokens.weight(token))).sum::<f64>();
+    }
+
+    /// An expert ran on tokens of the last [`Self::routed`].
+    pub fn ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
+        let (first, experts) = (self.routed.start, self.sums.experts.len());
+        let rows = (0..run.tokens.len()).filter(|row| self.tokens.decides(first + run.tokens[*row] as usize));
+        let rows: Vec<usize> = rows.collect();
+        let sums = &mut self.sums.experts[run.expert];
+        let mut weighed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let token = run.tokens[*row] as usize;
+            let (weight, gate) = (self.tokens.weights[first + token], run.gates[*row]);
+            sums.tokens += f64::from(weight);
+            sums.gates += f64::from(weight) * f64::from(gate);
+            sums.scores += f64::from(weight) * f64::from(self.scores[token * experts + run.expert]);
+            weighed.push(weight.sqrt() * gate);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let found = || -> candle_core::Result<(Vec<f32>, Vec<f32>)> {
+            let device = run.output.device();
+            let chosen = Tensor::from_slice(&chosen, chosen.len(), device)?;
+            let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
+            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
+            let energies = pick(run.activations)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
+            Ok((energies.to_vec1()?, pick(run.output)?.sqr()?.sum(1)?.to_vec1()?))
+        };
+        let (energies, squares) = found().map_err(|e| failed(layer, e))?;
+        sums.energies.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(energy));
+        for (row, square) in rows.into_iter().zip(squares) {
+            let weight = f64::from(self.tokens.weights[first + run.tokens[row] as usize]);
+            sums.square_norms += weight * f64::from(square);
+            sums.gated_norms += weight * f64::from(run.gates[row]) * f64::from(square).sqrt();
+        }
+        Ok(())
+    }
+
+    /// Tokens of the last [`Self::routed`] that all experts shall run on: evenly spread, as many as memory is meant for.
+    pub fn sampled(&mut self, hidden: usize) -> Vec<u32> {
+        if !self.samples {
+            return Vec::new();
+        }
+        let most = (SAMPLE_BYTES / (4 * hidden * self.sums.experts.len())).clamp(1, SAMPLE_TOKENS);
+        let every = self.tokens.count(Part::Decide).div_ceil(most).max(1);
+        let first = self.routed.start;
+        let chosen = self.routed.clone().filter(|token| token.is_multiple_of(every) && self.tokens.decides(*token));
+        let tokens: Vec<u32> = chosen.map(|token| (token - first) as u32).take(most - self.sampled_tokens).collect();
+        self.sampled_tokens += tokens.len();
+        tokens
+    }
+
+    /// What an expert gives for these.
+    pub fn sampled_output(&mut self, layer: usize, expert: usize, output: &Tensor) -> Result<()> {
+        let output = output.to_dtype(DType::F32).and_then(|o| o.to_device(&Device::Cpu)?.flatten_all());
+        self.sums.sampled[expert].push(output.map_err(|e| failed(layer, e))?);
+        Ok(())
+    }
+}
+
+impl LayerSums {
+    /// E\[g\] of each expert over all tokens, 0 where it isn't selected.
+    pub fn mean_gates(&self) -> Vec<f64> {
+        self.experts.iter().map(|expert| expert.gates / self.tokens.max(f64::MIN_POSITIVE)).collect()
+    }
+
+    /// E σ(gate · x) of the shared expert.
+    pub fn mean_shared_gate(&self) -> f64 {
+        self.shared_gate / self.tokens.max(f64::MIN_POSITIVE)
+    }
+
+    /// E⟨fᵢ, fⱼ⟩ over the sampled tokens, `[experts, experts]`; tokens that count more there count as one.
+    pub fn output_products(&self, layer: usize) -> Result<Vec<f64>> {
+        let products = || -> candle_core::Result<Vec<f64>> {
+            let rows =
+                self.sampled.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<Vec<_>>>()?;
+            let outputs = Tensor::stack(&rows, 0)?;
+            outputs.matmul(&outputs.t()?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+        };
+        products().map_err(|e| failed(layer, e))
+    }
+}
+
+pub(super) fn failed(layer: usize, error: candle_core::Error) -> Error {
+    Error::new(Kind::Numeric, format!("cannot distill layer {layer}")).source(error)
+}

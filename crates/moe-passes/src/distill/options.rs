@@ -1,0 +1,267 @@
+//! What `distill` can be told, and what it refuses.
+
+use clap::ValueEnum;
+use moe_forward::DataSpec;
+use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
+use serde::{Deserialize, Serialize};
+
+use super::score::Score;
+use super::select::Select;
+use super::weights::{padded, undecided};
+use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
+
+/// Options of `distill`.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DistillOptions {
+    /// Neurons of each layer of the dense model. By default as many as a token uses in the MoE, shared experts included, or as
+    /// many as its dense layers have, where these are wider.
+    #[arg(long, value_name = "NEURONS")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+
+    /// What the dense network starts from.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub init: Init,
+
+    /// What --init select takes.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub select: Select,
+
+    /// What experts are ranked by, with --select experts.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub score: Score,
+
+    /// How the down projection is made.
+    #[arg(long, value_enum, default_value_t)]
+    #[serde(default)]
+    pub down: Down,
+
+    /// Whose states each layer is decided on: what reaches it through the dense layers before it, or through the original's.
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t)]
+    #[serde(default)]
+    pub forcing: Forced,
+
+    /// The family to write, where several can hold the result; by default the first that can.
+    #[arg(long, value_name = "FAMILY")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+
+    /// Held-out text, as for --data, on which the result and the mean of the experts are measured against the original.
+    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
+    #[serde(default)]
+    pub held_out: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --held-out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
+    #[serde(default = "default_held_out_tokens")]
+    pub held_out_tokens: usize,
+
+    /// Don't measure the mean of the experts beside.
+    #[arg(long, help_heading = "Measuring")]
+    #[serde(default)]
+    pub no_control: bool,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub calibration: CalibrationOptions,
+}
+
+/// What a dense network starts from. Shared experts come first, and whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// Some of the experts' neurons, each scaled by its mean gate.
+    #[default]
+    Select,
+    /// Means of as many groups of experts as fit, neurons aligned: the baseline.
+    Mean,
+    /// The same, experts weighed by their gates.
+    UsageMean,
+}
+
+/// Whose states reach a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forced {
+    /// Those of the dense layers before it.
+    #[default]
+    Student,
+    /// Those of the original's.
+    Teacher,
+}
+
+/// How the down projection is made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Down {
+    /// Each neuron's own column, times the mean of its gate over all tokens.
+    Measured,
+    /// Fitted to what the mixture gives, by least squares that are shrunk towards the measured one as far as held-out tokens
+    /// ask for.
+    #[default]
+    Ridge,
+}
+
+/// Tokens that a fit wants for each neuron.
+const TOKENS_PER_NEURON: usize = 4;
+
+fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
+}
+
+/// Neurons of the shared expert of `moe`.
+pub(super) fn shared_width(moe: &Moe) -> usize {
+    moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
+}
+
+impl DistillOptions {
+    /// The width of all layers of the result.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a model or a width that can't be distilled, [`Kind::Unsupported`] for what isn't supported.
+    pub(super) fn check(&self, model: &Model) -> Result<usize> {
+        let of_file = |error: Error| error.file(&model.config_file);
+        if let Some(quantization) = &model.quantization {
+            let what = format!("a quantized model can't be distilled: {quantization}");
+            let error = Error::new(Kind::Unsupported, what);
+            return Err(of_file(error.remedy("start from the unquantized checkpoint")));
+        }
+        if model.moes().next().is_none() {
+            return Err(of_file(
+                Error::new(Kind::Usage, "this model has no mixture of experts")
+                    .remedy("give an MoE; upcycle makes one of a dense model"),
+            ));
+        }
+        check_biases(model)?;
+        if self.calibration.data.is_empty() {
+            return usage("gates are measured on text", "give --data TEXT");
+        }
+        if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
+            return usage("--score and --select choose what --init select takes", "leave them out, or --init");
+        }
+        if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
+            return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
+        }
+        self.width(model).map_err(of_file)
+    }
+
+    fn width(&self, model: &Model) -> Result<usize> {
+        let dense = model.layers.iter().filter_map(|layer| layer.ffn.dense()).map(Expert::width).max().unwrap_or(0);
+        let all = |moe: &Moe| moe.experts.len() * moe.experts[0].width() + shared_width(moe);
+        let active = |moe: &Moe| moe.router.top_k * moe.experts[0].width() + shared_width(moe);
+        let width = match self.width {
+            None => model.moes().map(|(_, moe)| active(moe)).max().unwrap_or(0).max(dense),
+            Some(width) => width,
+        };
+        if width < dense {
+            let what = format!("layers that are dense already have {dense} neurons, more than --width {width}");
+            return usage(what, format!("give --width {dense} or more: a dense family has one width for all layers"));
+        }
+        for (index, moe) in model.moes() {
+            let (all, shared, each) = (all(moe), shared_width(moe), moe.experts[0].width());
+            if self.width.is_some() && width > all.max(dense) {
+                let what =
+                    format!("--width {width} is more than the {all} neurons that all experts of layer {index} have");
+                return usage(what, format!("give {} or less", all.max(dense)));
+            }
+            let least = if self.init == Init::Select { shared.max(1) } else { shared + each };
+            if width < least {
+                let what = match self.init {
+                    Init::Select => format!(
+                        "--width {width} leaves no room for a shared expert of {shared} neurons, which stays whole"
+                    ),
+                    _ => format!(
+                        "--width {width} leaves no room for the mean of experts of {each} neurons beside {shared} shared ones"
+                    ),
+                };
+                return usage(what, format!("give {least} or more"));
+            }
+        }
+        Ok(width)
+    }
+
+    /// Refuses text that is too short to fit what --down ridge fits.
+    pub(super) fn check_tokens(&self, width: usize, deciding: usize, held_out: usize) -> Result<()> {
+        let wanted = TOKENS_PER_NEURON * width;
+        let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
+        match self.down {
+            _ if deciding == 0 => usage("this text is one window or none that counts", remedy),
+            Down::Ridge if deciding < wanted => usage(
+                format!("{deciding} tokens are too few to fit {width} neurons to: --down ridge wants {wanted}"),
+                format!("{remedy}, or use --down measured"),
+            ),
+            Down::Ridge if held_out == 0 => usage(
+                "no window of this text can be held out, so that --down ridge can't choose how far to fit",
+                remedy,
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The family that holds `model` with its mixtures as dense networks of `width` neurons.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where there is none, [`Kind::Usage`] for a target that can't hold it.
+    pub(super) fn target(&self, model: &Model, width: usize) -> Result<&'static Family> {
+        let source = &model.family.model_type;
+        let possible = &model.family.distills_to;
+        if let Some(why) = &model.family.undistilled {
+            return Err(Error::new(Kind::Unsupported, format!("a {source} model can't be distilled: {why}"))
+                .file(&model.config_file));
+        }
+        if let Some(wanted) = &self.target {
+            if !possible.contains(wanted) {
+                let what = format!("a distilled {source} model is no {wanted} model");
+                return usage(what, format!("give --target {}", possible.join(" or --target ")));
+            }
+            return family(wanted);
+        }
+        let mut dense = shaped(model, width);
+        let mut refused = None;
+        for name in possible {
+            dense.family = family(name)?;
+            match dense.declare() {
+                Ok(_) => return Ok(dense.family),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            Error::new(Kind::Unsupported, format!("no dense family can hold a distilled {source} model"))
+        }))
+    }
+}
+
+/// `model` with networks of `width` neurons in place of its mixtures, before anything is decided; layers that are dense
+/// already are filled up to that width.
+pub(super) fn shaped(model: &Model, width: usize) -> Model {
+    let mut dense = model.clone();
+    for layer in &mut dense.layers {
+        let network = match &layer.ffn {
+            Ffn::Moe(moe) => undecided(&moe.experts[0], width),
+            Ffn::Dense(network) => padded(network, width),
+        };
+        layer.ffn = Ffn::Dense(Box::new(network));
+    }
+    dense.mtp.clear();
+    dense
+}
+
+/// Refuses biases of feed-forward blocks: a sum of experts has none that doesn't depend on the token, and a dense family gives
+/// them to all layers or to none.
+fn check_biases(model: &Model) -> Result<()> {
+    let networks = model.layers.iter().flat_map(|layer| match &layer.ffn {
+        Ffn::Dense(network) => vec![network.as_ref()],
+        Ffn::Moe(moe) => moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).collect(),
+    });
+    match networks.flat_map(Expert::linears).find_map(|linear| linear.bias.as_ref()) {
+        None => Ok(()),
+        Some(bias) => Err(Error::new(Kind::Unsupported, "feed-forward blocks with biases can't be distilled")
+            .tensor(bias.name())
+            .remedy("if the biases are zero, drop them and mlp_bias")),
+    }
+}

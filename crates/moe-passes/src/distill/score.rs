@@ -1,0 +1,58 @@
+//! How much each expert counts, and in which order they fill the dense network.
+
+use clap::ValueEnum;
+use moe_math::determinantal;
+use moe_model::Result;
+use serde::{Deserialize, Serialize};
+
+use super::observe::{ExpertSums, LayerSums};
+
+/// What experts are ranked by (2605.28207).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Score {
+    /// The share of tokens that choose an expert.
+    Frequency,
+    /// The mean of the router's score over the tokens that choose it.
+    Cp,
+    /// The same times the root mean square of the norm of its output.
+    Acp,
+    /// A set of experts that score high by acp and give outputs unlike each other's.
+    DoAcp,
+    /// The mean of gate × norm of output over the tokens that choose it (REAP, 2510.13999).
+    #[default]
+    Reap,
+}
+
+impl Score {
+    /// Whether all experts must run on some tokens.
+    pub(super) fn needs_all_outputs(self) -> bool {
+        self == Self::DoAcp
+    }
+
+    /// The experts of layer `layer` in the order in which they are taken, and what each counts; `count` of them are about to
+    /// be taken.
+    pub(super) fn order(self, layer: usize, sums: &LayerSums, count: usize) -> Result<(Vec<usize>, Vec<f64>)> {
+        let scores: Vec<f64> = sums.experts.iter().map(|expert| self.of(expert, sums.tokens)).collect();
+        if self == Self::DoAcp {
+            let kernel = determinantal::kernel(&scores, &sums.output_products(layer)?);
+            let lambda = determinantal::lambda(&kernel, scores.len(), count);
+            return Ok((determinantal::greedy(&kernel, scores.len(), lambda), scores));
+        }
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        // Stable, so that the lower index comes first among equals.
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        Ok((order, scores))
+    }
+
+    fn of(self, sums: &ExpertSums, tokens: f64) -> f64 {
+        let over = |sum: f64, count: f64| if count > 0.0 { sum / count } else { 0.0 };
+        let mean = |sum| over(sum, sums.tokens);
+        match self {
+            Self::Frequency => over(sums.tokens, tokens),
+            Self::Cp => mean(sums.scores),
+            Self::Acp | Self::DoAcp => mean(sums.scores) * mean(sums.square_norms).sqrt(),
+            Self::Reap => mean(sums.gated_norms),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The dense network of a layer before it is fitted or trained.
+
+use std::sync::Arc;
+
+use moe_model::{Expert, Moe, Result};
+
+use super::mean::{Means, means};
+use super::neurons::{Gates, Networks, Neuron, distinct};
+use super::observe::LayerSums;
+use super::options::shared_width;
+use super::record::{DistilledLayer, DistilledPart};
+use super::select::{Select, by_experts, by_neurons};
+use super::weights::{Pick, picked};
+use super::{DistillOptions, Init};
+use crate::pass::Kept;
+
+/// The dense network of `width` neurons of layer `index`, which is `moe`, and what is said of it.
+pub(super) fn student(
+    index: usize,
+    moe: &Moe,
+    sums: &LayerSums,
+    options: &DistillOptions,
+    width: usize,
+) -> Result<(Expert, DistilledLayer)> {
+    let gates = sums.mean_gates();
+    let shared_gate = moe.shared.as_ref().map(|shared| shared.gate.as_ref().map_or(1.0, |_| sums.mean_shared_gate()));
+    let made = match options.init {
+        Init::Select => selected(index, moe, sums, options, width)?,
+        Init::Mean => averaged(moe, &gates, shared_gate, &vec![1.0; gates.len()], width)?,
+        Init::UsageMean => averaged(moe, &gates, shared_gate, &gates, width)?,
+    };
+    let Made { network, parts, distinct, zeros, scores, kept } = made;
+    let record = DistilledLayer {
+        distinct,
+        width,
+        zeros,
+        parts,
+        gates,
+        shared_gate,
+        scores,
+        fit: None,
+        output_error: None,
+        kept,
+    };
+    Ok((network, record))
+}
+
+/// The mean of the experts of `moe` beside its shared one, which had these mean gates.
+pub(super) fn mean_of_experts(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, width: usize) -> Result<Expert> {
+    Ok(averaged(moe, gates, shared_gate, &vec![1.0; gates.len()], width)?.network)
+}
+
+struct Made {
+    network: Expert,
+    parts: Vec<DistilledPart>,
+    distinct: usize,
+    zeros: usize,
+    scores: Vec<f64>,
+    kept: Kept,
+}
+
+/// Some of the neurons that there are.
+fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions, width: usize) -> Result<Made> {
+    let networks = Networks::of(moe);
+    let neurons = distinct(moe, &networks, sums)?;
+    let (chosen, scores) = match options.select {
+        Select::Neurons => (by_neurons(&neurons, width), Vec::new()),
+        Select::Experts => {
+            let count = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
+            let (order, scores) = options.score.order(index, sums, count)?;
+            (by_experts(&neurons, &networks, &order, width), scores)
+        }
+    };
+    let pick = |index: &usize| {
+        let (network, neuron, _) = neurons[*index].places[0];
+        Pick { network: network as u32, neuron: neuron as u32, factor: neurons[*index].factor as f32 }
+    };
+    let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
+    let name = |network: usize| match network.checked_sub(networks.shared) {
+        None => "shared expert".to_owned(),
+        Some(expert) => format!("expert {expert}"),
+    };
+    Ok(Made {
+        parts: parts(&picks, name),
+        distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
+        zeros: width - picks.len(),
+        scores,
+        kept: kept(&neurons, &chosen),
+        network: picked(&networks.all, picks, width),
+    })
+}
+
+/// Whether the chosen neurons give what all of them give.
+fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
+    let lost = neurons.iter().enumerate().any(|(index, neuron)| neuron.gives && chosen.binary_search(&index).is_err());
+    let mut giving = neurons.iter().filter(|neuron| neuron.gives);
+    let power_of_two = |factor: f64| factor == 0.0 || factor.abs().log2().fract() == 0.0;
+    match () {
+        () if lost || giving.clone().any(|neuron| neuron.measured) => Kept::No,
+        () if giving.all(|neuron| power_of_two(neuron.factor)) => Kept::Exactly,
+        () => Kept::Approximately,
+    }
+}
+
+/// Means of as many groups of experts as fit, which had these mean gates, beside the shared expert.
+fn averaged(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, weights: &[f64], width: usize) -> Result<Made> {
+    let known = Gates::of(moe)?;
+    let (shared, each) = (shared_width(moe), moe.experts[0].width());
+    let count = ((width - shared) / each).min(moe.experts.len());
+    let Means { networks, groups } = means(moe, count, weights)?;
+    // All of a token's gates together may be known; those of a group are measured.
+    let of_group = |group: &Vec<usize>| {
+        let parts: Vec<f64> = (0..gates.len()).map(|e| f64::from(u8::from(group.contains(&e)))).collect();
+        known.sum(&parts).unwrap_or_else(|| group.iter().map(|expert| gates[*expert]).sum())
+    };
+    let mut factors: Vec<f64> = shared_gate.iter().map(|gate| known.shared.unwrap_or(*gate)).collect();
+    factors.extend(groups.iter().map(of_group));
+    let mut names: Vec<String> = moe.shared.iter().map(|_| "shared expert".to_owned()).collect();
+    names.extend(groups.iter().map(|group| {
+        let experts: Vec<_> = group.iter().map(usize::to_string).collect();
+        format!("mean of experts {}", experts.join(", "))
+    }));
+    let all: Vec<Expert> = moe.shared.iter().map(|shared| shared.expert.clone()).chain(networks).collect();
+    let of_network = |(index, (network, factor)): (usize, (&Expert, &f64))| {
+        let pick = move |neuron| Pick { network: index as u32, neuron, factor: *factor as f32 };
+        (0..network.width() as u32).map(pick).collect::<Vec<_>>()
+    };
+    let picks: Arc<[Pick]> = all.iter().zip(&factors).enumerate().flat_map(of_network).collect();
+    Ok(Made {
+        parts: parts(&picks, |network| names[network].clone()),
+        distinct: shared + moe.experts.len() * each,
+        zeros: width - picks.len(),
+        scores: Vec::new(),
+        kept: Kept::No,
+        network: picked(&all, picks, width),
+    })
+}
+
+/// How many picks come from each network.
+fn parts(picks: &[Pick], name: impl Fn(usize) -> String) -> Vec<DistilledPart> {
+    let of = |picks: &[Pick]| DistilledPart {
+        from: name(picks[0].network as usize),
+        neurons: picks.len(),
+        factor: picks.iter().map(|pick| f64::from(pick.factor)).sum::<f64>() / picks.len() as f64,
+    };
+    picks.chunk_by(|a, b| a.network == b.network).map(of).collect()
+}

@@ -1,0 +1,126 @@
+//! The dense network: neurons picked from several networks, made when they are read.
+
+use std::sync::Arc;
+
+use moe_checkpoint::{Kept, Spill};
+use moe_forward::candle_dtype;
+use moe_math::encoding;
+use moe_model::{Error, Expert, Kind, Linear, Make, Result, Weight};
+
+use crate::part::{Axis, encoded, numeric, read_finite};
+
+/// A neuron of the dense network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Pick {
+    /// Which network it comes from.
+    pub network: u32,
+    /// Which of its neurons it is.
+    pub neuron: u32,
+    /// What its down column is multiplied by.
+    pub factor: f32,
+}
+
+/// `width` neurons: those that `picks` say, and zeros behind them.
+struct Picked {
+    networks: Vec<Weight>,
+    picks: Arc<[Pick]>,
+    width: usize,
+    axis: Axis,
+}
+
+/// The network of `width` neurons that `picks` make of `networks`; zeros fill it up.
+pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> Expert {
+    let of = |linear: fn(&Expert) -> &Linear, axis| {
+        let networks: Vec<Weight> = networks.iter().map(|network| linear(network).weight.clone()).collect();
+        let like = networks[0].clone();
+        let shape = match axis {
+            Axis::Rows => [width, like.shape()[1]],
+            Axis::Columns => [like.shape()[0], width],
+        };
+        let made = Picked { networks, picks: picks.clone(), width, axis };
+        Linear { weight: Weight::made(like.name(), like.dtype(), &shape, made), bias: None }
+    };
+    Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
+}
+
+/// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them; itself where it has as many.
+pub(super) fn padded(network: &Expert, width: usize) -> Expert {
+    if network.width() == width {
+        return network.clone();
+    }
+    let pick = |neuron| Pick { network: 0, neuron, factor: 1.0 };
+    picked(std::slice::from_ref(network), (0..network.width() as u32).map(pick).collect(), width)
+}
+
+impl Picked {
+    /// The picks of each network with their places.
+    fn by_network(&self) -> Vec<Vec<(usize, Pick)>> {
+        let mut of = vec![Vec::new(); self.networks.len()];
+        self.picks.iter().enumerate().for_each(|(place, pick)| of[pick.network as usize].push((place, *pick)));
+        of
+    }
+}
+
+impl Make for Picked {
+    fn make(&self) -> Result<Vec<u8>> {
+        let like = &self.networks[0];
+        let dtype = candle_dtype(like)?;
+        let size = dtype.size_in_bytes();
+        // A row is a neuron of gate and up, and a component of what down gives.
+        let across = like.shape()[if self.axis == Axis::Rows { 1 } else { 0 }];
+        let mut rows = vec![0u8; if self.axis == Axis::Rows { self.width * across * size } else { 0 }];
+        let mut columns = vec![0f32; if self.axis == Axis::Columns { self.width * across } else { 0 }];
+        for (network, picks) in self.networks.iter().zip(self.by_network()).filter(|(_, picks)| !picks.is_empty()) {
+            let (bytes, found) = read_finite(network)?;
+            if found != dtype {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("this network is in {found:?}, others in {dtype:?}"),
+                )
+                .tensor(network.name())
+                .remedy("convert the source to one element type first"));
+            }
+            match self.axis {
+                Axis::Rows => {
+                    let row = across * size;
+                    for (place, pick) in picks {
+                        rows[place * row..][..row].copy_from_slice(&bytes[pick.neuron as usize * row..][..row]);
+                    }
+                }
+                Axis::Columns => {
+                    let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(network.name(), e))?;
+                    let width = network.shape()[1];
+                    for (to, from) in columns.chunks_exact_mut(self.width).zip(values.chunks_exact(width)) {
+                        for (place, pick) in &picks {
+                            to[*place] = from[pick.neuron as usize] * pick.factor;
+                        }
+                    }
+                }
+            }
+        }
+        match self.axis {
+            Axis::Rows => Ok(rows),
+            Axis::Columns => encoded(&columns, dtype, like.name()),
+        }
+    }
+}
+
+/// Bytes that were made before.
+struct Made(Kept);
+
+impl Make for Made {
+    fn make(&self) -> Result<Vec<u8>> {
+        self.0.read()
+    }
+}
+
+/// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is written.
+pub(super) fn kept(values: &[f32], like: &Weight, spill: &Spill) -> Result<Weight> {
+    let bytes = encoded(values, candle_dtype(like)?, like.name())?;
+    Ok(Weight::made(like.name(), like.dtype(), like.shape(), Made(spill.keep(bytes)?)))
+}
+
+/// The shape of a network of `width` neurons like `like`, before anything is decided.
+pub(super) fn undecided(like: &Expert, width: usize) -> Expert {
+    picked(std::slice::from_ref(like), Arc::new([]), width)
+}
