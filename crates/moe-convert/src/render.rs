@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_model::{GroupScore, Scoring};
 use moe_passes::LayerTrust;
-use moe_passes::distill::{DistilledLayer, DownFit};
+use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
 use moe_pipeline::{
     ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
@@ -350,12 +350,18 @@ fn quantized(receipt: &Receipt) -> String {
 fn distilled(receipt: &Receipt) -> String {
     let row = |(index, layer): (usize, &DistilledLayer)| {
         let lambda = |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
+        let trained = |trained: &Trained| {
+            let [before, after] = trained.errors()?;
+            Some(format!("{before:.3} → {after:.3} ({} of {})", trained.best, trained.steps))
+        };
+        let trained: Vec<_> = layer.trained.iter().filter_map(trained).collect();
         vec![
             index.to_string(),
             format!("{} of {}", layer.width - layer.zeros, layer.distinct),
             layer.parts.len().to_string(),
             layer.zeros.to_string(),
             or_dash(layer.fit.as_ref().map(lambda)),
+            or_dash((!trained.is_empty()).then(|| trained.join(", "))),
             or_dash(layer.output_error.map(|error| format!("{error:.4}"))),
         ]
     };
@@ -363,7 +369,7 @@ fn distilled(receipt: &Receipt) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let header = ["layer", "neurons", "of networks", "zeros", "λ", "output error"];
+    let header = ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
     format!("\n{}", table(&header, rows.into_iter()))
 }
 

@@ -6,8 +6,8 @@
 #![deny(clippy::unwrap_used)]
 
 mod calibrate;
-pub mod heal;
 pub mod distill;
+pub mod heal;
 pub mod merge;
 mod part;
 mod pass;
@@ -19,8 +19,8 @@ mod train;
 pub mod upcycle;
 
 pub use calibrate::CalibrationOptions;
-pub use heal::HealOptions;
 pub use distill::DistillOptions;
+pub use heal::HealOptions;
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,

@@ -157,6 +157,11 @@ pub trait Decider: Converter + Send + Sync {
     /// What must watch a sweep of `sample` over the original model first.
     fn survey(&mut self, sample: &Calibration) -> Option<&mut dyn Observer>;
 
+    /// Whether all layers shall be converted once more, in a sweep of its own; asked behind each.
+    fn again(&mut self) -> bool {
+        false
+    }
+
     /// Where the time went, beyond the sweep itself.
     fn stages(&self) -> Vec<(&'static str, Duration)> {
         Vec::new()

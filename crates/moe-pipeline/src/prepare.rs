@@ -358,14 +358,20 @@ impl Deciding {
             watched("survey", &sample, observer)?;
         }
         let tokens = text.batch.tokens();
-        progress.stage(&format!("decide on {tokens} tokens"), layers as u64, Unit::Layers);
         let storage = storage(source, tokens, options.memory_budget, scratch)?;
-        let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
-        for index in 0..layers {
-            sweep.layer_converted(index, decider)?;
-            progress.advance(1);
+        let mut name = "decide";
+        loop {
+            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers);
+            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+            for index in 0..layers {
+                sweep.layer_converted(index, decider)?;
+                progress.advance(1);
+            }
+            if !decider.again() {
+                return decider.finish();
+            }
+            name = "decide again";
         }
-        decider.finish()
     }
 }
 

@@ -287,3 +287,41 @@ fn means_and_what_stays_whole() {
         assert_eq!(theirs, &ours[..shared.width()], "a shared expert without a gate comes first, as it was");
     }
 }
+
+/// The last layer alone sees the same inputs, whatever the others become, where states of the teacher go on.
+#[test]
+fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_original() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text();
+    let run = |name: &str, training: &str| {
+        let toml = format!("forcing = \"teacher\"\ndown = \"measured\"\nno-control = true\n{training}\n{text}");
+        run::<DistillOptions>(&golden("models/moe"), &dir.path().join(name), &toml).unwrap()
+    };
+    let bytes = |name: &str| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
+    let (plain, trained) = (run("plain", ""), run("trained", "steps = 40\nlearning-rate = 3e-3"));
+    for (before, after) in layers(&plain).iter().zip(layers(&trained)) {
+        let (before, after_error) = (before.output_error.unwrap(), after.output_error.unwrap());
+        let [first, kept] = after.trained[0].errors().unwrap();
+        // The network is run here in f32, there as it is stored.
+        assert!(
+            (first - before).abs() < 2e-2 && (kept - after_error).abs() < 2e-2,
+            "{first} {before}, {kept} {after_error}"
+        );
+        assert!(kept < 0.9 * first, "{kept} {first}");
+        assert_eq!((after.trained.len(), after.trained[0].steps), (1, 40));
+        assert!(after.trained[0].looks.iter().skip(1).all(|look| look.loss.is_some_and(f64::is_finite)));
+    }
+    assert!(kl(&trained) < 0.8 * kl(&plain), "{} {}", kl(&trained), kl(&plain));
+    // A second sweep, through what the first made.
+    let again = run("again", "steps = 40\nstudent-steps = 20\nlearning-rate = 3e-3");
+    for (once, twice) in layers(&trained).iter().zip(layers(&again)) {
+        assert_eq!((&once.trained[0], twice.trained.len()), (&twice.trained[0], 2));
+    }
+    run("same", "steps = 40\nstudent-steps = 20\nlearning-rate = 3e-3");
+    assert_eq!(bytes("again"), bytes("same"));
+    // What diverges says so, and leaves what was there.
+    let wild = run("wild", "steps = 10\nlearning-rate = 1e20");
+    assert!(layers(&wild).iter().all(|layer| layer.trained[0].diverged.is_some() && layer.trained[0].best == 0));
+    assert!(wild.warnings.iter().any(|warning| warning.contains("lower --learning-rate")), "{:?}", wild.warnings);
+    assert_eq!(bytes("wild"), bytes("plain"));
+}

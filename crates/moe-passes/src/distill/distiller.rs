@@ -8,12 +8,13 @@ use moe_checkpoint::Spill;
 use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
 use moe_math::Compute;
 use moe_math::routing::Routing;
-use moe_model::{Ffn, Model, Moe, Result};
+use moe_model::{Expert, Ffn, Model, Moe, Result};
 
+use super::block::{Lessons, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
-use super::{DistillOptions, Down, DownFit, Forced, Init};
+use super::{DistillOptions, Down, DownFit, Forced, Init, Trained};
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
 
@@ -33,6 +34,8 @@ pub(super) struct Distiller {
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, [f64; 2]>,
     layers: BTreeMap<usize, DecidedLayer>,
+    /// Whether all layers have been decided, and are trained once more on what reaches them.
+    again: bool,
 }
 
 impl Distiller {
@@ -48,6 +51,7 @@ impl Distiller {
             compared: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
+            again: false,
         }
     }
 
@@ -64,8 +68,34 @@ impl Distiller {
             network.down.weight = fitted.down;
             record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
+        if self.options.training.steps > 0 && record.kept != Kept::Exactly {
+            let trained;
+            (network, trained) = self.trained(index, network, inputs, self.options.training.steps)?;
+            record.trained.push(trained);
+        }
         let record = LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
         Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
+    }
+}
+
+impl Distiller {
+    fn trained(&self, index: usize, network: Expert, inputs: &Inputs<'_>, steps: u64) -> Result<(Expert, Trained)> {
+        let seed = self.options.calibration.seed;
+        let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, seed };
+        train(&lessons, network, steps, &self.options.training, &self.spill)
+    }
+
+    /// Layer `index`, trained on what reaches it.
+    fn once_more(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
+        let (network, mut record) = (layer.ffn.dense().expect("it was made dense"), layer.record.clone());
+        let (network, trained) = self.trained(index, network.clone(), inputs, self.options.training.student_steps)?;
+        record.distilled.iter_mut().for_each(|record| record.trained.push(trained.clone()));
+        Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
+    }
+
+    fn changes(&self, index: usize) -> bool {
+        let record = self.layers.get(&index).and_then(|layer| layer.record.distilled.as_ref());
+        record.is_some_and(|record| record.kept != Kept::Exactly)
     }
 }
 
@@ -89,6 +119,15 @@ impl Decider for Distiller {
         self.tokens = Some(Tokens::new(calibration));
     }
 
+    fn again(&mut self) -> bool {
+        let again = !self.again && self.options.training.student_steps > 0;
+        self.again |= again;
+        if again {
+            self.errors.clear();
+        }
+        again
+    }
+
     fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
         None
     }
@@ -110,6 +149,7 @@ impl Decider for Distiller {
 impl Converter for Distiller {
     fn forcing(&self) -> Forcing {
         match self.options.forcing {
+            _ if self.again => Forcing::Student,
             Forced::Student => Forcing::Student,
             Forced::Teacher => Forcing::Teacher,
         }
@@ -117,6 +157,16 @@ impl Converter for Distiller {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         self.compared = 0;
+        if self.again {
+            let Some(layer) = self.layers.get(&index) else { return Ok(None) };
+            let layer = match self.changes(index) {
+                true => self.once_more(index, layer, inputs)?,
+                false => return Ok(Some(layer.ffn.clone().into())),
+            };
+            let ffn = layer.ffn.clone();
+            self.layers.insert(index, layer);
+            return Ok(Some(ffn.into()));
+        }
         let Some(sums) = self.observer.take().map(LayerObserver::finish) else { return Ok(None) };
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let layer = self.decided(index, moe, &sums, inputs)?;
@@ -152,11 +202,11 @@ impl Converter for Distiller {
 
 impl Observer for Distiller {
     fn wants(&self) -> Wants {
-        Wants { experts: true, left_out: false }
+        Wants { experts: !self.again, left_out: false }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let Some(moe) = self.model.layers[layer].ffn.moe() else { return Ok(()) };
+        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| !self.again) else { return Ok(()) };
         if self.observer.is_none() {
             let samples = self.options.init == Init::Select && self.options.score.needs_all_outputs();
             self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);

@@ -4,6 +4,7 @@
 //! or experts are averaged, and the down projection may be fitted to what the mixture gives (2510.14436). Shared experts stay
 //! whole. Nothing but feed-forward blocks changes.
 
+mod block;
 mod distiller;
 mod mean;
 mod neurons;
@@ -20,8 +21,9 @@ use moe_model::{Error, Ffn, Kind, Model, Result};
 
 use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
+pub use block::Training;
 pub use options::{DistillOptions, Down, Forced, Init};
-pub use record::{DistilledLayer, DistilledPart, DownFit};
+pub use record::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
 pub use score::Score;
 pub use select::Select;
 
@@ -48,7 +50,8 @@ impl Pass for DistillOptions {
             let record = decided.map(|decided| decided.record.clone());
             layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
         }
-        let warnings = filled_up(source, width).into_iter().chain(model.caveats().map(str::to_owned)).collect();
+        let warnings = filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
+        let warnings = warnings.chain(model.caveats().map(str::to_owned)).collect();
         Ok(Plan { effects: effects(source, width, &layers), model, layers, warnings, surveys: Vec::new(), group: 1 })
     }
 
@@ -81,6 +84,15 @@ impl Pass for DistillOptions {
         })?;
         Ok(Some(Box::new(Distiller::new(self, width, sources, spill))))
     }
+}
+
+/// Says where training had to stop.
+fn diverged(layer: &LayerRecord) -> Option<String> {
+    let step = layer.distilled.as_ref()?.trained.iter().find_map(|trained| trained.diverged)?;
+    let index = layer.layer;
+    Some(format!(
+        "the loss of layer {index} ceased to be a number in step {step}: what did best before is kept; lower --learning-rate"
+    ))
 }
 
 /// Says so where layers that were dense before are filled up with zeros to `width` neurons.

@@ -5,6 +5,7 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
 use serde::{Deserialize, Serialize};
 
+use super::block::Training;
 use super::score::Score;
 use super::select::Select;
 use super::weights::{padded, undecided};
@@ -64,6 +65,11 @@ pub struct DistillOptions {
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_control: bool,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub training: Training,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -147,6 +153,7 @@ impl DistillOptions {
         if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
             return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
         }
+        self.training.check()?;
         self.width(model).map_err(of_file)
     }
 
@@ -199,6 +206,9 @@ impl DistillOptions {
                 "no window of this text can be held out, so that --down ridge can't choose how far to fit",
                 remedy,
             ),
+            _ if self.training.trains() && held_out == 0 => {
+                usage("no window of this text can be held out, so that training can't tell when to stop", remedy)
+            }
             _ => Ok(()),
         }
     }

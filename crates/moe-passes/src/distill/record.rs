@@ -26,7 +26,11 @@ pub struct DistilledLayer {
     /// How the down projection was fitted, where it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fit: Option<DownFit>,
-    /// Norm of the error of the network's output by that of the mixture's, on tokens that nothing was decided on.
+    /// How it was trained, where it was: on what reaches the original layer, then on what reaches this one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trained: Vec<Trained>,
+    /// Norm of the error of the network's output by that of the mixture's, on windows that nothing but λ and the steps of training
+    /// were chosen on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
     /// Whether it gives what the mixture gives.
@@ -51,4 +55,39 @@ pub struct DownFit {
     pub lambda: Option<f64>,
     /// Each that was tried, and the relative output error on held-out tokens; the last is the measured projection's.
     pub tried: Vec<(Option<f64>, f64)>,
+}
+
+/// A run of training.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Trained {
+    /// Steps that were taken.
+    pub steps: u64,
+    /// The step that did best on held-out tokens, which is kept; 0 for what was there before.
+    pub best: u64,
+    /// The step in which the loss or its gradient ceased to be a number, if one did; nothing was learned from it on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diverged: Option<u64>,
+    /// What held-out tokens said on the way.
+    pub looks: Vec<Look>,
+}
+
+impl Trained {
+    /// The error on held-out tokens before, and of what is kept.
+    pub fn errors(&self) -> Option<[f64; 2]> {
+        let at = |step: u64| self.looks.iter().find(|look| look.step == step).map(|look| look.error);
+        Some([at(0)?, at(self.best)?])
+    }
+}
+
+/// A look at held-out tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Look {
+    /// Steps so far.
+    pub step: u64,
+    /// Norm of the error of the output by that of the mixture's.
+    pub error: f64,
+    /// Mean loss of the steps since the last look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
 }

@@ -39,6 +39,7 @@ pub(super) fn student(
         shared_gate,
         scores,
         fit: None,
+        trained: Vec::new(),
         output_error: None,
         kept,
     };

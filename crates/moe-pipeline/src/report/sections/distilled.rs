@@ -1,7 +1,7 @@
 //! How layers became dense.
 
 use moe_forward::DomainReport;
-use moe_passes::distill::{DistilledLayer, DistilledPart};
+use moe_passes::distill::{DistilledLayer, DistilledPart, Trained};
 
 use super::words;
 use crate::receipt::Receipt;
@@ -97,18 +97,29 @@ pub(crate) fn layers(receipt: &Receipt) -> Section {
                 Some(lambda) => format!("{lambda:e}"),
                 None => "kept as measured".to_owned(),
             }),
+            trained(layer),
             decimal(layer.output_error, 4),
         ]
     };
-    let header = ["layer", "neurons × factor on what they give", "zeros", "λ", "output error"];
+    let header = ["layer", "neurons × factor on what they give", "zeros", "λ", "trained", "output error"];
     Section::new("layers", "What each layer is made of")
         .text(
             "Neurons keep their gate and up rows; their down columns are multiplied by the mean gate over all tokens, or fitted. \
-             λ is a multiple of the neurons' mean energy. The error is that of the network's output on windows that nothing was \
-             decided on, relative to the size of the mixture's.",
+             λ is a multiple of the neurons' mean energy. The error is that of the network's output on windows that nothing but λ and \
+             the steps of training were chosen on, relative to the size of the mixture's.",
         )
         .charts([chart])
         .table(&Table::words("By layer", &header, layers.iter().map(row)))
+}
+
+/// What training did to the error, run by run.
+fn trained(layer: &DistilledLayer) -> String {
+    let run = |trained: &Trained| {
+        let [before, after] = trained.errors()?;
+        Some(format!("{before:.4} → {after:.4} in step {} of {}", trained.best, trained.steps))
+    };
+    let runs: Vec<_> = layer.trained.iter().filter_map(run).collect();
+    if runs.is_empty() { ABSENT.to_owned() } else { runs.join("; ") }
 }
 
 fn made_of(parts: &[DistilledPart]) -> String {

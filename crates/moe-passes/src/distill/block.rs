@@ -1,0 +1,342 @@
+//! A dense network trained to give what the mixture gives, on the tokens that reach its layer.
+//!
+//! One layer at a time: its three matrices, their moments and a block of tokens are all that is held, whatever the depth.
+
+use candle_core::{DType, Result as CandleResult, Tensor, Var};
+use moe_checkpoint::Spill;
+use moe_forward::{Inputs, to_f32};
+use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::product::product;
+use moe_math::{Compute, sampling, swiglu};
+use moe_model::{Error, Expert, Kind, Result, Weight};
+use serde::{Deserialize, Serialize};
+
+use super::observe::{Part, Tokens, failed};
+use super::record::{Look, Trained};
+use super::weights::kept;
+
+/// The weight of 1 − cos beside the relative squared error.
+const COSINE: f64 = 0.05;
+/// Gradients are clipped to this global norm.
+const CLIP: f64 = 1.0;
+/// The share of the steps in which the learning rate rises.
+const WARMUP: f64 = 0.05;
+/// How often held-out tokens are looked at, and how many looks in a row without a gain end it.
+const LOOKS: u64 = 20;
+const PATIENCE: usize = 10;
+/// Tokens that are measured at a time.
+const TOKEN_BLOCK: usize = 4096;
+
+/// Training of each layer.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Training {
+    /// Train each layer for as many steps to give what the original layer gives for what reaches that one. 0 trains nothing.
+    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
+    #[serde(default)]
+    pub steps: u64,
+
+    /// Then train each layer for as many steps on what reaches it through the dense layers before it, in a sweep of its own.
+    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
+    #[serde(default)]
+    pub student_steps: u64,
+
+    /// Tokens of a step.
+    #[arg(long, value_name = "TOKENS", default_value_t = default_batch_tokens(), help_heading = "Training")]
+    #[serde(default = "default_batch_tokens")]
+    pub batch_tokens: usize,
+
+    /// Greatest learning rate of AdamW; it rises over the first twentieth of the steps and falls along a cosine.
+    #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
+    #[serde(default = "default_learning_rate")]
+    pub learning_rate: f64,
+}
+
+fn default_batch_tokens() -> usize {
+    512
+}
+
+fn default_learning_rate() -> f64 {
+    1e-3
+}
+
+impl Training {
+    /// Whether any layer is trained.
+    pub(super) fn trains(&self) -> bool {
+        self.steps + self.student_steps > 0
+    }
+
+    /// Refuses what can't train.
+    pub(super) fn check(&self) -> Result<()> {
+        let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
+        match self {
+            _ if !self.trains() => Ok(()),
+            Self { batch_tokens: 0, .. } => usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say"),
+            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
+                usage(format!("--learning-rate {learning_rate} is no rate"), "give a positive number, 1e-3 say")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What reaches a layer, and what its mixture gives for it.
+pub(super) struct Lessons<'a> {
+    pub index: usize,
+    pub inputs: &'a Inputs<'a>,
+    pub tokens: &'a Tokens,
+    pub compute: &'a Compute,
+    pub seed: u64,
+}
+
+/// Trains `network` for `steps`, and keeps what did best on held-out tokens, which may be what it was; new matrices are kept
+/// in `spill` until they are written.
+pub(super) fn train(
+    lessons: &Lessons<'_>,
+    mut network: Expert,
+    steps: u64,
+    training: &Training,
+    spill: &Spill,
+) -> Result<(Expert, Trained)> {
+    let fail = |e| failed(lessons.index, e);
+    let energy = lessons.energy()?;
+    if energy == 0.0 {
+        // A mixture that gives nothing has nothing to teach.
+        return Ok((network, Trained::default()));
+    }
+    let var = |weight: &Weight| Var::from_tensor(&to_f32(weight, lessons.compute)?).map_err(fail);
+    let [gate, up, down] = network.linears().map(|linear| var(&linear.weight));
+    let vars = [gate?, up?, down?];
+    let mut learner = Learner::new(vars, steps, training.learning_rate).map_err(fail)?;
+    let mut best = Best { error: lessons.error(&learner.vars)?, step: 0, values: None };
+    let mut trained = Trained { looks: vec![Look { step: 0, error: best.error, loss: None }], ..Trained::default() };
+    let every = steps.div_ceil(LOOKS);
+    let mut random = sampling::generator(lessons.seed, lessons.index as u64);
+    let mut losses = Vec::new();
+    'training: loop {
+        let blocks = lessons.inputs.blocks().len();
+        for block in sampling::choose(blocks, blocks, &mut random) {
+            let Some(samples) = lessons.samples(block, Part::Decide)? else { continue };
+            let rows = sampling::choose(samples.len(), samples.len(), &mut random);
+            for rows in rows.chunks(training.batch_tokens) {
+                let Some(loss) = learner.step(&samples.pick(rows).map_err(fail)?, energy).map_err(fail)? else {
+                    trained.diverged = Some(learner.taken + 1);
+                    break 'training;
+                };
+                losses.push(loss);
+                if !learner.taken.is_multiple_of(every) && learner.taken < steps {
+                    continue;
+                }
+                let error = lessons.error(&learner.vars)?;
+                let loss = losses.iter().sum::<f64>() / losses.len() as f64;
+                losses.clear();
+                trained.looks.push(Look { step: learner.taken, error, loss: Some(loss) });
+                best.take(error, &learner).map_err(fail)?;
+                let without_gain = trained.looks.iter().rev().take_while(|look| look.step > best.step).count();
+                if learner.taken >= steps || without_gain >= PATIENCE {
+                    break 'training;
+                }
+            }
+        }
+    }
+    (trained.steps, trained.best) = (learner.taken, best.step);
+    if let Some([gate, up, down]) = best.values {
+        network.gate.weight = kept(&gate, &network.gate.weight, spill)?;
+        network.up.weight = kept(&up, &network.up.weight, spill)?;
+        network.down.weight = kept(&down, &network.down.weight, spill)?;
+    }
+    Ok((network, trained))
+}
+
+/// What did best so far.
+struct Best {
+    error: f64,
+    step: u64,
+    /// None for what it started from.
+    values: Option<[Vec<f32>; 3]>,
+}
+
+impl Best {
+    fn take(&mut self, error: f64, learner: &Learner) -> CandleResult<()> {
+        if error < self.error {
+            let [gate, up, down] = learner.vars.each_ref().map(|var| var.flatten_all()?.to_vec1());
+            *self = Self { error, step: learner.taken, values: Some([gate?, up?, down?]) };
+        }
+        Ok(())
+    }
+}
+
+/// Tokens: what a network is shown, and what it shall give.
+struct Samples {
+    /// `[n, hidden]`
+    x: Tensor,
+    /// `[n, hidden]`
+    y: Tensor,
+    weights: Vec<f32>,
+}
+
+impl Samples {
+    fn len(&self) -> usize {
+        self.weights.len()
+    }
+
+    fn pick(&self, rows: &[usize]) -> CandleResult<Self> {
+        let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let chosen = Tensor::from_vec(chosen, rows.len(), self.x.device())?;
+        let weights = rows.iter().map(|row| self.weights[*row]).collect();
+        Ok(Self { x: self.x.index_select(&chosen, 0)?, y: self.y.index_select(&chosen, 0)?, weights })
+    }
+}
+
+impl Lessons<'_> {
+    /// The tokens of `block` that are `part`, if it has any.
+    fn samples(&self, block: usize, part: Part) -> Result<Option<Samples>> {
+        let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let (x, y) = (self.inputs.get(block)?, self.inputs.output(block)?.expect("the block was observed"));
+        let pick = || {
+            let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
+            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
+            Ok(Samples { x: pick(&x)?, y: pick(&y)?, weights: roots.iter().map(|root| root * root).collect() })
+        };
+        pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
+    }
+
+    /// Σ ρ |y|² / Σ ρ over the tokens that decide.
+    fn energy(&self) -> Result<f64> {
+        let (mut sum, mut weight) = (0.0, 0.0);
+        for block in 0..self.inputs.blocks().len() {
+            let Some(samples) = self.samples(block, Part::Decide)? else { continue };
+            sum += weighted(&samples.y, &samples.weights).map_err(|e| failed(self.index, e))?;
+            weight += samples.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+        }
+        Ok(if weight > 0.0 { sum / weight } else { 0.0 })
+    }
+
+    /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over held-out tokens.
+    fn error(&self, network: &[Var; 3]) -> Result<f64> {
+        let (mut error, mut all) = (0.0, 0.0);
+        for block in 0..self.inputs.blocks().len() {
+            let Some(samples) = self.samples(block, Part::HeldOut)? else { continue };
+            let rows: Vec<usize> = (0..samples.len()).collect();
+            for rows in rows.chunks(TOKEN_BLOCK) {
+                let mut add = || {
+                    let Samples { x, y, weights } = samples.pick(rows)?;
+                    let output = output(&x, &network.each_ref().map(Var::as_detached_tensor))?;
+                    error += weighted(&(output - &y)?, &weights)?;
+                    all += weighted(&y, &weights)?;
+                    Ok(())
+                };
+                add().map_err(|e: candle_core::Error| failed(self.index, e))?;
+            }
+        }
+        Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
+    }
+}
+
+/// Σ ρ |row|²
+fn weighted(rows: &Tensor, weights: &[f32]) -> CandleResult<f64> {
+    let squares: Vec<f32> = rows.sqr()?.sum(1)?.to_vec1()?;
+    Ok(squares.iter().zip(weights).map(|(square, weight)| f64::from(*square) * f64::from(*weight)).sum())
+}
+
+/// down(silu(gate x) ∘ (up x))
+fn output(x: &Tensor, [gate, up, down]: &[Tensor; 3]) -> CandleResult<Tensor> {
+    product(&swiglu(&product(x, gate)?, &product(x, up)?)?, down)
+}
+
+/// A network that is being trained.
+struct Learner {
+    vars: [Var; 3],
+    moments: Vec<Moments>,
+    steps: u64,
+    learning_rate: f64,
+    /// Steps so far.
+    taken: u64,
+}
+
+impl Learner {
+    fn new(vars: [Var; 3], steps: u64, learning_rate: f64) -> CandleResult<Self> {
+        let moments = vars.iter().map(Moments::new).collect::<CandleResult<_>>()?;
+        Ok(Self { vars, moments, steps, learning_rate, taken: 0 })
+    }
+
+    /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing changed.
+    fn step(&mut self, samples: &Samples, energy: f64) -> CandleResult<Option<f64>> {
+        let network = self.vars.each_ref().map(|var| var.as_tensor().clone());
+        let loss = loss(&output(&samples.x, &network)?, samples, energy)?;
+        let gradients = loss.backward()?;
+        let of = |var: &Var| gradients.get(var).ok_or_else(|| candle_core::Error::msg("a matrix without a gradient"));
+        let gradients = self.vars.iter().map(of).collect::<CandleResult<Vec<_>>>()?;
+        let norm = gradients.iter().map(|g| square_norm(g)).sum::<CandleResult<f64>>()?.sqrt();
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        if !loss.is_finite() || !norm.is_finite() {
+            return Ok(None);
+        }
+        let warmup = (self.steps as f64 * WARMUP).ceil() as u64;
+        // The first step of a rising schedule would be none.
+        let rate = cosine(self.taken + u64::from(warmup > 0), warmup, self.steps + u64::from(warmup > 0));
+        self.taken += 1;
+        let step = Step {
+            number: self.taken,
+            learning_rate: self.learning_rate * rate,
+            weight_decay: 0.0,
+            scale: clipping(norm, Some(CLIP)),
+        };
+        for ((var, gradient), moments) in self.vars.iter().zip(gradients).zip(&mut self.moments) {
+            AdamW::default().step(var, gradient, moments, &step)?;
+        }
+        Ok(Some(loss))
+    }
+}
+
+/// Σ ρ (|y − y'|² / E|y|² + 0.05 (1 − cos(y, y'))) / Σ ρ, E|y|² being `energy`.
+fn loss(found: &Tensor, samples: &Samples, energy: f64) -> CandleResult<Tensor> {
+    let Samples { y, weights, .. } = samples;
+    let sum: f32 = weights.iter().sum();
+    let weights: Vec<f32> = weights.iter().map(|weight| weight / sum).collect();
+    let weights = Tensor::from_vec(weights, (samples.len(), 1), y.device())?;
+    let square = |t: &Tensor| t.sqr()?.sum_keepdim(1);
+    let error = (square(&(found - y)?)? / energy)?;
+    // A token whose output is nothing has no direction.
+    let norms = ((square(found)? * square(y)?)? + 1e-12 * energy * energy)?.sqrt()?;
+    let turned = (1.0 - ((found * y)?.sum_keepdim(1)? / norms)?)?;
+    ((error + (turned * COSINE)?)? * weights)?.sum_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use moe_math::sampling::{generator, normal};
+
+    use super::*;
+
+    /// Beside sums in f64, for weights that are not alike.
+    #[test]
+    fn the_loss_is_the_relative_error_and_a_little_of_the_angle() {
+        let (rows, hidden) = (5, 7);
+        let mut random = generator(1, 0);
+        let (found, y) = (normal(rows * hidden, 1.0, &mut random), normal(rows * hidden, 1.0, &mut random));
+        let weights = vec![0.5f32, 2.0, 1.0, 0.25, 3.0];
+        let energy = 4.0;
+        let mut expected = 0f64;
+        for ((a, b), weight) in found.chunks(hidden).zip(y.chunks(hidden)).zip(&weights) {
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let error: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+            let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+            expected += f64::from(*weight) * (error / energy + 0.05 * (1.0 - cosine)) / 6.75;
+        }
+        let tensor = |values: Vec<f32>| Tensor::from_vec(values, (rows, hidden), &Device::Cpu).unwrap();
+        let y = tensor(y);
+        let samples = Samples { x: y.clone(), y, weights };
+        let loss =
+            |found: &Tensor| f64::from(super::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap());
+        let found = loss(&tensor(found));
+        assert!((found - expected).abs() < 1e-6 * expected, "{found} {expected}");
+        // Nothing has no direction, and is as far away as what is wanted is large.
+        let nothing = loss(&samples.y.zeros_like().unwrap());
+        assert!(nothing.is_finite());
+    }
+}
