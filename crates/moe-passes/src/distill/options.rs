@@ -222,7 +222,8 @@ impl DistillOptions {
         let possible = &model.family.distills_to;
         if let Some(why) = &model.family.undistilled {
             return Err(Error::new(Kind::Unsupported, format!("a {source} model can't be distilled: {why}"))
-                .file(&model.config_file));
+                .file(&model.config_file)
+                .remedy("prune, merge and quantize take this family"));
         }
         if let Some(wanted) = &self.target {
             if !possible.contains(wanted) {
