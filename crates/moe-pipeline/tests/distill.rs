@@ -24,6 +24,7 @@ fn run<P: Pass + DeserializeOwned>(input: &Path, output: &Path, toml: &str) -> R
         probe_tokens: 8,
         compute: Compute::cpu(),
         memory_budget: None,
+        resume: false,
     };
     Ok(convert(&options, input, output, &run, &Quiet)?.receipt)
 }

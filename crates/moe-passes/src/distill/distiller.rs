@@ -112,7 +112,10 @@ impl Decider for Distiller {
     fn working_bytes(&self) -> u64 {
         // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
-        if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 }
+        let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
+        // In f32 three matrices: they, their gradients, two moments, and the best.
+        let training = if self.options.training.trains() { 4 * 5 * 3 * width * hidden } else { 0 };
+        fit.max(training)
     }
 
     fn begin(&mut self, calibration: &Calibration) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
-use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit};
+use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
 use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
 use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
 
@@ -371,6 +371,9 @@ fn the_page_needs_nothing_from_elsewhere() {
 
 #[test]
 fn dense_layers_say_what_they_are_made_of() {
+    let look = |step, error, loss| Look { step, error, loss };
+    let looks = || vec![look(0, 0.41, None), look(20, 0.36, Some(0.2)), look(40, 0.37, Some(0.1))];
+    let trained = || Trained { steps: 40, best: 20, diverged: None, looks: looks() };
     let part = |expert: usize| DistilledPart { from: format!("expert {expert}"), neurons: 64, factor: 0.125 };
     let layer = |layer, parts: usize, fit: Option<DownFit>| LayerRecord {
         layer,
@@ -383,6 +386,7 @@ fn dense_layers_say_what_they_are_made_of() {
             shared_gate: None,
             scores: Vec::new(),
             fit,
+            trained: vec![trained()],
             output_error: Some(0.3341),
             kept: Kept::No,
         }),
@@ -397,6 +401,7 @@ fn dense_layers_say_what_they_are_made_of() {
     let layers = vec![layer(0, 8, fit(Some(0.001))), layer(2, 2, fit(None)), layer(3, 2, None)];
     let page = page(&Receipt { pass: "distill", layers, held_out: Some(held_out), ..receipt(Vec::new()) });
     let shown = [
+        ("what training did", "0.4100 → 0.3600 in step 20 of 40"),
         ("what came of it", "3 layers became one network of 520 neurons each, down projections of 2 fitted"),
         ("parts", "64 of expert 0 × 0.1250; 64 of expert 1 × 0.1250"),
         ("more parts than are named", "and 2 others"),

@@ -3,12 +3,14 @@
 use crate::report::charts::columns::{every, short};
 use crate::report::svg::{Anchor, Path, Scale, Svg};
 
+/// A class of the style sheet, what it stands for, and its points: step and value.
+pub(crate) type Line<'a> = (&'a str, &'a str, Vec<(u64, f64)>);
+
 /// Lines over one axis of steps.
 pub(crate) struct Lines<'a> {
     pub id: &'a str,
     pub title: &'a str,
-    /// A class of the style sheet, what it stands for, and its points: step and value.
-    pub lines: &'a [(&'a str, &'a str, Vec<(u64, f64)>)],
+    pub lines: &'a [Line<'a>],
 }
 
 const WIDTH: f64 = 352.0;
