@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 
 use moe_forward::to_f32;
+use moe_math::Compute;
 use moe_math::fingerprint::{Fingerprint, fingerprints};
-use moe_math::{Compute, encoding};
 use moe_model::{Error, Expert, Kind, Moe, Result, Router, Scoring};
 use rayon::prelude::*;
 
 use super::observe::LayerSums;
-use crate::part::{numeric, read_finite};
+use crate::part::finite_values;
 
 /// The networks of a layer, the shared one first where there is one.
 pub(super) struct Networks {
@@ -66,7 +66,8 @@ impl Gates {
         let router = &moe.router;
         let experts = moe.experts.len();
         let rows = rows(router)?;
-        let same = |range: &[Vec<u8>]| range.iter().all(|row| *row == range[0]);
+        // Values, since a zero may have either sign.
+        let same = |range: &[Vec<f32>]| range.iter().all(|row| *row == range[0]);
         let all_chosen = router.top_k == experts && router.scoring == Scoring::Softmax;
         let all_equal = router.scoring == Scoring::Softmax && router.groups.is_none() && same(&rows);
         let total = match () {
@@ -81,11 +82,7 @@ impl Gates {
         let shared = match moe.shared.as_ref().map(|shared| &shared.gate) {
             None => None,
             Some(None) => Some(1.0),
-            Some(Some(gate)) => {
-                let (bytes, dtype) = read_finite(gate)?;
-                let values = encoding::decode_f32(&bytes, dtype).map_err(|e| numeric(gate.name(), e))?;
-                values.iter().all(|x| *x == 0.0).then_some(0.5)
-            }
+            Some(Some(gate)) => finite_values(gate)?.iter().all(|x| *x == 0.0).then_some(0.5),
         };
         Ok(Self { total, blocks, shared })
     }
@@ -101,14 +98,14 @@ impl Gates {
     }
 }
 
-/// What a token's choice of each expert rests on, byte for byte.
-fn rows(router: &Router) -> Result<Vec<Vec<u8>>> {
+/// What a token's choice of each expert rests on: its row, and its bias where there is one.
+fn rows(router: &Router) -> Result<Vec<Vec<f32>>> {
     let experts = router.weight.shape()[0];
     let mut rows = vec![Vec::new(); experts];
     for weight in router.weights() {
-        let (bytes, _) = read_finite(weight)?;
-        let each = bytes.len() / experts;
-        rows.iter_mut().zip(bytes.chunks_exact(each.max(1))).for_each(|(row, bytes)| row.extend_from_slice(bytes));
+        let values = finite_values(weight)?;
+        let each = values.len() / experts;
+        rows.iter_mut().zip(values.chunks_exact(each)).for_each(|(row, values)| row.extend_from_slice(values));
     }
     Ok(rows)
 }

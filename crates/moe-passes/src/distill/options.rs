@@ -230,14 +230,20 @@ impl DistillOptions {
                 let what = format!("a distilled {source} model is no {wanted} model");
                 return usage(what, format!("give --target {}", possible.join(" or --target ")));
             }
-            return family(wanted);
+            return holds(wanted, model, width).map_err(|error| {
+                Error::new(Kind::Unsupported, format!("this {source} model can't be distilled to {wanted}"))
+                    .file(&model.config_file)
+                    .remedy(match possible.len() {
+                        1 => "no other family can hold it".to_owned(),
+                        _ => "leave --target out".to_owned(),
+                    })
+                    .source(error)
+            });
         }
-        let mut dense = shaped(model, width);
         let mut refused = None;
         for name in possible {
-            dense.family = family(name)?;
-            match dense.declare() {
-                Ok(_) => return Ok(dense.family),
+            match holds(name, model, width) {
+                Ok(family) => return Ok(family),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -245,6 +251,14 @@ impl DistillOptions {
             Error::new(Kind::Unsupported, format!("no dense family can hold a distilled {source} model"))
         }))
     }
+}
+
+/// The family `name`, if it can hold `model` with networks of `width` neurons.
+fn holds(name: &str, model: &Model, width: usize) -> Result<&'static Family> {
+    let mut dense = shaped(model, width);
+    dense.family = family(name)?;
+    dense.declare()?.reread()?;
+    Ok(dense.family)
 }
 
 /// `model` with networks of `width` neurons in place of its mixtures, before anything is decided; layers that are dense
