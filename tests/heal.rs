@@ -85,7 +85,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let sandbox = Sandbox::new();
     let how = format!(
         "--train all --steps 8 --eval-every 2 --accumulate 2 --z-loss 0.001 --capacity-factor 1.5 \
-         --from golden/models/moe --from-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
+         --from golden/models/dense --from-weight 0.5 --teacher top-k --teacher-tokens 16 {LITTLE} {MEASURED}"
     );
     sandbox.run(&format!("heal golden/models/moe -o whole {how}")).succeeds();
     sandbox
@@ -99,6 +99,8 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     sandbox.run(&other).exits(1).says(&["other options"]);
     sandbox.run(&format!("heal golden/models/moe -o broken --resume {how}")).succeeds().says(&["goes on after step"]);
     assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
+    // Not the source's: the last measurement was the best.
+    assert_eq!(sandbox.json("whole/moe-convert.json")["training"]["written"], 8);
     let receipts = ["whole", "broken"].map(|dir| sandbox.json(&format!("{dir}/moe-convert.json")));
     assert_eq!(receipts[0], receipts[1]);
     let manifests = ["whole", "broken"].map(|dir| sandbox.read(&format!("{dir}/SHA256SUMS")));
@@ -160,13 +162,12 @@ fn what_cannot_work_is_refused() {
     let (moe, dense) = ("golden/models/moe", "golden/models/dense");
     let quantized = "golden/families/deepseek_v3/fp8/model";
     let cases: Vec<(String, i32, &[&str])> = vec![
-        (format!("heal {moe} -o x"), 2, &["--data"]),
-        (format!("heal {moe} -o x {text} --learning-rate -1"), 2, &["--learning-rate"]),
+        (format!("heal {moe} -o x {text} --learning-rate=-1"), 2, &["--learning-rate"]),
         (format!("heal {moe} -o x {text} --learning-rate nan"), 2, &["--learning-rate"]),
         (format!("heal {moe} -o x {text} --batch-tokens 0"), 2, &["--batch-tokens"]),
         (format!("heal {moe} -o x {text} --steps 3 --warmup 4"), 2, &["--warmup"]),
         (format!("heal {moe} -o x {text} --patience 2"), 2, &["--held-out"]),
-        (format!("heal {moe} -o x {text} --balance -0.1"), 2, &["--balance"]),
+        (format!("heal {moe} -o x {text} --balance=-0.1"), 2, &["--balance"]),
         (format!("heal {moe} -o x {text} --capacity-factor 0"), 2, &["--capacity-factor"]),
         (format!("heal {moe} -o x {text} --from-weight 0.5"), 2, &["--from ORIGINAL"]),
         (format!("heal {moe} -o x {text} --from {moe} --from-weight 2"), 2, &["--from-weight"]),

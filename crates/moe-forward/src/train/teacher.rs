@@ -19,6 +19,9 @@ use crate::sweep::{Head, Silent, Sweep};
 const LOGIT_BYTES: usize = 64 << 20;
 /// An id and its probability.
 const ENTRY_BYTES: usize = 8;
+/// What is kept is found out for about so many tokens together, always the same ones: how a product is rounded depends on what else is
+/// in a batch, and batches are others after a run went on.
+const GROUP_TOKENS: usize = 4096;
 
 /// How much of a teacher's distribution is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +40,11 @@ pub struct Reference<'a> {
     model: &'a Model,
     compute: &'a Compute,
     kind: TeacherKind,
+    sequences: &'a [Vec<u32>],
     /// Where each sequence's tokens start among all tokens, and their end.
     offsets: Vec<usize>,
-    /// Whether a sequence's entries are in the file.
-    kept: Vec<bool>,
+    /// Sequences that run together, and whether their entries are in the file.
+    groups: Vec<(Range<usize>, bool)>,
     file: Option<Scratch>,
 }
 
@@ -52,14 +56,21 @@ impl<'a> Reference<'a> {
     pub fn new(
         model: &'a Model,
         kind: TeacherKind,
-        sequences: &[Vec<u32>],
+        sequences: &'a [Vec<u32>],
         scratch: &Path,
         compute: &'a Compute,
     ) -> Result<Self> {
         let mut offsets = vec![0];
         sequences.iter().for_each(|sequence| offsets.push(offsets[offsets.len() - 1] + sequence.len()));
         let file = (kind != TeacherKind::Logits).then(|| Scratch::create(scratch)).transpose()?;
-        Ok(Self { model, compute, kind, offsets, kept: vec![false; sequences.len()], file })
+        let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
+        for index in 0..sequences.len() {
+            match groups.last_mut() {
+                Some((group, _)) if offsets[index + 1] - offsets[group.start] <= GROUP_TOKENS => group.end = index + 1,
+                _ => groups.push((index..index + 1, false)),
+            }
+        }
+        Ok(Self { model, compute, kind, sequences, offsets, groups, file })
     }
 
     /// What it says of `batch`, made of the sequences `indices`.
@@ -76,10 +87,12 @@ impl<'a> Reference<'a> {
             }
             TeacherKind::Top(entries) | TeacherKind::Sampled(entries, _) => entries.min(self.model.vocab),
         };
-        let missing: Vec<usize> = (0..indices.len()).filter(|at| !self.kept[indices[*at]]).collect();
-        if !missing.is_empty() {
-            let sequences: Vec<&[u32]> = missing.iter().map(|at| &batch.ids[batch.spans[*at].clone()]).collect();
-            self.keep(&Batch::new(sequences), missing.iter().map(|at| indices[*at]).collect(), entries)?;
+        for at in 0..self.groups.len() {
+            let (group, kept) = &self.groups[at];
+            if !kept && indices.iter().any(|index| group.contains(index)) {
+                self.keep(group.clone(), entries)?;
+                self.groups[at].1 = true;
+            }
         }
         self.read(indices, entries)
     }
@@ -88,18 +101,19 @@ impl<'a> Reference<'a> {
         self.file.as_ref().expect("kinds that are kept have a file")
     }
 
-    fn keep(&mut self, batch: &Batch, indices: Vec<usize>, entries: usize) -> Result<()> {
-        let mut sweep = Sweep::new(self.model, batch, self.compute)?;
+    fn keep(&self, group: Range<usize>, entries: usize) -> Result<()> {
+        let batch = Batch::new(self.sequences[group.clone()].iter().map(Vec::as_slice));
+        let mut sweep = Sweep::new(self.model, &batch, self.compute)?;
         sweep.run(&mut Silent)?;
         let head = Head::load(self.model, self.compute)?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
-        for (span, index) in batch.spans.iter().zip(&indices) {
+        for (span, index) in batch.spans.iter().zip(group) {
             for start in span.clone().step_by(rows) {
                 let range = start..(start + rows).min(span.end);
                 let logits = head.logits(&sweep.hidden(range.clone())?)?;
                 let p = || candle_nn::ops::softmax(&logits.to_dtype(DType::F32)?, D::Minus1)?.to_vec2::<f32>();
                 let p = p().context(|| "a teacher's probabilities".into())?;
-                let first = self.offsets[*index] + start - span.start;
+                let first = self.offsets[index] + start - span.start;
                 let few = p.par_iter().enumerate().map(|(row, p)| match self.kind {
                     TeacherKind::Sampled(_, seed) => {
                         drawn(p, entries, &mut sampling::generator(seed, (first + row) as u64))
@@ -114,7 +128,6 @@ impl<'a> Reference<'a> {
                     .collect();
                 self.file().write_at((first * entries * ENTRY_BYTES) as u64, &bytes)?;
             }
-            self.kept[*index] = true;
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ impl Step {
             StepKind::Upcycle { options, .. } => of(options),
             StepKind::Prune { options, .. } => of(options),
             StepKind::Merge { options, .. } => of(options),
+            StepKind::Heal { options, .. } => of(options),
             StepKind::Quantize { options, .. } => of(options),
             StepKind::Distill { options, .. } => of(options),
             StepKind::Heal { options, .. } => of(options),

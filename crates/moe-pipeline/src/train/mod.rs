@@ -101,7 +101,7 @@ impl Subject<'_> {
                 training.options.batch_tokens,
                 training.text.seed,
             ),
-            sequences,
+            sequences: &sequences,
             accumulate: training.options.accumulate,
             reference: reference.transpose()?,
             objective: Objective {
@@ -169,7 +169,7 @@ impl Subject<'_> {
 /// Next tokens of text, a teacher, and routers.
 struct TextTask<'a> {
     trainee: Trainee<'a>,
-    sequences: Vec<Vec<u32>>,
+    sequences: &'a [Vec<u32>],
     order: Order,
     accumulate: usize,
     reference: Option<Reference<'a>>,
