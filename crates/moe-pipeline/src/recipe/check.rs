@@ -60,7 +60,6 @@ impl Step {
             StepKind::Heal { options, .. } => of(options),
             StepKind::Quantize { options, .. } => of(options),
             StepKind::Distill { options, .. } => of(options),
-            StepKind::Heal { options, .. } => of(options),
             StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
             StepKind::Observe { .. } | StepKind::Verify | StepKind::Inspect => Vec::new(),
         };
