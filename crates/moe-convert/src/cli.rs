@@ -140,9 +140,11 @@ pub enum Command {
     /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
     #[command(after_help = "Examples:\n  \
         moe-convert heal golden/models/moe -o healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
-        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
-        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 --z-loss 0.001 \\\n    \
-        --data golden/text/english.calibration.txt\n\ndocs/heal.md is the guide.")]
+        --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
+        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 \\\n    \
+        --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
+        docs/heal.md is the guide.")]
     Heal(Convert<HealOptions>),
 
     /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones

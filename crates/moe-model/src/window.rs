@@ -60,7 +60,10 @@ impl WindowRule {
                 .remedy("choose another --target where inspect lists one"))
         };
         match (self, widest) {
-            (WindowRule::None, None) => {}
+            (WindowRule::None, None) => {
+                // Caches of loaders read it whatever the family.
+                raw.remove("sliding_window");
+            }
             (WindowRule::None, Some(_)) => return cannot("a sliding window"),
             (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
                 return cannot("a sliding window in some layers only");

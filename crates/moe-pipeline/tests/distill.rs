@@ -118,8 +118,7 @@ fn upcycling_and_distilling_gives_the_dense_weights_back_bit_for_bit() {
     comes_back("qwen3", "qwen3_moe", &[COPIES, SHARDS, unnormalised, all, wide]);
     let shared = |share: &str| format!("{COPIES}\nshared-fraction = {share}");
     let (none, half, whole) = (shared("0.0"), shared("0.5"), shared("1.0"));
-    let two = format!("{COPIES}\nshared-experts = 2");
-    comes_back("qwen2", "qwen2_moe", &[COPIES, SHARDS, unnormalised, &none, &half, &whole, &two]);
+    comes_back("qwen2", "qwen2_moe", &[COPIES, SHARDS, unnormalised, &none, &half, &whole]);
     comes_back("llama", "qwen2_moe", &[COPIES, SHARDS]);
 }
 
