@@ -47,7 +47,8 @@ fn normalized_entropy(counts: &[u64]) -> f64 {
         return 1.0;
     }
     let shares = counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / total as f64);
-    -shares.map(|p| p * p.ln()).sum::<f64>() / (counts.len() as f64).ln()
+    // Of one expert that takes all it is 0, not −0.
+    (0.0 - shares.map(|p| p * p.ln()).sum::<f64>()) / (counts.len() as f64).ln()
 }
 
 #[cfg(test)]
@@ -66,6 +67,7 @@ mod tests {
         let load = Load::new(vec![0, 0, 0, 8]);
         // By hand: (2·4 − 4 − 1)·8 / (4·8) = 3/4.
         assert_eq!((load.gini, load.entropy, load.dead), (0.75, 0.0, 3));
+        assert!(load.entropy.is_sign_positive());
         assert_eq!(load.overloaded, [3]);
     }
 
