@@ -12,8 +12,18 @@ use std::process::ExitCode;
 use clap::Parser;
 use moe_checkpoint::{Error, Kind};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Layers come and go with buffers of the same sizes: freed memory is kept, or the system would be asked for fresh pages most
+/// of the time of a sweep; and one heap serves all threads, or each would keep what only one of them needs. glibc can be told
+/// the same, but leaves holes between buffers wherever something small outlives a layer.
+// SAFETY: nothing else has this name, which jemalloc reads before anything is allocated; it ends in a zero as C wants it.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_OPTIONS: &[u8; 78] =
+    b"narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always\0";
+
 fn main() -> ExitCode {
-    keep_freed_memory();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -21,17 +31,6 @@ fn main() -> ExitCode {
             bar::say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
-    }
-}
-
-/// Layers come and go with buffers of the same sizes. glibc would give each back to the kernel and fault in
-/// fresh pages for the next, which took most of the time of a sweep; told so, it keeps them.
-fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets parameters of the allocator, and no other thread runs yet.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
-use moe_checkpoint::{Dtype, Result, Stored};
+use moe_checkpoint::{Dtype, Kept, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
 /// validated and written tensor by tensor. Making twice gives the same bytes.
@@ -14,6 +14,13 @@ pub trait Make: Send + Sync {
     /// # Errors
     /// What reading the weights it is made from returns.
     fn make(&self) -> Result<Vec<u8>>;
+}
+
+/// Bytes that were made before.
+impl Make for Kept {
+    fn make(&self) -> Result<Vec<u8>> {
+        self.read()
+    }
 }
 
 #[derive(Clone)]

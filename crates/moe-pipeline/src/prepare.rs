@@ -25,7 +25,7 @@ use crate::fingerprint::Fingerprint;
 use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::{ByteSize, directory_of, spill, storage};
+use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::StatisticsFile;
 use crate::train::{Need, Subject, TrainingRecord, TrainingTask};
 
@@ -80,7 +80,7 @@ impl Prepared {
         let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let others_differ = pass.others().iter().any(|other| place(other) != place(input));
         let statistics = pass.statistics().map(|path| open_statistics(path, &checkpoint)).transpose()?;
-        let spill = Arc::new(spill(options.memory_budget, directory_of(output)));
+        let spill = Arc::new(Spill::new(directory_of(output)));
         let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read).transpose()?;
         let sources = Sources {
             model: &source,

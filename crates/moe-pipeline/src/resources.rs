@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use moe_checkpoint::{Error, Kind, Result, Spill};
+use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -83,13 +83,6 @@ pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, di
     // What enters a layer, what leaves it, and what its experts give.
     let scratch = (tokens as u64 * state * 3 > budget.0 / 4).then(|| dir.to_owned());
     Ok(Storage { block_tokens: Some(block), scratch })
-}
-
-/// Where weights that are made before they are written are kept: in memory up to an eighth of the budget, then in a scratch
-/// file in `dir`.
-pub(crate) fn spill(budget: Option<ByteSize>, dir: &Path) -> Spill {
-    const MOST: u64 = 256 << 20;
-    Spill::new(dir, budget.map_or(MOST, |budget| (budget.0 / 8).min(MOST)))
 }
 
 /// The directory that `output` lies in.

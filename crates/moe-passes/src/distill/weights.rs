@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use moe_checkpoint::{Kept, Spill};
+use moe_checkpoint::Spill;
 use moe_forward::candle_dtype;
 use moe_math::encoding;
 use moe_model::{Error, Expert, Kind, Linear, Make, Result, Weight};
@@ -105,19 +105,10 @@ impl Make for Picked {
     }
 }
 
-/// Bytes that were made before.
-struct Made(Kept);
-
-impl Make for Made {
-    fn make(&self) -> Result<Vec<u8>> {
-        self.0.read()
-    }
-}
-
 /// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is written.
 pub(super) fn kept(values: &[f32], like: &Weight, spill: &Spill) -> Result<Weight> {
     let bytes = encoded(values, candle_dtype(like)?, like.name())?;
-    Ok(Weight::made(like.name(), like.dtype(), like.shape(), Made(spill.keep(bytes)?)))
+    Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))
 }
 
 /// The shape of a network of `width` neurons like `like`, before anything is decided.

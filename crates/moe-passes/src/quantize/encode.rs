@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moe_checkpoint::quantization::{Blocks, Integers};
-use moe_checkpoint::{Dtype, Kept, Spill};
+use moe_checkpoint::{Dtype, Spill};
 use moe_forward::{candle_dtype, float_dtype};
 use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
@@ -11,15 +11,6 @@ use moe_model::{Error, Kind, Make, Packed, Packing, Result, Weight};
 
 use super::solve::failed;
 use crate::part::encoded;
-
-/// Bytes that were made before.
-struct Made(Kept);
-
-impl Make for Made {
-    fn make(&self) -> Result<Vec<u8>> {
-        self.0.read()
-    }
-}
 
 /// Bytes that are to be made; until then there is only their shape.
 struct Undecided;
@@ -44,7 +35,7 @@ impl Store {
     ) -> Result<Weight> {
         match &self.0 {
             None => Ok(Weight::made(name, dtype, shape, Undecided)),
-            Some(spill) => Ok(Weight::made(name, dtype, shape, Made(spill.keep(bytes()?)?))),
+            Some(spill) => Ok(Weight::made(name, dtype, shape, spill.keep(&bytes()?)?)),
         }
     }
 

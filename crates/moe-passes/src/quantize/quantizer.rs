@@ -362,7 +362,7 @@ mod tests {
         let text = Calibration { batch: Batch::new(ids.iter().map(Vec::as_slice)), groups: vec![group], group_of };
         let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "min-samples": least, "include": ["shared"] });
         let options: QuantizeOptions = serde_json::from_value(options).unwrap();
-        let spill = Arc::new(Spill::new(&std::env::temp_dir(), 1 << 30));
+        let spill = Arc::new(Spill::new(&std::env::temp_dir()));
         let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
         let mut quantizer = Quantizer::new(&options, &sources);
         quantizer.begin(&text);
