@@ -13,8 +13,8 @@ use moe_passes::LayerTrust;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
 use moe_pipeline::{
-    ByteSize, Check, Conversion, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt, Stage, Timings,
-    VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Check, Conversion, HeldOutReport, Inspection, MoeSummary, Observation, Overlap, PlannedOutput, Receipt,
+    Stage, StageReport, Timings, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
 pub use summary::summary;
@@ -373,6 +373,30 @@ fn distilled(receipt: &Receipt) -> String {
     format!("\n{}", table(&header, rows.into_iter()))
 }
 
+/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all of it, the change of loss by
+/// domain.
+fn stages(held_out: &HeldOutReport) -> String {
+    if held_out.stages.is_empty() {
+        return String::new();
+    }
+    let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
+    let mut header: Vec<String> = ["stage", "KL", "top-1 same", "Δ loss"].map(str::to_owned).into();
+    header.extend(held_out.result.domains.iter().map(of_domain));
+    let change = |d: &DomainReport| or_dash(d.loss_change().map(|change| format!("{change:+.4}")));
+    let row = |stage: &StageReport| {
+        let all = &stage.report.all;
+        let against = |format: fn(&Comparison) -> String| or_dash(all.against.as_ref().map(format));
+        let name = if stage.kept { stage.stage.to_owned() } else { format!("{} (taken back)", stage.stage) };
+        let mut row =
+            vec![name, against(|a| format!("{:.4}", a.kl)), against(|a| format!("{:.1} %", 100.0 * a.top1_agreement))];
+        row.push(change(all));
+        row.extend(stage.report.domains.iter().map(change));
+        row
+    };
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    format!("\n{}", table(&header, held_out.stages.iter().map(row)))
+}
+
 /// What a result costs on held-out text, and its control beside it.
 fn held_out(receipt: &Receipt) -> String {
     let Some(held_out) = &receipt.held_out else { return String::new() };
@@ -393,7 +417,7 @@ fn held_out(receipt: &Receipt) -> String {
         row.extend(control.into_iter().flat_map(changes));
         row
     };
-    format!("\n{}", table(&header, held_out.rows().map(row)))
+    format!("{}\n{}", stages(held_out), table(&header, held_out.rows().map(row)))
 }
 
 /// A plan that was not run.

@@ -77,6 +77,11 @@ pub struct EvalReport {
 }
 
 impl DomainReport {
+    /// KL to the original; none without one.
+    pub fn kl(&self) -> Option<f64> {
+        Some(self.against.as_ref()?.kl)
+    }
+
     /// The loss less the original's, in nats per predicted token; none without an original.
     pub fn loss_change(&self) -> Option<f64> {
         Some(self.loss - self.against.as_ref()?.original_loss)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use moe_checkpoint::Spill;
+use moe_checkpoint::{Saved, Spill};
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
@@ -162,12 +162,30 @@ pub trait Decider: Converter + Send + Sync {
         false
     }
 
+    /// What the sweep that ended did, where each of several gives a whole result that can be measured.
+    fn stage(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Takes back what the last of these did, since the one before measured better.
+    fn take_back(&mut self) {}
+
+    /// Whether its steps are so costly that a killed run must not take them again; [`Self::save_in`] is called then.
+    fn saves(&self) -> bool {
+        false
+    }
+
+    /// Is told where to save them.
+    fn save_in(&mut self, saved: Saved) {
+        let _ = saved;
+    }
+
     /// Where the time went, beyond the sweep itself.
     fn stages(&self) -> Vec<(&'static str, Duration)> {
         Vec::new()
     }
 
-    /// What was decided.
+    /// What was decided; asked for behind each [`Self::stage`], and at the end.
     ///
     /// # Errors
     /// What reading weights returns.
@@ -207,6 +225,7 @@ pub struct Decisions {
 }
 
 /// What becomes of one layer; layers for multi-token prediction are numbered behind the others.
+#[derive(Clone)]
 pub struct DecidedLayer {
     /// Its feed-forward block.
     pub ffn: Ffn,

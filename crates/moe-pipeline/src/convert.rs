@@ -181,6 +181,7 @@ pub fn convert<P: Pass>(
         dir.write(REPORT_FILE, page.as_bytes())?;
     }
     let training = TrainingDir::of(output);
+    let saved = prepared.saves();
     if trained {
         let log = training.path().join(LOG_FILE);
         let lines = std::fs::read(&log).map_err(|e| Error::io("cannot read this log", &log, e))?;
@@ -191,7 +192,7 @@ pub fn convert<P: Pass>(
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
     let start = Instant::now();
     dir.commit()?;
-    if trained {
+    if (trained || saved) && training.path().is_dir() {
         // All that it was for is in the result.
         std::fs::remove_dir_all(training.path())
             .map_err(|e| Error::io("cannot remove what this training was saved in", training.path(), e))?;

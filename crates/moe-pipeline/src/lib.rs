@@ -7,6 +7,7 @@
 
 mod card;
 mod convert;
+mod deciding;
 mod evaluation;
 mod fingerprint;
 mod inspect;
@@ -42,5 +43,5 @@ pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};
 pub use train::{LoadChange, Measurement, StepRecord, TrainingRecord};
-pub use trust::HeldOutReport;
+pub use trust::{HeldOutReport, StageReport};
 pub use verify::{VerifyReport, verify};

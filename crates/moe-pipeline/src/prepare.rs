@@ -7,27 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, json, plan_shards, sha256_file,
-    write_file_atomically,
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, sha256_bytes,
+    sha256_file, write_file_atomically,
 };
-use moe_forward::{Calibration, Corpus, Observer, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_forward::{Corpus, EvalReport, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::quantize::Pulled;
-use moe_passes::{
-    CalibrationOptions, Decider, Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource,
-    TrainingText,
-};
+use moe_passes::{Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
 use rayon::prelude::*;
 
 use crate::convert::ConvertOptions;
+use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
-use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::{ByteSize, directory_of, storage};
+use crate::resources::{ByteSize, directory_of};
 use crate::statistics::StatisticsFile;
-use crate::train::{Need, Subject, TrainingRecord, TrainingTask};
+use crate::train::{Need, Subject, TrainingDir, TrainingRecord, TrainingTask};
+use crate::trust::{self, StageReport};
 
 /// A pass applied to a checkpoint.
 pub(crate) struct Prepared {
@@ -52,22 +49,16 @@ pub(crate) struct Prepared {
     files: Vec<PathBuf>,
     /// What decides in a sweep.
     deciding: Option<Deciding>,
+    /// Text that the result is measured on.
+    pub held_out: Option<Corpus>,
+    /// What it measured behind each stage of deciding, where there are several.
+    pub stages: Vec<StageReport>,
     /// What was decided, once it is.
     pub decisions: Option<Decisions>,
     /// How the plan's model is trained, if it is.
     training: Option<TrainingTask>,
     /// How it was, once it is.
     trained: Option<TrainingRecord>,
-}
-
-/// What decides in a sweep, and its text.
-struct Deciding {
-    decider: Box<dyn Decider>,
-    text: Calibration,
-    /// Text of which some may join.
-    pool: Option<Calibration>,
-    /// What did, once that is known.
-    pulled: Option<Pulled>,
 }
 
 impl Prepared {
@@ -97,14 +88,8 @@ impl Prepared {
         check_tokenizers(input, pass.others())?;
         let (declaration, result, shards) = declared(&plan, options.max_shard_size)?;
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
-        let deciding = |decider: Box<dyn Decider>| -> Result<_> {
-            let read = |text: &CalibrationOptions| calibration(text, input, source.vocab);
-            let text = read(decider.text())?;
-            let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
-            decider.check_text(&text, pool.as_ref())?;
-            Ok(Deciding { decider, text, pool, pulled: None })
-        };
-        let deciding = decider.map(deciding).transpose()?;
+        let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
+        let held_out = pass.held_out().map(|held_out| trust::corpus(&held_out, input, source.vocab)).transpose()?;
         let read = |training| TrainingTask::read(training, &checkpoint, source.vocab);
         let training = pass.training().map(read).transpose()?;
         Ok(Self {
@@ -123,6 +108,8 @@ impl Prepared {
             spill,
             files: further_files(pass),
             deciding,
+            held_out,
+            stages: Vec::new(),
             decisions: None,
             training,
             trained: None,
@@ -137,8 +124,27 @@ impl Prepared {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let decisions = match &mut self.deciding {
-            Some(deciding) => Some(deciding.run(&self.source, options, directory_of(output), progress)?),
+        let decisions = match self.deciding.take() {
+            Some(mut deciding) => {
+                if deciding.decider.saves() {
+                    let saved = self.saved(pass, &deciding, options, output)?;
+                    if options.resume && TrainingDir::of(output).path().is_dir() {
+                        progress.note("what was trained before is taken from what was saved");
+                    }
+                    deciding.decider.save_in(saved);
+                }
+                let mut measured = |decisions: &Decisions| -> Result<Option<EvalReport>> {
+                    let Some(corpus) = &self.held_out else { return Ok(None) };
+                    let plan = pass.plan(&self.sources(&options.compute, Some(decisions)))?;
+                    let (_, result, _) = declared(&plan, options.max_shard_size)?;
+                    let name = "measure on held-out text";
+                    trust::evaluated(name, &result, &self.source, corpus, options, output, progress).map(Some)
+                };
+                let (decisions, stages) =
+                    deciding.run(&self.source, options, directory_of(output), progress, &mut measured)?;
+                (self.stages, self.deciding) = (stages, Some(deciding));
+                Some(decisions)
+            }
             None => pass.decide(&self.sources(&options.compute, None))?,
         };
         let Some(decisions) = decisions else { return Ok(()) };
@@ -150,6 +156,21 @@ impl Prepared {
         }
         self.decisions = Some(decisions);
         Ok(())
+    }
+
+    /// Where the costly steps of `deciding` are saved beside `output`.
+    fn saved<P: Pass>(&self, pass: &P, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
+        let data = deciding.decider.text().data.iter().map(|spec| spec.path.as_path());
+        let texts: Vec<&Path> = data.chain(self.files.iter().map(PathBuf::as_path)).collect();
+        let all = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pass": P::NAME,
+            "options": serde_json::to_value(pass).unwrap_or_default(),
+            "source": Fingerprint::of(&self.checkpoint)?,
+            "texts": hash_files(&texts)?,
+        });
+        let key = sha256_bytes(all.to_string().as_bytes());
+        Saved::new(TrainingDir::of(output).path(), key, options.resume)
     }
 
     /// Trains the planned model, if the pass has that done; whether it has.
@@ -177,6 +198,11 @@ impl Prepared {
         self.trained = Some(record);
         (self.declaration, self.result, self.shards) = declared(&self.plan, options.max_shard_size)?;
         Ok(true)
+    }
+
+    /// Whether deciding saves its costly steps in a [`TrainingDir`].
+    pub fn saves(&self) -> bool {
+        self.deciding.as_ref().is_some_and(|deciding| deciding.decider.saves())
     }
 
     /// Where the time of deciding went.
@@ -309,70 +335,6 @@ fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model
         .collect();
     let shards = plan_shards(&declared, max_shard_size.0)?;
     Ok((declaration, result, shards))
-}
-
-/// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
-const SURVEY_TOKENS: usize = 4096;
-
-impl Deciding {
-    /// Most tokens of a sweep.
-    fn most_tokens(&self) -> usize {
-        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
-    }
-
-    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it.
-    fn run(
-        &mut self,
-        source: &Model,
-        options: &ConvertOptions,
-        scratch: &Path,
-        progress: &dyn Progress,
-    ) -> Result<Decisions> {
-        let layers = source.layers.len();
-        let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
-            let tokens = text.batch.tokens();
-            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers);
-            let storage = storage(source, tokens, options.memory_budget, scratch)?;
-            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
-            for index in 0..layers {
-                sweep.layer(index, observer)?;
-                observer.layer_done(index, layers)?;
-                progress.advance(1);
-            }
-            Ok(())
-        };
-        if let Some(pool) = self.pool.take() {
-            let all = self.text.joined(&pool);
-            let own = self.text.batch.spans.len();
-            if let Some(mut pool) = self.decider.pool(&all, own) {
-                watched("scan", &all, pool.as_mut())?;
-                let (joining, found) = pool.choose();
-                self.text = all.selected((0..own).chain(joining));
-                self.pulled = Some(found);
-            }
-        }
-        let (decider, text) = (self.decider.as_mut(), &self.text);
-        decider.begin(text);
-        let sample = text.sampled(SURVEY_TOKENS);
-        if let Some(observer) = decider.survey(&sample) {
-            watched("survey", &sample, observer)?;
-        }
-        let tokens = text.batch.tokens();
-        let storage = storage(source, tokens, options.memory_budget, scratch)?;
-        let mut name = "decide";
-        loop {
-            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers);
-            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
-            for index in 0..layers {
-                sweep.layer_converted(index, decider)?;
-                progress.advance(1);
-            }
-            if !decider.again() {
-                return decider.finish();
-            }
-            name = "decide again";
-        }
-    }
 }
 
 fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {

@@ -1,9 +1,11 @@
 //! What a conversion costs on held-out text, beside what the pass's control of the same size would.
 
+use std::path::Path;
+
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, DomainReport, EvalReport, Observer, TokenizeOptions, evaluate};
 use moe_model::Model;
-use moe_passes::Pass;
+use moe_passes::{HeldOut, Pass};
 use serde::Serialize;
 
 use crate::convert::ConvertOptions;
@@ -16,6 +18,9 @@ use crate::resources::{directory_of, storage};
 pub struct HeldOutReport {
     /// The result.
     pub result: EvalReport,
+    /// What it was behind each stage, where it was made in several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageReport>,
     /// What it is measured beside.
     pub control_name: &'static str,
     /// That, if it was measured.
@@ -31,31 +36,67 @@ impl HeldOutReport {
     }
 }
 
+/// What a stage of a conversion gave.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageReport {
+    /// What it did.
+    pub stage: &'static str,
+    /// Whether it stays: it measured better than what was there before.
+    pub kept: bool,
+    /// The model behind it.
+    pub report: EvalReport,
+}
+
+/// Reads held-out text by the tokenizer of the model in `dir`.
+///
+/// # Errors
+/// As for [`Corpus::load`].
+pub(crate) fn corpus(held_out: &HeldOut<'_>, dir: &Path, vocab: usize) -> Result<Corpus> {
+    let tokenize = TokenizeOptions {
+        sequence_length: held_out.sequence_length,
+        vocab,
+        max_tokens: Some(held_out.max_tokens),
+        ..TokenizeOptions::default()
+    };
+    Corpus::load(held_out.data, dir, tokenize)
+}
+
+/// Measures `model` on `corpus` beside the original `source`.
+///
+/// # Errors
+/// What [`evaluate`] returns.
+pub(crate) fn evaluated(
+    name: &str,
+    model: &Model,
+    source: &Model,
+    corpus: &Corpus,
+    options: &ConvertOptions,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<EvalReport> {
+    let storage = storage(source, corpus.tokens(), options.memory_budget, directory_of(output))?;
+    progress.stage(name, model.layers.len() as u64, Unit::Layers);
+    let mut observer = LayerProgress(progress);
+    evaluate(model, Some(source), corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
+}
+
 /// Measures the planned result of `prepared`, and its control, on the pass's held-out text; none if it has none.
 pub(crate) fn measure<P: Pass>(
     prepared: &Prepared,
     pass: &P,
     options: &ConvertOptions,
-    output: &std::path::Path,
+    output: &Path,
     progress: &dyn Progress,
 ) -> Result<Option<HeldOutReport>> {
-    let Some(held_out) = pass.held_out() else { return Ok(None) };
-    let source = &prepared.source;
-    let tokenize = TokenizeOptions {
-        sequence_length: held_out.sequence_length,
-        vocab: source.vocab,
-        max_tokens: Some(held_out.max_tokens),
-        ..TokenizeOptions::default()
+    let Some(corpus) = &prepared.held_out else { return Ok(None) };
+    let measured =
+        |name: &str, model: &Model| evaluated(name, model, &prepared.source, corpus, options, output, progress);
+    // What the last stage that stays gave is the result.
+    let result = match prepared.stages.iter().rev().find(|stage| stage.kept) {
+        Some(stage) => stage.report.clone(),
+        None => measured("measure on held-out text", &prepared.result)?,
     };
-    let corpus = Corpus::load(held_out.data, prepared.checkpoint.dir(), tokenize)?;
-    let storage = storage(source, corpus.tokens(), options.memory_budget, directory_of(output))?;
-    let evaluated = |name: &str, model: &Model| -> Result<EvalReport> {
-        progress.stage(name, model.layers.len() as u64, Unit::Layers);
-        let mut observer = LayerProgress(progress);
-        evaluate(model, Some(source), &corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
-    };
-    let result = evaluated("measure on held-out text", &prepared.result)?;
     let control = pass.control(&prepared.sources(&options.compute, prepared.decisions.as_ref()))?;
-    let control = control.map(|model| evaluated(&format!("measure: {}", P::CONTROL), &model)).transpose()?;
-    Ok(Some(HeldOutReport { result, control_name: P::CONTROL, control }))
+    let control = control.map(|model| measured(&format!("measure: {}", P::CONTROL), &model)).transpose()?;
+    Ok(Some(HeldOutReport { result, stages: prepared.stages.clone(), control_name: P::CONTROL, control }))
 }

@@ -253,6 +253,57 @@ fn a_fitted_down_projection_beats_the_measured_one_and_the_mean_of_experts() {
     }
 }
 
+/// The best experts by conditional probability, each over their number (2605.28207, 3.4): four of them, so that nothing is rounded.
+#[test]
+fn uniform_gates_are_one_over_the_experts_taken() {
+    let out = tempfile::tempdir().unwrap();
+    let moe = golden("models/moe");
+    let source = Model::open(&moe).unwrap();
+    let text = ids(out.path(), 16, source.vocab);
+    let options = "down = \"uniform\"\nselect = \"experts\"\nscore = \"cp\"\nwidth = 512\n";
+    let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &format!("{text}{options}")).unwrap();
+    assert!(matches!(receipt.identity, Identity::Changed { .. }));
+    let dense = Model::open(&out.path().join("out")).unwrap();
+    for (index, found) in layers(&receipt).into_iter().enumerate() {
+        let mut best = moe_math::saliency::greatest(&found.scores, 4);
+        best.sort_unstable();
+        let experts = &source.layers[index].ffn.moe().unwrap().experts;
+        let ours = values(&dense.layers[index].ffn.dense().unwrap().down.weight);
+        for (place, expert) in best.iter().enumerate() {
+            let theirs = values(&experts[*expert].down.weight);
+            for (theirs, ours) in theirs.chunks_exact(128).zip(ours.chunks_exact(512)) {
+                let quarters: Vec<f32> = theirs.iter().map(|value| value / 4.0).collect();
+                assert_eq!(quarters, ours[128 * place..][..128], "layer {index}, expert {expert}");
+            }
+        }
+    }
+    let refused = run::<DistillOptions>(&moe, &out.path().join("no"), &format!("{text}down = \"uniform\""));
+    assert_eq!(refused.err().unwrap().kind(), Kind::Usage);
+}
+
+/// What training alone is worth starts from numbers of the spread that configs ask for, other ones for each seed and matrix.
+#[test]
+fn a_random_network_knows_nothing_of_the_experts() {
+    let out = tempfile::tempdir().unwrap();
+    let moe = golden("models/moe");
+    let drawn = |seed: u64| {
+        let text = ids(out.path(), 10, 2048);
+        let toml = format!("{text}init = \"random\"\ndown = \"measured\"\nwidth = 200\nseed = {seed}");
+        let receipt = run::<DistillOptions>(&moe, &out.path().join("out"), &toml).unwrap();
+        assert!(layers(&receipt).iter().all(|layer| layer.parts[0].from == "chance" && layer.zeros == 0));
+        let model = Model::open(&out.path().join("out")).unwrap();
+        let network = |layer: usize| model.layers[layer].ffn.dense().unwrap().linears().map(|l| values(&l.weight));
+        [network(0), network(1)]
+    };
+    let (first, other) = (drawn(1), drawn(2));
+    let all: Vec<&Vec<f32>> = first.iter().chain(&other).flatten().collect();
+    for (index, matrix) in all.iter().enumerate() {
+        let mean = |of: fn(f64) -> f64| matrix.iter().map(|v| of(f64::from(*v))).sum::<f64>() / matrix.len() as f64;
+        assert!(mean(|v| v).abs() < 1e-3 && (mean(|v| v * v).sqrt() - 0.02).abs() < 1e-3);
+        assert!(all[..index].iter().all(|before| before[..100] != matrix[..100]));
+    }
+}
+
 /// One mean of all experts, weighed alike or by use; shared experts and dense layers stay what they were.
 #[test]
 fn means_and_what_stays_whole() {
@@ -319,9 +370,21 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     }
     run("same", "steps = 40\nstudent-steps = 20\nlearning-rate = 3e-3");
     assert_eq!(bytes("again"), bytes("same"));
+    // Each stage is measured on the held-out text, as what is written is in the end.
+    let stages = |receipt: &Receipt| {
+        let stages = &receipt.held_out.as_ref().unwrap().stages;
+        stages.iter().map(|s| (s.stage, s.kept, s.report.all.kl().unwrap())).collect::<Vec<_>>()
+    };
+    assert!(stages(&plain).is_empty());
+    let names = ["made", "trained", "trained on own states"];
+    assert_eq!(stages(&again).iter().map(|(stage, ..)| *stage).collect::<Vec<_>>(), names);
+    assert_eq!(stages(&again)[..2], [("made", true, kl(&plain)), ("trained", true, kl(&trained))]);
     // What diverges says so, and leaves what was there.
     let wild = run("wild", "steps = 10\nlearning-rate = 1e20");
     assert!(layers(&wild).iter().all(|layer| layer.trained[0].diverged.is_some() && layer.trained[0].best == 0));
     assert!(wild.warnings.iter().any(|warning| warning.contains("lower --learning-rate")), "{:?}", wild.warnings);
     assert_eq!(bytes("wild"), bytes("plain"));
+    // A stage that helps nothing is taken back.
+    assert_eq!(stages(&wild), [("made", true, kl(&plain)), ("trained", false, kl(&plain))]);
+    assert_eq!(kl(&wild), kl(&plain));
 }

@@ -3,7 +3,6 @@
 //! One layer at a time: its three matrices, their moments and a block of tokens are all that is held, whatever the depth.
 
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
-use moe_checkpoint::Spill;
 use moe_forward::{Inputs, to_f32};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_math::product::product;
@@ -13,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use super::observe::{Part, Tokens, failed};
 use super::record::{Look, Trained};
-use super::weights::kept;
 
 /// The weight of 1 − cos beside the relative squared error.
 const COSINE: f64 = 0.05;
@@ -31,12 +29,12 @@ const TOKEN_BLOCK: usize = 4096;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Training {
-    /// Train each layer for as many steps to give what the original layer gives for what reaches that one. 0 trains nothing.
+    /// Train each layer for as many steps to give what the original layer gives for what reaches it, by --forcing. 0 trains nothing.
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
     #[serde(default)]
     pub steps: u64,
 
-    /// Then train each layer for as many steps on what reaches it through the dense layers before it, in a sweep of its own.
+    /// Then train each layer for as many steps on what reaches it through the dense layers before it, trained ones.
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
     #[serde(default)]
     pub student_steps: u64,
@@ -89,20 +87,20 @@ pub(super) struct Lessons<'a> {
     pub seed: u64,
 }
 
-/// Trains `network` for `steps`, and keeps what did best on held-out tokens, which may be what it was; new matrices are kept
-/// in `spill` until they are written.
-pub(super) fn train(
-    lessons: &Lessons<'_>,
-    mut network: Expert,
-    steps: u64,
-    training: &Training,
-    spill: &Spill,
-) -> Result<(Expert, Trained)> {
+/// What a network has learned.
+pub(super) struct Learned {
+    pub trained: Trained,
+    /// Gate, up and down that did best on held-out tokens; none where that is what it was before.
+    pub best: Option<[Vec<f32>; 3]>,
+}
+
+/// Trains `network` for `steps`.
+pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, training: &Training) -> Result<Learned> {
     let fail = |e| failed(lessons.index, e);
     let energy = lessons.energy()?;
     if energy == 0.0 {
         // A mixture that gives nothing has nothing to teach.
-        return Ok((network, Trained::default()));
+        return Ok(Learned { trained: Trained::default(), best: None });
     }
     let var = |weight: &Weight| Var::from_tensor(&to_f32(weight, lessons.compute)?).map_err(fail);
     let [gate, up, down] = network.linears().map(|linear| var(&linear.weight));
@@ -140,12 +138,48 @@ pub(super) fn train(
         }
     }
     (trained.steps, trained.best) = (learner.taken, best.step);
-    if let Some([gate, up, down]) = best.values {
-        network.gate.weight = kept(&gate, &network.gate.weight, spill)?;
-        network.up.weight = kept(&up, &network.up.weight, spill)?;
-        network.down.weight = kept(&down, &network.down.weight, spill)?;
+    Ok(Learned { trained, best: best.values })
+}
+
+impl Learned {
+    /// As bytes, little-endian: the count of the numbers of `trained`, these in f64, and the matrices in f32.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let Trained { steps, best, diverged, looks } = &self.trained;
+        let or_nan = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        let looks = looks.iter().flat_map(|look| [look.step as f64, look.error, or_nan(look.loss)]);
+        let head = [*steps as f64, *best as f64, or_nan(diverged.map(|step| step as f64))];
+        let numbers: Vec<f64> = head.into_iter().chain(looks).collect();
+        let mut bytes = (numbers.len() as u64).to_le_bytes().to_vec();
+        numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        let values = self.best.iter().flatten().flatten();
+        bytes.extend(values.flat_map(|value| value.to_le_bytes()));
+        bytes
     }
-    Ok((network, trained))
+
+    /// From those bytes, for a network whose matrices are shaped like those of `network`; none where they aren't such.
+    pub fn of_bytes(bytes: &[u8], network: &Expert) -> Option<Self> {
+        let (count, bytes) = bytes.split_first_chunk()?;
+        let (numbers, values) =
+            bytes.split_at_checked(usize::try_from(u64::from_le_bytes(*count)).ok()?.checked_mul(8)?)?;
+        let numbers: Vec<f64> = numbers.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+        let ([steps, best, diverged], looks) = numbers.split_first_chunk()?;
+        let some = |number: f64| (!number.is_nan()).then_some(number);
+        let look = |[step, error, loss]: &[f64; 3]| Look { step: *step as u64, error: *error, loss: some(*loss) };
+        let trained = Trained {
+            steps: *steps as u64,
+            best: *best as u64,
+            diverged: some(*diverged).map(|step| step as u64),
+            looks: looks.as_chunks().0.iter().map(look).collect(),
+        };
+        let mut values = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+        if values.len() == 0 {
+            return Some(Self { trained, best: None });
+        }
+        let sizes = network.linears().map(|linear| linear.weight.elements());
+        let matrices = sizes.map(|size| values.by_ref().take(size).collect::<Vec<f32>>());
+        let whole = matrices.iter().zip(sizes).all(|(matrix, size)| matrix.len() == size) && values.len() == 0;
+        whole.then_some(Self { trained, best: Some(matrices) })
+    }
 }
 
 /// What did best so far.
@@ -338,5 +372,33 @@ mod tests {
         // Nothing has no direction, and is as far away as what is wanted is large.
         let nothing = loss(&samples.y.zeros_like().unwrap());
         assert!(nothing.is_finite());
+    }
+
+    #[test]
+    fn what_was_learned_comes_back_bit_for_bit() {
+        let nothing = moe_checkpoint::Spill::new(&std::env::temp_dir()).keep(&[]).unwrap();
+        let linear = |shape: [usize; 2]| moe_model::Linear {
+            weight: Weight::made("w", moe_checkpoint::Dtype::F32, &shape, nothing.clone()),
+            bias: None,
+        };
+        let network = Expert { gate: linear([3, 4]), up: linear([3, 4]), down: linear([4, 3]) };
+        let looks = vec![
+            Look { step: 0, error: 0.1 + 0.2, loss: None },
+            Look { step: 7, error: 1.0 / 3.0, loss: Some(f64::MIN_POSITIVE) },
+        ];
+        let trained = Trained { steps: 9, best: 7, diverged: Some(10), looks };
+        let sizes = network.linears().map(|linear| linear.weight.elements());
+        let best = Some(sizes.map(|size| (0..size).map(|i| 1.0 / (i as f32 + 3.0)).collect()));
+        for best in [best, None] {
+            let learned = Learned { trained: trained.clone(), best };
+            let bytes = learned.to_bytes();
+            let found = Learned::of_bytes(&bytes, &network).unwrap();
+            assert_eq!((&found.trained, &found.best), (&learned.trained, &learned.best));
+            // One value fewer is another network's, and half of the numbers are none.
+            let fewer = if learned.best.is_some() { bytes.len() - 4 } else { bytes.len() - 8 };
+            assert!(Learned::of_bytes(&bytes[..fewer], &network).is_none());
+        }
+        assert!(Learned::of_bytes(&u64::MAX.to_le_bytes(), &network).is_none());
+        assert!(Learned::of_bytes(&[], &network).is_none());
     }
 }

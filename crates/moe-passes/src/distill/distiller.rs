@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use moe_checkpoint::Spill;
+use moe_checkpoint::{Saved, Spill};
 use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
 use moe_math::Compute;
 use moe_math::routing::Routing;
-use moe_model::{Expert, Ffn, Model, Moe, Result};
+use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{Lessons, train};
+use super::block::{Learned, Lessons, Training, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
-use super::{DistillOptions, Down, DownFit, Forced, Init, Trained};
+use super::weights::kept;
+use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
 
@@ -34,8 +35,51 @@ pub(super) struct Distiller {
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, [f64; 2]>,
     layers: BTreeMap<usize, DecidedLayer>,
-    /// Whether all layers have been decided, and are trained once more on what reaches them.
-    again: bool,
+    stage: Stage,
+    /// Layers and their errors as the stage before left them.
+    before: Option<(BTreeMap<usize, DecidedLayer>, BTreeMap<usize, [f64; 2]>)>,
+    /// Where trained layers are saved.
+    saved: Option<Saved>,
+}
+
+/// What a sweep does with each layer.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    /// Makes it dense.
+    Make,
+    /// Trains it on what --forcing says.
+    Train,
+    /// Trains it on what reaches it.
+    TrainOnOwn,
+}
+
+impl Stage {
+    /// What it did, in words.
+    fn done(self) -> &'static str {
+        match self {
+            Self::Make => "made",
+            Self::Train => "trained",
+            Self::TrainOnOwn => "trained on own states",
+        }
+    }
+
+    fn steps(self, training: &Training) -> u64 {
+        match self {
+            Self::Make => 0,
+            Self::Train => training.steps,
+            Self::TrainOnOwn => training.student_steps,
+        }
+    }
+
+    /// The next of those that are asked for.
+    fn next(self, training: &Training) -> Option<Self> {
+        let next = match self {
+            Self::Make => Self::Train,
+            Self::Train => Self::TrainOnOwn,
+            Self::TrainOnOwn => return None,
+        };
+        if next.steps(training) > 0 { Some(next) } else { next.next(training) }
+    }
 }
 
 impl Distiller {
@@ -51,7 +95,9 @@ impl Distiller {
             compared: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
-            again: false,
+            stage: Stage::Make,
+            before: None,
+            saved: None,
         }
     }
 
@@ -68,28 +114,34 @@ impl Distiller {
             network.down.weight = fitted.down;
             record.fit = Some(DownFit { lambda: fitted.lambda, tried: fitted.tried });
         }
-        if self.options.training.steps > 0 && record.kept != Kept::Exactly {
-            let trained;
-            (network, trained) = self.trained(index, network, inputs, self.options.training.steps)?;
-            record.trained.push(trained);
-        }
         let record = LayerRecord { layer: index, distilled: Some(record), ..LayerRecord::default() };
         Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
     }
 }
 
 impl Distiller {
-    fn trained(&self, index: usize, network: Expert, inputs: &Inputs<'_>, steps: u64) -> Result<(Expert, Trained)> {
-        let seed = self.options.calibration.seed;
-        let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, seed };
-        train(&lessons, network, steps, &self.options.training, &self.spill)
-    }
-
-    /// Layer `index`, trained on what reaches it.
-    fn once_more(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
+    /// Layer `index` after the steps of this stage, or as they were saved.
+    fn trained(&self, index: usize, layer: &DecidedLayer, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
         let (network, mut record) = (layer.ffn.dense().expect("it was made dense"), layer.record.clone());
-        let (network, trained) = self.trained(index, network.clone(), inputs, self.options.training.student_steps)?;
-        record.distilled.iter_mut().for_each(|record| record.trained.push(trained.clone()));
+        let name = format!("{}.{index}", self.stage.done().replace(' ', "-"));
+        let found = self.saved.as_ref().map(|saved| saved.get(&name)).transpose()?.flatten();
+        let learned = match found.and_then(|bytes| Learned::of_bytes(&bytes, network)) {
+            Some(learned) => learned,
+            None => {
+                let (seed, training) = (self.options.calibration.seed, &self.options.training);
+                let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, seed };
+                let learned = train(&lessons, network, self.stage.steps(training), training)?;
+                self.saved.as_ref().map_or(Ok(()), |saved| saved.put(&name, &learned.to_bytes()))?;
+                learned
+            }
+        };
+        let mut network = network.clone();
+        if let Some([gate, up, down]) = learned.best {
+            network.gate.weight = kept(&gate, &network.gate.weight, &self.spill)?;
+            network.up.weight = kept(&up, &network.up.weight, &self.spill)?;
+            network.down.weight = kept(&down, &network.down.weight, &self.spill)?;
+        }
+        record.distilled.iter_mut().for_each(|record| record.trained.push(learned.trained.clone()));
         Ok(DecidedLayer { ffn: Ffn::Dense(Box::new(network)), record, clusters: Vec::new(), saliency: Vec::new() })
     }
 
@@ -123,12 +175,31 @@ impl Decider for Distiller {
     }
 
     fn again(&mut self) -> bool {
-        let again = !self.again && self.options.training.student_steps > 0;
-        self.again |= again;
-        if again {
-            self.errors.clear();
+        let Some(next) = self.stage.next(&self.options.training) else { return false };
+        self.stage = next;
+        self.before = Some((self.layers.clone(), std::mem::take(&mut self.errors)));
+        true
+    }
+
+    fn stage(&self) -> Option<&'static str> {
+        self.options.training.trains().then(|| self.stage.done())
+    }
+
+    fn take_back(&mut self) {
+        let Some((layers, errors)) = self.before.take() else { return };
+        self.errors = errors;
+        for (index, before) in layers {
+            // Records go on to say what was tried.
+            self.layers.entry(index).and_modify(|layer| layer.ffn = before.ffn);
         }
-        again
+    }
+
+    fn saves(&self) -> bool {
+        self.options.training.trains()
+    }
+
+    fn save_in(&mut self, saved: Saved) {
+        self.saved = Some(saved);
     }
 
     fn survey(&mut self, _: &Calibration) -> Option<&mut dyn Observer> {
@@ -136,7 +207,7 @@ impl Decider for Distiller {
     }
 
     fn finish(&mut self) -> Result<Decisions> {
-        let mut layers = std::mem::take(&mut self.layers);
+        let mut layers = self.layers.clone();
         for (index, [error, all]) in &self.errors {
             let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
             record.into_iter().for_each(|record| record.output_error = (*all > 0.0).then(|| (error / all).sqrt()));
@@ -152,7 +223,7 @@ impl Decider for Distiller {
 impl Converter for Distiller {
     fn forcing(&self) -> Forcing {
         match self.options.forcing {
-            _ if self.again => Forcing::Student,
+            _ if self.stage == Stage::TrainOnOwn => Forcing::Student,
             Forced::Student => Forcing::Student,
             Forced::Teacher => Forcing::Teacher,
         }
@@ -160,12 +231,12 @@ impl Converter for Distiller {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         self.compared = 0;
-        if self.again {
+        if self.stage != Stage::Make {
             let Some(layer) = self.layers.get(&index) else { return Ok(None) };
-            let layer = match self.changes(index) {
-                true => self.once_more(index, layer, inputs)?,
-                false => return Ok(Some(layer.ffn.clone().into())),
-            };
+            if !self.changes(index) {
+                return Ok(Some(layer.ffn.clone().into()));
+            }
+            let layer = self.trained(index, layer, inputs)?;
             let ffn = layer.ffn.clone();
             self.layers.insert(index, layer);
             return Ok(Some(ffn.into()));
@@ -205,11 +276,11 @@ impl Converter for Distiller {
 
 impl Observer for Distiller {
     fn wants(&self) -> Wants {
-        Wants { experts: !self.again, left_out: false }
+        Wants { experts: self.stage == Stage::Make, left_out: false }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| !self.again) else { return Ok(()) };
+        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == Stage::Make) else { return Ok(()) };
         if self.observer.is_none() {
             let samples = self.options.init == Init::Select && self.options.score.needs_all_outputs();
             self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);

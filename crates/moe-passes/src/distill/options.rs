@@ -88,6 +88,8 @@ pub enum Init {
     Mean,
     /// The same, experts weighed by their gates.
     UsageMean,
+    /// Normal numbers of standard deviation 0.02, and nothing of the experts: what training alone is worth.
+    Random,
 }
 
 /// Whose states reach a layer.
@@ -111,6 +113,9 @@ pub enum Down {
     /// ask for.
     #[default]
     Ridge,
+    /// With --select experts: each neuron's own column over the number of experts taken, whatever their gates (2605.28207, as in
+    /// PEFT's MoE-to-dense).
+    Uniform,
 }
 
 /// Tokens that a fit wants for each neuron.
@@ -150,6 +155,10 @@ impl DistillOptions {
         if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
             return usage("--score and --select choose what --init select takes", "leave them out, or --init");
         }
+        let experts = self.init == Init::Select && self.select == Select::Experts;
+        if self.down == Down::Uniform && !experts {
+            return usage("--down uniform divides by the number of experts taken", "give --select experts");
+        }
         if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
             return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
         }
@@ -176,13 +185,23 @@ impl DistillOptions {
                     format!("--width {width} is more than the {all} neurons that all experts of layer {index} have");
                 return usage(what, format!("give {} or less", all.max(dense)));
             }
-            let least = if self.init == Init::Select { shared.max(1) } else { shared + each };
+            let least = match self.init {
+                Init::Random => 1,
+                // A part of an expert has no share of the whole.
+                Init::Select if self.down == Down::Uniform => shared + each,
+                Init::Select => shared.max(1),
+                Init::Mean | Init::UsageMean => shared + each,
+            };
             if width < least {
                 let what = match self.init {
+                    Init::Random => "--width 0 leaves no network".to_owned(),
+                    Init::Select if self.down == Down::Uniform => format!(
+                        "--width {width} leaves no room for an expert of {each} neurons beside {shared} shared ones"
+                    ),
                     Init::Select => format!(
                         "--width {width} leaves no room for a shared expert of {shared} neurons, which stays whole"
                     ),
-                    _ => format!(
+                    Init::Mean | Init::UsageMean => format!(
                         "--width {width} leaves no room for the mean of experts of {each} neurons beside {shared} shared ones"
                     ),
                 };

@@ -10,8 +10,8 @@ use super::observe::LayerSums;
 use super::options::shared_width;
 use super::record::{DistilledLayer, DistilledPart};
 use super::select::{Select, by_experts, by_neurons};
-use super::weights::{Pick, picked};
-use super::{DistillOptions, Init};
+use super::weights::{Pick, picked, random};
+use super::{DistillOptions, Down, Init};
 use crate::pass::Kept;
 
 /// The dense network of `width` neurons of layer `index`, which is `moe`, and what is said of it.
@@ -28,6 +28,7 @@ pub(super) fn student(
         Init::Select => selected(index, moe, sums, options, width)?,
         Init::Mean => averaged(moe, &gates, shared_gate, &vec![1.0; gates.len()], width)?,
         Init::UsageMean => averaged(moe, &gates, shared_gate, &gates, width)?,
+        Init::Random => drawn(index, moe, options.calibration.seed, width),
     };
     let Made { network, parts, distinct, zeros, scores, kept } = made;
     let record = DistilledLayer {
@@ -64,17 +65,21 @@ struct Made {
 fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions, width: usize) -> Result<Made> {
     let networks = Networks::of(moe);
     let neurons = distinct(moe, &networks, sums)?;
+    let taken = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
     let (chosen, scores) = match options.select {
         Select::Neurons => (by_neurons(&neurons, width), Vec::new()),
         Select::Experts => {
-            let count = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
-            let (order, scores) = options.score.order(index, sums, count)?;
+            let (order, scores) = options.score.order(index, sums, taken)?;
             (by_experts(&neurons, &networks, &order, width), scores)
         }
     };
     let pick = |index: &usize| {
         let (network, neuron, _) = neurons[*index].places[0];
-        Pick { network: network as u32, neuron: neuron as u32, factor: neurons[*index].factor as f32 }
+        let factor = match options.down {
+            Down::Uniform if network >= networks.shared => 1.0 / taken as f64,
+            _ => neurons[*index].factor,
+        };
+        Pick { network: network as u32, neuron: neuron as u32, factor: factor as f32 }
     };
     let picks: Arc<[Pick]> = chosen.iter().map(pick).collect();
     let name = |network: usize| match network.checked_sub(networks.shared) {
@@ -86,9 +91,21 @@ fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions,
         distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
         zeros: width - picks.len(),
         scores,
-        kept: kept(&neurons, &chosen),
+        kept: if options.down == Down::Uniform { Kept::No } else { kept(&neurons, &chosen) },
         network: picked(&networks.all, picks, width),
     })
+}
+
+/// A network that knows nothing of layer `index`, which is `moe`.
+fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> Made {
+    Made {
+        network: random(&moe.experts[0], width, seed, index),
+        parts: vec![DistilledPart { from: "chance".to_owned(), neurons: width, factor: 1.0 }],
+        distinct: moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).map(Expert::width).sum(),
+        zeros: 0,
+        scores: Vec::new(),
+        kept: Kept::No,
+    }
 }
 
 /// Whether the chosen neurons give what all of them give.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use moe_checkpoint::Spill;
 use moe_forward::candle_dtype;
-use moe_math::encoding;
+use moe_math::{encoding, sampling};
 use moe_model::{Error, Expert, Kind, Linear, Make, Result, Weight};
 
 use crate::part::{Axis, encoded, numeric, read_finite};
@@ -41,6 +41,35 @@ pub(super) fn picked(networks: &[Expert], picks: Arc<[Pick]>, width: usize) -> E
         Linear { weight: Weight::made(like.name(), like.dtype(), &shape, made), bias: None }
     };
     Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
+}
+
+/// Numbers of one stream of a seed.
+struct Normal {
+    like: Weight,
+    elements: usize,
+    seed: u64,
+    stream: u64,
+}
+
+/// Standard deviation of what is drawn: `initializer_range` of most configs.
+const STD: f64 = 0.02;
+
+/// A network of `width` neurons in the encodings of `like`, drawn for layer `index`.
+pub(super) fn random(like: &Expert, width: usize, seed: u64, index: usize) -> Expert {
+    let mut network = undecided(like, width);
+    for (place, linear) in [&mut network.gate, &mut network.up, &mut network.down].into_iter().enumerate() {
+        let like = linear.weight.clone();
+        let normal = Normal { elements: like.elements(), seed, stream: (3 * index + place) as u64, like: like.clone() };
+        linear.weight = Weight::made(like.name(), like.dtype(), like.shape(), normal);
+    }
+    network
+}
+
+impl Make for Normal {
+    fn make(&self) -> Result<Vec<u8>> {
+        let values = sampling::normal(self.elements, STD, &mut sampling::generator(self.seed, self.stream));
+        encoded(&values, candle_dtype(&self.like)?, self.like.name())
+    }
 }
 
 /// `network`, which has no biases, with zeros behind its neurons, so that it has `width` of them; itself where it has as many.

@@ -93,6 +93,7 @@ fn held_out(label: &str, loss: f64) -> EvalReport {
 /// Everything is there: held-out text with its control, and two layers.
 fn full() -> Receipt {
     let held_out = HeldOutReport {
+        stages: Vec::new(),
         control_name: "random choice",
         result: held_out("english", 3.9970),
         control: Some(held_out("english", 5.0631)),
@@ -158,8 +159,12 @@ fn quantized_experts_are_shown_coldest_first() {
     let pool = Some(Pulled { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
     let mut receipt = Receipt { pass: "quantize", pool, ..receipt(Vec::new()) };
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
-    receipt.held_out =
-        Some(HeldOutReport { control_name: "random choice", result: held_out("english", 3.4137), control: None });
+    receipt.held_out = Some(HeldOutReport {
+        stages: Vec::new(),
+        control_name: "random choice",
+        result: held_out("english", 3.4137),
+        control: None,
+    });
     receipt.effects =
         vec![Effect { option: "scheme".to_owned(), kept: Kept::Approximately, why: "rounded".to_owned() }];
     let page = page(&receipt);
@@ -248,7 +253,8 @@ fn a_training_shows_its_curves() {
 fn text_from_outside_is_escaped() {
     let evil = "<script>alert('x')</script>\"&";
     let mut receipt = full();
-    let held_out = HeldOutReport { control_name: "random choice", result: held_out(evil, 4.0), control: None };
+    let held_out =
+        HeldOutReport { stages: Vec::new(), control_name: "random choice", result: held_out(evil, 4.0), control: None };
     receipt.held_out = Some(held_out);
     receipt.warnings = vec![evil.to_owned()];
     receipt.source = source(evil);
@@ -288,8 +294,12 @@ fn a_method_without_data_says_why_there_are_no_figures() {
         ..LayerRecord::default()
     };
     for (by, why) in [(DecidedBy::Weights, "looks at no data"), (DecidedBy::GivenPlan, "a given plan")] {
-        let held_out =
-            HeldOutReport { control_name: "random choice", result: held_out("english", 3.9970), control: None };
+        let held_out = HeldOutReport {
+            stages: Vec::new(),
+            control_name: "random choice",
+            result: held_out("english", 3.9970),
+            control: None,
+        };
         let receipt = Receipt {
             decided: Some(by),
             layers: vec![record.clone()],
@@ -394,6 +404,7 @@ fn dense_layers_say_what_they_are_made_of() {
     };
     let fit = |lambda| Some(DownFit { lambda, tried: vec![(Some(0.001), 0.3), (None, 0.9)] });
     let held_out = HeldOutReport {
+        stages: Vec::new(),
         control_name: "mean of the experts",
         result: held_out("english", 3.9970),
         control: Some(held_out("english", 5.0631)),

@@ -1,0 +1,117 @@
+//! What decides in a sweep over text.
+
+use std::path::Path;
+
+use moe_checkpoint::Result;
+use moe_forward::{Calibration, EvalReport, Observer, Sweep};
+use moe_model::Model;
+use moe_passes::quantize::Pulled;
+use moe_passes::{CalibrationOptions, Decider, Decisions};
+
+use crate::convert::ConvertOptions;
+use crate::observe::calibration;
+use crate::progress::{Progress, Unit};
+use crate::resources::storage;
+use crate::trust::StageReport;
+
+/// What decides in a sweep, and its text.
+pub(crate) struct Deciding {
+    pub decider: Box<dyn Decider>,
+    text: Calibration,
+    /// Text of which some may join.
+    pool: Option<Calibration>,
+    /// What did, once that is known.
+    pub pulled: Option<Pulled>,
+}
+
+/// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
+const SURVEY_TOKENS: usize = 4096;
+
+impl Deciding {
+    /// Reads the text of `decider` by the tokenizer of the model in `input`.
+    ///
+    /// # Errors
+    /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
+    pub fn new(decider: Box<dyn Decider>, input: &Path, vocab: usize) -> Result<Self> {
+        let read = |text: &CalibrationOptions| calibration(text, input, vocab);
+        let text = read(decider.text())?;
+        let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
+        decider.check_text(&text, pool.as_ref())?;
+        Ok(Self { decider, text, pool, pulled: None })
+    }
+
+    /// Most tokens of a sweep.
+    pub fn most_tokens(&self) -> usize {
+        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
+    }
+
+    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it. What each stage of several
+    /// gave is `measured`, and taken back where it is no better than what was there before.
+    ///
+    /// # Errors
+    /// What sweeps return.
+    pub fn run(
+        &mut self,
+        source: &Model,
+        options: &ConvertOptions,
+        scratch: &Path,
+        progress: &dyn Progress,
+        measured: &mut dyn FnMut(&Decisions) -> Result<Option<EvalReport>>,
+    ) -> Result<(Decisions, Vec<StageReport>)> {
+        let layers = source.layers.len();
+        let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
+            let tokens = text.batch.tokens();
+            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers);
+            let storage = storage(source, tokens, options.memory_budget, scratch)?;
+            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+            for index in 0..layers {
+                sweep.layer(index, observer)?;
+                observer.layer_done(index, layers)?;
+                progress.advance(1);
+            }
+            Ok(())
+        };
+        if let Some(pool) = self.pool.take() {
+            let all = self.text.joined(&pool);
+            let own = self.text.batch.spans.len();
+            if let Some(mut pool) = self.decider.pool(&all, own) {
+                watched("scan", &all, pool.as_mut())?;
+                let (joining, found) = pool.choose();
+                self.text = all.selected((0..own).chain(joining));
+                self.pulled = Some(found);
+            }
+        }
+        let (decider, text) = (self.decider.as_mut(), &self.text);
+        decider.begin(text);
+        let sample = text.sampled(SURVEY_TOKENS);
+        if let Some(observer) = decider.survey(&sample) {
+            watched("survey", &sample, observer)?;
+        }
+        let tokens = text.batch.tokens();
+        let storage = storage(source, tokens, options.memory_budget, scratch)?;
+        let mut name = "decide";
+        let mut stages: Vec<StageReport> = Vec::new();
+        loop {
+            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers);
+            let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
+            for index in 0..layers {
+                sweep.layer_converted(index, decider)?;
+                progress.advance(1);
+            }
+            let decisions = decider.finish()?;
+            let report = decider.stage().map(|stage| Ok((stage, measured(&decisions)?))).transpose()?;
+            if let Some((stage, Some(report))) = report {
+                let best = stages.iter().rev().find(|stage| stage.kept);
+                let kept = best.is_none_or(|best| report.all.kl() < best.report.all.kl());
+                stages.push(StageReport { stage, kept, report });
+                if !kept {
+                    decider.take_back();
+                }
+            }
+            if !decider.again() {
+                return Ok((decider.finish()?, stages));
+            }
+            name = "train";
+        }
+    }
+}

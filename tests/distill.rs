@@ -1,0 +1,46 @@
+//! `distill`: what it prints of its stages, and that a killed run comes to the same bytes.
+
+mod common;
+
+use common::Sandbox;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
+
+/// Trains for a moment on text of two labels, in both stages.
+const LITTLE: &str = "--width 256 --steps 6 --student-steps 6 --sequence-length 128 --data-tokens 2048 \
+                      --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
+                      --held-out english=golden/text/english.heldout.txt --held-out code=golden/text/code.heldout.txt \
+                      --held-out-tokens 512";
+
+/// Killed when the second stage has begun; layers that were trained are not trained again.
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    let sandbox = Sandbox::new();
+    let whole = sandbox.run(&format!("distill golden/models/moe -o whole {LITTLE}")).succeeds();
+    for text in ["english: Δ loss", "code: Δ loss", "trained on own states", "top-1 same"] {
+        assert!(whole.stdout.contains(text), "{text}: {}", whole.stdout);
+    }
+    sandbox
+        .shell(&format!(
+            "'{BINARY}' distill golden/models/moe -o broken {LITTLE} & pid=$!\n\
+             while [ ! -e broken.training/trained-on-own-states.0 ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+             kill -9 $pid; wait $pid; test ! -e broken"
+        ))
+        .succeeds();
+    let saved = |name: &str| sandbox.path(&format!("broken.training/{name}"));
+    let intact = sandbox.read("broken.training/trained.1");
+    let other = format!("distill golden/models/moe -o broken --resume {LITTLE}").replace("--steps 6 ", "--steps 7 ");
+    sandbox.run(&other).exits(1).says(&["other options"]);
+    let resume = format!("distill golden/models/moe -o broken --resume {LITTLE}");
+    // What was saved is checked.
+    std::fs::write(saved("trained.1"), &intact[..intact.len() - 1]).unwrap();
+    sandbox.run(&resume).exits(1).says(&["not what was saved", "trained.1"]);
+    std::fs::write(saved("trained.1"), &intact).unwrap();
+    sandbox.run(&resume).succeeds().says(&["taken from what was saved"]);
+    assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
+    let receipts = ["whole", "broken"].map(|dir| sandbox.json(&format!("{dir}/moe-convert.json")));
+    assert_eq!(receipts[0], receipts[1]);
+    assert!(!sandbox.path("broken.training").exists() && !sandbox.path("whole.training").exists());
+    let finished = sandbox.run(&resume).succeeds();
+    assert!(finished.stdout.contains("finished already"), "{}", finished.stdout);
+}
