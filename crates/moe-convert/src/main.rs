@@ -24,6 +24,7 @@ static ALLOCATOR_OPTIONS: &[u8; 78] =
     b"narenas:1,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always\0";
 
 fn main() -> ExitCode {
+    calm_candle();
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,6 +32,16 @@ fn main() -> ExitCode {
             bar::say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// candle adds and multiplies large tensors on threads that wait for each other in a busy loop. Wherever something else runs,
+/// that made a training three times as long, and where nothing does, one thread is no slower: what is costly runs on rayon.
+fn calm_candle() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var(THREADS, "1") };
     }
 }
 

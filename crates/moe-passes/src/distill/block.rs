@@ -22,8 +22,8 @@ const WARMUP: f64 = 0.05;
 /// How often held-out tokens are looked at, and how many looks in a row without a gain end it.
 const LOOKS: u64 = 20;
 const PATIENCE: usize = 10;
-/// Tokens that are measured at a time.
-const TOKEN_BLOCK: usize = 4096;
+/// Held-out tokens that are looked at, spread evenly over all of them.
+pub(super) const LOOKED_AT: usize = 8192;
 
 /// Training of each layer.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -106,7 +106,8 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
     let [gate, up, down] = network.linears().map(|linear| var(&linear.weight));
     let vars = [gate?, up?, down?];
     let mut learner = Learner::new(vars, steps, training.learning_rate).map_err(fail)?;
-    let mut best = Best { error: lessons.error(&learner.vars)?, step: 0, values: None };
+    let test = lessons.test()?;
+    let mut best = Best { error: lessons.error(&test, &learner.vars)?, step: 0, values: None };
     let mut trained = Trained { looks: vec![Look { step: 0, error: best.error, loss: None }], ..Trained::default() };
     let every = steps.div_ceil(LOOKS);
     let mut random = sampling::generator(lessons.seed, lessons.index as u64);
@@ -114,7 +115,7 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
     'training: loop {
         let blocks = lessons.inputs.blocks().len();
         for block in sampling::choose(blocks, blocks, &mut random) {
-            let Some(samples) = lessons.samples(block, Part::Decide)? else { continue };
+            let Some(samples) = lessons.samples(block, Part::Decide, 1)? else { continue };
             let rows = sampling::choose(samples.len(), samples.len(), &mut random);
             for rows in rows.chunks(training.batch_tokens) {
                 let Some(loss) = learner.step(&samples.pick(rows).map_err(fail)?, energy).map_err(fail)? else {
@@ -125,7 +126,7 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
                 if !learner.taken.is_multiple_of(every) && learner.taken < steps {
                     continue;
                 }
-                let error = lessons.error(&learner.vars)?;
+                let error = lessons.error(&test, &learner.vars)?;
                 let loss = losses.iter().sum::<f64>() / losses.len() as f64;
                 losses.clear();
                 trained.looks.push(Look { step: learner.taken, error, loss: Some(loss) });
@@ -223,9 +224,10 @@ impl Samples {
 }
 
 impl Lessons<'_> {
-    /// The tokens of `block` that are `part`, if it has any.
-    fn samples(&self, block: usize, part: Part) -> Result<Option<Samples>> {
+    /// Every `every`-th of the tokens of `block` that are `part`, if it has any.
+    fn samples(&self, block: usize, part: Part, every: usize) -> Result<Option<Samples>> {
         let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
+        let rows: Vec<u32> = rows.into_iter().step_by(every).collect();
         if rows.is_empty() {
             return Ok(None);
         }
@@ -233,7 +235,11 @@ impl Lessons<'_> {
         let pick = || {
             let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
             let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            Ok(Samples { x: pick(&x)?, y: pick(&y)?, weights: roots.iter().map(|root| root * root).collect() })
+            Ok(Samples {
+                x: pick(&x)?,
+                y: pick(&y)?,
+                weights: roots.iter().step_by(every).map(|root| root * root).collect(),
+            })
         };
         pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
     }
@@ -242,29 +248,31 @@ impl Lessons<'_> {
     fn energy(&self) -> Result<f64> {
         let (mut sum, mut weight) = (0.0, 0.0);
         for block in 0..self.inputs.blocks().len() {
-            let Some(samples) = self.samples(block, Part::Decide)? else { continue };
+            let Some(samples) = self.samples(block, Part::Decide, 1)? else { continue };
             sum += weighted(&samples.y, &samples.weights).map_err(|e| failed(self.index, e))?;
             weight += samples.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
         }
         Ok(if weight > 0.0 { sum / weight } else { 0.0 })
     }
 
-    /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over held-out tokens.
-    fn error(&self, network: &[Var; 3]) -> Result<f64> {
+    /// The held-out tokens that are looked at, gathered once: looks come often.
+    fn test(&self) -> Result<Vec<Samples>> {
+        let every = self.tokens.count(Part::HeldOut).div_ceil(LOOKED_AT).max(1);
+        let of_block = |block| self.samples(block, Part::HeldOut, every).transpose();
+        (0..self.inputs.blocks().len()).filter_map(of_block).collect()
+    }
+
+    /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over `test`.
+    fn error(&self, test: &[Samples], network: &[Var; 3]) -> Result<f64> {
+        let network = network.each_ref().map(Var::as_detached_tensor);
         let (mut error, mut all) = (0.0, 0.0);
-        for block in 0..self.inputs.blocks().len() {
-            let Some(samples) = self.samples(block, Part::HeldOut)? else { continue };
-            let rows: Vec<usize> = (0..samples.len()).collect();
-            for rows in rows.chunks(TOKEN_BLOCK) {
-                let mut add = || {
-                    let Samples { x, y, weights } = samples.pick(rows)?;
-                    let output = output(&x, &network.each_ref().map(Var::as_detached_tensor))?;
-                    error += weighted(&(output - &y)?, &weights)?;
-                    all += weighted(&y, &weights)?;
-                    Ok(())
-                };
-                add().map_err(|e: candle_core::Error| failed(self.index, e))?;
-            }
+        for Samples { x, y, weights } in test {
+            let mut add = || {
+                error += weighted(&(output(x, &network)? - y)?, weights)?;
+                all += weighted(y, weights)?;
+                Ok(())
+            };
+            add().map_err(|e: candle_core::Error| failed(self.index, e))?;
         }
         Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
     }

@@ -10,7 +10,7 @@ use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{Learned, Lessons, Training, train};
+use super::block::{LOOKED_AT, Learned, Lessons, Training, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
@@ -165,8 +165,9 @@ impl Decider for Distiller {
         // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
         let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
-        // In f32 three matrices: they, their gradients, two moments, and the best.
-        let training = if self.options.training.trains() { 4 * 5 * 3 * width * hidden } else { 0 };
+        // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
+        let training = 4 * (5 * 3 * width * hidden + 2 * LOOKED_AT as u64 * hidden);
+        let training = if self.options.training.trains() { training } else { 0 };
         fit.max(training)
     }
 

@@ -11,7 +11,7 @@ use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
 use super::render;
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
-use crate::trust::HeldOutReport;
+use crate::trust::{HeldOutReport, StageReport};
 
 fn source(name: &str) -> SourceRecord {
     SourceRecord {
@@ -403,8 +403,9 @@ fn dense_layers_say_what_they_are_made_of() {
         ..LayerRecord::default()
     };
     let fit = |lambda| Some(DownFit { lambda, tried: vec![(Some(0.001), 0.3), (None, 0.9)] });
+    let stage = |stage, kept, loss| StageReport { stage, kept, report: held_out("english", loss) };
     let held_out = HeldOutReport {
-        stages: Vec::new(),
+        stages: vec![stage("made", true, 3.9970), stage("trained", false, 4.1234)],
         control_name: "mean of the experts",
         result: held_out("english", 3.9970),
         control: Some(held_out("english", 5.0631)),
@@ -416,6 +417,8 @@ fn dense_layers_say_what_they_are_made_of() {
         ("what came of it", "3 layers became one network of 520 neurons each, down projections of 2 fitted"),
         ("parts", "64 of expert 0 × 0.1250; 64 of expert 1 × 0.1250"),
         ("more parts than are named", "and 2 others"),
+        ("stages", "Behind each stage"),
+        ("a stage that helped nothing", "trained (taken back)"),
         ("λ", "<td>1e-3</td>"),
         ("no λ", "kept as measured"),
         ("error", "0.3341"),

@@ -7,6 +7,7 @@ use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
 use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
+use crate::trust::{HeldOutReport, StageReport};
 
 pub(crate) fn section(receipt: &Receipt) -> Section {
     let section = Section::new("cost", "What it costs");
@@ -42,6 +43,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
     }
     let mut legend = vec![("kept", "this result")];
     legend.extend(held_out.control.is_some().then_some(("control", held_out.control_name)));
+    let section = if held_out.stages.is_empty() { section } else { section.table(&stages(held_out)) };
     section
         .text(&format!(
             "Losses are nats per predicted token of text that was held out; Δ loss is against the original model, KL the \
@@ -55,6 +57,23 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             chart("cost-top1", "Top-1 agreement by domain", percent, |f| f.top1),
         ])
         .table(&Table::numbers("Held-out text, by domain", &header, rows.iter().map(|row| cells(row, header.len()))))
+}
+
+/// What each stage gave, all domains together but for the change of loss.
+fn stages(held_out: &HeldOutReport) -> Table {
+    let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
+    let mut header: Vec<String> = ["stage", "KL", "top-1 agreement", "Δ loss"].map(str::to_owned).into();
+    header.extend(held_out.result.domains.iter().map(of_domain));
+    let row = |stage: &StageReport| {
+        let all = &stage.report.all;
+        let name = if stage.kept { stage.stage.to_owned() } else { format!("{} (taken back)", stage.stage) };
+        let top1 = all.against.as_ref().map(|against| against.top1_agreement);
+        let mut row = vec![name, decimal(all.kl(), 4), percent(top1), signed(all.loss_change())];
+        row.extend(stage.report.domains.iter().map(|d| signed(d.loss_change())));
+        row
+    };
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    Table::numbers("Behind each stage", &header, held_out.stages.iter().map(row))
 }
 
 /// A result against the original.
