@@ -72,7 +72,7 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
         sandbox
             .run(&format!("upcycle dense-{layers} -o noisy-{layers} --experts 4 --top-k 2 --noise-std 1e-3"))
             .succeeds();
-        peak(&sandbox, &format!("distill noisy-{layers} -o distilled-{layers} --width 256 --data ids.jsonl"))
+        peak(&sandbox, &format!("distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl"))
     };
     let measured = [
         ("distill, 4 × layers", distill(5), distill(20)),

@@ -15,12 +15,13 @@ from caveats import older_cannot
 FAMILIES = pathlib.Path("golden/families")
 BINARY = os.environ.get("MOE_CONVERT", "target/release/moe-convert")
 TARGETS = {"mixtral": ["mistral", "llama"], "qwen2_moe": ["qwen2", "llama"]}
-DATA = "--data text=golden/text/english.calibration.txt --data-tokens 4096 --sequence-length 128"
+DATA = "--steps 0 --data text=golden/text/english.calibration.txt --data-tokens 4096 --sequence-length 128"
 BUILT_IN = [
     DATA,
     f"--width 384 {DATA}",
     f"--select experts --score do-acp --down measured {DATA}",
     f"--init mean {DATA}",
+    f"{DATA} --steps 4".replace("--steps 0 ", ""),
 ]
 LEAST = 25  # dense models that must have come of goldens
 
@@ -47,7 +48,7 @@ def main():
         data.write_text("".join(json.dumps(dict(input_ids=sequence)) + "\n" for sequence in ids))
         for target in TARGETS.get(config["model_type"], [config["model_type"]]):
             name = "-".join([*model.parts[-3:-1], target])
-            options = f"--down measured --data {data}" + (f" --target {target}" if target in sum(TARGETS.values(), []) else "")
+            options = f"--steps 0 --down measured --data {data}" + (f" --target {target}" if target in sum(TARGETS.values(), []) else "")
             done = run(model, out / name, options)
             if done.returncode == 0:
                 cases.append(case(out / name, model.parent / "tokens.json", options))

@@ -137,7 +137,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         Some(_) => Mix::tracked(routing.tokens(), x.dims()[1]),
         None => Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
     };
-    let mut kept = wants.left_out.then(|| Kept::new(&routing));
+    let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| Kept::new(&routing));
     for Group { first, expert, mut slots } in groups(moe, &routing, !wants.experts && trained.is_none()) {
         slots.truncate(capacity);
         let loaded = loader.expert(expert)?;
@@ -169,7 +169,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         kept.iter_mut().for_each(|kept| kept.place(&slots, &tokens));
     }
     let y = with_shared(loader, index, moe, x, mix.finish(x.dtype()).context(of_layer)?)?;
-    if let Some(kept) = kept.filter(|_| routing.experts > routing.top_k) {
+    if let Some(kept) = kept {
         let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;
         let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
         observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)?;

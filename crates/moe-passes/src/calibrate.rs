@@ -49,15 +49,41 @@ fn default_data_tokens() -> usize {
     65_536
 }
 
-/// Tokens of each label that a result is measured on, unless told otherwise.
-pub(crate) fn default_held_out_tokens() -> usize {
+/// Text that a result is measured on.
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HeldOutOptions {
+    /// Held-out text, as for --data, on which the result is measured against the original, and a control beside it where the
+    /// pass has one.
+    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
+    #[serde(default)]
+    pub held_out: Vec<DataSpec>,
+
+    /// At most this many tokens of each label of --held-out.
+    #[arg(long, value_name = "TOKENS", default_value_t = default_held_out_tokens(), help_heading = "Measuring")]
+    #[serde(default = "default_held_out_tokens")]
+    pub held_out_tokens: usize,
+}
+
+fn default_held_out_tokens() -> usize {
     16_384
 }
 
-impl CalibrationOptions {
-    /// `data` to measure a result on, in windows like those of the calibration; none without files.
-    pub(crate) fn held_out<'a>(&self, data: &'a [DataSpec], max_tokens: usize) -> Option<HeldOut<'a>> {
-        (!data.is_empty()).then_some(HeldOut { data, sequence_length: self.sequence_length, max_tokens })
+impl HeldOutOptions {
+    /// The text, in windows like those of `calibration`; none without files.
+    pub(crate) fn text(&self, calibration: &CalibrationOptions) -> Option<HeldOut<'_>> {
+        let sequence_length = calibration.sequence_length;
+        (!self.held_out.is_empty()).then_some(HeldOut {
+            data: &self.held_out,
+            sequence_length,
+            max_tokens: self.held_out_tokens,
+        })
+    }
+}
+
+impl Default for HeldOutOptions {
+    fn default() -> Self {
+        Self { held_out: Vec::new(), held_out_tokens: default_held_out_tokens() }
     }
 }
 

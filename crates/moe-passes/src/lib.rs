@@ -18,7 +18,7 @@ mod stages;
 mod train;
 pub mod upcycle;
 
-pub use calibrate::CalibrationOptions;
+pub use calibrate::{CalibrationOptions, HeldOutOptions};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
 pub use merge::MergeOptions;

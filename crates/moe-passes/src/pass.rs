@@ -185,7 +185,7 @@ pub trait Decider: Converter + Send + Sync {
         Vec::new()
     }
 
-    /// What was decided; asked for behind each [`Self::stage`], and at the end.
+    /// What was decided; asked for at the end, and behind each [`Self::stage`] before it.
     ///
     /// # Errors
     /// What reading weights returns.

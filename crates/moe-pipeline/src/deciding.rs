@@ -98,9 +98,9 @@ impl Deciding {
                 sweep.layer_converted(index, decider)?;
                 progress.advance(1);
             }
-            let decisions = decider.finish()?;
-            let report = decider.stage().map(|stage| Ok((stage, measured(&decisions)?))).transpose()?;
-            if let Some((stage, Some(report))) = report {
+            let stage = decider.stage();
+            let report = stage.map(|_| measured(&decider.finish()?)).transpose()?.flatten();
+            if let Some((stage, report)) = stage.zip(report) {
                 let best = stages.iter().rev().find(|stage| stage.kept);
                 let kept = best.is_none_or(|best| report.all.kl() < best.report.all.kl());
                 stages.push(StageReport { stage, kept, report });

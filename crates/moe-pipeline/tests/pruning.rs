@@ -318,8 +318,8 @@ fn padding_and_masked_tokens_enter_no_statistic() {
 fn a_report_is_written_and_is_the_same_again() {
     let text = Text::of_golden();
     let mut options = text.with_data("experts = 12");
-    options.reduce.held_out = vec![text.data[0].parse().unwrap()];
-    options.reduce.held_out_tokens = 256;
+    options.reduce.measuring.held_out = vec![text.data[0].parse().unwrap()];
+    options.reduce.measuring.held_out_tokens = 256;
     let report = |name: &str| {
         let output = text.path(name);
         convert(&options, &moe(), &output, &run(), &Quiet).unwrap();
@@ -405,7 +405,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     });
     let pruned = |guard: &str| {
         let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-control = true\n{guard}"));
-        options.reduce.held_out.clone_from(&options.reduce.calibration.data);
+        options.reduce.measuring.held_out.clone_from(&options.reduce.calibration.data);
         let receipt = convert(&options, &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
         let trust = receipt.layers[1].trust.clone().unwrap();
         let kl = receipt.held_out.unwrap().result.all.against.unwrap().kl;
@@ -460,7 +460,7 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
     let text = Text::new(&[("planted", &serde_json::json!([ids]))]);
     let model = planted_groups(&text);
     let pruned = |options: &mut PruneOptions| {
-        options.reduce.held_out.clone_from(&text.calibration().data);
+        options.reduce.measuring.held_out.clone_from(&text.calibration().data);
         let receipt = convert(options, &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
         (receipt.layers[0].experts.clone(), receipt.held_out.unwrap().result.all.against.unwrap().kl)
     };

@@ -6,8 +6,8 @@ use moe_checkpoint::Error;
 use moe_forward::quantized_values;
 use moe_math::Compute;
 use moe_model::{Encoding, Expert, Model};
-use moe_passes::QuantizeOptions;
 use moe_passes::quantize::{ExpertRecord, Pulled};
+use moe_passes::{HeldOutOptions, QuantizeOptions};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
 fn golden(path: &str) -> PathBuf {
@@ -112,8 +112,8 @@ fn gptq_is_better_than_rounding_and_says_how_each_expert_fared() {
     ] {
         let toml = format!("{toml}\nscheme = \"w3a16\"\ngroup-size = 32");
         let mut options = if toml.contains("rtn") { options(&toml) } else { with_data(&toml) };
-        options.held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
-        options.held_out_tokens = 2048;
+        options.measuring.held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
+        options.measuring.held_out_tokens = 2048;
         let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
         kl.push(receipt.held_out.unwrap().result.all.against.unwrap().kl);
         for layer in receipt.layers.iter().filter(|_| !toml.contains("rtn")) {
@@ -187,8 +187,8 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
     let out = tempfile::tempdir().unwrap();
     let measured = |toml: &str| {
         let mut options = with_data(&format!("scheme = \"w3a16\"\ngroup-size = 32\n{toml}"));
-        options.held_out = vec![golden("text/spanish.heldout.txt").display().to_string().parse().unwrap()];
-        options.held_out_tokens = 2048;
+        options.measuring.held_out = vec![golden("text/spanish.heldout.txt").display().to_string().parse().unwrap()];
+        options.measuring.held_out_tokens = 2048;
         let (_, receipt) = quantize(&options, &golden("models/moe"), &out.path().join("out")).unwrap();
         let topped_up: usize = receipt.layers.iter().flat_map(|l| &l.quantized).map(|r| r.counts.topped_up).sum();
         (receipt.held_out.as_ref().unwrap().result.all.against.as_ref().unwrap().kl, topped_up, receipt)
@@ -279,7 +279,7 @@ fn attention_is_quantized_on_request() {
     let out = dir.path().join("out");
     let kl = |options: QuantizeOptions| {
         let held_out = vec![golden("text/english.heldout.txt").display().to_string().parse().unwrap()];
-        let options = QuantizeOptions { held_out, held_out_tokens: 2048, ..options };
+        let options = QuantizeOptions { measuring: HeldOutOptions { held_out, held_out_tokens: 2048 }, ..options };
         let (quantized, receipt) = quantize(&options, &golden("models/moe"), &out).unwrap();
         let linears: Vec<_> = quantized.layers.iter().flat_map(|layer| layer.attention.linears()).collect();
         assert!(linears.len() == 16 && linears.iter().all(|l| matches!(l.weight.encoding(), Encoding::Packed(_))));

@@ -22,6 +22,8 @@ const WARMUP: f64 = 0.05;
 /// How often held-out tokens are looked at, and how many looks in a row without a gain end it.
 const LOOKS: u64 = 20;
 const PATIENCE: usize = 10;
+/// Inputs and outputs that are gathered at a time take no more than this.
+pub(super) const GATHERED_BYTES: usize = 256 << 20;
 /// Held-out tokens that are looked at, spread evenly over all of them.
 pub(super) const LOOKED_AT: usize = 8192;
 
@@ -30,8 +32,8 @@ pub(super) const LOOKED_AT: usize = 8192;
 #[serde(rename_all = "kebab-case")]
 pub struct Training {
     /// Train each layer for as many steps to give what the original layer gives for what reaches it, by --forcing. 0 trains nothing.
-    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
-    #[serde(default)]
+    #[arg(long, value_name = "STEPS", default_value_t = default_steps(), help_heading = "Training")]
+    #[serde(default = "default_steps")]
     pub steps: u64,
 
     /// Then train each layer for as many steps on what reaches it through the dense layers before it, trained ones.
@@ -44,10 +46,15 @@ pub struct Training {
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
 
-    /// Greatest learning rate of AdamW; it rises over the first twentieth of the steps and falls along a cosine.
+    /// Greatest learning rate of AdamW, as a share of the root mean square of each matrix; it rises over the first twentieth of
+    /// the steps and falls along a cosine.
     #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
+}
+
+fn default_steps() -> u64 {
+    200
 }
 
 fn default_batch_tokens() -> usize {
@@ -55,7 +62,7 @@ fn default_batch_tokens() -> usize {
 }
 
 fn default_learning_rate() -> f64 {
-    1e-3
+    0.1
 }
 
 impl Training {
@@ -71,7 +78,7 @@ impl Training {
             _ if !self.trains() => Ok(()),
             Self { batch_tokens: 0, .. } => usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say"),
             Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
-                usage(format!("--learning-rate {learning_rate} is no rate"), "give a positive number, 1e-3 say")
+                usage(format!("--learning-rate {learning_rate} is no rate"), "give a positive number, 0.1 say")
             }
             _ => Ok(()),
         }
@@ -84,6 +91,7 @@ pub(super) struct Lessons<'a> {
     pub inputs: &'a Inputs<'a>,
     pub tokens: &'a Tokens,
     pub compute: &'a Compute,
+    pub hidden: usize,
     pub seed: u64,
 }
 
@@ -107,34 +115,38 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
     let vars = [gate?, up?, down?];
     let mut learner = Learner::new(vars, steps, training.learning_rate).map_err(fail)?;
     let test = lessons.test()?;
-    let mut best = Best { error: lessons.error(&test, &learner.vars)?, step: 0, values: None };
+    let mut best = Best { error: lessons.error(test.as_ref(), &learner.vars)?, step: 0, values: None };
     let mut trained = Trained { looks: vec![Look { step: 0, error: best.error, loss: None }], ..Trained::default() };
     let every = steps.div_ceil(LOOKS);
     let mut random = sampling::generator(lessons.seed, lessons.index as u64);
     let mut losses = Vec::new();
-    'training: loop {
-        let blocks = lessons.inputs.blocks().len();
-        for block in sampling::choose(blocks, blocks, &mut random) {
-            let Some(samples) = lessons.samples(block, Part::Decide, 1)? else { continue };
-            let rows = sampling::choose(samples.len(), samples.len(), &mut random);
-            for rows in rows.chunks(training.batch_tokens) {
-                let Some(loss) = learner.step(&samples.pick(rows).map_err(fail)?, energy).map_err(fail)? else {
-                    trained.diverged = Some(learner.taken + 1);
-                    break 'training;
-                };
-                losses.push(loss);
-                if !learner.taken.is_multiple_of(every) && learner.taken < steps {
-                    continue;
-                }
-                let error = lessons.error(&test, &learner.vars)?;
-                let loss = losses.iter().sum::<f64>() / losses.len() as f64;
-                losses.clear();
-                trained.looks.push(Look { step: learner.taken, error, loss: Some(loss) });
-                best.take(error, &learner).map_err(fail)?;
-                let without_gain = trained.looks.iter().rev().take_while(|look| look.step > best.step).count();
-                if learner.taken >= steps || without_gain >= PATIENCE {
-                    break 'training;
-                }
+    let rounds = lessons.rounds();
+    let mut samples = None;
+    'training: for round in (0..rounds).cycle() {
+        if rounds > 1 || samples.is_none() {
+            samples = lessons.gathered(Part::Decide, round, rounds)?;
+        }
+        let Some(samples) = &samples else { continue };
+        let rows = sampling::choose(samples.len(), samples.len(), &mut random);
+        // What is left behind whole batches has its turn in another order.
+        let batches = (rows.len() / training.batch_tokens).max(1);
+        for rows in rows.chunks(training.batch_tokens).take(batches) {
+            let Some(loss) = learner.step(&samples.pick(rows).map_err(fail)?, energy).map_err(fail)? else {
+                trained.diverged = Some(learner.taken + 1);
+                break 'training;
+            };
+            losses.push(loss);
+            if !learner.taken.is_multiple_of(every) && learner.taken < steps {
+                continue;
+            }
+            let error = lessons.error(test.as_ref(), &learner.vars)?;
+            let loss = losses.iter().sum::<f64>() / losses.len() as f64;
+            losses.clear();
+            trained.looks.push(Look { step: learner.taken, error, loss: Some(loss) });
+            best.take(error, &learner).map_err(fail)?;
+            let without_gain = trained.looks.iter().rev().take_while(|look| look.step > best.step).count();
+            if learner.taken >= steps || without_gain >= PATIENCE {
+                break 'training;
             }
         }
     }
@@ -224,10 +236,11 @@ impl Samples {
 }
 
 impl Lessons<'_> {
-    /// Every `every`-th of the tokens of `block` that are `part`, if it has any.
-    fn samples(&self, block: usize, part: Part, every: usize) -> Result<Option<Samples>> {
+    /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there are none.
+    fn samples(&self, block: usize, part: Part, first: usize, every: usize) -> Result<Option<Samples>> {
         let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
-        let rows: Vec<u32> = rows.into_iter().step_by(every).collect();
+        let rows: Vec<u32> = rows.into_iter().skip(first).step_by(every).collect();
+        let roots = roots.iter().skip(first).step_by(every);
         if rows.is_empty() {
             return Ok(None);
         }
@@ -235,20 +248,35 @@ impl Lessons<'_> {
         let pick = || {
             let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
             let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            Ok(Samples {
-                x: pick(&x)?,
-                y: pick(&y)?,
-                weights: roots.iter().step_by(every).map(|root| root * root).collect(),
-            })
+            Ok(Samples { x: pick(&x)?, y: pick(&y)?, weights: roots.map(|root| root * root).collect() })
         };
         pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
+    }
+
+    /// The same of all blocks together: a batch out of one block would have one kind of text, and unteach the others'.
+    fn gathered(&self, part: Part, first: usize, every: usize) -> Result<Option<Samples>> {
+        let of_block = |block| self.samples(block, part, first, every).transpose();
+        let parts: Vec<Samples> = (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let together = |of: fn(&Samples) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        let all = || Ok((together(|samples| &samples.x)?, together(|samples| &samples.y)?));
+        let (x, y) = all().map_err(|e: candle_core::Error| failed(self.index, e))?;
+        Ok(Some(Samples { x, y, weights: parts.into_iter().flat_map(|samples| samples.weights).collect() }))
+    }
+
+    /// In how many parts the tokens that decide are gathered.
+    fn rounds(&self) -> usize {
+        let width = self.hidden * 2 * size_of::<f32>();
+        (self.tokens.count(Part::Decide) * width).div_ceil(GATHERED_BYTES).max(1)
     }
 
     /// Σ ρ |y|² / Σ ρ over the tokens that decide.
     fn energy(&self) -> Result<f64> {
         let (mut sum, mut weight) = (0.0, 0.0);
         for block in 0..self.inputs.blocks().len() {
-            let Some(samples) = self.samples(block, Part::Decide, 1)? else { continue };
+            let Some(samples) = self.samples(block, Part::Decide, 0, 1)? else { continue };
             sum += weighted(&samples.y, &samples.weights).map_err(|e| failed(self.index, e))?;
             weight += samples.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
         }
@@ -256,25 +284,19 @@ impl Lessons<'_> {
     }
 
     /// The held-out tokens that are looked at, gathered once: looks come often.
-    fn test(&self) -> Result<Vec<Samples>> {
-        let every = self.tokens.count(Part::HeldOut).div_ceil(LOOKED_AT).max(1);
-        let of_block = |block| self.samples(block, Part::HeldOut, every).transpose();
-        (0..self.inputs.blocks().len()).filter_map(of_block).collect()
+    fn test(&self) -> Result<Option<Samples>> {
+        self.gathered(Part::HeldOut, 0, self.tokens.count(Part::HeldOut).div_ceil(LOOKED_AT).max(1))
     }
 
     /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over `test`.
-    fn error(&self, test: &[Samples], network: &[Var; 3]) -> Result<f64> {
+    fn error(&self, test: Option<&Samples>, network: &[Var; 3]) -> Result<f64> {
+        let Some(Samples { x, y, weights }) = test else { return Ok(0.0) };
         let network = network.each_ref().map(Var::as_detached_tensor);
-        let (mut error, mut all) = (0.0, 0.0);
-        for Samples { x, y, weights } in test {
-            let mut add = || {
-                error += weighted(&(output(x, &network)? - y)?, weights)?;
-                all += weighted(y, weights)?;
-                Ok(())
-            };
-            add().map_err(|e: candle_core::Error| failed(self.index, e))?;
-        }
-        Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
+        let error = || {
+            let [error, all] = [weighted(&(output(x, &network)? - y)?, weights)?, weighted(y, weights)?];
+            Ok(if all > 0.0 { (error / all).sqrt() } else { 0.0 })
+        };
+        error().map_err(|e: candle_core::Error| failed(self.index, e))
     }
 }
 
@@ -294,15 +316,21 @@ struct Learner {
     vars: [Var; 3],
     moments: Vec<Moments>,
     steps: u64,
-    learning_rate: f64,
+    /// Of each matrix.
+    learning_rates: [f64; 3],
     /// Steps so far.
     taken: u64,
 }
 
 impl Learner {
+    /// The rate of each matrix is `learning_rate` times the root mean square of its elements, so that it means the same for large
+    /// weights and small ones.
     fn new(vars: [Var; 3], steps: u64, learning_rate: f64) -> CandleResult<Self> {
         let moments = vars.iter().map(Moments::new).collect::<CandleResult<_>>()?;
-        Ok(Self { vars, moments, steps, learning_rate, taken: 0 })
+        let size = |var: &Var| Ok((square_norm(var)? / var.elem_count() as f64).sqrt());
+        let sizes = vars.iter().map(size).collect::<CandleResult<Vec<f64>>>()?;
+        let learning_rates = std::array::from_fn(|matrix| learning_rate * sizes[matrix]);
+        Ok(Self { vars, moments, steps, learning_rates, taken: 0 })
     }
 
     /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing changed.
@@ -321,13 +349,14 @@ impl Learner {
         // The first step of a rising schedule would be none.
         let rate = cosine(self.taken + u64::from(warmup > 0), warmup, self.steps + u64::from(warmup > 0));
         self.taken += 1;
-        let step = Step {
-            number: self.taken,
-            learning_rate: self.learning_rate * rate,
-            weight_decay: 0.0,
-            scale: clipping(norm, Some(CLIP)),
-        };
-        for ((var, gradient), moments) in self.vars.iter().zip(gradients).zip(&mut self.moments) {
+        let matrices = self.vars.iter().zip(gradients).zip(&mut self.moments).zip(self.learning_rates);
+        for (((var, gradient), moments), learning_rate) in matrices {
+            let step = Step {
+                number: self.taken,
+                learning_rate: learning_rate * rate,
+                weight_decay: 0.0,
+                scale: clipping(norm, Some(CLIP)),
+            };
             AdamW::default().step(var, gradient, moments, &step)?;
         }
         Ok(Some(loss))

@@ -10,7 +10,7 @@ use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{LOOKED_AT, Learned, Lessons, Training, train};
+use super::block::{GATHERED_BYTES, LOOKED_AT, Learned, Lessons, Training, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
@@ -129,7 +129,8 @@ impl Distiller {
             Some(learned) => learned,
             None => {
                 let (seed, training) = (self.options.calibration.seed, &self.options.training);
-                let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, seed };
+                let hidden = self.model.hidden;
+                let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, hidden, seed };
                 let learned = train(&lessons, network, self.stage.steps(training), training)?;
                 self.saved.as_ref().map_or(Ok(()), |saved| saved.put(&name, &learned.to_bytes()))?;
                 learned
@@ -166,7 +167,7 @@ impl Decider for Distiller {
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
         let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
         // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
-        let training = 4 * (5 * 3 * width * hidden + 2 * LOOKED_AT as u64 * hidden);
+        let training = 4 * (5 * 3 * width * hidden + 2 * LOOKED_AT as u64 * hidden) + GATHERED_BYTES as u64;
         let training = if self.options.training.trains() { training } else { 0 };
         fit.max(training)
     }

@@ -56,7 +56,7 @@ impl Pass for DistillOptions {
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.calibration.held_out(&self.held_out, self.held_out_tokens)
+        self.measuring.text(&self.calibration)
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {

@@ -1,7 +1,6 @@
 //! What `distill` can be told, and what it refuses.
 
 use clap::ValueEnum;
-use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +8,7 @@ use super::block::Training;
 use super::score::Score;
 use super::select::Select;
 use super::weights::{padded, undecided};
-use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions};
 
 /// Options of `distill`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -51,15 +50,10 @@ pub struct DistillOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
 
-    /// Held-out text, as for --data, on which the result and the mean of the experts are measured against the original.
-    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
-    #[serde(default)]
-    pub held_out: Vec<DataSpec>,
-
-    /// At most this many tokens of each label of --held-out.
-    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
-    #[serde(default = "default_held_out_tokens")]
-    pub held_out_tokens: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub measuring: HeldOutOptions,
 
     /// Don't measure the mean of the experts beside.
     #[arg(long, help_heading = "Measuring")]

@@ -82,7 +82,7 @@ impl Pass for QuantizeOptions {
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.calibration.held_out(&self.held_out, self.held_out_tokens)
+        self.measuring.text(&self.calibration)
     }
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {

@@ -7,7 +7,7 @@ use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
 
 use super::widths::Profile;
-use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions};
 
 /// Options of `quantize`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -131,15 +131,10 @@ pub struct QuantizeOptions {
     #[serde(default)]
     pub clip_search: bool,
 
-    /// Held-out text, as for --data, on which the result is measured against the original.
-    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
-    #[serde(default)]
-    pub held_out: Vec<DataSpec>,
-
-    /// At most this many tokens of each label of --held-out.
-    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
-    #[serde(default = "default_held_out_tokens")]
-    pub held_out_tokens: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub measuring: HeldOutOptions,
 
     #[command(flatten)]
     #[serde(flatten)]

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use moe_forward::DataSpec;
 use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
-use crate::calibrate::{CalibrationOptions, default_held_out_tokens};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions};
 use crate::pass::{HeldOut, Sources};
 
 /// How many experts are left, and from what that is decided.
@@ -62,15 +61,10 @@ pub struct ReduceOptions {
     #[serde(default)]
     pub mtp: MtpChoice,
 
-    /// Held-out text, as for --data, on which the result and a random choice of experts are measured against the original.
-    #[arg(long, value_name = "DATA", help_heading = "Measuring")]
-    #[serde(default)]
-    pub held_out: Vec<DataSpec>,
-
-    /// At most this many tokens of each label of --held-out.
-    #[arg(long, value_name = "TOKENS", default_value_t = 16_384, help_heading = "Measuring")]
-    #[serde(default = "default_held_out_tokens")]
-    pub held_out_tokens: usize,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub measuring: HeldOutOptions,
 
     /// Don't measure a random choice of experts beside.
     #[arg(long, help_heading = "Measuring")]
@@ -228,7 +222,7 @@ impl ReduceOptions {
 
     /// Text that the result is measured on, if there is some.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
-        self.calibration.held_out(&self.held_out, self.held_out_tokens)
+        self.measuring.text(&self.calibration)
     }
 
     /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks at.
