@@ -9,6 +9,7 @@ mod calibrate;
 pub mod distill;
 pub mod heal;
 pub mod merge;
+mod output_error;
 mod part;
 mod pass;
 pub mod prune;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::{Saved, Spill};
 use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
 use moe_math::Compute;
@@ -17,6 +17,7 @@ use super::student::student;
 use super::weights::kept;
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
+use crate::output_error::OutputError;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
 
 /// Decides layer by layer.
@@ -33,11 +34,11 @@ pub(super) struct Distiller {
     /// Tokens of that layer whose outputs were compared.
     compared: usize,
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
-    errors: BTreeMap<usize, [f64; 2]>,
+    errors: BTreeMap<usize, OutputError>,
     layers: BTreeMap<usize, DecidedLayer>,
     stage: Stage,
     /// Layers and their errors as the stage before left them.
-    before: Option<(BTreeMap<usize, DecidedLayer>, BTreeMap<usize, [f64; 2]>)>,
+    before: Option<(BTreeMap<usize, DecidedLayer>, BTreeMap<usize, OutputError>)>,
     /// Where trained layers are saved.
     saved: Option<Saved>,
 }
@@ -210,9 +211,9 @@ impl Decider for Distiller {
 
     fn finish(&mut self) -> Result<Decisions> {
         let mut layers = self.layers.clone();
-        for (index, [error, all]) in &self.errors {
+        for (index, error) in &self.errors {
             let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
-            record.into_iter().for_each(|record| record.output_error = (*all > 0.0).then(|| (error / all).sqrt()));
+            record.into_iter().for_each(|record| record.output_error = error.relative());
         }
         let by = match self.options.forcing {
             Forced::Student => DecidedBy::Sequence,
@@ -261,18 +262,10 @@ impl Converter for Distiller {
         if rows.is_empty() {
             return Ok(());
         }
-        let sums = || -> candle_core::Result<[f64; 2]> {
-            let chosen = Tensor::from_slice(&rows, rows.len(), original.device())?;
-            let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F64);
-            let square = |t: Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>();
-            let (original, converted) = (pick(original)?, pick(converted)?);
-            Ok([square((&original - converted)?)?, square(original)?])
-        };
-        let [error, all] = sums().map_err(fail)?;
+        let pick = |t: &Tensor| t.index_select(&Tensor::from_slice(&rows, rows.len(), t.device())?, 0);
         let layer = self.errors.entry(index).or_default();
-        layer[0] += error;
-        layer[1] += all;
-        Ok(())
+        let mut add = || layer.add(&pick(original)?, &pick(converted)?);
+        add().map_err(fail)
     }
 }
 

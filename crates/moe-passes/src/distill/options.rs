@@ -234,13 +234,13 @@ impl DistillOptions {
         let source = &model.family.model_type;
         let possible = &model.family.distills_to;
         if let Some(why) = &model.family.undistilled {
-            return Err(Error::new(Kind::Unsupported, format!("a {source} model can't be distilled: {why}"))
+            return Err(Error::new(Kind::Unsupported, format!("{source} can't be distilled: {why}"))
                 .file(&model.config_file)
                 .remedy("prune, merge and quantize take this family"));
         }
         if let Some(wanted) = &self.target {
             if !possible.contains(wanted) {
-                let what = format!("a distilled {source} model is no {wanted} model");
+                let what = format!("what {source} distills to is not {wanted}");
                 return usage(what, format!("give --target {}", possible.join(" or --target ")));
             }
             return holds(wanted, model, width).map_err(|error| {
@@ -261,7 +261,7 @@ impl DistillOptions {
             }
         }
         Err(refused.unwrap_or_else(|| {
-            Error::new(Kind::Unsupported, format!("no dense family can hold a distilled {source} model"))
+            Error::new(Kind::Unsupported, format!("no dense family can hold what {source} distills to"))
         }))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use moe_forward::{
     Calibration, Converted, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions,
     StatisticsObserver, Wants,
@@ -18,6 +18,7 @@ use super::guard::super_experts;
 use super::mtp::decide_mtp;
 use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size};
 use crate::calibrate::CalibrationOptions;
+use crate::output_error::OutputError;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
 
 /// Decides from statistics, or from weights alone where the method needs none.
@@ -124,7 +125,7 @@ pub(super) struct Reducer {
     /// Tokens that have come to that layer, counted or not.
     arrived: usize,
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
-    errors: BTreeMap<usize, [f64; 2]>,
+    errors: BTreeMap<usize, OutputError>,
     layers: BTreeMap<usize, DecidedLayer>,
 }
 
@@ -186,10 +187,10 @@ impl Decider for Reducer {
 
     fn finish(&mut self) -> Result<Decisions> {
         let mut layers = std::mem::take(&mut self.layers);
-        for (index, [error, all]) in &self.errors {
+        for (index, error) in &self.errors {
             let trust = layers.get_mut(index).and_then(|layer| layer.record.trust.as_mut());
             trust.into_iter().for_each(|trust| {
-                trust.output_error = Some(if *all > 0.0 { (error / all).sqrt() } else { 0.0 });
+                trust.output_error = Some(error.relative().unwrap_or(0.0));
             });
         }
         let mut decisions = Decisions { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
@@ -222,14 +223,8 @@ impl Converter for Reducer {
     }
 
     fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let square = |t: &Tensor| t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
-        let sums = || -> candle_core::Result<[f64; 2]> { Ok([square(&(original - converted)?)?, square(original)?]) };
-        let [error, all] = sums()
-            .map_err(|e| Error::new(Kind::Numeric, format!("cannot compare the outputs of layer {index}")).source(e))?;
-        let layer = self.errors.entry(index).or_default();
-        layer[0] += error;
-        layer[1] += all;
-        Ok(())
+        let fail = |e| Error::new(Kind::Numeric, format!("cannot compare the outputs of layer {index}")).source(e);
+        self.errors.entry(index).or_default().add(original, converted).map_err(fail)
     }
 }
 
