@@ -42,6 +42,24 @@ impl Fingerprint {
     }
 }
 
+/// Hash of all that decides what comes of a run: a run that was killed may go on only where it is the same.
+///
+/// # Errors
+/// What reading returns.
+pub(crate) fn of_run<'a>(
+    options: &serde_json::Value,
+    models: impl IntoIterator<Item = &'a Checkpoint>,
+    texts: impl IntoIterator<Item = &'a Path>,
+) -> Result<String> {
+    let all = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "options": options,
+        "models": models.into_iter().map(Fingerprint::of).collect::<Result<Vec<_>>>()?,
+        "texts": texts.into_iter().map(sha256_file).collect::<Result<Vec<_>>>()?,
+    });
+    Ok(sha256_bytes(all.to_string().as_bytes()))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io("cannot read this file", path, e))
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, sha256_bytes,
-    sha256_file, write_file_atomically,
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, sha256_file,
+    write_file_atomically,
 };
 use moe_forward::{Corpus, EvalReport, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{self, Fingerprint};
 use crate::progress::{Progress, Unit};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, directory_of};
@@ -161,15 +161,8 @@ impl Prepared {
     /// Where the costly steps of `deciding` are saved beside `output`.
     fn saved<P: Pass>(&self, pass: &P, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
         let data = deciding.decider.text().data.iter().map(|spec| spec.path.as_path());
-        let texts: Vec<&Path> = data.chain(self.files.iter().map(PathBuf::as_path)).collect();
-        let all = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "pass": P::NAME,
-            "options": serde_json::to_value(pass).unwrap_or_default(),
-            "source": Fingerprint::of(&self.checkpoint)?,
-            "texts": hash_files(&texts)?,
-        });
-        let key = sha256_bytes(all.to_string().as_bytes());
+        let texts = data.chain(self.files.iter().map(PathBuf::as_path));
+        let key = fingerprint::of_run(&serde_json::to_value(pass).unwrap_or_default(), [&self.checkpoint], texts)?;
         Saved::new(TrainingDir::of(output).path(), key, options.resume)
     }
 

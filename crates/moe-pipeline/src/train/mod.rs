@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
-use moe_checkpoint::{Checkpoint, Result, sha256_bytes, sha256_file};
+use moe_checkpoint::{Checkpoint, Result};
 use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, Trainee};
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TokenizeOptions, evaluate};
 use moe_math::Compute;
@@ -22,7 +22,7 @@ use moe_passes::{Precision, Training};
 use order::Order;
 use trainer::{Task, Trainer};
 
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
@@ -152,17 +152,10 @@ impl Subject<'_> {
         if let Some(options) = options.as_object_mut() {
             CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
         }
-        let teacher = self.teacher.map(|(checkpoint, _)| Fingerprint::of(checkpoint)).transpose()?;
+        let teacher = self.teacher.map(|(checkpoint, _)| checkpoint);
         let text = &self.task.training.text;
-        let texts = text.data.iter().chain(&text.held_out).map(|spec| sha256_file(&spec.path));
-        let all = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "options": options,
-            "source": Fingerprint::of(self.source)?,
-            "teacher": teacher,
-            "texts": texts.collect::<Result<Vec<_>>>()?,
-        });
-        Ok(sha256_bytes(all.to_string().as_bytes()))
+        let texts = text.data.iter().chain(&text.held_out).map(|spec| spec.path.as_path());
+        fingerprint::of_run(&options, std::iter::once(self.source).chain(teacher), texts)
     }
 }
 
