@@ -1,5 +1,6 @@
 //! Results of costly steps in a directory, so that a run that was killed needn't take them again.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -67,18 +68,14 @@ impl Saved {
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
         if self.opened.get().is_none() {
             std::fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot make this directory", &self.dir, e))?;
-            write_file_atomically(&self.dir.join(KEY_FILE), |file| write_all(file, self.key.as_bytes()))?;
+            write_file_atomically(&self.dir.join(KEY_FILE), |file| file.write_all(self.key.as_bytes()))?;
             let _ = self.opened.set(());
         }
         write_file_atomically(&self.dir.join(name), |file| {
-            write_all(file, sha256_bytes(bytes).as_bytes())?;
-            write_all(file, bytes)
+            file.write_all(sha256_bytes(bytes).as_bytes())?;
+            file.write_all(bytes)
         })
     }
-}
-
-fn write_all(file: &mut std::fs::File, bytes: &[u8]) -> std::io::Result<()> {
-    std::io::Write::write_all(file, bytes)
 }
 
 #[cfg(test)]

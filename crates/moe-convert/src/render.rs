@@ -386,9 +386,11 @@ fn stages(held_out: &HeldOutReport) -> String {
     let row = |stage: &StageReport| {
         let all = &stage.report.all;
         let against = |format: fn(&Comparison) -> String| or_dash(all.against.as_ref().map(format));
-        let name = if stage.kept { stage.stage.to_owned() } else { format!("{} (taken back)", stage.stage) };
-        let mut row =
-            vec![name, against(|a| format!("{:.4}", a.kl)), against(|a| format!("{:.1} %", 100.0 * a.top1_agreement))];
+        let mut row = vec![
+            stage.name(),
+            against(|a| format!("{:.4}", a.kl)),
+            against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)),
+        ];
         row.push(change(all));
         row.extend(stage.report.domains.iter().map(change));
         row

@@ -47,6 +47,13 @@ pub struct StageReport {
     pub report: EvalReport,
 }
 
+impl StageReport {
+    /// What it did, and whether that was taken back.
+    pub fn name(&self) -> String {
+        if self.kept { self.stage.to_owned() } else { format!("{} (taken back)", self.stage) }
+    }
+}
+
 /// Reads held-out text by the tokenizer of the model in `dir`.
 ///
 /// # Errors

@@ -66,9 +66,8 @@ fn stages(held_out: &HeldOutReport) -> Table {
     header.extend(held_out.result.domains.iter().map(of_domain));
     let row = |stage: &StageReport| {
         let all = &stage.report.all;
-        let name = if stage.kept { stage.stage.to_owned() } else { format!("{} (taken back)", stage.stage) };
         let top1 = all.against.as_ref().map(|against| against.top1_agreement);
-        let mut row = vec![name, decimal(all.kl(), 4), percent(top1), signed(all.loss_change())];
+        let mut row = vec![stage.name(), decimal(all.kl(), 4), percent(top1), signed(all.loss_change())];
         row.extend(stage.report.domains.iter().map(|d| signed(d.loss_change())));
         row
     };
