@@ -4,6 +4,7 @@
 #
 #   scripts/build-cuda.sh [cargo options]           builds (12 minutes of nvcc, once) and prints the binary's path
 #   scripts/build-cuda.sh --check [cargo options]   clippy on every #[cfg(feature = "cuda")] line, without nvcc
+#   scripts/build-cuda.sh --kernels                 our kernels as machine code of three generations of GPUs; fails where registers spill
 #
 # CUDA_COMPUTE_CAP chooses the GPU (90 is Hopper). `-p CRATE` replaces the default, -p moe-convert.
 set -euo pipefail
@@ -42,6 +43,15 @@ else
     touch "$CUDA_HOME/.complete"
   fi
   build=(build --release) lints=()
+fi
+if [[ ${1:-} == --kernels ]]; then
+  for source in crates/moe-math/kernels/*.cu; do
+    for generation in 80 90 100; do
+      "$CUDA_HOME/bin/nvcc" -cubin -O3 -std=c++17 -arch=sm_$generation -Werror all-warnings -Xptxas -v,-Werror,--warn-on-spills \
+        -o "$target/cuda/${source##*/}.$generation.cubin" "$source" 2>&1 | awk '/Compiling/ { kernel = $7 " for " $9 } /Used/ { print kernel ": " $5, "registers" } !/ptxas info|stack frame/'
+    done
+  done
+  exit
 fi
 
 export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}

@@ -3,8 +3,12 @@
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::kernels::{Table, add_outputs};
+
 /// Rows that a thread takes at a time.
 const ROWS: usize = 64;
+/// Outputs on a device are added when there are more than so many bytes of them.
+const HELD_BYTES: usize = 1 << 30;
 
 /// What a mixture gives for some tokens. Sums are in f32, in the order in which experts are added.
 pub struct Mix {
@@ -15,9 +19,44 @@ pub struct Mix {
 
 enum Sum {
     Host(Vec<f32>),
-    Device(Tensor),
+    Device(Held),
     /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert would stay in the graph.
     Tracked(Vec<(Tensor, Tensor, Vec<u32>)>),
+}
+
+/// Outputs on a device that are still to be added, so that many are at once.
+struct Held {
+    sum: Tensor,
+    outputs: Vec<Tensor>,
+    tokens: Vec<u32>,
+    gates: Vec<f32>,
+}
+
+impl Held {
+    fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
+        let sum = Tensor::zeros((tokens, hidden), DType::F32, device)?;
+        Ok(Self { sum, outputs: Vec::new(), tokens: Vec::new(), gates: Vec::new() })
+    }
+
+    fn add(&mut self, output: &Tensor, tokens: &[u32], gates: &[f32]) -> Result<()> {
+        let keeps = [DType::F32, DType::BF16].contains(&output.dtype());
+        self.outputs.push(if keeps { output.clone() } else { output.to_dtype(DType::F32)? });
+        self.tokens.extend(tokens);
+        self.gates.extend(gates);
+        let bytes: usize = self.outputs.iter().map(|held| held.elem_count() * held.dtype().size_in_bytes()).sum();
+        if bytes > HELD_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.outputs.is_empty() {
+            let table = Table::new(self.sum.dim(0)?, &self.tokens, &self.gates);
+            add_outputs(&self.sum, &Tensor::cat(&self.outputs, 0)?, &table)?;
+            self.outputs.clear();
+            self.tokens.clear();
+            self.gates.clear();
+        }
+        Ok(())
+    }
 }
 
 impl Mix {
@@ -28,7 +67,7 @@ impl Mix {
     pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
         let sum = match device.is_cpu() {
             true => Sum::Host(vec![0.0; tokens * hidden]),
-            false => Sum::Device(Tensor::zeros((tokens, hidden), DType::F32, device)?),
+            false => Sum::Device(Held::new(tokens, hidden, device)?),
         };
         Ok(Self { tokens, hidden, sum })
     }
@@ -49,21 +88,16 @@ impl Mix {
         if output.dims() != [tokens.len(), self.hidden] || gates.len() != tokens.len() {
             bail!("an output of {:?} for {} tokens and {} gates", output.shape(), tokens.len(), gates.len());
         }
-        let output = output.to_dtype(DType::F32)?;
         match &mut self.sum {
             Sum::Host(sum) => {
-                let output = output.contiguous()?;
+                let output = output.to_dtype(DType::F32)?.contiguous()?;
                 let (storage, layout) = output.storage_and_layout();
                 let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("an output on another device") };
                 let start = layout.start_offset();
                 add_rows(sum, &values[start..start + tokens.len() * self.hidden], tokens, gates, self.hidden);
             }
             Sum::Tracked(_) => bail!("gates of a tracked mixture are tensors"),
-            Sum::Device(sum) => {
-                let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
-                let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
-                *sum = sum.index_add(&tokens, &output.broadcast_mul(&gates)?, 0)?;
-            }
+            Sum::Device(held) => held.add(output, tokens, gates)?,
         }
         Ok(())
     }
@@ -88,7 +122,10 @@ impl Mix {
     pub fn finish(self, dtype: DType) -> Result<Tensor> {
         let sum = match self.sum {
             Sum::Host(sum) => Tensor::from_vec(sum, (self.tokens, self.hidden), &Device::Cpu)?,
-            Sum::Device(sum) => sum,
+            Sum::Device(mut held) => {
+                held.flush()?;
+                held.sum
+            }
             Sum::Tracked(parts) => add_up(self.tokens, &parts)?,
         };
         sum.to_dtype(dtype)
@@ -129,7 +166,7 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
-    /// Beside sums in f64, for more rows than a thread takes; the tracked way gives the same bits.
+    /// Beside sums in f64, for more rows than a thread takes; the other ways give the same bits.
     #[test]
     fn sums_are_those_of_every_experts_tokens() {
         let (tokens, hidden) = (300, 5);
@@ -137,6 +174,9 @@ mod tests {
         let mut expected = vec![0f64; tokens * hidden];
         let mut mix = Mix::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut tracked = Mix::tracked(tokens, hidden);
+        // As on a device.
+        let held = Held::new(tokens, hidden, &Device::Cpu).unwrap();
+        let mut device = Mix { tokens, hidden, sum: Sum::Device(held) };
         for expert in 1..4 {
             let chosen: Vec<u32> = (0..tokens as u32).filter(|token| token % expert != 1).collect();
             let gates = normal(chosen.len(), 1.0, &mut random);
@@ -148,12 +188,14 @@ mod tests {
             }
             let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
             mix.add(&output, &chosen, &gates).unwrap();
+            device.add(&output, &chosen, &gates).unwrap();
             let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
             tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
         let values = |mix: Mix| mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let found = values(mix);
         assert_eq!(found, values(tracked));
+        assert_eq!(found, values(device));
         let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-6, "{worst}");
     }

@@ -9,7 +9,7 @@ mod columns;
 mod device;
 mod factor;
 mod gptq;
-mod grid;
+pub(crate) mod grid;
 mod hessian;
 mod kernel;
 mod objective;
@@ -24,7 +24,7 @@ pub use grid::{Codes, Scheme, round_to_nearest};
 pub use hessian::Hessian;
 pub use objective::{energy, objective};
 pub use real::Real;
-pub use sum::HessianSum;
+pub use sum::{HessianSum, factorise_all};
 
 /// Bits that a code can have.
 pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];

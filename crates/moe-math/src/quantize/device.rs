@@ -1,18 +1,17 @@
 //! GPTQ as tensor operations, for GPUs: all matrices of a batch move a column forward together.
 //!
 //! The same as `gptq.rs` with `columns.rs`, left-looking: what a block of columns was fed before it is one batched product.
-//! Factors are made on the CPU.
+//! Columns of a block go through one kernel (`kernels/round.rs`).
 
-use candle_core::{D, DType, Device, Tensor};
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::gptq::checked;
-use super::grid::{CLIPS, Grid, kept_range};
-use super::{Codes, Options, Problem, QuantizeError, Solved};
-use crate::device::Compute;
-
-/// Columns of a block, where it isn't a group.
-const BLOCK: usize = 128;
+use super::grid::Grid;
+use super::{Codes, Factor, Options, Problem, QuantizeError, Solved};
+use crate::kernels::{BLOCK, group_grids, round_block, settle};
 
 impl From<candle_core::Error> for QuantizeError {
     fn from(error: candle_core::Error) -> Self {
@@ -20,8 +19,8 @@ impl From<candle_core::Error> for QuantizeError {
     }
 }
 
-/// What [`super::solve`] does, on a device and in f32 whatever the dtype of `compute`: up to ties that other orders of
-/// summation decide, the same codes. Either all factors have an order, or none has.
+/// What [`super::solve`] does, on `device`; elsewhere than on a CPU in f32 by tensor operations: up to ties that other orders of
+/// summation decide, the same codes. There either all factors have an order, or none has.
 ///
 /// # Errors
 /// As for [`super::solve`], and what the device returns.
@@ -29,7 +28,16 @@ pub fn solve_on(
     problems: &[Problem<'_, f32>],
     shape: [usize; 2],
     options: &Options,
-    compute: &Compute,
+    device: &Device,
+) -> Result<Vec<Solved>, QuantizeError> {
+    if device.is_cpu() { super::solve(problems, shape, options) } else { by_tensors(problems, shape, options, device) }
+}
+
+fn by_tensors(
+    problems: &[Problem<'_, f32>],
+    shape: [usize; 2],
+    options: &Options,
+    device: &Device,
 ) -> Result<Vec<Solved>, QuantizeError> {
     let group = checked(problems, shape, options)?;
     if !problems.par_iter().all(|problem| problem.weight.iter().all(|w| w.is_finite())) {
@@ -42,34 +50,50 @@ pub fn solve_on(
     if problems.is_empty() || shape[0] == 0 {
         return Ok(problems.iter().map(|_| Solved { codes: Codes::blank(shape, group), error: 0.0 }).collect());
     }
-    let batch = Batch::new(problems, shape, group, options, &compute.device)?;
+    let batch = Batch::new(problems, shape, group, options, device)?;
     batch.solve()?.finish(&batch)
 }
 
-/// E problems on the device.
+/// Problems on the device, those with the same factor as one matrix that has the rows of all of them.
 struct Batch<'a> {
     problems: &'a [Problem<'a, f32>],
-    /// N and K.
+    /// Of each of the E matrices the problems whose rows it has, as many in each.
+    members: Vec<Vec<usize>>,
+    /// N and K of a problem.
     shape: [usize; 2],
     group: usize,
     grid: Grid<f32>,
     clip_search: bool,
-    /// `[E, K, N]` in the order in which columns are solved; errors take the place of weights.
+    /// `[E, K, R]` with R rows, in the order in which columns are solved; errors take the place of weights.
     weight: Tensor,
     /// Aᵀ, `[E, K, K]`, 1 on the diagonal and 0 above it.
     feedback: Tensor,
-    /// diag H in the order of the columns, `[E, K, 1]`.
+    /// diag H in the order of the weights' columns, `[E, K]`.
     diagonal: Tensor,
 }
 
 /// What has been found, on the device.
 struct Found {
-    /// `[E, K, N]`, unsigned.
+    /// `[E, K, R]`, signed.
     codes: Tensor,
-    /// `[E, K / g, N]`
-    scales: Tensor,
-    /// `[E, K / g, N]`, signed.
-    zeros: Tensor,
+    /// `[2, E, K / g, R]`: scales and signed zeros.
+    grids: Tensor,
+}
+
+/// Problems by their factor, where each has as many; otherwise each by itself.
+fn members(problems: &[Problem<'_, f32>]) -> Vec<Vec<usize>> {
+    let mut members: Vec<Vec<usize>> = Vec::new();
+    let mut place = HashMap::new();
+    for (index, problem) in problems.iter().enumerate() {
+        let next = place.len();
+        let place = *place.entry(std::ptr::from_ref(problem.factor)).or_insert(next);
+        members.resize(members.len().max(place + 1), Vec::new());
+        members[place].push(index);
+    }
+    match members.iter().all(|of_factor| of_factor.len() == members[0].len()) {
+        true => members,
+        false => (0..problems.len()).map(|index| vec![index]).collect(),
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -80,31 +104,37 @@ impl<'a> Batch<'a> {
         options: &Options,
         device: &Device,
     ) -> Result<Self, QuantizeError> {
-        let ([rows, width], count) = (shape, problems.len());
-        let mut weight = vec![0f32; count * rows * width];
-        let mut feedback = vec![0f32; count * width * width];
-        weight.par_chunks_mut(rows * width).zip(problems).for_each(|(to, problem)| {
-            for (k, column) in to.chunks_exact_mut(rows).enumerate() {
-                let from = column_of(problem, k);
-                column.iter_mut().zip(problem.weight.chunks_exact(width)).for_each(|(to, row)| *to = row[from]);
+        let ([rows, width], members) = (shape, members(problems));
+        let (count, all_rows) = (members.len(), members[0].len() * rows);
+        let mut weight = vec![0f32; count * all_rows * width];
+        weight.par_chunks_mut(all_rows * width).zip(&members).for_each(|(to, members)| {
+            for (k, column) in to.chunks_exact_mut(all_rows).enumerate() {
+                for (column, member) in column.chunks_exact_mut(rows).zip(members) {
+                    let Problem { weight, factor } = &problems[*member];
+                    let from = column_of(factor, k);
+                    column.iter_mut().zip(weight.chunks_exact(width)).for_each(|(to, row)| *to = row[from]);
+                }
             }
         });
-        feedback.par_chunks_mut(width * width).zip(problems).for_each(|(to, problem)| {
-            for (k, (to, from)) in to.chunks_exact_mut(width).zip(problem.factor.feedback.chunks(width)).enumerate() {
-                to[..=k].copy_from_slice(&from[..=k]);
-            }
-        });
-        let diagonal: Vec<f32> = problems.iter().flat_map(|problem| problem.factor.diagonal.iter().copied()).collect();
+        let factors = || members.iter().map(|members| problems[members[0]].factor);
+        let feedback = factors().map(|factor| factor.feedback_on(device)).collect::<Result<Vec<_>, _>>()?;
+        let diagonal: Vec<f32> = factors().flat_map(|factor| factor.diagonal.iter().copied()).collect();
         Ok(Self {
             problems,
             shape,
             group,
             grid: Grid::new(&options.scheme),
             clip_search: options.clip_search,
-            weight: Tensor::from_vec(weight, (count, width, rows), device)?,
-            feedback: Tensor::from_vec(feedback, (count, width, width), device)?,
-            diagonal: Tensor::from_vec(diagonal, (count, width, 1), device)?,
+            weight: Tensor::from_vec(weight, (count, width, all_rows), device)?,
+            feedback: Tensor::stack(&feedback, 0)?,
+            diagonal: Tensor::from_vec(diagonal, (count, width), device)?,
+            members,
         })
+    }
+
+    /// The factor of matrix `e`.
+    fn factor(&self, e: usize) -> &Factor<f32> {
+        self.problems[self.members[e][0]].factor
     }
 
     /// Whether groups are fixed on the way, from weights that make up for the errors so far.
@@ -113,156 +143,93 @@ impl<'a> Batch<'a> {
     }
 
     fn solve(&self) -> Result<Found, QuantizeError> {
-        let ([rows, width], count) = (self.shape, self.problems.len());
-        let groups = (count, width / self.group, rows);
+        let (count, width, rows) = self.weight.dims3()?;
         let codes = self.weight.zeros_like()?;
-        let (scales, zeros) = if self.grouped() {
-            let empty = || Tensor::zeros(groups, DType::F32, self.weight.device());
-            (empty()?, empty()?)
-        } else {
-            self.fixed()?
+        let grids = match self.grouped() {
+            true => Tensor::zeros((2, count, width / self.group, rows), DType::F32, self.weight.device())?,
+            false => self.fixed()?,
         };
-        let block = if self.grouped() { self.group } else { BLOCK };
-        for first in (0..width).step_by(block) {
-            let size = block.min(width - first);
-            let fed = self.fed(first, size)?;
-            let grids = if self.grouped() {
-                let found = self.settled(&fed, first)?;
-                scales.slice_set(&found[0], 1, first / self.group)?;
-                zeros.slice_set(&found[1], 1, first / self.group)?;
-                found
-            } else {
-                [self.columns(&scales, first, size)?, self.columns(&zeros, first, size)?]
-            };
-            self.round(first, &fed, &grids, &codes)?;
+        // Where groups are fixed on the way, no block reaches into the next one.
+        let group = if self.grouped() { self.group } else { width };
+        for start in (0..width).step_by(group) {
+            if self.grouped() {
+                grids.slice_set(&self.settled(start)?.unsqueeze(2)?, 2, start / group)?;
+            }
+            for first in (start..start + group).step_by(BLOCK) {
+                let size = BLOCK.min(start + group - first);
+                let feedback = self.feedback.narrow(1, first, size)?.narrow(2, first, size)?;
+                let weight = self.weight.narrow(1, first, size)?;
+                let grids = self.columns(&grids, first, size)?;
+                let codes_of = [self.grid.low, self.grid.high];
+                let [errors, found] = round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
+                self.weight.slice_set(&errors.contiguous()?, 1, first)?;
+                codes.slice_set(&found.contiguous()?, 1, first)?;
+            }
         }
-        Ok(Found { codes, scales, zeros })
+        Ok(Found { codes, grids })
     }
 
-    /// What the errors of all columns before `first` feed to a block: `[E, size, N]`.
+    /// What the errors of all columns before `first` feed to a block: `[E, size, R]`.
     fn fed(&self, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
         if first == 0 {
             return Ok(self.weight.narrow(1, 0, size)?.zeros_like()?);
         }
         let feedback = self.feedback.narrow(1, first, size)?.narrow(2, 0, first)?.contiguous()?;
-        Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?)?)
+        Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?.contiguous()?)?)
     }
 
-    /// Rounds the columns of a block one after another.
-    fn round(&self, first: usize, fed: &Tensor, grids: &[Tensor; 2], codes: &Tensor) -> Result<(), QuantizeError> {
-        for i in 0..fed.dim(1)? {
-            let (k, weight) = (first + i, self.weight.narrow(1, first + i, 1)?);
-            let [scale, zero] = grids;
-            let at = |grid: &Tensor| grid.narrow(1, if grid.dim(1)? == 1 { 0 } else { i }, 1);
-            let (scale, zero) = (at(scale)?, at(zero)?);
-            let mut best = (&weight + fed.narrow(1, i, 1)?)?;
-            if i > 0 {
-                let feedback = self.feedback.narrow(1, k, 1)?.narrow(2, first, i)?;
-                best = (best + feedback.matmul(&self.weight.narrow(1, first, i)?)?)?;
-            }
-            let code = self.code(&best, &scale, &zero)?;
-            let error = (weight - ((&code - zero)? * scale)?)?;
-            codes.slice_set(&code, 1, k)?;
-            self.weight.slice_set(&error, 1, k)?;
-        }
-        Ok(())
-    }
-
-    /// Signed codes.
-    fn code(&self, value: &Tensor, scale: &Tensor, zero: &Tensor) -> Result<Tensor, QuantizeError> {
-        // From here on f32 are 1 apart: adding it rounds halves to even, which `round` doesn't.
-        const WHOLE: f64 = 12_582_912.0;
-        let code = value.broadcast_div(scale)?.broadcast_add(zero)?.clamp(self.grid.low, self.grid.high)?;
-        Ok(code.affine(1.0, WHOLE)?.affine(1.0, -WHOLE)?)
-    }
-
-    /// Of scales or zeros `[E, K / g, N]` those of each solved column of a block: `[E, size, N]`.
+    /// Of grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size, R]`, or `[2, E, 1, R]` where it is one group.
     fn columns(&self, grids: &Tensor, first: usize, size: usize) -> Result<Tensor, QuantizeError> {
-        let (count, groups, rows) = grids.dims3()?;
-        let group = |e: usize, k: usize| (e * groups + column_of(&self.problems[e], k) / self.group) as u32;
+        if self.grouped() {
+            return Ok(grids.narrow(2, first / self.group, 1)?);
+        }
+        let (_, count, groups, rows) = grids.dims4()?;
+        let group = |e: usize, k: usize| (e * groups + column_of(self.factor(e), k) / self.group) as u32;
         let indices: Vec<u32> = (0..count).flat_map(|e| (first..first + size).map(move |k| group(e, k))).collect();
         let indices = Tensor::new(indices, grids.device())?;
-        Ok(grids.reshape((count * groups, rows))?.index_select(&indices, 0)?.reshape((count, size, rows))?)
+        Ok(grids.reshape((2, count * groups, rows))?.index_select(&indices, 1)?.reshape((2, count, size, rows))?)
     }
 
-    /// Scales and zeros of all groups from the weights as they are given, `[E, K / g, N]`.
-    fn fixed(&self) -> Result<(Tensor, Tensor), QuantizeError> {
-        let ([rows, width], count) = (self.shape, self.problems.len());
-        let given: Vec<f32> = self.problems.iter().flat_map(|problem| problem.weight.iter().copied()).collect();
+    /// Scales and zeros of all groups from the weights as they are given, `[2, E, K / g, R]`.
+    fn fixed(&self) -> Result<Tensor, QuantizeError> {
+        let (count, width, rows) = self.weight.dims3()?;
+        let problems = self.members.iter().flatten().map(|member| &self.problems[*member]);
+        let given: Vec<f32> = problems.flat_map(|problem| problem.weight.iter().copied()).collect();
         let given = Tensor::from_vec(given, (count, rows, width), self.weight.device())?;
         let groups = count * width / self.group;
         let members = given.transpose(1, 2)?.contiguous()?.reshape((groups, self.group, rows))?;
-        let [scales, zeros] = self.fix(&members, &self.diagonal.reshape((groups, self.group, 1))?)?;
-        let shape = (count, width / self.group, rows);
-        Ok((scales.reshape(shape)?, zeros.reshape(shape)?))
+        let energy = self.diagonal.reshape((groups, self.group))?;
+        let grids = group_grids(&members, &energy, self.grid, self.clip_search)?;
+        Ok(grids.reshape((2, count, width / self.group, rows))?)
     }
 
-    /// Scales and zeros `[E, 1, N]` of the group that begins with column `first`, from the weights that its columns would
+    /// Scales and zeros `[2, E, R]` of the group that begins with column `first`, from the weights that its columns would
     /// have if none of them were rounded.
-    fn settled(&self, fed: &Tensor, first: usize) -> Result<[Tensor; 2], QuantizeError> {
-        let size = self.group;
-        let block = self.feedback.narrow(1, first, size)?.narrow(2, first, size)?;
-        let mut added = fed.copy()?;
-        // A_gᵀ X = B, a row after the other.
-        for i in 1..size {
-            let row = block.narrow(1, i, 1)?.narrow(2, 0, i)?;
-            let row = (fed.narrow(1, i, 1)? - row.matmul(&added.narrow(1, 0, i)?)?)?;
-            added.slice_set(&row, 1, i)?;
-        }
-        added = (added + self.weight.narrow(1, first, size)?)?;
-        self.fix(&added, &self.diagonal.narrow(1, first, size)?)
+    fn settled(&self, first: usize) -> Result<Tensor, QuantizeError> {
+        let block = self.feedback.narrow(1, first, self.group)?.narrow(2, first, self.group)?;
+        let added = settle(&self.fed(first, self.group)?, &block)?;
+        let members = (added + self.weight.narrow(1, first, self.group)?)?;
+        let energy = self.diagonal.narrow(1, first, self.group)?;
+        Ok(group_grids(&members, &energy, self.grid, self.clip_search)?)
     }
 
-    /// Scales and zeros `[B, 1, N]` of groups `[B, g, N]` whose columns have the energies `[B, g, 1]`.
-    fn fix(&self, members: &Tensor, energy: &Tensor) -> Result<[Tensor; 2], QuantizeError> {
-        let [least, most] = [members.min_keepdim(1)?, members.max_keepdim(1)?];
-        let ranges = [least.flatten_all()?.to_vec1::<f32>()?, most.flatten_all()?.to_vec1::<f32>()?];
-        let [mut scales, mut zeros] = self.parameters(&ranges, 1.0, &least)?;
-        if self.clip_search {
-            let mut least_error = self.errors(members, energy, &scales, &zeros)?;
-            for step in 1..=CLIPS {
-                let tried = self.parameters(&ranges, kept_range(step) as f32, &least)?;
-                let errors = self.errors(members, energy, &tried[0], &tried[1])?;
-                let better = errors.lt(&least_error)?;
-                scales = better.where_cond(&tried[0], &scales)?;
-                zeros = better.where_cond(&tried[1], &zeros)?;
-                least_error = better.where_cond(&errors, &least_error)?;
-            }
-        }
-        Ok([scales, zeros])
-    }
-
-    /// Scales and zeros for the share `kept` of ranges, made on the host and shaped as `like`.
-    fn parameters(&self, ranges: &[Vec<f32>; 2], kept: f32, like: &Tensor) -> Result<[Tensor; 2], QuantizeError> {
-        let found = ranges[0].par_iter().zip(&ranges[1]);
-        let found = found.map(|(least, most)| self.grid.parameters(*least * kept, *most * kept));
-        let (scales, zeros): (Vec<f32>, Vec<f32>) = found.unzip();
-        let tensor = |values| Tensor::from_vec(values, like.shape(), like.device());
-        Ok([tensor(scales)?, tensor(zeros)?])
-    }
-
-    /// Σ diag(H) · (w − ŵ)², `[B, 1, N]`.
-    fn errors(
-        &self,
-        members: &Tensor,
-        energy: &Tensor,
-        scale: &Tensor,
-        zero: &Tensor,
-    ) -> Result<Tensor, QuantizeError> {
-        let value = self.code(members, scale, zero)?.broadcast_sub(zero)?.broadcast_mul(scale)?;
-        Ok((members - value)?.sqr()?.broadcast_mul(energy)?.sum_keepdim(1)?)
-    }
-
-    /// tr(ΔW H ΔWᵀ) of each problem: Σ_k D_k (ΔW A)_k² less what damping adds.
-    fn output_errors(&self) -> Result<Vec<f64>, QuantizeError> {
-        let squares = |values: Tensor| values.sqr()?.sum(D::Minus1)?.to_vec2::<f32>();
-        let (rounded, own) = (squares(self.feedback.matmul(&self.weight)?)?, squares(self.weight.clone())?);
-        let error = |e: usize| {
-            let costs = super::gptq::costs(self.problems[e].factor);
-            let terms = costs.iter().zip(rounded[e].iter().zip(&own[e]));
-            terms.map(|([d, added], (r, w))| f64::from(*d) * f64::from(*r) - f64::from(*added) * f64::from(*w)).sum()
+    /// tr(ΔW H ΔWᵀ) of each problem of each matrix: Σ_k D_k (ΔW A)_k² less what damping adds.
+    fn output_errors(&self) -> Result<Vec<Vec<f64>>, QuantizeError> {
+        let (count, width, rows) = self.weight.dims3()?;
+        let parts = rows / self.shape[0];
+        let squares = |values: &Tensor| {
+            values.sqr()?.reshape((count, width, parts, self.shape[0]))?.sum(3)?.transpose(1, 2)?.to_vec3::<f32>()
         };
-        Ok((0..self.problems.len()).map(error).collect())
+        let (rounded, own) = (squares(&self.feedback.matmul(&self.weight)?)?, squares(&self.weight)?);
+        let errors = rounded.iter().zip(&own).enumerate().map(|(e, (rounded, own))| {
+            let costs = super::gptq::costs(self.factor(e));
+            let error = |(rounded, own): (&Vec<f32>, &Vec<f32>)| {
+                let terms = costs.iter().zip(rounded.iter().zip(own));
+                terms.map(|([d, add], (r, w))| f64::from(*d) * f64::from(*r) - f64::from(*add) * f64::from(*w)).sum()
+            };
+            rounded.iter().zip(own).map(error).collect()
+        });
+        Ok(errors.collect())
     }
 }
 
@@ -272,31 +239,39 @@ impl Found {
         let errors = batch.output_errors()?;
         let low = f64::from(batch.grid.low);
         let unsigned = |codes: Tensor| codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>();
-        let (codes, zeros) = (unsigned(self.codes)?, unsigned(self.zeros.transpose(1, 2)?.contiguous()?)?);
-        let scales = self.scales.transpose(1, 2)?.flatten_all()?.to_vec1::<f32>()?;
-        let solved = errors.into_par_iter().zip(batch.problems).enumerate().map(|(e, (error, problem))| {
-            let mut found = Codes::blank(batch.shape, batch.group);
-            for (k, column) in codes[e * rows * width..][..rows * width].chunks_exact(rows).enumerate() {
-                let to = column_of(problem, k);
-                found.codes.chunks_exact_mut(width).zip(column).for_each(|(row, code)| row[to] = *code);
-            }
-            found.scales.copy_from_slice(&scales[e * rows * groups..][..rows * groups]);
-            found.zeros.copy_from_slice(&zeros[e * rows * groups..][..rows * groups]);
-            Solved { codes: found, error }
-        });
-        Ok(solved.collect())
+        let of_rows = |grid: usize| self.grids.get(grid)?.transpose(1, 2)?.contiguous();
+        let scales = of_rows(0)?.flatten_all()?.to_vec1::<f32>()?;
+        let (zeros, codes) = (unsigned(of_rows(1)?)?, unsigned(self.codes)?);
+        let parts = batch.members[0].len();
+        let mut solved: Vec<(usize, Solved)> = (0..batch.problems.len())
+            .into_par_iter()
+            .map(|place| {
+                let (e, part) = (place / parts, place % parts);
+                let mut found = Codes::blank(batch.shape, batch.group);
+                let of_matrix = &codes[e * parts * rows * width..][..parts * rows * width];
+                for (k, column) in of_matrix.chunks_exact(parts * rows).enumerate() {
+                    let (to, column) = (column_of(batch.factor(e), k), &column[part * rows..][..rows]);
+                    found.codes.chunks_exact_mut(width).zip(column).for_each(|(row, code)| row[to] = *code);
+                }
+                found.scales.copy_from_slice(&scales[place * rows * groups..][..rows * groups]);
+                found.zeros.copy_from_slice(&zeros[place * rows * groups..][..rows * groups]);
+                (batch.members[e][part], Solved { codes: found, error: errors[e][part] })
+            })
+            .collect();
+        solved.sort_by_key(|(problem, _)| *problem);
+        Ok(solved.into_iter().map(|(_, solved)| solved).collect())
     }
 }
 
 /// Where the column that is solved as number `k` belongs.
-fn column_of(problem: &Problem<'_, f32>, k: usize) -> usize {
-    problem.factor.order.as_ref().map_or(k, |order| order[k] as usize)
+fn column_of(factor: &Factor<f32>, k: usize) -> usize {
+    factor.order.as_ref().map_or(k, |order| order[k] as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quantize::{Damping, Factor, Hessian, Scheme, factorise, solve};
+    use crate::quantize::{Damping, Hessian, Scheme, factorise, solve};
     use crate::sampling::{generator, normal};
 
     fn factor(width: usize, seed: u64, act_order: bool) -> Factor<f32> {
@@ -325,11 +300,14 @@ mod tests {
             let scheme = Scheme { bits, symmetric, group, scale_dtype: DType::BF16 };
             let options = Options { scheme, clip_search };
             let factors: Vec<_> = (0..3).map(|seed| factor(width, seed, act_order)).collect();
-            let weights: Vec<_> = (0..3).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
-            let problems: Vec<_> =
-                weights.iter().zip(&factors).map(|(weight, factor)| Problem { weight, factor }).collect();
+            let weights: Vec<_> = (0..6).map(|seed| normal(rows * width, 0.05, &mut generator(seed, 1))).collect();
+            // Two matrices to a factor, whose rows go together, or to some of the factors.
+            let of = |index: usize| &factors[index % 3];
+            let mut problems: Vec<_> =
+                (0..6).map(|index| Problem { weight: &weights[index], factor: of(index) }).collect();
+            problems.truncate(if clip_search { 5 } else { 6 });
             let expected = solve(&problems, [rows, width], &options).unwrap();
-            let found = solve_on(&problems, [rows, width], &options, &Compute::cpu()).unwrap();
+            let found = by_tensors(&problems, [rows, width], &options, &Device::Cpu).unwrap();
             for (found, expected) in found.iter().zip(&expected) {
                 let equal = found.codes.codes.iter().zip(&expected.codes.codes).filter(|(a, b)| a == b).count();
                 assert!(equal as f64 > 0.99 * (rows * width) as f64, "{equal} of {} {scheme:?}", rows * width);
@@ -346,7 +324,7 @@ mod tests {
         let scheme = Scheme { bits: 4, symmetric: true, group: Some(4), scale_dtype: DType::F32 };
         let options = Options { scheme, clip_search: false };
         let good = Problem { weight: &[0.5; 16], factor: &plain };
-        let on = |problems: &[Problem<'_, f32>]| solve_on(problems, [2, 8], &options, &Compute::cpu());
+        let on = |problems: &[Problem<'_, f32>]| by_tensors(problems, [2, 8], &options, &Device::Cpu);
         assert_eq!(on(&[good]).unwrap().len(), 1);
         assert_eq!(on(&[]).unwrap(), []);
         assert!(matches!(on(&[good, Problem { factor: &ordered, ..good }]), Err(QuantizeError::Device(_))));

@@ -1,5 +1,7 @@
 //! What GPTQ needs of a Hessian: an order of the columns, and a triangular factor.
 
+use candle_core::{Device, Tensor};
+
 use super::cholesky::upper_cholesky;
 use super::{Hessian, QuantizeError, Real};
 
@@ -20,6 +22,14 @@ impl Default for Damping {
     }
 }
 
+impl Damping {
+    /// The share that is tried when `share` was too little, if any. What is more than none is a hundredth.
+    pub(super) fn after(&self, share: f64) -> Option<f64> {
+        let next = if share == 0.0 { Self::default().start } else { share * self.step };
+        (self.step > 1.0 && next <= self.most).then_some(next)
+    }
+}
+
 /// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, columns in the order in which they are solved.
 ///
 /// GPTQ's upper Cholesky factor of H⁻¹ is D^(−1/2) A⁻¹; the solver needs A, which takes no inverse.
@@ -28,8 +38,10 @@ pub struct Factor<T> {
     /// Columns of the weight in the order in which they are solved; none: as they are.
     pub order: Option<Vec<u32>>,
     /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its lower triangle holds
-    /// values.
+    /// values. Empty where it lies on a device.
     pub feedback: Vec<T>,
+    /// The same on a device, 1 on the diagonal and 0 above it.
+    pub on_device: Option<Tensor>,
     /// D, in the order in which columns are solved.
     pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
@@ -42,6 +54,19 @@ pub struct Factor<T> {
     pub added: f64,
     /// Factorisations that were tried.
     pub attempts: u32,
+}
+
+impl Factor<f32> {
+    /// Aᵀ on `device`, 1 on the diagonal and 0 above it.
+    pub(super) fn feedback_on(&self, device: &Device) -> Result<Tensor, QuantizeError> {
+        if let Some(feedback) = &self.on_device {
+            return Ok(feedback.clone());
+        }
+        let size = self.pivots.len();
+        let mut feedback = self.feedback.clone();
+        feedback.chunks_exact_mut(size.max(1)).enumerate().for_each(|(k, row)| row[k + 1..].fill(0.0));
+        Ok(Tensor::from_vec(feedback, (size, size), device)?)
+    }
 }
 
 /// Factors `hessian`, with more damping where that fails. With `act_order`, columns are solved from the greatest
@@ -67,21 +92,29 @@ pub fn factorise<T: Real>(
         if upper_cholesky(&mut matrix, size) {
             let pivots = unit_diagonal(&mut matrix, size);
             let added = share * mean;
-            return Ok(Factor { order, feedback: matrix, pivots, diagonal, dead, damping: share, added, attempts });
+            let feedback = matrix;
+            return Ok(Factor {
+                order,
+                feedback,
+                on_device: None,
+                pivots,
+                diagonal,
+                dead,
+                damping: share,
+                added,
+                attempts,
+            });
         }
         if !(0..size).all(|i| hessian.sum[i * size..][..=i].iter().all(|h| h.finite())) {
             return Err(QuantizeError::NotFinite);
         }
-        if damping.step <= 1.0 || share * damping.step > damping.most {
-            return Err(QuantizeError::Singular { damping: share });
-        }
-        share *= damping.step;
+        share = damping.after(share).ok_or(QuantizeError::Singular { damping: share })?;
         attempts += 1;
     }
 }
 
 /// Indices from the greatest value to the least, equal ones in their own order.
-fn descending<T: Real>(values: &[T]) -> Vec<u32> {
+pub(super) fn descending<T: Real>(values: &[T]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.sort_by(|a, b| values[*b as usize].to_f64().total_cmp(&values[*a as usize].to_f64()));
     order
@@ -178,6 +211,9 @@ mod tests {
         let error = factorise(&indefinite, &Damping::default(), false).unwrap_err();
         assert_eq!(error, QuantizeError::Singular { damping: 1.0 });
         assert!(error.to_string().contains("stays singular"));
+        // None at all is not multiplied.
+        let found = factorise(&indefinite, &Damping { start: 0.0, step: 10.0, most: 10.0 }, false).unwrap();
+        assert_eq!((found.damping, found.attempts), (10.0, 5));
         let step = Damping { step: 1.0, ..Damping::default() };
         assert!(factorise(&indefinite, &step, false).is_err());
     }

@@ -51,6 +51,9 @@ pub fn solve<T: Real>(
     options: &Options,
 ) -> Result<Vec<Solved>, QuantizeError> {
     let (group, width) = (checked(problems, shape, options)?, shape[1]);
+    if problems.iter().any(|problem| problem.factor.on_device.is_some()) {
+        return Err(QuantizeError::Device("its factor is not in memory".to_owned()));
+    }
     let grid = Grid::<T>::new(&options.scheme);
     let settled: Vec<_> = problems.par_iter().map(|problem| settled(problem.factor, width, group)).collect();
     let costs: Vec<_> = problems.iter().map(|problem| costs(problem.factor)).collect();
@@ -80,7 +83,7 @@ pub(super) fn checked<T>(
     let group = options.scheme.group_of(width)?;
     for problem in problems {
         checked_length(problem.weight.len(), rows * width)?;
-        checked_length(problem.factor.feedback.len(), width * width)?;
+        checked_length(problem.factor.pivots.len(), width)?;
     }
     Ok(group)
 }

@@ -93,20 +93,20 @@ pub fn round_to_nearest(weight: &[f32], shape: [usize; 2], scheme: &Scheme) -> R
 }
 
 /// Clipping tries to shrink ranges in so many steps to half.
-pub(super) const CLIPS: u32 = 10;
+pub(crate) const CLIPS: u32 = 10;
 
 /// The share of a range that is left after `step` steps of clipping.
-pub(super) fn kept_range(step: u32) -> f64 {
+pub(crate) fn kept_range(step: u32) -> f64 {
     1.0 - 0.5 * f64::from(step) / f64::from(CLIPS)
 }
 
 /// How a scheme turns values into codes. Signed codes q are T here, between `low` and `high`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Grid<T> {
+pub(crate) struct Grid<T> {
     pub low: T,
     pub high: T,
-    symmetric: bool,
-    scale_dtype: DType,
+    pub symmetric: bool,
+    pub scale_dtype: DType,
 }
 
 impl<T: Real> Grid<T> {

@@ -100,15 +100,24 @@ impl<T: Real> Hessian<T> {
     /// Where the sizes differ.
     pub fn shrink(&mut self, other: &Self, kappa: f64) -> Result<(), QuantizeError> {
         checked_length(other.size, self.size)?;
-        if other.weight <= 0.0 {
-            return Ok(());
+        if let Some([own, others]) = self.mixed(other, kappa) {
+            let (own, others) = (T::from_f64(own), T::from_f64(others));
+            self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = own * *sum + others * *other);
+            self.weigh(kappa);
         }
+        Ok(())
+    }
+
+    /// What shrinkage multiplies the sums of this and `other` by; none where it changes nothing.
+    pub(super) fn mixed(&self, other: &Self, kappa: f64) -> Option<[f64; 2]> {
         let own = if self.weight > 0.0 { self.effective_tokens() / self.weight } else { 0.0 };
-        let (own, others) = (T::from_f64(own), T::from_f64(kappa / other.weight));
-        self.sum.par_iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum = own * *sum + others * *other);
+        (other.weight > 0.0).then(|| [own, kappa / other.weight])
+    }
+
+    /// The weight of what was shrunk.
+    pub(super) fn weigh(&mut self, kappa: f64) {
         self.weight = self.effective_tokens() + kappa;
         self.squares = self.weight;
-        Ok(())
     }
 }
 

@@ -1,64 +1,215 @@
-//! Hessians of inputs that lie on a device.
+//! Hessians of inputs wherever these lie, and their factors.
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
-use super::{Hessian, QuantizeError, checked_length};
+use super::factor::descending;
+use super::{Damping, Factor, Hessian, QuantizeError, checked_length, factorise};
+use crate::kernels::{add_gram, reverse_cholesky};
 
-/// A [`Hessian`] in the making: on the CPU by its lower triangle, on a device by whole products there.
+/// A [`Hessian`] in f32 that stays where its inputs are.
+#[derive(Debug, Clone)]
 pub struct HessianSum {
-    /// On the CPU all of it; on a device but for the sum.
+    /// In memory all of it; on a device but for the sum.
     hessian: Hessian,
-    device: Device,
-    /// `[K, K]` on the device, once there were tokens.
+    /// `[K, K]` on a device, symmetric.
     sum: Option<Tensor>,
 }
 
 impl HessianSum {
     /// Of no tokens, for inputs of width `size` on `device`.
-    pub fn new(size: usize, device: &Device) -> Self {
-        Self { hessian: Hessian::new(size), device: device.clone(), sum: None }
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn new(size: usize, device: &Device) -> Result<Self, QuantizeError> {
+        if device.is_cpu() {
+            return Ok(Self { hessian: Hessian::new(size), sum: None });
+        }
+        Self::on_device(size, device)
     }
 
-    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1; in f32, as [`Hessian::add`] does.
+    /// The same by the device's way, which a CPU can go too.
+    fn on_device(size: usize, device: &Device) -> Result<Self, QuantizeError> {
+        let hessian = Hessian { size, sum: Vec::new(), weight: 0.0, squares: 0.0, tokens: 0 };
+        Ok(Self { hessian, sum: Some(Tensor::zeros((size, size), DType::F32, device)?) })
+    }
+
+    /// Adds the tokens of `x`, `[n, K]`, with a weight ρ for each, or 1. In memory in f32, as [`Hessian::add`] does; on a device √ρ x is
+    /// rounded to the dtype of `x`, where that is bf16, and summed in f32.
     ///
     /// # Errors
     /// For shapes that don't fit, and what the device returns.
     pub fn add(&mut self, x: &Tensor, weights: Option<&[f32]>) -> Result<(), QuantizeError> {
         let (tokens, size) = x.dims2()?;
         checked_length(size, self.hessian.size)?;
-        let x = x.to_dtype(DType::F32)?.contiguous()?;
-        if self.device.is_cpu() {
-            return self.hessian.add(&x.flatten_all()?.to_vec1()?, weights);
+        if let Some(weights) = weights {
+            checked_length(weights.len(), tokens)?;
         }
-        self.add_on_device(&x, weights, tokens)
-    }
-
-    fn add_on_device(&mut self, x: &Tensor, weights: Option<&[f32]>, tokens: usize) -> Result<(), QuantizeError> {
-        let weighted = match weights {
-            Some(weights) => {
-                checked_length(weights.len(), tokens)?;
-                x.broadcast_mul(&Tensor::from_slice(weights, (tokens, 1), x.device())?)?
-            }
-            None => x.clone(),
+        let Some(sum) = &self.sum else {
+            let x = x.to_dtype(DType::F32)?.contiguous()?;
+            return self.hessian.add(&x.flatten_all()?.to_vec1()?, weights);
         };
+        let x = if x.dtype() == DType::BF16 { x.clone() } else { x.to_dtype(DType::F32)? };
+        match weights {
+            Some(weights) => {
+                let roots: Vec<f32> = weights.iter().map(|weight| weight.sqrt()).collect();
+                let roots = Tensor::from_vec(roots, (tokens, 1), x.device())?.to_dtype(x.dtype())?;
+                add_gram(sum, &x.broadcast_mul(&roots)?)?;
+            }
+            None => add_gram(sum, &x)?,
+        }
         self.hessian.count(tokens, weights);
-        let product = weighted.t()?.matmul(x)?;
-        self.sum = Some(match self.sum.take() {
-            Some(sum) => (sum + product)?,
-            None => product,
-        });
         Ok(())
     }
 
-    /// The Hessian, in memory.
+    /// K
+    pub fn size(&self) -> usize {
+        self.hessian.size
+    }
+
+    /// See [`Hessian::effective_tokens`].
+    pub fn effective_tokens(&self) -> f64 {
+        self.hessian.effective_tokens()
+    }
+
+    /// See [`Hessian::shrink`]; `other` lies where this does.
     ///
     /// # Errors
-    /// What the device returns.
-    pub fn finish(mut self) -> Result<Hessian, QuantizeError> {
-        if let Some(sum) = self.sum {
-            self.hessian.sum = sum.flatten_all()?.to_vec1()?;
+    /// Where the sizes differ; what the device returns.
+    pub fn shrink(&mut self, other: &Self, kappa: f64) -> Result<(), QuantizeError> {
+        let (Some(sum), Some(others)) = (&self.sum, &other.sum) else {
+            return self.hessian.shrink(&other.hessian, kappa);
+        };
+        checked_length(other.size(), self.size())?;
+        if let Some([own, of_other]) = self.hessian.mixed(&other.hessian, kappa) {
+            self.sum = Some((sum.affine(own, 0.0)? + others.affine(of_other, 0.0)?)?);
+            self.hessian.weigh(kappa);
         }
-        Ok(self.hessian)
+        Ok(())
+    }
+}
+
+/// Factors of all `sums`, in parallel, each with its `damping`: as [`factorise`] does, up to rounding.
+///
+/// # Errors
+/// For each sum as for [`factorise`]; one error for all where the device returns one.
+pub fn factorise_all(
+    sums: Vec<HessianSum>,
+    damping: &[Damping],
+    act_order: bool,
+) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
+    checked_length(damping.len(), sums.len())?;
+    if sums.iter().all(|sum| sum.sum.is_none()) {
+        let all = sums.into_par_iter().zip(damping);
+        return Ok(all.map(|(sum, damping)| factorise(&sum.hessian, damping, act_order)).collect());
+    }
+    let sums = sums.iter().map(|sum| sum.sum.as_ref().ok_or(QuantizeError::Device("sums lie apart".to_owned())));
+    on_device(&sums.collect::<Result<Vec<_>, _>>()?, damping, act_order)
+}
+
+/// A factor in the making.
+struct Making<'a> {
+    sum: &'a Tensor,
+    order: Option<Vec<u32>>,
+    diagonal: Vec<f32>,
+    dead: Vec<bool>,
+    damping: &'a Damping,
+    /// λ that is tried.
+    share: f64,
+    attempts: u32,
+    found: Option<Result<Factor<f32>, QuantizeError>>,
+}
+
+fn on_device(
+    sums: &[&Tensor],
+    damping: &[Damping],
+    act_order: bool,
+) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
+    let mut all = sums.iter().zip(damping).map(|(sum, damping)| Making::new(sum, damping, act_order));
+    let mut all = all.by_ref().collect::<Result<Vec<_>, _>>()?;
+    while all.iter().any(|making| making.found.is_none()) {
+        let mut pending: Vec<_> = all.iter_mut().filter(|making| making.found.is_none()).collect();
+        let matrices = pending.iter().map(|making| making.damped()).collect::<Result<Vec<_>, _>>()?;
+        let (factors, good) = reverse_cholesky(&Tensor::stack(&matrices, 0)?)?;
+        let size = factors.dim(2)?;
+        let diagonal: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
+        let diagonal = Tensor::from_vec(diagonal, size, factors.device())?;
+        let diagonal = factors.flatten_from(1)?.index_select(&diagonal, 1)?;
+        let feedback = factors.broadcast_div(&diagonal.unsqueeze(2)?)?;
+        let roots = diagonal.to_vec2::<f32>()?;
+        for (index, making) in pending.iter_mut().enumerate() {
+            match good[index] {
+                true => making.finish(feedback.get(index)?, &roots[index]),
+                false => making.raise()?,
+            }
+        }
+    }
+    Ok(all.into_iter().filter_map(|making| making.found).collect())
+}
+
+impl<'a> Making<'a> {
+    fn new(sum: &'a Tensor, damping: &'a Damping, act_order: bool) -> Result<Self, QuantizeError> {
+        let size = sum.dim(0)?;
+        let places: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
+        let places = Tensor::from_vec(places, size, sum.device())?;
+        let diagonal: Vec<f32> = sum.flatten_all()?.index_select(&places, 0)?.to_vec1()?;
+        let dead = diagonal.iter().map(|h| *h == 0.0).collect();
+        let order = act_order.then(|| descending(&diagonal));
+        Ok(Self { sum, order, diagonal, dead, damping, share: damping.start, attempts: 1, found: None })
+    }
+
+    /// λ mean(diag H), over columns with energy.
+    fn added(&self) -> f64 {
+        let live = self.dead.iter().filter(|dead| !**dead).count();
+        self.share * self.diagonal.iter().map(|h| f64::from(*h)).sum::<f64>() / live.max(1) as f64
+    }
+
+    /// H by columns in the order in which they are solved, with what is added to its diagonal; a dead column is one of the identity.
+    fn damped(&self) -> Result<Tensor, QuantizeError> {
+        let (size, device) = (self.diagonal.len(), self.sum.device());
+        let mut matrix = self.sum.clone();
+        if let Some(order) = &self.order {
+            let order = Tensor::from_slice(order, size, device)?;
+            matrix = matrix.index_select(&order, 0)?.index_select(&order, 1)?;
+        }
+        let column = |k: usize| self.order.as_ref().map_or(k, |order| order[k] as usize);
+        let dead: Vec<bool> = (0..size).map(|k| self.dead[column(k)]).collect();
+        if dead.contains(&true) {
+            let live: Vec<f32> = dead.iter().map(|dead| if *dead { 0.0 } else { 1.0 }).collect();
+            let live = Tensor::from_vec(live, (1, size), device)?;
+            matrix = matrix.broadcast_mul(&live)?.broadcast_mul(&live.t()?)?;
+        }
+        let added = self.added() as f32;
+        let added: Vec<f32> = dead.iter().map(|dead| if *dead { 1.0 } else { added }).collect();
+        let added = Tensor::from_vec(added, (1, size), device)?;
+        Ok((matrix + Tensor::eye(size, DType::F32, device)?.broadcast_mul(&added)?)?)
+    }
+
+    fn finish(&mut self, feedback: Tensor, roots: &[f32]) {
+        self.found = Some(Ok(Factor {
+            order: self.order.take(),
+            feedback: Vec::new(),
+            on_device: Some(feedback),
+            pivots: roots.iter().map(|root| root * root).collect(),
+            added: self.added(),
+            diagonal: std::mem::take(&mut self.diagonal),
+            dead: std::mem::take(&mut self.dead),
+            damping: self.share,
+            attempts: self.attempts,
+        }));
+    }
+
+    /// More damping, or none where that is all.
+    fn raise(&mut self) -> Result<(), QuantizeError> {
+        if !self.sum.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            self.found = Some(Err(QuantizeError::NotFinite));
+        } else if let Some(share) = self.damping.after(self.share) {
+            self.share = share;
+            self.attempts += 1;
+        } else {
+            self.found = Some(Err(QuantizeError::Singular { damping: self.share }));
+        }
+        Ok(())
     }
 }
 
@@ -67,24 +218,81 @@ mod tests {
     use super::*;
     use crate::sampling::{generator, normal};
 
+    fn sums(x: &Tensor, weights: Option<&[f32]>) -> [HessianSum; 2] {
+        let size = x.dim(1).unwrap();
+        let both = [HessianSum::new(size, &Device::Cpu).unwrap(), HessianSum::on_device(size, &Device::Cpu).unwrap()];
+        both.map(|mut sum| {
+            sum.add(x, weights).unwrap();
+            sum.add(x, None).unwrap();
+            sum
+        })
+    }
+
+    fn assert_alike(host: &HessianSum, device: &HessianSum, tolerance: f32) {
+        let of = |sum: &HessianSum| (sum.hessian.tokens, sum.hessian.weight, sum.hessian.squares);
+        assert_eq!(of(host), of(device));
+        let (host, device) = (host.hessian.full(), device.sum.as_ref().unwrap().flatten_all().unwrap());
+        let largest = host.iter().fold(0f32, |most, h| most.max(h.abs()));
+        for (a, b) in host.iter().zip(device.to_vec1::<f32>().unwrap()) {
+            assert!((a - b).abs() <= tolerance * largest, "{a} {b}");
+        }
+    }
+
     /// The device's way, here on the CPU, beside the CPU's own, which has been checked against sums by hand.
     #[test]
     fn both_ways_give_one_sum() {
-        let (x, weights) = (normal(20 * 7, 1.0, &mut generator(1, 0)), normal(20, 1.0, &mut generator(2, 0)));
-        let tensor = Tensor::from_slice(&x, (20, 7), &Device::Cpu).unwrap();
-        let mut own = HessianSum::new(7, &Device::Cpu);
-        own.add(&tensor, Some(&weights)).unwrap();
-        own.add(&tensor, None).unwrap();
-        let own = own.finish().unwrap();
-        let mut device = HessianSum::new(7, &Device::Cpu);
-        device.add_on_device(&tensor, Some(&weights), 20).unwrap();
-        device.add_on_device(&tensor, None, 20).unwrap();
-        let device = device.finish().unwrap();
-        assert_eq!((own.tokens, own.weight, own.squares), (device.tokens, device.weight, device.squares));
-        for (a, b) in own.full().iter().zip(device.full()) {
-            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        let (x, mut weights) = (normal(20 * 7, 1.0, &mut generator(1, 0)), normal(20, 1.0, &mut generator(2, 0)));
+        weights.iter_mut().for_each(|weight| *weight = weight.abs());
+        let x = Tensor::from_vec(x, (20, 7), &Device::Cpu).unwrap();
+        let [mut host, mut device] = sums(&x, Some(&weights));
+        assert_alike(&host, &device, 1e-6);
+        let [other, on_device] = sums(&(&x * 2.0).unwrap(), None);
+        host.shrink(&other, 3.0).unwrap();
+        device.shrink(&on_device, 3.0).unwrap();
+        assert_alike(&host, &device, 1e-6);
+        // bf16 is rounded once, and summed in f32.
+        let [host, device] = sums(&x.to_dtype(DType::BF16).unwrap(), Some(&weights));
+        assert_alike(&host, &device, 4e-3);
+        let fail =
+            |mut sum: HessianSum| [sum.add(&x, Some(&weights[1..])).is_err(), sum.add(&x.t().unwrap(), None).is_err()];
+        assert_eq!([fail(host), fail(device)], [[true; 2]; 2]);
+    }
+
+    #[test]
+    fn both_ways_give_one_factor() {
+        let size = 150;
+        let mut x = normal(40 * size, 1.0, &mut generator(3, 0));
+        for (at, value) in x.iter_mut().enumerate() {
+            // Columns of different energy, and two dead ones.
+            let column = at % size;
+            *value *= if [0, 77].contains(&column) { 0.0 } else { 1.0 + column as f32 / 50.0 };
         }
-        assert!(HessianSum::new(8, &Device::Cpu).add(&tensor, None).is_err());
-        assert!(HessianSum::new(7, &Device::Cpu).add(&tensor, Some(&weights[1..])).is_err());
+        let x = Tensor::from_vec(x, (40, size), &Device::Cpu).unwrap();
+        // 40 tokens make no Hessian of 150 columns regular: one of these needs more damping, the other may have none.
+        for act_order in [true, false] {
+            let none = Damping { start: 0.0, ..Damping::default() };
+            let damping = [Damping { start: 0.1, ..none }, none, Damping { step: 1.0, ..none }];
+            let [host, device] = sums(&x, None);
+            let factors =
+                |sum: HessianSum| factorise_all(vec![sum.clone(), sum.clone(), sum], &damping, act_order).unwrap();
+            let (host, device) = (factors(host), factors(device));
+            assert!(matches!(host[2], Err(QuantizeError::Singular { .. })), "{:?}", host[2]);
+            assert!(matches!(device[2], Err(QuantizeError::Singular { .. })), "{:?}", device[2]);
+            for (host, device) in host[..2].iter().zip(&device) {
+                let (host, device) = (host.as_ref().unwrap(), device.as_ref().unwrap());
+                assert_eq!((&host.order, &host.dead, host.attempts), (&device.order, &device.dead, device.attempts));
+                assert!((host.added - device.added).abs() < 1e-6 * host.added && host.damping == device.damping);
+                let feedback = [host, device].map(|f| f.feedback_on(&Device::Cpu).unwrap().flatten_all().unwrap());
+                let [of_host, of_device] = feedback.map(|feedback| feedback.to_vec1::<f32>().unwrap());
+                let worst = of_host.iter().zip(&of_device).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-3, "{worst}");
+                let pivots = host.pivots.iter().zip(&device.pivots);
+                assert!(pivots.clone().all(|(a, b)| (a - b).abs() < 1e-3 * a), "{:?}", pivots.collect::<Vec<_>>());
+            }
+        }
+        let mut broken = HessianSum::on_device(3, &Device::Cpu).unwrap();
+        broken.add(&Tensor::new(&[[1f32, f32::NAN, 2.0]], &Device::Cpu).unwrap(), None).unwrap();
+        let found = factorise_all(vec![broken], &[Damping::default()], true).unwrap();
+        assert!(matches!(found[0], Err(QuantizeError::NotFinite)));
     }
 }

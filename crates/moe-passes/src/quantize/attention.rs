@@ -1,10 +1,11 @@
 //! Attention, quantized on what all tokens give its projections.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
-use candle_core::Tensor;
-use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorise};
+use candle_core::{Device, Tensor};
+use moe_math::quantize::{self, Codes, Damping, HessianSum, Problem, factorise_all};
 use moe_model::{Attention, Result};
 
 use super::solve::{failed, unsolved};
@@ -20,7 +21,10 @@ impl AttentionInputs {
         let weights: Vec<f32> = counted[tokens].iter().map(|counts| f32::from(u8::from(*counts))).collect();
         let all = weights.iter().all(|weight| *weight == 1.0);
         let width = x.dim(1).unwrap_or(0);
-        let sum = self.0.entry(linear).or_insert_with(|| HessianSum::new(width, x.device()));
+        let sum = match self.0.entry(linear) {
+            Entry::Occupied(sum) => sum.into_mut(),
+            Entry::Vacant(none) => none.insert(HessianSum::new(width, x.device()).map_err(failed)?),
+        };
         sum.add(x, (!all).then_some(&weights)).map_err(failed)
     }
 
@@ -32,17 +36,18 @@ impl AttentionInputs {
         options: &quantize::Options,
         damping: &Damping,
         act_order: bool,
+        device: &Device,
     ) -> Result<Vec<Codes>> {
         let mut factors = BTreeMap::new();
         for (input, sum) in self.0 {
-            let factor = factorise(&sum.finish().map_err(failed)?, damping, act_order);
+            let factor = factorise_all(vec![sum], &[*damping], act_order).map_err(failed)?.remove(0);
             factors.insert(input, factor.map_err(|e| unsolved(index, "attention's projections", e))?);
         }
         let solved = |(linear, input): (&moe_model::Linear, usize)| {
             let weight = finite_values(&linear.weight)?;
             let factor = &factors[&input];
             let shape = [linear.weight.shape()[0], linear.weight.shape()[1]];
-            let mut solved = quantize::solve(&[Problem { weight: &weight, factor }], shape, options)
+            let mut solved = quantize::solve_on(&[Problem { weight: &weight, factor }], shape, options, device)
                 .map_err(|e| failed(e).tensor(linear.weight.name()))?;
             Ok(solved.remove(0).codes)
         };

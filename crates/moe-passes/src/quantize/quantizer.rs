@@ -312,7 +312,8 @@ impl Converter for Quantizer {
         let inputs = std::mem::take(&mut self.attention_inputs);
         let attention = &self.model.layers[index].attention;
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
-        let codes = || inputs.codes(index, attention, &solving, &self.damping(), self.options.act_order);
+        let (damping, act_order) = (self.damping(), self.options.act_order);
+        let codes = || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
         let mut codes = self.stages.time("attention's codes", codes)?.into_iter().map(Made::Codes);
         let store = Store(self.spill.clone());
         let quantized = self.options.quantized_attention(attention, |_, weight| {

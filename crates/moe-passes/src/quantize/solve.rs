@@ -9,7 +9,7 @@ use moe_forward::Inputs;
 use moe_math::Compute;
 use moe_math::mix::Mix;
 use moe_math::product::product;
-use moe_math::quantize::{self, Codes, Damping, Factor, Hessian, HessianSum, Problem, QuantizeError, factorise};
+use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all};
 use moe_math::swiglu;
 use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
@@ -177,12 +177,7 @@ impl Solver<'_> {
     }
 
     /// The Hessians of what reaches gates and ups.
-    fn inputs_factored(
-        &self,
-        tasks: &[Task<'_>],
-        layer: Option<&Hessian<f32>>,
-        hidden: usize,
-    ) -> Result<Vec<Factored>> {
+    fn inputs_factored(&self, tasks: &[Task<'_>], layer: Option<&HessianSum>, hidden: usize) -> Result<Vec<Factored>> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
         let hessians = self.hessians(&own, hidden, |x, _, _| Ok(x))?;
         self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
@@ -325,7 +320,7 @@ impl Solver<'_> {
     }
 
     /// The Hessian of the whole layer's inputs, of an even selection of tokens.
-    fn layer_hessian(&self, hidden: usize) -> Result<Hessian<f32>> {
+    fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
         let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
         let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
         Ok(self.hessians(&[&samples], hidden, |x, _, _| Ok(x))?.remove(0))
@@ -337,9 +332,10 @@ impl Solver<'_> {
         samples: &[&ExpertSamples],
         size: usize,
         of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
-    ) -> Result<Vec<Hessian<f32>>> {
+    ) -> Result<Vec<HessianSum>> {
         let start = Instant::now();
-        let mut sums: Vec<_> = samples.iter().map(|_| HessianSum::new(size, &self.compute.device)).collect();
+        let new = |_: &&ExpertSamples| HessianSum::new(size, &self.compute.device);
+        let mut sums = samples.iter().map(new).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         self.each_block(|first, x| {
             let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
                 let Some((x, rows)) = rows_of(samples[index], first, x)? else { return Ok(()) };
@@ -349,9 +345,8 @@ impl Solver<'_> {
             };
             sums.par_iter_mut().enumerate().try_for_each(add)
         })?;
-        let hessians = sums.into_iter().map(HessianSum::finish).collect::<Result<_, _>>().map_err(failed)?;
         self.stages.add(HESSIANS, start.elapsed());
-        Ok(hessians)
+        Ok(sums)
     }
 
     /// Shows `visit` the inputs of the layer block by block, in f32, and the first token of each.
@@ -366,24 +361,28 @@ impl Solver<'_> {
     fn factored(
         &self,
         tasks: &[Task<'_>],
-        hessians: Vec<Hessian<f32>>,
+        mut hessians: Vec<HessianSum>,
         what: &str,
-        shrink: impl Fn(&mut Hessian<f32>) -> Result<(), QuantizeError> + Sync,
+        shrink: impl Fn(&mut HessianSum) -> Result<(), QuantizeError> + Send + Sync,
     ) -> Result<Vec<Factored>> {
-        let factored = |(mut hessian, task): (Hessian<f32>, &Task<'_>)| {
-            let effective = hessian.effective_tokens();
-            let factor = shrink(&mut hessian).and_then(|()| {
-                // White noise in a mean over tokens is damping: the fewer tokens, the more of it.
-                let tokens = hessian.effective_tokens().max(1.0);
-                let start = (self.damping.start + self.ridge * hessian.size as f64 / tokens).min(self.damping.most);
-                factorise(&hessian, &Damping { start, ..self.damping }, self.act_order)
-            });
-            match factor {
+        self.stages.time(FACTORS, || {
+            let effective: Vec<f64> = hessians.iter().map(HessianSum::effective_tokens).collect();
+            hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
+            let damping: Vec<Damping> = hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
+            let factors = factorise_all(hessians, &damping, self.act_order).map_err(failed)?;
+            let factored = |((factor, effective), task): ((Result<_, _>, f64), &Task<'_>)| match factor {
                 Ok(factor) => Ok(Factored { factor, effective }),
                 Err(error) => Err(unsolved(self.layer, &format!("{what} of {}", task.name), error)),
-            }
-        };
-        self.stages.time(FACTORS, || hessians.into_par_iter().zip(tasks).map(factored).collect())
+            };
+            factors.into_iter().zip(effective).zip(tasks).map(factored).collect()
+        })
+    }
+
+    /// White noise in a mean over tokens is damping: the fewer tokens, the more of it.
+    fn damping_of(&self, hessian: &HessianSum) -> Damping {
+        let tokens = hessian.effective_tokens().max(1.0);
+        let start = (self.damping.start + self.ridge * hessian.size() as f64 / tokens).min(self.damping.most);
+        Damping { start, ..self.damping }
     }
 
     fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
@@ -402,10 +401,7 @@ impl Solver<'_> {
         options: &quantize::Options,
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
-        let solve = || match self.compute.device.is_cpu() {
-            true => quantize::solve(&problems, shape, options),
-            false => quantize::solve_on(&problems, shape, options, self.compute),
-        };
+        let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
         let solved = self.stages.time(CODES, solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }

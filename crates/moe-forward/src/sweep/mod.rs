@@ -1,257 +1,32 @@
 //! The sweep: hidden states of a batch flow through the model layer by layer.
 
+mod converter;
+mod head;
+mod observer;
+
 use std::ops::Range;
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::Result;
-use moe_math::product::product;
-use moe_math::routing::Routing;
 use moe_math::{Compute, ops};
-use moe_model::{Attention, Ffn, Layer, Model, Weight};
+use moe_model::{Ffn, Layer, Model, Weight};
+
+pub use self::converter::{Converted, Converter, Forcing, Inputs};
+pub use self::head::Head;
+pub use self::observer::{ExpertRun, Observer, Silent, Wants};
 
 use crate::attention::LoadedAttention;
 use crate::batch::{Batch, check_ids};
 use crate::context::Context;
 use crate::ffn;
 use crate::finite;
-use crate::left_out::LeftOut;
 use crate::loader::{Loader, Shared};
 use crate::rotary::Rotary;
 use crate::states::{States, Storage, blocks};
 
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
-
-/// What an observer wants to see beyond routing; more costs more.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// Every expert's neurons and outputs: [`Observer::expert_ran`].
-    pub experts: bool,
-    /// Outputs without each expert in turn: [`Observer::left_out`].
-    pub left_out: bool,
-}
-
-/// An expert on some of its tokens. Rows count from the first token of the last [`Observer::routed`].
-pub struct ExpertRun<'a> {
-    /// Its index.
-    pub expert: usize,
-    /// The tokens, ascending.
-    pub tokens: &'a [u32],
-    /// The gate that is applied to each.
-    pub gates: &'a [f32],
-    /// silu(gate x) ∘ (up x), `[tokens, width]`.
-    pub activations: &'a Tensor,
-    /// `[tokens, hidden]`, before the gate.
-    pub output: &'a Tensor,
-}
-
-/// Watches a sweep.
-pub trait Observer {
-    /// What it wants to see.
-    fn wants(&self) -> Wants {
-        Wants::default()
-    }
-
-    /// An expert ran. Called for the tokens of the last [`Observer::routed`], experts ascending.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
-        let _ = (layer, run);
-        Ok(())
-    }
-
-    /// Each expert was left out where it was selected, for the tokens of the last [`Observer::routed`].
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn left_out(&mut self, layer: usize, found: &LeftOut<'_>) -> Result<()> {
-        let _ = (layer, found);
-        Ok(())
-    }
-
-    /// Those tokens of the last [`Observer::routed`] that all experts shall be run on.
-    fn sampled(&mut self, layer: usize) -> Vec<u32> {
-        let _ = layer;
-        Vec::new()
-    }
-
-    /// `expert` was run on all sampled `tokens`; `output` is `[tokens, hidden]`.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
-        let _ = (layer, expert, tokens, output);
-        Ok(())
-    }
-
-    /// The feed-forward block of `layer` is about to run on `x`, `[tokens, hidden]`, already normalised: what its router
-    /// sees. Called once for a layer.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let _ = (layer, x);
-        Ok(())
-    }
-
-    /// Most tokens that one of `layer`'s experts takes of those of the last [`Observer::routed`]; further ones go without it, as in Switch
-    /// (2101.03961 §2.2). `None` for all.
-    fn capacity(&self, layer: usize, routing: &Routing) -> Option<usize> {
-        let _ = (layer, routing);
-        None
-    }
-
-    /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
-        let _ = (layer, logits, routing);
-    }
-
-    /// Tokens leave `layer` as `hidden`, `[tokens, hidden]`: those of the last [`Observer::ffn_input`].
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn layer_output(&mut self, layer: usize, hidden: &Tensor) -> Result<()> {
-        let _ = (layer, hidden);
-        Ok(())
-    }
-
-    /// `layer` of `layers` is done.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {
-        let _ = (layer, layers);
-        Ok(())
-    }
-}
-
-/// Watches nothing.
-pub struct Silent;
-
-impl Observer for Silent {}
-
-/// Watches a sweep, and says what its layers become.
-pub trait Converter: Observer {
-    /// Whether it observes a block before it converts it; otherwise the block isn't run.
-    fn observes(&self) -> bool {
-        true
-    }
-
-    /// Whether attention is converted too: then it runs twice, and is first watched by [`Converter::attention_input`].
-    fn converts_attention(&self) -> bool {
-        false
-    }
-
-    /// What projections of layer `index`'s attention read for `tokens`, `[tokens, width]`; `linear` is the first of
-    /// [`moe_model::Attention::linears`] that reads it.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn attention_input(&mut self, index: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
-        let _ = (index, linear, tokens, x);
-        Ok(())
-    }
-
-    /// The attention that takes the place of layer `index`'s; `None` keeps it.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
-        let _ = index;
-        Ok(None)
-    }
-
-    /// Which states reach the next layer.
-    fn forcing(&self) -> Forcing {
-        Forcing::Student
-    }
-
-    /// What takes the place of layer `index`'s feed-forward block, whose `inputs` are all there; `None` keeps it.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>>;
-
-    /// What the block of layer `index` gave for some tokens, and what takes its place gives; `[tokens, hidden]`. Called
-    /// where it was observed.
-    ///
-    /// # Errors
-    /// An error ends the sweep.
-    fn converted(&mut self, index: usize, original: &Tensor, converted: &Tensor) -> Result<()> {
-        let _ = (index, original, converted);
-        Ok(())
-    }
-}
-
-/// Whose states go on from a converted layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Forcing {
-    /// Those of the original block, which must have been observed.
-    Teacher,
-    /// Those of what takes its place.
-    Student,
-}
-
-/// A converted feed-forward block.
-pub struct Converted {
-    /// The block.
-    pub ffn: Ffn,
-    /// What its routed experts give for all tokens, weighed and summed, `[tokens, hidden]`, where that was computed on
-    /// the way; it needn't be run on them again.
-    pub routed: Option<Tensor>,
-}
-
-impl From<Ffn> for Converted {
-    fn from(ffn: Ffn) -> Self {
-        Self { ffn, routed: None }
-    }
-}
-
-/// What reaches a layer's feed-forward block, in blocks of tokens, already normalised.
-pub struct Inputs<'s> {
-    layer: usize,
-    states: &'s States,
-    tokens: &'s [Range<usize>],
-    norm: &'s Tensor,
-    eps: f64,
-    /// What the original block gave, where it was observed.
-    outputs: Option<&'s States>,
-}
-
-impl Inputs<'_> {
-    /// The tokens of each block, in order.
-    pub fn blocks(&self) -> &[Range<usize>] {
-        self.tokens
-    }
-
-    /// Tokens of all blocks.
-    pub fn tokens(&self) -> usize {
-        self.tokens.last().map_or(0, |last| last.end)
-    }
-
-    /// Whether the hidden states of all tokens are in memory.
-    pub fn in_memory(&self) -> bool {
-        self.states.in_memory()
-    }
-
-    /// The inputs of block `block`, `[tokens, hidden]`.
-    ///
-    /// # Errors
-    /// What the device or the scratch file returns.
-    pub fn get(&self, block: usize) -> Result<Tensor> {
-        normed(&self.states.get(block)?, self.norm, self.eps).context(|| format!("a norm of layer {}", self.layer))
-    }
-
-    /// What the original block gave for them, `[tokens, hidden]`; none where it wasn't observed.
-    ///
-    /// # Errors
-    /// As for [`Inputs::get`].
-    pub fn output(&self, block: usize) -> Result<Option<Tensor>> {
-        self.outputs.map(|outputs| outputs.get(block)).transpose()
-    }
-}
 
 /// Is shown what projections read for which tokens: the first of [`Attention::linears`] that reads it.
 type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
@@ -547,48 +322,4 @@ pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
     }
     weights.extend(linears.into_iter().flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)));
     weights
-}
-
-/// The final norm and the output head in memory.
-pub struct Head {
-    norm: Tensor,
-    weight: Tensor,
-    eps: f32,
-    /// Where both come from, for messages.
-    sources: [Weight; 2],
-}
-
-impl Head {
-    /// Loads both.
-    ///
-    /// # Errors
-    /// What reading returns.
-    pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
-        Self::load_with(model, Loader { compute, shared: None })
-    }
-
-    pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
-        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
-        let sources = [model.final_norm.clone(), model.head_weight().clone()];
-        Ok(Self { norm, weight, eps: model.norm_eps as f32, sources })
-    }
-
-    /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
-    ///
-    /// # Errors
-    /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let compute = || {
-            let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
-            product(&normed, &self.weight)?.to_dtype(DType::F32)
-        };
-        let logits = compute().context(|| "the logits".into())?;
-        finite::check(&logits, "the logits", &self.sources)?;
-        Ok(logits)
-    }
-
-    /// Rows of the head: the size of the vocabulary.
-    pub fn vocab(&self) -> usize {
-        self.weight.dims()[0]
-    }
 }

@@ -1,0 +1,55 @@
+//! What makes logits of the last hidden states.
+
+use candle_core::{DType, Tensor};
+use moe_checkpoint::Result;
+use moe_math::product::product;
+use moe_math::{Compute, ops};
+use moe_model::{Model, Weight};
+
+use crate::context::Context;
+use crate::finite;
+use crate::loader::Loader;
+
+/// The final norm and the output head in memory.
+pub struct Head {
+    norm: Tensor,
+    weight: Tensor,
+    eps: f32,
+    /// Where both come from, for messages.
+    sources: [Weight; 2],
+}
+
+impl Head {
+    /// Loads both.
+    ///
+    /// # Errors
+    /// What reading returns.
+    pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
+        Self::load_with(model, Loader { compute, shared: None })
+    }
+
+    pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
+        let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
+        let sources = [model.final_norm.clone(), model.head_weight().clone()];
+        Ok(Self { norm, weight, eps: model.norm_eps as f32, sources })
+    }
+
+    /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let compute = || {
+            let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
+            product(&normed, &self.weight)?.to_dtype(DType::F32)
+        };
+        let logits = compute().context(|| "the logits".into())?;
+        finite::check(&logits, "the logits", &self.sources)?;
+        Ok(logits)
+    }
+
+    /// Rows of the head: the size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.weight.dims()[0]
+    }
+}

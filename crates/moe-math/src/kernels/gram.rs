@@ -1,0 +1,78 @@
+//! Sums of outer products, in f32 of f32 or bf16.
+
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{elements, elements_mut};
+
+/// Rows of the sum that a thread makes at a time.
+const ROWS: usize = 64;
+
+/// Adds Xᵀ X to `sum`, `[K, K]` in f32; `x` is `[n, K]` in f32 or bf16. Products of bf16 are added in f32: on CUDA by tensor cores.
+///
+/// # Errors
+/// For shapes and dtypes that don't fit; what the device returns.
+pub(crate) fn add_gram(sum: &Tensor, x: &Tensor) -> Result<()> {
+    let size = x.dim(1)?;
+    if sum.dims() != [size, size] || ![DType::F32, DType::BF16].contains(&x.dtype()) {
+        bail!("a sum of {:?} for {:?} {:?}", sum.shape(), x.dtype(), x.shape());
+    }
+    sum.inplace_op2(&x.contiguous()?, &Gram)
+}
+
+struct Gram;
+
+impl InplaceOp2 for Gram {
+    fn name(&self) -> &'static str {
+        "sum of outer products"
+    }
+
+    fn cpu_fwd(&self, sum: &mut CpuStorage, ls: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        let (tokens, size) = lx.shape().dims2()?;
+        let wide: Vec<f32>;
+        let x = match x {
+            CpuStorage::BF16(_) => {
+                wide = elements::<bf16>(x, lx)?.iter().map(|value| value.to_f32()).collect();
+                &wide
+            }
+            _ => elements::<f32>(x, lx)?,
+        };
+        let x = MatRef::from_row_major_slice(x, tokens, size);
+        elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate().for_each(|(block, sum)| {
+            let rows = sum.len() / size;
+            let sum = MatMut::from_row_major_slice_mut(sum, rows, size);
+            matmul(sum, Accum::Add, x.subcols(block * ROWS, rows).transpose(), x, 1.0, Par::Seq);
+        });
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sum: &mut candle_core::CudaStorage,
+        ls: &Layout,
+        x: &candle_core::CudaStorage,
+        lx: &Layout,
+    ) -> Result<()> {
+        use candle_core::backend::BackendStorage;
+
+        use super::cuda::{add_gram, read, write};
+        let shape = lx.shape().dims2()?;
+        let device = sum.device.clone();
+        let stream = device.cuda_stream();
+        let (sum, _sum) = write(sum, ls, &stream)?;
+        match x.dtype() {
+            DType::F32 => {
+                let (x, _x) = read::<f32>(x, lx, &stream)?;
+                add_gram(&device, sum, x, shape)
+            }
+            _ => {
+                let (x, _x) = read::<bf16>(x, lx, &stream)?;
+                add_gram(&device, sum, x, shape)
+            }
+        }
+    }
+}

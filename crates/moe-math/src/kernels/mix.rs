@@ -1,0 +1,170 @@
+//! Outputs of experts, weighed and added up token by token.
+
+use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{Arguments, Geometry, elements, elements_mut, int};
+
+/// Which rows each token adds up, and how they weigh.
+pub(crate) struct Table {
+    tokens: usize,
+    /// Where each token's entries begin, then of each entry the row, then of each its gate as bits.
+    words: Vec<u32>,
+}
+
+impl Table {
+    /// Row `i` goes to token `tokens[i]`, times `gates[i]`; a token's rows are added in their order.
+    ///
+    /// # Panics
+    /// For a token beyond `count`.
+    pub fn new(count: usize, tokens: &[u32], gates: &[f32]) -> Self {
+        let mut words = vec![0u32; count + 1 + 2 * tokens.len()];
+        let (starts, entries) = words.split_at_mut(count + 1);
+        let (rows, weights) = entries.split_at_mut(tokens.len());
+        tokens.iter().for_each(|token| starts[*token as usize + 1] += 1);
+        (0..count).for_each(|token| starts[token + 1] += starts[token]);
+        let mut next = starts.to_vec();
+        for (row, (token, gate)) in tokens.iter().zip(gates).enumerate() {
+            let entry = &mut next[*token as usize];
+            rows[*entry as usize] = row as u32;
+            weights[*entry as usize] = gate.to_bits();
+            *entry += 1;
+        }
+        Self { tokens: count, words }
+    }
+
+    #[cfg(test)]
+    pub(super) fn words(&self) -> &[u32] {
+        &self.words
+    }
+}
+
+/// Adds to `sums`, `[tokens, hidden]` in f32, the rows of `outputs`, `[rows, hidden]` in f32 or bf16, as `table` says.
+///
+/// # Errors
+/// For shapes that don't fit; what the device returns.
+pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Result<()> {
+    let (rows, hidden) = outputs.dims2()?;
+    if sums.dims() != [table.tokens, hidden] || table.words.len() != table.tokens + 1 + 2 * rows {
+        bail!("sums of {:?} for outputs of {:?}", sums.shape(), outputs.shape());
+    }
+    let words = Tensor::from_slice(&table.words, table.words.len(), sums.device())?;
+    sums.inplace_op3(&outputs.contiguous()?, &words, &Adding)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Mix {
+    pub sums: *mut f32,
+    /// f32, or the bits of bf16.
+    pub outputs: *const std::ffi::c_void,
+    pub table: *const u32,
+    pub tokens: i32,
+    pub hidden: i32,
+    pub entries: i32,
+    /// Not read on the device: it says which kernel.
+    pub halves: i32,
+}
+
+// SAFETY: mix.cu declares it alike; `Adding` hands over tensors of the shapes named there.
+unsafe impl Arguments for Mix {
+    const SOURCE: &'static str = "mix";
+
+    fn kernel(&self) -> &'static str {
+        if self.halves == 1 { "mix_bf16" } else { "mix_f32" }
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry::of_rows(self.tokens as usize, self.hidden as usize)
+    }
+}
+
+pub(super) struct Adding;
+
+impl Adding {
+    /// All but the pointers.
+    pub(super) fn arguments(&self, [tokens, hidden, entries]: [usize; 3], outputs: DType) -> Result<Mix> {
+        let halves = match outputs {
+            DType::F32 => 0,
+            DType::BF16 => 1,
+            other => bail!("no outputs in {other:?}"),
+        };
+        Ok(Mix {
+            sums: std::ptr::null_mut(),
+            outputs: std::ptr::null(),
+            table: std::ptr::null(),
+            tokens: int(tokens),
+            hidden: int(hidden),
+            entries: int(entries),
+            halves,
+        })
+    }
+}
+
+impl InplaceOp3 for Adding {
+    fn name(&self) -> &'static str {
+        "sum of experts' outputs"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sums: &mut CpuStorage,
+        ls: &Layout,
+        outputs: &CpuStorage,
+        lo: &Layout,
+        table: &CpuStorage,
+        lt: &Layout,
+    ) -> Result<()> {
+        let ((tokens, hidden), (entries, _)) = (ls.shape().dims2()?, lo.shape().dims2()?);
+        let outputs = outputs_of(outputs, lo)?;
+        let (starts, rest) = elements::<u32>(table, lt)?.split_at(tokens + 1);
+        let (rows, gates) = rest.split_at(entries);
+        elements_mut(sums, ls)?.par_chunks_mut(hidden.max(1)).zip(starts.par_windows(2)).for_each(|(sum, ends)| {
+            for entry in ends[0] as usize..ends[1] as usize {
+                let output = &outputs[rows[entry] as usize * hidden..][..hidden];
+                let gate = f32::from_bits(gates[entry]);
+                sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += gate * value);
+            }
+        });
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        sums: &mut candle_core::CudaStorage,
+        ls: &Layout,
+        outputs: &candle_core::CudaStorage,
+        lo: &Layout,
+        table: &candle_core::CudaStorage,
+        lt: &Layout,
+    ) -> Result<()> {
+        use candle_core::backend::BackendStorage;
+
+        use super::cuda::{launch, read, write};
+        let ((tokens, hidden), (entries, _)) = (ls.shape().dims2()?, lo.shape().dims2()?);
+        let device = sums.device.clone();
+        let stream = device.cuda_stream();
+        let arguments = self.arguments([tokens, hidden, entries], outputs.dtype())?;
+        let (outputs, _outputs) = match outputs.dtype() {
+            DType::F32 => {
+                let (values, used) = read::<f32>(outputs, lo, &stream)?;
+                (values.cast(), used)
+            }
+            _ => {
+                let (values, used) = read::<half::bf16>(outputs, lo, &stream)?;
+                (values.cast(), used)
+            }
+        };
+        let (table, _table) = read::<u32>(table, lt, &stream)?;
+        let (sums, _sums) = write(sums, ls, &stream)?;
+        launch(&device, Mix { sums, outputs, table, ..arguments })
+    }
+}
+
+fn outputs_of<'a>(outputs: &'a CpuStorage, layout: &Layout) -> Result<std::borrow::Cow<'a, [f32]>> {
+    Ok(match outputs {
+        CpuStorage::BF16(_) => elements::<half::bf16>(outputs, layout)?.iter().map(|value| value.to_f32()).collect(),
+        _ => elements::<f32>(outputs, layout)?.into(),
+    })
+}
