@@ -502,14 +502,14 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
     let rows = checks.iter().map(|c| {
         vec![
             c.name.clone(),
-            c.models.to_string(),
+            c.cases.to_string(),
             format!("{:.2e}", c.error),
             format!("{:.0e}", c.tolerance),
-            c.misrouted.to_string(),
+            c.differing.to_string(),
             if c.passed() { "ok" } else { "FAILED" }.to_owned(),
         ]
     });
-    let header = ["check", "models", "max error", "tolerance", "misrouted", ""];
+    let header = ["check", "cases", "max error", "tolerance", "other choices", ""];
     format!("selftest on {:?} in {:?}\n{}", compute.device.location(), compute.dtype, table(&header, rows))
 }
 

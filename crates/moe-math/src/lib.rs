@@ -14,7 +14,7 @@ pub mod encoding;
 pub mod fingerprint;
 pub mod fp8;
 pub mod graph;
-mod kernels;
+pub mod kernels;
 pub mod kmeans;
 pub mod knapsack;
 pub mod least_squares;

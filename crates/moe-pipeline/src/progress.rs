@@ -36,8 +36,8 @@ pub enum Unit {
     Layers,
     /// Files.
     Files,
-    /// Model families.
-    Families,
+    /// Groups of checks.
+    Checks,
     /// Steps of a training.
     Steps,
 }

@@ -1,0 +1,54 @@
+//! Forward passes and upcyclings of tiny models of every family, beside transformers.
+
+use std::path::Path;
+
+use moe_checkpoint::Result;
+use moe_forward::{Batch, Silent, logit_difference, parity};
+use moe_math::Compute;
+use moe_model::{Kind, Model};
+use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
+
+use super::{Check, Goldens, Outcome, check, folders};
+
+/// Largest error of a logit against transformers; their standard deviation is about 1.
+const PARITY: f64 = 1e-4;
+/// Largest difference of a logit between a model and its upcycling, for each unit of the largest logit.
+const IDENTITY: f64 = 1e-4;
+
+pub fn checks(goldens: &Goldens, family: &str, compute: &Compute) -> Result<Vec<Check>> {
+    let cases = folders(&goldens.path("families").join(family))?;
+    let found = cases.iter().map(|case| forward(case, compute)).collect::<Result<Vec<_>>>()?;
+    let mut checks = vec![check(format!("forward {family}"), PARITY, &found)];
+    let upcycled = cases.iter().filter_map(|case| upcycle(case, compute).transpose()).collect::<Result<Vec<_>>>()?;
+    if !upcycled.is_empty() {
+        checks.push(check(format!("upcycle {family}"), IDENTITY, &upcycled));
+    }
+    Ok(checks)
+}
+
+fn forward(case: &Path, compute: &Compute) -> Result<Outcome> {
+    let model = Model::open(&case.join("model"))?;
+    let found = parity(&model, &case.join("tokens.json"), &case.join("reference.safetensors"), compute)?;
+    Ok((f64::from(found.logits.max(found.weights)), found.misrouted))
+}
+
+/// `None` for models that are no dense ones, or that no MoE family can hold.
+fn upcycle(case: &Path, compute: &Compute) -> Result<Option<Outcome>> {
+    let dense = Model::open(&case.join("model"))?;
+    if dense.family.upcycles_to.is_empty() {
+        return Ok(None);
+    }
+    let sources = Sources::new(&dense, compute);
+    let planned = UpcycleOptions::copies(5, 2).plan(&sources);
+    let planned = planned.and_then(|plan| Ok((plan.model.declare()?.reread()?, Identity::of(&plan.effects))));
+    let (moe, identity) = match planned {
+        Ok(planned) => planned,
+        Err(error) if error.kind() == Kind::Unsupported => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let batch = Batch::from_json(&case.join("tokens.json"))?;
+    let difference = logit_difference(&dense, &moe, &batch, compute, &mut Silent)?;
+    let error = difference.max_logit_difference / difference.max_logit.max(1.0);
+    // A copy that isn't promised to be exact is an error of the plan.
+    Ok(Some((if identity == Identity::Exact { error } else { f64::NAN }, 0)))
+}
