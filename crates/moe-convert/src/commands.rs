@@ -17,7 +17,7 @@ use moe_pipeline::{
 use serde::Serialize;
 
 use crate::bar;
-use crate::cli::{Cli, Command, Common, Writing};
+use crate::cli::{Cli, Command, Common, ComputeType, Writing};
 use crate::render;
 
 /// Runs the command.
@@ -74,7 +74,12 @@ impl Session {
     fn new(common: Common) -> Result<Self> {
         let device = open_device(common.device)?;
         let progress = bar::progress(common.quiet);
-        Ok(Self { compute: Compute { device, dtype: DType::F32 }, progress, common })
+        let dtype = match common.dtype {
+            ComputeType::F32 => DType::F32,
+            ComputeType::Bf16 => DType::BF16,
+        };
+        let device_memory = common.device_memory.map(|size| size.0);
+        Ok(Self { compute: Compute { device, dtype, device_memory }, progress, common })
     }
 
     /// Prints a result: `text`, or `value` with --json.

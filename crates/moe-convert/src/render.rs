@@ -515,12 +515,17 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
 
 /// --timings.
 pub fn timings(timings: &Timings, peak: Option<u64>) -> String {
-    let rate = |s: &Stage| match (s.bytes, s.overlap) {
-        (Some(bytes), _) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
-        (None, Overlap::BesideNext) => "beside the next".to_owned(),
-        (None, _) => String::new(),
+    let rate = |s: &Stage| match (s.bytes, s.flops, s.overlap) {
+        (Some(bytes), ..) => format!("{}/s", ByteSize((bytes as f64 / s.seconds.max(1e-9)) as u64)),
+        (_, Some(flops), _) => format!("{:.1} GFLOP/s", flops / s.seconds.max(1e-9) / 1e9),
+        (_, _, Overlap::BesideNext) => "beside the next".to_owned(),
+        _ => String::new(),
     };
-    let name = |s: &Stage| if s.overlap == Overlap::WithinNext { format!("· {}", s.name) } else { s.name.clone() };
+    let times = |s: &Stage| s.calls.map_or(String::new(), |calls| format!(" (× {calls})"));
+    let name = |s: &Stage| match s.overlap {
+        Overlap::WithinNext => format!("· {}{}", s.name, times(s)),
+        _ => s.name.clone(),
+    };
     let rows = timings.0.iter().map(|s| vec![name(s), format!("{:.3} s", s.seconds), rate(s)]);
     let peak = peak.map_or(String::new(), |b| format!("  peak memory {}\n", ByteSize(b)));
     table(&["stage", "time", "rate"], rows) + &peak

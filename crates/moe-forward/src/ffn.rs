@@ -138,15 +138,21 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         None => Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
     };
     let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| Kept::new(&routing));
-    for Group { first, expert, mut slots } in groups(moe, &routing, !wants.experts && trained.is_none()) {
-        slots.truncate(capacity);
+    let mut groups = groups(moe, &routing, !wants.experts && trained.is_none());
+    groups.iter_mut().for_each(|group| group.slots.truncate(capacity));
+    let gathered: Vec<_> = groups.iter().map(|group| gathered(&group.slots, &routing)).collect();
+    // All experts' tokens go to the device at once.
+    let rows: Vec<u32> = gathered.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
+    let rows = Tensor::from_slice(&rows, rows.len(), x.device()).context(of_layer)?;
+    let mut from = 0;
+    for (Group { first, expert, slots }, (tokens, gates)) in groups.into_iter().zip(gathered) {
         let loaded = loader.expert(expert)?;
         let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
-        let (tokens, gates) = gathered(&slots, &routing);
         let blocks = tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)).zip(slots.chunks(TOKEN_BLOCK));
         for ((tokens, gates), slots) in blocks {
+            let rows = rows.narrow(0, from, tokens.len()).context(of)?;
+            from += tokens.len();
             let mut run = || {
-                let rows = Tensor::from_slice(tokens, tokens.len(), x.device())?;
                 let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
                 let output = loaded.output(&activations)?;
                 match &trained {

@@ -86,13 +86,48 @@ pub struct Compute {
     pub device: Device,
     /// What matrix products are computed in.
     pub dtype: DType,
+    /// Bytes of a GPU's memory that work may take; none: what is free.
+    pub device_memory: Option<u64>,
 }
 
 impl Compute {
     /// f32 on the CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32 }
+        Self { device: Device::Cpu, dtype: DType::F32, device_memory: None }
     }
+
+    /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a third of what there is, since
+    /// what is made of them takes as much again.
+    pub fn batch_bytes(&self, on_host: usize) -> usize {
+        if self.device.is_cpu() {
+            return on_host;
+        }
+        let free = free_memory(&self.device);
+        let may = self.device_memory.map_or(free, |budget| Some(free.map_or(budget, |free| budget.min(free))));
+        may.map_or(on_host, |bytes| usize::try_from(bytes / 3).unwrap_or(usize::MAX))
+    }
+}
+
+/// Memory of a GPU that nobody has, in bytes; none where it can't be told.
+#[cfg(feature = "cuda")]
+fn free_memory(device: &Device) -> Option<u64> {
+    let Device::Cuda(cuda) = device else { return None };
+    let (free, _) = cuda.cuda_stream().context().mem_get_info().ok()?;
+    Some(free as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn free_memory(_: &Device) -> Option<u64> {
+    None
+}
+
+/// Whether `error`, or what caused it, is that the device has no memory left.
+pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
+    // CUDA's name of it, and the words of cuBLAS and of Metal; candle's errors hold them as text.
+    const SIGNS: [&str; 4] =
+        ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory", "Insufficient Memory"];
+    let text = error.to_string();
+    SIGNS.iter().any(|sign| text.contains(sign)) || error.source().is_some_and(is_out_of_memory)
 }
 
 /// Opens the device that `choice` stands for.

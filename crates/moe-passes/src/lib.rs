@@ -5,6 +5,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod batches;
 mod calibrate;
 pub mod distill;
 pub mod heal;
@@ -30,5 +31,6 @@ pub use pass::{
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
+pub use stages::StageTime;
 pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 pub use upcycle::UpcycleOptions;

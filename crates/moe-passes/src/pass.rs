@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use moe_checkpoint::{Saved, Spill};
 use moe_forward::{Batch, Calibration, Converter, DataSpec, Group, Observer, Prompts};
@@ -17,6 +16,7 @@ use crate::calibrate::CalibrationOptions;
 use crate::distill::DistilledLayer;
 use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
+use crate::stages::StageTime;
 use crate::train::Training;
 
 /// A conversion pass; its options are its fields.
@@ -181,7 +181,7 @@ pub trait Decider: Converter + Send + Sync {
     }
 
     /// Where the time went, beyond the sweep itself.
-    fn stages(&self) -> Vec<(&'static str, Duration)> {
+    fn stages(&self) -> Vec<StageTime> {
         Vec::new()
     }
 

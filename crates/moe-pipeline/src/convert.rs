@@ -134,7 +134,7 @@ pub fn convert<P: Pass>(
     let start = Instant::now();
     prepared.decide(pass, options, output, progress)?;
     if prepared.decisions.is_some() {
-        prepared.stages().for_each(|(name, time)| timings.add_overlapping(name, time, Overlap::WithinNext));
+        prepared.stages().for_each(|stage| timings.add_work(&stage));
         timings.add("decide", start.elapsed(), None);
     }
     if !prepared.plan.surveys.is_empty() {
@@ -188,7 +188,7 @@ pub fn convert<P: Pass>(
         // Times differ from run to run.
         dir.write_unlisted(LOG_FILE, &lines)?;
     }
-    let record = RunRecord::now(input, &options.compute.device, timings.clone());
+    let record = RunRecord::now(input, &options.compute, timings.clone());
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
     let start = Instant::now();
     dir.commit()?;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, sha256_file,
@@ -13,7 +12,9 @@ use moe_checkpoint::{
 use moe_forward::{Corpus, EvalReport, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
+use moe_passes::{
+    Decisions, Identity, LayerStatistics, Pass, Plan, Sources, StageTime, SurveyText, TextSource, TrainingText,
+};
 use rayon::prelude::*;
 
 use crate::convert::ConvertOptions;
@@ -199,7 +200,7 @@ impl Prepared {
     }
 
     /// Where the time of deciding went.
-    pub fn stages(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+    pub fn stages(&self) -> impl Iterator<Item = StageTime> {
         self.deciding.iter().flat_map(|deciding| deciding.decider.stages())
     }
 

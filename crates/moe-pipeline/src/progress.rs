@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moe_checkpoint::Result;
+use moe_passes::StageTime;
 
 /// Is told how far a run has come. Draws nothing unless an implementation does.
 pub trait Progress: Sync {
@@ -61,6 +62,12 @@ pub struct Stage {
     /// Bytes that it moved, where that is what it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Floating point operations, where they are what takes the time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flops: Option<f64>,
+    /// In how many parts it was done, where there were several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
     /// Where its time lies.
     #[serde(skip_serializing_if = "Overlap::is_none")]
     pub overlap: Overlap,
@@ -99,13 +106,22 @@ impl Timings {
         self.push(name, time, None, overlap);
     }
 
+    /// Adds a stage of a decision, within the next one.
+    pub(crate) fn add_work(&mut self, stage: &StageTime) {
+        self.push(stage.name, stage.time, None, Overlap::WithinNext);
+        let added = self.0.last_mut().expect("it was just added");
+        added.flops = (stage.flops > 0.0).then_some(stage.flops);
+        added.calls = (stage.calls > 1).then_some(stage.calls);
+    }
+
     /// Wall time of all stages, in seconds.
     pub fn total(&self) -> f64 {
         self.0.iter().filter(|stage| stage.overlap.is_none()).map(|stage| stage.seconds).sum()
     }
 
     fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, overlap: Overlap) {
-        self.0.push(Stage { name: name.to_owned(), seconds: time.as_secs_f64(), bytes, overlap });
+        let (name, seconds) = (name.to_owned(), time.as_secs_f64());
+        self.0.push(Stage { name, seconds, bytes, flops: None, calls: None, overlap });
     }
 
     /// Adds a stage.

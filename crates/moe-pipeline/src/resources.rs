@@ -109,6 +109,7 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
 pub(crate) struct RunRecord {
     pub source: String,
     pub device: String,
+    pub dtype: String,
     pub threads: usize,
     pub host: String,
     pub unix_time: u64,
@@ -118,11 +119,12 @@ pub(crate) struct RunRecord {
 }
 
 impl RunRecord {
-    pub fn now(source: &std::path::Path, device: &candle_core::Device, timings: Timings) -> Self {
+    pub fn now(source: &std::path::Path, compute: &moe_math::Compute, timings: Timings) -> Self {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),
-            device: format!("{:?}", device.location()),
+            device: format!("{:?}", compute.device.location()),
+            dtype: compute.dtype.as_str().to_owned(),
             threads: rayon::current_num_threads(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             unix_time: unix_time.map_or(0, |t| t.as_secs()),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use candle_core::Tensor;
 use moe_checkpoint::Spill;
@@ -25,7 +24,7 @@ use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
-use crate::stages::Stages;
+use crate::stages::{StageTime, Stages};
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
@@ -282,7 +281,7 @@ impl Decider for Quantizer {
         Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
     }
 
-    fn stages(&self) -> Vec<(&'static str, Duration)> {
+    fn stages(&self) -> Vec<StageTime> {
         self.stages.all()
     }
 

@@ -16,10 +16,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::samples::{Counts, ExpertSamples, Routed};
+use crate::batches::in_batches;
 use crate::part::finite_values;
 use crate::stages::Stages;
 
-/// Hessians and kept activations of the experts that are solved together take at most about this many bytes.
+/// Hessians and kept activations of the experts that are solved together take at most about this many bytes in memory.
 const BATCH_BYTES: usize = 96 << 20;
 /// The layer's own Hessian is made of at most this multiple of its width in tokens.
 const LAYER_TOKENS: usize = 8;
@@ -107,6 +108,8 @@ struct Factored {
 
 /// Codes of gate and up.
 type Pair = (Codes, Codes);
+/// Of each task, `[tokens, width]` in parts.
+type Activations = Vec<Vec<Tensor>>;
 
 impl Solver<'_> {
     /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives what `done` made of them
@@ -128,44 +131,36 @@ impl Solver<'_> {
         let bytes = |task: &Task<'_>| {
             4 * (hidden.max(width).pow(2) + width * task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len()))
         };
+        let most = self.compute.batch_bytes(BATCH_BYTES);
         let mut all = Vec::with_capacity(tasks.len());
-        let mut rest = tasks;
-        while !rest.is_empty() {
-            let mut filled = 0;
-            let fits = |task: &&Task<'_>| {
-                filled += bytes(task);
-                filled <= BATCH_BYTES
-            };
-            let (batch, behind) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            rest = behind;
+        let solve = |batch: &[Task<'_>]| {
             let own = if alike { None } else { Some(factored(batch)?) };
             let inputs = own.as_ref().or(shared.as_ref()).expect("either is there");
-            for (task, solved) in batch.iter().zip(self.batch(batch, inputs, [width, hidden], mix.as_mut())?) {
+            self.batch(batch, inputs, [width, hidden])
+        };
+        let take = |batch: &[Task<'_>], (solved, activations): (Vec<Solved>, _)| {
+            if let Some(mix) = &mut mix {
+                self.add_outputs(batch, activations, &solved, [width, hidden], mix)?;
+            }
+            for (task, solved) in batch.iter().zip(solved) {
                 all.push(done(task.network, solved)?);
             }
-        }
+            Ok(())
+        };
+        in_batches(tasks, most, bytes, solve, take)?;
         let routed = mix.map(|mix| mix.finish(self.compute.dtype)).transpose();
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
 
-    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all.
-    /// Adds their outputs for what is routed to them to `mix`.
-    fn batch(
-        &self,
-        tasks: &[Task<'_>],
-        inputs: &[Factored],
-        shape: [usize; 2],
-        mix: Option<&mut Mix>,
-    ) -> Result<Vec<Solved>> {
+    /// Codes of `tasks`, which have their factors of gate and up each for itself, or one for all; and what reaches the down of each of what is
+    /// routed to it.
+    fn batch(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<(Vec<Solved>, Activations)> {
         let pairs = self.gates_and_ups(tasks, inputs, shape)?;
         let matrices = self.matrices(tasks, &pairs, shape)?;
         let (neurons, activations) = self.neurons_factored(tasks, &matrices, shape[0])?;
         let downs = self.weights(tasks, |network| &network.down)?;
         let downs =
             self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
-        if let Some(mix) = mix {
-            self.stages.time(OUTPUTS, || self.add_outputs(tasks, activations, &downs, shape, mix))?;
-        }
         let errors = self.stages.time(ERRORS, || self.errors(tasks, &matrices, &downs, shape))?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
@@ -173,13 +168,13 @@ impl Solver<'_> {
             let record = record(task, [input(index), neurons], error);
             Solved { gate, up, down, record }
         });
-        Ok(solved.collect())
+        Ok((solved.collect(), activations))
     }
 
     /// The Hessians of what reaches gates and ups.
     fn inputs_factored(&self, tasks: &[Task<'_>], layer: Option<&HessianSum>, hidden: usize) -> Result<Vec<Factored>> {
         let own: Vec<_> = tasks.iter().map(|task| &task.samples).collect();
-        let hessians = self.hessians(&own, hidden, |x, _, _| Ok(x))?;
+        let hessians = self.hessians(&own, hidden, 0.0, |x, _, _| Ok(x))?;
         self.factored(tasks, hessians, "gate_proj", |hessian| match layer {
             Some(layer) => hessian.shrink(layer, self.shrinkage * hidden as f64),
             None => Ok(()),
@@ -205,12 +200,16 @@ impl Solver<'_> {
 
     /// The values of `pairs`.
     fn matrices(&self, tasks: &[Task<'_>], pairs: &[Pair], shape: [usize; 2]) -> Result<Vec<[Tensor; 2]>> {
-        let matrix = |codes: &Codes| Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device);
         let of_pair = |((gate, up), task): (&Pair, &Task<'_>)| {
-            let both = || Ok([matrix(gate)?, matrix(up)?]);
+            let both = || Ok([self.matrix(gate, shape)?, self.matrix(up, shape)?]);
             both().map_err(|e| self.numeric(&task.name, e))
         };
         self.stages.time(DEQUANTIZING, || pairs.par_iter().zip(tasks).map(of_pair).collect())
+    }
+
+    /// What a matrix of `codes` multiplies by.
+    fn matrix(&self, codes: &Codes, shape: [usize; 2]) -> candle_core::Result<Tensor> {
+        Tensor::from_vec(codes.dequantize(), &shape, &self.compute.device)?.to_dtype(self.compute.dtype)
     }
 
     /// The Hessians of what reaches downs through the quantized gates and ups, `matrices`, and of each task what does so
@@ -220,7 +219,7 @@ impl Solver<'_> {
         tasks: &[Task<'_>],
         matrices: &[[Tensor; 2]],
         width: usize,
-    ) -> Result<(Vec<Factored>, Vec<Vec<Tensor>>)> {
+    ) -> Result<(Vec<Factored>, Activations)> {
         let kept: Vec<_> = tasks.iter().map(|_| Mutex::new(Vec::new())).collect();
         let activations = |x: Tensor, index: usize, seen: Range<usize>| {
             let activations = activations(&x, &matrices[index])?;
@@ -238,7 +237,8 @@ impl Solver<'_> {
             Ok(activations)
         };
         let seen: Vec<_> = tasks.iter().map(Task::seen).collect();
-        let hessians = self.hessians(&seen, width, |x, index, seen| {
+        let hidden = tasks.first().map_or(0, |task| task.network.gate.weight.shape()[1]);
+        let hessians = self.hessians(&seen, width, (4 * width * hidden) as f64, |x, index, seen| {
             activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
         })?;
         let kept = kept.into_iter().map(|kept| kept.into_inner().expect("no thread panicked")).collect();
@@ -250,15 +250,18 @@ impl Solver<'_> {
     fn add_outputs(
         &self,
         tasks: &[Task<'_>],
-        activations: Vec<Vec<Tensor>>,
-        downs: &[Codes],
+        activations: Activations,
+        solved: &[Solved],
         [width, hidden]: [usize; 2],
         mix: &mut Mix,
     ) -> Result<()> {
-        for ((task, activations), down) in tasks.iter().zip(activations).zip(downs) {
+        let start = Instant::now();
+        let mut rows = 0;
+        for ((task, activations), solved) in tasks.iter().zip(activations).zip(solved) {
             let Some(Routed { route, .. }) = &task.routed else { continue };
+            rows += route.tokens.len();
             let add = || {
-                let down = Tensor::from_vec(down.dequantize(), (hidden, width), &self.compute.device)?;
+                let down = self.matrix(&solved.down, [hidden, width])?;
                 let mut first = 0;
                 for activations in activations {
                     let rows = first..first + activations.dim(0)?;
@@ -269,6 +272,7 @@ impl Solver<'_> {
             };
             add().map_err(|e| self.numeric(&task.name, e))?;
         }
+        self.stages.add(OUTPUTS, start.elapsed(), (2 * rows * width * hidden) as f64);
         Ok(())
     }
 
@@ -296,17 +300,15 @@ impl Solver<'_> {
             let (gate, up, down) = (gate?, up?, down?);
             let outputs = || {
                 let x = Tensor::cat(rows, 0)?;
-                let matrix = |values: Vec<f32>, shape: [usize; 2]| Tensor::from_vec(values, &shape, x.device());
+                let matrix = |values: Vec<f32>, shape: [usize; 2]| {
+                    Tensor::from_vec(values, &shape, x.device())?.to_dtype(x.dtype())
+                };
                 let original = [matrix(gate, [width, hidden])?, matrix(up, [width, hidden])?];
                 let original = product(&activations(&x, &original)?, &matrix(down, [hidden, width])?)?;
                 let down = matrix(downs[index].dequantize(), [hidden, width])?;
                 let quantized = product(&activations(&x, &quantized[index])?, &down)?;
-                Ok((quantized - &original)?
-                    .sqr()?
-                    .sum(1)?
-                    .to_vec1::<f32>()?
-                    .into_iter()
-                    .zip(original.sqr()?.sum(1)?.to_vec1::<f32>()?))
+                let squares = |t: &Tensor| t.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
+                Ok(squares(&(quantized - &original)?)?.into_iter().zip(squares(&original)?))
             };
             let tokens = outputs().map_err(|e: candle_core::Error| self.numeric(&tasks[index].name, e))?;
             let (mut lost, mut all) = (0.0, 0.0);
@@ -323,14 +325,16 @@ impl Solver<'_> {
     fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
         let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
         let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
-        Ok(self.hessians(&[&samples], hidden, |x, _, _| Ok(x))?.remove(0))
+        Ok(self.hessians(&[&samples], hidden, 0.0, |x, _, _| Ok(x))?.remove(0))
     }
 
-    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in.
+    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in, by so many `flops` a
+    /// token.
     fn hessians(
         &self,
         samples: &[&ExpertSamples],
         size: usize,
+        flops: f64,
         of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
     ) -> Result<Vec<HessianSum>> {
         let start = Instant::now();
@@ -345,15 +349,23 @@ impl Solver<'_> {
             };
             sums.par_iter_mut().enumerate().try_for_each(add)
         })?;
-        self.stages.add(HESSIANS, start.elapsed());
+        // A device answers before it is done.
+        self.compute.device.synchronize().map_err(|e| self.numeric("Hessians", e))?;
+        let tokens: usize = samples.iter().map(|samples| samples.tokens.len()).sum();
+        self.stages.add(HESSIANS, start.elapsed(), tokens as f64 * (flops + self.flops_of_sums(size)));
         Ok(sums)
     }
 
-    /// Shows `visit` the inputs of the layer block by block, in f32, and the first token of each.
+    /// Of a token in a Hessian: on a CPU only half of it is computed.
+    fn flops_of_sums(&self, size: usize) -> f64 {
+        let whole = 2.0 * (size * size) as f64;
+        if self.compute.device.is_cpu() { whole / 2.0 } else { whole }
+    }
+
+    /// Shows `visit` the inputs of the layer block by block, and the first token of each.
     fn each_block(&self, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
         for (block, tokens) in self.inputs.blocks().iter().enumerate() {
-            let x = self.inputs.get(block)?.to_dtype(DType::F32).map_err(|e| self.numeric("the inputs", e))?;
-            visit(tokens.start, &x)?;
+            visit(tokens.start, &self.inputs.get(block)?)?;
         }
         Ok(())
     }
@@ -365,7 +377,8 @@ impl Solver<'_> {
         what: &str,
         shrink: impl Fn(&mut HessianSum) -> Result<(), QuantizeError> + Send + Sync,
     ) -> Result<Vec<Factored>> {
-        self.stages.time(FACTORS, || {
+        let flops: f64 = hessians.iter().map(|hessian| (hessian.size() as f64).powi(3) / 3.0).sum();
+        self.stages.work(FACTORS, flops, || {
             let effective: Vec<f64> = hessians.iter().map(HessianSum::effective_tokens).collect();
             hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
             let damping: Vec<Damping> = hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
@@ -402,7 +415,9 @@ impl Solver<'_> {
     ) -> Result<Vec<Codes>> {
         let problems: Vec<_> = weights.zip(factors).map(|(weight, factor)| Problem { weight, factor }).collect();
         let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
-        let solved = self.stages.time(CODES, solve).map_err(failed)?;
+        // A column takes the errors of all before it.
+        let flops = problems.len() as f64 * (shape[0] * shape[1] * shape[1]) as f64;
+        let solved = self.stages.work(CODES, flops, solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }
 }
