@@ -12,7 +12,7 @@ use common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] = &[
     "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "heal", "quantize", "distill", "eval", "run",
-    "selftest", "verify",
+    "bench", "selftest", "verify",
 ];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.

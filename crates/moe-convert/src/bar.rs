@@ -38,7 +38,7 @@ impl Progress for Bar {
             Unit::Bytes => "{msg:14} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             Unit::Layers => "{msg:14} {wide_bar} layer {pos}/{len} {eta}",
             Unit::Files => "{msg:14} {wide_bar} file {pos}/{len} {eta}",
-            Unit::Checks => "{msg:14} {wide_bar} check {pos}/{len} {eta}",
+            Unit::Parts => "{msg:14} {wide_bar} part {pos}/{len} {eta}",
             Unit::Steps => "{msg:14} {wide_bar} step {pos}/{len} {prefix} {eta}",
         };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -78,7 +78,7 @@ impl Progress for Lines {
             Unit::Bytes => say(&format!("{name}: {}", moe_pipeline::ByteSize(total))),
             Unit::Layers => say(&format!("{name}: {total} layers")),
             Unit::Files => say(&format!("{name}: {total} files")),
-            Unit::Checks => say(&format!("{name}: {total} groups of checks")),
+            Unit::Parts => say(&format!("{name}: {total} parts")),
             Unit::Steps => say(&format!("{name}: {total} steps")),
         }
     }

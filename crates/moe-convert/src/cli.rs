@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use moe_math::DeviceChoice;
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
-use moe_pipeline::{ByteSize, EvalOptions, ObserveOptions};
+use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]
@@ -216,6 +216,12 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+
+    /// Measure passes on a random model with layers of a real one's size
+    ///
+    /// Each stage is compared with the machine's own matrix product and copy, and times are extrapolated to the whole model.
+    #[command(after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --tokens 1024 --passes quantize")]
+    Bench(BenchOptions),
 
     /// Run every pass on built-in models and compare with golden outputs, on any device
     #[command(after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json")]

@@ -11,8 +11,9 @@ use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind, Summary, Timings,
-    convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify, write_logits,
+    Average, BenchOptions, ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind,
+    Summary, Timings, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify,
+    write_logits,
 };
 use serde::Serialize;
 
@@ -43,6 +44,7 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time("eval", || session.eval(&model, against.as_deref(), &options)).map(|_| ())
         }
         Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
+        Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time("selftest", || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
     };
@@ -175,6 +177,19 @@ impl Session {
     fn verify(&self, model: &Path) -> Result<()> {
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
+    }
+
+    fn bench(&self, options: &BenchOptions) -> Result<()> {
+        let run = ConvertOptions {
+            overwrite: false,
+            resume: false,
+            max_shard_size: "5GB".parse()?,
+            probe_tokens: 0,
+            compute: self.compute.clone(),
+            memory_budget: self.common.memory_budget,
+        };
+        let report = bench(options, &run, self.progress.as_ref())?;
+        self.print(&report, || render::bench(&report))
     }
 
     fn selftest(&self) -> Result<()> {

@@ -5,6 +5,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod bench;
 mod card;
 mod convert;
 mod deciding;
@@ -28,6 +29,7 @@ mod train;
 mod trust;
 mod verify;
 
+pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
 pub use evaluation::{EvalOptions, GateFailure, Gates, eval};

@@ -37,8 +37,8 @@ pub enum Unit {
     Layers,
     /// Files.
     Files,
-    /// Groups of checks.
-    Checks,
+    /// Parts of another kind.
+    Parts,
     /// Steps of a training.
     Steps,
 }

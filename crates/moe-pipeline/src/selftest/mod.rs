@@ -60,7 +60,7 @@ pub fn selftest(compute: &Compute, progress: &dyn Progress) -> Result<Vec<Check>
     let goldens = Goldens::unpack()?;
     let families = goldens.families();
     let others: [Checks; 4] = [reducing::checks, quantizing::checks, training::checks, kernels];
-    progress.stage("selftest", (families.len() + others.len()) as u64, Unit::Checks);
+    progress.stage("selftest", (families.len() + others.len()) as u64, Unit::Parts);
     let mut checks = Vec::new();
     for family in families {
         checks.extend(families::checks(&goldens, &family, compute)?);

@@ -1,0 +1,245 @@
+//! `bench`: what passes cost on layers of the size of real models, on any machine.
+
+mod model;
+mod peaks;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_math::sampling::{choose, generator};
+use moe_passes::{DistillOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use self::model::{Proportions, VOCABULARY};
+pub use self::peaks::Peaks;
+use crate::convert::{ConvertOptions, convert};
+use crate::progress::{Overlap, Progress, Quiet, Stage, Unit};
+use crate::resources::ByteSize;
+
+/// What is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchOptions {
+    /// The model whose layers are imitated: qwen3-30b-a3b, mixtral-8x7b or deepseek-v3
+    #[arg(long, value_name = "MODEL", default_value = "qwen3-30b-a3b")]
+    pub like: String,
+
+    /// Layers of the random model
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub layers: usize,
+
+    /// Tokens of calibration text, which are random
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub tokens: usize,
+
+    /// Tokens of a sequence
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub sequence_length: usize,
+
+    /// Passes that are run, separated by commas: prune, merge, quantize, distill
+    #[arg(long, value_name = "PASSES", value_delimiter = ',', default_value = "prune,merge,quantize,distill")]
+    pub passes: Vec<String>,
+
+    /// Directory for the model and the results, which is removed afterwards
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub scratch: PathBuf,
+}
+
+/// What it came to.
+#[derive(Debug, Serialize)]
+pub struct BenchReport {
+    /// The model that was imitated.
+    pub like: String,
+    /// Layers that were run, and those of the whole model.
+    pub layers: [usize; 2],
+    /// Tokens that were run.
+    pub tokens: usize,
+    /// Bytes of the random model's weights.
+    pub bytes: u64,
+    /// The machine's own speed.
+    pub peaks: Peaks,
+    /// Each pass, in the order in which they were run.
+    pub passes: Vec<BenchedPass>,
+}
+
+/// What a pass took.
+#[derive(Debug, Serialize)]
+pub struct BenchedPass {
+    /// Its name.
+    pub pass: String,
+    /// Wall time of all of it.
+    pub seconds: f64,
+    /// The same for the whole model, if its layers are alike.
+    pub whole_model_seconds: f64,
+    /// Where it went; those within another one come before it.
+    pub stages: Vec<BenchedStage>,
+}
+
+/// What a stage took.
+#[derive(Debug, Serialize)]
+pub struct BenchedStage {
+    /// Its time, operations and bytes.
+    #[serde(flatten)]
+    pub stage: Stage,
+    /// Share of the machine's matrix product, or of its copy.
+    pub of_peak: Option<f64>,
+}
+
+/// Makes a random model, runs passes on it, and removes it.
+///
+/// # Errors
+/// [`Kind::Usage`] for what isn't there; what passes return.
+pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progress) -> Result<BenchReport> {
+    let proportions = Proportions::of(&options.like)?;
+    let passes = options.passes.iter().map(|name| passed(name, options, &proportions)).collect::<Result<Vec<_>>>()?;
+    if options.layers == 0 || options.tokens == 0 || options.sequence_length == 0 {
+        return Err(Error::new(Kind::Usage, "there is nothing to measure")
+            .remedy("give --layers, --tokens and --sequence-length above 0"));
+    }
+    let peaks = Peaks::measure(&run.compute)
+        .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(prepared(&options.scratch)?);
+    let dir = dir.map_err(|e| Error::io("cannot make a directory here", &options.scratch, e))?;
+    let model = dir.path().join("model");
+    let bytes = proportions.bytes(options.layers);
+    progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
+    proportions.write(options.layers, &model)?;
+    write_text(&dir.path().join(TEXT), options)?;
+    progress.stage("passes", passes.len() as u64, Unit::Parts);
+    let mut benched = Vec::new();
+    for (name, pass) in passes {
+        let start = Instant::now();
+        let output = dir.path().join("out");
+        let done = convert_pass(&pass, dir.path(), &output, run)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let stages = done.into_iter().map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage }).collect();
+        let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
+        benched.push(BenchedPass { pass: name, seconds, whole_model_seconds, stages });
+        std::fs::remove_dir_all(&output).map_err(|e| Error::io("cannot remove this result", &output, e))?;
+        progress.advance(1);
+    }
+    let path = dir.path().to_owned();
+    dir.close().map_err(|e| Error::io("cannot remove this directory", path, e))?;
+    let BenchOptions { like, layers, tokens, .. } = options;
+    let layers = [*layers, proportions.layers];
+    Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
+}
+
+const TEXT: &str = "text.jsonl";
+
+/// A pass with its options but for the text.
+enum Bench {
+    Prune(Value),
+    Merge(Value),
+    Quantize(Value),
+    Distill(Value),
+}
+
+fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Result<(String, Bench)> {
+    let half = proportions.experts / 2;
+    let text = json!({ "data-tokens": options.tokens, "sequence-length": options.sequence_length });
+    let with = |more: Value| {
+        let mut all = text.clone();
+        if let (Some(all), Value::Object(more)) = (all.as_object_mut(), more) {
+            all.extend(more);
+        }
+        all
+    };
+    let pass = match name {
+        "prune" => Bench::Prune(with(json!({ "method": "reap", "experts": half, "no-super-expert-guard": true }))),
+        "merge" => Bench::Merge(with(json!({ "method": "ream", "experts": half, "no-super-expert-guard": true }))),
+        "quantize" => Bench::Quantize(with(json!({ "scheme": "w4a16", "group-size": 128 }))),
+        // Ridge wants four tokens of those that aren't held out for each neuron.
+        "distill" if options.tokens >= 5 * proportions.active_width() => Bench::Distill(with(json!({}))),
+        "distill" => Bench::Distill(with(json!({ "down": "measured" }))),
+        other => {
+            return Err(Error::new(Kind::Usage, format!("no benchmark runs {other:?}"))
+                .remedy("give prune, merge, quantize and distill, or some of them"));
+        }
+    };
+    Ok((name.to_owned(), pass))
+}
+
+/// Runs a pass on the model in `dir`; its stages.
+fn convert_pass(pass: &Bench, dir: &Path, output: &Path, run: &ConvertOptions) -> Result<Vec<Stage>> {
+    let data = json!([dir.join(TEXT)]);
+    fn stages<P: Pass + for<'de> Deserialize<'de>>(
+        options: &Value,
+        data: Value,
+        [model, output]: [&Path; 2],
+        run: &ConvertOptions,
+    ) -> Result<Vec<Stage>> {
+        let mut options = options.clone();
+        options["data"] = data;
+        let wrong = |e| Error::new(Kind::Usage, format!("this benchmark's options: {e}"));
+        let options = P::deserialize(&options).map_err(wrong)?;
+        Ok(convert(&options, model, output, run, &Quiet)?.timings.0)
+    }
+    let model = dir.join("model");
+    let paths = [model.as_path(), output];
+    match pass {
+        Bench::Prune(options) => stages::<PruneOptions>(options, data, paths, run),
+        Bench::Merge(options) => stages::<MergeOptions>(options, data, paths, run),
+        Bench::Quantize(options) => stages::<QuantizeOptions>(options, data, paths, run),
+        Bench::Distill(options) => stages::<DistillOptions>(options, data, paths, run),
+    }
+}
+
+fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
+    let seconds = stage.seconds.max(1e-9);
+    match (stage.flops, stage.bytes, stage.overlap) {
+        (Some(flops), ..) => Some(flops / seconds / peaks.flops),
+        (_, Some(bytes), Overlap::None) => Some(bytes as f64 / seconds / peaks.bytes),
+        _ => None,
+    }
+}
+
+fn prepared(scratch: &Path) -> Result<&Path> {
+    std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make this directory", scratch, e))?;
+    Ok(scratch)
+}
+
+/// Random tokens, in sequences.
+fn write_text(path: &Path, options: &BenchOptions) -> Result<()> {
+    let mut random = generator(1, 0);
+    let shuffled = std::iter::repeat_with(|| choose(VOCABULARY, VOCABULARY, &mut random));
+    let ids: Vec<usize> = shuffled.flatten().take(options.tokens).collect();
+    let line = |ids: &[usize]| json!({ "input_ids": ids }).to_string() + "\n";
+    let lines: String = ids.chunks(options.sequence_length).map(line).collect();
+    std::fs::write(path, lines).map_err(|e| Error::io("cannot write this text", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_model::Model;
+
+    use super::*;
+
+    /// Every model is one that its family reads, with as many parameters as are known of it.
+    #[test]
+    fn proportions_are_those_of_the_models() {
+        // Of a layer: attention, router, norms and experts.
+        for (name, billions) in [("qwen3-30b-a3b", 0.623), ("mixtral-8x7b", 1.451), ("deepseek-v3", 11.5)] {
+            let proportions = Proportions::of(name).unwrap();
+            let of_layer = (proportions.bytes(2) - proportions.bytes(1)) as f64 / 2e9;
+            assert!((of_layer / billions - 1.0).abs() < 0.01, "{name}: {of_layer}");
+        }
+        assert_eq!(Proportions::of("llama").err().unwrap().kind(), Kind::Usage);
+    }
+
+    /// Their families read them, from headers alone.
+    #[test]
+    fn proportions_are_models_that_can_be_read() {
+        for (name, _) in model::MODELS {
+            let dir = tempfile::tempdir().unwrap();
+            let proportions = Proportions::of(name).unwrap();
+            proportions.write_headers(2, dir.path()).unwrap();
+            let model = Model::open(dir.path()).unwrap();
+            assert_eq!((model.layers.len(), model.moes().count()), (2, 2), "{name}");
+            let (_, moe) = model.moes().next().unwrap();
+            assert_eq!(moe.experts.len(), proportions.experts);
+            assert_eq!(moe.router.top_k * moe.experts[0].width(), proportions.active_width());
+        }
+    }
+}

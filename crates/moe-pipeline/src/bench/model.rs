@@ -1,0 +1,146 @@
+//! Random checkpoints of the proportions of real models.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use half::bf16;
+use moe_checkpoint::{
+    CONFIG_FILE, Declared, Dtype, Error, Kind, Result, Writer, json, plan_shards, write_file_atomically,
+};
+use moe_math::sampling::{generator, normal};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Values that all weights are made of, from places of their own.
+const VALUES: usize = 1 << 22;
+/// Weights begin anew after so many, elsewhere among the values.
+const RUN: usize = 1 << 16;
+/// Embeddings and the head take no part in what is measured.
+pub(super) const VOCABULARY: usize = 1024;
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// A model's config, and the names and shapes of its tensors.
+#[derive(Deserialize)]
+pub(super) struct Proportions {
+    /// Layers with mixtures that the whole model has.
+    pub layers: usize,
+    pub experts: usize,
+    /// Neurons that a token runs through, of all its experts together.
+    active_width: usize,
+    config: Map<String, Value>,
+    whole: Map<String, Value>,
+    layer: Map<String, Value>,
+    expert: Map<String, Value>,
+}
+
+/// The models that there are.
+pub(super) const MODELS: [(&str, &str); 3] = [
+    ("qwen3-30b-a3b", include_str!("models/qwen3-30b-a3b.json")),
+    ("mixtral-8x7b", include_str!("models/mixtral-8x7b.json")),
+    ("deepseek-v3", include_str!("models/deepseek-v3.json")),
+];
+
+impl Proportions {
+    /// Those of the model `name`.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for any other name.
+    pub fn of(name: &str) -> Result<Self> {
+        let Some((_, text)) = MODELS.iter().find(|(model, _)| *model == name) else {
+            let names: Vec<_> = MODELS.iter().map(|(model, _)| *model).collect();
+            return Err(Error::new(Kind::Usage, format!("there are no proportions of {name:?}"))
+                .remedy(format!("give {}", names.join(", "))));
+        };
+        serde_json::from_str(text).map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
+    }
+
+    pub fn active_width(&self) -> usize {
+        self.active_width
+    }
+
+    /// Tensors of a model of `layers` layers, in the order in which they are written.
+    fn declared(&self, layers: usize) -> Vec<Declared> {
+        let tensor = |name: String, shape: &Value| {
+            let size = |size: &Value| size.as_u64().map_or(VOCABULARY, |size| size as usize);
+            let shape = shape.as_array().map(|sizes| sizes.iter().map(size).collect()).unwrap_or_default();
+            // Biases for choosing experts are kept in f32.
+            let dtype = if name.ends_with("_bias") { Dtype::F32 } else { Dtype::BF16 };
+            Declared { name, dtype, shape }
+        };
+        let mut declared: Vec<Declared> = self.whole.iter().map(|(name, shape)| tensor(name.clone(), shape)).collect();
+        for layer in 0..layers {
+            let of_layer = |name: &str| format!("model.layers.{layer}.{name}");
+            declared.extend(self.layer.iter().map(|(name, shape)| tensor(of_layer(name), shape)));
+            for expert in 0..self.experts {
+                let of_expert = |name: &str| of_layer(&name.replace("{expert}", &expert.to_string()));
+                declared.extend(self.expert.iter().map(|(name, shape)| tensor(of_expert(name), shape)));
+            }
+        }
+        declared
+    }
+
+    /// Bytes of the weights of a model of `layers` layers.
+    pub fn bytes(&self, layers: usize) -> u64 {
+        let bytes = |tensor: &Declared| tensor.shape.iter().product::<usize>() as u64 * 2;
+        self.declared(layers).iter().map(bytes).sum()
+    }
+
+    /// Writes a model of `layers` layers with random weights into `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn write(&self, layers: usize, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
+        let declared = self.declared(layers);
+        let mut writer = Writer::create(dir, plan_shards(&declared, SHARD_BYTES)?)?;
+        let values = normal(VALUES + RUN, 1.0, &mut generator(0, 0));
+        // By inputs, of which a model has few numbers.
+        let mut scaled: BTreeMap<usize, Vec<bf16>> = BTreeMap::new();
+        for (index, tensor) in declared.iter().enumerate() {
+            let inputs = tensor.shape.last().copied().unwrap_or(1);
+            let scale = 1.0 / (inputs as f32).sqrt();
+            let make = || values.iter().map(|value| bf16::from_f32(value * scale)).collect();
+            writer.push(&tensor.name, &bytes(tensor, index, scaled.entry(inputs).or_insert_with(make)))?;
+        }
+        writer.finish()?;
+        self.write_config(layers, dir)
+    }
+
+    fn write_config(&self, layers: usize, dir: &Path) -> Result<()> {
+        let mut config = self.config.clone();
+        config.insert("num_hidden_layers".to_owned(), layers.into());
+        config.insert("vocab_size".to_owned(), VOCABULARY.into());
+        write_file_atomically(&dir.join(CONFIG_FILE), |file| file.write_all(json::to_pretty(&config).as_bytes()))
+    }
+
+    /// The same with holes in the place of weights.
+    #[cfg(test)]
+    pub fn write_headers(&self, layers: usize, dir: &Path) -> Result<()> {
+        let shards = plan_shards(&self.declared(layers), u64::MAX)?;
+        for shard in &shards {
+            let mut file = std::fs::File::create(dir.join(&shard.file)).unwrap();
+            file.write_all(&shard.header).unwrap();
+            file.set_len(shard.header.len() as u64 + shard.data_bytes()).unwrap();
+        }
+        self.write_config(layers, dir)
+    }
+}
+
+/// Ones for norms, zeros for biases, and for matrices runs of `values`, which have variance 1 / inputs.
+fn bytes(tensor: &Declared, index: usize, values: &[bf16]) -> Vec<u8> {
+    let count: usize = tensor.shape.iter().product();
+    if tensor.dtype == Dtype::F32 {
+        return vec![0; count * 4];
+    }
+    if tensor.shape.len() == 1 {
+        return bf16::ONE.to_le_bytes().repeat(count);
+    }
+    let mut bytes = Vec::with_capacity(count * 2);
+    for run in 0..count.div_ceil(RUN) {
+        // Places that have nothing to do with each other (Knuth's multiplicative hash).
+        let from = (index * 7919 + run).wrapping_mul(2_654_435_761) % VALUES;
+        bytes.extend_from_slice(bytemuck::cast_slice(&values[from..from + RUN.min(count - run * RUN)]));
+    }
+    bytes
+}

@@ -1,0 +1,50 @@
+//! What the machine can do: the measure of what is made of it.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Result, Tensor};
+use moe_math::Compute;
+use moe_math::product::product;
+use serde::Serialize;
+
+/// Times that each is tried; the best counts.
+const TRIES: usize = 5;
+
+/// The machine's own speed on the device of a run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Peaks {
+    /// Floating point operations a second of a large matrix product in the run's dtype.
+    pub flops: f64,
+    /// Bytes a second that a copy within the device's memory reads and writes.
+    pub bytes: f64,
+}
+
+impl Peaks {
+    /// Measures both.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn measure(compute: &Compute) -> Result<Self> {
+        let (size, copied) = if compute.device.is_cpu() { (2048, 1 << 26) } else { (8192, 1 << 29) };
+        let matrix = || Tensor::rand(0f32, 1.0, (size, size), &compute.device)?.to_dtype(compute.dtype);
+        let (a, b) = (matrix()?, matrix()?);
+        let seconds = best(&compute.device, || product(&a, &b))?;
+        let flops = 2.0 * (size as f64).powi(3) / seconds;
+        let values = Tensor::zeros(copied, DType::F32, &compute.device)?;
+        let bytes = 2.0 * 4.0 * copied as f64 / best(&compute.device, || values.copy())?;
+        Ok(Self { flops, bytes })
+    }
+}
+
+fn best(device: &Device, mut run: impl FnMut() -> Result<Tensor>) -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for _ in 0..TRIES {
+        device.synchronize()?;
+        let start = Instant::now();
+        let made = run()?;
+        device.synchronize()?;
+        least = least.min(start.elapsed().as_secs_f64());
+        drop(made);
+    }
+    Ok(least)
+}
