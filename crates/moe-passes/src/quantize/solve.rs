@@ -128,8 +128,11 @@ impl Solver<'_> {
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
         let mix = first.routed.as_ref().map(|_| Mix::new(self.counted.len(), hidden, &self.compute.device));
         let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
+        // On a device sums are also ordered, damped, stacked and factored side by side.
+        let copies = if self.compute.device.is_cpu() { 1 } else { 8 };
         let bytes = |task: &Task<'_>| {
-            4 * (hidden.max(width).pow(2) + width * task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len()))
+            let tokens = task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len());
+            4 * (copies * hidden.max(width).pow(2) + width * tokens)
         };
         let most = self.compute.batch_bytes(BATCH_BYTES);
         let mut all = Vec::with_capacity(tasks.len());
