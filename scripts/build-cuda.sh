@@ -47,7 +47,7 @@ fi
 if [[ ${1:-} == --kernels ]]; then
   for source in crates/moe-math/kernels/*.cu; do
     for generation in 80 90 100; do
-      "$CUDA_HOME/bin/nvcc" -cubin -O3 -std=c++17 -arch=sm_$generation -Werror all-warnings -Xptxas -v,-Werror,--warn-on-spills \
+      "$CUDA_HOME/bin/nvcc" -cubin -O3 -std=c++17 -fmad=false -arch=sm_$generation -Werror all-warnings -Xptxas -v,-Werror,--warn-on-spills \
         -o "$target/cuda/${source##*/}.$generation.cubin" "$source" 2>&1 | awk '/Compiling/ { kernel = $7 " for " $9 } /Used/ { print kernel ": " $5, "registers" } !/ptxas info|stack frame/'
     done
   done

@@ -5,7 +5,8 @@
 #define LIMIT 32
 
 struct RoundBlock {
-  float *state;          // [2, experts, size, rows]: weights and what columns before the block feed to them; then errors and codes
+  float *state;          // [3, experts, size, rows]: weights, and what columns before the block feed to them; then errors, codes, and what
+                         // the fed weights are off by
   const float *feedback; // [experts, size, size], below the diagonal
   const float *grids;    // [2, experts, columns, rows]: scales and signed zeros
   int32_t experts, size, rows;
@@ -32,9 +33,11 @@ KERNEL round_block(struct RoundBlock p) {
       UNROLL for (int j = 0; j < i; j++) best += feedback[i * LIMIT + j] * errors[j];
       best += weight;
       const float code = rintf(fminf(fmaxf(best / scale + zero, p.low), p.high));
-      errors[i] = weight - (code - zero) * scale;
+      const float value = (code - zero) * scale;
+      errors[i] = weight - value;
       p.state[at] = errors[i];
       p.state[planes + at] = code;
+      p.state[2 * planes + at] = best - value;
     }
   }
 }

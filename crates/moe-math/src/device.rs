@@ -97,14 +97,15 @@ impl Compute {
     }
 
     /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a third of what there is, since
-    /// what is made of them takes as much again.
+    /// what is made of them takes as much again, and no more than candle's kernels can count elements of.
     pub fn batch_bytes(&self, on_host: usize) -> usize {
         if self.device.is_cpu() {
             return on_host;
         }
+        const COUNTABLE: u64 = 64 << 30;
         let free = free_memory(&self.device);
         let may = self.device_memory.map_or(free, |budget| Some(free.map_or(budget, |free| budget.min(free))));
-        may.map_or(on_host, |bytes| usize::try_from(bytes / 3).unwrap_or(usize::MAX))
+        may.map_or(on_host, |bytes| usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX))
     }
 }
 
@@ -112,6 +113,8 @@ impl Compute {
 #[cfg(feature = "cuda")]
 fn free_memory(device: &Device) -> Option<u64> {
     let Device::Cuda(cuda) = device else { return None };
+    // What was freed counts as used until then.
+    device.synchronize().ok()?;
     let (free, _) = cuda.cuda_stream().context().mem_get_info().ok()?;
     Some(free as u64)
 }
@@ -155,7 +158,7 @@ fn open_cuda(number: usize) -> Result<Device, DeviceError> {
     // cudarc panics, rather than returning an error, on a library or symbol that is missing.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
+    let opened = std::panic::catch_unwind(|| one_stream(number));
     std::panic::set_hook(hook);
     let unavailable = |reason: String| DeviceError::Unavailable { device, reason };
     match opened {
@@ -166,6 +169,17 @@ fn open_cuda(number: usize) -> Result<Device, DeviceError> {
             None => "the CUDA driver could not be started".to_owned(),
         })),
     }
+}
+
+/// A device with one stream for all threads: candle's own default is one for each, and nothing orders them.
+#[cfg(feature = "cuda")]
+fn one_stream(number: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: events order streams, and there is one.
+        unsafe { cuda.disable_event_tracking() };
+    }
+    Ok(device)
 }
 
 /// The libraries that the CUDA build opens at run time, in the versions of the toolkit it was built with.

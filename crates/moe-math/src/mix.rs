@@ -19,7 +19,9 @@ pub struct Mix {
 
 enum Sum {
     Host(Vec<f32>),
-    Device(Held),
+    Cuda(Held),
+    /// On a device that we have no kernels for.
+    Device(Tensor),
     /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert would stay in the graph.
     Tracked(Vec<(Tensor, Tensor, Vec<u32>)>),
 }
@@ -65,9 +67,10 @@ impl Mix {
     /// # Errors
     /// What the device returns.
     pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
-        let sum = match device.is_cpu() {
-            true => Sum::Host(vec![0.0; tokens * hidden]),
-            false => Sum::Device(Held::new(tokens, hidden, device)?),
+        let sum = match device {
+            Device::Cpu => Sum::Host(vec![0.0; tokens * hidden]),
+            Device::Cuda(_) => Sum::Cuda(Held::new(tokens, hidden, device)?),
+            Device::Metal(_) => Sum::Device(Tensor::zeros((tokens, hidden), DType::F32, device)?),
         };
         Ok(Self { tokens, hidden, sum })
     }
@@ -97,7 +100,12 @@ impl Mix {
                 add_rows(sum, &values[start..start + tokens.len() * self.hidden], tokens, gates, self.hidden);
             }
             Sum::Tracked(_) => bail!("gates of a tracked mixture are tensors"),
-            Sum::Device(held) => held.add(output, tokens, gates)?,
+            Sum::Cuda(held) => held.add(output, tokens, gates)?,
+            Sum::Device(sum) => {
+                let gates = Tensor::from_slice(gates, (tokens.len(), 1), output.device())?;
+                let tokens = Tensor::from_slice(tokens, tokens.len(), output.device())?;
+                *sum = sum.index_add(&tokens, &output.to_dtype(DType::F32)?.broadcast_mul(&gates)?, 0)?;
+            }
         }
         Ok(())
     }
@@ -122,10 +130,11 @@ impl Mix {
     pub fn finish(self, dtype: DType) -> Result<Tensor> {
         let sum = match self.sum {
             Sum::Host(sum) => Tensor::from_vec(sum, (self.tokens, self.hidden), &Device::Cpu)?,
-            Sum::Device(mut held) => {
+            Sum::Cuda(mut held) => {
                 held.flush()?;
                 held.sum
             }
+            Sum::Device(sum) => sum,
             Sum::Tracked(parts) => add_up(self.tokens, &parts)?,
         };
         sum.to_dtype(dtype)
@@ -174,9 +183,11 @@ mod tests {
         let mut expected = vec![0f64; tokens * hidden];
         let mut mix = Mix::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut tracked = Mix::tracked(tokens, hidden);
-        // As on a device.
+        // As on devices.
         let held = Held::new(tokens, hidden, &Device::Cpu).unwrap();
-        let mut device = Mix { tokens, hidden, sum: Sum::Device(held) };
+        let mut device = Mix { tokens, hidden, sum: Sum::Cuda(held) };
+        let zeros = Tensor::zeros((tokens, hidden), DType::F32, &Device::Cpu).unwrap();
+        let mut other = Mix { tokens, hidden, sum: Sum::Device(zeros) };
         for expert in 1..4 {
             let chosen: Vec<u32> = (0..tokens as u32).filter(|token| token % expert != 1).collect();
             let gates = normal(chosen.len(), 1.0, &mut random);
@@ -189,6 +200,7 @@ mod tests {
             let output = Tensor::from_vec(output, (chosen.len(), hidden), &Device::Cpu).unwrap();
             mix.add(&output, &chosen, &gates).unwrap();
             device.add(&output, &chosen, &gates).unwrap();
+            other.add(&output, &chosen, &gates).unwrap();
             let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
             tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
@@ -196,6 +208,7 @@ mod tests {
         let found = values(mix);
         assert_eq!(found, values(tracked));
         assert_eq!(found, values(device));
+        assert_eq!(found, values(other));
         let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst < 1e-6, "{worst}");
     }

@@ -18,8 +18,8 @@ const BLOCK: usize = 64;
 /// For shapes that don't fit; what the device returns.
 pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)> {
     let (count, size, columns) = matrices.dims3()?;
-    if size != columns {
-        bail!("{:?} are no square matrices", matrices.shape());
+    if size != columns || count * size * size > u32::MAX as usize {
+        bail!("{:?} are no square matrices, or more than candle's kernels count", matrices.shape());
     }
     let factor = Tensor::zeros(matrices.shape(), DType::F32, matrices.device())?;
     let mut failed = Tensor::zeros(count, DType::F32, matrices.device())?;
@@ -34,9 +34,9 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
             left = (left - block.matmul(&behind.contiguous()?)?)?;
         }
         let found = left.narrow(2, first, rows)?.contiguous()?.apply_op1_no_bwd(&Block)?;
-        let diagonal = found.narrow(1, 0, rows)?;
+        let diagonal = found.narrow(1, 0, rows)?.contiguous()?;
         let row = match first {
-            0 => diagonal.contiguous()?,
+            0 => diagonal,
             _ => {
                 let inverse = found.narrow(1, rows, rows)?.contiguous()?;
                 Tensor::cat(&[&inverse.matmul(&left.narrow(2, 0, first)?.contiguous()?)?, &diagonal], 2)?

@@ -23,6 +23,7 @@ fn ptx(source: &str) -> &'static str {
 }
 
 /// Kernels take their arguments by value.
+#[repr(transparent)]
 struct ByValue<A>(A);
 
 // SAFETY: `Arguments` are structures of numbers and pointers that C declares alike.
@@ -91,6 +92,7 @@ pub(super) fn add_gram<T: Element>(
     if tokens * size == 0 {
         return Ok(());
     }
+    device.cuda_stream().context().bind_to_thread().w()?;
     let (one, tokens, size) = (1f32, int(tokens), int(size));
     let (one, blas) = (std::ptr::from_ref(&one).cast(), device.cublas_handle());
     // What lies by rows, cuBLAS takes for the transpose by columns; the sum is symmetric.

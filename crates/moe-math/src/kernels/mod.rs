@@ -20,7 +20,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor, WithDType, 
 pub(crate) use cholesky::reverse_cholesky;
 pub(crate) use gram::add_gram;
 pub(crate) use mix::{Table, add_outputs};
-pub(crate) use round::{BLOCK, group_grids, round_block, settle};
+pub(crate) use round::{BLOCK, Rounded, group_grids, round_block, settle};
 
 use crate::quantize::Scheme;
 use crate::quantize::grid::Grid;
@@ -100,9 +100,9 @@ pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
             0,
         )?;
         let feedback = (random(2, &[3, BLOCK, BLOCK], device)? * 0.1)?;
-        let [errors, codes] =
+        let found =
             round_block(&random(0, &block, device)?, &random(1, &block, device)?, &feedback, &grids, [-8.0, 7.0])?;
-        Tensor::cat(&[errors, codes], 0)
+        Tensor::cat(&[found.errors, found.codes, found.missed], 0)
     };
     let settled =
         |device: &Device| settle(&random(3, &[3, 150, 200], device)?, &(random(4, &[3, 150, 150], device)? * 0.01)?);

@@ -13,7 +13,7 @@ pub(crate) const BLOCK: usize = 32;
 
 /// Rounds the columns of a block one after another. `weight` and `fed`, what columns before the block feed to them, are `[E, B, N]`,
 /// `feedback` of these columns to each other is `[E, B, B]`, of which what lies below the diagonal counts, and `grids`
-/// `[2, E, B, N]` or `[2, E, 1, N]`: scales and signed zeros. Gives errors w − ŵ and signed codes between `low` and `high`, `[E, B, N]` each.
+/// `[2, E, B, N]` or `[2, E, 1, N]`: scales and signed zeros; codes lie between `low` and `high`.
 ///
 /// # Errors
 /// For shapes that don't fit and more columns than [`BLOCK`]; what the device returns.
@@ -23,7 +23,7 @@ pub(crate) fn round_block(
     feedback: &Tensor,
     grids: &Tensor,
     [low, high]: [f32; 2],
-) -> Result<[Tensor; 2]> {
+) -> Result<Rounded> {
     let (experts, size, rows) = weight.dims3()?;
     let columns = grids.dim(2)?;
     if size > BLOCK
@@ -39,9 +39,19 @@ pub(crate) fn round_block(
             grids.shape()
         );
     }
-    let state = Tensor::stack(&[weight, fed], 0)?;
+    let state = Tensor::stack(&[weight, fed, fed], 0)?;
     state.inplace_op3(&feedback.contiguous()?, &grids.contiguous()?, &Round { low, high })?;
-    Ok([state.get(0)?, state.get(1)?])
+    Ok(Rounded { errors: state.get(0)?, codes: state.get(1)?, missed: state.get(2)? })
+}
+
+/// A block's columns, `[E, B, N]` each.
+pub(crate) struct Rounded {
+    /// w − ŵ
+    pub errors: Tensor,
+    /// Signed codes.
+    pub codes: Tensor,
+    /// What was rounded, which is w and what is fed to it, − ŵ.
+    pub missed: Tensor,
 }
 
 #[derive(Clone, Copy)]
@@ -96,21 +106,27 @@ impl InplaceOp3 for Round {
         if experts * size * rows == 0 {
             return Ok(());
         }
-        let (weights, fed) = elements_mut(state, ls)?.split_at_mut(experts * size * rows);
+        let plane = experts * size * rows;
+        let (weights, rest) = elements_mut(state, ls)?.split_at_mut(plane);
+        let (fed, missed) = rest.split_at_mut(plane);
         let (scales, zeros) = grids.split_at(experts * columns * rows);
-        let of_experts = weights.par_chunks_mut(size * rows).zip(fed.par_chunks_mut(size * rows)).enumerate();
-        of_experts.for_each(|(expert, (weights, fed))| {
+        let of = size * rows;
+        let of_experts = weights.par_chunks_mut(of).zip(fed.par_chunks_mut(of)).zip(missed.par_chunks_mut(of));
+        of_experts.enumerate().for_each(|(expert, ((weights, fed), missed))| {
             for i in 0..size {
                 let (errors, weights) = weights.split_at_mut(i * rows);
                 let row = &feedback[(expert * size + i) * size..][..i];
                 let grid = (expert * columns + if columns == 1 { 0 } else { i }) * rows;
                 for n in 0..rows {
-                    let best: f32 =
-                        row.iter().enumerate().fold(fed[i * rows + n], |best, (j, a)| best + a * errors[j * rows + n]);
-                    let (weight, scale, zero) = (weights[n], scales[grid + n], zeros[grid + n]);
-                    let code = ((best + weight) / scale + zero).clamp(self.low, self.high).round_ties_even();
-                    weights[n] = weight - (code - zero) * scale;
-                    fed[i * rows + n] = code;
+                    let at = i * rows + n;
+                    let add = |best: f32, (j, a): (usize, &f32)| best + a * errors[j * rows + n];
+                    let best = row.iter().enumerate().fold(fed[at], add) + weights[n];
+                    let (scale, zero) = (scales[grid + n], zeros[grid + n]);
+                    let code = (best / scale + zero).clamp(self.low, self.high).round_ties_even();
+                    let value = (code - zero) * scale;
+                    weights[n] -= value;
+                    fed[at] = code;
+                    missed[at] = best - value;
                 }
             }
         });

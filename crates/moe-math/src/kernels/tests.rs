@@ -2,7 +2,6 @@
 //!
 //! A C compiler makes functions of the host of them; Rust needs one to link anyway.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -23,7 +22,7 @@ fn library() -> &'static Library {
     LIBRARY.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("kernels.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/host.c");
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let mut compile = Command::new(compiler);
         compile.args([
@@ -39,7 +38,7 @@ fn library() -> &'static Library {
             "-pthread",
             "-o",
         ]);
-        let done = compile.arg(&out).arg(&source).arg("-lm").output().expect("a C compiler runs");
+        let done = compile.arg(&out).arg(source).arg("-lm").output().expect("a C compiler runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         // SAFETY: the library has no initialisers.
         unsafe { Library::new(&out) }.unwrap()
@@ -85,8 +84,8 @@ fn columns_of_a_block_are_rounded_alike() {
             &tensor(&grids, &[2, experts, columns, rows]),
             [-8.0, 7.0],
         );
-        let [errors, codes] = found.unwrap();
-        let mut state = [weight.clone(), fed.clone()].concat();
+        let found = found.unwrap();
+        let mut state = [weight.clone(), fed.clone(), fed.clone()].concat();
         on_host(RoundBlock {
             state: state.as_mut_ptr(),
             feedback: feedback.as_ptr(),
@@ -98,12 +97,14 @@ fn columns_of_a_block_are_rounded_alike() {
             low: -8.0,
             high: 7.0,
         });
-        assert_eq!(state, [values(&errors), values(&codes)].concat());
+        assert_eq!(state, [values(&found.errors), values(&found.codes), values(&found.missed)].concat());
         // The first column by hand, to which no other one of the block feeds.
         for n in 0..rows {
             let (scale, zero) = (grids[n], grids[experts * columns * rows + n]);
             let code = ((weight[n] + fed[n]) / scale + zero).clamp(-8.0, 7.0).round_ties_even();
-            assert_eq!([state[n], state[weight.len() + n]], [weight[n] - (code - zero) * scale, code]);
+            let (value, plane) = ((code - zero) * scale, weight.len());
+            assert_eq!([state[n], state[plane + n]], [weight[n] - value, code]);
+            assert_eq!(state[2 * plane + n], weight[n] + fed[n] - value);
         }
     }
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::gptq::checked;
 use super::grid::Grid;
 use super::{Codes, Factor, Options, Problem, QuantizeError, Solved};
-use crate::kernels::{BLOCK, group_grids, round_block, settle};
+use crate::kernels::{BLOCK, Rounded, group_grids, round_block, settle};
 
 impl From<candle_core::Error> for QuantizeError {
     fn from(error: candle_core::Error) -> Self {
@@ -19,7 +19,7 @@ impl From<candle_core::Error> for QuantizeError {
     }
 }
 
-/// What [`super::solve`] does, on `device`; elsewhere than on a CPU in f32 by tensor operations: up to ties that other orders of
+/// What [`super::solve`] does; with CUDA on the `device`, in f32 by tensor operations: up to ties that other orders of
 /// summation decide, the same codes. There either all factors have an order, or none has.
 ///
 /// # Errors
@@ -30,7 +30,10 @@ pub fn solve_on(
     options: &Options,
     device: &Device,
 ) -> Result<Vec<Solved>, QuantizeError> {
-    if device.is_cpu() { super::solve(problems, shape, options) } else { by_tensors(problems, shape, options, device) }
+    match device {
+        Device::Cuda(_) => by_tensors(problems, shape, options, device),
+        Device::Cpu | Device::Metal(_) => super::solve(problems, shape, options),
+    }
 }
 
 fn by_tensors(
@@ -70,6 +73,10 @@ struct Batch<'a> {
     feedback: Tensor,
     /// diag H in the order of the weights' columns, `[E, K]`.
     diagonal: Tensor,
+    /// By how much the squares of each solved column's errors count, `[E, K, 2]`; see `gptq::costs`.
+    costs: Tensor,
+    /// Grids of all groups, where they don't depend on what is rounded: `[2, E, K / g, R]`.
+    fixed: Option<Tensor>,
 }
 
 /// What has been found, on the device.
@@ -78,6 +85,8 @@ struct Found {
     codes: Tensor,
     /// `[2, E, K / g, R]`: scales and signed zeros.
     grids: Tensor,
+    /// tr(ΔW H ΔWᵀ) of each row, `[E, R]`.
+    errors: Tensor,
 }
 
 /// Problems by their factor, where each has as many; otherwise each by itself.
@@ -106,30 +115,42 @@ impl<'a> Batch<'a> {
     ) -> Result<Self, QuantizeError> {
         let ([rows, width], members) = (shape, members(problems));
         let (count, all_rows) = (members.len(), members[0].len() * rows);
-        let mut weight = vec![0f32; count * all_rows * width];
-        weight.par_chunks_mut(all_rows * width).zip(&members).for_each(|(to, members)| {
-            for (k, column) in to.chunks_exact_mut(all_rows).enumerate() {
-                for (column, member) in column.chunks_exact_mut(rows).zip(members) {
-                    let Problem { weight, factor } = &problems[*member];
-                    let from = column_of(factor, k);
-                    column.iter_mut().zip(weight.chunks_exact(width)).for_each(|(to, row)| *to = row[from]);
-                }
-            }
-        });
-        let factors = || members.iter().map(|members| problems[members[0]].factor);
-        let feedback = factors().map(|factor| factor.feedback_on(device)).collect::<Result<Vec<_>, _>>()?;
-        let diagonal: Vec<f32> = factors().flat_map(|factor| factor.diagonal.iter().copied()).collect();
-        Ok(Self {
+        if count * width * all_rows.max(width) > u32::MAX as usize {
+            return Err(QuantizeError::Device(
+                "candle's kernels count up to 2^32 elements: too many experts together".to_owned(),
+            ));
+        }
+        let factors: Vec<_> = members.iter().map(|members| problems[members[0]].factor).collect();
+        let diagonal: Vec<f32> = factors.iter().flat_map(|factor| factor.diagonal.iter().copied()).collect();
+        let upload = |member: &usize| Tensor::from_slice(problems[*member].weight, (rows, width), device);
+        let given = members.iter().flatten().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
+        let given = Tensor::cat(&given, 0)?.reshape((count, all_rows, width))?.transpose(1, 2)?.contiguous()?;
+        let costs: Vec<f32> = factors.iter().flat_map(|factor| super::gptq::costs(factor)).flatten().collect();
+        let mut batch = Self {
             problems,
             shape,
             group,
             grid: Grid::new(&options.scheme),
             clip_search: options.clip_search,
-            weight: Tensor::from_vec(weight, (count, width, all_rows), device)?,
-            feedback: Tensor::stack(&feedback, 0)?,
+            feedback: Factor::feedback_of(&factors, device)?,
             diagonal: Tensor::from_vec(diagonal, (count, width), device)?,
+            costs: Tensor::from_vec(costs, (count, width, 2), device)?,
+            fixed: None,
+            weight: given,
             members,
-        })
+        };
+        if !batch.grouped() {
+            batch.fixed = Some(batch.fixed()?);
+        }
+        if factors.iter().any(|factor| factor.order.is_some()) {
+            let ordered = |(e, factor): (usize, &&Factor<f32>)| {
+                let order: Vec<u32> = (0..width).map(|k| column_of(factor, k) as u32).collect();
+                batch.weight.get(e)?.index_select(&Tensor::from_vec(order, width, device)?, 0)
+            };
+            let ordered = factors.iter().enumerate().map(ordered).collect::<candle_core::Result<Vec<_>>>()?;
+            batch.weight = Tensor::stack(&ordered, 0)?;
+        }
+        Ok(batch)
     }
 
     /// The factor of matrix `e`.
@@ -145,10 +166,11 @@ impl<'a> Batch<'a> {
     fn solve(&self) -> Result<Found, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
         let codes = self.weight.zeros_like()?;
-        let grids = match self.grouped() {
-            true => Tensor::zeros((2, count, width / self.group, rows), DType::F32, self.weight.device())?,
-            false => self.fixed()?,
+        let grids = match &self.fixed {
+            None => Tensor::zeros((2, count, width / self.group, rows), DType::F32, self.weight.device())?,
+            Some(fixed) => fixed.clone(),
         };
+        let mut errors = Tensor::zeros((count, rows), DType::F32, self.weight.device())?;
         // Where groups are fixed on the way, no block reaches into the next one.
         let group = if self.grouped() { self.group } else { width };
         for start in (0..width).step_by(group) {
@@ -161,12 +183,13 @@ impl<'a> Batch<'a> {
                 let weight = self.weight.narrow(1, first, size)?;
                 let grids = self.columns(&grids, first, size)?;
                 let codes_of = [self.grid.low, self.grid.high];
-                let [errors, found] = round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
-                self.weight.slice_set(&errors.contiguous()?, 1, first)?;
-                codes.slice_set(&found.contiguous()?, 1, first)?;
+                let found = round_block(&weight, &self.fed(first, size)?, &feedback, &grids, codes_of)?;
+                self.weight.slice_set(&found.errors, 1, first)?;
+                codes.slice_set(&found.codes, 1, first)?;
+                errors = (errors + self.cost(first, &found)?)?;
             }
         }
-        Ok(Found { codes, grids })
+        Ok(Found { codes, grids, errors })
     }
 
     /// What the errors of all columns before `first` feed to a block: `[E, size, R]`.
@@ -175,7 +198,14 @@ impl<'a> Batch<'a> {
             return Ok(self.weight.narrow(1, 0, size)?.zeros_like()?);
         }
         let feedback = self.feedback.narrow(1, first, size)?.narrow(2, 0, first)?.contiguous()?;
-        Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?.contiguous()?)?)
+        Ok(feedback.matmul(&self.weight.narrow(1, 0, first)?)?)
+    }
+
+    /// What a block of columns adds to tr(ΔW H ΔWᵀ) of each row: Σ_k D_k (ΔW A)_k² less what damping adds.
+    fn cost(&self, first: usize, found: &Rounded) -> Result<Tensor, QuantizeError> {
+        let costs = self.costs.narrow(1, first, found.errors.dim(1)?)?;
+        let weighed = |values: &Tensor, cost: usize| values.sqr()?.broadcast_mul(&costs.narrow(2, cost, 1)?);
+        Ok((weighed(&found.missed, 0)? - weighed(&found.errors, 1)?)?.sum(1)?)
     }
 
     /// Of grids `[2, E, K / g, R]` those of each solved column of a block: `[2, E, size, R]`, or `[2, E, 1, R]` where it is one group.
@@ -190,14 +220,11 @@ impl<'a> Batch<'a> {
         Ok(grids.reshape((2, count * groups, rows))?.index_select(&indices, 1)?.reshape((2, count, size, rows))?)
     }
 
-    /// Scales and zeros of all groups from the weights as they are given, `[2, E, K / g, R]`.
+    /// Scales and zeros of all groups from the weights in the order in which they are given, `[2, E, K / g, R]`.
     fn fixed(&self) -> Result<Tensor, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
-        let problems = self.members.iter().flatten().map(|member| &self.problems[*member]);
-        let given: Vec<f32> = problems.flat_map(|problem| problem.weight.iter().copied()).collect();
-        let given = Tensor::from_vec(given, (count, rows, width), self.weight.device())?;
         let groups = count * width / self.group;
-        let members = given.transpose(1, 2)?.contiguous()?.reshape((groups, self.group, rows))?;
+        let members = self.weight.reshape((groups, self.group, rows))?;
         let energy = self.diagonal.reshape((groups, self.group))?;
         let grids = group_grids(&members, &energy, self.grid, self.clip_search)?;
         Ok(grids.reshape((2, count, width / self.group, rows))?)
@@ -212,31 +239,12 @@ impl<'a> Batch<'a> {
         let energy = self.diagonal.narrow(1, first, self.group)?;
         Ok(group_grids(&members, &energy, self.grid, self.clip_search)?)
     }
-
-    /// tr(ΔW H ΔWᵀ) of each problem of each matrix: Σ_k D_k (ΔW A)_k² less what damping adds.
-    fn output_errors(&self) -> Result<Vec<Vec<f64>>, QuantizeError> {
-        let (count, width, rows) = self.weight.dims3()?;
-        let parts = rows / self.shape[0];
-        let squares = |values: &Tensor| {
-            values.sqr()?.reshape((count, width, parts, self.shape[0]))?.sum(3)?.transpose(1, 2)?.to_vec3::<f32>()
-        };
-        let (rounded, own) = (squares(&self.feedback.matmul(&self.weight)?)?, squares(&self.weight)?);
-        let errors = rounded.iter().zip(&own).enumerate().map(|(e, (rounded, own))| {
-            let costs = super::gptq::costs(self.factor(e));
-            let error = |(rounded, own): (&Vec<f32>, &Vec<f32>)| {
-                let terms = costs.iter().zip(rounded.iter().zip(own));
-                terms.map(|([d, add], (r, w))| f64::from(*d) * f64::from(*r) - f64::from(*add) * f64::from(*w)).sum()
-            };
-            rounded.iter().zip(own).map(error).collect()
-        });
-        Ok(errors.collect())
-    }
 }
 
 impl Found {
     fn finish(self, batch: &Batch<'_>) -> Result<Vec<Solved>, QuantizeError> {
         let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
-        let errors = batch.output_errors()?;
+        let errors = self.errors.to_vec2::<f32>()?;
         let low = f64::from(batch.grid.low);
         let unsigned = |codes: Tensor| codes.affine(1.0, -low)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>();
         let of_rows = |grid: usize| self.grids.get(grid)?.transpose(1, 2)?.contiguous();
@@ -255,7 +263,8 @@ impl Found {
                 }
                 found.scales.copy_from_slice(&scales[place * rows * groups..][..rows * groups]);
                 found.zeros.copy_from_slice(&zeros[place * rows * groups..][..rows * groups]);
-                (batch.members[e][part], Solved { codes: found, error: errors[e][part] })
+                let error = errors[e][part * rows..][..rows].iter().map(|error| f64::from(*error)).sum();
+                (batch.members[e][part], Solved { codes: found, error })
             })
             .collect();
         solved.sort_by_key(|(problem, _)| *problem);

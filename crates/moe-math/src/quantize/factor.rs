@@ -30,6 +30,15 @@ impl Damping {
     }
 }
 
+/// Where on a device a factor's feedback lies.
+#[derive(Debug, Clone)]
+pub struct OnDevice {
+    /// Aᵀ of all factors that were made together, `[E, K, K]`, 1 on diagonals and 0 above them.
+    pub(super) all: Tensor,
+    /// Which of them it is.
+    pub(super) index: usize,
+}
+
 /// H + λ mean(diag H) I = A D Aᵀ with A unit upper triangular, columns in the order in which they are solved.
 ///
 /// GPTQ's upper Cholesky factor of H⁻¹ is D^(−1/2) A⁻¹; the solver needs A, which takes no inverse.
@@ -40,8 +49,8 @@ pub struct Factor<T> {
     /// Aᵀ, `[K, K]`: row k is what column k takes from the error of each column before it. Only its lower triangle holds
     /// values. Empty where it lies on a device.
     pub feedback: Vec<T>,
-    /// The same on a device, 1 on the diagonal and 0 above it.
-    pub on_device: Option<Tensor>,
+    /// The same on a device.
+    pub on_device: Option<OnDevice>,
     /// D, in the order in which columns are solved.
     pub pivots: Vec<T>,
     /// diag H before damping, in the order of the weight's columns.
@@ -57,10 +66,27 @@ pub struct Factor<T> {
 }
 
 impl Factor<f32> {
+    /// Aᵀ of all `factors` on `device`, `[E, K, K]`; no copy where these are all that were made together.
+    pub(super) fn feedback_of(factors: &[&Self], device: &Device) -> Result<Tensor, QuantizeError> {
+        let first = factors.first().and_then(|factor| factor.on_device.as_ref());
+        if let Some(OnDevice { all, .. }) =
+            first.filter(|first| first.all.dim(0).is_ok_and(|count| count == factors.len()))
+        {
+            let at = |place: usize, factor: &Self| {
+                factor.on_device.as_ref().is_some_and(|own| own.all.id() == all.id() && own.index == place)
+            };
+            if factors.iter().enumerate().all(|(place, factor)| at(place, factor)) {
+                return Ok(all.clone());
+            }
+        }
+        let each = factors.iter().map(|factor| factor.feedback_on(device)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::stack(&each, 0)?)
+    }
+
     /// Aᵀ on `device`, 1 on the diagonal and 0 above it.
     pub(super) fn feedback_on(&self, device: &Device) -> Result<Tensor, QuantizeError> {
-        if let Some(feedback) = &self.on_device {
-            return Ok(feedback.clone());
+        if let Some(OnDevice { all, index }) = &self.on_device {
+            return Ok(all.get(*index)?);
         }
         let size = self.pivots.len();
         let mut feedback = self.feedback.clone();

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::factor::descending;
+use super::factor::{OnDevice, descending};
 use super::{Damping, Factor, Hessian, QuantizeError, checked_length, factorise};
 use crate::kernels::{add_gram, reverse_cholesky};
 
@@ -22,10 +22,10 @@ impl HessianSum {
     /// # Errors
     /// What the device returns.
     pub fn new(size: usize, device: &Device) -> Result<Self, QuantizeError> {
-        if device.is_cpu() {
-            return Ok(Self { hessian: Hessian::new(size), sum: None });
+        match device {
+            Device::Cuda(_) => Self::on_device(size, device),
+            Device::Cpu | Device::Metal(_) => Ok(Self { hessian: Hessian::new(size), sum: None }),
         }
-        Self::on_device(size, device)
     }
 
     /// The same by the device's way, which a CPU can go too.
@@ -120,26 +120,34 @@ struct Making<'a> {
     found: Option<Result<Factor<f32>, QuantizeError>>,
 }
 
-fn on_device(
-    sums: &[&Tensor],
-    damping: &[Damping],
+fn on_device<'a>(
+    sums: &[&'a Tensor],
+    damping: &'a [Damping],
     act_order: bool,
 ) -> Result<Vec<Result<Factor<f32>, QuantizeError>>, QuantizeError> {
-    let mut all = sums.iter().zip(damping).map(|(sum, damping)| Making::new(sum, damping, act_order));
-    let mut all = all.by_ref().collect::<Result<Vec<_>, _>>()?;
+    let Some(first) = sums.first() else { return Ok(Vec::new()) };
+    let size = first.dim(0)?;
+    let diagonals = sums.iter().map(|sum| diagonal(&sum.unsqueeze(0)?)).collect::<candle_core::Result<Vec<_>>>()?;
+    let diagonals = Tensor::cat(&diagonals, 0)?.to_vec2::<f32>()?;
+    let making =
+        |((sum, damping), diagonal): ((&&'a Tensor, &'a Damping), _)| Making::new(sum, damping, diagonal, act_order);
+    let mut all: Vec<_> = sums.iter().zip(damping).zip(diagonals).map(making).collect();
+    let one = Tensor::eye(size, DType::F32, first.device())?;
     while all.iter().any(|making| making.found.is_none()) {
         let mut pending: Vec<_> = all.iter_mut().filter(|making| making.found.is_none()).collect();
-        let matrices = pending.iter().map(|making| making.damped()).collect::<Result<Vec<_>, _>>()?;
-        let (factors, good) = reverse_cholesky(&Tensor::stack(&matrices, 0)?)?;
-        let size = factors.dim(2)?;
-        let diagonal: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
-        let diagonal = Tensor::from_vec(diagonal, size, factors.device())?;
-        let diagonal = factors.flatten_from(1)?.index_select(&diagonal, 1)?;
-        let feedback = factors.broadcast_div(&diagonal.unsqueeze(2)?)?;
-        let roots = diagonal.to_vec2::<f32>()?;
+        // What isn't needed any more makes room: these are most of what lies on the device.
+        let matrices = pending.iter().map(|making| making.damped(&one)).collect::<Result<Vec<_>, _>>()?;
+        let stacked = Tensor::stack(&matrices, 0)?;
+        drop(matrices);
+        let (factors, good) = reverse_cholesky(&stacked)?;
+        drop(stacked);
+        let roots = diagonal(&factors)?;
+        let feedback = factors.broadcast_div(&roots.unsqueeze(2)?)?;
+        drop(factors);
+        let roots = roots.to_vec2::<f32>()?;
         for (index, making) in pending.iter_mut().enumerate() {
             match good[index] {
-                true => making.finish(feedback.get(index)?, &roots[index]),
+                true => making.finish(OnDevice { all: feedback.clone(), index }, &roots[index]),
                 false => making.raise()?,
             }
         }
@@ -147,15 +155,18 @@ fn on_device(
     Ok(all.into_iter().filter_map(|making| making.found).collect())
 }
 
+/// The diagonals of `[E, K, K]`, `[E, K]`.
+fn diagonal(matrices: &Tensor) -> candle_core::Result<Tensor> {
+    let size = matrices.dim(2)?;
+    let places: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
+    matrices.flatten_from(1)?.index_select(&Tensor::from_vec(places, size, matrices.device())?, 1)
+}
+
 impl<'a> Making<'a> {
-    fn new(sum: &'a Tensor, damping: &'a Damping, act_order: bool) -> Result<Self, QuantizeError> {
-        let size = sum.dim(0)?;
-        let places: Vec<u32> = (0..size).map(|k| (k * (size + 1)) as u32).collect();
-        let places = Tensor::from_vec(places, size, sum.device())?;
-        let diagonal: Vec<f32> = sum.flatten_all()?.index_select(&places, 0)?.to_vec1()?;
+    fn new(sum: &'a Tensor, damping: &'a Damping, diagonal: Vec<f32>, act_order: bool) -> Self {
         let dead = diagonal.iter().map(|h| *h == 0.0).collect();
         let order = act_order.then(|| descending(&diagonal));
-        Ok(Self { sum, order, diagonal, dead, damping, share: damping.start, attempts: 1, found: None })
+        Self { sum, order, diagonal, dead, damping, share: damping.start, attempts: 1, found: None }
     }
 
     /// λ mean(diag H), over columns with energy.
@@ -164,8 +175,8 @@ impl<'a> Making<'a> {
         self.share * self.diagonal.iter().map(|h| f64::from(*h)).sum::<f64>() / live.max(1) as f64
     }
 
-    /// H by columns in the order in which they are solved, with what is added to its diagonal; a dead column is one of the identity.
-    fn damped(&self) -> Result<Tensor, QuantizeError> {
+    /// H by columns in the order in which they are solved, with what is added to its diagonal; a dead column is one of the identity, `one`.
+    fn damped(&self, one: &Tensor) -> Result<Tensor, QuantizeError> {
         let (size, device) = (self.diagonal.len(), self.sum.device());
         let mut matrix = self.sum.clone();
         if let Some(order) = &self.order {
@@ -182,10 +193,10 @@ impl<'a> Making<'a> {
         let added = self.added() as f32;
         let added: Vec<f32> = dead.iter().map(|dead| if *dead { 1.0 } else { added }).collect();
         let added = Tensor::from_vec(added, (1, size), device)?;
-        Ok((matrix + Tensor::eye(size, DType::F32, device)?.broadcast_mul(&added)?)?)
+        Ok((matrix + one.broadcast_mul(&added)?)?)
     }
 
-    fn finish(&mut self, feedback: Tensor, roots: &[f32]) {
+    fn finish(&mut self, feedback: OnDevice, roots: &[f32]) {
         self.found = Some(Ok(Factor {
             order: self.order.take(),
             feedback: Vec::new(),

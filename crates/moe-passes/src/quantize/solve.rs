@@ -129,7 +129,7 @@ impl Solver<'_> {
         let mix = first.routed.as_ref().map(|_| Mix::new(self.counted.len(), hidden, &self.compute.device));
         let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
         // On a device sums are also ordered, damped, stacked and factored side by side.
-        let copies = if self.compute.device.is_cpu() { 1 } else { 8 };
+        let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
         let bytes = |task: &Task<'_>| {
             let tokens = task.routed.as_ref().map_or(0, |routed| routed.route.tokens.len());
             4 * (copies * hidden.max(width).pow(2) + width * tokens)
