@@ -28,7 +28,7 @@ use crate::states::{States, Storage, blocks};
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
 
-/// Is shown what projections read for which tokens: the first of [`Attention::linears`] that reads it.
+/// Is shown what projections read for which tokens: the first of [`moe_model::Attention::linears`] that reads it.
 type SeenFor<'a> = &'a mut dyn FnMut(usize, Range<usize>, &Tensor) -> Result<()>;
 
 /// A batch on its way through a model.
