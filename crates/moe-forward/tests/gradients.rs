@@ -12,14 +12,7 @@ fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
 }
 
-const PLAIN: Objective = Objective {
-    cross_entropy: 1.0,
-    teacher: 0.0,
-    balance: 0.0,
-    over: BalanceOver::Layers,
-    z: 0.0,
-    capacity_factor: None,
-};
+const PLAIN: Objective = Objective::NEXT_TOKENS;
 
 struct Case {
     model: Model,

@@ -31,14 +31,7 @@ fn opened(family: &str) -> (Model, Batch) {
     (Model::open(&dir.join("model")).unwrap(), Batch::from_json(&dir.join("tokens.json")).unwrap())
 }
 
-const NOTHING: Objective = Objective {
-    cross_entropy: 0.0,
-    teacher: 0.0,
-    balance: 0.0,
-    over: BalanceOver::Layers,
-    z: 0.0,
-    capacity_factor: None,
-};
+const NOTHING: Objective = Objective { cross_entropy: 0.0, ..Objective::NEXT_TOKENS };
 
 fn objective(loss: &str) -> Objective {
     let term = |name: &str| match name {

@@ -108,10 +108,14 @@ impl Timings {
 
     /// Adds a stage of a decision, within the next one.
     pub(crate) fn add_work(&mut self, stage: &StageTime) {
-        self.push(stage.name, stage.time, None, Overlap::WithinNext);
-        let added = self.0.last_mut().expect("it was just added");
-        added.flops = (stage.flops > 0.0).then_some(stage.flops);
-        added.calls = (stage.calls > 1).then_some(stage.calls);
+        self.0.push(Stage {
+            name: stage.name.to_owned(),
+            seconds: stage.time.as_secs_f64(),
+            bytes: None,
+            flops: (stage.flops > 0.0).then_some(stage.flops),
+            calls: (stage.calls > 1).then_some(stage.calls),
+            overlap: Overlap::WithinNext,
+        });
     }
 
     /// Wall time of all stages, in seconds.

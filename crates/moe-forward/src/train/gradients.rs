@@ -38,6 +38,18 @@ pub struct Objective {
     pub capacity_factor: Option<f64>,
 }
 
+impl Objective {
+    /// The mean −log p of next tokens, and nothing else.
+    pub const NEXT_TOKENS: Self = Self {
+        cross_entropy: 1.0,
+        teacher: 0.0,
+        balance: 0.0,
+        over: BalanceOver::Layers,
+        z: 0.0,
+        capacity_factor: None,
+    };
+}
+
 /// What gradients are of.
 #[derive(Clone, Copy)]
 pub struct Goal<'a> {

@@ -1,5 +1,8 @@
 //! Starting kernels on a CUDA device, on candle's stream and in candle's memory.
 
+use std::ffi::c_void;
+
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
 use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType,
@@ -8,9 +11,10 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result};
+use half::bf16;
 
-use super::{Arguments, Geometry, int};
+use super::{Arguments, Geometry, int, span};
 
 /// What `build.rs` compiled each source to.
 fn ptx(source: &str) -> &'static str {
@@ -53,7 +57,7 @@ pub(super) fn read<'a, T: CudaDType + DeviceRepr + 'a>(
     layout: &Layout,
     stream: &'a CudaStream,
 ) -> Result<(*const T, SyncOnDrop<'a>)> {
-    let Some((start, _)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
+    let start = span(layout)?.start;
     let (address, used) = storage.as_cuda_slice::<T>()?.device_ptr(stream);
     Ok((((address as usize) + start * size_of::<T>()) as *const T, used))
 }
@@ -64,29 +68,42 @@ pub(super) fn write<'a>(
     layout: &Layout,
     stream: &'a CudaStream,
 ) -> Result<(*mut f32, SyncOnDrop<'a>)> {
-    let Some((start, _)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
+    let start = span(layout)?.start;
     let (address, used) = storage.as_cuda_slice_mut::<f32>()?.device_ptr_mut(stream);
     Ok((((address as usize) + start * size_of::<f32>()) as *mut f32, used))
 }
 
-/// An element type of matrices that cuBLAS multiplies.
-pub(super) trait Element {
-    const TYPE: cudaDataType;
+/// Elements in f32 or bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Floats {
+    pub address: *const c_void,
+    /// What cuBLAS calls their type.
+    pub kind: cudaDataType,
 }
 
-impl Element for f32 {
-    const TYPE: cudaDataType = cudaDataType::CUDA_R_32F;
-}
-
-impl Element for half::bf16 {
-    const TYPE: cudaDataType = cudaDataType::CUDA_R_16BF;
+/// The same as [`read`] of a tensor in f32 or bf16.
+pub(super) fn read_floats<'a>(
+    storage: &'a CudaStorage,
+    layout: &Layout,
+    stream: &'a CudaStream,
+) -> Result<(Floats, SyncOnDrop<'a>)> {
+    Ok(match storage.dtype() {
+        DType::BF16 => {
+            let (address, used) = read::<bf16>(storage, layout, stream)?;
+            (Floats { address: address.cast(), kind: cudaDataType::CUDA_R_16BF }, used)
+        }
+        _ => {
+            let (address, used) = read::<f32>(storage, layout, stream)?;
+            (Floats { address: address.cast(), kind: cudaDataType::CUDA_R_32F }, used)
+        }
+    })
 }
 
 /// Queues `sum` += Xᵀ X for `x` of `tokens` rows of `size`, with products and sums in f32.
-pub(super) fn add_gram<T: Element>(
+pub(super) fn add_gram(
     device: &CudaDevice,
     sum: *mut f32,
-    x: *const T,
+    Floats { address: x, kind }: Floats,
     (tokens, size): (usize, usize),
 ) -> Result<()> {
     if tokens * size == 0 {
@@ -97,7 +114,7 @@ pub(super) fn add_gram<T: Element>(
     let (one, blas) = (std::ptr::from_ref(&one).cast(), device.cublas_handle());
     // What lies by rows, cuBLAS takes for the transpose by columns; the sum is symmetric.
     let [plain, turned] = [cublasOperation_t::CUBLAS_OP_N, cublasOperation_t::CUBLAS_OP_T];
-    let (kind, of_sum, x) = (T::TYPE, <f32 as Element>::TYPE, x.cast());
+    let of_sum = cudaDataType::CUDA_R_32F;
     let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let way = cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT;
     // SAFETY: `x` holds tokens × size elements and `sum` size × size, both on this device and, until this is queued, theirs.

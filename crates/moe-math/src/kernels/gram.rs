@@ -3,10 +3,9 @@
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use half::bf16;
 use rayon::prelude::*;
 
-use super::{elements, elements_mut};
+use super::{elements_mut, widened};
 
 /// Rows of the sum that a thread makes at a time.
 const ROWS: usize = 64;
@@ -32,15 +31,8 @@ impl InplaceOp2 for Gram {
 
     fn cpu_fwd(&self, sum: &mut CpuStorage, ls: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
         let (tokens, size) = lx.shape().dims2()?;
-        let wide: Vec<f32>;
-        let x = match x {
-            CpuStorage::BF16(_) => {
-                wide = elements::<bf16>(x, lx)?.iter().map(|value| value.to_f32()).collect();
-                &wide
-            }
-            _ => elements::<f32>(x, lx)?,
-        };
-        let x = MatRef::from_row_major_slice(x, tokens, size);
+        let x = widened(x, lx)?;
+        let x = MatRef::from_row_major_slice(&x, tokens, size);
         elements_mut(sum, ls)?.par_chunks_mut((ROWS * size).max(1)).enumerate().for_each(|(block, sum)| {
             let rows = sum.len() / size;
             let sum = MatMut::from_row_major_slice_mut(sum, rows, size);
@@ -57,22 +49,12 @@ impl InplaceOp2 for Gram {
         x: &candle_core::CudaStorage,
         lx: &Layout,
     ) -> Result<()> {
-        use candle_core::backend::BackendStorage;
-
-        use super::cuda::{add_gram, read, write};
+        use super::cuda::{add_gram, read_floats, write};
         let shape = lx.shape().dims2()?;
         let device = sum.device.clone();
         let stream = device.cuda_stream();
         let (sum, _sum) = write(sum, ls, &stream)?;
-        match x.dtype() {
-            DType::F32 => {
-                let (x, _x) = read::<f32>(x, lx, &stream)?;
-                add_gram(&device, sum, x, shape)
-            }
-            _ => {
-                let (x, _x) = read::<bf16>(x, lx, &stream)?;
-                add_gram(&device, sum, x, shape)
-            }
-        }
+        let (x, _x) = read_floats(x, lx, &stream)?;
+        add_gram(&device, sum, x, shape)
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{Arguments, Geometry, elements, elements_mut, int};
+use super::{Arguments, Geometry, elements, elements_mut, int, widened};
 
 /// Which rows each token adds up, and how they weigh.
 pub(crate) struct Table {
@@ -116,7 +116,7 @@ impl InplaceOp3 for Adding {
         lt: &Layout,
     ) -> Result<()> {
         let ((tokens, hidden), (entries, _)) = (ls.shape().dims2()?, lo.shape().dims2()?);
-        let outputs = outputs_of(outputs, lo)?;
+        let outputs = widened(outputs, lo)?;
         let (starts, rest) = elements::<u32>(table, lt)?.split_at(tokens + 1);
         let (rows, gates) = rest.split_at(entries);
         elements_mut(sums, ls)?.par_chunks_mut(hidden.max(1)).zip(starts.par_windows(2)).for_each(|(sum, ends)| {
@@ -141,30 +141,14 @@ impl InplaceOp3 for Adding {
     ) -> Result<()> {
         use candle_core::backend::BackendStorage;
 
-        use super::cuda::{launch, read, write};
+        use super::cuda::{Floats, launch, read, read_floats, write};
         let ((tokens, hidden), (entries, _)) = (ls.shape().dims2()?, lo.shape().dims2()?);
         let device = sums.device.clone();
         let stream = device.cuda_stream();
         let arguments = self.arguments([tokens, hidden, entries], outputs.dtype())?;
-        let (outputs, _outputs) = match outputs.dtype() {
-            DType::F32 => {
-                let (values, used) = read::<f32>(outputs, lo, &stream)?;
-                (values.cast(), used)
-            }
-            _ => {
-                let (values, used) = read::<half::bf16>(outputs, lo, &stream)?;
-                (values.cast(), used)
-            }
-        };
+        let (Floats { address: outputs, .. }, _outputs) = read_floats(outputs, lo, &stream)?;
         let (table, _table) = read::<u32>(table, lt, &stream)?;
         let (sums, _sums) = write(sums, ls, &stream)?;
         launch(&device, Mix { sums, outputs, table, ..arguments })
     }
-}
-
-fn outputs_of<'a>(outputs: &'a CpuStorage, layout: &Layout) -> Result<std::borrow::Cow<'a, [f32]>> {
-    Ok(match outputs {
-        CpuStorage::BF16(_) => elements::<half::bf16>(outputs, layout)?.iter().map(|value| value.to_f32()).collect(),
-        _ => elements::<f32>(outputs, layout)?.into(),
-    })
 }

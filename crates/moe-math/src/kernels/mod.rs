@@ -15,7 +15,11 @@ mod round;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor, WithDType, bail};
+use half::bf16;
 
 pub(crate) use cholesky::reverse_cholesky;
 pub(crate) use gram::add_gram;
@@ -59,17 +63,29 @@ unsafe trait Arguments: Copy {
     fn geometry(&self) -> Geometry;
 }
 
+/// Where in its storage a tensor lies, which must be contiguous.
+fn span(layout: &Layout) -> Result<Range<usize>> {
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
+    Ok(start..end)
+}
+
 /// The elements of a contiguous tensor on the CPU.
 fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
-    Ok(&storage.as_slice::<T>()?[start..end])
+    Ok(&storage.as_slice::<T>()?[span(layout)?])
+}
+
+/// Those of one in f32 or bf16, in f32.
+fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
+    Ok(match storage {
+        CpuStorage::BF16(_) => elements::<bf16>(storage, layout)?.iter().map(|value| value.to_f32()).collect(),
+        _ => elements::<f32>(storage, layout)?.into(),
+    })
 }
 
 /// The same to write to.
 fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a kernel takes contiguous tensors") };
     let CpuStorage::F32(values) = storage else { bail!("a kernel writes f32") };
-    Ok(&mut values[start..end])
+    Ok(&mut values[span(layout)?])
 }
 
 fn int(value: usize) -> i32 {

@@ -6,6 +6,7 @@
 
 mod attention;
 mod encode;
+mod gather;
 mod options;
 mod pool;
 mod quantizer;

@@ -15,6 +15,7 @@ use moe_model::{Error, Expert, Kind, Linear, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::gather::rows_of;
 use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
@@ -22,14 +23,11 @@ use crate::stages::Stages;
 
 /// Hessians and kept activations of the experts that are solved together take at most about this many bytes in memory.
 const BATCH_BYTES: usize = 96 << 20;
-/// The layer's own Hessian is made of at most this multiple of its width in tokens.
-const LAYER_TOKENS: usize = 8;
 /// An expert's output is compared on about this many of its tokens.
 const ERROR_TOKENS: usize = 64;
 
 /// Stages, as `--timings` prints them.
 const READING: &str = "weights";
-const HESSIANS: &str = "Hessians";
 const FACTORS: &str = "factors";
 const CODES: &str = "codes";
 const DEQUANTIZING: &str = "dequantized weights";
@@ -160,7 +158,7 @@ impl Solver<'_> {
     fn batch(&self, tasks: &[Task<'_>], inputs: &[Factored], shape: [usize; 2]) -> Result<(Vec<Solved>, Activations)> {
         let pairs = self.gates_and_ups(tasks, inputs, shape)?;
         let matrices = self.matrices(tasks, &pairs, shape)?;
-        let (neurons, activations) = self.neurons_factored(tasks, &matrices, shape[0])?;
+        let (neurons, activations) = self.neurons_factored(tasks, &matrices, shape)?;
         let downs = self.weights(tasks, |network| &network.down)?;
         let downs =
             self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
@@ -221,7 +219,7 @@ impl Solver<'_> {
         &self,
         tasks: &[Task<'_>],
         matrices: &[[Tensor; 2]],
-        width: usize,
+        [width, hidden]: [usize; 2],
     ) -> Result<(Vec<Factored>, Activations)> {
         let kept: Vec<_> = tasks.iter().map(|_| Mutex::new(Vec::new())).collect();
         let activations = |x: Tensor, index: usize, seen: Range<usize>| {
@@ -240,7 +238,6 @@ impl Solver<'_> {
             Ok(activations)
         };
         let seen: Vec<_> = tasks.iter().map(Task::seen).collect();
-        let hidden = tasks.first().map_or(0, |task| task.network.gate.weight.shape()[1]);
         let hessians = self.hessians(&seen, width, (4 * width * hidden) as f64, |x, index, seen| {
             activations(x, index, seen).map_err(|e| self.numeric(&tasks[index].name, e))
         })?;
@@ -324,55 +321,6 @@ impl Solver<'_> {
         rows.par_iter().enumerate().map(error).collect()
     }
 
-    /// The Hessian of the whole layer's inputs, of an even selection of tokens.
-    fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
-        let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
-        let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
-        Ok(self.hessians(&[&samples], hidden, 0.0, |x, _, _| Ok(x))?.remove(0))
-    }
-
-    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in, by so many `flops` a
-    /// token.
-    fn hessians(
-        &self,
-        samples: &[&ExpertSamples],
-        size: usize,
-        flops: f64,
-        of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
-    ) -> Result<Vec<HessianSum>> {
-        let start = Instant::now();
-        let new = |_: &&ExpertSamples| HessianSum::new(size, &self.compute.device);
-        let mut sums = samples.iter().map(new).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        self.each_block(|first, x| {
-            let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
-                let Some((x, rows)) = rows_of(samples[index], first, x)? else { return Ok(()) };
-                let weights = &samples[index].weights[rows.clone()];
-                let plain = weights.iter().all(|weight| *weight == 1.0);
-                sum.add(&of(x, index, rows)?, (!plain).then_some(weights)).map_err(failed)
-            };
-            sums.par_iter_mut().enumerate().try_for_each(add)
-        })?;
-        // A device answers before it is done.
-        self.compute.device.synchronize().map_err(|e| self.numeric("Hessians", e))?;
-        let tokens: usize = samples.iter().map(|samples| samples.tokens.len()).sum();
-        self.stages.add(HESSIANS, start.elapsed(), tokens as f64 * (flops + self.flops_of_sums(size)));
-        Ok(sums)
-    }
-
-    /// Of a token in a Hessian: on a CPU only half of it is computed.
-    fn flops_of_sums(&self, size: usize) -> f64 {
-        let whole = 2.0 * (size * size) as f64;
-        if self.compute.device.is_cpu() { whole / 2.0 } else { whole }
-    }
-
-    /// Shows `visit` the inputs of the layer block by block, and the first token of each.
-    fn each_block(&self, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
-        for (block, tokens) in self.inputs.blocks().iter().enumerate() {
-            visit(tokens.start, &self.inputs.get(block)?)?;
-        }
-        Ok(())
-    }
-
     fn factored(
         &self,
         tasks: &[Task<'_>],
@@ -401,7 +349,7 @@ impl Solver<'_> {
         Damping { start, ..self.damping }
     }
 
-    fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
+    pub(super) fn numeric(&self, what: &str, error: candle_core::Error) -> Error {
         Error::new(Kind::Numeric, format!("{what} of layer {}", self.layer)).source(error)
     }
 
@@ -428,22 +376,6 @@ impl Solver<'_> {
 /// silu(gate x) ∘ (up x), `[tokens, width]`.
 fn activations(x: &Tensor, [gate, up]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
     swiglu(&product(x, gate)?, &product(x, up)?)
-}
-
-/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples these are.
-fn rows_of(samples: &ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, Range<usize>)>> {
-    let rows = || -> candle_core::Result<_> {
-        let end = first + x.dim(0)?;
-        let from = samples.tokens.partition_point(|token| (*token as usize) < first);
-        let to = samples.tokens.partition_point(|token| (*token as usize) < end);
-        if from == to {
-            return Ok(None);
-        }
-        let local: Vec<u32> = samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
-        let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
-        Ok(Some((rows, from..to)))
-    };
-    rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
 }
 
 fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>) -> ExpertRecord {

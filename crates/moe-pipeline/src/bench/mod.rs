@@ -99,23 +99,24 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     }
     let peaks = Peaks::measure(&run.compute)
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
-    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(prepared(&options.scratch)?);
+    std::fs::create_dir_all(&options.scratch)
+        .map_err(|e| Error::io("cannot make this directory", &options.scratch, e))?;
+    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch);
     let dir = dir.map_err(|e| Error::io("cannot make a directory here", &options.scratch, e))?;
-    let model = dir.path().join("model");
     let bytes = proportions.bytes(options.layers);
     progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
-    proportions.write(options.layers, &model)?;
+    proportions.write(options.layers, &dir.path().join(MODEL))?;
     write_text(&dir.path().join(TEXT), options)?;
     progress.stage("passes", passes.len() as u64, Unit::Parts);
     let mut benched = Vec::new();
-    for (name, pass) in passes {
+    for pass in passes {
         let start = Instant::now();
         let output = dir.path().join("out");
-        let done = convert_pass(&pass, dir.path(), &output, run)?;
+        let done = (pass.run)(&pass.options, dir.path(), &output, run)?;
         let seconds = start.elapsed().as_secs_f64();
         let stages = done.into_iter().map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage }).collect();
         let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
-        benched.push(BenchedPass { pass: name, seconds, whole_model_seconds, stages });
+        benched.push(BenchedPass { pass: pass.name, seconds, whole_model_seconds, stages });
         std::fs::remove_dir_all(&output).map_err(|e| Error::io("cannot remove this result", &output, e))?;
         progress.advance(1);
     }
@@ -126,64 +127,52 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
 }
 
+/// What lies in the directory of a run.
+const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
 
-/// A pass with its options but for the text.
-enum Bench {
-    Prune(Value),
-    Merge(Value),
-    Quantize(Value),
-    Distill(Value),
+/// Runs a pass of these options on the model in a directory, and writes its result to another.
+type Run = fn(&Value, &Path, &Path, &ConvertOptions) -> Result<Vec<Stage>>;
+
+/// A pass, its options but for the text, and what runs it.
+struct Benched {
+    name: String,
+    options: Value,
+    run: Run,
 }
 
-fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Result<(String, Bench)> {
+fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Result<Benched> {
     let half = proportions.experts / 2;
-    let text = json!({ "data-tokens": options.tokens, "sequence-length": options.sequence_length });
-    let with = |more: Value| {
-        let mut all = text.clone();
-        if let (Some(all), Value::Object(more)) = (all.as_object_mut(), more) {
-            all.extend(more);
-        }
-        all
-    };
-    let pass = match name {
-        "prune" => Bench::Prune(with(json!({ "method": "reap", "experts": half, "no-super-expert-guard": true }))),
-        "merge" => Bench::Merge(with(json!({ "method": "ream", "experts": half, "no-super-expert-guard": true }))),
-        "quantize" => Bench::Quantize(with(json!({ "scheme": "w4a16", "group-size": 128 }))),
-        // Ridge wants four tokens of those that aren't held out for each neuron.
-        "distill" if options.tokens >= 5 * proportions.active_width() => Bench::Distill(with(json!({}))),
-        "distill" => Bench::Distill(with(json!({ "down": "measured" }))),
+    let fewer = |method: &str| json!({ "method": method, "experts": half, "no-super-expert-guard": true });
+    // Ridge wants four tokens of those that aren't held out for each neuron.
+    let down = if options.tokens >= 5 * proportions.active_width { "ridge" } else { "measured" };
+    let (mut of_pass, run): (Value, Run) = match name {
+        "prune" => (fewer("reap"), stages::<PruneOptions>),
+        "merge" => (fewer("ream"), stages::<MergeOptions>),
+        "quantize" => (json!({ "scheme": "w4a16", "group-size": 128 }), stages::<QuantizeOptions>),
+        "distill" => (json!({ "down": down }), stages::<DistillOptions>),
         other => {
             return Err(Error::new(Kind::Usage, format!("no benchmark runs {other:?}"))
                 .remedy("give prune, merge, quantize and distill, or some of them"));
         }
     };
-    Ok((name.to_owned(), pass))
+    of_pass["data-tokens"] = options.tokens.into();
+    of_pass["sequence-length"] = options.sequence_length.into();
+    Ok(Benched { name: name.to_owned(), options: of_pass, run })
 }
 
-/// Runs a pass on the model in `dir`; its stages.
-fn convert_pass(pass: &Bench, dir: &Path, output: &Path, run: &ConvertOptions) -> Result<Vec<Stage>> {
-    let data = json!([dir.join(TEXT)]);
-    fn stages<P: Pass + for<'de> Deserialize<'de>>(
-        options: &Value,
-        data: Value,
-        [model, output]: [&Path; 2],
-        run: &ConvertOptions,
-    ) -> Result<Vec<Stage>> {
-        let mut options = options.clone();
-        options["data"] = data;
-        let wrong = |e| Error::new(Kind::Usage, format!("this benchmark's options: {e}"));
-        let options = P::deserialize(&options).map_err(wrong)?;
-        Ok(convert(&options, model, output, run, &Quiet)?.timings.0)
-    }
-    let model = dir.join("model");
-    let paths = [model.as_path(), output];
-    match pass {
-        Bench::Prune(options) => stages::<PruneOptions>(options, data, paths, run),
-        Bench::Merge(options) => stages::<MergeOptions>(options, data, paths, run),
-        Bench::Quantize(options) => stages::<QuantizeOptions>(options, data, paths, run),
-        Bench::Distill(options) => stages::<DistillOptions>(options, data, paths, run),
-    }
+/// Runs a pass of `options` on the model in `dir`; its stages.
+fn stages<P: Pass + for<'de> Deserialize<'de>>(
+    options: &Value,
+    dir: &Path,
+    output: &Path,
+    run: &ConvertOptions,
+) -> Result<Vec<Stage>> {
+    let mut options = options.clone();
+    options["data"] = json!([dir.join(TEXT)]);
+    let wrong = |e| Error::new(Kind::Usage, format!("this benchmark's options: {e}"));
+    let options = P::deserialize(&options).map_err(wrong)?;
+    Ok(convert(&options, &dir.join(MODEL), output, run, &Quiet)?.timings.0)
 }
 
 fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
@@ -193,11 +182,6 @@ fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
         (_, Some(bytes), Overlap::None) => Some(bytes as f64 / seconds / peaks.bytes),
         _ => None,
     }
-}
-
-fn prepared(scratch: &Path) -> Result<&Path> {
-    std::fs::create_dir_all(scratch).map_err(|e| Error::io("cannot make this directory", scratch, e))?;
-    Ok(scratch)
 }
 
 /// Random tokens, in sequences.
@@ -239,7 +223,7 @@ mod tests {
             assert_eq!((model.layers.len(), model.moes().count()), (2, 2), "{name}");
             let (_, moe) = model.moes().next().unwrap();
             assert_eq!(moe.experts.len(), proportions.experts);
-            assert_eq!(moe.router.top_k * moe.experts[0].width(), proportions.active_width());
+            assert_eq!(moe.router.top_k * moe.experts[0].width(), proportions.active_width);
         }
     }
 }

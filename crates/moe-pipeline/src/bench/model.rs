@@ -27,7 +27,7 @@ pub(super) struct Proportions {
     pub layers: usize,
     pub experts: usize,
     /// Neurons that a token runs through, of all its experts together.
-    active_width: usize,
+    pub active_width: usize,
     config: Map<String, Value>,
     whole: Map<String, Value>,
     layer: Map<String, Value>,
@@ -53,10 +53,6 @@ impl Proportions {
                 .remedy(format!("give {}", names.join(", "))));
         };
         serde_json::from_str(text).map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
-    }
-
-    pub fn active_width(&self) -> usize {
-        self.active_width
     }
 
     /// Tensors of a model of `layers` layers, in the order in which they are written.

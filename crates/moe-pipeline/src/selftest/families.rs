@@ -8,15 +8,17 @@ use moe_math::Compute;
 use moe_model::{Kind, Model};
 use moe_passes::{Identity, Pass, Sources, UpcycleOptions};
 
-use super::{Check, Goldens, Outcome, check, folders};
+use super::{Check, Outcome, check, folders};
 
 /// Largest error of a logit against transformers; their standard deviation is about 1.
 const PARITY: f64 = 1e-4;
 /// Largest difference of a logit between a model and its upcycling, for each unit of the largest logit.
 const IDENTITY: f64 = 1e-4;
 
-pub fn checks(goldens: &Goldens, family: &str, compute: &Compute) -> Result<Vec<Check>> {
-    let cases = folders(&goldens.path("families").join(family))?;
+/// Of the family whose goldens lie in `dir`.
+pub fn checks(dir: &Path, compute: &Compute) -> Result<Vec<Check>> {
+    let family = dir.file_name().unwrap_or_default().to_string_lossy();
+    let cases = folders(dir)?;
     let found = cases.iter().map(|case| forward(case, compute)).collect::<Result<Vec<_>>>()?;
     let mut checks = vec![check(format!("forward {family}"), PARITY, &found)];
     let upcycled = cases.iter().filter_map(|case| upcycle(case, compute).transpose()).collect::<Result<Vec<_>>>()?;

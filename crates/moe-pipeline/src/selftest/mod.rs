@@ -58,12 +58,12 @@ impl Check {
 /// [`Kind::Io`] where the goldens can't be unpacked; what computing returns.
 pub fn selftest(compute: &Compute, progress: &dyn Progress) -> Result<Vec<Check>> {
     let goldens = Goldens::unpack()?;
-    let families = goldens.families();
+    let families = folders(&goldens.path("families"))?;
     let others: [Checks; 4] = [reducing::checks, quantizing::checks, training::checks, kernels];
     progress.stage("selftest", (families.len() + others.len()) as u64, Unit::Parts);
     let mut checks = Vec::new();
     for family in families {
-        checks.extend(families::checks(&goldens, &family, compute)?);
+        checks.extend(families::checks(&family, compute)?);
         progress.advance(1);
     }
     for of in others {
@@ -116,11 +116,6 @@ impl Goldens {
         let path = dir.path().join("models/moe.tokens.json");
         fs::write(&path, TOKENS).map_err(|e| Error::io("cannot unpack the goldens", path, e))?;
         Ok(Self(dir))
-    }
-
-    fn families(&self) -> Vec<String> {
-        let (_, families) = &GOLDENS[0];
-        families.dirs().map(|family| family.path().display().to_string()).collect()
     }
 
     fn path(&self, path: &str) -> PathBuf {

@@ -10,7 +10,7 @@ use moe_math::Compute;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::Model;
 use moe_passes::{CalibrationOptions, LayerStatistics, MergeOptions, PruneOptions};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Check, Goldens, apart, check, golden, numbers, numeric};
 use crate::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
@@ -88,11 +88,10 @@ fn pruned(
     goldens: &Goldens,
     statistics: &Path,
     criterion: &str,
-    count: &str,
+    count: usize,
     compute: &Compute,
 ) -> Result<(Model, Vec<Vec<usize>>)> {
-    let experts: usize = golden(&Value::from(count.parse::<usize>().unwrap_or(0)))?;
-    let mut options = json!({ "method": criterion, "experts": experts, "no-super-expert-guard": true });
+    let mut options = json!({ "method": criterion, "experts": count, "no-super-expert-guard": true });
     if criterion != "aimer" {
         options["stats"] = statistics.to_string_lossy().into();
     }
@@ -116,12 +115,12 @@ fn differing(found: &[Vec<usize>], expected: &[Vec<usize>]) -> usize {
 
 fn kept(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Check> {
     let saliencies = goldens.json("pruning/saliencies.json")?;
-    let expected: BTreeMap<String, BTreeMap<String, Vec<Vec<usize>>>> = golden(&saliencies["kept"])?;
+    let expected: BTreeMap<String, BTreeMap<usize, Vec<Vec<usize>>>> = golden(&saliencies["kept"])?;
     let mut outcomes = Vec::new();
     // Ranked choice looks at tokens, layer by layer, which statistics don't have.
     for (criterion, counts) in expected.iter().filter(|(criterion, _)| *criterion != "ranked-choice") {
         for (count, expected) in counts {
-            let (_, kept) = pruned(goldens, statistics, criterion, count, compute)?;
+            let (_, kept) = pruned(goldens, statistics, criterion, *count, compute)?;
             outcomes.push((0.0, differing(&kept, expected)));
         }
     }
@@ -134,19 +133,20 @@ fn masked(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
     let expected = goldens.tensors("pruning/masked.safetensors")?;
     let batch = Batch::from_json(&goldens.path("models/moe.tokens.json"))?;
     let mut outcomes = Vec::new();
-    for count in ["18", "12"] {
+    for count in [18, 12] {
         let (model, kept) = pruned(goldens, statistics, "reap", count, compute)?;
+        let of = |key: &str| &described[key][count.to_string()];
         let mut sweep = Sweep::new(&model, &batch, compute)?;
         sweep.run(&mut Silent)?;
         let logits = Head::load(&model, compute)?.logits(&sweep.hidden(0..batch.tokens())?)?;
-        let step: u32 = golden(&described["vocabulary_step"][count])?;
+        let step: u32 = golden(of("vocabulary_step"))?;
         let some = || {
             let columns = Tensor::arange_step(0, model.vocab as u32, step, &Device::Cpu)?;
             logits.to_device(&Device::Cpu)?.index_select(&columns, 1)
         };
         let found = some().map_err(|e| numeric("the logits of a pruned model", e))?;
         let expected = numbers(&expected[&format!("keep_{count}.logits")])?;
-        let kept = differing(&kept, &golden::<Vec<Vec<usize>>>(&described["kept"][count])?);
+        let kept = differing(&kept, &golden::<Vec<Vec<usize>>>(of("kept"))?);
         outcomes.push((apart(&numbers(&found)?, &expected), kept));
     }
     Ok(check("prune: logits".to_owned(), 1e-5, &outcomes))

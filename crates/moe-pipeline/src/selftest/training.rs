@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Tensor};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Goal, Gradients, Objective, Parameters, Part, Scale, Trainee};
+use moe_forward::train::{Goal, Gradients, Objective, Parameters, Part, Scale, Trainee};
 use moe_math::Compute;
 use moe_math::ridge::Ridge;
 use moe_model::Model;
@@ -34,17 +34,9 @@ fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) 
     let dir = goldens.path("families").join(family).join("base");
     let (model, batch) = (Model::open(&dir.join("model"))?, Batch::from_json(&dir.join("tokens.json"))?);
     let parameters = Parameters::read(&model, &Part::ALL, DType::F32, compute)?;
-    let objective = Objective {
-        cross_entropy: 1.0,
-        teacher: 0.0,
-        balance: 0.0,
-        over: BalanceOver::Layers,
-        z: 0.0,
-        capacity_factor: None,
-    };
     let mut gradients = Gradients::new(&parameters);
     let trainee = Trainee { model: &model, parameters: &parameters, compute, keep_graphs: false };
-    let goal = Goal { objective: &objective, teacher: None, scale: Scale::over([&batch]) };
+    let goal = Goal { objective: &Objective::NEXT_TOKENS, teacher: None, scale: Scale::over([&batch]) };
     trainee.accumulate(&batch, goal, &mut gradients)?;
     let mut found = HashMap::new();
     for (index, parameter) in parameters.list.iter().enumerate() {

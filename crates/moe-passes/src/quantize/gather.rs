@@ -1,0 +1,84 @@
+//! What reaches experts, gathered out of blocks of tokens, and its Hessians.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use moe_math::quantize::HessianSum;
+use moe_model::{Error, Kind, Result};
+use rayon::prelude::*;
+
+use super::samples::{Counts, ExpertSamples};
+use super::solve::{Solver, failed};
+
+/// The layer's own Hessian is made of at most this multiple of its width in tokens.
+const LAYER_TOKENS: usize = 8;
+/// The stage, as `--timings` prints it.
+const HESSIANS: &str = "Hessians";
+
+impl Solver<'_> {
+    /// The Hessian of the whole layer's inputs, of an even selection of tokens.
+    pub(super) fn layer_hessian(&self, hidden: usize) -> Result<HessianSum> {
+        let all = (0..self.counted.len() as u32).filter(|token| self.counted[*token as usize]);
+        let samples = ExpertSamples::evenly_weighed(all.collect(), Counts::default()).some(LAYER_TOKENS * hidden);
+        Ok(self.hessians(&[&samples], hidden, 0.0, |x, _, _| Ok(x))?.remove(0))
+    }
+
+    /// Σ ρ x xᵀ over what `of` makes of the inputs of each of `samples`, which it is told the place of and the rows in, by so many `flops` a
+    /// token.
+    pub(super) fn hessians(
+        &self,
+        samples: &[&ExpertSamples],
+        size: usize,
+        flops: f64,
+        of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
+    ) -> Result<Vec<HessianSum>> {
+        let start = Instant::now();
+        let new = |_: &&ExpertSamples| HessianSum::new(size, &self.compute.device);
+        let mut sums = samples.iter().map(new).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        self.each_block(|first, x| {
+            let add = |(index, sum): (usize, &mut HessianSum)| -> Result<()> {
+                let Some((x, rows)) = rows_of(samples[index], first, x)? else { return Ok(()) };
+                let weights = &samples[index].weights[rows.clone()];
+                let plain = weights.iter().all(|weight| *weight == 1.0);
+                sum.add(&of(x, index, rows)?, (!plain).then_some(weights)).map_err(failed)
+            };
+            sums.par_iter_mut().enumerate().try_for_each(add)
+        })?;
+        // A device answers before it is done.
+        self.compute.device.synchronize().map_err(|e| self.numeric("Hessians", e))?;
+        let tokens: usize = samples.iter().map(|samples| samples.tokens.len()).sum();
+        self.stages.add(HESSIANS, start.elapsed(), tokens as f64 * (flops + self.flops_of_sums(size)));
+        Ok(sums)
+    }
+
+    /// Of a token in a Hessian: on a CPU only half of it is computed.
+    fn flops_of_sums(&self, size: usize) -> f64 {
+        let whole = 2.0 * (size * size) as f64;
+        if self.compute.device.is_cpu() { whole / 2.0 } else { whole }
+    }
+
+    /// Shows `visit` the inputs of the layer block by block, and the first token of each.
+    pub(super) fn each_block(&self, mut visit: impl FnMut(usize, &Tensor) -> Result<()>) -> Result<()> {
+        for (block, tokens) in self.inputs.blocks().iter().enumerate() {
+            visit(tokens.start, &self.inputs.get(block)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The rows of `x`, whose first token is `first`, that `samples` has, and which of the samples these are.
+pub(super) fn rows_of(samples: &ExpertSamples, first: usize, x: &Tensor) -> Result<Option<(Tensor, Range<usize>)>> {
+    let rows = || -> candle_core::Result<_> {
+        let end = first + x.dim(0)?;
+        let from = samples.tokens.partition_point(|token| (*token as usize) < first);
+        let to = samples.tokens.partition_point(|token| (*token as usize) < end);
+        if from == to {
+            return Ok(None);
+        }
+        let local: Vec<u32> = samples.tokens[from..to].iter().map(|token| token - first as u32).collect();
+        let rows = x.index_select(&Tensor::from_vec(local, to - from, x.device())?, 0)?;
+        Ok(Some((rows, from..to)))
+    };
+    rows().map_err(|e| Error::new(Kind::Numeric, "cannot gather an expert's tokens").source(e))
+}
