@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use moe_checkpoint::{Error, Kind, json};
 use moe_forward::{Batch, EvalReport};
+use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
@@ -26,10 +27,11 @@ pub fn run(cli: Cli) -> Result<()> {
     set_threads(cli.common.threads)?;
     let session = Session::new(cli.common)?;
     let mut timings = Timings::default();
+    let meter = session.compute.meter.clone();
     let result = match cli.command {
         Command::Inspect { model } => session.inspect(&model),
         Command::Logits { model, tokens, output, overwrite } => {
-            timings.time("logits", || session.logits(&model, &tokens, &output, overwrite))
+            timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Heal(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
@@ -38,14 +40,14 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Distill(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
         Command::Observe { model, output, overwrite, options } => {
-            timings.time("observe", || session.observe(&model, &options, &output, overwrite))
+            timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
         }
         Command::Eval { model, against, options } => {
-            timings.time("eval", || session.eval(&model, against.as_deref(), &options)).map(|_| ())
+            timings.time_metered("eval", &meter, || session.eval(&model, against.as_deref(), &options)).map(|_| ())
         }
         Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
         Command::Bench(options) => session.bench(&options),
-        Command::Selftest => timings.time("selftest", || session.selftest()),
+        Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
     };
     if session.common.timings {
@@ -81,7 +83,8 @@ impl Session {
             ComputeType::Bf16 => DType::BF16,
         };
         let device_memory = common.device_memory.map(|size| size.0);
-        Ok(Self { compute: Compute { device, dtype, device_memory }, progress, common })
+        let meter = if common.timings { Meter::waiting() } else { Meter::default() };
+        Ok(Self { compute: Compute { device, dtype, device_memory, meter }, progress, common })
     }
 
     /// Prints a result: `text`, or `value` with --json.
@@ -240,6 +243,7 @@ impl Session {
     /// Runs one step; what an evaluation finds goes into the recipe's summary.
     fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<Option<EvalReport>> {
         let writing = |overwrite| Writing { overwrite, resume, dry_run, ..Writing::default() };
+        let meter = &self.compute.meter;
         match &step.kind {
             StepKind::Upcycle { output, overwrite, options } => {
                 self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
@@ -262,10 +266,11 @@ impl Session {
             // What reads a result can't run before there is one.
             _ if dry_run => {}
             StepKind::Observe { output, overwrite, options } => {
-                timings.time("observe", || self.observe(&step.model, options, output, *overwrite))?;
+                timings.time_metered("observe", meter, || self.observe(&step.model, options, output, *overwrite))?;
             }
             StepKind::Eval { against, options } => {
-                return timings.time("eval", || self.eval(&step.model, against.as_deref(), options)).map(Some);
+                let eval = || self.eval(&step.model, against.as_deref(), options);
+                return timings.time_metered("eval", meter, eval).map(Some);
             }
             StepKind::Verify => timings.time("verify", || self.verify(&step.model))?,
             StepKind::Inspect => self.inspect(&step.model)?,

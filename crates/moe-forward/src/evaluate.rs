@@ -297,7 +297,7 @@ impl Choices {
 }
 
 impl Observer for Choices {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.layers.last().is_none_or(|(last, ..)| *last != layer) {
             self.layers.push((layer, routing.experts, Vec::new()));
         }
@@ -306,6 +306,7 @@ impl Observer for Choices {
         choices.extend(
             chosen.map(|(experts, gates)| experts.iter().copied().zip(gates.iter().copied()).collect::<Vec<_>>()),
         );
+        Ok(())
     }
 }
 
@@ -343,7 +344,7 @@ impl<'a> LoadCounter<'a> {
 }
 
 impl Observer for LoadCounter<'_> {
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         if self.layers.last().is_none_or(|(last, _, _)| *last != layer) {
             self.layers.push((layer, 0, vec![vec![0; routing.experts]; self.domains]));
         }
@@ -353,7 +354,7 @@ impl Observer for LoadCounter<'_> {
             selected.iter().for_each(|e| counts[*e as usize] += 1);
         }
         *seen += routing.tokens();
-        self.next.routed(layer, logits, routing);
+        self.next.routed(layer, logits, routing)
     }
 
     fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {

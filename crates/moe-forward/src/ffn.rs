@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use moe_checkpoint::Result;
 use moe_math::Compute;
+use moe_math::meter::Work;
 use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::routing::{Routing, route_masked};
@@ -16,6 +17,8 @@ use crate::sweep::{ExpertRun, Observer};
 
 /// A block's activations are computed for this many tokens at a time.
 const TOKEN_BLOCK: usize = 4096;
+/// The stage of whoever watches.
+pub(crate) const STATISTICS: &str = "statistics";
 /// Outputs of at most this many bytes are kept for an observer that wants to see them without each expert.
 const KEPT_BYTES: usize = 512 << 20;
 
@@ -28,9 +31,13 @@ pub(crate) fn forward(
     observer: &mut dyn Observer,
 ) -> Result<Tensor> {
     match ffn {
-        Ffn::Dense(expert) => {
-            let expert = loader.expert(expert)?;
-            in_blocks(x, |x| expert.forward(x)).context(|| format!("the feed-forward block of layer {index}"))
+        Ffn::Dense(network) => {
+            let (expert, work) = (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
+            let run = || in_blocks(x, |x| expert.forward(x));
+            loader
+                .compute
+                .stage("dense networks", work, run)
+                .context(|| format!("the feed-forward block of layer {index}"))
         }
         Ffn::Moe(moe) => {
             let (tokens, hidden) = x.dims2().context(|| "a shape".into())?;
@@ -95,8 +102,9 @@ pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<
 
 /// The same with weights that `loader` loads.
 pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
-    let loaded = loader.expert(network)?;
-    in_blocks(x, |x| loaded.forward(x)).context(|| format!("the expert of {}", network.down.weight.name()))
+    let (loaded, work) = (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
+    let run = || in_blocks(x, |x| loaded.forward(x));
+    loader.compute.stage("experts", work, run).context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
 /// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a bias for choosing, scores plus
@@ -126,9 +134,12 @@ fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> 
 
 /// What the experts of `moe` give for `x`, weighed and summed, with the shared one.
 fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+    let compute = loader.compute;
     let router = LoadedRouter::load_with(&moe.router, loader)?;
-    let (logits, routing) = router.route(x).context(|| format!("the routing of layer {index}"))?;
-    observer.routed(index, &logits, &routing);
+    let work = Work::products(x.dims()[0], moe.router.weight.elements());
+    let routed = compute.stage("routing", work, || router.route(x));
+    let (logits, routing) = routed.context(|| format!("the routing of layer {index}"))?;
+    compute.stage(STATISTICS, Work::UNCOUNTED, || observer.routed(index, &logits, &routing))?;
     let wants = observer.wants();
     let of_layer = || format!("the experts' output in layer {index}");
     let trained = router.gates(&logits, &routing).context(|| format!("the gates of layer {index}"))?;
@@ -165,20 +176,25 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
                 }
                 Ok((activations, output))
             };
-            let (activations, output) = run().context(of)?;
+            let work = Work::products(tokens.len(), expert.elements());
+            let (activations, output) = compute.stage("experts", work, &mut run).context(of)?;
             if wants.experts {
                 let run = ExpertRun { expert: first, tokens, gates, activations: &activations, output: &output };
-                observer.expert_ran(index, &run)?;
+                let values = (activations.elem_count() + output.elem_count()) * compute.dtype.size_in_bytes();
+                compute.stage(STATISTICS, Work::bytes(values as u64), || observer.expert_ran(index, &run))?;
             }
             kept.iter_mut().for_each(|kept| kept.push(&output));
         }
         kept.iter_mut().for_each(|kept| kept.place(&slots, &tokens));
     }
-    let y = with_shared(loader, index, moe, x, mix.finish(x.dtype()).context(of_layer)?)?;
+    let mixed = compute.stage("experts", Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
+    let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {
         let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;
         let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
-        observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)?;
+        compute.stage("experts left out", Work::UNCOUNTED, || {
+            observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)
+        })?;
     }
     run_all_experts(loader, index, moe, x, observer)?;
     Ok(y)
@@ -196,7 +212,8 @@ pub(crate) fn with_shared(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tenso
             None => y + out,
         }
     };
-    add().context(|| format!("the shared expert of layer {index}"))
+    let work = Work::products(x.dims()[0], shared.expert.elements());
+    loader.compute.stage("shared experts", work, add).context(|| format!("the shared expert of layer {index}"))
 }
 
 /// Experts' outputs in the order of experts, and the row where that of each (token, choice) has come to lie.

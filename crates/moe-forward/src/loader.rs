@@ -6,6 +6,7 @@ use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::encoding::{self, Encoded};
+use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
@@ -147,7 +148,7 @@ impl Loader<'_> {
         if let Some(tensor) = self.shared.and_then(|shared| shared.find(weight)) {
             return Ok(tensor);
         }
-        let tensor = read(weight)?;
+        let tensor = self.compute.stage("weights", Work::bytes(weight.bytes()), || read(weight))?;
         if let Some(shared) = self.shared {
             shared.keep(weight, &tensor);
         }

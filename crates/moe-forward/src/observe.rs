@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::Result;
+use moe_math::observed::{Observed, Ran};
 use moe_math::routing::Routing;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
@@ -42,6 +43,7 @@ pub struct StatisticsObserver {
 struct Layer {
     index: usize,
     sums: Vec<Sums>,
+    observed: Observed,
     /// The first token of the last `routed`, and the first after it.
     tokens: std::ops::Range<usize>,
 }
@@ -57,8 +59,13 @@ impl StatisticsObserver {
     }
 
     /// The sums of the layer that has just run, by group; none if it has no mixture.
-    pub fn take(&mut self) -> Option<Vec<Sums>> {
-        self.layer.take().map(|layer| layer.sums)
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn take(&mut self) -> Result<Option<Vec<Sums>>> {
+        let Some(Layer { index, mut sums, mut observed, .. }) = self.layer.take() else { return Ok(None) };
+        observed.finish(&mut sums).context(|| format!("statistics of layer {index}"))?;
+        Ok(Some(sums))
     }
 
     /// Which of the batch's `tokens` count in any statistic, as positions among these.
@@ -77,8 +84,8 @@ impl StatisticsObserver {
         rows.enumerate().filter_map(|(position, row)| Some((self.group(first + row)?, position))).collect()
     }
 
-    fn sums(&mut self) -> &mut [Sums] {
-        &mut self.layer.as_mut().expect("routed comes first").sums
+    fn layer(&mut self) -> &mut Layer {
+        self.layer.as_mut().expect("routed comes first")
     }
 }
 
@@ -87,65 +94,43 @@ impl Observer for StatisticsObserver {
         Wants { experts: true, left_out: self.options.left_out }
     }
 
-    fn routed(&mut self, index: usize, logits: &Tensor, routing: &Routing) {
-        let Some(sizes) = self.sizes[index] else { return };
+    fn routed(&mut self, index: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
+        let Some(sizes) = self.sizes[index] else { return Ok(()) };
         let groups = self.options.groups;
         let layer = match self.layer.take() {
             Some(layer) if layer.index == index => layer,
-            _ => Layer { index, sums: vec![Sums::new(sizes); groups], tokens: 0..0 },
+            _ => {
+                let sums = vec![Sums::new(sizes); groups];
+                Layer { index, sums, observed: Observed::default(), tokens: 0..0 }
+            }
         };
         let start = layer.tokens.end;
         self.layer = Some(Layer { tokens: start..start + routing.tokens(), ..layer });
-        // A device that fails here fails in the sweep, too.
-        let logits = logits.to_dtype(DType::F32).and_then(|l| l.to_vec2::<f32>()).unwrap_or_default();
         let counted = self.counted(0..routing.tokens());
-        for (group, token) in counted {
-            let sums = &mut self.sums()[group];
+        let Layer { sums, observed, .. } = self.layer();
+        for (group, token) in &counted {
+            let sums = &mut sums[*group];
             sums.get_mut(Quantity::SeenTokens)[0] += 1.0;
-            add(
-                sums.get_mut(Quantity::Probabilities),
-                &routing.scores[token * routing.experts..][..routing.experts],
-                1.0,
-            );
-            add(sums.get_mut(Quantity::Logits), &logits[token], 1.0);
-            let products = sums.get_mut(Quantity::LogitProducts);
-            for (row, z) in products.chunks_exact_mut(routing.experts).zip(&logits[token]) {
-                add(row, &logits[token], f64::from(*z));
-            }
+            let scores = &routing.scores[token * routing.experts..][..routing.experts];
+            let probabilities = sums.get_mut(Quantity::Probabilities).iter_mut().zip(scores);
+            probabilities.for_each(|(sum, score)| *sum += f64::from(*score));
         }
+        observed.logits(sums, logits, &counted).context(|| format!("statistics of the router of layer {index}"))
     }
 
     fn expert_ran(&mut self, index: usize, run: &ExpertRun<'_>) -> Result<()> {
-        let of = || format!("statistics of expert {} in layer {index}", run.expert);
-        let rows = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec2::<f32>();
-        let (activations, outputs) = (rows(run.activations).context(of)?, rows(run.output).context(of)?);
-        for (group, row) in self.counted(run.tokens.iter().map(|row| *row as usize)) {
-            let (gate, phi, f) = (f64::from(run.gates[row]), &activations[row], &outputs[row]);
-            let square_norm: f64 = f.iter().map(|f| f64::from(*f).powi(2)).sum();
-            let largest = f.iter().fold(0f32, |most, f| most.max(f.abs()));
-            let sums = &mut self.sums()[group];
-            let mut one = |quantity, value: f64| sums.of_mut(quantity, run.expert)[0] += value;
-            one(Quantity::Tokens, 1.0);
-            one(Quantity::Gates, gate);
-            one(Quantity::GatedNorms, gate * square_norm.sqrt());
-            one(Quantity::Norms, square_norm.sqrt());
-            one(Quantity::SquareNorms, square_norm);
-            let most = &mut sums.of_mut(Quantity::Largest, run.expert)[0];
-            *most = most.max(f64::from(largest));
-            add(sums.of_mut(Quantity::GatedOutputs, run.expert), f, gate);
-            add(sums.of_mut(Quantity::Activations, run.expert), phi, 1.0);
-            let squares = sums.of_mut(Quantity::GatedSquareActivations, run.expert);
-            squares.iter_mut().zip(phi).for_each(|(sum, phi)| *sum += (gate * f64::from(*phi)).powi(2));
-            let largest = sums.of_mut(Quantity::LargestGatedActivations, run.expert);
-            largest.iter_mut().zip(phi).for_each(|(most, phi)| *most = most.max((gate * f64::from(*phi)).abs()));
-        }
-        Ok(())
+        let counted = self.counted(run.tokens.iter().map(|row| *row as usize));
+        let ran = Ran { expert: run.expert, gates: run.gates, activations: run.activations, outputs: run.output };
+        let Layer { sums, observed, .. } = self.layer();
+        observed
+            .expert(sums, &ran, &counted)
+            .context(|| format!("statistics of expert {} in layer {index}", run.expert))
     }
 
     fn left_out(&mut self, _: usize, found: &LeftOut<'_>) -> Result<()> {
         let k = found.routing.top_k;
         for (group, token) in self.counted(0..found.routing.tokens()) {
-            let sums = &mut self.sums()[group];
+            let sums = &mut self.layer().sums[group];
             sums.get_mut(Quantity::OutputSquareNorms)[0] += found.output_square_norms[token];
             for slot in token * k..(token + 1) * k {
                 let expert = found.routing.selected[slot] as usize;
@@ -162,22 +147,15 @@ impl Observer for StatisticsObserver {
         let counted = chosen.filter(|token| self.group(*token).is_some());
         let tokens: Vec<u32> = counted.map(|token| (token - layer.tokens.start) as u32).collect();
         for (group, _) in self.counted(tokens.iter().map(|token| *token as usize)) {
-            self.sums()[group].get_mut(Quantity::SampledTokens)[0] += 1.0;
+            self.layer().sums[group].get_mut(Quantity::SampledTokens)[0] += 1.0;
         }
         tokens
     }
 
     fn sampled_output(&mut self, layer: usize, expert: usize, tokens: &[u32], output: &Tensor) -> Result<()> {
-        let rows = output.to_dtype(DType::F32).and_then(|o| o.to_vec2::<f32>());
-        let rows = rows.context(|| format!("statistics of expert {expert} in layer {layer}"))?;
-        for (group, position) in self.counted(tokens.iter().map(|token| *token as usize)) {
-            add(self.sums()[group].of_mut(Quantity::SampledOutputs, expert), &rows[position], 1.0);
-        }
-        Ok(())
+        let counted = self.counted(tokens.iter().map(|token| *token as usize));
+        let Layer { sums, observed, .. } = self.layer();
+        let added = observed.sampled(sums, expert, output, &counted);
+        added.context(|| format!("statistics of expert {expert} in layer {layer}"))
     }
-}
-
-/// sums += factor · values
-fn add(sums: &mut [f64], values: &[f32], factor: f64) {
-    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * f64::from(*value));
 }

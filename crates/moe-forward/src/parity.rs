@@ -130,7 +130,8 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         self.0.push((layer, routing.clone()));
+        Ok(())
     }
 }

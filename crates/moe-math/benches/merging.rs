@@ -48,16 +48,12 @@ impl Rows for Neurons {
         self.part.dim(1).expect("a matrix")
     }
 
-    fn count(&self) -> usize {
-        self.parts * self.part.dim(0).expect("a matrix")
+    fn parts(&self) -> Vec<usize> {
+        vec![self.part.dim(0).expect("a matrix"); self.parts]
     }
 
-    fn parts(&self) -> usize {
-        self.parts
-    }
-
-    fn part(&self, _: usize) -> Result<Tensor> {
-        Ok(self.part.clone())
+    fn some(&self, _: usize, rows: &[u32]) -> Result<Tensor> {
+        self.part.index_select(&Tensor::from_slice(rows, rows.len(), &Device::Cpu)?, 0)
     }
 }
 

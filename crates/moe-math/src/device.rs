@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
+use crate::meter::{Meter, Work};
+
 /// Where numerics run, as the user asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -88,12 +90,26 @@ pub struct Compute {
     pub dtype: DType,
     /// Bytes of a GPU's memory that work may take; none: what is free.
     pub device_memory: Option<u64>,
+    /// Where the time goes.
+    pub meter: Meter,
 }
 
 impl Compute {
     /// f32 on the CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, device_memory: None }
+        Self { device: Device::Cpu, dtype: DType::F32, device_memory: None, meter: Meter::default() }
+    }
+
+    /// Runs `stage`, whose time and work the meter takes down.
+    pub fn stage<T>(&self, name: &'static str, work: Work, stage: impl FnOnce() -> T) -> T {
+        self.meter.stage(name, work, || {
+            let result = stage();
+            if self.meter.waits {
+                // A device that fails here fails in the next stage, which can say so.
+                let _ = self.device.synchronize();
+            }
+            result
+        })
     }
 
     /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a third of what there is, since

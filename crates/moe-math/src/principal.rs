@@ -1,6 +1,7 @@
 //! Principal components of rows that need not fit into memory.
 
 use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 
 use crate::orthogonal::orthonormalize;
 use crate::sampling::{generator, normal};
@@ -26,21 +27,31 @@ pub struct Principal {
 }
 
 /// Rows of width `d` in parts that are made when they are asked for, f64 tensors on the CPU.
-pub trait Rows {
+pub trait Rows: Sync {
     /// Their width.
     fn width(&self) -> usize;
 
-    /// How many rows all parts have.
-    fn count(&self) -> usize;
+    /// How many rows each part has.
+    fn parts(&self) -> Vec<usize>;
 
-    /// Number of parts.
-    fn parts(&self) -> usize;
-
-    /// A part, `[n, d]`.
+    /// Some rows of a part, ascending: `[n, d]`.
     ///
     /// # Errors
     /// What reading returns.
-    fn part(&self, index: usize) -> Result<Tensor>;
+    fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor>;
+
+    /// How many rows all parts have.
+    fn count(&self) -> usize {
+        self.parts().iter().sum()
+    }
+
+    /// All rows of a part.
+    ///
+    /// # Errors
+    /// What reading returns.
+    fn part(&self, part: usize) -> Result<Tensor> {
+        self.some(part, &Vec::from_iter(0..self.parts()[part] as u32))
+    }
 }
 
 impl Principal {
@@ -75,7 +86,7 @@ impl Principal {
 
 fn mean(rows: &impl Rows) -> Result<Tensor> {
     let mut sum = Tensor::zeros(rows.width(), DType::F64, &Device::Cpu)?;
-    for index in 0..rows.parts() {
+    for index in 0..rows.parts().len() {
         sum = (sum + rows.part(index)?.sum(0)?)?;
     }
     sum / (rows.count() as f64).max(1.0)
@@ -84,7 +95,7 @@ fn mean(rows: &impl Rows) -> Result<Tensor> {
 fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
     let (d, mean) = (rows.width(), mean(rows)?);
     let mut covariance = Tensor::zeros((d, d), DType::F64, &Device::Cpu)?;
-    for index in 0..rows.parts() {
+    for index in 0..rows.parts().len() {
         let centred = rows.part(index)?.broadcast_sub(&mean)?;
         covariance = (covariance + centred.t()?.matmul(&centred)?)?;
     }
@@ -96,19 +107,16 @@ fn exact(rows: &impl Rows, rank: usize) -> Result<Principal> {
 /// Evenly spaced rows, f64 `[n, d]`.
 fn sample(rows: &impl Rows) -> Result<Tensor> {
     let step = rows.count().div_ceil(SAMPLE).max(1);
-    let mut chosen = Vec::new();
     let mut first = 0;
-    for index in 0..rows.parts() {
-        let part = rows.part(index)?;
-        let count = part.dim(0)?;
+    let chosen = rows.parts().into_iter().map(|count| {
         let here: Vec<u32> =
             (0..count).filter(|row| (first + row).is_multiple_of(step)).map(|row| row as u32).collect();
         first += count;
-        if !here.is_empty() {
-            chosen.push(part.index_select(&Tensor::from_slice(&here, here.len(), &Device::Cpu)?, 0)?);
-        }
-    }
-    Tensor::cat(&chosen, 0)
+        here
+    });
+    let chosen: Vec<Vec<u32>> = chosen.collect();
+    let read = chosen.par_iter().enumerate().filter(|(_, here)| !here.is_empty());
+    Tensor::cat(&read.map(|(part, here)| rows.some(part, here)).collect::<Result<Vec<_>>>()?, 0)
 }
 
 fn searched(sample: &Tensor, rank: usize, seed: u64, device: &Device) -> Result<Principal> {
@@ -156,17 +164,15 @@ mod tests {
             self.0.dim(1).unwrap()
         }
 
-        fn count(&self) -> usize {
-            self.0.dim(0).unwrap()
+        fn parts(&self) -> Vec<usize> {
+            let all = self.0.dim(0).unwrap();
+            vec![all / 2, all - all / 2]
         }
 
-        fn parts(&self) -> usize {
-            2
-        }
-
-        fn part(&self, index: usize) -> Result<Tensor> {
-            let half = self.0.dim(0)? / 2;
-            self.0.narrow(0, index * half, if index == 0 { half } else { self.0.dim(0)? - half })
+        fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor> {
+            let first = (part * self.parts()[0]) as u32;
+            let rows: Vec<u32> = rows.iter().map(|row| first + row).collect();
+            self.0.index_select(&Tensor::from_slice(&rows, rows.len(), &Device::Cpu)?, 0)
         }
     }
 
@@ -211,17 +217,13 @@ mod tests {
                 1
             }
 
-            fn count(&self) -> usize {
-                3 * SAMPLE
+            fn parts(&self) -> Vec<usize> {
+                vec![SAMPLE; 3]
             }
 
-            fn parts(&self) -> usize {
-                3
-            }
-
-            fn part(&self, index: usize) -> Result<Tensor> {
-                let first = (index * SAMPLE) as f64;
-                Tensor::arange(first, first + SAMPLE as f64, &Device::Cpu)?.reshape(((), 1))
+            fn some(&self, part: usize, rows: &[u32]) -> Result<Tensor> {
+                let values: Vec<f64> = rows.iter().map(|row| (part * SAMPLE) as f64 + f64::from(*row)).collect();
+                Tensor::from_slice(&values, (rows.len(), 1), &Device::Cpu)
             }
         }
         let found: Vec<f64> = sample(&Numbers).unwrap().flatten_all().unwrap().to_vec1().unwrap();

@@ -2,7 +2,12 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use rayon::prelude::*;
+
 use crate::ops;
+
+/// Rows that a thread chooses experts for at a time.
+const ROWS: usize = 1024;
 
 /// Where each token goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,19 +142,13 @@ pub fn route(logits: &Tensor, rule: &Rule) -> Result<Routing> {
 /// # Panics
 /// If `masked` has another length than there are experts.
 pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Result<Routing> {
-    let (tokens, experts) = logits.dims2()?;
+    let (_, experts) = logits.dims2()?;
     let is_live = |e: &u32| masked.is_none_or(|masked| !masked[*e as usize]);
     assert!(masked.is_none_or(|masked| masked.len() == experts), "a mask for each expert");
     let live: Vec<u32> = (0..experts as u32).filter(is_live).collect();
     rule.check(experts, live.len())?;
     let scores = scores(logits, rule.scoring, masked)?;
-    let mut chooser = Chooser { live, ..Chooser::new(rule, experts) };
-    let mut selected = Vec::with_capacity(tokens * rule.top_k);
-    let mut weights = Vec::with_capacity(tokens * rule.top_k);
-    for scores in scores.chunks_exact(experts) {
-        chooser.push(scores, &mut selected, &mut weights);
-    }
-    Ok(Routing { experts, top_k: rule.top_k, selected, weights, scores })
+    Ok(chosen(scores, rule, experts, |chooser, _| chooser.live.clone_from(&live)))
 }
 
 /// The weights of `routing`, `[tokens, top_k]`, as a function of the `logits` that it was made of: for gradients, in which
@@ -194,13 +193,27 @@ pub fn route_without_each(logits: &Tensor, rule: &Rule, routing: &Routing) -> Re
     }
     let masked = Tensor::from_vec(masked, (routing.selected.len(), experts), logits.device())?;
     let scores = scores(&masked, rule.scoring, None)?;
-    let mut chooser = Chooser::new(rule, experts);
-    let mut anew = Routing { experts, top_k, selected: Vec::new(), weights: Vec::new(), scores: Vec::new() };
-    for (row, expert) in scores.chunks_exact(experts).zip(&routing.selected) {
-        chooser.live = (0..experts as u32).filter(|e| e != expert).collect();
-        chooser.push(row, &mut anew.selected, &mut anew.weights);
-    }
-    Ok(Routing { scores, ..anew })
+    Ok(chosen(scores, rule, experts, |chooser, row| {
+        chooser.live.clear();
+        chooser.live.extend((0..experts as u32).filter(|e| *e != routing.selected[row]));
+    }))
+}
+
+/// Where tokens with these `scores`, row by row, go; `enter` says a chooser which experts a row may choose.
+fn chosen(scores: Vec<f32>, rule: &Rule, experts: usize, enter: impl Fn(&mut Chooser<'_>, usize) + Sync) -> Routing {
+    let parts = scores.par_chunks(experts * ROWS).enumerate().map(|(part, scores)| {
+        let mut chooser = Chooser::new(rule, experts);
+        let (mut selected, mut weights) = (Vec::new(), Vec::new());
+        for (row, scores) in scores.chunks_exact(experts).enumerate() {
+            enter(&mut chooser, part * ROWS + row);
+            chooser.push(scores, &mut selected, &mut weights);
+        }
+        (selected, weights)
+    });
+    let parts: Vec<(Vec<u32>, Vec<f32>)> = parts.collect();
+    let selected = parts.iter().flat_map(|(selected, _)| selected).copied().collect();
+    let weights = parts.iter().flat_map(|(_, weights)| weights).copied().collect();
+    Routing { experts, top_k: rule.top_k, selected, weights, scores }
 }
 
 /// `[tokens, experts]` in f32, row by row.

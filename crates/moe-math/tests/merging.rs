@@ -60,16 +60,12 @@ impl Rows for Whole {
         self.0.dim(1).unwrap()
     }
 
-    fn count(&self) -> usize {
-        self.0.dim(0).unwrap()
+    fn parts(&self) -> Vec<usize> {
+        vec![self.0.dim(0).unwrap()]
     }
 
-    fn parts(&self) -> usize {
-        1
-    }
-
-    fn part(&self, _: usize) -> candle_core::Result<Tensor> {
-        Ok(self.0.clone())
+    fn some(&self, _: usize, rows: &[u32]) -> candle_core::Result<Tensor> {
+        self.0.index_select(&Tensor::from_slice(rows, rows.len(), &Device::Cpu)?, 0)
     }
 }
 

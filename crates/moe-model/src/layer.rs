@@ -243,6 +243,11 @@ impl Expert {
         [&self.gate, &self.up, &self.down]
     }
 
+    /// Elements of their matrices.
+    pub fn elements(&self) -> usize {
+        self.linears().iter().map(|linear| linear.weight.elements()).sum()
+    }
+
     fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         [&mut self.gate, &mut self.up, &mut self.down].into_iter().flat_map(Linear::weights_mut)
     }

@@ -16,7 +16,6 @@ mod pass;
 pub mod prune;
 pub mod quantize;
 mod reduce;
-mod stages;
 mod train;
 pub mod upcycle;
 
@@ -31,6 +30,5 @@ pub use pass::{
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
-pub use stages::StageTime;
 pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 pub use upcycle::UpcycleOptions;

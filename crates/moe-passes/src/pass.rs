@@ -16,7 +16,6 @@ use crate::calibrate::CalibrationOptions;
 use crate::distill::DistilledLayer;
 use crate::quantize::{ExpertRecord, LayerWidths, Pulled};
 use crate::reduce::LayerTrust;
-use crate::stages::StageTime;
 use crate::train::Training;
 
 /// A conversion pass; its options are its fields.
@@ -178,11 +177,6 @@ pub trait Decider: Converter + Send + Sync {
     /// Is told where to save them.
     fn save_in(&mut self, saved: Saved) {
         let _ = saved;
-    }
-
-    /// Where the time went, beyond the sweep itself.
-    fn stages(&self) -> Vec<StageTime> {
-        Vec::new()
     }
 
     /// What was decided; asked for at the end, and behind each [`Self::stage`] before it.

@@ -127,6 +127,8 @@ pub fn convert<P: Pass>(
 ) -> Result<Conversion> {
     check_options(pass, input, output, options)?;
     let mut timings = Timings::default();
+    let meter = &options.compute.meter;
+    meter.take();
     let mut prepared = timings.time("plan", || Prepared::new(pass, input, output, options))?;
     prepared.plan.warnings.iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, &inputs(pass, input), output_options(options))?;
@@ -134,21 +136,23 @@ pub fn convert<P: Pass>(
     let start = Instant::now();
     prepared.decide(pass, options, output, progress)?;
     if prepared.decisions.is_some() {
-        prepared.stages().for_each(|stage| timings.add_work(&stage));
+        timings.add_metered(meter);
         timings.add("decide", start.elapsed(), None);
     }
     if !prepared.plan.surveys.is_empty() {
-        timings.time("survey", || prepared.survey(&options.compute, progress))?;
+        timings.time_metered("survey", meter, || prepared.survey(&options.compute, progress))?;
     }
     let start = Instant::now();
     let trained = prepared.train(pass, options, output, progress)?;
     if trained {
+        timings.add_metered(meter);
         timings.add("train", start.elapsed(), None);
     }
     let mut receipt = prepared.receipt(pass);
     let start = Instant::now();
     receipt.held_out = trust::measure(&prepared, pass, options, output, progress)?;
     if receipt.held_out.is_some() {
+        timings.add_metered(meter);
         timings.add("measure on held-out text", start.elapsed(), None);
     }
 
@@ -167,6 +171,7 @@ pub fn convert<P: Pass>(
         (proof, Ok(summary)) => (proof?, summary),
     };
     proof.times.iter().for_each(|(name, time)| timings.add_overlapping(name, *time, Overlap::BesideNext));
+    timings.add_metered(meter);
     timings.add("write", start.elapsed(), Some(summary.bytes));
     proof.hashes.record(&mut receipt);
     receipt.measured = proof.measured;

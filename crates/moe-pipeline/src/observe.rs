@@ -169,7 +169,7 @@ fn sweep(
     let mut layers = BTreeMap::new();
     for index in 0..model.layers.len() {
         sweep.layer(index, &mut observer)?;
-        layers.extend(observer.take().map(|sums| (index, sums)));
+        layers.extend(observer.take()?.map(|sums| (index, sums)));
         progress.advance(1);
     }
     Ok(layers)

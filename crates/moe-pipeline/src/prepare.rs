@@ -12,9 +12,7 @@ use moe_checkpoint::{
 use moe_forward::{Corpus, EvalReport, Sweep, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{
-    Decisions, Identity, LayerStatistics, Pass, Plan, Sources, StageTime, SurveyText, TextSource, TrainingText,
-};
+use moe_passes::{Decisions, Identity, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
 use rayon::prelude::*;
 
 use crate::convert::ConvertOptions;
@@ -197,11 +195,6 @@ impl Prepared {
     /// Whether deciding saves its costly steps in a [`TrainingDir`].
     pub fn saves(&self) -> bool {
         self.deciding.as_ref().is_some_and(|deciding| deciding.decider.saves())
-    }
-
-    /// Where the time of deciding went.
-    pub fn stages(&self) -> impl Iterator<Item = StageTime> {
-        self.deciding.iter().flat_map(|deciding| deciding.decider.stages())
     }
 
     pub fn sources<'a>(&'a self, compute: &'a Compute, decisions: Option<&'a Decisions>) -> Sources<'a> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moe_checkpoint::Result;
-use moe_passes::StageTime;
+use moe_math::meter::{Meter, StageTime};
 
 /// Is told how far a run has come. Draws nothing unless an implementation does.
 pub trait Progress: Sync {
@@ -101,21 +101,31 @@ impl Timings {
         result
     }
 
+    /// The same for a stage in which `meter` takes down others.
+    pub fn time_metered<T>(&mut self, name: &str, meter: &Meter, stage: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = stage();
+        self.add_metered(meter);
+        self.add(name, start.elapsed(), None);
+        result
+    }
+
     /// Adds a stage that ran beside the next one, or within it.
     pub fn add_overlapping(&mut self, name: &str, time: Duration, overlap: Overlap) {
         self.push(name, time, None, overlap);
     }
 
-    /// Adds a stage of a decision, within the next one.
-    pub(crate) fn add_work(&mut self, stage: &StageTime) {
-        self.0.push(Stage {
-            name: stage.name.to_owned(),
-            seconds: stage.time.as_secs_f64(),
-            bytes: None,
-            flops: (stage.flops > 0.0).then_some(stage.flops),
-            calls: (stage.calls > 1).then_some(stage.calls),
+    /// Adds what `meter` has taken down, which lies within the next stage.
+    pub fn add_metered(&mut self, meter: &Meter) {
+        let stage = |StageTime { name, time, calls, work }: StageTime| Stage {
+            name: name.to_owned(),
+            seconds: time.as_secs_f64(),
+            bytes: (work.bytes > 0.0).then_some(work.bytes as u64),
+            flops: (work.flops > 0.0).then_some(work.flops),
+            calls: (calls > 1).then_some(calls),
             overlap: Overlap::WithinNext,
-        });
+        };
+        self.0.extend(meter.take().into_iter().map(stage));
     }
 
     /// Wall time of all stages, in seconds.

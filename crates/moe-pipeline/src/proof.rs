@@ -8,6 +8,8 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Batch, Difference, Observer, logit_difference};
+use moe_math::Compute;
+use moe_math::meter::Meter;
 use moe_math::routing::Routing;
 use moe_math::sampling;
 use moe_passes::Identity;
@@ -60,7 +62,9 @@ fn measure(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> 
     let batch = Batch::new([ids.as_slice()]);
     let group = prepared.plan.group;
     let mut watch = Watch { stop, group, ties: GroupTies::default() };
-    let difference = logit_difference(source, &prepared.result, &batch, &options.compute, &mut watch)?;
+    // Beside the writing, whose stages are those that the run's meter takes down.
+    let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
+    let difference = logit_difference(source, &prepared.result, &batch, &compute, &mut watch)?;
     Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })
 }
 
@@ -72,18 +76,19 @@ struct Watch<'a> {
 }
 
 impl Observer for Watch<'_> {
-    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) {
+    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         if self.group == 1 {
-            return;
+            return Ok(());
         }
-        // A device that fails here fails in the sweep, too.
         let rows = logits.to_dtype(DType::F32).and_then(|logits| logits.to_vec2::<f32>());
-        for logits in rows.unwrap_or_default() {
+        let rows = rows.map_err(|e| Error::new(Kind::Numeric, "cannot look for ties in routing").source(e))?;
+        for logits in rows {
             self.ties.routings += 1;
             self.ties.in_f32 += u64::from(is_tied(&logits, routing.top_k, self.group));
             let rounded: Vec<f32> = logits.iter().map(|z| bf16::from_f32(*z).to_f32()).collect();
             self.ties.in_bf16 += u64::from(is_tied(&rounded, routing.top_k, self.group));
         }
+        Ok(())
     }
 
     fn layer_done(&mut self, _: usize, _: usize) -> Result<()> {

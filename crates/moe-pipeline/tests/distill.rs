@@ -197,7 +197,7 @@ fn measured_gates_are_means_over_all_tokens() {
     let dense = Model::open(&out.path().join("out")).unwrap();
     for (index, found) in layers(&receipt).into_iter().enumerate() {
         sweep.layer(index, &mut observer).unwrap();
-        let sums = observer.take().unwrap().remove(0);
+        let sums = observer.take().unwrap().unwrap().remove(0);
         let tokens = sums.scalar(Quantity::SeenTokens);
         for (gate, sum) in found.gates.iter().zip(sums.get(Quantity::Gates)) {
             assert!((gate - sum / tokens).abs() < 1e-6, "layer {index}");

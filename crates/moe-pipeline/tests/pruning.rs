@@ -481,8 +481,9 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
 struct Choices(BTreeMap<usize, Vec<u64>>);
 
 impl moe_forward::Observer for Choices {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &moe_math::routing::Routing) {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &moe_math::routing::Routing) -> moe_checkpoint::Result<()> {
         self.0.insert(layer, routing.counts());
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use moe_checkpoint::Result;
+use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::{Compute, ops};
 use moe_model::{Model, Weight};
@@ -15,6 +16,7 @@ pub struct Head {
     norm: Tensor,
     weight: Tensor,
     eps: f32,
+    compute: Compute,
     /// Where both come from, for messages.
     sources: [Weight; 2],
 }
@@ -31,7 +33,7 @@ impl Head {
     pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {
         let (norm, weight) = (loader.tensor(&model.final_norm)?, loader.matrix(model.head_weight())?);
         let sources = [model.final_norm.clone(), model.head_weight().clone()];
-        Ok(Self { norm, weight, eps: model.norm_eps as f32, sources })
+        Ok(Self { norm, weight, eps: model.norm_eps as f32, compute: loader.compute.clone(), sources })
     }
 
     /// Logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`.
@@ -39,11 +41,13 @@ impl Head {
     /// # Errors
     /// [`moe_checkpoint::Kind::Numeric`] where they are not finite; what the device returns.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let compute = || {
+        let compute = || -> candle_core::Result<Tensor> {
             let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
             product(&normed, &self.weight)?.to_dtype(DType::F32)
         };
-        let logits = compute().context(|| "the logits".into())?;
+        let rows = hidden.elem_count() / self.norm.elem_count();
+        let work = Work::products(rows, self.weight.elem_count());
+        let logits = self.compute.stage("head", work, compute).context(|| "the logits".into())?;
         finite::check(&logits, "the logits", &self.sources)?;
         Ok(logits)
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use candle_core::Tensor;
 use moe_checkpoint::Result;
+use moe_math::meter::Work;
 use moe_math::{Compute, ops};
 use moe_model::{Ffn, Layer, Model, Weight};
 
@@ -126,7 +127,8 @@ impl<'a> Sweep<'a> {
             let normed = self.ffn_input(index, &attended, &loaded)?;
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
-            observer.layer_output(index, &self.leave(index, block, &attended, &out)?)?;
+            let hidden = self.leave(index, block, &attended, &out)?;
+            self.compute.stage(ffn::STATISTICS, Work::UNCOUNTED, || observer.layer_output(index, &hidden))?;
         }
         Ok(())
     }
@@ -167,7 +169,7 @@ impl<'a> Sweep<'a> {
         let (states, tokens, norm) = (&self.states, self.blocks.as_slice(), &loaded.ffn_norm);
         let outputs = originals.as_ref();
         let inputs = Inputs { layer: index, states, tokens, norm, eps: self.model.norm_eps, outputs };
-        let converted = converter.convert(index, &inputs)?;
+        let converted = self.compute.stage("decisions", Work::UNCOUNTED, || converter.convert(index, &inputs))?;
         let (ffn, routed) = match converted {
             Some(Converted { ffn, routed }) => (Some(ffn), routed),
             None => (None, None),
@@ -187,7 +189,10 @@ impl<'a> Sweep<'a> {
                         }
                         _ => ffn::forward(loader, index, ffn.as_ref().unwrap_or(&layer.ffn), &normed, &mut Silent)?,
                     };
-                    original.iter().try_for_each(|original| converter.converted(index, original, &out))?;
+                    if let Some(original) = &original {
+                        let work = Work::bytes(2 * original.elem_count() as u64 * 4);
+                        self.compute.stage(ffn::STATISTICS, work, || converter.converted(index, original, &out))?;
+                    }
                     original.filter(|_| converter.forcing() == Forcing::Teacher).unwrap_or(out)
                 }
             };
@@ -226,7 +231,10 @@ impl<'a> Sweep<'a> {
                 layer.attention.forward(&self.norm(&x, &layer.attention_norm)?, &local, &self.rotary, &mut show)?;
             x + out
         };
-        let parts = group_spans(&spans).map(&mut run).collect::<candle_core::Result<Vec<_>>>();
+        let work = attention_work(self.model, &self.model.layers[index], &spans);
+        let parts = self
+            .compute
+            .stage("attention", work, || group_spans(&spans).map(&mut run).collect::<candle_core::Result<Vec<_>>>());
         if let Some(error) = failed {
             return Err(error);
         }
@@ -257,6 +265,15 @@ impl<'a> Sweep<'a> {
     pub fn hidden(&self, tokens: Range<usize>) -> Result<Tensor> {
         self.states.rows(tokens)
     }
+}
+
+/// Projections, and the half of all pairs of tokens in which the query comes later, for scores and for what they weigh.
+fn attention_work(model: &Model, layer: &Layer, spans: &[Range<usize>]) -> Work {
+    let projections: usize = layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
+    let tokens = spans.iter().map(ExactSizeIterator::len);
+    let pairs: usize = tokens.clone().map(|tokens| tokens * tokens / 2).sum();
+    let Work { flops, .. } = Work::products(tokens.sum(), projections);
+    Work::flops(flops + 4.0 * pairs as f64 * (model.heads * model.head_dim) as f64)
 }
 
 fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {

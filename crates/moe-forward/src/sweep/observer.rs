@@ -87,8 +87,12 @@ pub trait Observer {
     }
 
     /// Tokens were routed in `layer`: `logits` is `[tokens, experts]`. Called once or more for a layer, in token order.
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
+    ///
+    /// # Errors
+    /// An error ends the sweep.
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         let _ = (layer, logits, routing);
+        Ok(())
     }
 
     /// Tokens leave `layer` as `hidden`, `[tokens, hidden]`: those of the last [`Observer::ffn_input`].

@@ -31,8 +31,9 @@ impl Observer for Watch {
         self.capacity_factor.map(|factor| capacity(factor, routing))
     }
 
-    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) {
+    fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         self.routed = Some((logits.clone(), routing.clone()));
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 use candle_core::{DType, Result as CandleResult, Tensor, Var};
 use moe_forward::{Inputs, to_f32};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
+use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::{Compute, sampling, swiglu};
 use moe_model::{Error, Expert, Kind, Result, Weight};
@@ -131,7 +132,10 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
         // What is left behind whole batches has its turn in another order.
         let batches = (rows.len() / training.batch_tokens).max(1);
         for rows in rows.chunks(training.batch_tokens).take(batches) {
-            let Some(loss) = learner.step(&samples.pick(rows).map_err(fail)?, energy).map_err(fail)? else {
+            // Once forward, twice back.
+            let work = Work::products(3 * rows.len(), network.elements());
+            let step = || learner.step(&samples.pick(rows)?, energy);
+            let Some(loss) = lessons.compute.stage("steps", work, step).map_err(fail)? else {
                 trained.diverged = Some(learner.taken + 1);
                 break 'training;
             };

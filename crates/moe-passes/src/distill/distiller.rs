@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use moe_checkpoint::{Saved, Spill};
 use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
 use moe_math::Compute;
+use moe_math::meter::Work;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
@@ -108,7 +109,8 @@ impl Distiller {
 
     /// The dense network of layer `index`, which is `moe`.
     fn decided(&self, index: usize, moe: &Moe, sums: &LayerSums, inputs: &Inputs<'_>) -> Result<DecidedLayer> {
-        let (mut network, mut record) = student(index, moe, sums, &self.options, self.width)?;
+        let choose = || student(index, moe, sums, &self.options, self.width);
+        let (mut network, mut record) = self.compute.stage("neurons", Work::UNCOUNTED, choose)?;
         // Nothing is left to fit where the network gives what the mixture gives.
         if self.options.down == Down::Ridge && record.kept != Kept::Exactly {
             let fitted = fit(index, &network, inputs, self.tokens(), &self.compute, &self.spill)?;
@@ -132,7 +134,9 @@ impl Distiller {
                 let (seed, training) = (self.options.calibration.seed, &self.options.training);
                 let hidden = self.model.hidden;
                 let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, hidden, seed };
-                let learned = train(&lessons, network, self.stage.steps(training), training)?;
+                let steps = self.stage.steps(training);
+                let train = || train(&lessons, network, steps, training);
+                let learned = self.compute.stage("looks", Work::UNCOUNTED, train)?;
                 self.saved.as_ref().map_or(Ok(()), |saved| saved.put(&name, &learned.to_bytes()))?;
                 learned
             }
@@ -244,7 +248,8 @@ impl Converter for Distiller {
             self.layers.insert(index, layer);
             return Ok(Some(ffn.into()));
         }
-        let Some(sums) = self.observer.take().map(LayerObserver::finish) else { return Ok(None) };
+        let Some(observer) = self.observer.take() else { return Ok(None) };
+        let sums = observer.finish(index)?;
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
         let layer = self.decided(index, moe, &sums, inputs)?;
         let ffn = layer.ffn.clone();
@@ -283,8 +288,9 @@ impl Observer for Distiller {
         self.observer.as_mut().map_or(Ok(()), |observer| observer.input(layer, x))
     }
 
-    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) {
+    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         self.observer.iter_mut().for_each(|observer| observer.routed(routing));
+        Ok(())
     }
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use moe_forward::{Calibration, ExpertRun, GroupIndex, UNCOUNTED, group_factors};
 use moe_math::Compute;
 use moe_math::product::product;
+use moe_math::readback::Readback;
 use moe_math::routing::Routing;
 use moe_model::{Error, Kind, Moe, Result, Weight};
 
@@ -109,6 +110,15 @@ pub(super) struct LayerObserver {
     /// Scores of the last `routed`, `[tokens, experts]`.
     scores: Vec<f32>,
     sampled_tokens: usize,
+    /// Σ (g h)² and ‖f‖² that still lie on the device.
+    parts: Readback<Rows>,
+}
+
+/// Tokens that an expert ran on.
+struct Rows {
+    expert: usize,
+    weights: Vec<f32>,
+    gates: Vec<f32>,
 }
 
 impl LayerObserver {
@@ -138,11 +148,22 @@ impl LayerObserver {
             arrived: 0,
             scores: Vec::new(),
             sampled_tokens: 0,
+            parts: Readback::default(),
         })
     }
 
-    pub fn finish(self) -> LayerSums {
-        self.sums
+    /// All sums of layer `index`.
+    pub fn finish(mut self, index: usize) -> Result<LayerSums> {
+        for (part, found) in self.parts.take().map_err(|e| failed(index, e))? {
+            let sums = &mut self.sums.experts[part.expert];
+            let (energies, squares) = found.split_at(sums.energies.len());
+            sums.energies.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(*energy));
+            for ((weight, gate), square) in part.weights.into_iter().zip(part.gates).zip(squares) {
+                sums.square_norms += f64::from(weight) * f64::from(*square);
+                sums.gated_norms += f64::from(weight) * f64::from(gate) * f64::from(*square).sqrt();
+            }
+        }
+        Ok(self.sums)
     }
 
     /// The inputs of the block.
@@ -175,34 +196,31 @@ impl LayerObserver {
         let rows = (0..run.tokens.len()).filter(|row| self.tokens.decides(first + run.tokens[*row] as usize));
         let rows: Vec<usize> = rows.collect();
         let sums = &mut self.sums.experts[run.expert];
-        let mut weighed = Vec::with_capacity(rows.len());
+        let (mut weights, mut gates) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
         for row in &rows {
             let token = run.tokens[*row] as usize;
             let (weight, gate) = (self.tokens.weights[first + token], run.gates[*row]);
             sums.tokens += f64::from(weight);
             sums.gates += f64::from(weight) * f64::from(gate);
             sums.scores += f64::from(weight) * f64::from(self.scores[token * experts + run.expert]);
-            weighed.push(weight.sqrt() * gate);
+            weights.push(weight);
+            gates.push(gate);
         }
         if rows.is_empty() {
             return Ok(());
         }
         let chosen: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let found = || -> candle_core::Result<(Vec<f32>, Vec<f32>)> {
+        let weighed: Vec<f32> = weights.iter().zip(&gates).map(|(weight, gate)| weight.sqrt() * gate).collect();
+        let found = || -> candle_core::Result<Tensor> {
             let device = run.output.device();
             let chosen = Tensor::from_slice(&chosen, chosen.len(), device)?;
             let weighed = Tensor::from_slice(&weighed, (weighed.len(), 1), device)?;
             let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
             let energies = pick(run.activations)?.broadcast_mul(&weighed)?.sqr()?.sum(0)?;
-            Ok((energies.to_vec1()?, pick(run.output)?.sqr()?.sum(1)?.to_vec1()?))
+            Tensor::cat(&[energies, pick(run.output)?.sqr()?.sum(1)?], 0)
         };
-        let (energies, squares) = found().map_err(|e| failed(layer, e))?;
-        sums.energies.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(energy));
-        for (row, square) in rows.into_iter().zip(squares) {
-            let weight = f64::from(self.tokens.weights[first + run.tokens[row] as usize]);
-            sums.square_norms += weight * f64::from(square);
-            sums.gated_norms += weight * f64::from(run.gates[row]) * f64::from(square).sqrt();
-        }
+        let found = found().map_err(|e| failed(layer, e))?;
+        self.parts.push(Rows { expert: run.expert, weights, gates }, found);
         Ok(())
     }
 

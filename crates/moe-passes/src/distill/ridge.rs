@@ -5,6 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use moe_checkpoint::Spill;
 use moe_forward::{Inputs, to_f32};
+use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::ridge::Ridge;
 use moe_math::{Compute, swiglu};
@@ -42,8 +43,8 @@ pub(super) fn fit(
 ) -> Result<Fitted> {
     let fail = |e| failed(index, e);
     let of_layer = Samples { gate: to_f32(&student.gate.weight, compute)?, up: to_f32(&student.up.weight, compute)? };
-    let shape = student.down.weight.shape();
-    let new = || Ridge::new(shape[1], shape[0]).map_err(fail);
+    let [hidden, width] = [student.down.weight.shape()[0], student.width()];
+    let new = || Ridge::new(width, hidden).map_err(fail);
     let (mut deciding, mut held_out) = (new()?, new()?);
     for (block, range) in inputs.blocks().iter().enumerate() {
         let x = inputs.get(block)?;
@@ -51,7 +52,9 @@ pub(super) fn fit(
         for (part, sums) in [(Part::Decide, &mut deciding), (Part::HeldOut, &mut held_out)] {
             let (rows, weights) = tokens.of(part, range.clone());
             for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
-                of_layer.add(sums, &x, &y, rows, weights).map_err(fail)?;
+                let products = 2 * hidden * width + width * width + hidden * width;
+                let add = || of_layer.add(sums, &x, &y, rows, weights);
+                compute.stage("ridge sums", Work::products(rows.len(), products), add).map_err(fail)?;
             }
         }
     }
@@ -61,7 +64,10 @@ pub(super) fn fit(
         Ok((Some(relative), held_out.relative_error(&deciding.solve(relative, &start)?)?))
     };
     // The least may be singular where neurons are zero, and no error.
-    let mut tried: Vec<_> = GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
+    let n = width as f64;
+    let work = Work::flops(GRID.len() as f64 * n * n * (n / 3.0 + 4.0 * hidden as f64));
+    let all = || GRID.into_iter().filter_map(|relative| solve(relative).ok()).collect();
+    let mut tried: Vec<_> = compute.stage("ridge", work, all);
     tried.push((None, held_out.relative_error(&start).map_err(fail)?));
     let best = tried.iter().copied().reduce(|best, other| if other.1 < best.1 { other } else { best });
     let lambda = best.and_then(|(lambda, _)| lambda);

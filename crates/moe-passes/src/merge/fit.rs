@@ -29,7 +29,7 @@ impl<'a> Fit<'a> {
         // Metal has no f64.
         let device =
             if layer.compute.device.is_metal() { candle_core::Device::Cpu } else { layer.compute.device.clone() };
-        Ok(Self { layer, routings, compute: Compute { device, dtype: DType::F64, device_memory: None } })
+        Ok(Self { layer, routings, compute: Compute { device, dtype: DType::F64, ..layer.compute.clone() } })
     }
 
     /// down' with the least Σ ‖Σ_j w_j f_j(x) − down' φ'(x)‖² over the tokens that chose any of `group`, φ' the

@@ -78,8 +78,8 @@ impl Observer for Watch {
         Ok(())
     }
 
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
-        self.statistics.routed(layer, logits, routing);
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
+        self.statistics.routed(layer, logits, routing)
     }
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
@@ -129,7 +129,7 @@ impl Fixture {
         let mut moe = model.layers[LAYER].ffn.moe().unwrap().clone();
         let f32 = |e: &Expert| Expert { gate: in_f32(&e.gate), up: in_f32(&e.up), down: in_f32(&e.down) };
         moe.experts = moe.experts.iter().map(f32).collect();
-        Self { moe, groups, sums: watch.statistics.take().unwrap(), inputs: watch.inputs, compute }
+        Self { moe, groups, sums: watch.statistics.take().unwrap().unwrap(), inputs: watch.inputs, compute }
     }
 
     fn view<'a>(&'a self, protected: &'a [usize]) -> LayerView<'a> {

@@ -1,5 +1,6 @@
 //! How a layer's experts become fewer by merging.
 
+use moe_math::meter::Work;
 use moe_math::saliency;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Expert, Result};
@@ -74,16 +75,17 @@ impl Merging {
     }
 
     pub fn decide(&self, layer: &LayerView<'_>, sums: &Sums) -> Result<Decided> {
-        let groups = self.groups(layer, sums)?;
+        let groups = layer.compute.stage("groups", Work::UNCOUNTED, || self.groups(layer, sums))?;
         let coefficients = match self.method {
             MergeMethod::Average => coefficients(&groups, &vec![1.0; layer.moe.experts.len()]),
             _ => coefficients(&groups, &self.saliency(sums)),
         };
-        let permutations = match self.method {
-            MergeMethod::Ream => neurons::by_activations_and_weights(layer, sums, &groups)?,
-            MergeMethod::MSmoe => neurons::by_weights(layer.moe, &groups)?,
-            _ => Permutations::new(),
+        let align = || match self.method {
+            MergeMethod::Ream => neurons::by_activations_and_weights(layer, sums, &groups),
+            MergeMethod::MSmoe => neurons::by_weights(layer.moe, &groups),
+            _ => Ok(Permutations::new()),
         };
+        let permutations = layer.compute.stage("alignment", Work::UNCOUNTED, align)?;
         Ok(Decided { groups, coefficients, permutations })
     }
 }
@@ -104,14 +106,18 @@ impl Method for Merging {
         let saliency = self.saliency(&sums);
         let halves = self.halves(layer);
         if self.method == MergeMethod::Dern {
-            return Ok(Reduced { halves, ..dern::reduce(layer, saliency, self.dern_threshold)? });
+            let reduce = || dern::reduce(layer, saliency, self.dern_threshold);
+            let reduced = layer.compute.stage("neurons' targets", Work::UNCOUNTED, reduce)?;
+            return Ok(Reduced { halves, ..reduced });
         }
         let decided = self.decide(layer, &sums)?;
         let fit = if self.method == MergeMethod::Mergemoe { Some(Fit::new(layer)?) } else { None };
         let of_group = |(group, weights): (&Vec<usize>, &Vec<f64>)| {
             made(layer, group, weights, &decided.permutations, fit.as_ref())
         };
-        let experts = decided.groups.iter().zip(&decided.coefficients).map(of_group).collect::<Result<_>>()?;
+        let groups = decided.groups.iter().zip(&decided.coefficients);
+        let make = || groups.map(of_group).collect::<Result<_>>();
+        let experts = layer.compute.stage("fits", Work::UNCOUNTED, make)?;
         let made = decided.groups.iter().zip(&decided.coefficients).map(|(group, w)| description(group, w)).collect();
         let clusters = decided.groups;
         Ok(Reduced { clusters, saliency, halves, experts: Some(experts), made: Some(made), carried: None })

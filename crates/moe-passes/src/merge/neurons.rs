@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use moe_forward::to_f32;
+use moe_math::meter::Work;
+use moe_math::principal::Rows as _;
 use moe_math::statistics::{Quantity, Sums};
 use moe_math::{Compute, alignment, principal};
 use moe_model::{Error, Expert, Kind, Moe, Result};
@@ -26,9 +28,18 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
 
 /// An expert's neurons, f64 `[width, 3 · hidden]`: gate row, up row, down column.
 pub(super) fn neurons(expert: &Expert) -> Result<Tensor> {
+    some_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
+}
+
+/// Those of these numbers.
+fn some_neurons(expert: &Expert, numbers: &[u32]) -> Result<Tensor> {
     let [gate, up, down] = expert.linears().map(|linear| to_f32(&linear.weight, &Compute::cpu()));
     let (gate, up, down) = (gate?, up?, down?);
-    let rows = || Tensor::cat(&[&gate, &up, &down.t()?], 1)?.to_dtype(DType::F64);
+    let rows = || {
+        let chosen = Tensor::from_slice(numbers, numbers.len(), &Device::Cpu)?;
+        let down = down.index_select(&chosen, 1)?.t()?;
+        Tensor::cat(&[&gate.index_select(&chosen, 0)?, &up.index_select(&chosen, 0)?, &down], 1)?.to_dtype(DType::F64)
+    };
     rows().map_err(|e| failed(expert, e))
 }
 
@@ -86,8 +97,9 @@ pub(super) fn by_activations_and_weights(
     }
     let moe = layer.moe;
     let rows = UnitNeurons(moe);
-    let principal = principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device)
-        .map_err(|e| failed(&moe.experts[0], e))?;
+    let find = || principal::Principal::of(&rows, COMPONENTS, layer.seed, &layer.compute.device);
+    let principal =
+        layer.compute.stage("principal components", Work::UNCOUNTED, find).map_err(|e| failed(&moe.experts[0], e))?;
     let rank = principal.rank();
     let rho = |expert: usize| -> Result<(usize, Vec<f64>)> {
         let scores = principal::Rows::part(&rows, expert).and_then(|rows| principal.scores(&rows));
@@ -96,7 +108,9 @@ pub(super) fn by_activations_and_weights(
         Ok((expert, scores))
     };
     let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
-    let rho: BTreeMap<usize, Vec<f64>> = merged.into_par_iter().map(rho).collect::<Result<_>>()?;
+    let work = Work::products(rows.count(), rows.width() * rank);
+    let all = || merged.into_par_iter().map(rho).collect::<Result<_>>();
+    let rho: BTreeMap<usize, Vec<f64>> = layer.compute.stage("scores", work, all)?;
     of_members(groups, |centroid, member| {
         let mut cost = alignment::distances(&rho[&centroid], &rho[&member], rank);
         let (a, b) = (alpha(sums, centroid), alpha(sums, member));
@@ -122,15 +136,11 @@ impl principal::Rows for UnitNeurons<'_> {
         3 * self.0.experts[0].gate.weight.shape()[1]
     }
 
-    fn count(&self) -> usize {
-        self.0.experts.iter().map(Expert::width).sum()
+    fn parts(&self) -> Vec<usize> {
+        self.0.experts.iter().map(Expert::width).collect()
     }
 
-    fn parts(&self) -> usize {
-        self.0.experts.len()
-    }
-
-    fn part(&self, index: usize) -> candle_core::Result<Tensor> {
-        unit_rows(&neurons(&self.0.experts[index]).map_err(candle_core::Error::wrap)?)
+    fn some(&self, part: usize, rows: &[u32]) -> candle_core::Result<Tensor> {
+        unit_rows(&some_neurons(&self.0.experts[part], rows).map_err(candle_core::Error::wrap)?)
     }
 }

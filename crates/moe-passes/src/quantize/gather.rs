@@ -1,9 +1,9 @@
 //! What reaches experts, gathered out of blocks of tokens, and its Hessians.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use candle_core::Tensor;
+use moe_math::meter::Work;
 use moe_math::quantize::HessianSum;
 use moe_model::{Error, Kind, Result};
 use rayon::prelude::*;
@@ -33,7 +33,17 @@ impl Solver<'_> {
         flops: f64,
         of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
     ) -> Result<Vec<HessianSum>> {
-        let start = Instant::now();
+        let tokens: usize = samples.iter().map(|samples| samples.tokens.len()).sum();
+        let work = Work::flops(tokens as f64 * (flops + self.flops_of_sums(size)));
+        self.compute.stage(HESSIANS, work, || self.summed(samples, size, of))
+    }
+
+    fn summed(
+        &self,
+        samples: &[&ExpertSamples],
+        size: usize,
+        of: impl Fn(Tensor, usize, Range<usize>) -> Result<Tensor> + Sync,
+    ) -> Result<Vec<HessianSum>> {
         let new = |_: &&ExpertSamples| HessianSum::new(size, &self.compute.device);
         let mut sums = samples.iter().map(new).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         self.each_block(|first, x| {
@@ -45,10 +55,6 @@ impl Solver<'_> {
             };
             sums.par_iter_mut().enumerate().try_for_each(add)
         })?;
-        // A device answers before it is done.
-        self.compute.device.synchronize().map_err(|e| self.numeric("Hessians", e))?;
-        let tokens: usize = samples.iter().map(|samples| samples.tokens.len()).sum();
-        self.stages.add(HESSIANS, start.elapsed(), tokens as f64 * (flops + self.flops_of_sums(size)));
         Ok(sums)
     }
 

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use candle_core::Tensor;
 use moe_forward::{Calibration, Observer, UNCOUNTED};
 use moe_math::routing::Routing;
+use moe_model::Result;
 use serde::Serialize;
 
 use crate::pass::Pool;
@@ -91,7 +92,7 @@ impl Scan {
 }
 
 impl Observer for Scan {
-    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) {
+    fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         if self.at.0 != layer {
             self.at = (layer, 0);
             self.layers.push(Counted { experts: routing.experts, tokens: vec![0; self.ends.len() * routing.experts] });
@@ -111,6 +112,7 @@ impl Observer for Scan {
             }
         }
         self.at.1 += routing.tokens();
+        Ok(())
     }
 }
 
@@ -200,7 +202,8 @@ mod tests {
                 weights: vec![1.0; selected.len()],
                 scores: vec![0.0; 3 * selected.len()],
             };
-            scan.routed(5, &Tensor::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(), &routing);
+            scan.routed(5, &Tensor::zeros(1, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(), &routing)
+                .unwrap();
         }
         scan.choose()
     }

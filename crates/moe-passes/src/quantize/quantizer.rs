@@ -9,6 +9,7 @@ use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{Calibration, Converted, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
+use moe_math::meter::Work;
 use moe_math::quantize::{self, Damping, round_to_nearest};
 use moe_math::routing::Routing;
 use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result, Weight};
@@ -24,7 +25,6 @@ use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
-use crate::stages::{StageTime, Stages};
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
@@ -41,7 +41,6 @@ pub(super) struct Quantizer {
     /// What reaches the attention of the layer that is being converted.
     attention_inputs: AttentionInputs,
     attention: BTreeMap<usize, Attention>,
-    stages: Stages,
     /// What chooses widths, where there are several.
     survey: Option<Survey>,
 }
@@ -113,7 +112,6 @@ impl Quantizer {
             layers: BTreeMap::new(),
             attention_inputs: AttentionInputs::default(),
             attention: BTreeMap::new(),
-            stages: Stages::default(),
             survey: None,
         }
     }
@@ -179,9 +177,8 @@ impl Quantizer {
             act_order: self.options.act_order,
             shrinkage: if shrinks { self.options.shrinkage } else { 0.0 },
             ridge: if shrinks { self.options.ridge } else { 0.0 },
-            stages: &self.stages,
         };
-        let samples = self.stages.time("samples", || self.samples(moe, inputs))?;
+        let samples = self.compute.stage("samples", Work::UNCOUNTED, || self.samples(moe, inputs))?;
         let task = |(expert, (samples, routed))| Task {
             name: format!("expert {expert}"),
             network: &moe.experts[expert],
@@ -198,7 +195,7 @@ impl Quantizer {
                 let gate = encode(of_gate, schemes[0], gate)?;
                 Ok([gate, encode(of_up, schemes[1], up)?, encode(of_down, schemes[2], down)?])
             };
-            Ok(Packed { weights: self.stages.time("packing", encode)?, record })
+            Ok(Packed { weights: self.compute.stage("packing", Work::UNCOUNTED, encode)?, record })
         };
         let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
         let (mut packed, routed) = solver.run(&tasks, pack)?;
@@ -281,10 +278,6 @@ impl Decider for Quantizer {
         Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
     }
 
-    fn stages(&self) -> Vec<StageTime> {
-        self.stages.all()
-    }
-
     fn finish(&mut self) -> Result<Decisions> {
         let (layers, attention) = (std::mem::take(&mut self.layers), std::mem::take(&mut self.attention));
         Ok(Decisions { by: DecidedBy::Sequence, layers, attention })
@@ -303,8 +296,8 @@ impl Converter for Quantizer {
     }
 
     fn attention_input(&mut self, _: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
-        let Self { attention_inputs, counted, stages, .. } = self;
-        stages.time("attention's Hessians", || attention_inputs.add(linear, tokens, x, counted))
+        let Self { attention_inputs, counted, compute, .. } = self;
+        compute.stage("attention's Hessians", Work::UNCOUNTED, || attention_inputs.add(linear, tokens, x, counted))
     }
 
     fn convert_attention(&mut self, index: usize) -> Result<Option<Attention>> {
@@ -313,7 +306,7 @@ impl Converter for Quantizer {
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
         let (damping, act_order) = (self.damping(), self.options.act_order);
         let codes = || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
-        let mut codes = self.stages.time("attention's codes", codes)?.into_iter().map(Made::Codes);
+        let mut codes = self.compute.stage("attention's codes", Work::UNCOUNTED, codes)?.into_iter().map(Made::Codes);
         let store = Store(self.spill.clone());
         let quantized = self.options.quantized_attention(attention, |_, weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())

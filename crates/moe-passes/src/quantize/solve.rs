@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use moe_forward::Inputs;
 use moe_math::Compute;
+use moe_math::meter::Work;
 use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all};
@@ -19,7 +19,6 @@ use super::gather::rows_of;
 use super::samples::{Counts, ExpertSamples, Routed};
 use crate::batches::in_batches;
 use crate::part::finite_values;
-use crate::stages::Stages;
 
 /// Hessians and kept activations of the experts that are solved together take at most about this many bytes in memory.
 const BATCH_BYTES: usize = 96 << 20;
@@ -49,7 +48,6 @@ pub(super) struct Solver<'a> {
     pub shrinkage: f64,
     /// Tokens' worth of white noise of a column's mean energy in each Hessian, as a multiple of its width.
     pub ridge: f64,
-    pub stages: &'a Stages,
 }
 
 /// A network and what it is calibrated on.
@@ -162,7 +160,7 @@ impl Solver<'_> {
         let downs = self.weights(tasks, |network| &network.down)?;
         let downs =
             self.solve(downs.iter(), neurons.iter().map(|n| &n.factor), [shape[1], shape[0]], &self.options[2])?;
-        let errors = self.stages.time(ERRORS, || self.errors(tasks, &matrices, &downs, shape))?;
+        let errors = self.compute.stage(ERRORS, Work::UNCOUNTED, || self.errors(tasks, &matrices, &downs, shape))?;
         let input = |index: usize| inputs.get(index).unwrap_or(&inputs[0]);
         let solved = tasks.iter().zip(pairs).zip(downs).zip(errors).zip(&neurons).enumerate();
         let solved = solved.map(|(index, ((((task, (gate, up)), down), error), neurons))| {
@@ -205,7 +203,7 @@ impl Solver<'_> {
             let both = || Ok([self.matrix(gate, shape)?, self.matrix(up, shape)?]);
             both().map_err(|e| self.numeric(&task.name, e))
         };
-        self.stages.time(DEQUANTIZING, || pairs.par_iter().zip(tasks).map(of_pair).collect())
+        self.compute.stage(DEQUANTIZING, Work::UNCOUNTED, || pairs.par_iter().zip(tasks).map(of_pair).collect())
     }
 
     /// What a matrix of `codes` multiplies by.
@@ -255,11 +253,8 @@ impl Solver<'_> {
         [width, hidden]: [usize; 2],
         mix: &mut Mix,
     ) -> Result<()> {
-        let start = Instant::now();
-        let mut rows = 0;
         for ((task, activations), solved) in tasks.iter().zip(activations).zip(solved) {
             let Some(Routed { route, .. }) = &task.routed else { continue };
-            rows += route.tokens.len();
             let add = || {
                 let down = self.matrix(&solved.down, [hidden, width])?;
                 let mut first = 0;
@@ -270,9 +265,9 @@ impl Solver<'_> {
                 }
                 Ok(())
             };
-            add().map_err(|e| self.numeric(&task.name, e))?;
+            let work = Work::products(route.tokens.len(), width * hidden);
+            self.compute.stage(OUTPUTS, work, add).map_err(|e| self.numeric(&task.name, e))?;
         }
-        self.stages.add(OUTPUTS, start.elapsed(), (2 * rows * width * hidden) as f64);
         Ok(())
     }
 
@@ -329,7 +324,7 @@ impl Solver<'_> {
         shrink: impl Fn(&mut HessianSum) -> Result<(), QuantizeError> + Send + Sync,
     ) -> Result<Vec<Factored>> {
         let flops: f64 = hessians.iter().map(|hessian| (hessian.size() as f64).powi(3) / 3.0).sum();
-        self.stages.work(FACTORS, flops, || {
+        self.compute.stage(FACTORS, Work::flops(flops), || {
             let effective: Vec<f64> = hessians.iter().map(HessianSum::effective_tokens).collect();
             hessians.par_iter_mut().try_for_each(shrink).map_err(failed)?;
             let damping: Vec<Damping> = hessians.iter().map(|hessian| self.damping_of(hessian)).collect();
@@ -354,7 +349,9 @@ impl Solver<'_> {
     }
 
     fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear) -> Result<Vec<Vec<f32>>> {
-        self.stages.time(READING, || tasks.iter().map(|task| finite_values(&of(task.network).weight)).collect())
+        let bytes = tasks.iter().map(|task| of(task.network).weight.bytes()).sum();
+        let read = |task: &Task<'_>| finite_values(&of(task.network).weight);
+        self.compute.stage(READING, Work::bytes(bytes), || tasks.iter().map(read).collect())
     }
 
     fn solve<'w>(
@@ -368,7 +365,7 @@ impl Solver<'_> {
         let solve = || quantize::solve_on(&problems, shape, options, &self.compute.device);
         // A column takes the errors of all before it.
         let flops = problems.len() as f64 * (shape[0] * shape[1] * shape[1]) as f64;
-        let solved = self.stages.work(CODES, flops, solve).map_err(failed)?;
+        let solved = self.compute.stage(CODES, Work::flops(flops), solve).map_err(failed)?;
         Ok(solved.into_iter().map(|solved| solved.codes).collect())
     }
 }

@@ -126,9 +126,10 @@ impl Observer for Survey {
         self.add(layer, &shared.expert, gates.into_iter().enumerate())
     }
 
-    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) {
+    fn routed(&mut self, _: usize, _: &Tensor, routing: &Routing) -> Result<()> {
         let start = self.block.part.end;
         self.block.part = start..start + routing.tokens();
+        Ok(())
     }
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {

@@ -203,7 +203,7 @@ impl Decider for Reducer {
 
 impl Converter for Reducer {
     fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Converted>> {
-        let Some(sums) = self.observer().take() else { return Ok(None) };
+        let Some(sums) = self.observer().take()? else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
         self.arrived = 0;
         let Ffn::Moe(moe) = &self.model.layers[index].ffn else { return Ok(None) };
@@ -251,8 +251,8 @@ impl Observer for Reducer {
         Ok(())
     }
 
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
-        self.observer().routed(layer, logits, routing);
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
+        self.observer().routed(layer, logits, routing)
     }
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
@@ -283,8 +283,8 @@ impl Observer for SuperExpertSurvey {
         self.observer.wants()
     }
 
-    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) {
-        self.observer.routed(layer, logits, routing);
+    fn routed(&mut self, layer: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
+        self.observer.routed(layer, logits, routing)
     }
 
     fn expert_ran(&mut self, layer: usize, run: &ExpertRun<'_>) -> Result<()> {
@@ -292,7 +292,7 @@ impl Observer for SuperExpertSurvey {
     }
 
     fn layer_done(&mut self, layer: usize, _: usize) -> Result<()> {
-        let sums = self.observer.take();
+        let sums = self.observer.take()?;
         self.largest.extend(sums.map(|sums| (layer, largest(&sums))));
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use moe_checkpoint::{Error, Kind, Result};
+use moe_math::Compute;
+use moe_math::meter::Meter;
 use moe_math::sampling::{choose, generator};
 use moe_passes::{DistillOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions};
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 use self::model::{Proportions, VOCABULARY};
 pub use self::peaks::Peaks;
 use crate::convert::{ConvertOptions, convert};
-use crate::progress::{Overlap, Progress, Quiet, Stage, Unit};
+use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
 
 /// What is measured.
@@ -107,13 +109,27 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
     proportions.write(options.layers, &dir.path().join(MODEL))?;
     write_text(&dir.path().join(TEXT), options)?;
+    let metered = ConvertOptions {
+        compute: Compute { meter: Meter::waiting(), ..run.compute.clone() },
+        overwrite: true,
+        ..run.clone()
+    };
+    let run =
+        &ConvertOptions { compute: Compute { meter: Meter::default(), ..run.compute.clone() }, ..metered.clone() };
     progress.stage("passes", passes.len() as u64, Unit::Parts);
     let mut benched = Vec::new();
     for pass in passes {
-        let start = Instant::now();
         let output = dir.path().join("out");
-        let done = (pass.run)(&pass.options, dir.path(), &output, run)?;
-        let seconds = start.elapsed().as_secs_f64();
+        let timed = |run: &ConvertOptions| -> Result<(Vec<Stage>, f64)> {
+            let start = Instant::now();
+            let done = (pass.run)(&pass.options, dir.path(), &output, run)?;
+            Ok((done, start.elapsed().as_secs_f64()))
+        };
+        let (done, mut seconds) = timed(&metered)?;
+        if !run.compute.device.is_cpu() {
+            // Its time is that of a run which doesn't wait for the end of each stage.
+            (_, seconds) = timed(run)?;
+        }
         let stages = done.into_iter().map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage }).collect();
         let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
         benched.push(BenchedPass { pass: pass.name, seconds, whole_model_seconds, stages });
@@ -177,9 +193,9 @@ fn stages<P: Pass + for<'de> Deserialize<'de>>(
 
 fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
     let seconds = stage.seconds.max(1e-9);
-    match (stage.flops, stage.bytes, stage.overlap) {
-        (Some(flops), ..) => Some(flops / seconds / peaks.flops),
-        (_, Some(bytes), Overlap::None) => Some(bytes as f64 / seconds / peaks.bytes),
+    match (stage.flops, stage.bytes) {
+        (Some(flops), _) => Some(flops / seconds / peaks.flops),
+        (_, Some(bytes)) => Some(bytes as f64 / seconds / peaks.bytes),
         _ => None,
     }
 }

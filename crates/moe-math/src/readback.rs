@@ -1,0 +1,61 @@
+//! Small results that lie on a device until somebody needs them.
+
+use candle_core::{DType, Result, Tensor};
+
+/// Numbers of tensors that are read together, each with what is known of it: the host waits for the device once.
+pub struct Readback<T> {
+    known: Vec<T>,
+    tensors: Vec<Tensor>,
+}
+
+impl<T> Default for Readback<T> {
+    fn default() -> Self {
+        Self { known: Vec::new(), tensors: Vec::new() }
+    }
+}
+
+impl<T> Readback<T> {
+    /// Adds the numbers of `tensor`.
+    pub fn push(&mut self, known: T, tensor: Tensor) {
+        self.known.push(known);
+        self.tensors.push(tensor);
+    }
+
+    /// All numbers since the last time, in the order in which they were added.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn take(&mut self) -> Result<Vec<(T, Vec<f32>)>> {
+        let (known, tensors) = (std::mem::take(&mut self.known), std::mem::take(&mut self.tensors));
+        if tensors.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sizes: Vec<usize> = tensors.iter().map(Tensor::elem_count).collect();
+        let flat = tensors.iter().map(|t| t.to_dtype(DType::F32)?.flatten_all()).collect::<Result<Vec<_>>>()?;
+        let all = Tensor::cat(&flat, 0)?.to_vec1::<f32>()?;
+        let mut rest = all.as_slice();
+        let parts = sizes.into_iter().map(|size| {
+            let (part, behind) = rest.split_at(size);
+            rest = behind;
+            part.to_vec()
+        });
+        Ok(known.into_iter().zip(parts).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn parts_come_back_in_order_and_once() {
+        let mut readback = Readback::default();
+        assert!(readback.take().unwrap().is_empty());
+        readback.push('a', Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap());
+        readback.push('b', Tensor::new(5f64, &Device::Cpu).unwrap());
+        assert_eq!(readback.take().unwrap(), [('a', vec![1.0, 3.0, 2.0, 4.0]), ('b', vec![5.0])]);
+        assert!(readback.take().unwrap().is_empty());
+    }
+}
