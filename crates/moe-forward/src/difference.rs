@@ -54,7 +54,7 @@ pub fn logit_difference(
         }
         observer.layer_done(index, layers)?;
     }
-    let loader = Loader { compute, shared: Some(&shared) };
+    let loader = Loader::sharing(compute, &shared);
     shared.record();
     let p = Head::load_with(original, loader)?.logits(&first.hidden(0..batch.tokens())?)?;
     shared.lend();

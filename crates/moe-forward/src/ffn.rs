@@ -1,7 +1,7 @@
 //! Feed-forward blocks: one network for all tokens, or experts that run on their own tokens only.
 
 use candle_core::Tensor;
-use moe_checkpoint::Result;
+use moe_checkpoint::{Error, Result};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::mix::Mix;
@@ -9,6 +9,7 @@ use moe_math::product::product;
 use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
+use crate::ahead::Ahead;
 use crate::context::Context;
 use crate::left_out::Parts;
 use crate::loader::Loader;
@@ -58,7 +59,7 @@ pub(crate) fn forward(
 /// # Errors
 /// What reading and the device return.
 pub fn neuron_activations(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
-    let loaded = Loader { compute, shared: None }.expert(network)?;
+    let loaded = Loader::new(compute).expert(network)?;
     loaded.activations(x).context(|| format!("activations behind {}", network.gate.weight.name()))
 }
 
@@ -97,7 +98,7 @@ pub fn experts_on(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<ExpertsOn>
 /// # Errors
 /// What reading and the device return.
 pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<Tensor> {
-    output_of(Loader { compute, shared: None }, network, x)
+    output_of(Loader::new(compute), network, x)
 }
 
 /// The same with weights that `loader` loads.
@@ -155,38 +156,44 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     // All experts' tokens go to the device at once.
     let rows: Vec<u32> = gathered.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
     let rows = Tensor::from_slice(&rows, rows.len(), x.device()).context(of_layer)?;
+    let linears = groups.iter().flat_map(|group| group.expert.linears());
+    let missing = linears.map(|linear| &linear.weight).filter(|weight| loader.reads(weight)).cloned();
     let mut from = 0;
-    for (Group { first, expert, slots }, (tokens, gates)) in groups.into_iter().zip(gathered) {
-        let loaded = loader.expert(expert)?;
-        let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
-        let blocks = tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)).zip(slots.chunks(TOKEN_BLOCK));
-        for ((tokens, gates), slots) in blocks {
-            let rows = rows.narrow(0, from, tokens.len()).context(of)?;
-            from += tokens.len();
-            let mut run = || {
-                let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
-                let output = loaded.output(&activations)?;
-                match &trained {
-                    // One expert alone: each of its slots is another token, in their order.
-                    Some(trained) => {
-                        let of_slots = Tensor::from_slice(slots, slots.len(), x.device())?;
-                        mix.add_tracked(&output, tokens, &trained.index_select(&of_slots, 0)?)?;
+    Ahead::reading(missing, |ahead| {
+        let loader = Loader { ahead: Some(ahead), ..loader };
+        for (Group { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
+            let loaded = loader.expert(expert)?;
+            let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
+            let blocks = tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)).zip(slots.chunks(TOKEN_BLOCK));
+            for ((tokens, gates), slots) in blocks {
+                let rows = rows.narrow(0, from, tokens.len()).context(of)?;
+                from += tokens.len();
+                let mut run = || {
+                    let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
+                    let output = loaded.output(&activations)?;
+                    match &trained {
+                        // One expert alone: each of its slots is another token, in their order.
+                        Some(trained) => {
+                            let of_slots = Tensor::from_slice(slots, slots.len(), x.device())?;
+                            mix.add_tracked(&output, tokens, &trained.index_select(&of_slots, 0)?)?;
+                        }
+                        None => mix.add(&output, tokens, gates)?,
                     }
-                    None => mix.add(&output, tokens, gates)?,
+                    Ok((activations, output))
+                };
+                let work = Work::products(tokens.len(), expert.elements());
+                let (activations, output) = compute.stage("experts", work, &mut run).context(of)?;
+                if wants.experts {
+                    let run = ExpertRun { expert: *first, tokens, gates, activations: &activations, output: &output };
+                    let values = (activations.elem_count() + output.elem_count()) * compute.dtype.size_in_bytes();
+                    compute.stage(STATISTICS, Work::bytes(values as u64), || observer.expert_ran(index, &run))?;
                 }
-                Ok((activations, output))
-            };
-            let work = Work::products(tokens.len(), expert.elements());
-            let (activations, output) = compute.stage("experts", work, &mut run).context(of)?;
-            if wants.experts {
-                let run = ExpertRun { expert: first, tokens, gates, activations: &activations, output: &output };
-                let values = (activations.elem_count() + output.elem_count()) * compute.dtype.size_in_bytes();
-                compute.stage(STATISTICS, Work::bytes(values as u64), || observer.expert_ran(index, &run))?;
+                kept.iter_mut().for_each(|kept| kept.push(&output));
             }
-            kept.iter_mut().for_each(|kept| kept.push(&output));
+            kept.iter_mut().for_each(|kept| kept.place(slots, tokens));
         }
-        kept.iter_mut().for_each(|kept| kept.place(&slots, &tokens));
-    }
+        Ok::<_, Error>(())
+    })?;
     let mixed = compute.stage("experts", Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
     let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {

@@ -5,6 +5,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod ahead;
 mod attention;
 mod batch;
 mod calibration;

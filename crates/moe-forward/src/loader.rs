@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::{Dtype, Error, Kind, Result};
 use moe_math::Compute;
-use moe_math::encoding::{self, Encoded};
+use moe_math::encoding;
 use moe_math::meter::Work;
 use moe_math::product::product;
 use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
+use crate::ahead::{self, Ahead};
 use crate::context::Context;
 use crate::lent::Lent;
 use crate::quantized::quantized_values;
@@ -21,6 +22,8 @@ pub(crate) struct Loader<'a> {
     pub compute: &'a Compute,
     /// Where to look first, and what to fill.
     pub shared: Option<&'a Shared>,
+    /// What is being read before it is asked for.
+    pub ahead: Option<&'a Ahead>,
 }
 
 /// Tensors of a model that another one, run in step with it, is made of too: each is loaded once. And those that take the
@@ -106,14 +109,27 @@ pub fn candle_dtype(weight: &Weight) -> Result<DType> {
 /// What reading and the device return.
 pub fn to_f32(weight: &Weight, compute: &Compute) -> Result<Tensor> {
     let compute = Compute { dtype: DType::F32, ..compute.clone() };
-    Loader { compute: &compute, shared: None }.tensor(weight)
+    Loader::new(&compute).tensor(weight)
 }
 
 fn of(weight: &Weight) -> String {
     format!("the tensor {}", weight.name())
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    pub fn new(compute: &'a Compute) -> Self {
+        Self { compute, shared: None, ahead: None }
+    }
+
+    pub fn sharing(compute: &'a Compute, shared: &'a Shared) -> Self {
+        Self { shared: Some(shared), ..Self::new(compute) }
+    }
+
+    /// Whether `weight` would have to be read.
+    pub fn reads(self, weight: &Weight) -> bool {
+        self.shared.is_none_or(|shared| shared.find(weight).is_none())
+    }
+
     pub fn tensor(self, weight: &Weight) -> Result<Tensor> {
         let tensor = self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
@@ -129,8 +145,7 @@ impl Loader<'_> {
     pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
         self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
-                let mut values = Encoded::zeros(candle_dtype(weight)?, weight.elements()).context(|| of(weight))?;
-                weight.read_into(values.bytes_mut())?;
+                let values = self.ahead.and_then(|ahead| ahead.take(weight)).unwrap_or_else(|| ahead::read(weight))?;
                 values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
             }
             _ => self.dequantized(weight),

@@ -23,7 +23,7 @@ impl LoadedRouter {
     /// # Errors
     /// What reading and the device return.
     pub fn load(router: &Router, compute: &Compute) -> Result<Self> {
-        Self::load_with(router, Loader { compute, shared: None })
+        Self::load_with(router, Loader::new(compute))
     }
 
     pub(crate) fn load_with(router: &Router, loader: Loader<'_>) -> Result<Self> {

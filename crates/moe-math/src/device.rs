@@ -119,9 +119,15 @@ impl Compute {
             return on_host;
         }
         const COUNTABLE: u64 = 64 << 30;
+        self.memory().map_or(on_host, |bytes| usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX))
+    }
+
+    /// Bytes of a GPU's memory that work may take: what is free, and no more than [`Self::device_memory`]. None on a CPU, and where
+    /// nobody knows.
+    pub fn memory(&self) -> Option<u64> {
         let free = free_memory(&self.device);
         let may = self.device_memory.map_or(free, |budget| Some(free.map_or(budget, |free| budget.min(free))));
-        may.map_or(on_host, |bytes| usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX))
+        may.filter(|_| !self.device.is_cpu())
     }
 }
 

@@ -62,7 +62,7 @@ impl Deciding {
         let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
             let tokens = text.batch.tokens();
             progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers);
-            let storage = storage(source, tokens, options.memory_budget, scratch)?;
+            let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
                 sweep.layer(index, observer)?;
@@ -88,7 +88,7 @@ impl Deciding {
             watched("survey", &sample, observer)?;
         }
         let tokens = text.batch.tokens();
-        let storage = storage(source, tokens, options.memory_budget, scratch)?;
+        let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
         let mut name = "decide";
         let mut stages: Vec<StageReport> = Vec::new();
         loop {

@@ -116,7 +116,7 @@ pub fn eval(
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
-    let storage = storage(&opened, corpus.tokens(), memory_budget, &std::env::temp_dir())?;
+    let storage = storage(&opened, corpus.tokens(), memory_budget, compute, &std::env::temp_dir())?;
     progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers);
     evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))
 }

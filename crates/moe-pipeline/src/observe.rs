@@ -163,7 +163,7 @@ fn sweep(
             sample_every: options.sample_every,
         },
     );
-    let storage = storage(model, calibration.batch.tokens(), memory_budget, directory_of(output))?;
+    let storage = storage(model, calibration.batch.tokens(), memory_budget, compute, directory_of(output))?;
     progress.stage(&format!("observe {} tokens", calibration.batch.tokens()), model.layers.len() as u64, Unit::Layers);
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
     let mut layers = BTreeMap::new();

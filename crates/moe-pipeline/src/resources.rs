@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
+use moe_math::Compute;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -60,25 +61,37 @@ impl<'de> Deserialize<'de> for ByteSize {
 
 /// Tokens that go through a layer together in a sweep over calibration text, if memory allows.
 const BLOCK_TOKENS: usize = 8192;
+/// The same on a GPU, which is idle between small products.
+const DEVICE_BLOCK_TOKENS: usize = 65_536;
 /// No fewer than these, or each layer's weights would be read for too little.
 const LEAST_BLOCK_TOKENS: usize = 512;
 /// What a layer holds for a token: its input, normalised input and output, and an expert's.
 const STATES_AT_WORK: usize = 4;
 
-/// Where a sweep over `tokens` keeps its hidden states: in memory or, where a quarter of the budget doesn't hold them, in a
-/// scratch file in `dir`. Blocks of tokens are as large as another quarter holds.
+/// Where a sweep over `tokens` keeps its hidden states: in memory, which is the device's where there is one, or, where a quarter of
+/// the budget doesn't hold them, in a scratch file in `dir`. Blocks of tokens are as large as another quarter holds.
 ///
 /// # Errors
 /// [`Kind::Usage`] for a budget that not even the smallest block fits in.
-pub(crate) fn storage(model: &Model, tokens: usize, budget: Option<ByteSize>, dir: &Path) -> Result<Storage> {
-    let Some(budget) = budget else { return Ok(Storage { block_tokens: Some(BLOCK_TOKENS), scratch: None }) };
+pub(crate) fn storage(
+    model: &Model,
+    tokens: usize,
+    budget: Option<ByteSize>,
+    compute: &Compute,
+    dir: &Path,
+) -> Result<Storage> {
+    let (most, budget, option) = match compute.device.is_cpu() {
+        true => (BLOCK_TOKENS, budget, "--memory-budget"),
+        false => (DEVICE_BLOCK_TOKENS, compute.memory().map(ByteSize), "--device-memory"),
+    };
+    let Some(budget) = budget else { return Ok(Storage { block_tokens: Some(most), scratch: None }) };
     let state = (model.hidden * 4) as u64;
     let fitting = (budget.0 / 4 / (state * STATES_AT_WORK as u64)) as usize;
-    let block = fitting.clamp(LEAST_BLOCK_TOKENS, BLOCK_TOKENS);
+    let block = fitting.clamp(LEAST_BLOCK_TOKENS, most);
     let at_work = (block.min(tokens) * STATES_AT_WORK) as u64 * state;
     if at_work > budget.0 {
         let what = format!("hidden states of {block} tokens take {}, the budget is {budget}", ByteSize(at_work));
-        return Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget"));
+        return Err(Error::new(Kind::Usage, what).remedy(format!("raise {option}")));
     }
     // What enters a layer, what leaves it, and what its experts give.
     let scratch = (tokens as u64 * state * 3 > budget.0 / 4).then(|| dir.to_owned());
@@ -119,7 +132,7 @@ pub(crate) struct RunRecord {
 }
 
 impl RunRecord {
-    pub fn now(source: &std::path::Path, compute: &moe_math::Compute, timings: Timings) -> Self {
+    pub fn now(source: &std::path::Path, compute: &Compute, timings: Timings) -> Self {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),

@@ -81,7 +81,7 @@ pub(crate) fn evaluated(
     output: &Path,
     progress: &dyn Progress,
 ) -> Result<EvalReport> {
-    let storage = storage(source, corpus.tokens(), options.memory_budget, directory_of(output))?;
+    let storage = storage(source, corpus.tokens(), options.memory_budget, &options.compute, directory_of(output))?;
     progress.stage(name, model.layers.len() as u64, Unit::Layers);
     let mut observer = LayerProgress(progress);
     evaluate(model, Some(source), corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use moe_checkpoint::{Kind, SourceFile};
-use moe_forward::{Batch, Head, Sweep, labels};
+use moe_forward::{Batch, Sweep, labels};
 use moe_math::Compute;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::Model;
@@ -112,49 +112,16 @@ fn by_domain(file: &StatisticsFile, layer: usize) -> Vec<Sums> {
     labels(file.groups()).into_iter().map(of).collect()
 }
 
+/// Other criteria are `selftest`'s: this one looks at tokens, which statistics don't have. In sequence only the first layer is
+/// decided on the original's states.
 #[test]
-fn statistics_are_those_of_transformers_in_float64() {
+fn ranked_choice_keeps_what_an_independent_computation_keeps() {
     let text = Text::of_golden();
-    let file = StatisticsFile::open(&text.observe("stats", |_| {})).unwrap();
-    let wanted = candle_core::safetensors::load(golden("pruning/statistics.safetensors"), &Device::Cpu).unwrap();
-    assert!(wanted.len() > 50);
-    let quantities: BTreeMap<&str, Quantity> = Quantity::ALL.iter().map(|q| (q.name(), *q)).collect();
-    for (name, wanted) in &wanted {
-        let mut parts = name.split('.').skip(1);
-        let (layer, quantity) = (parts.next().unwrap().parse().unwrap(), quantities[parts.next().unwrap()]);
-        let wanted: Vec<f64> = wanted.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let sums = by_domain(&file, layer);
-        let found: Vec<f64> = sums.iter().flat_map(|sums| sums.get(quantity).to_vec()).collect();
-        assert_eq!(found.len(), wanted.len(), "{name}");
-        // A sum of terms of both signs is as exact as its terms are large.
-        let scale = wanted.iter().map(|x| x.abs()).fold(0.0, f64::max);
-        let largest = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        let limit = if quantity == Quantity::Tokens { 0.0 } else { 1e-5 };
-        assert!(largest <= limit * scale, "{name}: {largest:e} of {scale:e}");
-    }
-}
-
-#[test]
-fn every_criterion_keeps_what_an_independent_computation_keeps() {
-    let text = Text::of_golden();
-    let stats = text.observe("stats", |_| {});
     let saliencies = read_json("pruning/saliencies.json");
-    let criteria = saliencies["kept"].as_object().unwrap();
-    assert!(criteria.len() >= 9, "{:?}", criteria.keys());
-    for (criterion, counts) in criteria {
-        for (count, wanted) in counts.as_object().unwrap() {
-            let toml = format!("method = {criterion:?}\nexperts = {count}\nno-super-expert-guard = true");
-            let mut options: PruneOptions = toml::from_str(&toml).unwrap();
-            match criterion.as_str() {
-                "aimer" => {}
-                // It looks at tokens; in sequence only the first layer is decided on the original's states.
-                "ranked-choice" => options = text.with_data(&toml),
-                _ => options.reduce.stats = Some(stats.clone()),
-            }
-            let (found, wanted) = (kept(&options, &moe(), &text.path("out")), indices(wanted));
-            let layers = if criterion == "ranked-choice" { 1 } else { wanted.len() };
-            assert_eq!(found[..layers], wanted[..layers], "{criterion} {count}");
-        }
+    for (count, wanted) in saliencies["kept"]["ranked-choice"].as_object().unwrap() {
+        let toml = format!("method = \"ranked-choice\"\nexperts = {count}\nno-super-expert-guard = true");
+        let found = kept(&text.with_data(&toml), &moe(), &text.path("out"));
+        assert_eq!(found[0], indices(wanted)[0], "{count}");
     }
 }
 
@@ -174,45 +141,26 @@ fn reap_in_sequence_keeps_what_llm_compressor_keeps() {
     }
 }
 
+/// That they compute what transformers does with experts masked, `selftest` checks.
 #[test]
-fn a_pruned_model_computes_what_transformers_does_with_experts_masked() {
+fn experts_that_stay_are_copied_byte_for_byte() {
     let text = Text::of_golden();
-    let stats = text.observe("stats", |_| {});
-    let described = read_json("pruning/masked.json");
-    let wanted = candle_core::safetensors::load(golden("pruning/masked.safetensors"), &Device::Cpu).unwrap();
     let source = Model::open(&moe()).unwrap();
-    let batch = Batch::from_json(&golden("models/moe.tokens.json")).unwrap();
-    for count in [18, 12] {
-        let mut options: PruneOptions =
-            toml::from_str(&format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true")).unwrap();
-        options.reduce.stats = Some(stats.clone());
-        let output = text.path("pruned");
-        let kept = kept(&options, &moe(), &output);
-        assert_eq!(kept, indices(&described["kept"][count.to_string()]));
-        let model = Model::open(&output).unwrap();
-        assert_eq!(model.config["num_experts"], count);
-        assert_eq!(model.config["num_local_experts"], count);
-        let compute = Compute::cpu();
-        let mut sweep = Sweep::new(&model, &batch, &compute).unwrap();
-        sweep.run(&mut moe_forward::Silent).unwrap();
-        let hidden = sweep.hidden(0..batch.tokens()).unwrap();
-        let logits = Head::load(&model, &compute).unwrap().logits(&hidden).unwrap();
-        let step = described["vocabulary_step"][count.to_string()].as_u64().unwrap() as u32;
-        let columns = Tensor::arange_step(0, model.vocab as u32, step, &Device::Cpu).unwrap();
-        let found = logits.index_select(&columns, 1).unwrap();
-        let difference = (found - &wanted[&format!("keep_{count}.logits")]).unwrap().abs().unwrap();
-        let largest = difference.flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-        assert!(largest < 1e-4, "{count}: {largest:e}");
-        // What is kept is the source's, byte for byte.
-        for ((layer, moe), (kept, (_, before))) in model.moes().zip(kept.iter().zip(source.moes())) {
-            let rows = |weight: &moe_model::Weight| weight.read().unwrap();
-            let (ours, theirs) = (rows(&moe.router.weight), rows(&before.router.weight));
-            let row = ours.len() / count;
-            for (place, expert) in kept.iter().enumerate() {
-                assert_eq!(ours[place * row..][..row], theirs[expert * row..][..row], "router {layer}");
-                let pairs = moe.experts[place].linears().into_iter().zip(before.experts[*expert].linears());
-                pairs.for_each(|(a, b)| assert_eq!(rows(&a.weight), rows(&b.weight), "{layer} {expert}"));
-            }
+    let count = 12;
+    let toml = format!("method = \"reap\"\nexperts = {count}\nno-super-expert-guard = true");
+    let output = text.path("pruned");
+    let kept = kept(&text.with_data(&toml), &moe(), &output);
+    let model = Model::open(&output).unwrap();
+    assert_eq!(model.config["num_experts"], count);
+    assert_eq!(model.config["num_local_experts"], count);
+    for ((layer, moe), (kept, (_, before))) in model.moes().zip(kept.iter().zip(source.moes())) {
+        let rows = |weight: &moe_model::Weight| weight.read().unwrap();
+        let (ours, theirs) = (rows(&moe.router.weight), rows(&before.router.weight));
+        let row = ours.len() / count;
+        for (place, expert) in kept.iter().enumerate() {
+            assert_eq!(ours[place * row..][..row], theirs[expert * row..][..row], "router {layer}");
+            let pairs = moe.experts[place].linears().into_iter().zip(before.experts[*expert].linears());
+            pairs.for_each(|(a, b)| assert_eq!(rows(&a.weight), rows(&b.weight), "{layer} {expert}"));
         }
     }
 }

@@ -27,7 +27,7 @@ impl Head {
     /// # Errors
     /// What reading returns.
     pub fn load(model: &Model, compute: &Compute) -> Result<Self> {
-        Self::load_with(model, Loader { compute, shared: None })
+        Self::load_with(model, Loader::new(compute))
     }
 
     pub(crate) fn load_with(model: &Model, loader: Loader<'_>) -> Result<Self> {

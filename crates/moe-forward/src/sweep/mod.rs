@@ -120,7 +120,7 @@ impl<'a> Sweep<'a> {
     pub fn layer(&mut self, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let layer = &self.model.layers[index];
         let cache = self.cache();
-        let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
+        let loader = Loader::sharing(self.compute, self.shared.unwrap_or(&cache));
         let loaded = LoadedLayer::load(loader, self.model, layer)?;
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
@@ -141,7 +141,7 @@ impl<'a> Sweep<'a> {
     pub fn layer_converted(&mut self, index: usize, converter: &mut dyn Converter) -> Result<()> {
         let layer = &self.model.layers[index];
         let cache = self.cache();
-        let loader = Loader { compute: self.compute, shared: self.shared.or(Some(&cache)) };
+        let loader = Loader::sharing(self.compute, self.shared.unwrap_or(&cache));
         let mut loaded = LoadedLayer::load(loader, self.model, layer)?;
         if converter.converts_attention() {
             for block in 0..self.blocks.len() {
@@ -295,7 +295,7 @@ impl LoadedLayer {
 /// # Errors
 /// What reading and the device return.
 pub fn embed(table: &Weight, ids: &[u32], compute: &Compute) -> Result<Tensor> {
-    embed_with(Loader { compute, shared: None }, table, ids)
+    embed_with(Loader::new(compute), table, ids)
 }
 
 /// The same with what `loader` finds.

@@ -243,7 +243,7 @@ impl Trainee<'_> {
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
         let shared = Shared::lending(self.parameters.lend(Place::Embedding, tracked)?);
-        embed_with(Loader { compute: self.compute, shared: Some(&shared) }, &self.model.embed, &batch.ids)
+        embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)
     }
 
     fn run(&self, index: usize, batch: &Batch, x: &Tensor, tracked: bool, objective: &Objective) -> Result<Ran> {
@@ -281,7 +281,7 @@ impl Trainee<'_> {
         losses: &mut Losses,
     ) -> Result<Tensor> {
         let shared = Shared::lending(self.parameters.lend(Place::Head, true)?);
-        let head = Head::load_with(self.model, Loader { compute: self.compute, shared: Some(&shared) })?;
+        let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
         let (tokens, targets) = (batch.tokens(), next_tokens(batch));
         let mut parts = Vec::new();

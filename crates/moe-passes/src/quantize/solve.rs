@@ -348,10 +348,10 @@ impl Solver<'_> {
         Error::new(Kind::Numeric, format!("{what} of layer {}", self.layer)).source(error)
     }
 
-    fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear) -> Result<Vec<Vec<f32>>> {
+    fn weights(&self, tasks: &[Task<'_>], of: impl Fn(&Expert) -> &Linear + Sync) -> Result<Vec<Vec<f32>>> {
         let bytes = tasks.iter().map(|task| of(task.network).weight.bytes()).sum();
         let read = |task: &Task<'_>| finite_values(&of(task.network).weight);
-        self.compute.stage(READING, Work::bytes(bytes), || tasks.iter().map(read).collect())
+        self.compute.stage(READING, Work::bytes(bytes), || tasks.par_iter().map(read).collect())
     }
 
     fn solve<'w>(

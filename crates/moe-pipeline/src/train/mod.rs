@@ -114,7 +114,7 @@ impl Subject<'_> {
             },
             held_out: held_out.as_ref(),
             original: self.teacher.map(|(_, model)| model),
-            storage: storage(self.model, tokens, self.memory_budget, scratch)?,
+            storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
         };
         let dir = TrainingDir::of(self.output);
         progress.stage("train", training.options.steps, Unit::Steps);
