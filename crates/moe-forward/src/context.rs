@@ -10,6 +10,11 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for candle_core::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, Error> {
-        self.map_err(|e| Error::new(Kind::Numeric, format!("cannot compute {}", what())).source(e))
+        self.map_err(|error| failed(error, what))
     }
+}
+
+/// `what` could not be computed.
+pub(crate) fn failed(error: candle_core::Error, what: impl FnOnce() -> String) -> Error {
+    Error::new(Kind::Numeric, format!("cannot compute {}", what())).source(error)
 }

@@ -1,8 +1,11 @@
 //! Feed-forward blocks: one network for all tokens, or experts that run on their own tokens only.
 
-use candle_core::Tensor;
+use std::ops::Range;
+
+use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::{Error, Result};
 use moe_math::Compute;
+use moe_math::device::is_out_of_memory;
 use moe_math::meter::Work;
 use moe_math::mix::Mix;
 use moe_math::product::product;
@@ -10,7 +13,7 @@ use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::ahead::Ahead;
-use crate::context::Context;
+use crate::context::{Context, failed};
 use crate::left_out::Parts;
 use crate::loader::Loader;
 use crate::router::LoadedRouter;
@@ -76,7 +79,7 @@ impl ExpertsOn {
     ///
     /// # Errors
     /// What the device returns.
-    pub fn routed(&self, masked: &[bool]) -> candle_core::Result<Routing> {
+    pub fn routed(&self, masked: &[bool]) -> CandleResult<Routing> {
         route_masked(&self.logits, self.router.rule(), Some(masked))
     }
 }
@@ -115,7 +118,7 @@ pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Res
 /// What reading and the device return.
 pub fn router_scores(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Vec<f32>> {
     let router = LoadedRouter::load(&moe.router, compute)?;
-    let scores = || -> candle_core::Result<Vec<f32>> {
+    let scores = || -> CandleResult<Vec<f32>> {
         let (logits, mut routing) = router.route(x)?;
         let Some(bias) = &router.rule().bias else { return logits.flatten_all()?.to_vec1() };
         for row in routing.scores.chunks_exact_mut(bias.len()) {
@@ -126,11 +129,38 @@ pub fn router_scores(moe: &Moe, x: &Tensor, compute: &Compute) -> Result<Vec<f32
     scores().context(|| format!("the scores of {}", moe.router.weight.name()))
 }
 
-fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
-    let tokens = x.dim(0)?;
-    let blocks =
-        (0..tokens).step_by(TOKEN_BLOCK).map(|start| f(&x.narrow(0, start, TOKEN_BLOCK.min(tokens - start))?));
-    Tensor::cat(&blocks.collect::<candle_core::Result<Vec<_>>>()?, 0)
+fn in_blocks(x: &Tensor, f: impl Fn(&Tensor) -> CandleResult<Tensor>) -> CandleResult<Tensor> {
+    let mut parts = Vec::new();
+    let run = |part: Range<usize>| f(&x.narrow(0, part.start, part.len())?);
+    let take = |_, part| {
+        parts.push(part);
+        Ok(())
+    };
+    in_parts(x.dim(0)?, TOKEN_BLOCK, run, |error| error, take)?;
+    Tensor::cat(&parts, 0)
+}
+
+/// Runs `run` on parts of `rows` rows and hands on what it gives: as many together as `most`, and half of that where the device has no
+/// memory for them. `fail` says what couldn't be run.
+fn in_parts<T, E>(
+    rows: usize,
+    most: usize,
+    run: impl Fn(Range<usize>) -> CandleResult<T>,
+    fail: impl Fn(candle_core::Error) -> E,
+    mut take: impl FnMut(Range<usize>, T) -> Result<(), E>,
+) -> Result<(), E> {
+    let (mut from, mut most) = (0, most);
+    while from < rows {
+        let part = from..rows.min(from + most);
+        match run(part.clone()) {
+            Err(error) if part.len() > 1 && is_out_of_memory(&error) => most = part.len().div_ceil(2),
+            found => {
+                from = part.end;
+                take(part, found.map_err(&fail)?)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the experts of `moe` give for `x`, weighed and summed, with the shared one.
@@ -164,32 +194,34 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         for (Group { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
             let loaded = loader.expert(expert)?;
             let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
-            let blocks = tokens.chunks(TOKEN_BLOCK).zip(gates.chunks(TOKEN_BLOCK)).zip(slots.chunks(TOKEN_BLOCK));
-            for ((tokens, gates), slots) in blocks {
-                let rows = rows.narrow(0, from, tokens.len()).context(of)?;
-                from += tokens.len();
-                let mut run = || {
-                    let activations = loaded.activations(&x.index_select(&rows, 0)?)?;
-                    let output = loaded.output(&activations)?;
-                    match &trained {
-                        // One expert alone: each of its slots is another token, in their order.
-                        Some(trained) => {
-                            let of_slots = Tensor::from_slice(slots, slots.len(), x.device())?;
-                            mix.add_tracked(&output, tokens, &trained.index_select(&of_slots, 0)?)?;
-                        }
-                        None => mix.add(&output, tokens, gates)?,
-                    }
-                    Ok((activations, output))
-                };
-                let work = Work::products(tokens.len(), expert.elements());
-                let (activations, output) = compute.stage("experts", work, &mut run).context(of)?;
+            let rows = rows.narrow(0, from, tokens.len()).context(of)?;
+            from += tokens.len();
+            let run = |part: Range<usize>| {
+                let activations = loaded.activations(&x.index_select(&rows.narrow(0, part.start, part.len())?, 0)?)?;
+                let output = loaded.output(&activations)?;
+                Ok((activations, output))
+            };
+            let metered = |part: Range<usize>| {
+                compute.stage("experts", Work::products(part.len(), expert.elements()), || run(part))
+            };
+            let take = |part: Range<usize>, (activations, output): (Tensor, Tensor)| -> Result<()> {
+                let (tokens, gates, slots) = (&tokens[part.clone()], &gates[part.clone()], &slots[part]);
+                match &trained {
+                    // One expert alone: each of its slots is another token, in their order.
+                    Some(trained) => Tensor::from_slice(slots, slots.len(), x.device())
+                        .and_then(|slots| mix.add_tracked(&output, tokens, &trained.index_select(&slots, 0)?)),
+                    None => mix.add(&output, tokens, gates),
+                }
+                .context(of)?;
                 if wants.experts {
                     let run = ExpertRun { expert: *first, tokens, gates, activations: &activations, output: &output };
                     let values = (activations.elem_count() + output.elem_count()) * compute.dtype.size_in_bytes();
                     compute.stage(STATISTICS, Work::bytes(values as u64), || observer.expert_ran(index, &run))?;
                 }
                 kept.iter_mut().for_each(|kept| kept.push(&output));
-            }
+                Ok(())
+            };
+            in_parts(tokens.len(), TOKEN_BLOCK, metered, |error| failed(error, of), take)?;
             kept.iter_mut().for_each(|kept| kept.place(slots, tokens));
         }
         Ok::<_, Error>(())
@@ -304,4 +336,26 @@ fn gathered(slots: &[u32], routing: &Routing) -> (Vec<u32>, Vec<f32>) {
         }
     }
     (tokens, gates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_gets_half() {
+        let full = || candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let mut taken = Vec::new();
+        let run = |part: Range<usize>| if part.len() > 3 { Err(full()) } else { Ok(part.start) };
+        let take = |part: Range<usize>, first| {
+            taken.push((first, part.end));
+            Ok(())
+        };
+        in_parts(10, 8, run, |error| error, take).unwrap();
+        assert_eq!(taken, [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]);
+        // One row that doesn't fit alone is an error, and so is any other error at once.
+        assert!(in_parts(2, 2, |_| Err::<(), _>(full()), |error| error, |_, ()| Ok(())).is_err());
+        let other = |part: Range<usize>| if part.len() > 1 { Err(candle_core::Error::msg("no")) } else { Ok(()) };
+        assert!(in_parts(2, 2, other, |error| error, |_, ()| Ok(())).is_err());
+    }
 }
