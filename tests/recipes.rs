@@ -136,6 +136,50 @@ fn a_gate_that_is_not_met_exits_with_3() {
 }
 
 #[test]
+fn gates_limit_labels_sizes_and_regressions() {
+    let sandbox = Sandbox::new();
+    let eval = "eval golden/models/moe --data english=golden/text/english.heldout.txt --max-tokens 64 --json";
+    let against = format!("{eval} --against golden/models/dense");
+    sandbox.run(&format!("{against} --domain english:max-kl=100 --max-bytes 1GB")).succeeds();
+    let found = sandbox.run(&format!("{against} --domain english:max-kl=0.001")).exits(3).says(&["max-kl of english"]);
+    assert!(found.stderr.contains("beyond it") && found.stderr.contains("remedy"), "{}", found.stderr);
+    sandbox.run(&format!("{against} --domain code:max-kl=1")).exits(2).says(&["\"code\"", "english"]);
+    sandbox.run(&format!("{eval} --max-bytes 1MB")).exits(3).says(&["max-bytes is 1.00 MB", "golden/models/moe"]);
+    // What was measured before is the golden; another model's measurement misses it.
+    sandbox.write("moe.json", sandbox.run(eval).succeeds().stdout);
+    sandbox.run(&format!("{eval} --golden moe.json")).succeeds();
+    let dense = eval.replace("models/moe", "models/dense");
+    sandbox.run(&format!("{dense} --golden moe.json")).exits(3).says(&["golden-tolerance of the loss of english"]);
+    sandbox.run(&format!("{dense} --golden moe.json --golden-tolerance 9")).succeeds();
+    sandbox.run(&format!("{} --golden moe.json", eval.replace("64", "32"))).exits(2).says(&["moe.json", "tokens"]);
+}
+
+/// Both files are written where a gate isn't met, and say of every step what became of it.
+#[test]
+fn what_became_of_steps_is_written_for_ci() {
+    let sandbox = sandbox(&format!(
+        "{}\n[[step]]\nrun = \"verify\"\nmodel = \"${{out}}/moe\"\n",
+        RECIPE.replace("max-kl = 1e-6", "max-kl = -1")
+    ));
+    sandbox.run("run recipe.toml --junit junit.xml --summary page.md").exits(3);
+    let read = |name: &str| String::from_utf8(sandbox.read(name)).unwrap();
+    let (xml, page) = (read("junit.xml"), read("page.md"));
+    assert!(xml.contains("tests=\"4\" failures=\"1\" errors=\"0\" skipped=\"1\""), "{xml}");
+    assert!(
+        xml.contains("name=\"1. upcycle: result/moe\"") && xml.contains("<failure message=\"quality gate"),
+        "{xml}"
+    );
+    for row in
+        ["| 1. upcycle: result/moe |", "| 2. verify: result/moe |", "**gate not met**", "| not run |", "max-kl is -1"]
+    {
+        assert!(page.contains(row), "{row}: {page}");
+    }
+    // Another job's page goes behind it.
+    sandbox.run("run recipe.toml --set out=again --summary page.md").exits(3);
+    assert!(read("page.md").starts_with(&page) && read("page.md").len() > page.len());
+}
+
+#[test]
 fn a_step_that_fails_stops_the_recipe() {
     let sandbox =
         sandbox(&RECIPE.replace("run = \"verify\"\nmodel = \"${out}/moe\"", "run = \"verify\"\nmodel = \"golden\""));

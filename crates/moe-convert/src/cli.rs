@@ -215,6 +215,12 @@ pub enum Command {
         /// Check every step and say what it would do, but write nothing
         #[arg(long)]
         dry_run: bool,
+        /// Write what became of each step as JUnit XML, also where one fails
+        #[arg(long, value_name = "FILE")]
+        junit: Option<PathBuf>,
+        /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
+        #[arg(long, value_name = "FILE")]
+        summary: Option<PathBuf>,
     },
 
     /// Measure passes on a random model with layers of a real one's size

@@ -1,20 +1,21 @@
 //! What the commands do: call the libraries, render what comes back.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, json};
+use moe_checkpoint::{Error, Kind, json, write_file_atomically};
 use moe_forward::{Batch, EvalReport};
 use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, BenchOptions, ByteSize, ConvertOptions, EvalOptions, ObserveOptions, Progress, Recipe, Step, StepKind,
-    Summary, Timings, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, selftest, verify,
-    write_logits,
+    Average, BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Outcome, Progress,
+    Recipe, Step, StepKind, StepOutcome, Summary, Timings, bench, convert, eval, inspect, is_finished, junit, markdown,
+    observe, peak_memory_bytes, plan, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -43,9 +44,13 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
         }
         Command::Eval { model, against, options } => {
-            timings.time_metered("eval", &meter, || session.eval(&model, against.as_deref(), &options)).map(|_| ())
+            let eval = || session.eval(&model, against.as_deref(), &options);
+            timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
         }
-        Command::Run { recipe, set, resume, dry_run } => session.recipe(&recipe, &set, resume, dry_run, &mut timings),
+        Command::Run { recipe, set, resume, dry_run, junit, summary } => {
+            let reports = Reports { junit, summary };
+            session.recipe(&recipe, &set, resume, dry_run, &reports, &mut timings)
+        }
         Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
@@ -157,18 +162,24 @@ impl Session {
         }
     }
 
-    fn eval(&self, model: &Path, against: Option<&Path>, options: &EvalOptions) -> Result<EvalReport> {
+    /// Evaluates; a gate that isn't met comes beside what was measured.
+    fn eval(
+        &self,
+        model: &Path,
+        against: Option<&Path>,
+        options: &EvalOptions,
+    ) -> Result<(EvalReport, Result<(), Error>)> {
         let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
-        let failures = options.gates.failures(&report);
+        let failures = options.gates.failures(&report, model)?;
         let value =
             serde_json::json!({ "model": model, "against": against, "report": report, "gates_failed": failures });
         self.print(&value, || render::evaluation(model, against, &report))?;
         if failures.is_empty() {
-            return Ok(report);
+            return Ok((report, Ok(())));
         }
-        let text: Vec<_> =
-            failures.iter().map(|f| format!("{} is {:.6}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
-        Err(Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model).into())
+        let text: Vec<_> = failures.iter().map(GateFailure::describe).collect();
+        let error = Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model);
+        Ok((report, Err(error.remedy("look at the measurements above; raise the gate only if they are good enough"))))
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
@@ -216,32 +227,62 @@ impl Session {
         set: &[(String, String)],
         resume: bool,
         dry_run: bool,
+        reports: &Reports,
         timings: &mut Timings,
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
         let count = recipe.steps.len();
-        let mut rows = Vec::new();
+        let (mut rows, mut outcomes) = (Vec::new(), Vec::new());
+        let mut failed = None;
         for (index, step) in recipe.steps.iter().enumerate() {
+            let mut finish = |start: Instant, outcome| {
+                let seconds = start.elapsed().as_secs_f64();
+                outcomes.push(StepOutcome { name: recipe.step_name(index), seconds, outcome });
+            };
+            let start = Instant::now();
+            if failed.is_some() {
+                finish(start, Outcome::NotRun);
+                continue;
+            }
             let (number, name) = (index + 1, step.name());
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
             if let Some((path, maker)) = recipe.awaited(index).filter(|_| dry_run) {
                 self.progress.note(&format!("not planned: step {maker} is yet to make {}", path.display()));
+                finish(start, Outcome::NotRun);
                 continue;
             }
-            let report = self
-                .step(step, resume, dry_run, timings)
-                .with_context(|| format!("step {number} ({name}) of {} failed", path.display()))?;
+            let (report, done) = match self.step(step, resume, dry_run, timings) {
+                Ok(Some((report, gates))) => (Some(report), gates.map_err(anyhow::Error::from)),
+                Ok(None) => (None, Ok(())),
+                Err(error) => (None, Err(error)),
+            };
             rows.extend(report.map(|report| Summary::new(step.row(), &report)));
-        }
-        if rows.len() < 2 {
-            return Ok(());
+            match done {
+                Ok(()) => finish(start, Outcome::Done),
+                Err(error) => {
+                    finish(start, Outcome::failed(kind(&error), format!("{error:#}")));
+                    failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
+                }
+            }
         }
         let averages = Average::of(&rows);
-        self.print(&serde_json::json!({ "summary": rows, "averages": averages }), || render::summary(&averages))
+        if rows.len() > 1 {
+            let value = serde_json::json!({ "summary": rows, "averages": averages });
+            self.print(&value, || render::summary(&averages))?;
+        }
+        let written = reports.write(&recipe.name, &outcomes, &averages);
+        // Why a step failed matters more than that nobody could write it down.
+        failed.map_or(written, Err)
     }
 
     /// Runs one step; what an evaluation finds goes into the recipe's summary.
-    fn step(&self, step: &Step, resume: bool, dry_run: bool, timings: &mut Timings) -> Result<Option<EvalReport>> {
+    fn step(
+        &self,
+        step: &Step,
+        resume: bool,
+        dry_run: bool,
+        timings: &mut Timings,
+    ) -> Result<Option<(EvalReport, Result<(), Error>)>> {
         let writing = |overwrite| Writing { overwrite, resume, dry_run, ..Writing::default() };
         let meter = &self.compute.meter;
         match &step.kind {
@@ -277,4 +318,30 @@ impl Session {
         }
         Ok(None)
     }
+}
+
+/// Files that say what became of a recipe's steps.
+struct Reports {
+    junit: Option<PathBuf>,
+    summary: Option<PathBuf>,
+}
+
+impl Reports {
+    fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
+        if let Some(path) = &self.junit {
+            write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        }
+        if let Some(path) = &self.summary {
+            // Steps of a CI job share this file.
+            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let written = open.and_then(|mut file| file.write_all(markdown(recipe, steps, averages).as_bytes()));
+            written.map_err(|e| Error::io("cannot write this summary", path, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// What kind of error the first of ours in the chain is.
+pub fn kind(error: &anyhow::Error) -> Option<Kind> {
+    error.downcast_ref::<Error>().map(Error::kind)
 }

@@ -10,7 +10,7 @@ mod render;
 use std::process::ExitCode;
 
 use clap::Parser;
-use moe_checkpoint::{Error, Kind};
+use moe_checkpoint::Kind;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -47,7 +47,7 @@ fn calm_candle() {
 
 /// 1 failed, 2 bad usage, 3 a quality gate not met.
 fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<Error>().map(Error::kind) {
+    match commands::kind(error) {
         Some(Kind::Usage) => 2,
         Some(Kind::Gate) => 3,
         _ => 1,

@@ -2,6 +2,7 @@
 
 mod check;
 mod expand;
+mod outcome;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use expand::Expansion;
+pub use outcome::{Outcome, StepOutcome, junit, markdown};
 use variables::{Variables, given};
 
 /// A parsed recipe.

@@ -81,6 +81,11 @@ impl Step {
         }
     }
 
+    /// What it makes, or else what it reads.
+    pub(super) fn subject(&self) -> std::path::Display<'_> {
+        self.output().map_or(self.model.as_path(), |(output, _)| output).display()
+    }
+
     /// Whether both evaluate on the same text beside the same original.
     fn measures_as(&self, other: &Self) -> bool {
         match (&self.kind, &other.kind) {

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write as _};
 use super::svg::Svg;
 
 /// Text that may come from anywhere.
-pub(super) struct Escaped<'a>(pub &'a str);
+pub(crate) struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

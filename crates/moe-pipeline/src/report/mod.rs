@@ -14,6 +14,7 @@ mod tests;
 use moe_passes::{DistillOptions, Pass, QuantizeOptions};
 
 use crate::receipt::Receipt;
+pub(crate) use html::Escaped;
 use html::{Section, page};
 use layer::ReportedLayer;
 

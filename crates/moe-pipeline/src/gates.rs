@@ -1,0 +1,311 @@
+//! Quality gates: limits that an evaluation must keep.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, json};
+use moe_forward::{DomainReport, EvalReport};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::resources::ByteSize;
+
+/// Limits; a measurement that is no number keeps none.
+#[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Gates {
+    /// Gate: greatest mean KL to the original, in nats (needs --against).
+    #[arg(long, value_name = "NATS")]
+    pub max_kl: Option<f64>,
+
+    /// Gate: greatest increase of the loss over the original's, in nats (needs --against).
+    #[arg(long, value_name = "NATS")]
+    pub max_loss_increase: Option<f64>,
+
+    /// Gate: least share of tokens whose most probable next token is the original's (needs --against).
+    #[arg(long, value_name = "SHARE")]
+    pub min_agreement: Option<f64>,
+
+    /// Gate: one of these three for one label of --data, as LABEL:GATE=LIMIT, such as code:max-kl=0.05; repeat it for more.
+    #[arg(long = "domain", value_name = "LABEL:GATE=LIMIT")]
+    #[serde(default)]
+    pub domain: Vec<DomainGate>,
+
+    /// Gate: greatest size of all weight files, such as 5GB.
+    #[arg(long, value_name = "SIZE")]
+    pub max_bytes: Option<ByteSize>,
+
+    /// Gate: the loss of each label, and KL where there is one, must be those of this file, which eval --json printed before.
+    #[arg(long, value_name = "FILE")]
+    pub golden: Option<PathBuf>,
+
+    /// How far from --golden losses and KL may be, in nats [default: 0.001].
+    #[arg(long, value_name = "NATS", requires = "golden")]
+    pub golden_tolerance: Option<f64>,
+}
+
+/// Losses and KL of the same model on the same text differ by rounding alone, on another machine or device, too.
+const GOLDEN_TOLERANCE: f64 = 1e-3;
+
+/// What a gate limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    Kl,
+    LossIncrease,
+    Agreement,
+}
+
+impl Figure {
+    const ALL: [Self; 3] = [Self::Kl, Self::LossIncrease, Self::Agreement];
+
+    fn gate(self) -> &'static str {
+        match self {
+            Self::Kl => "max-kl",
+            Self::LossIncrease => "max-loss-increase",
+            Self::Agreement => "min-agreement",
+        }
+    }
+
+    /// Not a number without an original.
+    fn of(self, row: &DomainReport) -> f64 {
+        let figure = match self {
+            Self::Kl => row.kl(),
+            Self::LossIncrease => row.loss_change(),
+            Self::Agreement => row.against.as_ref().map(|against| against.top1_agreement),
+        };
+        figure.unwrap_or(f64::NAN)
+    }
+
+    fn keeps(self, measured: f64, limit: f64) -> bool {
+        if self == Self::Agreement { measured >= limit } else { measured <= limit }
+    }
+}
+
+/// A gate for one label.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DomainGate {
+    label: String,
+    figure: Figure,
+    limit: f64,
+}
+
+impl FromStr for DomainGate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = || {
+            let (gate, limit) = text.rsplit_once('=')?;
+            let (label, gate) = gate.rsplit_once(':')?;
+            let figure = Figure::ALL.into_iter().find(|figure| figure.gate() == gate)?;
+            Some(Self { label: label.to_owned(), figure, limit: limit.parse().ok()? })
+        };
+        parts().ok_or_else(|| {
+            Error::new(Kind::Usage, format!("{text:?} is no gate of a label")).remedy(
+                "write LABEL:GATE=LIMIT with max-kl, max-loss-increase or min-agreement, such as code:max-kl=0.05",
+            )
+        })
+    }
+}
+
+impl Serialize for DomainGate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}:{}={}", self.label, self.figure.gate(), self.limit))
+    }
+}
+
+impl<'de> Deserialize<'de> for DomainGate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A gate that was not met.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GateFailure {
+    /// The gate, and the label that it is for.
+    pub gate: String,
+    /// What it allows.
+    pub limit: f64,
+    /// What was measured.
+    pub measured: f64,
+}
+
+impl GateFailure {
+    /// Both numbers, and how far apart they are.
+    pub fn describe(&self) -> String {
+        let Self { gate, limit, measured } = self;
+        let by = (measured - limit).abs();
+        match gate.starts_with("max-bytes") {
+            true => {
+                let size = |bytes: f64| ByteSize(bytes as u64);
+                format!("{gate} is {}, measured {}, {} beyond it", size(*limit), size(*measured), size(by))
+            }
+            false => format!("{gate} is {limit:.6}, measured {measured:.6}, {by:.6} beyond it"),
+        }
+    }
+}
+
+impl Gates {
+    /// Refuses limits that nothing will be measured for: of labels that aren't `labels`, or without an original.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] then.
+    pub fn check(&self, has_original: bool, labels: &[&str]) -> Result<()> {
+        let compares = self.overall().any(|(_, limit)| limit.is_some()) || !self.domain.is_empty();
+        if compares && !has_original {
+            return Err(Error::new(Kind::Usage, "a gate compares with an original").remedy("give --against ORIGINAL"));
+        }
+        match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
+            Some(gate) => Err(Error::new(Kind::Usage, format!("a gate for {:?}, which no --data is", gate.label))
+                .remedy(format!("the labels are {}", labels.join(", ")))),
+            None => Ok(()),
+        }
+    }
+
+    fn overall(&self) -> impl Iterator<Item = (Figure, Option<f64>)> {
+        [
+            (Figure::Kl, self.max_kl),
+            (Figure::LossIncrease, self.max_loss_increase),
+            (Figure::Agreement, self.min_agreement),
+        ]
+        .into_iter()
+    }
+
+    /// The gates that `report` on the checkpoint `model` does not meet.
+    ///
+    /// # Errors
+    /// What reading the checkpoint's headers and the golden file returns.
+    pub fn failures(&self, report: &EvalReport, model: &Path) -> Result<Vec<GateFailure>> {
+        let kept = |gate: String, figure: Figure, limit: f64, row: &DomainReport| {
+            let measured = figure.of(row);
+            (!figure.keeps(measured, limit)).then_some(GateFailure { gate, limit, measured })
+        };
+        let overall = self.overall().filter_map(|(figure, limit)| Some((figure, limit?)));
+        let overall = overall.filter_map(|(figure, limit)| kept(figure.gate().to_owned(), figure, limit, &report.all));
+        let mut failures: Vec<GateFailure> = overall.collect();
+        for DomainGate { label, figure, limit } in &self.domain {
+            let rows = report.domains.iter().filter(|row| row.label == *label);
+            let name = format!("{} of {label}", figure.gate());
+            failures.extend(rows.filter_map(|row| kept(name.clone(), *figure, *limit, row)));
+        }
+        if let Some(limit) = self.max_bytes {
+            let bytes = Checkpoint::open(model)?.files().iter().map(|file| file.bytes()).sum::<u64>();
+            let failure = GateFailure { gate: "max-bytes".to_owned(), limit: limit.0 as f64, measured: bytes as f64 };
+            failures.extend((bytes > limit.0).then_some(failure));
+        }
+        if let Some(path) = &self.golden {
+            failures.extend(self.beside_golden(report, path)?);
+        }
+        Ok(failures)
+    }
+
+    /// Rows whose loss or KL is not that of the golden file.
+    fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<GateFailure>> {
+        let golden: Golden = json::read_expecting(path, "give a file that eval --json printed")?;
+        let limit = self.golden_tolerance.unwrap_or(GOLDEN_TOLERANCE);
+        let mut failures = Vec::new();
+        for expected in golden.report.domains.iter().chain([&golden.report.all]) {
+            let Some(row) = report.rows().find(|row| row.label == expected.label) else {
+                let what = format!("this golden has a label {:?}, which no --data is", expected.label);
+                return Err(Error::new(Kind::Usage, what).file(path).remedy("evaluate on the text it was made with"));
+            };
+            if row.tokens != expected.tokens {
+                let what = format!("this golden has {} tokens of {:?}", expected.tokens, expected.label);
+                return Err(Error::new(Kind::Usage, format!("{what}, the text has {}", row.tokens))
+                    .file(path)
+                    .remedy("evaluate on the text it was made with"));
+            }
+            let kl = expected.against.as_ref().map(|against| ("KL", against.kl, row.kl()));
+            for (name, expected, found) in [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten() {
+                let measured = (found.unwrap_or(f64::NAN) - expected).abs();
+                let gate = format!("golden-tolerance of the {name} of {}", row.label);
+                failures.extend((measured.is_nan() || measured > limit).then_some(GateFailure {
+                    gate,
+                    limit,
+                    measured,
+                }));
+            }
+        }
+        Ok(failures)
+    }
+}
+
+/// What a golden file says, of all that `eval --json` printed.
+#[derive(Deserialize)]
+struct Golden {
+    report: GoldenReport,
+}
+
+#[derive(Deserialize)]
+struct GoldenReport {
+    domains: Vec<GoldenRow>,
+    all: GoldenRow,
+}
+
+#[derive(Deserialize)]
+struct GoldenRow {
+    label: String,
+    tokens: usize,
+    loss: f64,
+    against: Option<GoldenAgainst>,
+}
+
+#[derive(Deserialize)]
+struct GoldenAgainst {
+    kl: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_forward::Comparison;
+
+    use super::*;
+
+    fn row(label: &str, kl: f64, change: f64, agreement: f64) -> DomainReport {
+        let against = Comparison { original_loss: 2.0, kl, rare_kl: None, top1_agreement: agreement };
+        let (loss, against) = (2.0 + change, Some(against));
+        DomainReport { label: label.to_owned(), tokens: 10, loss, against, ..DomainReport::default() }
+    }
+
+    fn failed(gates: &Gates, report: &EvalReport) -> Vec<String> {
+        gates.failures(report, Path::new("none")).unwrap().into_iter().map(|failure| failure.gate).collect()
+    }
+
+    #[test]
+    fn limits_hold_overall_and_by_label() {
+        let domains = vec![row("code", 0.3, 0.2, 0.8), row("text", 0.1, 0.0, 0.9)];
+        let report = EvalReport { domains, all: row("all", 0.2, 0.1, 0.85), load: Vec::new() };
+        let gate = |text: &str| text.parse::<DomainGate>().unwrap();
+        let gates = Gates {
+            max_kl: Some(0.2),
+            min_agreement: Some(0.86),
+            domain: vec![gate("code:max-kl=0.25"), gate("text:max-kl=0.25"), gate("code:max-loss-increase=0.1")],
+            ..Gates::default()
+        };
+        assert_eq!(failed(&gates, &report), ["min-agreement", "max-kl of code", "max-loss-increase of code"]);
+        let nothing = EvalReport { all: row("all", f64::NAN, 0.0, 1.0), ..report };
+        assert_eq!(failed(&Gates { max_kl: Some(9.0), ..Gates::default() }, &nothing), ["max-kl"]);
+        for wrong in ["code", "code:max-kl", "code:kl=1", "max-kl=1", "code:max-kl=x"] {
+            assert_eq!(wrong.parse::<DomainGate>().unwrap_err().kind(), Kind::Usage, "{wrong}");
+        }
+        assert!(gates.check(false, &["code", "text"]).is_err() && gates.check(true, &["code"]).is_err());
+        gates.check(true, &["code", "text"]).unwrap();
+    }
+
+    #[test]
+    fn a_golden_holds_for_the_text_it_was_made_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = |loss: f64| EvalReport {
+            domains: vec![row("code", 0.3, loss, 0.8)],
+            all: row("all", 0.3, loss, 0.8),
+            load: Vec::new(),
+        };
+        let path = dir.path().join("golden.json");
+        std::fs::write(&path, serde_json::json!({ "report": report(0.1) }).to_string()).unwrap();
+        let gates = Gates { golden: Some(path), ..Gates::default() };
+        assert!(failed(&gates, &report(0.1005)).is_empty());
+        let found = failed(&gates, &report(0.102));
+        assert_eq!(found, ["golden-tolerance of the loss of code", "golden-tolerance of the loss of all"]);
+        let other = EvalReport { domains: vec![row("text", 0.3, 0.1, 0.8)], ..report(0.1) };
+        assert_eq!(gates.failures(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
+    }
+}

@@ -1,0 +1,168 @@
+//! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and Markdown.
+
+use std::fmt::{self, Display, Write as _};
+
+use moe_checkpoint::Kind;
+
+use super::Recipe;
+use crate::report::Escaped;
+use crate::summary::Average;
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It did what it should.
+    Done,
+    /// It failed, or a gate wasn't met.
+    Failed {
+        /// Whether it was a gate.
+        gate: bool,
+        /// All that was said of it.
+        message: String,
+    },
+    /// A step before it failed.
+    NotRun,
+}
+
+impl Outcome {
+    /// That of an error whose first cause has `kind`.
+    pub fn failed(kind: Option<Kind>, message: String) -> Self {
+        Self::Failed { gate: kind == Some(Kind::Gate), message }
+    }
+}
+
+/// A step that was run, or not.
+#[derive(Debug, Clone)]
+pub struct StepOutcome {
+    /// Its number, command and what was chosen for it.
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl Recipe {
+    /// How steps are called in outcomes.
+    pub fn step_name(&self, index: usize) -> String {
+        format!("{}. {}: {}", index + 1, self.steps[index].name(), self.steps[index].subject())
+    }
+}
+
+/// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes wrong is an error.
+pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
+    let count = |wanted: fn(&Outcome) -> bool| steps.iter().filter(|step| wanted(&step.outcome)).count();
+    let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
+    let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
+    let skipped = count(|outcome| *outcome == Outcome::NotRun);
+    let (name, seconds) = (Escaped(recipe), steps.iter().map(|step| step.seconds).sum::<f64>());
+    let counts = format!(
+        "tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{seconds:.3}\"",
+        steps.len()
+    );
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n<testsuite name=\"{name}\" {counts}>\n"
+    );
+    for StepOutcome { name: step, seconds, outcome } in steps {
+        let case = format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(step));
+        text += &match outcome {
+            Outcome::Done => format!("{case}/>\n"),
+            Outcome::NotRun => format!("{case}><skipped message=\"a step before it failed\"/></testcase>\n"),
+            Outcome::Failed { gate, message } => {
+                let (tag, first) =
+                    (if *gate { "failure" } else { "error" }, message.lines().next().unwrap_or_default());
+                let (first, all) = (Escaped(first), Escaped(message));
+                format!("{case}><{tag} message=\"{first}\">{all}</{tag}></testcase>\n")
+            }
+        };
+    }
+    text + "</testsuite>\n</testsuites>\n"
+}
+
+/// A page in Markdown: steps, what went wrong, and what evaluations measured.
+pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
+    let mut text = format!("## {}\n\n| step | time | |\n|---|---:|---|\n", Cell(recipe));
+    for StepOutcome { name, seconds, outcome } in steps {
+        let word = match outcome {
+            Outcome::Done => "done",
+            Outcome::Failed { gate: true, .. } => "**gate not met**",
+            Outcome::Failed { .. } => "**failed**",
+            Outcome::NotRun => "not run",
+        };
+        // Writing to a String doesn't fail.
+        let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", Cell(name));
+    }
+    for step in steps {
+        if let Outcome::Failed { message, .. } = &step.outcome {
+            let fence = "`".repeat(3.max(longest_run(message) + 1));
+            let _ = write!(text, "\n{fence}text\n{}\n{fence}\n", message.trim_end());
+        }
+    }
+    if !averages.is_empty() {
+        let _ = write!(text, "\n| evaluated | loss | KL | top-1 |\n|---|---:|---:|---:|\n");
+        for Average { label, figures, .. } in averages {
+            let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
+            let kl = or_dash(figures.kl.map(|kl| kl.mean));
+            let top1 = or_dash(figures.top1_agreement.map(|agreement| agreement.mean));
+            let _ = writeln!(text, "| {} | {:.4} | {kl} | {top1} |", Cell(label), figures.loss.mean);
+        }
+    }
+    text
+}
+
+/// Most backticks that follow each other.
+fn longest_run(text: &str) -> usize {
+    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
+}
+
+/// Text in a cell of a table, or a heading.
+struct Cell<'a>(&'a str);
+
+impl Display for Cell<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            '|' => f.write_str("\\|"),
+            '<' => f.write_str("&lt;"),
+            c if c.is_control() => f.write_char(' '),
+            c => f.write_char(c),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps() -> Vec<StepOutcome> {
+        let step = |name: &str, outcome| StepOutcome { name: name.to_owned(), seconds: 1.5, outcome };
+        let failed = |gate, message: &str| Outcome::Failed { gate, message: message.to_owned() };
+        vec![
+            step("1. prune: a|b", Outcome::Done),
+            step("2. eval: <x>", failed(true, "max-kl is 1 & more\n```")),
+            step("3. verify: y", failed(false, "broken\u{1b}")),
+            step("4. eval: z", Outcome::NotRun),
+        ]
+    }
+
+    #[test]
+    fn junit_counts_and_escapes() {
+        let xml = junit("a \"recipe\"", &steps());
+        for part in [
+            "tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\" time=\"6.000\"",
+            "name=\"a &quot;recipe&quot;\"",
+            "name=\"2. eval: &lt;x&gt;\" time=\"1.500\"><failure message=\"max-kl is 1 &amp; more\">",
+            "<error message=\"broken\u{fffd}\">",
+            "<skipped ",
+        ] {
+            assert!(xml.contains(part), "{part}: {xml}");
+        }
+    }
+
+    #[test]
+    fn markdown_is_no_html_and_keeps_its_tables() {
+        let page = markdown("nightly", &steps(), &[]);
+        assert!(page.contains("| 1. prune: a\\|b | 1.5 s | done |"), "{page}");
+        assert!(page.contains("| 2. eval: &lt;x> | 1.5 s | **gate not met** |"), "{page}");
+        assert!(page.contains("\n````text\nmax-kl is 1 & more\n```\n````\n"), "{page}");
+    }
+}
