@@ -11,8 +11,23 @@ use std::os::unix::fs::symlink;
 use common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] = &[
-    "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "heal", "quantize", "distill", "eval", "run",
-    "bench", "selftest", "verify",
+    "",
+    "inspect",
+    "logits",
+    "upcycle",
+    "observe",
+    "prune",
+    "merge",
+    "heal",
+    "quantize",
+    "distill",
+    "eval",
+    "run",
+    "bench",
+    "selftest",
+    "verify",
+    "completions",
+    "man",
 ];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.

@@ -233,6 +233,24 @@ pub enum Command {
         /// Checkpoint directory
         model: PathBuf,
     },
+
+    /// Print a script that lets a shell complete commands and options
+    #[command(after_help = "Examples:\n  \
+        source <(moe-convert completions bash)\n  \
+        moe-convert completions zsh > _moe-convert\n  \
+        moe-convert completions fish > moe-convert.fish\n\n\
+        README.md says where each shell looks for it.")]
+    Completions {
+        /// Shell to write it for
+        shell: clap_complete::Shell,
+    },
+
+    /// Write man pages, one for each command
+    #[command(after_help = "Example:\n  moe-convert man share/man/man1 && MANPATH=share/man man moe-convert-prune")]
+    Man {
+        /// Directory to write them to; pages of the same names are replaced
+        dir: PathBuf,
+    },
 }
 
 /// A conversion: input, output, and the pass with its options.

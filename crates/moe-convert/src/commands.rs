@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::bar;
 use crate::cli::{Cli, Command, Common, ComputeType, Writing};
-use crate::render;
+use crate::{manual, render};
 
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -47,6 +47,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time("selftest", || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
+        Command::Completions { shell } => write_stdout(&manual::completions(shell)),
+        Command::Man { dir } => session.man(&dir),
     };
     if session.common.timings {
         bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
@@ -62,7 +64,19 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
     }
     // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    Ok(started.map_err(|e| {
+        Error::new(Kind::Io, format!("cannot start {threads} threads")).source(e).remedy("lower --threads")
+    })?)
+}
+
+fn write_stdout(output: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(output.as_bytes()).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough, such as head, is no failure.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other.map_err(|e| Error::io("cannot write the result", "stdout", e))?),
+    }
 }
 
 /// What all commands share.
@@ -87,11 +101,7 @@ impl Session {
     /// Prints a result: `text`, or `value` with --json.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let output = if self.common.json { json::to_pretty(value) } else { text() };
-        match std::io::stdout().lock().write_all(output.as_bytes()) {
-            // A reader that has seen enough, such as head, is no failure.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("cannot write to stdout"),
-        }
+        write_stdout(&output)
     }
 
     fn inspect(&self, model: &Path) -> Result<()> {
@@ -177,6 +187,13 @@ impl Session {
     fn verify(&self, model: &Path) -> Result<()> {
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
+    }
+
+    fn man(&self, dir: &Path) -> Result<()> {
+        let pages = manual::write(dir)?;
+        self.print(&serde_json::json!({ "pages": pages }), || {
+            format!("{} pages written to {}\n", pages.len(), dir.display())
+        })
     }
 
     fn bench(&self, options: &BenchOptions) -> Result<()> {

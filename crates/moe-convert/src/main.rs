@@ -5,6 +5,7 @@
 mod bar;
 mod cli;
 mod commands;
+mod manual;
 mod render;
 
 use std::process::ExitCode;

@@ -206,10 +206,20 @@ fn write(prepared: &Prepared, dir: &Path, stop: &AtomicBool, progress: &dyn Prog
     let mut writer = Writer::create(dir, prepared.shards.clone())?;
     for copies in prepared.declaration.tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
+        if let Some(place) = copies.first().and_then(|(name, _)| place(name)) {
+            progress.status(&place);
+        }
         push(&mut writer, copies)?;
         progress.advance(copies.iter().map(|(_, weight)| weight.bytes()).sum());
     }
     writer.finish()
+}
+
+/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in names are these, in this order.
+fn place(name: &str) -> Option<String> {
+    let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let layer = format!("layer {}", numbers.next()?);
+    Some(numbers.next().map_or(layer.clone(), |expert| format!("{layer}, expert {expert}")))
 }
 
 /// What needs neither source nor plan.

@@ -40,7 +40,7 @@ pub use observe::{Observation, ObserveOptions, ObservedLayer, observe};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Recipe, Step, StepKind};
-pub use resources::{ByteSize, peak_memory_bytes};
+pub use resources::{ByteSize, memory_bytes, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

@@ -164,7 +164,8 @@ fn sweep(
         },
     );
     let storage = storage(model, calibration.batch.tokens(), memory_budget, directory_of(output))?;
-    progress.stage(&format!("observe {} tokens", calibration.batch.tokens()), model.layers.len() as u64, Unit::Layers);
+    let tokens = calibration.batch.tokens();
+    progress.stage(&format!("observe {tokens} tokens"), model.layers.len() as u64, Unit::Layers { tokens });
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
     let mut layers = BTreeMap::new();
     for index in 0..model.layers.len() {
