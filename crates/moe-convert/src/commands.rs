@@ -174,8 +174,10 @@ impl Session {
             return Ok(report);
         }
         let text: Vec<_> =
-            failures.iter().map(|f| format!("{} is {:.6}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
-        Err(Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model).into())
+            failures.iter().map(|f| format!("{} is {}, measured {:.6}", f.gate, f.limit, f.measured)).collect();
+        let what = format!("quality gate not met: {}", text.join("; "));
+        let remedy = "keep more of the model, calibrate on more text or heal it; or loosen the gate";
+        Err(Error::new(Kind::Gate, what).file(model).remedy(remedy).into())
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {

@@ -10,10 +10,11 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
-use moe_model::Weight;
+use moe_model::{Verdict, Weight};
 use moe_passes::Pass;
 use serde::Serialize;
 
+use crate::applicable::{Applicable, applicable};
 use crate::card;
 use crate::prepare::Prepared;
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
@@ -71,6 +72,10 @@ pub struct Conversion {
     pub bytes: u64,
     /// Seconds that the hashing thread was busy while writing.
     pub hashing_seconds: f64,
+    /// What engines do with the result's quantized experts.
+    pub engines: Vec<Verdict>,
+    /// What each pass says to the result.
+    pub passes: Vec<Applicable>,
 }
 
 /// Plans a run without writing anything.
@@ -198,7 +203,14 @@ pub fn convert<P: Pass>(
             .map_err(|e| Error::io("cannot remove what this training was saved in", training.path(), e))?;
     }
     timings.add("commit", start.elapsed(), None);
-    Ok(Conversion { receipt, timings, bytes: summary.bytes, hashing_seconds: summary.hashing.as_secs_f64() })
+    Ok(Conversion {
+        receipt,
+        timings,
+        bytes: summary.bytes,
+        hashing_seconds: summary.hashing.as_secs_f64(),
+        engines: prepared.result.engines(),
+        passes: applicable(&prepared.result),
+    })
 }
 
 /// Writes all tensors; ends early where `stop` is set.

@@ -5,6 +5,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod applicable;
 mod bench;
 mod card;
 mod convert;
@@ -29,6 +30,7 @@ mod train;
 mod trust;
 mod verify;
 
+pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
