@@ -11,9 +11,9 @@ use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
-use moe_passes::LayerTrust;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
+use moe_passes::{Identity, LayerTrust};
 use moe_pipeline::{
     ByteSize, Conversion, HeldOutReport, Observation, PlannedOutput, Receipt, StageReport, VerifyReport,
     describe_identity, peak_memory_bytes,
@@ -110,7 +110,11 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
-    rows.extend(quality(receipt).map(|quality| ("quality", quality)));
+    match quality(receipt) {
+        Some(quality) => rows.push(("quality", quality)),
+        None if receipt.identity == Identity::Exact => {}
+        None => rows.push(("quality", "not measured on text (--held-out TEXT does, and eval)".to_owned())),
+    }
     if let Some(training) = &receipt.training {
         rows.push(("trained", training::fact(training)));
     }
@@ -129,20 +133,18 @@ fn times(before: u64, after: u64) -> String {
     }
 }
 
-/// What held-out text says of the result, all of it together.
+/// What held-out text says of the result, all of it together; beside what was trained, or else the original.
 fn quality(receipt: &Receipt) -> Option<String> {
     let training = receipt.training.as_ref();
-    let all = match (&receipt.held_out, training.and_then(|t| t.after.as_ref())) {
-        (Some(held_out), _) => &held_out.result.all,
-        (None, after) => &after?.all,
+    let trained = training.and_then(|t| Some((t.before.as_ref()?.all.loss, &t.after.as_ref()?.all)));
+    let (before, all) = match &receipt.held_out {
+        Some(held_out) => (held_out.result.all.against.as_ref()?.original_loss, &held_out.result.all),
+        None => trained?,
     };
-    let before = all.against.as_ref().map(|a| a.original_loss).map(|loss| format!("{loss:.4} → "));
-    let against = all
-        .against
-        .as_ref()
-        .map_or(String::new(), |a| format!(", KL {:.4}, top-1 same {:.1} %", a.kl, 100.0 * a.top1_agreement));
-    let loss = format!("loss {}{:.4}", before.unwrap_or_default(), all.loss);
-    Some(format!("{loss}{against}, on {} held-out tokens", all.tokens))
+    let against = all.against.as_ref().map_or(String::new(), |a| {
+        format!(", KL to the original {:.4}, top-1 same {:.1} %", a.kl, 100.0 * a.top1_agreement)
+    });
+    Some(format!("loss {before:.4} → {:.4}{against}, on {} held-out tokens", all.loss, all.tokens))
 }
 
 /// A finished conversion.

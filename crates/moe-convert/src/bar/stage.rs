@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use moe_pipeline::{ByteSize, Unit, memory_bytes};
 
 /// A bar of fewer columns says nothing.
-const LEAST_BAR: usize = 8;
+const LEAST_BAR: usize = 5;
 /// A wider one says no more.
 const MOST_BAR: usize = 40;
 
@@ -88,11 +88,11 @@ impl Stage {
             figures.extend(match self.unit {
                 Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
                 // Through all layers: a token is done when it has left the last one.
-                Unit::Layers { tokens } => Some(format!("{:.0} tokens/s", tokens as f64 * share / seconds)),
+                Unit::Layers { tokens } => Some(format!("{:.0} tok/s", tokens as f64 * share / seconds)),
                 Unit::Files | Unit::Parts | Unit::Steps => None,
             });
         }
-        figures.extend(memory.map(|bytes| format!("{} in memory", ByteSize(bytes))));
+        figures.extend(memory.map(|bytes| format!("{} RAM", ByteSize(bytes))));
         figures
     }
 
@@ -125,10 +125,10 @@ mod tests {
     #[test]
     fn what_has_no_room_is_left_out() {
         let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000));
-        let figures = "layer 13/48  3:00 left  34 tokens/s  3.20 GB in memory";
+        let figures = "layer 13/48  3:00 left  34 tok/s  3.20 GB RAM";
         assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
-        assert_eq!(draw(80), format!("decide  ████░░░░░░░░░░░░  {figures}"));
-        assert_eq!(draw(70), format!("decide  {figures}"));
+        assert_eq!(draw(80), format!("decide  ██████░░░░░░░░░░░░░░░░░░  {figures}"));
+        assert_eq!(draw(60), format!("decide  {figures}"));
         assert_eq!(draw(40), "decide  layer 13/48  3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
         assert_eq!(draw(4), "deci");
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn nothing_is_extrapolated_from_nothing() {
         assert_eq!(sweep(0).figures(Duration::from_secs(9), None), ["layer 1/48"]);
-        assert_eq!(sweep(48).figures(Duration::from_secs(8), None), ["layer 48/48", "1024 tokens/s"]);
+        assert_eq!(sweep(48).figures(Duration::from_secs(8), None), ["layer 48/48", "1024 tok/s"]);
         assert_eq!(Stage::new("write", 0, Unit::Bytes).blocks(3), "███");
     }
 

@@ -20,7 +20,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     if let Some(moe) = &i.moe {
         rows.push((
             "experts",
-            format!("{} of width {} in {} layers", moe.experts, moe.expert_width, moe.sparse_layers),
+            format!("{} of width {} in {}", moe.experts, moe.expert_width, layers(moe.sparse_layers)),
         ));
         rows.push(("routing", routing(moe)));
         if let Some(width) = moe.shared_width {
@@ -29,7 +29,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         }
     }
     if let Some(width) = i.dense_width {
-        rows.push(("dense", format!("{} layers with one network of width {width}", i.dense_layers)));
+        rows.push(("dense", format!("{} with one network of width {width}", layers(i.dense_layers))));
     }
     let tied = if i.tied { ", tied to the head" } else { "" };
     rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
@@ -57,6 +57,10 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         format!("  passes\n{}", facts(passes)),
     ]
     .join("\n")
+}
+
+fn layers(count: usize) -> String {
+    format!("{count} layer{}", if count == 1 { "" } else { "s" })
 }
 
 fn parameters(i: &Inspection) -> String {
