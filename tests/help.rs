@@ -109,7 +109,7 @@ fn commands_run(page: &str) {
     let sandbox = Sandbox::new();
     symlink(root().join("recipes"), sandbox.path("recipes")).unwrap();
     for command in commands {
-        sandbox.shell(command).succeeds();
+        sandbox.shell(&format!("HOME=$PWD\n{command}")).succeeds();
     }
 }
 

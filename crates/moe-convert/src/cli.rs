@@ -246,7 +246,8 @@ pub enum Command {
     },
 
     /// Write man pages, one for each command
-    #[command(after_help = "Example:\n  moe-convert man share/man/man1 && MANPATH=share/man man moe-convert-prune")]
+    #[command(after_help = "Example:\n  moe-convert man man1\n\n\
+        `man -l man1/moe-convert-prune.1` shows one. README.md says where man looks for them.")]
     Man {
         /// Directory to write them to; pages of the same names are replaced
         dir: PathBuf,

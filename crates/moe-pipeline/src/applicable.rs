@@ -1,4 +1,4 @@
-//! Which passes take a model: each is asked for a plan, which reads no weights.
+//! Which passes take a model: each is asked for a plan and for the names of what it would write, which needs no weights.
 
 use moe_math::Compute;
 use moe_model::{Error, Kind, Model, Result};
@@ -33,8 +33,13 @@ pub(crate) fn applicable(model: &Model) -> Vec<Applicable> {
         asked::<MergeOptions>(model, json!({ "keep": 1.0, "data": [text] }), &[]),
         asked::<QuantizeOptions>(model, json!({ "scheme": "fp8-block" }), &[]),
         asked::<DistillOptions>(model, json!({ "data": [text] }), &family.distills_to),
-        asked::<HealOptions>(model, json!({ "train": ["all"], "data": [text] }), &[]),
+        healing(model),
     ]
+}
+
+/// What `heal` says to `model`.
+pub(crate) fn healing(model: &Model) -> Applicable {
+    asked::<HealOptions>(model, json!({ "train": ["all"], "data": ["text"] }), &[])
 }
 
 /// Asks for a plan with `options`, and with each of `targets` where there is one.
@@ -56,5 +61,6 @@ fn asked<P: Pass + DeserializeOwned>(model: &Model, mut options: Value, targets:
 fn planned<P: Pass + DeserializeOwned>(model: &Model, options: &Value) -> Result<String> {
     let pass = P::deserialize(options)
         .map_err(|e| Error::new(Kind::Usage, "these are not the options of this pass").source(e))?;
-    Ok(pass.plan(&Sources::new(model, &Compute::cpu()))?.model.family.model_type.clone())
+    let plan = pass.plan(&Sources::new(model, &Compute::cpu()))?;
+    Ok(plan.model.declare()?.reread()?.family.model_type.clone())
 }

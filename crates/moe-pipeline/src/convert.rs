@@ -14,7 +14,7 @@ use moe_model::{Verdict, Weight};
 use moe_passes::Pass;
 use serde::Serialize;
 
-use crate::applicable::{Applicable, applicable};
+use crate::applicable::healing;
 use crate::card;
 use crate::prepare::Prepared;
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
@@ -74,8 +74,8 @@ pub struct Conversion {
     pub hashing_seconds: f64,
     /// What engines do with the result's quantized experts.
     pub engines: Vec<Verdict>,
-    /// What each pass says to the result.
-    pub passes: Vec<Applicable>,
+    /// Whether `heal` can train the result further.
+    pub heals: bool,
 }
 
 /// Plans a run without writing anything.
@@ -209,7 +209,7 @@ pub fn convert<P: Pass>(
         bytes: summary.bytes,
         hashing_seconds: summary.hashing.as_secs_f64(),
         engines: prepared.result.engines(),
-        passes: applicable(&prepared.result),
+        heals: healing(&prepared.result).refuses.is_none(),
     })
 }
 

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use moe_model::Answer;
-use moe_passes::{HealOptions, Identity, MergeOptions, Pass, PruneOptions, UpcycleOptions};
+use moe_model::{Answer, Verdict};
+use moe_passes::{Identity, MergeOptions, Pass, PruneOptions, UpcycleOptions};
 use moe_pipeline::Conversion;
 
 /// Commands that make sense for what was just written, the cheapest first.
@@ -15,14 +15,13 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
         steps.push(format!("moe-convert eval {out} --against {from} --data TEXT"));
     }
     let short_of_training = [UpcycleOptions::NAME, PruneOptions::NAME, MergeOptions::NAME].contains(&receipt.pass);
-    let heals = done.passes.iter().any(|pass| pass.pass == HealOptions::NAME && pass.refuses.is_none());
-    if short_of_training && heals {
+    if short_of_training && done.heals {
         // Where the function is the same, the original has nothing to teach.
         let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
         let healed = word(&output.with_file_name(format!("{}-healed", name(output))));
         steps.push(format!("moe-convert heal {out} -o {healed}{teacher} --data TEXT"));
     }
-    let served = |verdict: &&moe_model::Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
+    let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
     steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
         "" => format!("vllm serve {out}   # {}", verdict.engine),
         says => format!("vllm serve {out}   # {}: {says}", verdict.engine),
