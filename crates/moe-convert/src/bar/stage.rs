@@ -128,7 +128,7 @@ mod tests {
         let figures = "layer 13/48  3:00 left  34 tok/s  3.20 GB RAM";
         assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
         assert_eq!(draw(80), format!("decide  ██████░░░░░░░░░░░░░░░░░░░  {figures}"));
-        assert_eq!(draw(60), format!("decide  {figures}"));
+        assert_eq!(draw(59), format!("decide  {figures}"));
         assert_eq!(draw(40), "decide  layer 13/48  3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
         assert_eq!(draw(4), "deci");
