@@ -44,7 +44,7 @@ impl Stage {
         self.drawn(columns, self.began.elapsed(), memory_bytes())
     }
 
-    /// What there is no room for is left out: the bar first, then figures from the last, at the very end of the name.
+    /// What there is no room for is left out: the bar first, then figures from the last, and at the very end of the name.
     fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>) -> String {
         let figures = self.figures(elapsed, memory);
         let width = |text: &str| text.chars().count();
@@ -129,7 +129,9 @@ mod tests {
         assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
         assert_eq!(draw(80), format!("decide  ██████░░░░░░░░░░░░░░░░░░░  {figures}"));
         assert_eq!(draw(59), format!("decide  {figures}"));
-        assert_eq!(draw(40), "decide  layer 13/48  3:00 left");
+        assert_eq!(draw(40), "decide  layer 13/48  3:00 left  34 tok/s");
+        assert_eq!(draw(39), "decide  █░░░░░░  layer 13/48  3:00 left");
+        assert_eq!(draw(36), "decide  layer 13/48  3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
         assert_eq!(draw(4), "deci");
     }
