@@ -69,3 +69,17 @@ fn numerics_know_no_files_and_passes_do_no_io() {
     assert_none(&uses("moe-passes", &io));
     assert_none(&uses("moe-checkpoint", &["expert", "router"]));
 }
+
+#[test]
+fn build_scripts_download_nothing() {
+    let scripts: Vec<_> = crates().iter().map(|name| root().join("crates").join(name).join("build.rs")).collect();
+    let scripts: Vec<_> = scripts.iter().filter(|path| path.is_file()).collect();
+    assert!(!scripts.is_empty());
+    for script in scripts {
+        let text = std::fs::read_to_string(script).unwrap();
+        // What it runs is named by the variable of this name alone.
+        let runs = text.matches("Command::new(").count();
+        assert_eq!(runs, text.matches("Command::new(&nvcc)").count(), "{}", script.display());
+        assert!(!["http", "std::net", "curl"].iter().any(|word| text.contains(word)), "{}", script.display());
+    }
+}

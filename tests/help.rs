@@ -11,8 +11,23 @@ use std::os::unix::fs::symlink;
 use common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] = &[
-    "", "inspect", "logits", "upcycle", "observe", "prune", "merge", "heal", "quantize", "distill", "eval", "run",
-    "bench", "selftest", "verify",
+    "",
+    "inspect",
+    "logits",
+    "upcycle",
+    "observe",
+    "prune",
+    "merge",
+    "heal",
+    "quantize",
+    "distill",
+    "eval",
+    "run",
+    "bench",
+    "selftest",
+    "verify",
+    "completions",
+    "man",
 ];
 
 /// The words under "Commands:", so that a new command can't be forgotten here.
@@ -94,7 +109,7 @@ fn commands_run(page: &str) {
     let sandbox = Sandbox::new();
     symlink(root().join("recipes"), sandbox.path("recipes")).unwrap();
     for command in commands {
-        sandbox.shell(command).succeeds();
+        sandbox.shell(&format!("HOME=$PWD\n{command}")).succeeds();
     }
 }
 

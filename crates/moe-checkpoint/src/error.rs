@@ -99,6 +99,12 @@ impl Error {
         self
     }
 
+    /// What went wrong and the remedy, in a line.
+    pub fn briefly(&self) -> String {
+        let remedy = self.0.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
+        format!("{}{remedy}", self.0.what)
+    }
+
     /// What sort of problem it is.
     pub fn kind(&self) -> Kind {
         self.0.kind

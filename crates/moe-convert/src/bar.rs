@@ -1,10 +1,20 @@
-//! Progress on stderr: a bar on a terminal, plain lines otherwise.
+//! Progress on stderr: a bar on a terminal that can move its cursor, plain lines now and then otherwise. Neither has colours.
+
+mod stage;
 
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use moe_pipeline::{Progress, Quiet, Unit};
+
+use stage::Stage;
+
+/// A bar is drawn again this often, whatever is done meanwhile: a layer can take minutes.
+const REDRAWN: Duration = Duration::from_millis(250);
+/// A log gets a line about one stage no more often than this.
+const LOGGED: Duration = Duration::from_secs(10);
 
 /// Writes a line to stderr. Where that is closed or full there is nobody to tell, and work goes on.
 pub fn say(line: &str) {
@@ -13,77 +23,84 @@ pub fn say(line: &str) {
 
 /// The progress that fits stderr.
 pub fn progress(quiet: bool) -> Box<dyn Progress> {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     if quiet {
         Box::new(Quiet)
-    } else if std::io::stderr().is_terminal() {
-        Box::new(Bar(Mutex::new(ProgressBar::hidden())))
+    } else if std::io::stderr().is_terminal() && !dumb {
+        Box::new(Bar(Mutex::new(ProgressBar::hidden()), Arc::default()))
     } else {
-        Box::new(Lines)
+        Box::new(Lines(Mutex::default()))
     }
 }
 
-/// One bar, for the stage that runs.
-struct Bar(Mutex<ProgressBar>);
-
-impl Bar {
-    fn with(&self, f: impl FnOnce(&mut ProgressBar)) {
-        // A poisoned lock means that a drawing thread panicked; the bar is still a bar.
-        f(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-    }
-}
+/// One bar, for the stage that runs, and that stage.
+struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<Stage>>>);
 
 impl Progress for Bar {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
-        let template = match unit {
-            Unit::Bytes => "{msg:14} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            Unit::Layers => "{msg:14} {wide_bar} layer {pos}/{len} {eta}",
-            Unit::Files => "{msg:14} {wide_bar} file {pos}/{len} {eta}",
-            Unit::Parts => "{msg:14} {wide_bar} part {pos}/{len} {eta}",
-            Unit::Steps => "{msg:14} {wide_bar} step {pos}/{len} {prefix} {eta}",
+        let mut bar = lock(&self.0);
+        bar.finish_and_clear();
+        *lock(&self.1) = Some(Stage::new(name, total, unit));
+        let stage = self.1.clone();
+        let line = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let columns = console::Term::stderr().size().1;
+            let _ = lock(&stage).iter().try_for_each(|stage| out.write_str(&stage.bar(columns.into())));
         };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        self.with(|bar| {
-            bar.finish_and_clear();
-            *bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            bar.set_style(style);
-            bar.set_message(name.to_owned());
-        });
+        *bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("line", line));
+        bar.enable_steady_tick(REDRAWN);
     }
 
     fn advance(&self, units: u64) {
-        self.with(|bar| bar.inc(units));
+        lock(&self.1).iter_mut().for_each(|stage| stage.done += units);
     }
 
     fn status(&self, text: &str) {
-        self.with(|bar| bar.set_prefix(text.to_owned()));
+        lock(&self.1).iter_mut().for_each(|stage| stage.status = text.to_owned());
     }
 
     fn note(&self, text: &str) {
-        self.with(|bar| bar.suspend(|| say(&format!("note: {text}"))));
+        lock(&self.0).suspend(|| say(&format!("note: {text}")));
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.with(|bar| bar.finish_and_clear());
+        lock(&self.0).finish_and_clear();
     }
 }
 
-/// A line for each stage.
-struct Lines;
+/// A line for each stage, and more of them where it takes long. Holds the stage, and when the last line was written.
+struct Lines(Mutex<Option<(Stage, Instant)>>);
 
 impl Progress for Lines {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
-        match unit {
-            Unit::Bytes => say(&format!("{name}: {}", moe_pipeline::ByteSize(total))),
-            Unit::Layers => say(&format!("{name}: {total} layers")),
-            Unit::Files => say(&format!("{name}: {total} files")),
-            Unit::Parts => say(&format!("{name}: {total} parts")),
-            Unit::Steps => say(&format!("{name}: {total} steps")),
+        let stage = Stage::new(name, total, unit);
+        say(&stage.announcement());
+        *lock(&self.0) = Some((stage, Instant::now()));
+    }
+
+    fn advance(&self, units: u64) {
+        for (stage, logged) in lock(&self.0).iter_mut() {
+            stage.done += units;
+            if logged.elapsed() >= LOGGED {
+                say(&stage.line());
+                *logged = Instant::now();
+            }
         }
+    }
+
+    fn status(&self, text: &str) {
+        lock(&self.0).iter_mut().for_each(|(stage, _)| stage.status = text.to_owned());
     }
 
     fn note(&self, text: &str) {
         say(&format!("note: {text}"));
     }
+}
+
+/// A poisoned lock means that another thread panicked while it drew; what is behind it is as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

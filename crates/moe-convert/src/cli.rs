@@ -239,6 +239,25 @@ pub enum Command {
         /// Checkpoint directory
         model: PathBuf,
     },
+
+    /// Print a script that lets a shell complete commands and options
+    #[command(after_help = "Examples:\n  \
+        source <(moe-convert completions bash)\n  \
+        moe-convert completions zsh > _moe-convert\n  \
+        moe-convert completions fish > moe-convert.fish\n\n\
+        README.md says where each shell looks for it.")]
+    Completions {
+        /// Shell to write it for
+        shell: clap_complete::Shell,
+    },
+
+    /// Write man pages, one for each command
+    #[command(after_help = "Example:\n  moe-convert man man1\n\n\
+        `man -l man1/moe-convert-prune.1` shows one. README.md says where man looks for them.")]
+    Man {
+        /// Directory to write them to; pages of the same names are replaced
+        dir: PathBuf,
+    },
 }
 
 /// A conversion: input, output, and the pass with its options.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::DType;
 use moe_checkpoint::{Error, Kind, json, write_file_atomically};
 use moe_forward::{Batch, EvalReport};
@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::bar;
 use crate::cli::{Cli, Command, Common, ComputeType, Writing};
-use crate::render;
+use crate::{manual, render};
 
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -54,6 +54,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
+        Command::Completions { shell } => write_stdout(&manual::completions(shell)),
+        Command::Man { dir } => session.man(&dir),
     };
     if session.common.timings {
         bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
@@ -69,7 +71,19 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
     }
     // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start threads")
+    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    Ok(started.map_err(|e| {
+        Error::new(Kind::Io, format!("cannot start {threads} threads")).source(e).remedy("lower --threads")
+    })?)
+}
+
+fn write_stdout(output: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(output.as_bytes()).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough, such as head, is no failure.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other.map_err(|e| Error::io("cannot write the result", "stdout", e))?),
+    }
 }
 
 /// What all commands share.
@@ -95,11 +109,7 @@ impl Session {
     /// Prints a result: `text`, or `value` with --json.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let output = if self.common.json { json::to_pretty(value) } else { text() };
-        match std::io::stdout().lock().write_all(output.as_bytes()) {
-            // A reader that has seen enough, such as head, is no failure.
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("cannot write to stdout"),
-        }
+        write_stdout(&output)
     }
 
     fn inspect(&self, model: &Path) -> Result<()> {
@@ -179,7 +189,8 @@ impl Session {
         }
         let text: Vec<_> = failures.iter().map(GateFailure::describe).collect();
         let error = Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model);
-        Ok((report, Err(error.remedy("look at the measurements above; raise the gate only if they are good enough"))))
+        let remedy = "keep more of the model, calibrate on more text or heal it; or loosen the gate";
+        Ok((report, Err(error.remedy(remedy))))
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
@@ -191,6 +202,13 @@ impl Session {
     fn verify(&self, model: &Path) -> Result<()> {
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
+    }
+
+    fn man(&self, dir: &Path) -> Result<()> {
+        let pages = manual::write(dir)?;
+        self.print(&serde_json::json!({ "pages": pages }), || {
+            format!("{} pages written to {}\n", pages.len(), dir.display())
+        })
     }
 
     fn bench(&self, options: &BenchOptions) -> Result<()> {

@@ -5,7 +5,9 @@
 mod bar;
 mod cli;
 mod commands;
+mod manual;
 mod render;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -25,7 +27,10 @@ static ALLOCATOR_OPTIONS: &[u8; 78] =
 
 fn main() -> ExitCode {
     calm_candle();
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::report(&error),
+    };
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,5 +1,7 @@
 //! Results as text for people.
 
+mod inspection;
+mod next;
 mod speed;
 mod summary;
 mod training;
@@ -9,15 +11,15 @@ use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
 use moe_forward::{Comparison, DomainReport, EvalReport};
-use moe_model::{GroupScore, Scoring};
-use moe_passes::LayerTrust;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
+use moe_passes::{Identity, LayerTrust};
 use moe_pipeline::{
-    ByteSize, Conversion, HeldOutReport, Inspection, MoeSummary, Observation, PlannedOutput, Receipt, StageReport,
-    VerifyReport, describe_identity, peak_memory_bytes,
+    ByteSize, Conversion, HeldOutReport, Observation, PlannedOutput, Receipt, StageReport, VerifyReport,
+    describe_identity, peak_memory_bytes,
 };
 
+pub use inspection::inspection;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 
@@ -65,110 +67,25 @@ fn count(n: usize) -> String {
     }
 }
 
-/// `inspect`.
-pub fn inspection(model: &Path, i: &Inspection) -> String {
-    let mut rows = vec![
-        ("family", i.model_type.clone()),
-        ("layers", format!("{} of width {}", i.layers, i.hidden)),
-        ("attention", attention(i)),
-    ];
-    if let Some(window) = i.window {
-        rows.push(("window", format!("{window} tokens in {} layers", i.sliding_layers)));
-    }
-    if let Some(moe) = &i.moe {
-        rows.push((
-            "experts",
-            format!("{} of width {} in {} layers", moe.experts, moe.expert_width, moe.sparse_layers),
-        ));
-        rows.push(("routing", routing(moe)));
-        if let Some(width) = moe.shared_width {
-            let gate = if moe.shared_gated { ", behind a sigmoid gate" } else { "" };
-            rows.push(("shared expert", format!("of width {width}{gate}")));
-        }
-    }
-    let tied = if i.tied { ", tied to the head" } else { "" };
-    rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
-    let dtypes: Vec<_> = i.dtypes.iter().map(|(dtype, bytes)| format!("{} {dtype}", ByteSize(*bytes))).collect();
-    rows.push(("weights", format!("{} in {} tensors, {} files", dtypes.join(" + "), i.tensors, i.files.len())));
-    if let Some(quantization) = &i.quantization {
-        rows.push((
-            "quantized",
-            format!("{quantization}; computed from the dequantized weights, activations as they are"),
-        ));
-    }
-    if i.multi_token_layers > 0 {
-        rows.push(("prediction", format!("{} layers for further tokens, carried but not run", i.multi_token_layers)));
-    }
-    if !i.unknown_tensors.is_empty() {
-        rows.push(("unknown", i.unknown_tensors.join(", ")));
-    }
-    if !i.upcycles_to.is_empty() {
-        rows.push(("passes", format!("upcycle (to {})", i.upcycles_to.join(", "))));
-    }
-    let p = &i.parameters;
-    let parts = [
-        ("embedding", p.embedding),
-        ("attention", p.attention),
-        ("dense FFN", p.dense_ffn),
-        ("experts", p.experts),
-        ("shared experts", p.shared_experts),
-        ("routers", p.routers),
-        ("head", p.head),
-        ("multi-token", p.multi_token),
-        ("norms, other", p.other),
-        ("total", i.total_parameters),
-        ("active per token", i.active_parameters),
-    ];
-    let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / i.total_parameters as f64);
-    let parts = parts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| vec![name.to_owned(), count(n), share(n)]);
-    format!("{}\n{}\n{}", model.display(), facts(rows), table(&["parameters", "count", "share"], parts))
-}
-
-fn attention(i: &Inspection) -> String {
-    let heads = format!("{} heads of {}", i.heads, i.head_dim);
-    let partial = if i.rotary_dims < i.head_dim { format!(", {} rotated", i.rotary_dims) } else { String::new() };
-    match &i.latent {
-        None => format!("{heads}, {} for keys and values{partial}", i.kv_heads),
-        Some(latent) => {
-            let queries = latent.queries.map_or(String::new(), |width| format!("queries {width}, "));
-            let latents = format!("latents: {queries}keys and values {}", latent.keys_and_values);
-            format!("{heads}{partial}, values of {}; {latents}", latent.value)
-        }
-    }
-}
-
-fn routing(moe: &MoeSummary) -> String {
-    let scoring = match moe.scoring {
-        Scoring::Softmax => "softmax",
-        Scoring::Sigmoid => "sigmoid",
-    };
-    let bias = if moe.bias { " + bias" } else { "" };
-    let groups = moe.groups.map_or(String::new(), |groups| {
-        let by = match groups.score {
-            GroupScore::Max => "best",
-            GroupScore::TopTwoSum => "two best",
-        };
-        format!(" in {} of {} groups (by their {by})", groups.kept, groups.count)
-    });
-    let norm = if moe.normalized { "normalised" } else { "not normalised" };
-    let scale = if moe.scale == 1.0 { String::new() } else { format!(", × {}", moe.scale) };
-    format!("{scoring}{bias}, top-{}{groups}, {norm}{scale}", moe.top_k)
-}
-
 fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
-    let result = &receipt.result;
+    let (source, result) = (&receipt.source, &receipt.result);
     let mut rows = vec![
-        ("family", format!("{} → {}", receipt.source.model_type, result.model_type)),
-        ("parameters", format!("{} total, {} active", count(result.total_parameters), count(result.active_parameters))),
+        ("family", format!("{} → {}", source.model_type, result.model_type)),
         (
-            "weights",
+            "parameters",
             format!(
-                "{} in {} tensors, {} copied byte for byte",
-                ByteSize(result.bytes),
-                result.tensors,
-                result.tensors_copied
+                "{} → {} in total, {} → {} active for each token",
+                count(source.total_parameters),
+                count(result.total_parameters),
+                count(source.active_parameters),
+                count(result.active_parameters)
             ),
         ),
+        (
+            "size",
+            format!("{} → {}, {}", ByteSize(source.bytes), ByteSize(result.bytes), times(source.bytes, result.bytes)),
+        ),
+        ("tensors", format!("{}, {} of them copied byte for byte", result.tensors, result.tensors_copied)),
     ];
     if let Some((layer, router)) = receipt.first_converted() {
         rows.extend(
@@ -193,6 +110,11 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
+    match quality(receipt) {
+        Some(quality) => rows.push(("quality", quality)),
+        None if receipt.identity == Identity::Exact => {}
+        None => rows.push(("quality", "not measured on text (--held-out TEXT does, and eval)".to_owned())),
+    }
     if let Some(training) = &receipt.training {
         rows.push(("trained", training::fact(training)));
     }
@@ -200,8 +122,29 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
         rows.push(("trust", format!("{why}{ask}")));
     }
-    rows.extend(receipt.warnings.iter().map(|w| ("warning", w.clone())));
     rows
+}
+
+/// How much larger or smaller something became.
+fn times(before: u64, after: u64) -> String {
+    match after as f64 / before.max(1) as f64 {
+        0.995..1.005 => "the same".to_owned(),
+        factor => format!("{factor:.2} ×"),
+    }
+}
+
+/// What held-out text says of the result, all of it together; beside what was trained, or else the original.
+fn quality(receipt: &Receipt) -> Option<String> {
+    let training = receipt.training.as_ref();
+    let trained = training.and_then(|t| Some((t.before.as_ref()?.all.loss, &t.after.as_ref()?.all)));
+    let (before, all) = match &receipt.held_out {
+        Some(held_out) => (held_out.result.all.against.as_ref()?.original_loss, &held_out.result.all),
+        None => trained?,
+    };
+    let against = all.against.as_ref().map_or(String::new(), |a| {
+        format!(", KL to the original {:.4}, top-1 same {:.1} %", a.kl, 100.0 * a.top1_agreement)
+    });
+    Some(format!("loss {before:.4} → {:.4}{against}, on {} held-out tokens", all.loss, all.tokens))
 }
 
 /// A finished conversion.
@@ -212,7 +155,13 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
     let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
     rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
-    rows.push(("next", format!("moe-convert verify {}", output.display())));
+    rows.extend(done.receipt.warnings.iter().map(|w| ("warning", w.clone())));
+    rows.extend(
+        next::steps(input, output, done)
+            .into_iter()
+            .enumerate()
+            .map(|(i, step)| (if i == 0 { "next" } else { "" }, step)),
+    );
     format!(
         "{} → {}\n{}{}",
         input.display(),
@@ -428,6 +377,7 @@ fn held_out(receipt: &Receipt) -> String {
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
+    rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
     let trust = trust(&planned.receipt);
     format!("would write {}\n{}{}{trust}", output.display(), facts(rows), table(&["file", "size"], shards))

@@ -10,10 +10,11 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
-use moe_model::Weight;
+use moe_model::{Verdict, Weight};
 use moe_passes::Pass;
 use serde::Serialize;
 
+use crate::applicable::healing;
 use crate::card;
 use crate::prepare::Prepared;
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
@@ -71,6 +72,10 @@ pub struct Conversion {
     pub bytes: u64,
     /// Seconds that the hashing thread was busy while writing.
     pub hashing_seconds: f64,
+    /// What engines do with the result's quantized experts.
+    pub engines: Vec<Verdict>,
+    /// Whether `heal` can train the result further.
+    pub heals: bool,
 }
 
 /// Plans a run without writing anything.
@@ -203,7 +208,14 @@ pub fn convert<P: Pass>(
             .map_err(|e| Error::io("cannot remove what this training was saved in", training.path(), e))?;
     }
     timings.add("commit", start.elapsed(), None);
-    Ok(Conversion { receipt, timings, bytes: summary.bytes, hashing_seconds: summary.hashing.as_secs_f64() })
+    Ok(Conversion {
+        receipt,
+        timings,
+        bytes: summary.bytes,
+        hashing_seconds: summary.hashing.as_secs_f64(),
+        engines: prepared.result.engines(),
+        heals: healing(&prepared.result).refuses.is_none(),
+    })
 }
 
 /// Writes all tensors; ends early where `stop` is set.
@@ -211,10 +223,20 @@ fn write(prepared: &Prepared, dir: &Path, stop: &AtomicBool, progress: &dyn Prog
     let mut writer = Writer::create(dir, prepared.shards.clone())?;
     for copies in prepared.declaration.tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
+        if let Some(place) = copies.first().and_then(|(name, _)| place(name)) {
+            progress.status(&place);
+        }
         push(&mut writer, copies)?;
         progress.advance(copies.iter().map(|(_, weight)| weight.bytes()).sum());
     }
     writer.finish()
+}
+
+/// The layer that the tensor `name` belongs to and, where it is one expert's, which: numbers in names are these, in this order.
+fn place(name: &str) -> Option<String> {
+    let mut numbers = name.split('.').filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+    let layer = format!("layer {}", numbers.next()?);
+    Some(numbers.next().map_or(layer.clone(), |expert| format!("{layer}, expert {expert}")))
 }
 
 /// What needs neither source nor plan.

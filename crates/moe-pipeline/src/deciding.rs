@@ -61,7 +61,7 @@ impl Deciding {
         let layers = source.layers.len();
         let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
             let tokens = text.batch.tokens();
-            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers);
+            progress.stage(&format!("{name} {tokens} tokens"), layers as u64, Unit::Layers { tokens });
             let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
@@ -92,7 +92,7 @@ impl Deciding {
         let mut name = "decide";
         let mut stages: Vec<StageReport> = Vec::new();
         loop {
-            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers);
+            progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers { tokens });
             let mut sweep = Sweep::stored(source, &text.batch, &options.compute, &storage)?;
             for index in 0..layers {
                 sweep.layer_converted(index, decider)?;

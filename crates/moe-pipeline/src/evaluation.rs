@@ -64,6 +64,6 @@ pub fn eval(
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     let storage = storage(&opened, corpus.tokens(), memory_budget, compute, &std::env::temp_dir())?;
-    progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers);
+    progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
     evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))
 }

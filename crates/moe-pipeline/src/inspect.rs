@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Quantization, Result, Stored};
-use moe_model::{Groups, Head, Model, Parameters, Scoring};
+use moe_model::{Ffn, Groups, Head, Model, Parameters, Scoring};
 use serde::Serialize;
+
+use crate::applicable::{Applicable, applicable};
 
 /// What a checkpoint holds.
 #[derive(Debug, Clone, Serialize)]
@@ -34,6 +36,10 @@ pub struct Inspection {
     pub sliding_layers: usize,
     /// The widest sliding window in tokens.
     pub window: Option<usize>,
+    /// Layers with one feed-forward network.
+    pub dense_layers: usize,
+    /// The width of these, where there are any.
+    pub dense_width: Option<usize>,
     /// The mixture of experts, where there is one.
     pub moe: Option<MoeSummary>,
     /// Parameters by component.
@@ -54,8 +60,8 @@ pub struct Inspection {
     pub files: Vec<(String, u64)>,
     /// Tensors outside the layers that the family doesn't know.
     pub unknown_tensors: Vec<String>,
-    /// MoE families that this model can be upcycled to.
-    pub upcycles_to: Vec<String>,
+    /// What each pass says to this model.
+    pub passes: Vec<Applicable>,
 }
 
 /// Widths of latent attention.
@@ -124,6 +130,12 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         normalized: first.router.normalize,
         scale: first.router.scale,
     });
+    let dense = || {
+        model.layers.iter().filter_map(|layer| match &layer.ffn {
+            Ffn::Dense(network) => Some(network.width()),
+            Ffn::Moe(_) => None,
+        })
+    };
     let windows = || model.layers.iter().filter_map(|l| l.attention.window());
     Ok(Inspection {
         model_type: model.family.model_type.clone(),
@@ -142,6 +154,8 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         tied: matches!(model.head, Head::Tied),
         sliding_layers: windows().count(),
         window: windows().max(),
+        dense_layers: dense().count(),
+        dense_width: dense().max(),
         moe,
         total_parameters: parameters.total(),
         active_parameters: parameters.active(),
@@ -152,6 +166,6 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
         files: checkpoint.files().iter().map(file).collect(),
         unknown_tensors: model.extra.keys().cloned().collect(),
-        upcycles_to: model.family.upcycles_to.clone(),
+        passes: applicable(&model),
     })
 }

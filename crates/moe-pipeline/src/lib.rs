@@ -5,6 +5,7 @@
 
 #![deny(clippy::unwrap_used)]
 
+mod applicable;
 mod bench;
 mod card;
 mod convert;
@@ -30,6 +31,7 @@ mod train;
 mod trust;
 mod verify;
 
+pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, is_finished, plan};
@@ -42,7 +44,7 @@ pub use observe::{Observation, ObserveOptions, ObservedLayer, observe};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown};
-pub use resources::{ByteSize, peak_memory_bytes};
+pub use resources::{ByteSize, memory_bytes, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

@@ -27,7 +27,7 @@ pub fn write_logits(
     progress: &dyn Progress,
 ) -> Result<()> {
     check_output(model, output, overwrite)?;
-    progress.stage("forward", model.layers.len() as u64, Unit::Layers);
+    progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(model, batch, compute)?;
     sweep.run(&mut LayerProgress(progress))?;
     let head = Head::load(model, compute)?;

@@ -163,8 +163,9 @@ fn sweep(
             sample_every: options.sample_every,
         },
     );
-    let storage = storage(model, calibration.batch.tokens(), memory_budget, compute, directory_of(output))?;
-    progress.stage(&format!("observe {} tokens", calibration.batch.tokens()), model.layers.len() as u64, Unit::Layers);
+    let tokens = calibration.batch.tokens();
+    let storage = storage(model, tokens, memory_budget, compute, directory_of(output))?;
+    progress.stage(&format!("observe {tokens} tokens"), model.layers.len() as u64, Unit::Layers { tokens });
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
     let mut layers = BTreeMap::new();
     for index in 0..model.layers.len() {

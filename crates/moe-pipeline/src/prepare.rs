@@ -214,7 +214,8 @@ impl Prepared {
     pub fn survey(&mut self, compute: &Compute, progress: &dyn Progress) -> Result<()> {
         for (survey, text) in self.plan.surveys.iter_mut().zip(&self.texts) {
             let layers = self.source.layers.len();
-            progress.stage(&format!("survey {} tokens", text.batch().tokens()), layers as u64, Unit::Layers);
+            let tokens = text.batch().tokens();
+            progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers { tokens });
             survey.surveyor.begin(text)?;
             let mut sweep = Sweep::new(&self.source, text.batch(), compute)?;
             for index in 0..layers {

@@ -33,8 +33,11 @@ pub trait Progress: Sync {
 pub enum Unit {
     /// Bytes.
     Bytes,
-    /// Layers.
-    Layers,
+    /// Layers of a sweep.
+    Layers {
+        /// Tokens that go through each.
+        tokens: usize,
+    },
     /// Files.
     Files,
     /// Parts of another kind.

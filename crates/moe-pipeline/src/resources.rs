@@ -105,8 +105,17 @@ pub(crate) fn directory_of(output: &Path) -> &Path {
 
 /// The most memory that this process has held at once: VmHWM, in bytes. `None` where the system doesn't say.
 pub fn peak_memory_bytes() -> Option<u64> {
+    of_this_process("VmHWM:")
+}
+
+/// The memory that this process holds now: VmRSS, in bytes. `None` where the system doesn't say.
+pub fn memory_bytes() -> Option<u64> {
+    of_this_process("VmRSS:")
+}
+
+fn of_this_process(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn evaluated(
     progress: &dyn Progress,
 ) -> Result<EvalReport> {
     let storage = storage(source, corpus.tokens(), options.memory_budget, &options.compute, directory_of(output))?;
-    progress.stage(name, model.layers.len() as u64, Unit::Layers);
+    progress.stage(name, model.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
     let mut observer = LayerProgress(progress);
     evaluate(model, Some(source), corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
 }

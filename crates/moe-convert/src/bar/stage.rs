@@ -1,0 +1,155 @@
+//! What runs, and how its progress reads in as many columns as there are.
+
+use std::time::{Duration, Instant};
+
+use moe_pipeline::{ByteSize, Unit, memory_bytes};
+
+/// A bar of fewer columns says nothing.
+const LEAST_BAR: usize = 5;
+/// A wider one says no more.
+const MOST_BAR: usize = 40;
+
+/// A stage of a run.
+pub struct Stage {
+    name: String,
+    total: u64,
+    unit: Unit,
+    began: Instant,
+    /// Units that are done.
+    pub done: u64,
+    /// How it is going, in a few words.
+    pub status: String,
+}
+
+impl Stage {
+    pub fn new(name: &str, total: u64, unit: Unit) -> Self {
+        Self { name: name.to_owned(), total, unit, began: Instant::now(), done: 0, status: String::new() }
+    }
+
+    /// What a log says when it begins.
+    pub fn announcement(&self) -> String {
+        match self.unit {
+            Unit::Bytes => format!("{}: {}", self.name, ByteSize(self.total)),
+            _ => format!("{}: {} {}s", self.name, self.total, self.noun()),
+        }
+    }
+
+    /// What a log says while it runs.
+    pub fn line(&self) -> String {
+        format!("{}: {}", self.name, self.figures(self.began.elapsed(), memory_bytes()).join(", "))
+    }
+
+    /// A bar with figures in at most `columns`.
+    pub fn bar(&self, columns: usize) -> String {
+        self.drawn(columns, self.began.elapsed(), memory_bytes())
+    }
+
+    /// What there is no room for is left out: the bar first, then figures from the last, and at the very end of the name.
+    fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>) -> String {
+        let figures = self.figures(elapsed, memory);
+        let width = |text: &str| text.chars().count();
+        let mut line = String::new();
+        let mut used = width(&self.name);
+        for figure in figures {
+            if used + 2 + width(&figure) > columns {
+                break;
+            }
+            used += 2 + width(&figure);
+            line += &format!("  {figure}");
+        }
+        let room = columns.saturating_sub(used + 2).min(MOST_BAR);
+        let bar = if room < LEAST_BAR { String::new() } else { format!("  {}", self.blocks(room)) };
+        format!("{}{bar}{line}", self.name).chars().take(columns).collect()
+    }
+
+    fn blocks(&self, columns: usize) -> String {
+        let full = (self.share() * columns as f64) as usize;
+        "█".repeat(full) + &"░".repeat(columns - full)
+    }
+
+    fn share(&self) -> f64 {
+        if self.total == 0 { 1.0 } else { (self.done as f64 / self.total as f64).min(1.0) }
+    }
+
+    /// The most telling first.
+    fn figures(&self, elapsed: Duration, memory: Option<u64>) -> Vec<String> {
+        let Self { done, total, .. } = *self;
+        let at_work = (done + 1).min(total);
+        let mut figures = vec![match self.unit {
+            Unit::Bytes => format!("{}/{}", ByteSize(done), ByteSize(total)),
+            _ => format!("{} {at_work}/{total}", self.noun()),
+        }];
+        let (share, seconds) = (self.share(), elapsed.as_secs_f64());
+        if done > 0 && done < total {
+            figures.push(format!("{} left", clock(seconds * (1.0 - share) / share)));
+        }
+        figures.extend((!self.status.is_empty()).then(|| self.status.clone()));
+        if done > 0 && seconds > 0.0 {
+            figures.extend(match self.unit {
+                Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
+                // Through all layers: a token is done when it has left the last one.
+                Unit::Layers { tokens } => Some(format!("{:.0} tok/s", tokens as f64 * share / seconds)),
+                Unit::Files | Unit::Parts | Unit::Steps => None,
+            });
+        }
+        figures.extend(memory.map(|bytes| format!("{} RAM", ByteSize(bytes))));
+        figures
+    }
+
+    fn noun(&self) -> &'static str {
+        match self.unit {
+            Unit::Bytes => "byte",
+            Unit::Layers { .. } => "layer",
+            Unit::Files => "file",
+            Unit::Parts => "part",
+            Unit::Steps => "step",
+        }
+    }
+}
+
+/// 3725 seconds as `1:02:05`.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.ceil() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep(done: u64) -> Stage {
+        Stage { done, ..Stage::new("decide", 48, Unit::Layers { tokens: 8192 }) }
+    }
+
+    #[test]
+    fn what_has_no_room_is_left_out() {
+        let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000));
+        let figures = "layer 13/48  3:00 left  34 tok/s  3.20 GB RAM";
+        assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
+        assert_eq!(draw(80), format!("decide  ██████░░░░░░░░░░░░░░░░░░░  {figures}"));
+        assert_eq!(draw(59), format!("decide  {figures}"));
+        assert_eq!(draw(40), "decide  layer 13/48  3:00 left  34 tok/s");
+        assert_eq!(draw(39), "decide  █░░░░░░  layer 13/48  3:00 left");
+        assert_eq!(draw(36), "decide  layer 13/48  3:00 left");
+        assert_eq!(draw(20), "decide  layer 13/48");
+        assert_eq!(draw(4), "deci");
+    }
+
+    #[test]
+    fn nothing_is_extrapolated_from_nothing() {
+        assert_eq!(sweep(0).figures(Duration::from_secs(9), None), ["layer 1/48"]);
+        assert_eq!(sweep(48).figures(Duration::from_secs(8), None), ["layer 48/48", "1024 tok/s"]);
+        assert_eq!(Stage::new("write", 0, Unit::Bytes).blocks(3), "███");
+    }
+
+    #[test]
+    fn written_bytes_have_their_place() {
+        let mut stage = Stage { done: 250_000_000, ..Stage::new("write", 1_000_000_000, Unit::Bytes) };
+        stage.status = "layer 3, expert 17".to_owned();
+        let figures = stage.figures(Duration::from_secs(2), None);
+        assert_eq!(figures, ["250.00 MB/1.00 GB", "0:06 left", "layer 3, expert 17", "125.00 MB/s"]);
+        assert_eq!(stage.announcement(), "write: 1.00 GB");
+        assert_eq!((clock(59.2).as_str(), clock(3725.0).as_str()), ("1:00", "1:02:05"));
+    }
+}

@@ -1,0 +1,79 @@
+//! Man pages and shell completions, from the definitions of the command line.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+use moe_checkpoint::{Error, Result};
+
+use crate::cli::Cli;
+
+/// The script that `shell` completes by.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, &name, &mut script);
+    // For bash, clap_complete takes the hyphen of the program's name for the start of a subcommand, in one of two places.
+    let program = name.replace('-', "__");
+    String::from_utf8_lossy(&script).replace(&name.replace('-', "__subcmd__"), &program)
+}
+
+/// Writes a page for the program and one for each command to `dir`.
+///
+/// # Errors
+/// Where `dir` can't be made or written to.
+pub fn write(dir: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    let commands = std::iter::once(&program).chain(program.get_subcommands());
+    let write = |command: &Command| {
+        let man = Man::new(command.clone()).source(concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
+        let path = dir.join(man.get_filename());
+        let written = page(&man, command).and_then(|page| fs::write(&path, page));
+        written.map_err(|e| Error::io("cannot write this page", &path, e)).map(|()| path)
+    };
+    commands.map(write).collect()
+}
+
+/// What `man` renders of its own, with examples and notes as man pages have them.
+fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(text) = command.get_after_help() {
+        closing(&text.to_string()).to_writer(&mut page)?;
+    }
+    Ok(page)
+}
+
+/// The text below the options: a block of examples, and paragraphs.
+fn closing(text: &str) -> Roff {
+    let mut roff = Roff::new();
+    for block in text.split("\n\n") {
+        if let Some(examples) = block.strip_prefix("Example") {
+            roff.control("SH", ["EXAMPLES"]).control("nf", []);
+            examples.lines().skip(1).for_each(|line| {
+                roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+            });
+            roff.control("fi", []);
+        } else {
+            roff.control("SH", ["NOTES"]);
+            block.lines().for_each(|line| {
+                roff.text([roman(line)]).control("br", []);
+            });
+        }
+    }
+    roff
+}

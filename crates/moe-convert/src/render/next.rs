@@ -1,0 +1,56 @@
+//! What to type next.
+
+use std::path::Path;
+
+use moe_model::{Answer, Verdict};
+use moe_passes::{Identity, MergeOptions, Pass, PruneOptions, UpcycleOptions};
+use moe_pipeline::Conversion;
+
+/// Commands that make sense for what was just written, the cheapest first.
+pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
+    let receipt = &done.receipt;
+    let (from, out) = (word(input), word(output));
+    let mut steps = vec![format!("moe-convert verify {out}")];
+    if receipt.held_out.is_none() && receipt.training.as_ref().is_none_or(|training| training.after.is_none()) {
+        steps.push(format!("moe-convert eval {out} --against {from} --data TEXT"));
+    }
+    let short_of_training = [UpcycleOptions::NAME, PruneOptions::NAME, MergeOptions::NAME].contains(&receipt.pass);
+    if short_of_training && done.heals {
+        // Where the function is the same, the original has nothing to teach.
+        let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
+        let healed = word(&output.with_file_name(format!("{}-healed", name(output))));
+        steps.push(format!("moe-convert heal {out} -o {healed}{teacher} --data TEXT"));
+    }
+    let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
+    steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
+        "" => format!("vllm serve {out}   # {}", verdict.engine),
+        says => format!("vllm serve {out}   # {}: {says}", verdict.engine),
+    }));
+    steps
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// `path` as a word of a shell.
+fn word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "./_-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_words_of_a_shell() {
+        let words = ["out/moe-8x", "my models/it's", ""].map(|path| word(Path::new(path)));
+        assert_eq!(words, ["out/moe-8x", r"'my models/it'\''s'", "''"]);
+    }
+}
