@@ -34,6 +34,6 @@ pub use saved::Saved;
 pub use scratch::Scratch;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use spill::{Kept, Spill};
-pub use staging::{OutputDir, OutputOptions, write_file_atomically};
+pub use staging::{OutputDir, OutputOptions, remove_unfinished, write_file_atomically};
 pub use stored::{SourceFile, Stored};
 pub use writer::{WriteSummary, Writer};

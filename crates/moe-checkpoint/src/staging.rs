@@ -1,8 +1,10 @@
 //! Output directories that appear under their final name only when they are complete.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statvfs};
 use sha2::{Digest, Sha256};
@@ -98,6 +100,7 @@ impl OutputDir {
         }
         // What a killed run left behind; nobody holds its lock.
         clear_directory(&staging).map_err(fail)?;
+        unfinished().insert(staging.clone());
         Ok(Self { target: target.to_owned(), staging, manifest: Manifest::default(), committed: false, _lock: lock })
     }
 
@@ -152,6 +155,11 @@ impl OutputDir {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
         let fail = |e: io::Error| Error::io("cannot move the finished output to its place", &self.target, e);
         File::open(&self.staging).and_then(|d| d.sync_all()).map_err(fail)?;
+        // Nobody removes it from now on, nor has begun to.
+        let mut unfinished = unfinished();
+        if !unfinished.remove(&self.staging) {
+            return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
+        }
         if self.target.symlink_metadata().is_ok() {
             renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE).map_err(|e| fail(e.into()))?;
             // What was exchanged is the earlier result, now under the hidden name.
@@ -160,6 +168,7 @@ impl OutputDir {
             fs::rename(&self.staging, &self.target).map_err(fail)?;
         }
         self.committed = true;
+        drop(unfinished);
         let parent = parent_of(&self.target);
         File::open(&parent).and_then(|d| d.sync_all()).map_err(fail)
     }
@@ -167,10 +176,26 @@ impl OutputDir {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.committed && unfinished().remove(&self.staging) {
             let _ = fs::remove_dir_all(&self.staging);
         }
     }
+}
+
+/// Hidden directories that this process is writing.
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what this process was writing: for one that ends at once. Who still writes there gets an error.
+///
+/// # Errors
+/// [`Kind::Io`] where something can't be removed.
+pub fn remove_unfinished() -> Result<()> {
+    let mut unfinished = unfinished();
+    let remove = |dir: &PathBuf| fs::remove_dir_all(dir).map_err(|e| Error::io("cannot remove this", dir, e));
+    std::mem::take(&mut *unfinished).iter().try_for_each(remove)
 }
 
 fn parent_of(target: &Path) -> PathBuf {
@@ -239,6 +264,18 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
         assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn what_was_removed_as_unfinished_cannot_appear() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        output.write("receipt", b"x").unwrap();
+        let staging = output.path().to_owned();
+        unfinished().remove(&staging);
+        assert_eq!(output.commit().unwrap_err().kind(), Kind::Stopped);
+        assert!(!target.exists());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod bar;
 mod cli;
 mod commands;
+mod interrupt;
 mod manual;
 mod render;
 mod usage;
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
     };
-    match commands::run(cli) {
+    interrupt::listen();
+    let done = commands::run(cli);
+    interrupt::give_way();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             bar::say(&format!("error: {error:#}"));

@@ -20,6 +20,7 @@ use moe_pipeline::{
 };
 
 pub use inspection::inspection;
+pub use next::word;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 

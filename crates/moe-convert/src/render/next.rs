@@ -9,7 +9,8 @@ use moe_pipeline::Conversion;
 /// Commands that make sense for what was just written, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let receipt = &done.receipt;
-    let (from, out) = (word(input), word(output));
+    let path = |path: &Path| word(&path.to_string_lossy());
+    let (from, out) = (path(input), path(output));
     let mut steps = vec![format!("moe-convert verify {out}")];
     if receipt.held_out.is_none() && receipt.training.as_ref().is_none_or(|training| training.after.is_none()) {
         steps.push(format!("moe-convert eval {out} --against {from} --data TEXT"));
@@ -18,7 +19,7 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     if short_of_training && done.heals {
         // Where the function is the same, the original has nothing to teach.
         let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
-        let healed = word(&output.with_file_name(format!("{}-healed", name(output))));
+        let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
         steps.push(format!("moe-convert heal {out} -o {healed}{teacher} --data TEXT"));
     }
     let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
@@ -33,12 +34,11 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// `path` as a word of a shell.
-fn word(path: &Path) -> String {
-    let text = path.to_string_lossy();
+/// `text` as a word of a shell.
+pub fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "./_-+=:@%,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
-        text.into_owned()
+        text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))
     }
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn paths_are_words_of_a_shell() {
-        let words = ["out/moe-8x", "my models/it's", ""].map(|path| word(Path::new(path)));
+        let words = ["out/moe-8x", "my models/it's", ""].map(word);
         assert_eq!(words, ["out/moe-8x", r"'my models/it'\''s'", "''"]);
     }
 }

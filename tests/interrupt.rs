@@ -1,0 +1,41 @@
+//! Ctrl-C in the middle of a pass, and what comes of the command that it prints.
+
+mod common;
+
+use common::{BINARY, Sandbox};
+
+/// Long enough to be stopped, also on a fast machine.
+const QUANTIZE: &str = "quantize golden/models/moe -o out --per-expert --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
+                        --data-tokens 16384 --sequence-length 256";
+
+/// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file `said`.
+fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> common::Outcome {
+    sandbox.shell(&format!(
+        "{BINARY} {command} 2>said & pid=$!\n\
+         while [ ! -d .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+         kill -{signal} $pid; wait $pid"
+    ))
+}
+
+#[test]
+fn a_stopped_run_leaves_nothing_and_goes_on_as_it_says() {
+    let sandbox = Sandbox::new();
+    stopped(&sandbox, QUANTIZE, "INT").exits(130);
+    let said = String::from_utf8(sandbox.read("said")).unwrap();
+    assert!(said.contains("stopped by Ctrl-C") && !said.contains("error"), "{said}");
+    assert_eq!(sandbox.names("."), ["golden", "said"], "nothing is left behind");
+    let command = said.lines().last().unwrap().trim();
+    assert!(command.ends_with("--resume"), "{said}");
+    sandbox.shell(command).succeeds();
+    sandbox.run(&QUANTIZE.replace("-o out", "-o unbroken/out")).succeeds();
+    let hashes = |dir: &str| String::from_utf8(sandbox.read(&format!("{dir}/SHA256SUMS"))).unwrap();
+    assert_eq!(hashes("out"), hashes("unbroken/out"));
+}
+
+#[test]
+fn a_scheduler_is_told_the_same() {
+    let sandbox = Sandbox::new();
+    stopped(&sandbox, QUANTIZE, "TERM").exits(143);
+    assert!(String::from_utf8(sandbox.read("said")).unwrap().contains("stopped by SIGTERM"));
+    assert_eq!(sandbox.names("."), ["golden", "said"]);
+}

@@ -1,0 +1,93 @@
+//! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source is what it was, and `--resume`
+//! comes to the bytes of an unbroken run. KILLS says how often each pass is killed; `scripts/full/kills` takes 50.
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{BINARY, Sandbox, assert_none};
+
+const TEXT: &str = "--data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
+                    --data-tokens 2048 --sequence-length 128";
+
+/// Every pass on a copy of a built-in model, `source`.
+const PASSES: [(&str, &str, &str); 7] = [
+    ("upcycle", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --noise-std 0.01"),
+    ("upcycle to shards", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB"),
+    ("prune", "models/moe", "prune source -o out --experts 12 --method reap"),
+    ("merge", "models/moe", "merge source -o out --experts 12 --method ream"),
+    ("quantize", "models/moe", "quantize source -o out --per-expert --scheme w4a16 --group-size 32"),
+    ("distill", "models/moe", "distill source -o out --steps 4 --down measured"),
+    ("heal", "models/moe", "heal source -o out --steps 4 --eval-every 1 --batch-tokens 512"),
+];
+
+/// Numbers below 1 that look random and are the same each time: the fractions of multiples of the golden ratio.
+fn moments(count: usize) -> impl Iterator<Item = f64> {
+    (1..=count).map(|index| (index as f64 * 0.618_033_988_749_895).fract())
+}
+
+struct Killed<'a> {
+    sandbox: &'a Sandbox,
+    line: String,
+}
+
+impl Killed<'_> {
+    /// Starts the pass and kills it after `time`; whether that was before its end.
+    fn kill_after(&self, time: Duration) -> bool {
+        let mut child = Command::new(BINARY)
+            .args(self.line.split_whitespace())
+            .current_dir(self.sandbox.path("."))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(time);
+        let killed = child.try_wait().unwrap().is_none();
+        // SIGKILL, on unix.
+        let _ = child.kill();
+        child.wait().unwrap();
+        killed
+    }
+}
+
+#[test]
+fn a_pass_that_was_killed_comes_to_the_same_bytes() {
+    let kills: usize = std::env::var("KILLS").map_or(3, |kills| kills.parse().unwrap());
+    let mut problems = Vec::new();
+    for (name, source, line) in PASSES {
+        let sandbox = Sandbox::new();
+        sandbox.shell(&format!("cp -r golden/{source} source")).succeeds();
+        let line = if name.starts_with("upcycle") { line.to_owned() } else { format!("{line} {TEXT}") };
+        let start = Instant::now();
+        sandbox.run(&line).succeeds();
+        let unbroken = start.elapsed();
+        let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
+        let (expected, untouched) = (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
+        let killed = Killed { sandbox: &sandbox, line };
+        let mut met = 0;
+        for moment in moments(kills) {
+            sandbox.shell("rm -rf out out.training .out.partial-moe-convert").succeeds();
+            met += usize::from(killed.kill_after(unbroken.mul_f64(moment)));
+            let mut check = |what: &str, holds: bool| {
+                if !holds {
+                    problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));
+                }
+            };
+            // Under its final name there is all of it, or nothing.
+            if sandbox.path("out").exists() {
+                check("what is there is not whole", hashes(&sandbox) == expected);
+                check("what is there is not sound", sandbox.run("verify out").code == 0);
+            }
+            let again = sandbox.run(&format!("{} --resume", killed.line));
+            check(&format!("it doesn't go on: {again}"), again.code == 0);
+            check("the bytes are others", again.code != 0 || hashes(&sandbox) == expected);
+            let source = sandbox.shell("cat source/* | sha256sum").succeeds().stdout;
+            check("the source was touched", source == untouched);
+            check("something is left behind", sandbox.names(".") == ["golden", "out", "source"]);
+        }
+        eprintln!("{name}: killed {met} of {kills} times before its end ({:.2} s)", unbroken.as_secs_f64());
+        assert!(2 * met >= kills, "{name}: only {met} of {kills} kills met it running");
+    }
+    assert_none(&problems);
+}
