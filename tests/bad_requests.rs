@@ -393,16 +393,16 @@ fn recipes() {
         ("[[step]]\n", &["step 1", "run"]),
         ("[[step]]\nrun = \"fly\"\nmodel = \"x\"\n", &["step 1", "fly", "upcycle"]),
         ("[[step]]\nrun = \"verify\"\n", &["step 1 (verify)", "model"]),
-        ("[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n", &["step 1 (verify)", "colour"]),
+        ("[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n", &["line 4, step 1 (verify)", "colour"]),
         ("${STEP}experts = 4\n", &["step 1 (upcycle)", "top-k"]),
         ("${STEP}experts = 4\ntop-k = 2\ntop_k = 2\n", &["step 1 (upcycle)", "top_k"]),
-        ("${STEP}experts = \"4\"\ntop-k = 2\n", &["step 1 (upcycle)", "experts"]),
+        ("${STEP}experts = \"4\"\ntop-k = 2\n", &["line 5, step 1 (upcycle)", "experts"]),
         ("${STEP}experts = -4\ntop-k = 2\n", &["step 1 (upcycle)"]),
         ("${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"verify\"\nmodel = \"${gone}\"\n", &["step 2", "gone"]),
         ("${STEP}experts = 4\ntop-k = 5\n", &["step 1", "top-k 5"]),
         (
             "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"eval\"\nmodel = \"out\"\ndata = [\"x\"]\ngates = { max-kll = 1 }\n",
-            &["step 2 (eval)", "max-kll"],
+            &["line 12, step 2 (eval)", "max-kll"],
         ),
     ];
     let mut problems = Vec::new();

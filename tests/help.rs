@@ -23,6 +23,7 @@ const COMMANDS: &[&str] = &[
     "distill",
     "eval",
     "run",
+    "schema",
     "bench",
     "selftest",
     "verify",

@@ -223,6 +223,12 @@ pub enum Command {
         summary: Option<PathBuf>,
     },
 
+    /// Print the JSON Schema of recipes, for editors
+    #[command(after_help = "Example:\n  moe-convert schema\n\n\
+                            recipes/recipe.schema.json is what it prints; editors with taplo read it by a recipe's first line,\n\
+                            #:schema ./recipe.schema.json")]
+    Schema,
+
     /// Measure passes on a random model with layers of a real one's size
     ///
     /// Each stage is compared with the machine's own matrix product and copy, and times are extrapolated to the whole model.

@@ -15,7 +15,7 @@ use moe_passes::Pass;
 use moe_pipeline::{
     Average, BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Outcome, Progress,
     Recipe, Step, StepKind, StepOutcome, Summary, Timings, bench, convert, eval, inspect, is_finished, junit, markdown,
-    observe, peak_memory_bytes, plan, selftest, verify, write_logits,
+    observe, peak_memory_bytes, plan, recipe_schema, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -51,6 +51,7 @@ pub fn run(cli: Cli) -> Result<()> {
             let reports = Reports { junit, summary };
             session.recipe(&recipe, &set, resume, dry_run, &reports, &mut timings)
         }
+        Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
         Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),

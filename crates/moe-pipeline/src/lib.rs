@@ -43,7 +43,7 @@ pub use logits::write_logits;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, observe};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
-pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown};
+pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
 pub use resources::{ByteSize, memory_bytes, peak_memory_bytes};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};

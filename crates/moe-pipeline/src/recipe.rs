@@ -3,6 +3,8 @@
 mod check;
 mod expand;
 mod outcome;
+mod schema;
+mod source;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -19,6 +21,8 @@ use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use expand::Expansion;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
+pub use schema::recipe_schema;
+use source::Source;
 use variables::{Variables, given};
 
 /// A parsed recipe.
@@ -181,7 +185,9 @@ impl Recipe {
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step"));
         }
-        let mut expansion = Expansion { defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
+        let source = Source::new(text);
+        let mut expansion =
+            Expansion { source, defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
         expansion.steps(&raw.step, "")?;
         let Expansion { mut variables, steps, .. } = expansion;
         if let Some(name) = raw.defaults.keys().find(|name| steps.iter().all(|step| step.command != **name)) {

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::Result;
+use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
+use super::source::Source;
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
 
 /// The steps of a recipe so far.
 pub(super) struct Expansion<'a> {
+    pub source: Source<'a>,
     /// Keys by command, where a step itself doesn't have them.
     pub defaults: &'a BTreeMap<String, Table>,
     pub variables: Variables,
@@ -47,15 +49,21 @@ impl Expansion<'_> {
             table.iter_mut().try_for_each(|(_, value)| self.variables.replace(value)).and_then(|()| parse_step(table));
         let chosen = self.chosen.join(", ");
         let step = step.map_err(|what| match chosen.is_empty() {
-            true => usage(format!("step {place} ({name}): {what}")),
-            false => usage(format!("step {place} ({name}; {chosen}): {what}")),
+            true => self.wrong(place, &name, &what),
+            false => self.wrong(place, &format!("{name}; {chosen}"), &what),
         })?;
         self.steps.push(Step { chosen, ..step });
         Ok(())
     }
 
+    /// What is wrong with a step, and where it stands.
+    fn wrong(&self, place: &str, name: &str, what: &str) -> Error {
+        let line = self.source.line(place, what).map_or(String::new(), |line| format!("line {line}, "));
+        usage(format!("{line}step {place} ({name}): {what}"))
+    }
+
     fn block(&mut self, mut table: Table, place: &str) -> Result<()> {
-        let in_block = |what: String| usage(format!("step {place} (a block): {what}"));
+        let in_block = |what: String| self.wrong(place, "a block", &what);
         let each: Table = take(&mut table, "each")
             .and_then(|each| each.ok_or("the key \"each\" is missing: the choices for which its steps run".to_owned()))
             .map_err(in_block)?;

@@ -1,0 +1,228 @@
+//! The JSON Schema of recipes, for editors: made of the options that commands have on the command line.
+
+use std::any::TypeId;
+
+use clap::builder::PossibleValue;
+use clap::{Arg, ArgAction, Args};
+use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use serde_json::{Map, Value, json};
+
+use crate::evaluation::EvalOptions;
+use crate::gates::Gates;
+use crate::observe::ObserveOptions;
+
+/// The schema (draft 2020-12).
+///
+/// Whether keys are missing it doesn't say: `[defaults]` may have them. Every value may be a text with `${variables}` instead.
+pub fn recipe_schema() -> Value {
+    let commands = commands();
+    let reference = |name: &str| json!({ "$ref": format!("#/$defs/{name}") });
+    let as_in_steps = |(name, keys): &(&'static str, Map<String, Value>)| {
+        let key = |key: &String| (key.clone(), reference(&format!("{name}/properties/{key}")));
+        ((*name).to_owned(), closed(keys.keys().map(key).collect(), &[]))
+    };
+    let defaults: Map<String, Value> = commands.iter().map(as_in_steps).collect();
+    let steps: Vec<Value> =
+        std::iter::once("block").chain(commands.iter().map(|(name, _)| *name)).map(reference).collect();
+    let mut definitions = Map::new();
+    let of_variable = json!({ "type": "string", "pattern": r"\$\{", "description": "What a variable is put into." });
+    definitions.insert("variable".to_owned(), of_variable);
+    for (name, keys) in &commands {
+        let mut keys = keys.clone();
+        keys.insert("run".to_owned(), json!({ "const": name, "description": "The command." }));
+        definitions.insert((*name).to_owned(), closed(keys, &["run"]));
+    }
+    let choices = json!({
+        "type": "object",
+        "description": "The steps run for every combination of these choices: lists of values, or of tables of variables.",
+        "additionalProperties": { "anyOf": [{ "type": "array", "minItems": 1 }, variable()] },
+    });
+    let all = json!({ "type": "array", "minItems": 1, "items": { "oneOf": steps } });
+    let block = json!({ "each": choices, "step": all });
+    definitions.insert("block".to_owned(), closed(block.as_object().cloned().unwrap_or_default(), &["step"]));
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of moe-convert",
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "description": "The recipe's name; the file's otherwise." },
+            "vars": { "type": "object", "description": "Variables: ${name} stands for them, and --set replaces them." },
+            "defaults": {
+                "type": "object",
+                "description": "By command, keys that its steps have unless they say otherwise.",
+                "properties": defaults,
+                "additionalProperties": false,
+            },
+            "step": all,
+        },
+        "required": ["step"],
+        "additionalProperties": false,
+        "$defs": definitions,
+    })
+}
+
+/// Every command with its keys.
+fn commands() -> Vec<(&'static str, Map<String, Value>)> {
+    fn writing<T: Args>(what: &str) -> Map<String, Value> {
+        let mut keys = reading(options::<T>());
+        keys.insert("output".to_owned(), text(what));
+        let overwrite = json!({ "type": "boolean", "description": "Replace an earlier result.", "default": false });
+        keys.insert("overwrite".to_owned(), or_variable(overwrite));
+        keys
+    }
+    fn reading(mut keys: Map<String, Value>) -> Map<String, Value> {
+        keys.insert("model".to_owned(), text("The checkpoint that is read."));
+        keys.insert("label".to_owned(), text("What the row of this step in the summary is called."));
+        keys
+    }
+    const CHECKPOINT: &str = "Where the result goes.";
+    let eval = || {
+        // On the command line gates stand among the other options.
+        let gates = options::<Gates>();
+        let mut keys = options::<EvalOptions>();
+        keys.retain(|key, _| !gates.contains_key(key));
+        keys.insert("gates".to_owned(), closed(gates, &[]));
+        keys.insert("against".to_owned(), text("The checkpoint to compare with."));
+        reading(keys)
+    };
+    vec![
+        ("upcycle", writing::<UpcycleOptions>(CHECKPOINT)),
+        ("observe", writing::<ObserveOptions>("Where the statistics go.")),
+        ("prune", writing::<PruneOptions>(CHECKPOINT)),
+        ("merge", writing::<MergeOptions>(CHECKPOINT)),
+        ("heal", writing::<HealOptions>(CHECKPOINT)),
+        ("quantize", writing::<QuantizeOptions>(CHECKPOINT)),
+        ("distill", writing::<DistillOptions>(CHECKPOINT)),
+        ("eval", eval()),
+        ("verify", reading(Map::new())),
+        ("inspect", reading(Map::new())),
+    ]
+}
+
+/// An object of these keys and no others.
+fn closed(keys: Map<String, Value>, required: &[&str]) -> Value {
+    json!({ "type": "object", "properties": keys, "required": required, "additionalProperties": false })
+}
+
+fn text(what: &str) -> Value {
+    json!({ "type": "string", "description": what })
+}
+
+fn variable() -> Value {
+    json!({ "$ref": "#/$defs/variable" })
+}
+
+/// `schema`, or a text with a variable in it.
+fn or_variable(mut schema: Value) -> Value {
+    if schema["type"] == "string" {
+        return schema;
+    }
+    let described: Map<String, Value> = ["description", "default"]
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), schema.as_object_mut()?.remove(key)?)))
+        .collect();
+    let mut either = json!({ "anyOf": [schema, variable()] });
+    either.as_object_mut().into_iter().for_each(|either| either.extend(described.clone()));
+    either
+}
+
+/// The options of `T` by their names.
+fn options<T: Args>() -> Map<String, Value> {
+    let command = T::augment_args(clap::Command::new(""));
+    let named = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), option(arg))));
+    named.collect()
+}
+
+fn option(arg: &Arg) -> Value {
+    let is = |of: TypeId| arg.get_value_parser().type_id() == of;
+    let integers =
+        [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>(), TypeId::of::<i64>(), TypeId::of::<i32>()];
+    let values: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .filter(|v| !v.is_hide_set())
+        .map(PossibleValue::get_name)
+        .map(str::to_owned)
+        .collect();
+    let one = match arg.get_action() {
+        ArgAction::SetTrue => json!({ "type": "boolean" }),
+        _ if is(TypeId::of::<bool>()) => json!({ "type": "boolean" }),
+        _ if !values.is_empty() => json!({ "enum": values }),
+        _ if integers.into_iter().any(is) => json!({ "type": "integer" }),
+        _ if is(TypeId::of::<f64>()) || is(TypeId::of::<f32>()) => json!({ "type": "number" }),
+        _ => json!({ "type": "string" }),
+    };
+    let many = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();
+    let mut schema = if many { json!({ "type": "array", "items": or_variable(one.clone()) }) } else { one };
+    let defaults = arg.get_default_values();
+    if let ([default], false) = (defaults, many) {
+        let default = default.to_string_lossy();
+        schema["default"] = serde_json::from_str(&default).unwrap_or_else(|_| default.into());
+    }
+    if let Some(help) = arg.get_help() {
+        schema["description"] = help.to_string().into();
+    }
+    or_variable(schema)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn root() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    fn refused(recipe: &str) -> Vec<String> {
+        let recipe: Value = toml::from_str(recipe).unwrap();
+        let validator = jsonschema::draft202012::new(&recipe_schema()).unwrap();
+        validator.iter_errors(&recipe).map(|error| format!("{}: {error}", error.instance_path())).collect()
+    }
+
+    /// What the program takes, editors take.
+    #[test]
+    fn every_recipe_of_ours_is_one() {
+        let mut count = 0;
+        for folder in ["recipes", "recipes/full"] {
+            for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|extension| extension == "toml") {
+                    let errors = refused(&std::fs::read_to_string(&path).unwrap());
+                    assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
+                    count += 1;
+                }
+            }
+        }
+        assert!(count >= 12, "{count}");
+    }
+
+    #[test]
+    fn what_is_no_recipe_is_refused() {
+        let step = "[[step]]\nrun = \"prune\"\nmodel = \"a\"\noutput = \"b\"\n";
+        assert!(refused(&format!("{step}keep = 0.5\nmethod = \"reap\"\nexperts = \"${{n}}\"")).is_empty());
+        for wrong in
+            ["keeep = 0.5", "keep = \"half\"", "method = \"best\"", "data = \"text\"", "overwrite = 1", "experts = 1.5"]
+        {
+            assert!(!refused(&format!("{step}{wrong}")).is_empty(), "{wrong}");
+        }
+        assert!(!refused("name = \"nothing\"").is_empty());
+        assert!(!refused(&step.replace("prune", "prunes")).is_empty());
+        assert!(
+            !refused(&format!("{step}\n[[step]]\nrun = \"eval\"\nmodel = \"b\"\ngates = {{ max-kll = 1 }}")).is_empty()
+        );
+    }
+
+    /// Renewed by `BLESS=1`.
+    #[test]
+    fn the_file_for_editors_is_up_to_date() {
+        let path = root().join("recipes/recipe.schema.json");
+        let schema = moe_checkpoint::json::to_pretty(&recipe_schema());
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, &schema).unwrap();
+        }
+        let same = std::fs::read_to_string(&path).is_ok_and(|text| text == schema);
+        assert!(same, "{} is not what the options are now: renew it with BLESS=1", path.display());
+    }
+}

@@ -1,0 +1,64 @@
+//! Where steps and their keys stand in a recipe's text.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// A recipe as it is written.
+pub(super) struct Source<'t> {
+    text: &'t str,
+    root: Option<Spanned<DeTable<'t>>>,
+}
+
+impl<'t> Source<'t> {
+    pub fn new(text: &'t str) -> Self {
+        Self { text, root: DeTable::parse(text).ok() }
+    }
+
+    /// The line of the step that is called `place`, such as 2.1, or of that key of it which `what` quotes.
+    pub fn line(&self, place: &str, what: &str) -> Option<usize> {
+        let mut table = self.root.as_ref()?.get_ref();
+        let mut span = 0..0;
+        for number in place.split('.') {
+            let DeValue::Array(steps) = table.get("step")?.get_ref() else { return None };
+            let step = steps.get(number.parse::<usize>().ok()?.checked_sub(1)?)?;
+            let DeValue::Table(inner) = step.get_ref() else { return None };
+            (table, span) = (inner, step.span());
+        }
+        let span = quoted(table, what).unwrap_or(span);
+        Some(1 + self.text.get(..span.start)?.matches('\n').count())
+    }
+}
+
+/// The key of `table`, or of a table in it, that `what` is about.
+fn quoted(table: &DeTable<'_>, what: &str) -> Option<Range<usize>> {
+    let is_about = |key: &str| {
+        what.contains(&format!("`{key}`")) || what.contains(&format!("{key:?}")) || what.starts_with(&format!("{key}:"))
+    };
+    // What is said of a table's key names the table, too.
+    let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
+        DeValue::Table(inner) => quoted(inner, what),
+        _ => None,
+    });
+    // An error lists the names that there are: the first one that it quotes is its subject.
+    let position = |key: &str| what.find(&format!("`{key}`")).or_else(|| what.find(&format!("{key:?}"))).unwrap_or(0);
+    let own = table.iter().filter(|(key, _)| is_about(key.get_ref())).min_by_key(|(key, _)| position(key.get_ref()));
+    inner.or_else(|| own.map(|(key, _)| key.span()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_and_keys_have_lines() {
+        let text = "[vars]\nx = 1\n\n[[step]]\nrun = \"verify\"\n\n[[step]]\neach.a = [1]\n[[step.step]]\nrun = \"eval\"\ngates = { max-kl = 1 }\n";
+        let source = Source::new(text);
+        assert_eq!(source.line("1", "the key \"model\" is missing"), Some(4));
+        assert_eq!(source.line("2.1", "unknown field `run`"), Some(10));
+        assert_eq!(source.line("2.1", "invalid type in `gates.max-kl`, `max-kl`"), Some(11));
+        assert_eq!(source.line("2", "each: nothing"), Some(8));
+        assert_eq!((source.line("3", ""), Source::new("no = [").line("1", "")), (None, None));
+    }
+}
