@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
 use moe_math::sampling;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
@@ -99,8 +99,13 @@ impl Corpus {
             return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
                 .remedy("raise --sequence-length"));
         }
-        if let Some(spec) = specs.iter().find(|s| !s.path.exists() || s.path.is_dir()) {
-            let what = if spec.path.is_dir() { "a directory is no data file" } else { "no such data file" };
+        if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
+            let what = match spec.path.metadata() {
+                Ok(found) if found.is_dir() => "a directory is no data file",
+                // It is read several times: for its tokens, and for its hash in the receipt.
+                Ok(_) => "a pipe or device is no data file",
+                Err(_) => "no such data file",
+            };
             return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
         }
         let mut source = Documents { model_dir, tokenizer: None, template: None, padding: None };
@@ -202,9 +207,9 @@ struct Padding {
 impl Padding {
     /// What the config of the checkpoint in `dir` says.
     fn read(dir: &Path) -> Result<Self> {
-        let config: serde_json::Value = json::read(&dir.join(CONFIG_FILE))?;
+        let config: serde_json::Value = json::read_tree(&dir.join(CONFIG_FILE))?;
         let ids = |key: &str| -> Vec<u32> {
-            let one = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
+            let one = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
             match &config[key] {
                 serde_json::Value::Array(ids) => ids.iter().filter_map(one).collect(),
                 id => one(id).into_iter().collect(),
@@ -330,7 +335,7 @@ pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .file(model_dir)
             .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
     }
-    Tokenizer::from_file(&path).map_err(|e| {
+    Tokenizer::from_bytes(read_whole(&path, json::MAX_JSON_BYTES)?).map_err(|e| {
         Error::new(Kind::Malformed, "cannot understand this tokenizer")
             .source(e)
             .file(&path)

@@ -80,7 +80,7 @@ fn bos_token(model_dir: &Path) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let config: serde_json::Value = json::read(&path)?;
+    let config: serde_json::Value = json::read_tree(&path)?;
     let token = &config["bos_token"];
     Ok(token.as_str().or(token["content"].as_str()).map(str::to_owned))
 }

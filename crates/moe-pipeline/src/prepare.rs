@@ -71,9 +71,9 @@ impl Prepared {
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
         let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let others_differ = pass.others().iter().any(|other| place(other) != place(input));
-        let statistics = pass.statistics().map(|path| open_statistics(path, &checkpoint)).transpose()?;
+        let statistics = pass.statistics().map(|path| open_statistics(path, &source, &checkpoint)).transpose()?;
         let spill = Arc::new(Spill::new(directory_of(output)));
-        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read).transpose()?;
+        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read_tree).transpose()?;
         let sources = Sources {
             model: &source,
             others: &models,
@@ -331,9 +331,9 @@ fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model
     Ok((declaration, result, shards))
 }
 
-fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
     let file = StatisticsFile::open(path)?;
-    file.check_model(&Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
     Ok(file)
 }
 
