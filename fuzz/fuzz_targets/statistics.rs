@@ -13,8 +13,7 @@ const SIZES: Sizes = Sizes { experts: 2, hidden: 3, width: 1 };
 /// A file with `about`, and sums for two groups of tokens.
 fn file(about: &[u8]) -> Vec<u8> {
     let mut end = about.len() as u64;
-    let mut entries =
-        vec![Entry { name: "about".into(), dtype: Dtype::U8, shape: vec![about.len()], start: 0, end }];
+    let mut entries = vec![Entry { name: "about".into(), dtype: Dtype::U8, shape: vec![about.len()], start: 0, end }];
     for quantity in Quantity::ALL {
         let shape = [vec![2], quantity.shape(SIZES)].concat();
         let start = end;

@@ -131,8 +131,10 @@ fn is_side_file(name: &str) -> bool {
         "NOTICE",
         "USE_POLICY.md",
     ];
-    let known =
-        NAMES.contains(&name) || name.starts_with("tokenizer") || name.ends_with(".jinja") || name.ends_with(".tiktoken");
+    let known = NAMES.contains(&name)
+        || name.starts_with("tokenizer")
+        || name.ends_with(".jinja")
+        || name.ends_with(".tiktoken");
     // A line break would forge a line of SHA256SUMS.
     known && !name.contains(char::is_control)
 }

@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn what_a_file_says_is_shown_and_not_obeyed() {
-        let error = Error::new(Kind::Malformed, "line 1\n\x1b[2J").tensor("a\r\nremedy: rm").source("x".repeat(1 << 20));
+        let error =
+            Error::new(Kind::Malformed, "line 1\n\x1b[2J").tensor("a\r\nremedy: rm").source("x".repeat(1 << 20));
         let message = error.to_string();
         assert!(message.starts_with("line 1\n\\u{1b}[2J: xxx") && message.contains("x…"), "{message}");
         assert!(message.ends_with("\n  tensor: a\\r\\nremedy: rm") && message.len() < 2 * MAX_WHAT, "{message}");

@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn names_and_shapes_that_no_writer_makes_are_refused() {
-        let named = |name: &str| parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1);
+        let named =
+            |name: &str| parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1);
         assert!(named(&"n".repeat(MAX_NAME_BYTES)).is_ok());
         for name in ["n".repeat(MAX_NAME_BYTES + 1), r"a\u001b[2J".to_owned(), r"a\nb".to_owned()] {
             assert!(named(&name).unwrap_err().to_string().contains("control characters"));

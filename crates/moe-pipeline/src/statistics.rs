@@ -56,7 +56,9 @@ impl About {
                 Err("statistics of a domain whose weight is not positive")
             }
             () if tokens.is_none_or(|tokens| tokens > MAX_TOKENS) => Err("statistics of more than 2^53 tokens"),
-            () if !self.layers.values().all(positive) => Err("statistics of a layer without experts, neurons or states"),
+            () if !self.layers.values().all(positive) => {
+                Err("statistics of a layer without experts, neurons or states")
+            }
             () => Ok(()),
         }
     }

@@ -154,11 +154,13 @@ mod tests {
 
     #[test]
     fn variables_that_double_are_stopped() {
-        for double in [|last: &str| Value::String(format!("${{{last}}}${{{last}}}")), |last: &str| {
-            Value::Array(vec![Value::String(format!("${{{last}}}")); 2])
-        }] {
+        for double in [
+            |last: &str| Value::String(format!("${{{last}}}${{{last}}}")),
+            |last: &str| Value::Array(vec![Value::String(format!("${{{last}}}")); 2]),
+        ] {
             let mut variables = variables();
-            let names: Vec<String> = std::iter::once("out".to_owned()).chain((0..64).map(|n| format!("v{n}"))).collect();
+            let names: Vec<String> =
+                std::iter::once("out".to_owned()).chain((0..64).map(|n| format!("v{n}"))).collect();
             let mut doubled = names.windows(2).map(|pair| variables.define(&pair[1], double(&pair[0])));
             let error = doubled.find_map(Result::err).unwrap();
             assert!(error.contains("more than 4194304"), "{error}");
