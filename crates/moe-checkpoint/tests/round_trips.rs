@@ -38,9 +38,8 @@ fn name() -> impl Strategy<Value = String> {
 
 /// Tensors of any type and shape, empty ones included, in the order of their names.
 fn tensors() -> impl Strategy<Value = Vec<Declared>> {
-    btree_map(name(), (dtype(), vec(0..5usize, 0..4)), 1..12).prop_map(|tensors| {
-        tensors.into_iter().map(|(name, (dtype, shape))| Declared { name, dtype, shape }).collect()
-    })
+    btree_map(name(), (dtype(), vec(0..5usize, 0..4)), 1..12)
+        .prop_map(|tensors| tensors.into_iter().map(|(name, (dtype, shape))| Declared { name, dtype, shape }).collect())
 }
 
 fn bytes(tensor: &Declared) -> usize {

@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use moe_math::fp8::{e4m3, e4m3_code};
-use moe_math::quantize::pack::{
-    pack_columns, pack_gptq, pack_rows, unpack_columns, unpack_gptq, unpack_rows, words,
-};
+use moe_math::quantize::pack::{pack_columns, pack_gptq, pack_rows, unpack_columns, unpack_gptq, unpack_rows, words};
 use moe_math::quantize::{Codes, WIDTHS};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -22,7 +20,8 @@ fn codes(count: usize, bits: u32) -> impl Strategy<Value = Vec<u8>> {
 
 /// A matrix that GPTQ can hold, with its groups.
 fn gptq() -> impl Strategy<Value = (u32, Codes)> {
-    let sizes = (prop::sample::select(vec![2u32, 3, 4, 8]), 1..3usize, 1..5usize, prop::sample::select(vec![8usize, 16, 32]));
+    let sizes =
+        (prop::sample::select(vec![2u32, 3, 4, 8]), 1..3usize, 1..5usize, prop::sample::select(vec![8usize, 16, 32]));
     sizes.prop_flat_map(|(bits, rows, columns, group)| {
         let shape = [32 * rows, 32 * columns];
         let groups = shape[0] * (shape[1] / group);
