@@ -305,7 +305,7 @@ impl Documents<'_> {
         }
         let tokenizer = self.tokenizer.as_ref().expect("it was just loaded");
         let encoding = tokenizer.encode_fast(text, special_tokens);
-        Ok(encoding.map_err(|e| Error::new(Kind::Malformed, "the tokenizer failed").source(e))?.get_ids().to_vec())
+        Ok(encoding.map_err(|e| tokenizer_failed(self.model_dir, e))?.get_ids().to_vec())
     }
 
     fn render(&mut self, messages: &serde_json::Value) -> Result<String> {
@@ -328,6 +328,14 @@ pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
     Ok(tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect())
 }
 
+/// The tokenizer of `model_dir` made no tokens of some text.
+pub(crate) fn tokenizer_failed(model_dir: &Path, error: tokenizers::Error) -> Error {
+    Error::new(Kind::Malformed, "the tokenizer failed")
+        .source(error)
+        .file(model_dir.join(TOKENIZER_FILE))
+        .remedy("download tokenizer.json again")
+}
+
 pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
     let path = model_dir.join(TOKENIZER_FILE);
     if !path.is_file() {
@@ -335,12 +343,17 @@ pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .file(model_dir)
             .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
     }
-    Tokenizer::from_bytes(read_whole(&path, json::MAX_JSON_BYTES)?).map_err(|e| {
+    let malformed = |e| {
         Error::new(Kind::Malformed, "cannot understand this tokenizer")
             .source(e)
             .file(&path)
             .remedy("download tokenizer.json again")
-    })
+    };
+    let mut tokenizer = Tokenizer::from_bytes(read_whole(&path, json::MAX_JSON_BYTES)?).map_err(malformed)?;
+    // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
+    // to a billion tokens.
+    tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
+    Ok(tokenizer)
 }
 
 #[cfg(test)]
@@ -361,6 +374,22 @@ mod tests {
         for bad in ["", "code=", "a@0", "a@-1", "a@nan"] {
             assert!(bad.parse::<DataSpec>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_tokenizer_neither_pads_nor_truncates() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": null,
+                        "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
+            "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+            "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+        });
+        std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
+        let encoding = load_tokenizer(dir.path()).unwrap().encode_fast("b a b", true).unwrap();
+        assert_eq!(encoding.get_ids(), [1, 0, 1]);
     }
 
     #[test]
