@@ -19,8 +19,8 @@ use serde_json::json;
 
 /// Address space that a command may have: what it needs is far below, threads' stacks included.
 const MAX_KIBIBYTES: u32 = 2 << 20;
-/// Errors take less than a second; the machine may be busy.
-const MAX_TIME: Duration = Duration::from_secs(5);
+/// Errors take less than a second of one core; the machine may be busy.
+const MAX_TIME: Duration = Duration::from_secs(10);
 
 const LLAMA: &str = "families/llama/base/model";
 const SHARDED: &str = "families/mixtral/sharded/model";
@@ -125,7 +125,7 @@ fn header_bombs() {
             &[SHARD, "header"],
         ),
         case("90 MB of blanks", LLAMA, |c| c.write(SHARD, shard(&" ".repeat(90_000_000), 0)), &[SHARD, "header"]),
-        case("a million tensors", LLAMA, |c| c.write(SHARD, million_tensors()), &["model.embed_tokens.weight"]),
+        case("a million tensors", LLAMA, |c| c.write(SHARD, million_tensors()), &[SHARD, "262144 tensors"]),
         case("45 million dimensions", LLAMA, |c| c.write(SHARD, endless_shape()), &[SHARD, "64 dimensions"]),
         case(
             "a name of 90 MB",
@@ -245,9 +245,9 @@ fn configs_with_absurd_values() {
         case("eps NaN", LLAMA, |c| c.set("rms_norm_eps", json!("NaN")), &[CONFIG, "rms_norm_eps"]),
         case("an infinite eps", LLAMA, |c| write_eps(c, "1e999"), &[CONFIG, "JSON"]),
         case("a bare NaN", LLAMA, |c| write_eps(c, "NaN"), &[CONFIG, "JSON"]),
-        case("10^9 experts", MOE, |c| c.set("num_experts", json!(1e9 as u64)), &["gate.weight"]),
-        case("-1 experts", MOE, |c| c.set("num_experts", json!(-1)), &[CONFIG, "num_experts"]),
-        case("half an expert", MOE, |c| c.set("num_experts", json!(0.5)), &[CONFIG, "num_experts"]),
+        case("10^9 experts", MOE, |c| c.set("num_local_experts", json!(1e9 as u64)), &["gate.weight"]),
+        case("-1 experts", MOE, |c| c.set("num_local_experts", json!(-1)), &[CONFIG, "num_local_experts"]),
+        case("half an expert", MOE, |c| c.set("num_local_experts", json!(0.5)), &[CONFIG, "num_local_experts"]),
         case(
             "10^9 experts a token",
             MOE,
@@ -273,14 +273,14 @@ fn configs_with_absurd_values() {
             |c| set_weights(c, "num_bits", json!((1u64 << 32) + 4)),
             &[CONFIG, "0 bits"],
         ),
-        case("groups of 2^62", PACKED, |c| set_weights(c, "group_size", json!(1u64 << 62)), &["weight_scale"]),
+        case("groups of 2^62", PACKED, |c| set_weights(c, "group_size", json!(1u64 << 62)), &[]),
         case(
             "a huge pattern",
             PACKED,
             |c| set_targets(c, json!([format!("re:{}", r"\w{900}".repeat(9))])),
             &[CONFIG, "target"],
         ),
-        case("many patterns", PACKED, |c| set_targets(c, json!(vec!["re:.*"; 100_000])), &[CONFIG, "1000 patterns"]),
+        case("many patterns", PACKED, |c| set_targets(c, json!(vec!["re:.*"; 100_000])), &[CONFIG, "256 patterns"]),
         case(
             "a family elsewhere",
             LLAMA,
@@ -290,7 +290,7 @@ fn configs_with_absurd_values() {
     ];
     let (harmless, cases): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.words.is_empty());
     all_refused(READERS, &cases);
-    // Configs count such layers where there are none; loaders don't mind.
+    // Configs count such layers where there are none, and a group may be longer than the row that it ends with.
     for Case { golden, damage, .. } in harmless {
         let sandbox = Sandbox::new();
         damage(&sandbox.copy(golden, "model"));
@@ -331,6 +331,7 @@ fn with_text() -> Sandbox {
 fn text_tokenizers_and_templates() {
     let deep = "[".repeat(1_000_000);
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    let (unclosed, deep_messages) = ("{{ ".repeat(99_999), format!("{{\"messages\":{deep}"));
     let cases: &[(&str, &[u8], &str, &[&str])] = &[
         ("model/tokenizer.json", deep.as_bytes(), "eval model --data text.txt", &["tokenizer.json"]),
         ("model/tokenizer.json", b"{}", "eval model --data text.txt", &["tokenizer.json"]),
@@ -338,14 +339,9 @@ fn text_tokenizers_and_templates() {
         ("model/tokenizer_config.json", deep.as_bytes(), "eval model --data chat.jsonl", &["tokenizer_config.json"]),
         ("model/chat_template.jinja", endless.as_bytes(), "eval model --data chat.jsonl", &["fuel"]),
         ("model/chat_template.jinja", b"\xff", "eval model --data chat.jsonl", &["chat_template.jinja", "UTF-8"]),
-        ("model/chat_template.jinja", "{{ ".repeat(99_999).as_bytes(), "eval model --data chat.jsonl", &["template"]),
+        ("model/chat_template.jinja", unclosed.as_bytes(), "eval model --data chat.jsonl", &["template"]),
         ("lines.jsonl", deep.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
-        (
-            "lines.jsonl",
-            format!("{{\"messages\":{deep}").as_bytes(),
-            "eval model --data lines.jsonl",
-            &["lines.jsonl", "line 1"],
-        ),
+        ("lines.jsonl", deep_messages.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
         ("lines.jsonl", b"{\"text\": \"\xff\"}", "eval model --data lines.jsonl", &["lines.jsonl", "UTF-8"]),
         ("lines.jsonl", b"\xef\xbb\xbf{\"text\": \"a\"}", "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
         (

@@ -15,6 +15,8 @@ use crate::error::{Error, Kind, Result};
 /// The longest header that is read, as in the `safetensors` crate.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 
+/// The largest models have so many tensors in all of their files, scales and zero points included.
+pub(crate) const MAX_TENSORS: usize = 1 << 18;
 /// Names are parts of messages, reports and lists.
 const MAX_NAME_BYTES: usize = 1024;
 
@@ -81,6 +83,9 @@ impl<'de> Deserialize<'de> for RawHeader {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
+                    if entries.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
                         continue;

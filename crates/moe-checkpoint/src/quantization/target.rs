@@ -2,6 +2,8 @@
 
 use regex::{Regex, RegexBuilder};
 
+/// What patterns start with.
+const PATTERN: &str = "re:";
 /// A short pattern can ask for an automaton of any size; those of real configs take a few KiB.
 const MAX_PATTERN_BYTES: usize = 256 << 10;
 
@@ -22,7 +24,7 @@ impl Target {
     /// # Errors
     /// For a pattern that this program can't follow.
     pub fn parse(text: &str) -> Result<Self, regex::Error> {
-        match text.strip_prefix("re:") {
+        match text.strip_prefix(PATTERN) {
             Some(pattern) => {
                 let pattern = RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(MAX_PATTERN_BYTES).build();
                 pattern.map(Self::Pattern)
@@ -30,6 +32,11 @@ impl Target {
             None if text.contains('.') || text == "lm_head" => Ok(Self::Name(text.to_owned())),
             None => Ok(Self::Class(text.to_owned())),
         }
+    }
+
+    /// Whether `text` is a pattern.
+    pub(super) fn is_pattern(text: &str) -> bool {
+        text.starts_with(PATTERN)
     }
 
     /// How a config says it.
