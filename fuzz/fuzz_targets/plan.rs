@@ -15,11 +15,12 @@ struct Arguments {
     pass: PruneOptions,
 }
 
+static PASS: LazyLock<PruneOptions> = LazyLock::new(|| Arguments::parse_from(["", "--experts", "2"]).pass);
 static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/qwen3_moe/bias/model", "model"));
 
 fuzz_target!(|input: &[u8]| {
     let path = write("plan.json", input);
-    let pass = PruneOptions { plan: Some(path), ..Arguments::parse_from(["", "--experts", "2"]).pass };
+    let pass = PruneOptions { plan: Some(path), ..PASS.clone() };
     let Some(planned) = accepted(plan(&pass, &BASE.dir(), &BASE.dir().with_file_name("output"), &options())) else {
         return;
     };

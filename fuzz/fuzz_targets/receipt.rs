@@ -16,7 +16,7 @@ struct Arguments {
     pass: UpcycleOptions,
 }
 
-static SOURCE: LazyLock<Base> = LazyLock::new(|| Base::of("families/qwen3/layer_types/model", "source"));
+static SOURCE: LazyLock<Base> = LazyLock::new(|| Base::of("families/qwen3/base/model", "source"));
 static OUTPUT: LazyLock<Base> = LazyLock::new(|| Base::of("families/mixtral/sliding/model", "output"));
 static PASS: LazyLock<UpcycleOptions> =
     LazyLock::new(|| Arguments::parse_from(["", "--experts", "2", "--top-k", "1"]).pass);

@@ -319,7 +319,7 @@ impl Prepared {
 
 /// Names, config and shards of a plan, read back as loaders will find them.
 fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model, Vec<ShardPlan>)> {
-    let declaration = plan.model.declare()?;
+    let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
     // What loaders will find must be a model; a contradiction shows here, before the first byte.
     let result = declaration.reread()?;
     let declared: Vec<Declared> = declaration
