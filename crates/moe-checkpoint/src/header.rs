@@ -4,10 +4,11 @@
 //! are those of the `safetensors` crate (contiguous, non-overlapping ranges that match dtype and
 //! shape), with errors that name the tensor; a test holds the two parsers against each other.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use safetensors::Dtype;
-use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Kind, Result};
@@ -87,7 +88,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        // Other readers want texts here, so a file with anything else is no use to anybody.
+                        map.next_value::<HashMap<String, String>>()?;
                         continue;
                     }
                     let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
@@ -218,6 +220,8 @@ mod tests {
             (one, 4, false),
             (one, 12, false),
             ("{}", 0, true),
+            (r#"{"__metadata__":{"format":"pt"}}"#, 0, true),
+            (r#"{"__metadata__":{"format":1}}"#, 0, false),
             ("[]", 0, false),
             (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, false),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, false),

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
 use moe_math::sampling;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, check_ids};
@@ -343,13 +344,16 @@ pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .file(model_dir)
             .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
     }
-    let malformed = |e| {
+    let malformed = |e: tokenizers::Error| {
         Error::new(Kind::Malformed, "cannot understand this tokenizer")
             .source(e)
             .file(&path)
             .remedy("download tokenizer.json again")
     };
-    let mut tokenizer = Tokenizer::from_bytes(read_whole(&path, json::MAX_JSON_BYTES)?).map_err(malformed)?;
+    let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
+    // tokenizers 0.23 panics on a decoder that is no JSON, or too deep.
+    serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|e| malformed(e.into()))?;
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(malformed)?;
     // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
     // to a billion tokens.
     tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
@@ -373,6 +377,16 @@ mod tests {
         assert_eq!(spec("x@home.txt"), ("x@home".into(), "x@home.txt".into(), None));
         for bad in ["", "code=", "a@0", "a@-1", "a@nan"] {
             assert!(bad.parse::<DataSpec>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_decoder_that_is_no_json_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for decoder in ["", "x", &"[".repeat(1000)] {
+            std::fs::write(dir.path().join(TOKENIZER_FILE), format!("{{\"version\":\"1.0\",\"decoder\":{decoder}"))
+                .unwrap();
+            assert_eq!(load_tokenizer(dir.path()).unwrap_err().kind(), Kind::Malformed);
         }
     }
 
