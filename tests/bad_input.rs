@@ -205,7 +205,7 @@ fn configs_with_absurd_numbers() {
         case("3 kv heads of 4", |c| c.set("num_key_value_heads", json!(3)), &[CONFIG, "num_key_value_heads"]),
         case("0 kv heads", |c| c.set("num_key_value_heads", json!(0)), &[CONFIG, "num_key_value_heads"]),
         case("an odd head_dim", |c| c.set("head_dim", json!(13)), &[CONFIG, "head_dim"]),
-        case("a width of 2^32 - 1", |c| c.set("intermediate_size", json!(u32::MAX)), &["mlp.", "4294967295"]),
+        case("a width of 2^31 - 1", |c| c.set("intermediate_size", json!(i32::MAX)), &["mlp.", "2147483647"]),
         case("no vocabulary", |c| c.set("vocab_size", json!(0)), &[CONFIG, "vocab_size"]),
         case("eps text", |c| c.set("rms_norm_eps", json!("small")), &[CONFIG, "rms_norm_eps"]),
         case("eps negative", |c| c.set("rms_norm_eps", json!(-1.0)), &[CONFIG, "rms_norm_eps"]),

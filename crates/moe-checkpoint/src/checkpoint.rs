@@ -1,6 +1,7 @@
 //! Opening a checkpoint directory.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ impl Checkpoint {
                 .file(dir)
                 .remedy("give the directory that holds config.json and the safetensors files"));
         }
-        let config = json::read(&config_path)?;
+        let config: Map<String, Value> = json::read_tree(&config_path)?;
         let index = find_shards(dir)?;
         let mut tensors = BTreeMap::<String, Stored>::new();
         let mut files = Vec::with_capacity(index.files.len());
@@ -103,8 +104,8 @@ impl Checkpoint {
         let mut files = Vec::new();
         for entry in listing {
             let path = entry.map_err(|e| Error::io("cannot list the checkpoint", &self.dir, e))?.path();
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            if path.is_file() && is_side_file(&name) {
+            let name = path.file_name().and_then(OsStr::to_str);
+            if path.is_file() && name.is_some_and(is_side_file) {
                 files.push(path);
             }
         }
@@ -130,7 +131,12 @@ fn is_side_file(name: &str) -> bool {
         "NOTICE",
         "USE_POLICY.md",
     ];
-    NAMES.contains(&name) || name.starts_with("tokenizer") || name.ends_with(".jinja") || name.ends_with(".tiktoken")
+    let known = NAMES.contains(&name)
+        || name.starts_with("tokenizer")
+        || name.ends_with(".jinja")
+        || name.ends_with(".tiktoken");
+    // A line break would forge a line of SHA256SUMS.
+    known && !name.contains(char::is_control)
 }
 
 fn check_directory(dir: &Path) -> Result<()> {

@@ -114,23 +114,56 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = &self.0;
-        write!(f, "{}", parts.what)?;
-        if let Some(source) = &parts.source {
-            write!(f, ": {source}")?;
-        }
+        let what = match &parts.source {
+            Some(source) => &format!("{}: {source}", parts.what),
+            None => &parts.what,
+        };
+        write!(f, "{}", shown(what, MAX_WHAT, "\n\t"))?;
         if let Some(tensor) = &parts.tensor {
-            write!(f, "\n  tensor: {tensor}")?;
+            write!(f, "\n  tensor: {}", shown(tensor, MAX_NAME, ""))?;
         }
         if let Some(file) = &parts.file {
-            write!(f, "\n  file:   {}", file.display())?;
+            write!(f, "\n  file:   {}", shown(&file.to_string_lossy(), MAX_NAME, ""))?;
         }
         if let Some(remedy) = &parts.remedy {
-            write!(f, "\n  remedy: {remedy}")?;
+            write!(f, "\n  remedy: {}", shown(remedy, MAX_WHAT, "\n\t"))?;
         }
         Ok(())
     }
 }
 
+/// Characters of a sentence, and of a name or path (which the system limits to 4096 bytes), that are shown.
+const MAX_WHAT: usize = 2000;
+const MAX_NAME: usize = 4096;
+
+/// `text` for a terminal. Messages quote what files say: a control character in it, but for those of `layout`, is shown rather
+/// than obeyed, and what is very long is cut.
+fn shown(text: &str, limit: usize, layout: &str) -> String {
+    let mut shown = String::new();
+    for (count, c) in text.chars().enumerate() {
+        match c {
+            _ if count == limit => return shown + "…",
+            c if c.is_control() && !layout.contains(c) => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 // The underlying error is already part of the message, so `source()` stays empty: reporters that
 // walk the chain would print it twice.
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_is_shown_and_not_obeyed() {
+        let error =
+            Error::new(Kind::Malformed, "line 1\n\x1b[2J").tensor("a\r\nremedy: rm").source("x".repeat(1 << 20));
+        let message = error.to_string();
+        assert!(message.starts_with("line 1\n\\u{1b}[2J: xxx") && message.contains("x…"), "{message}");
+        assert!(message.ends_with("\n  tensor: a\\r\\nremedy: rm") && message.len() < 2 * MAX_WHAT, "{message}");
+    }
+}

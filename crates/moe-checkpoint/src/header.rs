@@ -4,16 +4,22 @@
 //! are those of the `safetensors` crate (contiguous, non-overlapping ranges that match dtype and
 //! shape), with errors that name the tensor; a test holds the two parsers against each other.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use safetensors::Dtype;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
 /// The longest header that is read, as in the `safetensors` crate.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The largest models have so many tensors in all of their files, scales and zero points included.
+pub(crate) const MAX_TENSORS: usize = 1 << 18;
+/// Names are parts of messages, reports and lists.
+const MAX_NAME_BYTES: usize = 1024;
 
 /// One tensor of a file: its name, element type, shape, and byte range after the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +40,34 @@ pub struct Entry {
 #[serde(deny_unknown_fields, expecting = "an object with dtype, shape and data_offsets")]
 struct RawEntry {
     dtype: Dtype,
+    #[serde(deserialize_with = "shape")]
     shape: Vec<usize>,
     data_offsets: (u64, u64),
+}
+
+/// No tensor has more dimensions: PyTorch's limit.
+const MAX_DIMENSIONS: usize = 64;
+
+/// A shape; a header of nothing but dimensions must not be kept, nor shown in a message.
+fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    struct ShapeVisitor;
+    impl<'de> Visitor<'de> for ShapeVisitor {
+        type Value = Vec<usize>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX_DIMENSIONS} dimensions")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<usize>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(dimension) = list.next_element()? {
+                if shape.len() == MAX_DIMENSIONS {
+                    return Err(A::Error::invalid_length(shape.len() + 1, &self));
+                }
+                shape.push(dimension);
+            }
+            Ok(shape)
+        }
+    }
+    deserializer.deserialize_seq(ShapeVisitor)
 }
 
 /// The entries as a list, so that a name that occurs twice is seen rather than overwritten.
@@ -52,8 +84,12 @@ impl<'de> Deserialize<'de> for RawHeader {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
+                    if entries.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        // Other readers want texts here, so a file with anything else is no use to anybody.
+                        map.next_value::<HashMap<String, String>>()?;
                         continue;
                     }
                     let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
@@ -86,6 +122,10 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
         .map_err(|e| malformed("the safetensors header is not a JSON object of tensors").source(e))?;
     let mut entries = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
+        if name.contains(char::is_control) || name.len() > MAX_NAME_BYTES {
+            let what = format!("a tensor's name has control characters, or more than {MAX_NAME_BYTES} bytes");
+            return Err(malformed(what).tensor(&name));
+        }
         let (start, end) = raw.data_offsets;
         let expected = data_bytes(raw.dtype, &raw.shape).ok_or_else(|| {
             malformed(format!("shape {:?} of {} has no size in bytes", raw.shape, raw.dtype)).tensor(&name)
@@ -180,6 +220,8 @@ mod tests {
             (one, 4, false),
             (one, 12, false),
             ("{}", 0, true),
+            (r#"{"__metadata__":{"format":"pt"}}"#, 0, true),
+            (r#"{"__metadata__":{"format":1}}"#, 0, false),
             ("[]", 0, false),
             (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, false),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, false),
@@ -209,6 +251,22 @@ mod tests {
             assert_eq!(safetensors::SafeTensors::deserialize(&file).is_ok(), *valid, "crate: {json}");
             assert_eq!(parse(json, *data_len).is_ok(), *valid, "ours: {json}");
         }
+    }
+
+    #[test]
+    fn names_and_shapes_that_no_writer_makes_are_refused() {
+        let named =
+            |name: &str| parse(&format!(r#"{{"{name}":{{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}}}"#), 1);
+        assert!(named(&"n".repeat(MAX_NAME_BYTES)).is_ok());
+        for name in ["n".repeat(MAX_NAME_BYTES + 1), r"a\u001b[2J".to_owned(), r"a\nb".to_owned()] {
+            assert!(named(&name).unwrap_err().to_string().contains("control characters"));
+        }
+        let shaped = |dimensions: usize| {
+            let ones = vec!["1"; dimensions].join(",");
+            parse(&format!(r#"{{"a":{{"dtype":"I8","shape":[{ones}],"data_offsets":[0,1]}}}}"#), 1)
+        };
+        assert!(shaped(MAX_DIMENSIONS).is_ok());
+        assert!(shaped(MAX_DIMENSIONS + 1).unwrap_err().to_string().contains("at most 64"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod shard;
 mod spill;
 mod staging;
 mod stored;
+mod whole;
 mod writer;
 
 pub use checkpoint::{CONFIG_FILE, Checkpoint};
@@ -36,4 +37,5 @@ pub use shard::{Declared, ShardPlan, plan_shards};
 pub use spill::{Kept, Spill};
 pub use staging::{OutputDir, OutputOptions, remove_unfinished, write_file_atomically};
 pub use stored::{SourceFile, Stored};
+pub use whole::{read_text, read_whole};
 pub use writer::{WriteSummary, Writer};

@@ -9,9 +9,12 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::whole::read_text;
 
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "SHA256SUMS";
+/// Room for 100,000 shards.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// File names with their SHA-256 in hexadecimal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,22 +33,17 @@ impl Manifest {
         if !path.exists() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("cannot read the manifest", &path, e))?;
         let mut files = BTreeMap::new();
-        for (number, line) in text.lines().enumerate() {
-            let (hash, name) = line
-                .split_once("  ")
-                .filter(|(hash, name)| {
-                    hash.len() == 64
-                        && hash.bytes().all(|b| b.is_ascii_hexdigit())
-                        && !name.contains('/')
-                        && *name != ".."
-                })
-                .ok_or_else(|| {
-                    Error::new(Kind::Malformed, format!("line {} is not a hash and a file name", number + 1))
-                        .file(&path)
-                })?;
-            files.insert(name.to_owned(), hash.to_ascii_lowercase());
+        for (number, line) in read_text(&path, MAX_BYTES)?.lines().enumerate() {
+            let malformed = |what: &str| {
+                Error::new(Kind::Malformed, format!("line {} {what}", number + 1))
+                    .file(&path)
+                    .remedy("copy the directory again, whole")
+            };
+            let (hash, name) = parse_line(line).ok_or_else(|| malformed("is not a hash and a file name"))?;
+            if files.insert(name.to_owned(), hash.to_ascii_lowercase()).is_some() {
+                return Err(malformed("names a file again"));
+            }
         }
         Ok(Some(Self { files }))
     }
@@ -58,6 +56,14 @@ impl Manifest {
         }
         text
     }
+}
+
+/// The hash and the plain file name of a line.
+fn parse_line(line: &str) -> Option<(&str, &str)> {
+    let (hash, name) = line.split_once("  ")?;
+    let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_plain = !["", ".", ".."].contains(&name) && !name.contains(['/', '\0']);
+    (is_hash && is_plain).then_some((hash, name))
 }
 
 /// The SHA-256 of the file `path`, in hexadecimal.
@@ -107,10 +113,19 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_points_elsewhere_is_refused() {
+    fn a_manifest_that_is_none_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let line = format!("{}  ../etc/passwd\n", "0".repeat(64));
-        std::fs::write(dir.path().join(MANIFEST_FILE), line).unwrap();
-        assert_eq!(Manifest::read(dir.path()).unwrap_err().kind(), Kind::Malformed);
+        let hash = "0".repeat(64);
+        let refused = |text: String| {
+            std::fs::write(dir.path().join(MANIFEST_FILE), text).unwrap();
+            let error = Manifest::read(dir.path()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Malformed);
+            assert!(error.to_string().contains("line") && error.to_string().contains("remedy"), "{error}");
+        };
+        for name in ["../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b"] {
+            refused(format!("{hash}  {name}\n"));
+        }
+        refused(format!("{hash}  twice\n{hash}  twice\n"));
+        refused(format!("{}  short\n", &hash[1..]));
     }
 }

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
-use crate::header::{Entry, MAX_HEADER_BYTES, data_bytes, encode_header};
+use crate::header::{Entry, MAX_HEADER_BYTES, MAX_TENSORS, data_bytes, encode_header};
 use crate::index::shard_file_name;
 
 /// A tensor that will be written: its name, element type and shape.
@@ -59,7 +59,8 @@ pub fn plan_shards(declared: &[Declared], max_shard_bytes: u64) -> Result<Vec<Sh
                 .tensor(&tensor.name)
         })?;
         let element_bytes = (tensor.dtype.bitsize() as u64 / 8).max(1);
-        let full = position > 0 && position.saturating_add(bytes) > max_shard_bytes;
+        let full = position > 0 && position.saturating_add(bytes) > max_shard_bytes
+            || shards.last().is_some_and(|shard| shard.len() == MAX_TENSORS);
         if full || !position.is_multiple_of(element_bytes) {
             shards.push(Vec::new());
             position = 0;

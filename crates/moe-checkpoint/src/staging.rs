@@ -1,12 +1,13 @@
 //! Output directories that appear under their final name only when they are complete.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statvfs};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with, statvfs};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
@@ -92,7 +93,7 @@ impl OutputDir {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other.map_err(fail)?,
         }
-        let lock = File::open(&staging).map_err(fail)?;
+        let lock = options_of(OFlags::DIRECTORY).open(&staging).map_err(fail)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Error::new(Kind::Usage, "another run is writing this output")
                 .file(target)
@@ -205,6 +206,13 @@ fn parent_of(target: &Path) -> PathBuf {
     }
 }
 
+/// How hidden files are opened: a link under their name, such as an archive may bring along, would lead anywhere.
+fn options_of(flags: OFlags) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
+    options
+}
+
 fn clear_directory(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -224,7 +232,7 @@ pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Re
     let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output file has no name").file(path))?;
     let staging = path.with_file_name(format!(".{}.partial-moe-convert", name.to_string_lossy()));
     let write = || -> io::Result<()> {
-        let mut file = File::create(&staging)?;
+        let mut file = options_of(OFlags::empty()).write(true).create(true).truncate(true).open(&staging)?;
         fill(&mut file)?;
         file.sync_all()?;
         fs::rename(&staging, path)
@@ -292,6 +300,22 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
         assert_eq!(names(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_link_under_a_hidden_name_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::create_dir(&precious).unwrap();
+        fs::write(precious.join("thesis.tex"), "words").unwrap();
+        let target = dir.path().join("out");
+        let hidden = dir.path().join(".out.partial-moe-convert");
+        std::os::unix::fs::symlink(&precious, &hidden).unwrap();
+        assert_eq!(OutputDir::create(&target, &[], OPTIONS).unwrap_err().kind(), Kind::Io);
+        fs::remove_file(&hidden).unwrap();
+        std::os::unix::fs::symlink(precious.join("thesis.tex"), &hidden).unwrap();
+        assert!(write_file_atomically(&target, |_| Ok(())).is_err());
+        assert_eq!(fs::read_to_string(precious.join("thesis.tex")).unwrap(), "words");
     }
 
     #[test]

@@ -5,7 +5,12 @@ use std::path::Path;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
-use moe_checkpoint::{Error, Kind, Result, json};
+use moe_checkpoint::{Error, Kind, Result, json, read_text};
+
+/// The longest template that is read; those of models have some 10 KiB.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+/// A template is a program out of a checkpoint, which may never end. A conversation takes a hundred instructions a message.
+const MAX_INSTRUCTIONS: u64 = 10_000_000;
 
 /// A checkpoint's chat template, with its special tokens.
 pub(crate) struct ChatTemplate {
@@ -17,17 +22,19 @@ impl ChatTemplate {
     /// Reads `chat_template.jinja`, else the key `chat_template` of `tokenizer_config.json`.
     pub fn load(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("tokenizer_config.json");
-        let config: serde_json::Value = if path.is_file() { json::read(&path)? } else { serde_json::Value::Null };
+        let config: serde_json::Value = if path.is_file() { json::read_tree(&path)? } else { serde_json::Value::Null };
         let file = model_dir.join("chat_template.jinja");
-        let template = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(_) => config["chat_template"].as_str().map(str::to_owned).ok_or_else(|| {
-                Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
+        let template = match (file.exists(), config["chat_template"].as_str()) {
+            (true, _) => read_text(&file, MAX_TEMPLATE_BYTES)?,
+            (false, Some(text)) => text.to_owned(),
+            (false, None) => {
+                return Err(Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
                     .file(model_dir)
-                    .remedy("give \"text\" instead, or add chat_template.jinja")
-            })?,
+                    .remedy("give \"text\" instead, or add chat_template.jinja"));
+            }
         };
         let mut environment = Environment::new();
+        environment.set_fuel(Some(MAX_INSTRUCTIONS));
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the default delimiters are valid"));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -90,6 +97,13 @@ mod tests {
     fn a_template_that_refuses_says_why() {
         let error = render("{{ raise_exception('roles must alternate') }}", "[]").unwrap_err().to_string();
         assert!(error.contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn a_template_without_end_is_stopped() {
+        let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "[]");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("fuel") && error.contains("remedy"), "{error}");
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
 use moe_math::sampling;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, check_ids};
@@ -99,8 +100,13 @@ impl Corpus {
             return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
                 .remedy("raise --sequence-length"));
         }
-        if let Some(spec) = specs.iter().find(|s| !s.path.exists() || s.path.is_dir()) {
-            let what = if spec.path.is_dir() { "a directory is no data file" } else { "no such data file" };
+        if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
+            let what = match spec.path.metadata() {
+                Ok(found) if found.is_dir() => "a directory is no data file",
+                // It is read several times: for its tokens, and for its hash in the receipt.
+                Ok(_) => "a pipe or device is no data file",
+                Err(_) => "no such data file",
+            };
             return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
         }
         let mut source = Documents { model_dir, tokenizer: None, template: None, padding: None };
@@ -202,9 +208,9 @@ struct Padding {
 impl Padding {
     /// What the config of the checkpoint in `dir` says.
     fn read(dir: &Path) -> Result<Self> {
-        let config: serde_json::Value = json::read(&dir.join(CONFIG_FILE))?;
+        let config: serde_json::Value = json::read_tree(&dir.join(CONFIG_FILE))?;
         let ids = |key: &str| -> Vec<u32> {
-            let one = |value: &serde_json::Value| value.as_u64().map(|id| id as u32);
+            let one = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
             match &config[key] {
                 serde_json::Value::Array(ids) => ids.iter().filter_map(one).collect(),
                 id => one(id).into_iter().collect(),
@@ -300,7 +306,7 @@ impl Documents<'_> {
         }
         let tokenizer = self.tokenizer.as_ref().expect("it was just loaded");
         let encoding = tokenizer.encode_fast(text, special_tokens);
-        Ok(encoding.map_err(|e| Error::new(Kind::Malformed, "the tokenizer failed").source(e))?.get_ids().to_vec())
+        Ok(encoding.map_err(|e| tokenizer_failed(self.model_dir, e))?.get_ids().to_vec())
     }
 
     fn render(&mut self, messages: &serde_json::Value) -> Result<String> {
@@ -323,6 +329,14 @@ pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
     Ok(tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect())
 }
 
+/// The tokenizer of `model_dir` made no tokens of some text.
+pub(crate) fn tokenizer_failed(model_dir: &Path, error: tokenizers::Error) -> Error {
+    Error::new(Kind::Malformed, "the tokenizer failed")
+        .source(error)
+        .file(model_dir.join(TOKENIZER_FILE))
+        .remedy("download tokenizer.json again")
+}
+
 pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
     let path = model_dir.join(TOKENIZER_FILE);
     if !path.is_file() {
@@ -330,12 +344,20 @@ pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .file(model_dir)
             .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
     }
-    Tokenizer::from_file(&path).map_err(|e| {
+    let malformed = |e: tokenizers::Error| {
         Error::new(Kind::Malformed, "cannot understand this tokenizer")
             .source(e)
             .file(&path)
             .remedy("download tokenizer.json again")
-    })
+    };
+    let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
+    // tokenizers 0.23 panics on a decoder that is no JSON, or too deep.
+    serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|e| malformed(e.into()))?;
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(malformed)?;
+    // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
+    // to a billion tokens.
+    tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
+    Ok(tokenizer)
 }
 
 #[cfg(test)]
@@ -356,6 +378,32 @@ mod tests {
         for bad in ["", "code=", "a@0", "a@-1", "a@nan"] {
             assert!(bad.parse::<DataSpec>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_decoder_that_is_no_json_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for decoder in ["", "x", &"[".repeat(1000)] {
+            std::fs::write(dir.path().join(TOKENIZER_FILE), format!("{{\"version\":\"1.0\",\"decoder\":{decoder}"))
+                .unwrap();
+            assert_eq!(load_tokenizer(dir.path()).unwrap_err().kind(), Kind::Malformed);
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_neither_pads_nor_truncates() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": null,
+                        "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
+            "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+            "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
+        });
+        std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
+        let encoding = load_tokenizer(dir.path()).unwrap().encode_fast("b a b", true).unwrap();
+        assert_eq!(encoding.get_ids(), [1, 0, 1]);
     }
 
     #[test]

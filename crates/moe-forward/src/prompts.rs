@@ -4,10 +4,9 @@ use std::path::Path;
 
 use moe_checkpoint::{Error, Kind, Result, json};
 use serde::Deserialize;
-use tokenizers::Tokenizer;
 
 use crate::batch::Batch;
-use crate::corpus::load_tokenizer;
+use crate::corpus::{load_tokenizer, tokenizer_failed};
 
 /// The prompts of one expert.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -55,7 +54,9 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompt
     for (index, set) in found.iter().enumerate() {
         for (prompts, is_positive) in [(&set.positive, true), (&set.negative, false)] {
             for prompt in prompts {
-                sequences.push(encode(&tokenizer, bos, prompt).map_err(|e| e.file(path))?);
+                let encoding =
+                    tokenizer.encode_fast(prompt.as_str(), false).map_err(|e| tokenizer_failed(model_dir, e))?;
+                sequences.push(after_bos(bos, prompt, encoding.get_ids()).map_err(|e| e.file(path))?);
                 kinds.push((index, is_positive));
             }
         }
@@ -64,14 +65,12 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompt
     Ok(Prompts { batch, kinds, skip: usize::from(bos.is_some()) })
 }
 
-fn encode(tokenizer: &Tokenizer, bos: Option<u32>, prompt: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode_fast(prompt, false);
-    let encoding = encoding.map_err(|e| Error::new(Kind::Malformed, "the tokenizer failed").source(e))?;
-    if encoding.get_ids().is_empty() {
+fn after_bos(bos: Option<u32>, prompt: &str, ids: &[u32]) -> Result<Vec<u32>> {
+    if ids.is_empty() {
         let what = format!("the prompt {prompt:?} gives no token");
         return Err(Error::new(Kind::Usage, what).remedy("give it some words"));
     }
-    Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    Ok(bos.into_iter().chain(ids.iter().copied()).collect())
 }
 
 /// The text of the BOS token, which tokenizer_config.json has as a string or as an object.
@@ -80,7 +79,7 @@ fn bos_token(model_dir: &Path) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let config: serde_json::Value = json::read(&path)?;
+    let config: serde_json::Value = json::read_tree(&path)?;
     let token = &config["bos_token"];
     Ok(token.as_str().or(token["content"].as_str()).map(str::to_owned))
 }

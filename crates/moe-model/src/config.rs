@@ -48,10 +48,10 @@ impl<'a> Config<'a> {
     /// # Errors
     /// [`Kind::Malformed`] where it is something else.
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
-        // No dimension of any model comes near 2^32; products of two still fit.
+        // Loaders hold dimensions in 32 bits with a sign; then a sum of two times a third fits, too.
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().filter(|n| *n <= u64::from(u32::MAX)) {
+            Some(value) => match value.as_u64().filter(|n| *n <= i32::MAX as u64) {
                 Some(n) => Ok(Some(n as usize)),
                 None => Err(self.error(key, &format!("is {value}, which is no sensible count"))),
             },

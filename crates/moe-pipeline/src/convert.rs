@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use moe_checkpoint::{CONFIG_FILE, Manifest, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, read_whole};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
@@ -292,7 +292,7 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
 fn write_side_files(dir: &mut OutputDir, prepared: &Prepared) -> Result<()> {
     dir.write(CONFIG_FILE, json::to_pretty(&prepared.declaration.config).as_bytes())?;
     for path in prepared.checkpoint.side_files()? {
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read this file", &path, e))?;
+        let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
         dir.write(&path.file_name().unwrap_or_default().to_string_lossy(), &bytes)?;
     }
     Ok(())

@@ -113,7 +113,7 @@ pub fn observe(
     }
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
-    added.iter().try_for_each(|file| file.check_model(&fingerprint, dir))?;
+    added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
     let start = std::time::Instant::now();
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();

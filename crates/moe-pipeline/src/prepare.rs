@@ -69,9 +69,9 @@ impl Prepared {
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
         let place = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let others_differ = pass.others().iter().any(|other| place(other) != place(input));
-        let statistics = pass.statistics().map(|path| open_statistics(path, &checkpoint)).transpose()?;
+        let statistics = pass.statistics().map(|path| open_statistics(path, &source, &checkpoint)).transpose()?;
         let spill = Arc::new(Spill::new(directory_of(output)));
-        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read).transpose()?;
+        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read_tree).transpose()?;
         let sources = Sources {
             model: &source,
             others: &models,
@@ -313,7 +313,7 @@ impl Prepared {
 
 /// Names, config and shards of a plan, read back as loaders will find them.
 fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model, Vec<ShardPlan>)> {
-    let declaration = plan.model.declare()?;
+    let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
     // What loaders will find must be a model; a contradiction shows here, before the first byte.
     let result = declaration.reread()?;
     let declared: Vec<Declared> = declaration
@@ -325,9 +325,9 @@ fn declared(plan: &Plan, max_shard_size: ByteSize) -> Result<(Declaration, Model
     Ok((declaration, result, shards))
 }
 
-fn open_statistics(path: &Path, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
     let file = StatisticsFile::open(path)?;
-    file.check_model(&Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
     Ok(file)
 }
 

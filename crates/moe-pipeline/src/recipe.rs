@@ -12,7 +12,7 @@ mod variables;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, read_text};
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,9 @@ pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::Source;
 use variables::{Variables, given};
+
+/// The longest recipe.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// A parsed recipe.
 #[derive(Debug)]
@@ -162,7 +165,7 @@ impl Recipe {
     /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`] where it
     /// can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read this recipe", path, e))?;
+        let text = read_text(path, MAX_BYTES)?;
         Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| {
             e.file(path).remedy("correct the recipe; the keys of a step are the options of its command, see its --help")
         })

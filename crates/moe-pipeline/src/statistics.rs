@@ -8,6 +8,7 @@ use std::sync::Arc;
 use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, write_file_atomically};
 use moe_forward::Group;
 use moe_math::statistics::{Quantity, Sizes, Sums};
+use moe_model::Model;
 use moe_passes::LayerStatistics;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,30 @@ impl About {
     /// Of a model that was observed.
     pub fn new(fingerprint: Fingerprint, groups: Vec<Group>, layers: BTreeMap<usize, Sizes>) -> Self {
         Self { format: FORMAT.to_owned(), fingerprint, groups, layers }
+    }
+}
+
+/// Sums over more tokens than these lose counts, as f64 does.
+const MAX_TOKENS: u64 = 1 << 53;
+
+impl About {
+    /// Refuses what no run writes, by name.
+    fn check(&self) -> Result<(), &'static str> {
+        let groups = || self.groups.iter();
+        let tokens = groups().try_fold(0u64, |sum, group| sum.checked_add(group.tokens));
+        let positive = |sizes: &Sizes| [sizes.experts, sizes.hidden, sizes.width].iter().all(|size| *size > 0);
+        match () {
+            () if self.groups.is_empty() => Err("statistics of no group of tokens"),
+            () if groups().any(|group| group.half > 1) => Err("statistics of more than two halves of a domain"),
+            () if groups().filter_map(|group| group.weight).any(|weight| weight <= 0.0) => {
+                Err("statistics of a domain whose weight is not positive")
+            }
+            () if tokens.is_none_or(|tokens| tokens > MAX_TOKENS) => Err("statistics of more than 2^53 tokens"),
+            () if !self.layers.values().all(positive) => {
+                Err("statistics of a layer without experts, neurons or states")
+            }
+            () => Ok(()),
+        }
     }
 }
 
@@ -84,24 +109,28 @@ impl StatisticsFile {
         &self.about
     }
 
-    /// Refuses statistics of another model or tokenizer than `found`'s, which is that of `model`.
+    /// Refuses statistics of another model or tokenizer than those of `model`, which lies in `dir` and has the fingerprint `found`.
     ///
     /// # Errors
     /// [`Kind::Mismatch`].
-    pub fn check_model(&self, found: &Fingerprint, model: &Path) -> Result<()> {
+    pub fn check_model(&self, model: &Model, found: &Fingerprint, dir: &Path) -> Result<()> {
         let of = &self.about.fingerprint;
         let what = match (of.model == found.model, of.tokenizer == found.tokenizer) {
-            (true, true) => return Ok(()),
-            (false, _) => "these statistics are of another model",
+            // A fingerprint is no proof: sums of other sizes would be taken for those of this model's layers.
+            (true, true) if self.about.layers.iter().all(|(index, sizes)| sizes_of(model, *index) == Some(*sizes)) => {
+                return Ok(());
+            }
             (true, false) => "these statistics are of this model with another tokenizer",
+            (_, _) => "these statistics are of another model",
         };
-        Err(Error::new(Kind::Mismatch, format!("{what} than {}", model.display()))
+        Err(Error::new(Kind::Mismatch, format!("{what} than {}", dir.display()))
             .file(&self.path)
             .remedy("observe this model, or give the one that was observed"))
     }
 
     /// Every tensor is there in its shape, so that reading can't fail for that.
     fn check(&self) -> Result<()> {
+        self.about.check().map_err(|what| Error::new(Kind::Malformed, what).file(&self.path).remedy(REMEDY))?;
         for (layer, sizes) in &self.about.layers {
             for quantity in Quantity::ALL {
                 let name = tensor_name(*layer, quantity);
@@ -147,6 +176,12 @@ impl LayerStatistics for StatisticsFile {
         }
         Ok(Some(sums))
     }
+}
+
+/// The sizes of layer `index`, if it has experts.
+fn sizes_of(model: &Model, index: usize) -> Option<Sizes> {
+    let moe = model.layers.get(index)?.ffn.moe()?;
+    Some(Sizes { experts: moe.experts.len(), hidden: model.hidden, width: moe.experts[0].width() })
 }
 
 fn tensor_name(layer: usize, quantity: Quantity) -> String {

@@ -1,15 +1,19 @@
 //! The config of compressed-tensors.
 
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 use super::target::Target;
-use super::{Blocks, Integers, Scheme, sides, text};
+use super::{Blocks, Integers, Scheme, sides, text, width};
 use crate::error::{Error, Result};
 
 /// The version of the format that is written.
 const VERSION: &str = "0.19.0";
 const PACKED: &str = "pack-quantized";
 const FLOAT: &str = "float-quantized";
+/// Each is compiled and held against every module's name; configs that are written by people have a handful.
+const MAX_PATTERNS: usize = 256;
 
 /// Schemes, and which modules they are for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +40,14 @@ impl CompressedTensors {
         if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f)) {
             return Err(refuse(format!("the compressed-tensors format {format:?}")));
         }
+        let patterns = Cell::new(0);
         let target = |value: &Value| {
             let said = value.as_str().unwrap_or_default();
-            Target::parse(said).map_err(|_| refuse(format!("the target {said:?}")))
+            patterns.set(patterns.get() + usize::from(Target::is_pattern(said)));
+            match patterns.get() > MAX_PATTERNS {
+                true => Err(refuse(format!("a config with more than {MAX_PATTERNS} patterns for targets"))),
+                false => Target::parse(said).map_err(|_| refuse(format!("the target {said:?}"))),
+            }
         };
         let targets = |said: &Value, key: &str| -> Result<Vec<Target>> {
             said.get(key).and_then(Value::as_array).into_iter().flatten().map(target).collect()
@@ -49,10 +58,10 @@ impl CompressedTensors {
             Ok(Group { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)?, input_activations })
         };
         let groups: Vec<_> = groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
-        match groups.is_empty() {
-            true => Err(refuse("compressed-tensors without config_groups".to_owned())),
-            false => Ok(Self { groups, ignore: targets(said, "ignore")? }),
+        if groups.is_empty() {
+            return Err(refuse("compressed-tensors without config_groups".to_owned()));
         }
+        Ok(Self { groups, ignore: targets(said, "ignore")? })
     }
 
     /// A module's own name counts before its class.
@@ -153,7 +162,7 @@ fn format_of(scheme: Scheme) -> &'static str {
 fn scheme(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Scheme> {
     let weights = said.get("weights").filter(|w| w.is_object());
     let weights = weights.ok_or_else(|| refuse("a group of compressed-tensors without weights".to_owned()))?;
-    let bits = weights.get("num_bits").and_then(Value::as_u64).unwrap_or(0) as u32;
+    let bits = width(weights, "num_bits");
     let group =
         weights.get("group_size").and_then(Value::as_i64).filter(|group| *group > 0).map(|group| group as usize);
     let symmetric = weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true);

@@ -212,6 +212,11 @@ fn block_fp8(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Quantizat
     }
 }
 
+/// The bits of an integer; 0, which no scheme has, where it doesn't say.
+fn width(said: &Value, key: &str) -> u32 {
+    said.get(key).and_then(Value::as_u64).and_then(|bits| bits.try_into().ok()).unwrap_or(0)
+}
+
 /// Rows and columns of a block.
 fn sides(value: &Value) -> Option<[usize; 2]> {
     let side = |value: &Value| value.as_u64().filter(|n| (1..=1 << 16).contains(n)).map(|n| n as usize);
@@ -223,7 +228,7 @@ fn gptq(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Quantization> 
     if let Some(format) = text(said, "checkpoint_format").filter(|format| *format != "gptq") {
         return Err(refuse(format!("GPTQ of the format {format:?}")));
     }
-    let bits = said.get("bits").and_then(Value::as_u64).unwrap_or(0) as u32;
+    let bits = width(said, "bits");
     let group = match said.get("group_size").and_then(Value::as_i64) {
         Some(-1) => None,
         Some(group @ 1..) => Some(group as usize),

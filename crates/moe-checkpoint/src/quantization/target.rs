@@ -1,6 +1,11 @@
 //! Which modules a scheme is for.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
+
+/// What patterns start with.
+const PATTERN: &str = "re:";
+/// A short pattern can ask for an automaton of any size; those of real configs take a few KiB.
+const MAX_PATTERN_BYTES: usize = 256 << 10;
 
 /// What compressed-tensors calls a target: a module, or a rule that finds some.
 #[derive(Debug, Clone)]
@@ -19,11 +24,19 @@ impl Target {
     /// # Errors
     /// For a pattern that this program can't follow.
     pub fn parse(text: &str) -> Result<Self, regex::Error> {
-        match text.strip_prefix("re:") {
-            Some(pattern) => Regex::new(&format!("^(?:{pattern})")).map(Self::Pattern),
+        match text.strip_prefix(PATTERN) {
+            Some(pattern) => {
+                let pattern = RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(MAX_PATTERN_BYTES).build();
+                pattern.map(Self::Pattern)
+            }
             None if text.contains('.') || text == "lm_head" => Ok(Self::Name(text.to_owned())),
             None => Ok(Self::Class(text.to_owned())),
         }
+    }
+
+    /// Whether `text` is a pattern.
+    pub(super) fn is_pattern(text: &str) -> bool {
+        text.starts_with(PATTERN)
     }
 
     /// How a config says it.

@@ -62,15 +62,22 @@ impl PruneOptions {
     fn given(&self, sources: &Sources<'_>) -> Result<Option<PrunePlan>> {
         let Some(value) = sources.given_plan else { return Ok(None) };
         PrunePlan::deserialize(value).map(Some).map_err(|e| {
-            Error::new(Kind::Malformed, "this is no plan of pruning")
-                .source(e)
-                .remedy("give a file that prune --plan-out has written")
+            let error = Error::new(Kind::Malformed, "this is no plan of pruning").source(e);
+            self.in_plan(error.remedy("give a file that prune --plan-out has written"))
         })
+    }
+
+    /// `error`, which is the given plan's.
+    fn in_plan(&self, error: Error) -> Error {
+        match &self.plan {
+            Some(file) => error.file(file),
+            None => error,
+        }
     }
 
     fn size(&self, sources: &Sources<'_>) -> Result<Size> {
         match self.given(sources)? {
-            Some(plan) => plan.size(sources.model),
+            Some(plan) => plan.size(sources.model).map_err(|e| self.in_plan(e)),
             None => self.reduce.size(sources),
         }
     }

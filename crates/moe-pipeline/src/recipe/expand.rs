@@ -10,6 +10,9 @@ use super::source::Source;
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
 
+/// A few choices in a few blocks within each other make more steps than can ever run.
+const MAX_STEPS: usize = 10_000;
+
 /// The steps of a recipe so far.
 pub(super) struct Expansion<'a> {
     pub source: Source<'a>,
@@ -47,6 +50,9 @@ impl Expansion<'_> {
         }
         let step =
             table.iter_mut().try_for_each(|(_, value)| self.variables.replace(value)).and_then(|()| parse_step(table));
+        if self.steps.len() == MAX_STEPS {
+            return Err(usage(format!("its blocks make more than {MAX_STEPS} steps")));
+        }
         let chosen = self.chosen.join(", ");
         let step = step.map_err(|what| match chosen.is_empty() {
             true => self.wrong(place, &name, &what),

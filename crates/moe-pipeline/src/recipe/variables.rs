@@ -4,11 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Value;
 
+/// All that variables of a recipe may make, in characters and elements of lists: ten variables, each twice the one before,
+/// make a thousand times the first, thirty a billion.
+const MAX_MADE: usize = 4 << 20;
+
 /// What each name stands for here, and which names were used so far.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     values: BTreeMap<String, Value>,
     used: BTreeSet<String>,
+    /// What was made so far.
+    made: usize,
 }
 
 impl Variables {
@@ -48,12 +54,16 @@ impl Variables {
     fn replaced(&mut self, text: &str) -> Result<Value, String> {
         let whole = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
         if let Some(name) = whole.filter(|name| !name.contains(['$', '}'])) {
+            let size = size(self.get(name)?);
+            self.make(size)?;
             return self.get(name).cloned();
         }
         let (mut made, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
             let (name, after) = after.split_once('}').ok_or_else(|| format!("${{ without }} in {text:?}"))?;
             made += before;
+            let size = size(self.get(name)?);
+            self.make(size + before.len())?;
             match self.get(name)? {
                 Value::String(value) => made += value,
                 value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => made += &value.to_string(),
@@ -67,6 +77,15 @@ impl Variables {
         Ok(Value::String(made + rest))
     }
 
+    /// Refuses to make `size` more where that is too much.
+    fn make(&mut self, size: usize) -> Result<(), String> {
+        self.made += size;
+        match self.made > MAX_MADE {
+            true => Err(format!("variables within variables make more than {MAX_MADE} characters")),
+            false => Ok(()),
+        }
+    }
+
     fn get(&mut self, name: &str) -> Result<&Value, String> {
         let Some(value) = self.values.get(name) else {
             let known: Vec<_> = self.values.keys().map(String::as_str).collect();
@@ -77,6 +96,16 @@ impl Variables {
         };
         self.used.insert(name.to_owned());
         Ok(value)
+    }
+}
+
+/// Characters and elements of `value`.
+fn size(value: &Value) -> usize {
+    1 + match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(size).sum(),
+        Value::Table(table) => table.iter().map(|(name, value)| name.len() + size(value)).sum(),
+        _ => 0,
     }
 }
 
@@ -121,6 +150,21 @@ mod tests {
         assert!(replaced("a ${files}").unwrap_err().contains("${files} is of type array"));
         assert!(replaced("a ${n").unwrap_err().contains("${ without }"));
         assert!(variables().define("n", Value::Integer(4)).unwrap_err().contains("\"n\" already"));
+    }
+
+    #[test]
+    fn variables_that_double_are_stopped() {
+        for double in [
+            |last: &str| Value::String(format!("${{{last}}}${{{last}}}")),
+            |last: &str| Value::Array(vec![Value::String(format!("${{{last}}}")); 2]),
+        ] {
+            let mut variables = variables();
+            let names: Vec<String> =
+                std::iter::once("out".to_owned()).chain((0..64).map(|n| format!("v{n}"))).collect();
+            let mut doubled = names.windows(2).map(|pair| variables.define(&pair[1], double(&pair[0])));
+            let error = doubled.find_map(Result::err).unwrap();
+            assert!(error.contains("more than 4194304"), "{error}");
+        }
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! Small files that are read whole, with a limit on their size.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::{Error, Kind, Result};
+
+/// The bytes of the file `path`, of which there may be `max_bytes`.
+///
+/// # Errors
+/// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is larger, or no regular file.
+pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    let metadata = path.metadata().map_err(|e| Error::io("cannot open this file", path, e))?;
+    let malformed = |what: String| Error::new(Kind::Malformed, what).file(path);
+    if !metadata.is_file() {
+        return Err(malformed("this is not a regular file".to_owned()).remedy("give a file where a file is wanted"));
+    }
+    let file = File::open(path).map_err(|e| Error::io("cannot open this file", path, e))?;
+    let mut bytes = Vec::new();
+    // A file that grows meanwhile must not get past the limit.
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|e| Error::io("cannot read this file", path, e))?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(malformed(format!("this file has more than {max_bytes} bytes"))
+            .remedy("no file of its kind is that large: is it the right one?"));
+    }
+    Ok(bytes)
+}
+
+/// The text of the file `path`, of at most `max_bytes`.
+///
+/// # Errors
+/// As for [`read_whole`]; [`Kind::Malformed`] where it is no UTF-8.
+pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
+    String::from_utf8(read_whole(path, max_bytes)?).map_err(|e| {
+        let what = format!("byte {} is no UTF-8 text", e.utf8_error().valid_up_to());
+        Error::new(Kind::Malformed, what).file(path).remedy("this is no UTF-8 text: convert it first")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_small_text_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "four").unwrap();
+        assert_eq!(read_text(&path, 4).unwrap(), "four");
+        let refused = |path: &Path, limit| read_text(path, limit).unwrap_err();
+        assert!(refused(&path, 3).to_string().contains("more than 3 bytes"));
+        assert!(refused(dir.path(), 4).to_string().contains("not a regular file"));
+        assert!(refused(Path::new("/dev/zero"), 4).to_string().contains("not a regular file"));
+        assert_eq!(refused(&dir.path().join("missing"), 4).kind(), Kind::Io);
+        std::fs::write(&path, b"ab\xff").unwrap();
+        assert!(refused(&path, 4).to_string().contains("byte 2"));
+    }
+}

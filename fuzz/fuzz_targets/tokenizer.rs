@@ -1,0 +1,24 @@
+//! `tokenizer.json`, and behind a NUL the text that it makes tokens of.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, TokenizeOptions, special_tokens};
+use moe_fuzz::{Base, accepted, write};
+
+static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/llama/base/model", "model"));
+const OPTIONS: TokenizeOptions =
+    TokenizeOptions { sequence_length: 8, vocab: 101, max_tokens: Some(64), pack: true, sample: Some(1) };
+
+fuzz_target!(|input: &[u8]| {
+    let (tokenizer, text) = match input.iter().position(|byte| *byte == 0) {
+        Some(end) => (&input[..end], &input[end + 1..]),
+        None => (input, b"One two, three\n".as_slice()),
+    };
+    BASE.write(TOKENIZER_FILE, tokenizer);
+    accepted(special_tokens(&BASE.dir()));
+    let spec = DataSpec { label: "text".into(), path: write("text.txt", text), weight: None };
+    let Some(corpus) = accepted(Corpus::load(&[spec], &BASE.dir(), OPTIONS)) else { return };
+    assert!(corpus.batch().ids.iter().all(|id| (*id as usize) < OPTIONS.vocab));
+});
