@@ -335,6 +335,8 @@ fn text_tokenizers_and_templates() {
     let cases: &[(&str, &[u8], &str, &[&str])] = &[
         ("model/tokenizer.json", deep.as_bytes(), "eval model --data text.txt", &["tokenizer.json"]),
         ("model/tokenizer.json", b"{}", "eval model --data text.txt", &["tokenizer.json"]),
+        // On which the library that reads it panics.
+        ("model/tokenizer.json", b"{\"decoder\":", "eval model --data text.txt", &["tokenizer.json"]),
         ("model/tokenizer.json", b"\xff\xfe", "eval model --data text.txt", &["tokenizer.json"]),
         ("model/tokenizer_config.json", deep.as_bytes(), "eval model --data chat.jsonl", &["tokenizer_config.json"]),
         ("model/chat_template.jinja", endless.as_bytes(), "eval model --data chat.jsonl", &["fuel"]),

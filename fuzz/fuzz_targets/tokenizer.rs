@@ -5,13 +5,13 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, TokenizeOptions, special_tokens};
-use moe_fuzz::{Base, accepted, write};
+use moe_fuzz::{Base, accepted, let_caught_panics_pass, write};
 
 static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/llama/base/model", "model"));
 const OPTIONS: TokenizeOptions =
     TokenizeOptions { sequence_length: 8, vocab: 101, max_tokens: Some(64), pack: true, sample: Some(1) };
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(init: let_caught_panics_pass(), |input: &[u8]| {
     let (tokenizer, text) = match input.iter().position(|byte| *byte == 0) {
         Some(end) => (&input[..end], &input[end + 1..]),
         None => (input, b"One two, three\n".as_slice()),

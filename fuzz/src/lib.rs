@@ -38,6 +38,16 @@ pub fn accepted<T>(result: Result<T>) -> Option<T> {
         .ok()
 }
 
+/// Panics of which the program makes errors don't end the process, as libFuzzer's hook has it of all.
+pub fn let_caught_panics_pass() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !moe_forward::panic_is_caught() {
+            usual(panic);
+        }
+    }));
+}
+
 /// A golden checkpoint, as links in a scratch directory, whose files can be replaced.
 pub struct Base {
     pub name: &'static str,

@@ -28,6 +28,7 @@ static ALLOCATOR_OPTIONS: &[u8; 78] =
 
 fn main() -> ExitCode {
     calm_candle();
+    calm_panics();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
@@ -52,6 +53,16 @@ fn calm_candle() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var(THREADS, "1") };
     }
+}
+
+/// Some panics of libraries become errors, of which nobody needs to read twice.
+fn calm_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !moe_forward::panic_is_caught() {
+            usual(panic);
+        }
+    }));
 }
 
 /// 1 failed, 2 bad usage, 3 a quality gate not met.

@@ -8,11 +8,11 @@ use std::str::FromStr;
 use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
 use moe_math::sampling;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, check_ids};
 use crate::chat::ChatTemplate;
+use crate::guarded::guarded;
 
 /// The file that tells how text becomes tokens.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -305,7 +305,7 @@ impl Documents<'_> {
             self.tokenizer = Some(load_tokenizer(self.model_dir)?);
         }
         let tokenizer = self.tokenizer.as_ref().expect("it was just loaded");
-        let encoding = tokenizer.encode_fast(text, special_tokens);
+        let encoding = guarded(|| tokenizer.encode_fast(text, special_tokens));
         Ok(encoding.map_err(|e| tokenizer_failed(self.model_dir, e))?.get_ids().to_vec())
     }
 
@@ -351,9 +351,7 @@ pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
             .remedy("download tokenizer.json again")
     };
     let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
-    // tokenizers 0.23 panics on a decoder that is no JSON, or too deep.
-    serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|e| malformed(e.into()))?;
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(malformed)?;
+    let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).map_err(malformed)?;
     // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
     // to a billion tokens.
     tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
@@ -388,6 +386,23 @@ mod tests {
                 .unwrap();
             assert_eq!(load_tokenizer(dir.path()).unwrap_err().kind(), Kind::Malformed);
         }
+    }
+
+    #[test]
+    fn a_template_with_a_token_that_is_not_there_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let processor = serde_json::json!({
+            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {},
+        });
+        let tokenizer = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": processor,
+            "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+        });
+        std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
+        let mut documents = Documents { model_dir: dir.path(), tokenizer: None, template: None, padding: None };
+        let error = documents.encode("a", true).unwrap_err();
+        assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::batch::Batch;
 use crate::corpus::{load_tokenizer, tokenizer_failed};
+use crate::guarded::guarded;
 
 /// The prompts of one expert.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -54,8 +55,8 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompt
     for (index, set) in found.iter().enumerate() {
         for (prompts, is_positive) in [(&set.positive, true), (&set.negative, false)] {
             for prompt in prompts {
-                let encoding =
-                    tokenizer.encode_fast(prompt.as_str(), false).map_err(|e| tokenizer_failed(model_dir, e))?;
+                let encoding = guarded(|| tokenizer.encode_fast(prompt.as_str(), false))
+                    .map_err(|e| tokenizer_failed(model_dir, e))?;
                 sequences.push(after_bos(bos, prompt, encoding.get_ids()).map_err(|e| e.file(path))?);
                 kinds.push((index, is_positive));
             }
