@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error() {
-        assert_eq!(guarded(|| Ok(panic_is_caught())).unwrap(), true);
+        assert!(guarded(|| Ok(panic_is_caught())).unwrap());
         let error = guarded(|| -> tokenizers::Result<()> { panic!("token {}", 7) }).unwrap_err();
         assert_eq!(error.to_string(), "token 7");
         assert!(!panic_is_caught());
