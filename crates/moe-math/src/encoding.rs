@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::device::Compute;
+use crate::kernels::upload;
 
 /// Work below this many elements isn't worth another thread.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
@@ -121,6 +122,9 @@ impl Encoded {
     /// # Errors
     /// For a shape of another size, or where the device refuses.
     pub fn into_matrix(self, shape: &[usize], compute: &Compute) -> Result<Tensor> {
+        if compute.device.is_cuda() {
+            return self.uploaded(shape, &compute.device)?.to_dtype(compute.dtype);
+        }
         let matrix = match self {
             Self::F32(values) => Tensor::from_vec(values, shape, &compute.device),
             Self::F16(values) => Tensor::from_vec(values, shape, &compute.device),
@@ -128,6 +132,15 @@ impl Encoded {
         }?;
         let as_stored = compute.device.is_cpu() && compute.dtype == DType::F32;
         if as_stored { Ok(matrix) } else { matrix.to_dtype(compute.dtype) }
+    }
+
+    fn uploaded(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let (bytes, dtype) = match self {
+            Self::F32(values) => (bytemuck::cast_slice(values), DType::F32),
+            Self::F16(values) => (bytemuck::cast_slice(values), DType::F16),
+            Self::BF16(values) => (bytemuck::cast_slice(values), DType::BF16),
+        };
+        upload(bytes, dtype, shape, device)
     }
 }
 

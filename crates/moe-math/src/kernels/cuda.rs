@@ -1,14 +1,18 @@
 //! Starting kernels on a CUDA device, on candle's stream and in candle's memory.
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
 use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType,
 };
+use candle_core::cuda_backend::cudarc::driver::result::memcpy_htod_async;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaEvent, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PinnedHostSlice, PushKernelArg,
+    SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result};
@@ -142,4 +146,46 @@ pub(super) fn add_gram(
         )
     };
     queued.map_err(candle_core::Error::wrap)
+}
+
+/// Page-locked memory that bytes are copied from to a device, and when that is done.
+struct Staging {
+    buffer: PinnedHostSlice<u8>,
+    done: CudaEvent,
+}
+
+/// Bytes of a [`Staging`]. Two of them take turns: while a device copies from one, the host fills the other.
+const STAGING_BYTES: usize = 32 << 20;
+
+/// Those of each device that was copied to.
+static STAGED: Mutex<Vec<(usize, VecDeque<Staging>)>> = Mutex::new(Vec::new());
+
+/// Queues copying `bytes` to `address`, which has room for them. The host may forget them at once.
+pub(super) fn upload(device: &CudaDevice, bytes: &[u8], address: *const c_void) -> Result<()> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let mut staged = STAGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = context.ordinal();
+    let place = staged.iter().position(|(of, _)| *of == number).unwrap_or_else(|| {
+        staged.push((number, VecDeque::new()));
+        staged.len() - 1
+    });
+    let buffers = &mut staged[place].1;
+    while buffers.len() < 2 {
+        // SAFETY: bytes have no invalid values, and none is read before it is written.
+        let buffer = unsafe { context.alloc_pinned::<u8>(STAGING_BYTES) }.w()?;
+        buffers.push_back(Staging { buffer, done: context.new_event(None).w()? });
+    }
+    for (index, chunk) in bytes.chunks(STAGING_BYTES).enumerate() {
+        buffers.rotate_left(1);
+        let Staging { buffer, done } = &mut buffers[0];
+        done.synchronize().w()?;
+        let filled = &mut buffer.as_mut_slice().w()?[..chunk.len()];
+        filled.copy_from_slice(chunk);
+        let to = address as u64 + (index * STAGING_BYTES) as u64;
+        // SAFETY: the caller promises room at `address`; the buffer is neither freed nor written before `done`.
+        unsafe { memcpy_htod_async(to, filled, stream.cu_stream()) }.w()?;
+        done.record(&stream).w()?;
+    }
+    Ok(())
 }

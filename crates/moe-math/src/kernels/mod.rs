@@ -14,6 +14,7 @@ mod mix;
 mod round;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -25,6 +26,7 @@ pub(crate) use cholesky::reverse_cholesky;
 pub(crate) use gram::add_gram;
 pub(crate) use mix::{Table, add_outputs};
 pub(crate) use round::{BLOCK, Rounded, group_grids, round_block, settle};
+pub(crate) use upload::upload;
 
 use crate::quantize::Scheme;
 use crate::quantize::grid::Grid;
@@ -153,7 +155,13 @@ pub fn check(device: &Device) -> Result<Vec<(&'static str, f64)>> {
             Ok(sum)
         }
     };
+    // Three times as many bytes as go at once, so that buffers take turns.
+    let uploaded = |device: &Device| {
+        let values = normal(24 << 20, 1.0, &mut generator(12, 0));
+        upload(bytemuck::cast_slice(&values), DType::F32, &[values.len()], device)
+    };
     Ok(vec![
+        ("upload", apart(&uploaded)?),
         ("round", apart(&rounded)?),
         ("settle", apart(&settled)?),
         ("grids in f32", apart(&grids(DType::F32))?),
