@@ -187,7 +187,9 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let rows: Vec<u32> = gathered.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
     let rows = Tensor::from_slice(&rows, rows.len(), x.device()).context(of_layer)?;
     let linears = groups.iter().flat_map(|group| group.expert.linears());
-    let missing = linears.map(|linear| &linear.weight).filter(|weight| loader.reads(weight)).cloned();
+    // On a CPU reading takes a twentieth of the time at most, and memory is short.
+    let ahead = !compute.device.is_cpu();
+    let missing = linears.map(|linear| &linear.weight).filter(|weight| ahead && loader.reads(weight)).cloned();
     let mut from = 0;
     Ahead::reading(missing, |ahead| {
         let loader = Loader { ahead: Some(ahead), ..loader };

@@ -154,6 +154,11 @@ impl LayerObserver {
 
     /// All sums of layer `index`.
     pub fn finish(mut self, index: usize) -> Result<LayerSums> {
+        self.read_back(index)?;
+        Ok(self.sums)
+    }
+
+    fn read_back(&mut self, index: usize) -> Result<()> {
         for (part, found) in self.parts.take().map_err(|e| failed(index, e))? {
             let sums = &mut self.sums.experts[part.expert];
             let (energies, squares) = found.split_at(sums.energies.len());
@@ -163,7 +168,7 @@ impl LayerObserver {
                 sums.gated_norms += f64::from(weight) * f64::from(gate) * f64::from(*square).sqrt();
             }
         }
-        Ok(self.sums)
+        Ok(())
     }
 
     /// The inputs of the block.
@@ -221,7 +226,8 @@ impl LayerObserver {
         };
         let found = found().map_err(|e| failed(layer, e))?;
         self.parts.push(Rows { expert: run.expert, weights, gates }, found);
-        Ok(())
+        // Nothing is gained by keeping what lies here already.
+        if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
     }
 
     /// Tokens of the last [`Self::routed`] that all experts shall run on: evenly spread, as many as memory is meant for.
