@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use moe_math::DeviceChoice;
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
@@ -26,6 +26,12 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met.
 Results go to stdout, everything else to stderr.";
+
+/// The command that `arguments` call, the program's name first; none where they call none.
+pub fn called(arguments: &[String]) -> Option<clap::Command> {
+    let cli = Cli::command();
+    arguments.iter().skip(1).find_map(|word| cli.find_subcommand(word)).cloned()
+}
 
 /// Options that every command takes.
 #[derive(Args)]

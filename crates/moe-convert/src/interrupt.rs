@@ -3,13 +3,12 @@
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use clap::CommandFactory;
 use moe_checkpoint::remove_unfinished;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::bar::say;
-use crate::cli::Cli;
+use crate::cli::called;
 use crate::render::word;
 
 /// Whether a signal is ending the program.
@@ -42,9 +41,8 @@ pub fn listen() {
 
 /// What was called, so that it goes on; or that it starts over, where nothing is kept.
 fn how_to_go_on(arguments: &[String]) -> String {
-    let cli = Cli::command();
-    let command = arguments.iter().skip(1).find_map(|word| cli.find_subcommand(word));
-    let resumes = command.is_some_and(|command| command.get_arguments().any(|option| option.get_id() == "resume"));
+    let resumes =
+        called(arguments).is_some_and(|command| command.get_arguments().any(|option| option.get_id() == "resume"));
     if !resumes {
         return "nothing was changed".to_owned();
     }

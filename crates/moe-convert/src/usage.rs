@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use crate::bar::say;
-use crate::cli::Cli;
+use crate::cli::called;
 
 /// Prints help and versions where they were asked for, and errors as those of this program.
 pub fn report(error: &clap::Error) -> ExitCode {
@@ -14,9 +13,9 @@ pub fn report(error: &clap::Error) -> ExitCode {
         // Where nobody reads it any more, nobody misses it.
         let _ = error.print();
     } else {
-        let commands = Cli::command();
-        let command = std::env::args().skip(1).find(|word| commands.find_subcommand(word).is_some());
-        say(&three_parts(&error.render().to_string(), command.as_deref()));
+        let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let command = called(&arguments);
+        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name)));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
@@ -40,6 +39,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli::Cli;
 
     fn refused(line: &str) -> String {
         let error = Cli::try_parse_from(line.split(' ')).err().map(|error| error.render().to_string());

@@ -21,6 +21,8 @@ use crate::sweep::{ExpertRun, Observer};
 
 /// A block's activations are computed for this many tokens at a time.
 const TOKEN_BLOCK: usize = 4096;
+/// The stage of running experts.
+const EXPERTS: &str = "experts";
 /// The stage of whoever watches.
 pub(crate) const STATISTICS: &str = "statistics";
 /// Outputs of at most this many bytes are kept for an observer that wants to see them without each expert.
@@ -108,7 +110,7 @@ pub fn expert_output(network: &Expert, x: &Tensor, compute: &Compute) -> Result<
 pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Result<Tensor> {
     let (loaded, work) = (loader.expert(network)?, Work::products(x.dims()[0], network.elements()));
     let run = || in_blocks(x, |x| loaded.forward(x));
-    loader.compute.stage("experts", work, run).context(|| format!("the expert of {}", network.down.weight.name()))
+    loader.compute.stage(EXPERTS, work, run).context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
 /// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a bias for choosing, scores plus
@@ -199,12 +201,12 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
             let rows = rows.narrow(0, from, tokens.len()).context(of)?;
             from += tokens.len();
             let run = |part: Range<usize>| {
-                let activations = loaded.activations(&x.index_select(&rows.narrow(0, part.start, part.len())?, 0)?)?;
-                let output = loaded.output(&activations)?;
-                Ok((activations, output))
-            };
-            let metered = |part: Range<usize>| {
-                compute.stage("experts", Work::products(part.len(), expert.elements()), || run(part))
+                compute.stage(EXPERTS, Work::products(part.len(), expert.elements()), || {
+                    let x = x.index_select(&rows.narrow(0, part.start, part.len())?, 0)?;
+                    let activations = loaded.activations(&x)?;
+                    let output = loaded.output(&activations)?;
+                    Ok((activations, output))
+                })
             };
             let take = |part: Range<usize>, (activations, output): (Tensor, Tensor)| -> Result<()> {
                 let (tokens, gates, slots) = (&tokens[part.clone()], &gates[part.clone()], &slots[part]);
@@ -223,12 +225,12 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
                 kept.iter_mut().for_each(|kept| kept.push(&output));
                 Ok(())
             };
-            in_parts(tokens.len(), TOKEN_BLOCK, metered, |error| failed(error, of), take)?;
+            in_parts(tokens.len(), TOKEN_BLOCK, run, |error| failed(error, of), take)?;
             kept.iter_mut().for_each(|kept| kept.place(slots, tokens));
         }
         Ok::<_, Error>(())
     })?;
-    let mixed = compute.stage("experts", Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
+    let mixed = compute.stage(EXPERTS, Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
     let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {
         let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;

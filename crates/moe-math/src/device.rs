@@ -115,9 +115,6 @@ impl Compute {
     /// Bytes that things which are worked on together may take: `on_host` on a CPU; on a GPU a third of what there is, since
     /// what is made of them takes as much again, and no more than candle's kernels can count elements of.
     pub fn batch_bytes(&self, on_host: usize) -> usize {
-        if self.device.is_cpu() {
-            return on_host;
-        }
         const COUNTABLE: u64 = 64 << 30;
         self.memory().map_or(on_host, |bytes| usize::try_from((bytes / 3).min(COUNTABLE)).unwrap_or(usize::MAX))
     }
@@ -125,9 +122,11 @@ impl Compute {
     /// Bytes of a GPU's memory that work may take: what is free, and no more than [`Self::device_memory`]. None on a CPU, and where
     /// nobody knows.
     pub fn memory(&self) -> Option<u64> {
+        if self.device.is_cpu() {
+            return None;
+        }
         let free = free_memory(&self.device);
-        let may = self.device_memory.map_or(free, |budget| Some(free.map_or(budget, |free| budget.min(free))));
-        may.filter(|_| !self.device.is_cpu())
+        self.device_memory.map_or(free, |budget| Some(free.map_or(budget, |free| budget.min(free))))
     }
 }
 

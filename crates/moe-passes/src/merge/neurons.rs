@@ -28,18 +28,14 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
 
 /// An expert's neurons, f64 `[width, 3 · hidden]`: gate row, up row, down column.
 pub(super) fn neurons(expert: &Expert) -> Result<Tensor> {
-    some_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
+    stored_neurons(expert)?.to_dtype(DType::F64).map_err(|e| failed(expert, e))
 }
 
-/// Those of these numbers.
-fn some_neurons(expert: &Expert, numbers: &[u32]) -> Result<Tensor> {
+/// The same in f32, which is all that files hold.
+fn stored_neurons(expert: &Expert) -> Result<Tensor> {
     let [gate, up, down] = expert.linears().map(|linear| to_f32(&linear.weight, &Compute::cpu()));
     let (gate, up, down) = (gate?, up?, down?);
-    let rows = || {
-        let chosen = Tensor::from_slice(numbers, numbers.len(), &Device::Cpu)?;
-        let down = down.index_select(&chosen, 1)?.t()?;
-        Tensor::cat(&[&gate.index_select(&chosen, 0)?, &up.index_select(&chosen, 0)?, &down], 1)?.to_dtype(DType::F64)
-    };
+    let rows = || Tensor::cat(&[&gate, &up, &down.t()?], 1);
     rows().map_err(|e| failed(expert, e))
 }
 
@@ -141,6 +137,9 @@ impl principal::Rows for UnitNeurons<'_> {
     }
 
     fn some(&self, part: usize, rows: &[u32]) -> candle_core::Result<Tensor> {
-        unit_rows(&some_neurons(&self.0.experts[part], rows).map_err(candle_core::Error::wrap)?)
+        let neurons = stored_neurons(&self.0.experts[part]).map_err(candle_core::Error::wrap)?;
+        let chosen = Tensor::from_slice(rows, rows.len(), &Device::Cpu)?;
+        // What is joined along columns lies in memory by columns.
+        unit_rows(&neurons.contiguous()?.index_select(&chosen, 0)?.to_dtype(DType::F64)?)
     }
 }

@@ -54,10 +54,8 @@ impl Expansion<'_> {
             return Err(usage(format!("its blocks make more than {MAX_STEPS} steps")));
         }
         let chosen = self.chosen.join(", ");
-        let step = step.map_err(|what| match chosen.is_empty() {
-            true => self.wrong(place, &name, &what),
-            false => self.wrong(place, &format!("{name}; {chosen}"), &what),
-        })?;
+        let shown = if chosen.is_empty() { name } else { format!("{name}; {chosen}") };
+        let step = step.map_err(|what| self.wrong(place, &shown, &what))?;
         self.steps.push(Step { chosen, ..step });
         Ok(())
     }

@@ -33,18 +33,18 @@ impl<'t> Source<'t> {
 
 /// The key of `table`, or of a table in it, that `what` is about.
 fn quoted(table: &DeTable<'_>, what: &str) -> Option<Range<usize>> {
-    let is_about = |key: &str| {
-        what.contains(&format!("`{key}`")) || what.contains(&format!("{key:?}")) || what.starts_with(&format!("{key}:"))
+    // An error lists the names that there are: the first one that it quotes is its subject.
+    let position = |key: &str| {
+        let quoted = what.find(&format!("`{key}`")).or_else(|| what.find(&format!("{key:?}")));
+        quoted.or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
     };
     // What is said of a table's key names the table, too.
     let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
         DeValue::Table(inner) => quoted(inner, what),
         _ => None,
     });
-    // An error lists the names that there are: the first one that it quotes is its subject.
-    let position = |key: &str| what.find(&format!("`{key}`")).or_else(|| what.find(&format!("{key:?}"))).unwrap_or(0);
-    let own = table.iter().filter(|(key, _)| is_about(key.get_ref())).min_by_key(|(key, _)| position(key.get_ref()));
-    inner.or_else(|| own.map(|(key, _)| key.span()))
+    let own = table.iter().filter_map(|(key, _)| Some((position(key.get_ref())?, key)));
+    inner.or_else(|| own.min_by_key(|(position, _)| *position).map(|(_, key)| key.span()))
 }
 
 #[cfg(test)]
