@@ -34,12 +34,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Logits { model, tokens, output, overwrite } => {
             timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
         }
-        Command::Upcycle(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
-        Command::Heal(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
-        Command::Merge(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
-        Command::Quantize(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
-        Command::Distill(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
-        Command::Prune(c) => session.convert(&c.pass, &c.model, &c.output, &c.writing, &mut timings),
+        Command::Upcycle(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Heal(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Merge(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Quantize(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Distill(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Prune(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
         Command::Observe { model, output, overwrite, options } => {
             timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
         }
@@ -129,9 +129,9 @@ impl Session {
         })
     }
 
-    fn convert<P: Pass>(
+    fn convert(
         &self,
-        pass: &P,
+        passes: &[&dyn Pass],
         input: &Path,
         output: &Path,
         writing: &Writing,
@@ -146,19 +146,19 @@ impl Session {
             memory_budget: self.common.memory_budget,
         };
         if writing.dry_run {
-            let planned = plan(pass, input, output, &options)?;
+            let planned = plan(passes, input, output, &options)?;
             self.check_budget(planned.memory_estimate_bytes)?;
             return self.print(&planned, || render::plan(output, &planned));
         }
-        if writing.resume && is_finished(pass, input, output, &options)? {
+        if writing.resume && is_finished(passes, input, output, &options)? {
             return self.print(&serde_json::json!({ "finished": output }), || {
-                format!("{} is finished already: same pass, options and source\n", output.display())
+                format!("{} is finished already: same passes, options and source\n", output.display())
             });
         }
         if self.common.memory_budget.is_some() {
-            self.check_budget(plan(pass, input, output, &options)?.memory_estimate_bytes)?;
+            self.check_budget(plan(passes, input, output, &options)?.memory_estimate_bytes)?;
         }
-        let done = convert(pass, input, output, &options, self.progress.as_ref())?;
+        let done = convert(passes, input, output, &options, self.progress.as_ref())?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done))
     }
@@ -305,23 +305,9 @@ impl Session {
         let writing = |overwrite| Writing { overwrite, resume, dry_run, ..Writing::default() };
         let meter = &self.compute.meter;
         match &step.kind {
-            StepKind::Upcycle { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            StepKind::Prune { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            StepKind::Quantize { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            StepKind::Distill { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            StepKind::Merge { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            StepKind::Heal { output, overwrite, options } => {
-                self.convert(options, &step.model, output, &writing(*overwrite), timings)?;
+            StepKind::Convert { passes, output, overwrite } => {
+                let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+                self.convert(&passes, &step.model, output, &writing(*overwrite), timings)?;
             }
             // What reads a result can't run before there is one.
             _ if dry_run => {}

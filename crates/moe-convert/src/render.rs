@@ -88,16 +88,11 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         ),
         ("tensors", format!("{}, {} of them copied byte for byte", result.tensors, result.tensors_copied)),
     ];
-    if let Some((layer, router)) = receipt.first_converted() {
-        rows.extend(
-            receipt.experts().into_iter().enumerate().map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
-        );
-        if let Some(shared) = &layer.shared {
-            rows.push(("shared expert", shared.clone()));
-        }
-        rows.push(("router", router.to_owned()));
+    if !receipt.before.is_empty() {
+        rows.push(("passes", receipt.passes()));
     }
-    rows.extend(receipt.distilled().map(|made| ("dense", made)));
+    receipt.earlier().for_each(|earlier| rows.extend(made(&earlier)));
+    rows.extend(made(receipt));
     rows.push(("function", describe_identity(&receipt.identity)));
     if let Some(measured) = &receipt.measured {
         let d = &measured.difference;
@@ -123,6 +118,22 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
         rows.push(("trust", format!("{why}{ask}")));
     }
+    rows
+}
+
+/// What a pass made of experts.
+fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some((layer, router)) = receipt.first_converted() {
+        rows.extend(
+            receipt.experts().into_iter().enumerate().map(|(i, line)| (if i == 0 { "experts" } else { "" }, line)),
+        );
+        if let Some(shared) = &layer.shared {
+            rows.push(("shared expert", shared.clone()));
+        }
+        rows.push(("router", router.to_owned()));
+    }
+    rows.extend(receipt.distilled().map(|made| ("dense", made)));
     rows
 }
 
@@ -168,13 +179,16 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        trust(&done.receipt)
-            + &widths(&done.receipt)
-            + &quantized(&done.receipt)
+        done.receipt.earlier().map(|earlier| layers(&earlier)).collect::<String>()
+            + &layers(&done.receipt)
             + &training::tables(&done.receipt)
-            + &distilled(&done.receipt)
             + &held_out(&done.receipt)
     )
+}
+
+/// What a pass made of each layer.
+fn layers(receipt: &Receipt) -> String {
+    trust(receipt) + &widths(receipt) + &quantized(receipt) + &distilled(receipt)
 }
 
 /// `observe`.

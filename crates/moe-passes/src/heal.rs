@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::pass::{Effect, Kept, Pass, Plan, Sources};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
@@ -165,8 +166,19 @@ impl HealOptions {
     }
 }
 
+impl HealOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "heal";
+}
+
 impl Pass for HealOptions {
-    const NAME: &'static str = "heal";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 
     fn others(&self) -> &[PathBuf] {
         self.from.as_slice()

@@ -19,12 +19,17 @@ use crate::reduce::LayerTrust;
 use crate::train::Training;
 
 /// A conversion pass; its options are its fields.
-pub trait Pass: Serialize {
+pub trait Pass: std::fmt::Debug + Send + Sync {
     /// The word for it on the command line, in recipes and in receipts.
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
+
+    /// Its options as recipes spell them, defaults included.
+    fn options(&self) -> Value;
 
     /// What [`Pass::control`] is.
-    const CONTROL: &'static str = "random choice";
+    fn control_name(&self) -> &'static str {
+        "random choice"
+    }
 
     /// Checkpoints that it reads beside the one that it converts.
     fn others(&self) -> &[PathBuf] {
@@ -87,6 +92,11 @@ pub trait Pass: Serialize {
         None
     }
 
+    /// Whether it trains, before or while it decides.
+    fn trains(&self) -> bool {
+        self.training().is_some()
+    }
+
     /// What decides in a sweep over text, if that is how this pass decides.
     ///
     /// # Errors
@@ -132,6 +142,18 @@ pub trait Decider: Converter + Send + Sync {
     fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
         let _ = (text, pool);
         Ok(())
+    }
+
+    /// The model that it converts. Where another pass decides that model's layers in the same sweep, each is put there just before it
+    /// is converted, and the whole model before [`Decider::finish`].
+    fn model_mut(&mut self) -> &mut Model;
+
+    /// Whether it must see the whole model before it converts the first layer.
+    fn looks_ahead(&self) -> bool;
+
+    /// Whether one sweep is all that it needs.
+    fn sweeps_once(&self) -> bool {
+        true
     }
 
     /// The most bytes that it holds beside the sweep's states and a layer's weights.

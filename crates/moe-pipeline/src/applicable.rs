@@ -28,22 +28,27 @@ pub(crate) fn applicable(model: &Model) -> Vec<Applicable> {
     let text = "text";
     let family = &model.family;
     vec![
-        asked::<UpcycleOptions>(model, json!({ "experts": 2, "top-k": 1 }), &family.upcycles_to),
-        asked::<PruneOptions>(model, json!({ "keep": 1.0, "data": [text] }), &[]),
-        asked::<MergeOptions>(model, json!({ "keep": 1.0, "data": [text] }), &[]),
-        asked::<QuantizeOptions>(model, json!({ "scheme": "fp8-block" }), &[]),
-        asked::<DistillOptions>(model, json!({ "data": [text] }), &family.distills_to),
+        asked::<UpcycleOptions>(UpcycleOptions::NAME, model, json!({ "experts": 2, "top-k": 1 }), &family.upcycles_to),
+        asked::<PruneOptions>(PruneOptions::NAME, model, json!({ "keep": 1.0, "data": [text] }), &[]),
+        asked::<MergeOptions>(MergeOptions::NAME, model, json!({ "keep": 1.0, "data": [text] }), &[]),
+        asked::<QuantizeOptions>(QuantizeOptions::NAME, model, json!({ "scheme": "fp8-block" }), &[]),
+        asked::<DistillOptions>(DistillOptions::NAME, model, json!({ "data": [text] }), &family.distills_to),
         healing(model),
     ]
 }
 
 /// What `heal` says to `model`.
 pub(crate) fn healing(model: &Model) -> Applicable {
-    asked::<HealOptions>(model, json!({ "train": ["all"], "data": ["text"] }), &[])
+    asked::<HealOptions>(HealOptions::NAME, model, json!({ "train": ["all"], "data": ["text"] }), &[])
 }
 
 /// Asks for a plan with `options`, and with each of `targets` where there is one.
-fn asked<P: Pass + DeserializeOwned>(model: &Model, mut options: Value, targets: &[String]) -> Applicable {
+fn asked<P: Pass + DeserializeOwned>(
+    pass: &'static str,
+    model: &Model,
+    mut options: Value,
+    targets: &[String],
+) -> Applicable {
     let (mut gives, refuses) = match planned::<P>(model, &options) {
         Ok(family) => (vec![family], None),
         Err(error) => (Vec::new(), Some(error.briefly())),
@@ -54,7 +59,7 @@ fn asked<P: Pass + DeserializeOwned>(model: &Model, mut options: Value, targets:
             gives.extend(planned::<P>(model, &options).ok().filter(|family| !gives.contains(family)));
         }
     }
-    Applicable { pass: P::NAME, gives, refuses }
+    Applicable { pass, gives, refuses }
 }
 
 /// The family of what the pass would make.

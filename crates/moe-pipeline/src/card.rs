@@ -13,14 +13,16 @@ use crate::trust::HeldOutReport;
 /// The card as Markdown.
 pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
     let result = &receipt.result;
+    let tags = receipt.before.iter().map(|earlier| earlier.pass).chain([receipt.pass]);
     let mut card = format!(
-        "---\nlibrary_name: transformers\ntags:\n- moe\n- moe-convert\n- {pass}\n---\n# {name}\n\n\
-         Made by moe-convert {version} (`{pass}`) from `{source}` ({source_type}).\n\n\
+        "---\nlibrary_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
+         Made by moe-convert {version} (`{passes}`) from `{source}` ({source_type}).\n\n\
          | | |\n|---|---|\n\
          | architecture | {family} |\n\
          | parameters | {total} in total, {active} active for each token |\n\
          | weights | {bytes} in {tensors} tensors, {copied} of them byte-identical to the source's |\n",
-        pass = receipt.pass,
+        tags = tags.map(|pass| format!("- {pass}\n")).collect::<String>(),
+        passes = receipt.passes(),
         version = receipt.tool.version,
         source = receipt.source.name,
         source_type = receipt.source.model_type,
@@ -49,7 +51,10 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
     }
     card.push_str(&trust(receipt));
     card.push_str(&trained(receipt));
-    card.push_str(&how_it_was_made(receipt));
+    for earlier in receipt.earlier() {
+        card.push_str(&how_it_was_made(&earlier, &format!("What `{}` made first", earlier.pass)));
+    }
+    card.push_str(&how_it_was_made(receipt, "How it was made"));
     card.push_str("\n| option | keeps the function | because |\n|---|---|---|\n");
     for effect in &receipt.effects {
         let kept = match effect.kept {
@@ -59,26 +64,29 @@ pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
         };
         let _ = writeln!(card, "| `{}` | {kept} | {} |", effect.option, effect.why);
     }
-    let options = serde_json::to_string_pretty(&receipt.options).unwrap_or_default();
+    for (pass, options) in receipt.before.iter().map(|e| (e.pass, &e.options)).chain([(receipt.pass, &receipt.options)])
+    {
+        let options = serde_json::to_string_pretty(options).unwrap_or_default();
+        let _ = write!(card, "\nOptions of `{pass}`:\n\n```json\n{options}\n```\n");
+    }
     let _ = write!(
         card,
-        "\nOptions:\n\n```json\n{options}\n```\n\n\
-         `{RECEIPT_FILE}` has the record of every layer and the hashes of the source, `{RUN_FILE}` times and memory.\n\
+        "\n`{RECEIPT_FILE}` has the record of every layer and the hashes of the source, `{RUN_FILE}` times and memory.\n\
          Check this folder with `moe-convert verify .` or `sha256sum -c SHA256SUMS`.\n"
     );
     card
 }
 
-fn how_it_was_made(receipt: &Receipt) -> String {
+fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     if let Some(made) = receipt.distilled() {
-        return format!("\n## How it was made\n\n{made}; `{RECEIPT_FILE}` says of what.\n");
+        return format!("\n## {heading}\n\n{made}; `{RECEIPT_FILE}` says of what.\n");
     }
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
     if receipt.decided.is_some() {
         let experts = receipt.experts().join("\n");
-        return format!("\n## How it was made\n\nExperts: {experts}.\n\nRouter: {router}.\n");
+        return format!("\n## {heading}\n\nExperts: {experts}.\n\nRouter: {router}.\n");
     }
-    let mut text = String::from("\n## How it was made\n\n");
+    let mut text = format!("\n## {heading}\n\n");
     let converted: Vec<usize> = receipt.layers.iter().filter(|l| l.router.is_some()).map(|l| l.layer).collect();
     if converted.len() < receipt.layers.len() {
         let _ = writeln!(text, "Layers with experts: {converted:?}; the others are the source's dense ones.\n");

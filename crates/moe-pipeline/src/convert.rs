@@ -16,11 +16,11 @@ use serde::Serialize;
 
 use crate::applicable::healing;
 use crate::card;
-use crate::prepare::Prepared;
+use crate::prepare::{Prepared, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
-use crate::report::{self, REPORT_FILE};
+use crate::report;
 use crate::resources::{ByteSize, RunRecord};
 use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
@@ -78,91 +78,83 @@ pub struct Conversion {
     pub heals: bool,
 }
 
-/// Plans a run without writing anything.
+/// Plans a run of passes, each on what the one before makes, without writing anything.
 ///
 /// # Errors
 /// Whatever would stop the run before its first byte.
-pub fn plan<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
-    check_options(pass, input, output, options)?;
-    let mut prepared = Prepared::new(pass, input, output, options)?;
-    if pass.plan_out().is_some() {
-        prepared.decide(pass, options, output, &Quiet)?;
-    }
+pub fn plan(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
+    check_options(passes, input, output, options)?;
+    let mut prepared = Prepared::new(passes, input, output, options)?;
+    let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
+    prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
     let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
     Ok(PlannedOutput {
-        receipt: prepared.receipt(pass),
+        receipt: prepared.receipt(),
         shards: prepared.shards.iter().map(size).collect(),
         memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
     })
 }
 
-/// Whether `output` is the finished result of the same pass with the same options on the same source.
+/// Whether `output` is the finished result of the same passes with the same options on the same source.
 ///
 /// # Errors
 /// What reading the source and the receipt return.
-pub fn is_finished<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<bool> {
+pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<bool> {
     let receipt = output.join(RECEIPT_FILE);
     if !receipt.is_file() {
         return Ok(false);
     }
     let found: serde_json::Value = json::read(&receipt)?;
-    let prepared = Prepared::new(pass, input, output, options)?;
-    let mut wanted = prepared.receipt(pass);
+    let prepared = Prepared::new(passes, input, output, options)?;
+    let mut wanted = prepared.receipt();
     prepared.hashes()?.record(&mut wanted);
     let wanted = serde_json::to_value(&wanted).unwrap_or_default();
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &serde_json::Value| receipt["result"]["parameters"].clone();
+    let earlier = |receipt: &serde_json::Value| {
+        let passes = receipt["before"].as_array().into_iter().flatten();
+        passes.map(|pass| [pass["pass"].clone(), pass["options"].clone()]).collect::<Vec<_>>()
+    };
     let same = ["tool", "pass", "options", "source", "others", "texts"].iter().all(|key| found[key] == wanted[key])
+        && earlier(&found) == earlier(&wanted)
         && sizes(&found) == sizes(&wanted);
     let whole = || Manifest::read(output).is_ok_and(|m| m.is_some_and(|m| check_hashes(output, &m, &Quiet).is_ok()));
     Ok(same && whole())
 }
 
-/// Runs `pass` on the checkpoint `input` and writes the result to `output`.
+/// Runs `passes` on the checkpoint `input`, each on what the one before makes, and writes the last one's result to `output`. Those
+/// that can decide in one sweep do.
 ///
 /// # Errors
 /// What reading, planning and writing return; [`Kind::Numeric`] where a result that promises identity
 /// doesn't keep it. Nothing appears under the output's name then.
-pub fn convert<P: Pass>(
-    pass: &P,
+pub fn convert(
+    passes: &[&dyn Pass],
     input: &Path,
     output: &Path,
     options: &ConvertOptions,
     progress: &dyn Progress,
 ) -> Result<Conversion> {
-    check_options(pass, input, output, options)?;
+    check_together(passes)?;
+    check_options(passes, input, output, options)?;
     let mut timings = Timings::default();
     let meter = &options.compute.meter;
     meter.take();
-    let mut prepared = timings.time("plan", || Prepared::new(pass, input, output, options))?;
-    prepared.plan.warnings.iter().for_each(|w| progress.note(w));
-    let mut dir = OutputDir::create(output, &inputs(pass, input), output_options(options))?;
-    dir.require_space(prepared.declaration.bytes() + SLACK_BYTES)?;
+    let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
+    prepared.warnings().iter().for_each(|w| progress.note(w));
+    let mut dir = OutputDir::create(output, &inputs(passes, input), output_options(options))?;
+    dir.require_space(prepared.declaration().bytes() + SLACK_BYTES)?;
+    prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
+    let mut receipt = prepared.receipt();
     let start = Instant::now();
-    prepared.decide(pass, options, output, progress)?;
-    if prepared.decisions.is_some() {
-        timings.add_metered(meter);
-        timings.add("decide", start.elapsed(), None);
-    }
-    if !prepared.plan.surveys.is_empty() {
-        timings.time_metered("survey", meter, || prepared.survey(&options.compute, progress))?;
-    }
-    let start = Instant::now();
-    let trained = prepared.train(pass, options, output, progress)?;
-    if trained {
-        timings.add_metered(meter);
-        timings.add("train", start.elapsed(), None);
-    }
-    let mut receipt = prepared.receipt(pass);
-    let start = Instant::now();
-    receipt.held_out = trust::measure(&prepared, pass, options, output, progress)?;
+    receipt.held_out = trust::measure(&prepared, options, output, progress)?;
     if receipt.held_out.is_some() {
         timings.add_metered(meter);
         timings.add("measure on held-out text", start.elapsed(), None);
     }
 
     let start = Instant::now();
-    progress.stage("write", prepared.declaration.bytes(), Unit::Bytes);
+    progress.stage("write", prepared.declaration().bytes(), Unit::Bytes);
     let stop = AtomicBool::new(false);
     let (proof, summary) = std::thread::scope(|scope| {
         let proof = scope.spawn(|| Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed)));
@@ -187,11 +179,11 @@ pub fn convert<P: Pass>(
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
     dir.write("README.md", card::render(&receipt, &name).as_bytes())?;
-    if let Some(page) = report::render(&receipt) {
-        dir.write(REPORT_FILE, page.as_bytes())?;
+    for (file, page) in report::pages(&receipt) {
+        dir.write(&file, page.as_bytes())?;
     }
     let training = TrainingDir::of(output);
-    let saved = prepared.saves();
+    let (trained, saved) = (prepared.is_trained(), prepared.saves());
     if trained {
         let log = training.path().join(LOG_FILE);
         let lines = std::fs::read(&log).map_err(|e| Error::io("cannot read this log", &log, e))?;
@@ -213,15 +205,15 @@ pub fn convert<P: Pass>(
         timings,
         bytes: summary.bytes,
         hashing_seconds: summary.hashing.as_secs_f64(),
-        engines: prepared.result.engines(),
-        heals: healing(&prepared.result).refuses.is_none(),
+        engines: prepared.result().engines(),
+        heals: healing(prepared.result()).refuses.is_none(),
     })
 }
 
 /// Writes all tensors; ends early where `stop` is set.
-fn write(prepared: &Prepared, dir: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
+fn write(prepared: &Prepared<'_>, dir: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
     let mut writer = Writer::create(dir, prepared.shards.clone())?;
-    for copies in prepared.declaration.tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
+    for copies in prepared.declaration().tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
         if let Some(place) = copies.first().and_then(|(name, _)| place(name)) {
             progress.status(&place);
@@ -240,7 +232,7 @@ fn place(name: &str) -> Option<String> {
 }
 
 /// What needs neither source nor plan.
-fn check_options<P: Pass>(pass: &P, input: &Path, output: &Path, options: &ConvertOptions) -> Result<()> {
+fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<()> {
     if options.probe_tokens > MAX_PROBE_TOKENS {
         let what = format!("{} probe tokens are more than {MAX_PROBE_TOKENS}", options.probe_tokens);
         return Err(
@@ -248,14 +240,15 @@ fn check_options<P: Pass>(pass: &P, input: &Path, output: &Path, options: &Conve
         );
     }
     if input.is_dir() {
-        OutputDir::check(output, &inputs(pass, input), output_options(options))?;
+        OutputDir::check(output, &inputs(passes, input), output_options(options))?;
     }
     Ok(())
 }
 
 /// Directories that are read, and never written to.
-fn inputs<'a, P: Pass>(pass: &'a P, input: &'a Path) -> Vec<&'a Path> {
-    std::iter::once(input).chain(pass.others().iter().map(PathBuf::as_path)).collect()
+fn inputs<'a>(passes: &[&'a dyn Pass], input: &'a Path) -> Vec<&'a Path> {
+    let others = passes.iter().flat_map(|pass| pass.others());
+    std::iter::once(input).chain(others.map(PathBuf::as_path)).collect()
 }
 
 fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
@@ -289,8 +282,8 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
 }
 
 /// Config, tokenizer, templates and generation config.
-fn write_side_files(dir: &mut OutputDir, prepared: &Prepared) -> Result<()> {
-    dir.write(CONFIG_FILE, json::to_pretty(&prepared.declaration.config).as_bytes())?;
+fn write_side_files(dir: &mut OutputDir, prepared: &Prepared<'_>) -> Result<()> {
+    dir.write(CONFIG_FILE, json::to_pretty(&prepared.declaration().config).as_bytes())?;
     for path in prepared.checkpoint.side_files()? {
         let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
         dir.write(&path.file_name().unwrap_or_default().to_string_lossy(), &bytes)?;

@@ -1,6 +1,6 @@
 //! What decides in a sweep over text.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use moe_checkpoint::Result;
 use moe_forward::{Calibration, EvalReport, Observer, Sweep};
@@ -45,19 +45,21 @@ impl Deciding {
         self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
     }
 
-    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it. What each stage of several
-    /// gave is `measured`, and taken back where it is no better than what was there before.
-    ///
-    /// # Errors
-    /// What sweeps return.
-    pub fn run(
+    /// The files that its text is read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let pool = self.decider.pool_text();
+        let specs = self.decider.text().data.iter().chain(pool.iter().flat_map(|pool| &pool.data));
+        specs.map(|spec| spec.path.clone()).collect()
+    }
+
+    /// Lets what decides see all that it must have seen of `source` before the first layer, and the tokens that are to come.
+    fn begin(
         &mut self,
         source: &Model,
         options: &ConvertOptions,
         scratch: &Path,
         progress: &dyn Progress,
-        measured: &mut dyn FnMut(&Decisions) -> Result<Option<EvalReport>>,
-    ) -> Result<(Decisions, Vec<StageReport>)> {
+    ) -> Result<()> {
         let layers = source.layers.len();
         let watched = |name: &str, text: &Calibration, observer: &mut dyn Observer| -> Result<()> {
             let tokens = text.batch.tokens();
@@ -81,15 +83,34 @@ impl Deciding {
                 self.pulled = Some(found);
             }
         }
-        let (decider, text) = (self.decider.as_mut(), &self.text);
-        decider.begin(text);
-        let sample = text.sampled(SURVEY_TOKENS);
-        if let Some(observer) = decider.survey(&sample) {
+        self.decider.begin(&self.text);
+        let sample = self.text.sampled(SURVEY_TOKENS);
+        if let Some(observer) = self.decider.survey(&sample) {
             watched("survey", &sample, observer)?;
         }
+        Ok(())
+    }
+
+    /// Decides layer by layer; what reaches a layer has gone through the converted ones before it. What each stage of several
+    /// gave is `measured`, and taken back where it is no better than what was there before.
+    ///
+    /// # Errors
+    /// What sweeps return.
+    pub fn run(
+        &mut self,
+        source: &Model,
+        name: &str,
+        options: &ConvertOptions,
+        scratch: &Path,
+        progress: &dyn Progress,
+        measured: &mut dyn FnMut(&Decisions) -> Result<Option<EvalReport>>,
+    ) -> Result<(Decisions, Vec<StageReport>)> {
+        self.begin(source, options, scratch, progress)?;
+        let layers = source.layers.len();
+        let (decider, text) = (self.decider.as_mut(), &self.text);
         let tokens = text.batch.tokens();
         let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
-        let mut name = "decide";
+        let mut name = name;
         let mut stages: Vec<StageReport> = Vec::new();
         loop {
             progress.stage(&format!("{name} on {tokens} tokens"), layers as u64, Unit::Layers { tokens });
@@ -114,4 +135,41 @@ impl Deciding {
             name = "train";
         }
     }
+}
+
+/// Lets several decide in one sweep: what one makes of a layer is what the next converts, on tokens that have gone through what all up
+/// to it made of the layers before. Each is given with what it converts, of which only the first one's layers must be more than planned.
+///
+/// Every one sees what it would see in a sweep of its own over the result of the one before it: what comes of it is the same.
+///
+/// # Errors
+/// What sweeps return.
+pub(crate) fn decide_together(
+    parts: &mut [(&Model, &mut Deciding)],
+    name: &str,
+    options: &ConvertOptions,
+    scratch: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    for (source, deciding) in parts.iter_mut() {
+        deciding.begin(source, options, scratch, progress)?;
+    }
+    let tokens = parts.iter().map(|(_, deciding)| deciding.text.batch.tokens()).sum();
+    let Some(source) = parts.first().map(|(source, _)| *source) else { return Ok(()) };
+    let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
+    let mut sweeps = Vec::new();
+    for (source, deciding) in parts {
+        let Deciding { decider, text, .. } = &mut **deciding;
+        sweeps.push((Sweep::stored(source, &text.batch, &options.compute, &storage)?, decider));
+    }
+    progress.stage(&format!("{name} on {tokens} tokens"), source.layers.len() as u64, Unit::Layers { tokens });
+    for (index, layer) in source.layers.iter().enumerate() {
+        let mut layer = layer.clone();
+        for (sweep, decider) in &mut sweeps {
+            decider.model_mut().layers[index] = layer.clone();
+            layer = sweep.converted(index, &layer, decider.as_mut())?;
+        }
+        progress.advance(1);
+    }
+    Ok(())
 }

@@ -31,12 +31,12 @@ pub(crate) struct Proof {
 
 impl Proof {
     /// Measures and hashes; ends early where `stop` is set.
-    pub fn new(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> Result<Self> {
+    pub fn new(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool) -> Result<Self> {
         let start = Instant::now();
         let measured = (options.probe_tokens > 0).then(|| measure(prepared, options, stop)).transpose()?;
         let mut warnings = Vec::new();
         if let Some(measured) = &measured {
-            check_identity(&Identity::of(&prepared.plan.effects), &measured.difference)?;
+            check_identity(&Identity::of(&prepared.effects()), &measured.difference)?;
             warnings.extend(measured.group_ties.and_then(tie_warning));
         }
         let mut times = Vec::from_iter(measured.is_some().then(|| ("measure", start.elapsed())));
@@ -55,16 +55,16 @@ pub(crate) fn check_stop(stop: &AtomicBool) -> Result<()> {
 ///
 /// From the very weights that are written: reading the files back would cost a large model the time of writing it
 /// again. `eval --against` does that.
-fn measure(prepared: &Prepared, options: &ConvertOptions, stop: &AtomicBool) -> Result<Measured> {
+fn measure(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool) -> Result<Measured> {
     const SEED: u64 = 0;
     let source = &prepared.source;
     let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
-    let group = prepared.plan.group;
+    let group = prepared.group();
     let mut watch = Watch { stop, group, ties: GroupTies::default() };
     // Beside the writing, whose stages are those that the run's meter takes down.
     let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
-    let difference = logit_difference(source, &prepared.result, &batch, &compute, &mut watch)?;
+    let difference = logit_difference(source, prepared.result(), &batch, &compute, &mut watch)?;
     Ok(Measured { seed: SEED, difference, group_ties: (group > 1).then_some(watch.ties) })
 }
 

@@ -6,9 +6,10 @@ use moe_forward::Difference;
 use moe_model::Parameters;
 use moe_passes::distill::DistilledLayer;
 use moe_passes::quantize::{ExpertRecord, Pulled};
-use moe_passes::{DecidedBy, DistillOptions, Effect, Identity, LayerRecord, Pass, QuantizeOptions};
+use moe_passes::{DecidedBy, DistillOptions, Effect, HealOptions, Identity, LayerRecord, QuantizeOptions};
 use serde::Serialize;
 
+use crate::prepare::Applied;
 use crate::report::REPORT_FILE;
 use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
@@ -23,7 +24,10 @@ pub const RUN_FILE: &str = "run.json";
 pub struct Receipt {
     /// Program and version.
     pub tool: Tool,
-    /// The pass.
+    /// Passes that ran before it in the same run, with no checkpoint between them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<EarlierPass>,
+    /// The pass, or the last one.
     pub pass: &'static str,
     /// Its options, defaults included.
     pub options: serde_json::Value,
@@ -63,6 +67,30 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// The passes in order, with arrows between them.
+    pub fn passes(&self) -> String {
+        let names = self.before.iter().map(|earlier| earlier.pass).chain([self.pass]);
+        names.collect::<Vec<_>>().join(" → ")
+    }
+
+    /// What each of the earlier passes did, as receipts of the same result. None of them says what it costs: that is known of all
+    /// passes together.
+    pub fn earlier(&self) -> impl Iterator<Item = Self> {
+        self.before.iter().cloned().map(|EarlierPass { pass, options, decided, pool, layers }| Self {
+            before: Vec::new(),
+            training: self.training.clone().filter(|_| pass == HealOptions::NAME),
+            measured: None,
+            held_out: None,
+            warnings: Vec::new(),
+            pass,
+            options,
+            decided,
+            pool,
+            layers,
+            ..self.clone()
+        })
+    }
+
     /// The first layer that was converted, and how its router was made.
     pub fn first_converted(&self) -> Option<(&LayerRecord, &str)> {
         self.layers.iter().find_map(|layer| Some((layer, layer.router.as_deref()?)))
@@ -124,6 +152,36 @@ impl Receipt {
                 "no figures by layer (load, mass kept, errors): no layer was observed"
             }
         })
+    }
+}
+
+/// A pass that ran before the last one, on the way to the same result.
+#[derive(Debug, Clone, Serialize)]
+pub struct EarlierPass {
+    /// The pass.
+    pub pass: &'static str,
+    /// Its options, defaults included.
+    pub options: serde_json::Value,
+    /// What its decisions about experts rest on, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedBy>,
+    /// What a pool of text gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pulled>,
+    /// How it made each layer.
+    pub layers: Vec<LayerRecord>,
+}
+
+impl EarlierPass {
+    /// Of a pass that was applied.
+    pub(crate) fn of(applied: &Applied<'_>) -> Self {
+        Self {
+            pass: applied.pass.name(),
+            options: applied.pass.options(),
+            decided: applied.decisions.as_ref().map(|decisions| decisions.by),
+            pool: applied.deciding.as_ref().and_then(|deciding| deciding.pulled),
+            layers: applied.plan.layers.clone(),
+        }
     }
 }
 

@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result, read_text};
-use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use moe_passes::{DistillOptions, HealOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
+use crate::prepare::check_together;
 use expand::Expansion;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
@@ -58,11 +59,24 @@ impl Step {
         self.label.clone().unwrap_or_else(|| self.model.display().to_string())
     }
 
+    /// Whether it runs `name`, as its command or as one of its passes.
+    fn runs(&self, name: &str) -> bool {
+        let passes = match &self.kind {
+            StepKind::Convert { passes, .. } => passes.as_slice(),
+            _ => &[],
+        };
+        self.command == name || passes.iter().any(|pass| pass.name() == name)
+    }
+
     /// Its command, and what was chosen for it.
     pub fn name(&self) -> String {
+        let command = match &self.kind {
+            StepKind::Convert { passes, .. } => passes.iter().map(|pass| pass.name()).collect::<Vec<_>>().join(" → "),
+            _ => self.command.clone(),
+        };
         match self.chosen.is_empty() {
-            true => self.command.clone(),
-            false => format!("{}; {}", self.command, self.chosen),
+            true => command,
+            false => format!("{command}; {}", self.chosen),
         }
     }
 }
@@ -70,14 +84,14 @@ impl Step {
 /// What a step does.
 #[derive(Debug)]
 pub enum StepKind {
-    /// `upcycle`.
-    Upcycle {
+    /// One pass or several, each on what the one before makes.
+    Convert {
+        /// The passes.
+        passes: Vec<Box<dyn Pass>>,
         /// Where the result goes.
         output: PathBuf,
         /// Whether an earlier result is replaced.
         overwrite: bool,
-        /// The pass.
-        options: UpcycleOptions,
     },
     /// `observe`.
     Observe {
@@ -87,51 +101,6 @@ pub enum StepKind {
         overwrite: bool,
         /// What is observed.
         options: ObserveOptions,
-    },
-    /// `prune`.
-    Prune {
-        /// Where the result goes.
-        output: PathBuf,
-        /// Whether an earlier result is replaced.
-        overwrite: bool,
-        /// The pass.
-        options: PruneOptions,
-    },
-    /// `merge`.
-    Merge {
-        /// Where the result goes.
-        output: PathBuf,
-        /// Whether an earlier result is replaced.
-        overwrite: bool,
-        /// The pass.
-        options: MergeOptions,
-    },
-    /// `quantize`.
-    Quantize {
-        /// Where the result goes.
-        output: PathBuf,
-        /// Whether an earlier result is replaced.
-        overwrite: bool,
-        /// The pass.
-        options: QuantizeOptions,
-    },
-    /// `heal`.
-    Heal {
-        /// Where the result goes.
-        output: PathBuf,
-        /// Whether an earlier result is replaced.
-        overwrite: bool,
-        /// The pass.
-        options: HealOptions,
-    },
-    /// `distill`.
-    Distill {
-        /// Where the result goes.
-        output: PathBuf,
-        /// Whether an earlier result is replaced.
-        overwrite: bool,
-        /// The pass.
-        options: DistillOptions,
     },
     /// `eval`.
     Eval {
@@ -193,7 +162,7 @@ impl Recipe {
             Expansion { source, defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
         expansion.steps(&raw.step, "")?;
         let Expansion { mut variables, steps, .. } = expansion;
-        if let Some(name) = raw.defaults.keys().find(|name| steps.iter().all(|step| step.command != **name)) {
+        if let Some(name) = raw.defaults.keys().find(|name| !steps.iter().any(|step| step.runs(name))) {
             return Err(usage(format!("[defaults.{name}]: no step runs {name:?}")));
         }
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
@@ -213,45 +182,77 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
     let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
     let label = take(&mut table, "label")?;
     let kind = match command.as_str() {
-        "upcycle" => {
+        CONVERT => {
             let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Upcycle { output, overwrite, options: rest(table)? }
+            let passes: Vec<toml::Table> = take(&mut table, "pass")?.unwrap_or_default();
+            rest::<Nothing>(table)?;
+            StepKind::Convert { passes: parse_passes(passes)?, output, overwrite }
         }
         "observe" => {
             let (output, overwrite) = take_output(&mut table)?;
             StepKind::Observe { output, overwrite, options: options(table)? }
         }
-        "prune" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Prune { output, overwrite, options: options(table)? }
-        }
-        "merge" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Merge { output, overwrite, options: options(table)? }
-        }
-        "quantize" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Quantize { output, overwrite, options: options(table)? }
-        }
-        "heal" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Heal { output, overwrite, options: options(table)? }
-        }
-        "distill" => {
-            let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Distill { output, overwrite, options: options(table)? }
-        }
         "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
+        pass if PASSES.contains(&pass) => {
+            let (output, overwrite) = take_output(&mut table)?;
+            StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite }
+        }
         other => {
+            let passes = PASSES.join(", ");
             return Err(format!(
-                "there is no command {other:?}; there are upcycle, observe, prune, merge, heal, quantize, distill, \
-                 eval, verify and inspect"
+                "there is no command {other:?}; there are {passes}, {CONVERT}, observe, eval, verify and inspect"
             ));
         }
     };
     Ok(Step { command, model, label, chosen: String::new(), kind })
+}
+
+/// The command of a step that runs several passes.
+const CONVERT: &str = "convert";
+
+/// The passes that a step can run.
+const PASSES: [&str; 6] = [
+    UpcycleOptions::NAME,
+    PruneOptions::NAME,
+    MergeOptions::NAME,
+    HealOptions::NAME,
+    QuantizeOptions::NAME,
+    DistillOptions::NAME,
+];
+
+fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>, String> {
+    Ok(match name {
+        UpcycleOptions::NAME => Box::new(rest::<UpcycleOptions>(table)?),
+        PruneOptions::NAME => Box::new(options::<PruneOptions>(table)?),
+        MergeOptions::NAME => Box::new(options::<MergeOptions>(table)?),
+        HealOptions::NAME => Box::new(options::<HealOptions>(table)?),
+        QuantizeOptions::NAME => Box::new(options::<QuantizeOptions>(table)?),
+        DistillOptions::NAME => Box::new(options::<DistillOptions>(table)?),
+        other => return Err(format!("there is no pass {other:?}; there are {}", PASSES.join(", "))),
+    })
+}
+
+/// The passes of a step that runs several.
+fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>, String> {
+    if tables.is_empty() {
+        return Err("the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]".to_owned());
+    }
+    let mut passes = Vec::new();
+    for (index, mut table) in tables.into_iter().enumerate() {
+        let in_pass = |what: String| format!("pass {}: {what}", index + 1);
+        let name: Option<String> = take(&mut table, "run").map_err(in_pass)?;
+        let name = name.ok_or_else(|| in_pass("the key \"run\" that names the pass is missing".to_owned()))?;
+        passes.push(parse_pass(&name, table).map_err(in_pass)?);
+    }
+    check_together(&borrowed(&passes)).map_err(|error| error.briefly())?;
+    Ok(passes)
+}
+
+/// `passes`, as running them takes them.
+pub(crate) fn borrowed(passes: &[Box<dyn Pass>]) -> Vec<&dyn Pass> {
+    passes.iter().map(Box::as_ref).collect()
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, DomainReport, EvalReport, Observer, TokenizeOptions, evaluate};
 use moe_model::Model;
-use moe_passes::{HeldOut, Pass};
+use moe_passes::HeldOut;
 use serde::Serialize;
 
 use crate::convert::ConvertOptions;
@@ -87,10 +87,9 @@ pub(crate) fn evaluated(
     evaluate(model, Some(source), corpus, &storage, &options.compute, &mut observer as &mut dyn Observer)
 }
 
-/// Measures the planned result of `prepared`, and its control, on the pass's held-out text; none if it has none.
-pub(crate) fn measure<P: Pass>(
-    prepared: &Prepared,
-    pass: &P,
+/// Measures the planned result of `prepared`, and the last pass's control, on that pass's held-out text; none if it has none.
+pub(crate) fn measure(
+    prepared: &Prepared<'_>,
     options: &ConvertOptions,
     output: &Path,
     progress: &dyn Progress,
@@ -101,9 +100,11 @@ pub(crate) fn measure<P: Pass>(
     // What the last stage that stays gave is the result.
     let result = match prepared.stages.iter().rev().find(|stage| stage.kept) {
         Some(stage) => stage.report.clone(),
-        None => measured("measure on held-out text", &prepared.result)?,
+        None => measured("measure on held-out text", prepared.result())?,
     };
-    let control = pass.control(&prepared.sources(&options.compute, prepared.decisions.as_ref()))?;
-    let control = control.map(|model| measured(&format!("measure: {}", P::CONTROL), &model)).transpose()?;
-    Ok(Some(HeldOutReport { result, stages: prepared.stages.clone(), control_name: P::CONTROL, control }))
+    let pass = prepared.last().pass;
+    let control_name = pass.control_name();
+    let control = pass.control(&prepared.sources(&options.compute))?;
+    let control = control.map(|model| measured(&format!("measure: {control_name}"), &model)).transpose()?;
+    Ok(Some(HeldOutReport { result, stages: prepared.stages.clone(), control_name, control }))
 }

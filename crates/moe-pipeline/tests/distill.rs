@@ -26,7 +26,7 @@ fn run<P: Pass + DeserializeOwned>(input: &Path, output: &Path, toml: &str) -> R
         memory_budget: None,
         resume: false,
     };
-    Ok(convert(&options, input, output, &run, &Quiet)?.receipt)
+    Ok(convert(&[&options], input, output, &run, &Quiet)?.receipt)
 }
 
 /// `sequences` of 16 ids each, below `vocab`, in a file; the options that name it and train nothing.

@@ -38,7 +38,7 @@ fn run() -> ConvertOptions {
 }
 
 fn merge(options: &MergeOptions, output: &Path) -> Result<Model, Error> {
-    convert(options, &golden("models/moe"), output, &run(), &Quiet)?;
+    convert(&[options], &golden("models/moe"), output, &run(), &Quiet)?;
     Model::open(output)
 }
 
@@ -169,9 +169,9 @@ fn a_finished_merge_is_recognised() {
     let output = dir.path().join("out");
     let (input, options) = (golden("models/moe"), with_data("experts = 12"));
     merge(&options, &output).unwrap();
-    assert!(moe_pipeline::is_finished(&options, &input, &output, &run()).unwrap());
+    assert!(moe_pipeline::is_finished(&[&options], &input, &output, &run()).unwrap());
     let other = with_data("experts = 13");
-    assert!(!moe_pipeline::is_finished(&other, &input, &output, &run()).unwrap());
+    assert!(!moe_pipeline::is_finished(&[&other], &input, &output, &run()).unwrap());
 }
 
 #[test]

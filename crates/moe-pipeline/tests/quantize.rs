@@ -39,7 +39,7 @@ fn run() -> ConvertOptions {
 }
 
 fn quantize(options: &QuantizeOptions, model: &Path, output: &Path) -> Result<(Model, Receipt), Error> {
-    let receipt = convert(options, model, output, &run(), &Quiet)?.receipt;
+    let receipt = convert(&[options], model, output, &run(), &Quiet)?.receipt;
     Ok((Model::open(output)?, receipt))
 }
 
@@ -247,7 +247,7 @@ fn the_same_bytes_come_out_again_and_through_a_scratch_file() {
     let written = |name: &str, budget: Option<ByteSize>| {
         let output = dir.path().join(name);
         let run = ConvertOptions { memory_budget: budget, ..run() };
-        convert(&options, &golden("models/moe"), &output, &run, &Quiet).unwrap();
+        convert(&[&options], &golden("models/moe"), &output, &run, &Quiet).unwrap();
         std::fs::read(output.join("model.safetensors")).unwrap()
     };
     let first = written("a", None);

@@ -48,7 +48,7 @@ impl Run {
             compute: Compute::cpu(),
             memory_budget: None,
         };
-        let done = convert(&options, &golden(input), &directory.path().join("out"), &run, &Quiet).unwrap();
+        let done = convert(&[&options], &golden(input), &directory.path().join("out"), &run, &Quiet).unwrap();
         Self { directory, receipt: serde_json::to_value(&done.receipt).unwrap() }
     }
 

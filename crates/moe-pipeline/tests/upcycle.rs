@@ -121,7 +121,7 @@ fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline
         compute: Compute::cpu(),
         memory_budget: None,
     };
-    convert(&options(toml), input, output, &options_of_run, &Quiet).unwrap()
+    convert(&[&options(toml)], input, output, &options_of_run, &Quiet).unwrap()
 }
 
 /// What is written, in one shard or many, is what was planned; copied tensors are the source's bytes.

@@ -35,7 +35,7 @@ fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt)
         compute: Compute::cpu(),
         memory_budget: None,
     };
-    let receipt = convert(options, &golden("models/moe"), output, &run, &Quiet)?.receipt;
+    let receipt = convert(&[options], &golden("models/moe"), output, &run, &Quiet)?.receipt;
     Ok((Model::open(output)?, receipt))
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_model::{Answer, Verdict};
-use moe_passes::{Identity, MergeOptions, Pass, PruneOptions, UpcycleOptions};
+use moe_passes::{Identity, MergeOptions, PruneOptions, UpcycleOptions};
 use moe_pipeline::Conversion;
 
 /// Commands that make sense for what was just written, the cheapest first.

@@ -127,7 +127,7 @@ impl<'a> Sweep<'a> {
             let normed = self.ffn_input(index, &attended, &loaded)?;
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
-            let hidden = self.leave(index, block, &attended, &out)?;
+            let hidden = self.leave(index, layer, block, &attended, &out)?;
             self.compute.stage(ffn::STATISTICS, Work::UNCOUNTED, || observer.layer_output(index, &hidden))?;
         }
         Ok(())
@@ -140,6 +140,15 @@ impl<'a> Sweep<'a> {
     /// As for [`Sweep::layer`].
     pub fn layer_converted(&mut self, index: usize, converter: &mut dyn Converter) -> Result<()> {
         let layer = &self.model.layers[index];
+        self.converted(index, layer, converter).map(drop)
+    }
+
+    /// The same with `layer` in the place of the model's; what it became.
+    ///
+    /// # Errors
+    /// As for [`Sweep::layer`].
+    pub fn converted(&mut self, index: usize, layer: &Layer, converter: &mut dyn Converter) -> Result<Layer> {
+        let mut left = layer.clone();
         let cache = self.cache();
         let loader = Loader::sharing(self.compute, self.shared.unwrap_or(&cache));
         let mut loaded = LoadedLayer::load(loader, self.model, layer)?;
@@ -151,6 +160,7 @@ impl<'a> Sweep<'a> {
             }
             if let Some(attention) = converter.convert_attention(index)? {
                 loaded.attention = LoadedAttention::load(loader, self.model, &attention)?;
+                left.attention = attention;
             }
         }
         let scratch = self.scratch.as_deref();
@@ -196,9 +206,10 @@ impl<'a> Sweep<'a> {
                     original.filter(|_| converter.forcing() == Forcing::Teacher).unwrap_or(out)
                 }
             };
-            self.leave(index, block, &attended, &out)?;
+            self.leave(index, layer, block, &attended, &out)?;
         }
-        Ok(())
+        left.ffn = ffn.unwrap_or(left.ffn);
+        Ok(left)
     }
 
     /// Where several blocks need the same weights, they are loaded once.
@@ -246,9 +257,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// The states with which `block` leaves layer `index`.
-    fn leave(&mut self, index: usize, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
+    fn leave(&mut self, index: usize, layer: &Layer, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
         let hidden = (attended + out).context(|| format!("layer {index}"))?;
-        let layer = &self.model.layers[index];
         finite::check(&hidden, &format!("the hidden states of layer {index}"), weights_of(layer))?;
         self.states.set(block, hidden.clone())?;
         Ok(hidden)

@@ -162,6 +162,18 @@ impl Decider for Distiller {
         &self.options.calibration
     }
 
+    fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    fn sweeps_once(&self) -> bool {
+        !self.options.training.trains()
+    }
+
     fn check_text(&self, text: &Calibration, _: Option<&Calibration>) -> Result<()> {
         let tokens = Tokens::new(text);
         self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))

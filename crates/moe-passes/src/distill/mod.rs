@@ -18,6 +18,7 @@ mod student;
 mod weights;
 
 use moe_model::{Error, Ffn, Kind, Model, Result};
+use serde_json::Value;
 
 use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
@@ -31,9 +32,23 @@ use distiller::Distiller;
 use options::shaped;
 use student::mean_of_experts;
 
+impl DistillOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "distill";
+}
+
 impl Pass for DistillOptions {
-    const NAME: &'static str = "distill";
-    const CONTROL: &'static str = "mean of the experts";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn control_name(&self) -> &'static str {
+        "mean of the experts"
+    }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let source = sources.model;
@@ -75,6 +90,10 @@ impl Pass for DistillOptions {
             model.layers[index].ffn = Ffn::Dense(Box::new(network));
         }
         Ok(Some(model))
+    }
+
+    fn trains(&self) -> bool {
+        self.training.trains()
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {

@@ -25,6 +25,7 @@ mod golden;
 use std::path::Path;
 
 use moe_model::{Model, Result};
+use serde_json::Value;
 
 use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
 
@@ -33,8 +34,19 @@ pub use options::{Grouping, MergeMethod, MergeOptions};
 pub(crate) use neurons::by_weights as aligned;
 pub(crate) use weights::{Share, merged};
 
+impl MergeOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "merge";
+}
+
 impl Pass for MergeOptions {
-    const NAME: &'static str = "merge";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 
     fn statistics(&self) -> Option<&Path> {
         self.reduce.stats.as_deref()

@@ -98,8 +98,19 @@ impl PruneOptions {
     }
 }
 
+impl PruneOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "prune";
+}
+
 impl Pass for PruneOptions {
-    const NAME: &'static str = "prune";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 
     fn statistics(&self) -> Option<&Path> {
         self.reduce.stats.as_deref()

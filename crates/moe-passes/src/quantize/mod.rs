@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
 use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
+use serde_json::Value;
 
 use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
 
@@ -32,8 +33,19 @@ pub use widths::{LayerWidths, Profile, WidthError};
 use encode::Store;
 use quantizer::Quantizer;
 
+impl QuantizeOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "quantize";
+}
+
 impl Pass for QuantizeOptions {
-    const NAME: &'static str = "quantize";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check()?;

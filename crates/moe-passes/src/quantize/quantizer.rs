@@ -243,6 +243,14 @@ impl Decider for Quantizer {
         &self.options.calibration
     }
 
+    fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    fn looks_ahead(&self) -> bool {
+        self.options.target_bits.is_some() || !self.options.pool.is_empty()
+    }
+
     fn check_text(&self, text: &Calibration, pool: Option<&Calibration>) -> Result<()> {
         let tokens = text.counted() + pool.map_or(0, Calibration::counted);
         let least = self.least_tokens();

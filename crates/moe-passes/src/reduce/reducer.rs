@@ -171,6 +171,14 @@ impl Decider for Reducer {
         &self.options.calibration
     }
 
+    fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    fn looks_ahead(&self) -> bool {
+        !self.options.no_super_expert_guard
+    }
+
     fn begin(&mut self, calibration: &Calibration) {
         let Needs { left_out, sample_every, .. } = self.method.needs();
         self.observer = Some(self.observer_of(calibration, left_out, sample_every));

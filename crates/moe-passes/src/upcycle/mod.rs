@@ -17,6 +17,7 @@ mod scales;
 use std::path::PathBuf;
 
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
+use serde_json::Value;
 
 use crate::pass::{LayerRecord, Pass, Plan, Sources};
 
@@ -28,8 +29,19 @@ use partition::Partitions;
 use routers::Routers;
 use scales::Scales;
 
+impl UpcycleOptions {
+    /// What [`Pass::name`] is.
+    pub const NAME: &'static str = "upcycle";
+}
+
 impl Pass for UpcycleOptions {
-    const NAME: &'static str = "upcycle";
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn options(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
 
     fn others(&self) -> &[PathBuf] {
         &self.models

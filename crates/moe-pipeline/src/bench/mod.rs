@@ -188,7 +188,7 @@ fn stages<P: Pass + for<'de> Deserialize<'de>>(
     options["data"] = json!([dir.join(TEXT)]);
     let wrong = |e| Error::new(Kind::Usage, format!("this benchmark's options: {e}"));
     let options = P::deserialize(&options).map_err(wrong)?;
-    Ok(convert(&options, &dir.join(MODEL), output, run, &Quiet)?.timings.0)
+    Ok(convert(&[&options], &dir.join(MODEL), output, run, &Quiet)?.timings.0)
 }
 
 fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moe_passes::Pass;
-
 use super::{Recipe, Step, StepKind};
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
@@ -49,17 +47,14 @@ impl Recipe {
 impl Step {
     /// What it reads, text apart.
     fn reads(&self) -> Vec<&Path> {
-        fn of<P: Pass>(pass: &P) -> Vec<&Path> {
-            let others = pass.others().iter().map(PathBuf::as_path);
-            others.chain(pass.statistics()).chain(pass.given_plan()).collect()
-        }
-        let mut all = match &self.kind {
-            StepKind::Upcycle { options, .. } => of(options),
-            StepKind::Prune { options, .. } => of(options),
-            StepKind::Merge { options, .. } => of(options),
-            StepKind::Heal { options, .. } => of(options),
-            StepKind::Quantize { options, .. } => of(options),
-            StepKind::Distill { options, .. } => of(options),
+        let mut all: Vec<&Path> = match &self.kind {
+            StepKind::Convert { passes, .. } => passes
+                .iter()
+                .flat_map(|pass| {
+                    let others = pass.others().iter().map(PathBuf::as_path);
+                    others.chain(pass.statistics()).chain(pass.given_plan())
+                })
+                .collect(),
             StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
             StepKind::Observe { .. } | StepKind::Verify | StepKind::Inspect => Vec::new(),
         };
@@ -68,15 +63,11 @@ impl Step {
     }
 
     /// Where its result goes, and whether it replaces an earlier one.
-    fn output(&self) -> Option<(&Path, bool)> {
+    pub(super) fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
-            StepKind::Upcycle { output, overwrite, .. }
-            | StepKind::Observe { output, overwrite, .. }
-            | StepKind::Prune { output, overwrite, .. }
-            | StepKind::Merge { output, overwrite, .. }
-            | StepKind::Heal { output, overwrite, .. }
-            | StepKind::Distill { output, overwrite, .. }
-            | StepKind::Quantize { output, overwrite, .. } => Some((output, *overwrite)),
+            StepKind::Convert { output, overwrite, .. } | StepKind::Observe { output, overwrite, .. } => {
+                Some((output, *overwrite))
+            }
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
         }
     }

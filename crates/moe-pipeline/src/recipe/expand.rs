@@ -24,6 +24,9 @@ pub(super) struct Expansion<'a> {
     pub steps: Vec<Step>,
 }
 
+/// Keys of steps that run one pass which passes within a step don't have.
+pub(super) const OF_STEPS: [&str; 4] = ["model", "output", "overwrite", "label"];
+
 /// The variables that one value of a choice sets, and how messages call it.
 struct Setting {
     variables: Vec<(String, Value)>,
@@ -43,10 +46,21 @@ impl Expansion<'_> {
         Ok(())
     }
 
+    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those that are `left_out`.
+    fn fill_in(&self, name: &str, table: &mut Table, left_out: &[&str]) {
+        let defaults = self.defaults.get(name).into_iter().flatten();
+        for (key, value) in defaults.filter(|(key, _)| !left_out.contains(&key.as_str())) {
+            table.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
-        for (key, value) in self.defaults.get(&name).into_iter().flatten() {
-            table.entry(key.clone()).or_insert_with(|| value.clone());
+        self.fill_in(&name, &mut table, &[]);
+        for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) {
+                self.fill_in(&name, pass, &OF_STEPS);
+            }
         }
         let step =
             table.iter_mut().try_for_each(|(_, value)| self.variables.replace(value)).and_then(|()| parse_step(table));
@@ -133,6 +147,10 @@ impl Expansion<'_> {
             },
         }
     }
+}
+
+fn pass_name(pass: &Value) -> Option<String> {
+    pass.get("run").and_then(Value::as_str).map(str::to_owned)
 }
 
 impl Setting {

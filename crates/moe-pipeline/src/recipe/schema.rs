@@ -7,6 +7,8 @@ use clap::{Arg, ArgAction, Args};
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde_json::{Map, Value, json};
 
+use super::expand::OF_STEPS;
+use super::{CONVERT, PASSES};
 use crate::evaluation::EvalOptions;
 use crate::gates::Gates;
 use crate::observe::ObserveOptions;
@@ -32,6 +34,18 @@ pub fn recipe_schema() -> Value {
         keys.insert("run".to_owned(), json!({ "const": name, "description": "The command." }));
         definitions.insert((*name).to_owned(), closed(keys, &["run"]));
     }
+    let passes: Vec<Value> = commands
+        .iter()
+        .filter(|(name, _)| PASSES.contains(name))
+        .map(|(name, keys)| {
+            let keys = keys.keys().filter(|key| !OF_STEPS.contains(&key.as_str()));
+            let key = |key: &String| (key.clone(), reference(&format!("{name}/properties/{key}")));
+            let mut keys: Map<String, Value> = keys.map(key).collect();
+            keys.insert("run".to_owned(), json!({ "const": name, "description": "The pass." }));
+            closed(keys, &["run"])
+        })
+        .collect();
+    definitions.insert("pass".to_owned(), json!({ "oneOf": passes }));
     let choices = json!({
         "type": "object",
         "description": "The steps run for every combination of these choices: lists of values, or of tables of variables.",
@@ -76,6 +90,15 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         keys
     }
     const CHECKPOINT: &str = "Where the result goes.";
+    let convert = || {
+        let mut keys = writing::<NoOptions>(CHECKPOINT);
+        let passes =
+            "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
+        let pass =
+            json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/pass" }, "description": passes });
+        keys.insert("pass".to_owned(), pass);
+        keys
+    };
     let eval = || {
         // On the command line gates stand among the other options.
         let gates = options::<Gates>();
@@ -93,11 +116,16 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         ("heal", writing::<HealOptions>(CHECKPOINT)),
         ("quantize", writing::<QuantizeOptions>(CHECKPOINT)),
         ("distill", writing::<DistillOptions>(CHECKPOINT)),
+        (CONVERT, convert()),
         ("eval", eval()),
         ("verify", reading(Map::new())),
         ("inspect", reading(Map::new())),
     ]
 }
+
+/// A step of several passes has none of its own.
+#[derive(Args)]
+struct NoOptions {}
 
 /// An object of these keys and no others.
 fn closed(keys: Map<String, Value>, required: &[&str]) -> Value {
@@ -207,6 +235,10 @@ mod tests {
         {
             assert!(!refused(&format!("{step}{wrong}")).is_empty(), "{wrong}");
         }
+        let passes = "[[step]]\nrun = \"convert\"\nmodel = \"a\"\noutput = \"b\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\n[[step.pass]]\nrun = \"quantize\"\n";
+        assert!(refused(&format!("{passes}scheme = \"w4a16\"")).is_empty());
+        assert!(!refused(&format!("{passes}keep = 0.5")).is_empty());
+        assert!(!refused(&format!("{passes}output = \"c\"")).is_empty());
         assert!(!refused("name = \"nothing\"").is_empty());
         assert!(!refused(&step.replace("prune", "prunes")).is_empty());
         assert!(

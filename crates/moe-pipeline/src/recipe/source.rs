@@ -26,6 +26,13 @@ impl<'t> Source<'t> {
             let DeValue::Table(inner) = step.get_ref() else { return None };
             (table, span) = (inner, step.span());
         }
+        // The passes of a step are numbered, too.
+        let pass = what.strip_prefix("pass ").and_then(|rest| rest.split(':').next()?.parse::<usize>().ok());
+        if let (Some(number), Some(DeValue::Array(passes))) = (pass, table.get("pass").map(Spanned::get_ref)) {
+            let pass = passes.get(number.checked_sub(1)?)?;
+            let DeValue::Table(inner) = pass.get_ref() else { return None };
+            (table, span) = (inner, pass.span());
+        }
         let span = quoted(table, what).unwrap_or(span);
         Some(1 + self.text.get(..span.start)?.matches('\n').count())
     }
@@ -59,6 +66,10 @@ mod tests {
         assert_eq!(source.line("2.1", "unknown field `run`"), Some(10));
         assert_eq!(source.line("2.1", "invalid type in `gates.max-kl`, `max-kl`"), Some(11));
         assert_eq!(source.line("2", "each: nothing"), Some(8));
+        let passes = "[[step]]\nrun = \"convert\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 1\n[[step.pass]]\nrun = \"merge\"\nkeep = 2\n";
+        let source_of_passes = Source::new(passes);
+        assert_eq!(source_of_passes.line("1", "pass 2: unknown field `keep`"), Some(8));
+        assert_eq!(source_of_passes.line("1", "pass 2: there is no method"), Some(6));
         assert_eq!((source.line("3", ""), Source::new("no = [").line("1", "")), (None, None));
     }
 }

@@ -20,6 +20,13 @@ fn message(text: &str, overrides: &[(String, String)]) -> String {
     Recipe::parse(text, overrides, "x").unwrap_err().to_string()
 }
 
+/// The options of the only pass of `step`.
+fn options(step: &Step) -> serde_json::Value {
+    let StepKind::Convert { passes, .. } = &step.kind else { panic!("no pass: {step:?}") };
+    let [pass] = passes.as_slice() else { panic!("several passes: {step:?}") };
+    pass.options()
+}
+
 #[test]
 fn variables_are_replaced_and_overridden() {
     let of = |overrides: &[(String, String)]| Recipe::parse(RECIPE, overrides, "x").unwrap().steps[1].model.clone();
@@ -31,19 +38,15 @@ fn variables_are_replaced_and_overridden() {
 #[test]
 fn defaults_fill_in_what_a_step_leaves_out() {
     let text = format!("{RECIPE}\n[defaults.upcycle]\ntop-k = 4\nseed = 7");
-    let StepKind::Upcycle { options, .. } = &Recipe::parse(&text, &[], "x").unwrap().steps[0].kind else {
-        panic!("the first step upcycles")
-    };
-    assert_eq!((options.top_k, options.seed), (2, 7));
+    let options = options(&Recipe::parse(&text, &[], "x").unwrap().steps[0]);
+    assert_eq!((&options["top-k"], &options["seed"]), (&2.into(), &7.into()));
 }
 
 #[test]
 fn merging_is_a_step() {
     let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4";
-    let StepKind::Merge { options, .. } = &Recipe::parse(text, &[], "x").unwrap().steps[0].kind else {
-        panic!("the step merges")
-    };
-    assert_eq!((options.sample_every, options.reduce.experts), (Some(4), Some(12)));
+    let options = options(&Recipe::parse(text, &[], "x").unwrap().steps[0]);
+    assert_eq!((&options["sample-every"], &options["experts"]), (&4.into(), &12.into()));
     assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
 }
 
@@ -85,10 +88,10 @@ fn blocks_run_for_every_combination() {
     let of_bits =
         |bits| sizes.iter().flat_map(move |size| [0, 1].map(|seed| format!("bits {bits}, {size}, seed {seed}")));
     assert_eq!(made, [3, 2].into_iter().flat_map(of_bits).collect::<Vec<_>>());
-    let StepKind::Quantize { output, options, .. } = &steps[7].kind else { panic!("step 8 quantizes") };
-    assert_eq!(output, Path::new("x/3-one-64-1"));
-    assert_eq!((options.calibration.data_tokens, options.calibration.seed), (64, 1));
-    assert_eq!(options.calibration.data.len(), 1);
+    assert_eq!(steps[7].output(), Some((Path::new("x/3-one-64-1"), false)));
+    let options = options(&steps[7]);
+    assert_eq!((&options["data-tokens"], &options["seed"]), (&64.into(), &1.into()));
+    assert_eq!(options["data"].as_array().unwrap().len(), 1);
     assert_eq!(steps[8].row(), "3 bits, one, 64");
     assert_eq!(steps[8].name(), "eval; bits 3, text one, tokens 64, seed 1");
     let fewer = [("seeds".to_owned(), "[7]".to_owned())];

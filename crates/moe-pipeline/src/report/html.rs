@@ -83,6 +83,11 @@ impl Section {
         Self { id, title, body: String::new() }
     }
 
+    /// Its place on the page.
+    pub fn id(&self) -> &'static str {
+        self.id
+    }
+
     fn push(mut self, markup: fmt::Arguments<'_>) -> Self {
         let _ = self.body.write_fmt(markup);
         self

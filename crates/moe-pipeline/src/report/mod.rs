@@ -11,7 +11,7 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use moe_passes::{DistillOptions, Pass, QuantizeOptions};
+use moe_passes::{DistillOptions, QuantizeOptions};
 
 use crate::receipt::Receipt;
 pub(crate) use html::Escaped;
@@ -21,36 +21,49 @@ use layer::ReportedLayer;
 /// The page's file name.
 pub(crate) const REPORT_FILE: &str = "report.html";
 
-/// The page; none where nothing was decided about experts, and nothing trained.
-pub(crate) fn render(receipt: &Receipt) -> Option<String> {
+/// Pages by their file names: one for the result and, where passes ran before the last one, one for each of them. None where nothing was
+/// decided about experts, and nothing trained.
+pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
+    let earlier = receipt.earlier().enumerate().filter_map(|(index, earlier)| {
+        let (title, mut sections) = sections_of(&earlier)?;
+        sections.retain(|section| section.id() != sections::cost::ID);
+        Some((format!("report-{}-{}.html", index + 1, earlier.pass), page(&title, &sections)))
+    });
+    let last = sections_of(receipt).map(|(title, mut sections)| {
+        sections.push(sections::provenance::section(receipt));
+        (REPORT_FILE.to_owned(), page(&title, &sections))
+    });
+    last.into_iter().chain(earlier).collect()
+}
+
+/// What a page says, provenance apart, and its title.
+fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
+    let source = &receipt.source.name;
     if let (None, Some(training)) = (receipt.decided, &receipt.training) {
-        let sections = [
+        let sections = vec![
             sections::training::summary(receipt, training),
             sections::training::held_out(training),
             sections::training::curves(training),
             sections::training::load(training),
-            sections::provenance::section(receipt),
         ];
-        return Some(page(&format!("{}, trained on", receipt.source.name), &sections));
+        return Some((format!("{source}, trained on"), sections));
     }
     receipt.decided?;
     if receipt.pass == QuantizeOptions::NAME {
-        let sections = [
+        let sections = vec![
             sections::quantized::summary(receipt),
             sections::cost::section(receipt),
             sections::quantized::experts(receipt),
-            sections::provenance::section(receipt),
         ];
-        return Some(page(&format!("{}, quantized", receipt.source.name), &sections));
+        return Some((format!("{source}, quantized"), sections));
     }
     if receipt.pass == DistillOptions::NAME {
-        let sections = [
+        let sections = vec![
             sections::distilled::summary(receipt),
             sections::cost::section(receipt),
             sections::distilled::layers(receipt),
-            sections::provenance::section(receipt),
         ];
-        return Some(page(&format!("{}, dense", receipt.source.name), &sections));
+        return Some((format!("{source}, dense"), sections));
     }
     let (first, _) = receipt.first_converted()?;
     let layers: Vec<ReportedLayer<'_>> = receipt.layers.iter().filter_map(ReportedLayer::new).collect();
@@ -65,10 +78,9 @@ pub(crate) fn render(receipt: &Receipt) -> Option<String> {
             sections::stability::section(receipt, &layers),
         ]),
     }
-    sections.push(sections::provenance::section(receipt));
     let experts = match layers.first().map(|layer| layer.trust.experts) {
         Some([before, after]) => format!("{after} of {before}"),
         None => first.experts.len().to_string(),
     };
-    Some(page(&format!("{}: {experts} experts", receipt.source.name), &sections))
+    Some((format!("{source}: {experts} experts"), sections))
 }

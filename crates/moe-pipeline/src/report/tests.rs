@@ -8,10 +8,17 @@ use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained}
 use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
 use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
 
-use super::render;
+use super::{REPORT_FILE, pages};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 use crate::trust::{HeldOutReport, StageReport};
+
+/// The page of the result.
+fn render(receipt: &Receipt) -> Option<String> {
+    let (file, page) = pages(receipt).into_iter().next()?;
+    assert_eq!(file, REPORT_FILE);
+    Some(page)
+}
 
 fn source(name: &str) -> SourceRecord {
     SourceRecord {
@@ -33,6 +40,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
     };
     Receipt {
         tool: Tool::this(),
+        before: Vec::new(),
         pass: "prune",
         options: serde_json::json!({ "method": "reap", "data": [] }),
         source: source("source"),

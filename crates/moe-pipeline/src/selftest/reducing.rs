@@ -97,7 +97,7 @@ fn pruned(
     }
     let options: PruneOptions = golden(&options)?;
     let output = goldens.path("pruned");
-    let done = convert(&options, &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
+    let done = convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
     let expert = |text: &String| text.strip_prefix("expert ").and_then(|number| number.parse().ok());
     let of_layer = |experts: &[String]| {
         let mut kept: Vec<usize> = experts.iter().filter_map(expert).collect();
@@ -161,7 +161,7 @@ fn merged(goldens: &Goldens, statistics: &Path, compute: &Compute) -> Result<Che
         let options = json!({ "method": method, "experts": groups.len(), "stats": statistics.to_string_lossy(), "no-super-expert-guard": true });
         let options: MergeOptions = golden(&options)?;
         let output = goldens.path("merged");
-        let done = convert(&options, &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
+        let done = convert(&[&options], &goldens.path("models/moe"), &output, &run(compute)?, &Quiet)?;
         let trust = done.receipt.layers.get(MERGED_LAYER).and_then(|layer| layer.trust.as_ref());
         let clusters = trust.map(|trust| trust.clusters.clone()).unwrap_or_default();
         let model = Model::open(&output)?;

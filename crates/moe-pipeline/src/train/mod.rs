@@ -22,7 +22,6 @@ use moe_passes::{Precision, Training};
 use order::Order;
 use trainer::{Task, Trainer};
 
-use crate::fingerprint;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
@@ -34,12 +33,10 @@ pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub(crate) struct Subject<'a> {
     /// The planned model.
     pub model: &'a Model,
-    /// The checkpoint it comes from.
-    pub source: &'a Checkpoint,
-    pub teacher: Option<(&'a Checkpoint, &'a Model)>,
+    pub teacher: Option<&'a Model>,
     pub task: &'a TrainingTask,
-    /// The pass's options.
-    pub options: serde_json::Value,
+    /// Hash of all that decides what comes of the training.
+    pub fingerprint: String,
     pub output: &'a Path,
     pub resume: bool,
     pub memory_budget: Option<ByteSize>,
@@ -67,6 +64,14 @@ impl TrainingTask {
         let held_out = (!text.held_out.is_empty()).then(|| Corpus::load(&text.held_out, source.dir(), measured));
         Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out: held_out.transpose()?, training })
     }
+
+    /// Those of `options` that decide what comes of it: the others may be changed when it goes on.
+    pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
+        if let Some(options) = options.as_object_mut() {
+            CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
+        }
+        options
+    }
 }
 
 /// Options that may be changed when a training goes on.
@@ -91,7 +96,7 @@ impl Subject<'_> {
         let reference = training
             .teacher
             .zip(self.teacher)
-            .map(|(options, (_, teacher))| Reference::new(teacher, options.kind, &sequences, scratch, self.compute));
+            .map(|(options, teacher)| Reference::new(teacher, options.kind, &sequences, scratch, self.compute));
         let weight = training.teacher.map_or(0.0, |teacher| teacher.weight);
         let tokens = held_out.as_ref().map_or(0, Corpus::tokens);
         let mut task = TextTask {
@@ -113,17 +118,16 @@ impl Subject<'_> {
                 capacity_factor: training.routers.capacity_factor,
             },
             held_out: held_out.as_ref(),
-            original: self.teacher.map(|(_, model)| model),
+            original: self.teacher,
             storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
         };
         let dir = TrainingDir::of(self.output);
         progress.stage("train", training.options.steps, Unit::Steps);
-        let fingerprint = self.fingerprint()?;
         let trainer = Trainer {
             parameters: &parameters,
             options: &training.options,
             dir: &dir,
-            fingerprint,
+            fingerprint: self.fingerprint.clone(),
             resume: self.resume,
             progress,
         };
@@ -144,18 +148,6 @@ impl Subject<'_> {
             load: record::changes(&outcome.load[0], &outcome.load[1]),
         };
         Ok((model, record))
-    }
-
-    /// Hash of all that decides what comes of the training, but for what may be changed.
-    fn fingerprint(&self) -> Result<String> {
-        let mut options = self.options.clone();
-        if let Some(options) = options.as_object_mut() {
-            CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));
-        }
-        let teacher = self.teacher.map(|(checkpoint, _)| checkpoint);
-        let text = &self.task.training.text;
-        let texts = text.data.iter().chain(&text.held_out).map(|spec| spec.path.as_path());
-        fingerprint::of_run(&options, std::iter::once(self.source).chain(teacher), texts)
     }
 }
 

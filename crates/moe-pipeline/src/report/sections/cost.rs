@@ -1,7 +1,7 @@
 //! What it costs on held-out text, beside the control.
 
 use moe_forward::DomainReport;
-use moe_passes::{DistillOptions, Pass, QuantizeOptions};
+use moe_passes::{DistillOptions, QuantizeOptions};
 
 use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
@@ -9,8 +9,11 @@ use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
 use crate::trust::{HeldOutReport, StageReport};
 
+/// The section's place on the page.
+pub(crate) const ID: &str = "cost";
+
 pub(crate) fn section(receipt: &Receipt) -> Section {
-    let section = Section::new("cost", "What it costs");
+    let section = Section::new(ID, "What it costs");
     let Some(held_out) = &receipt.held_out else {
         return section.warning(
             "Nothing was held out, so Δ loss, KL and top-1 agreement are not known. Give \

@@ -20,7 +20,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
          memory; `SHA256SUMS` lists this folder's files, and `moe-convert verify` checks them.",
         receipt.tool.name,
         receipt.tool.version,
-        receipt.pass,
+        receipt.passes(),
         identity(&receipt.identity)
     ));
     if let Some(measured) = &receipt.measured {
@@ -33,8 +33,13 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             d.max_logit
         ));
     }
+    for (index, earlier) in receipt.before.iter().enumerate() {
+        let options = serde_json::to_string_pretty(&earlier.options).unwrap_or_default();
+        let (number, pass) = (index + 1, earlier.pass);
+        section = section.text(&format!("Pass {number} was `{pass}`, with these options:")).verbatim(&options);
+    }
     section
         .table(&Table::words("SHA-256 of what was read", &["file", "of", "SHA-256"], hashes))
-        .text("Options, defaults included:")
+        .text(&format!("Options of `{}`, defaults included:", receipt.pass))
         .verbatim(&options)
 }

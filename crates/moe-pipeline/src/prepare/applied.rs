@@ -1,0 +1,246 @@
+//! A pass applied to a model: its plan, and all that it reads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Spill, json};
+use moe_forward::{Corpus, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_math::Compute;
+use moe_model::{Declaration, Model};
+use moe_passes::{Decisions, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
+
+use crate::deciding::Deciding;
+use crate::fingerprint::Fingerprint;
+use crate::statistics::StatisticsFile;
+use crate::train::{Need, TrainingTask};
+
+/// Where a pass finds what it reads, and what it makes goes.
+pub(super) struct Place<'a> {
+    /// The directory of the checkpoint.
+    pub input: &'a Path,
+    pub checkpoint: &'a Checkpoint,
+    pub compute: &'a Compute,
+    pub spill: &'a Arc<Spill>,
+}
+
+/// A pass applied to a model.
+pub(crate) struct Applied<'p> {
+    pub pass: &'p dyn Pass,
+    /// What it converts: the checkpoint's model, or what the pass before makes of that.
+    pub source: Model,
+    pub plan: Plan,
+    pub declaration: Declaration,
+    /// The declaration read back: names and config as loaders find them, weights still lazy.
+    pub result: Model,
+    /// The text of each of the plan's surveys.
+    pub texts: Vec<SurveyText>,
+    /// The checkpoints that it reads beside, in order.
+    pub others: Vec<Checkpoint>,
+    /// Their models.
+    pub models: Vec<Model>,
+    others_differ: bool,
+    statistics: Option<StatisticsFile>,
+    given_plan: Option<serde_json::Value>,
+    /// What decides in a sweep.
+    pub deciding: Option<Deciding>,
+    /// What was decided, once it is.
+    pub decisions: Option<Decisions>,
+    /// How the plan's model is trained, if it is.
+    pub training: Option<TrainingTask>,
+}
+
+impl<'p> Applied<'p> {
+    /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
+    pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
+        let Place { input, checkpoint, compute, spill } = *place;
+        let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
+        let of = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let others_differ = pass.others().iter().any(|other| of(other) != of(input));
+        let statistics = pass.statistics().map(|path| match first {
+            true => open_statistics(path, &source, checkpoint),
+            false => Err(Error::new(
+                Kind::Usage,
+                "statistics are of a checkpoint, but this pass converts what another makes",
+            )
+            .file(path)
+            .remedy("give --data; or write what the pass before makes, and observe that")),
+        });
+        let statistics = statistics.transpose()?;
+        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read_tree).transpose()?;
+        let sources = Sources {
+            model: &source,
+            others: &models,
+            others_differ,
+            compute,
+            statistics: statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: given_plan.as_ref(),
+            spill: Some(spill),
+            decisions: None,
+        };
+        let plan = pass.plan(&sources)?;
+        let decider = pass.decider(&sources)?;
+        check_tokenizers(input, pass.others())?;
+        let (declaration, result) = declared(&plan)?;
+        let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
+        let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
+        let read = |training| TrainingTask::read(training, checkpoint, source.vocab);
+        let training = pass.training().map(read).transpose()?;
+        Ok(Self {
+            pass,
+            source,
+            plan,
+            declaration,
+            result,
+            texts,
+            others,
+            models,
+            others_differ,
+            statistics,
+            given_plan,
+            deciding,
+            decisions: None,
+            training,
+        })
+    }
+
+    /// What the pass reads, and what was decided.
+    pub fn sources<'a>(
+        &'a self,
+        compute: &'a Compute,
+        spill: &'a Arc<Spill>,
+        decisions: Option<&'a Decisions>,
+    ) -> Sources<'a> {
+        Sources {
+            model: &self.source,
+            others: &self.models,
+            others_differ: self.others_differ,
+            compute,
+            statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: self.given_plan.as_ref(),
+            spill: Some(spill),
+            decisions,
+        }
+    }
+
+    /// Applies the pass anew to `source`, whose layers have become what they were only planned to be.
+    pub(super) fn converts(&mut self, source: Model, compute: &Compute, spill: &Arc<Spill>) -> Result<()> {
+        self.source = source;
+        let sources = self.sources(compute, spill, None);
+        let (plan, decider) = (self.pass.plan(&sources)?, self.pass.decider(&sources)?);
+        if let Some((deciding, decider)) = self.deciding.as_mut().zip(decider) {
+            deciding.decider = decider;
+        }
+        self.planned(plan)
+    }
+
+    /// Plans with what was decided.
+    pub(super) fn decided(&mut self, decisions: Decisions, compute: &Compute, spill: &Arc<Spill>) -> Result<()> {
+        let plan = self.pass.plan(&self.sources(compute, spill, Some(&decisions)))?;
+        self.decisions = Some(decisions);
+        self.planned(plan)
+    }
+
+    /// Puts `model`, which was trained, in the place of the planned one.
+    pub(super) fn trained(&mut self, model: Model) -> Result<()> {
+        self.plan.model = model;
+        (self.declaration, self.result) = declared(&self.plan)?;
+        Ok(())
+    }
+
+    fn planned(&mut self, plan: Plan) -> Result<()> {
+        (self.declaration, self.result) = declared(&plan)?;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// All text, statistics and plans that it reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
+        let texts = self.deciding.iter().flat_map(Deciding::files);
+        let statistics = self.statistics.iter().map(|statistics| statistics.path().to_owned());
+        surveyed.chain(texts).chain(statistics).chain(self.further_files()).collect()
+    }
+
+    /// The given plan, held-out text, and text that is trained on.
+    pub fn further_files(&self) -> Vec<PathBuf> {
+        let held_out = self.pass.held_out();
+        let held_out = held_out.iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
+        let trained = self.pass.training().into_iter().flat_map(|training| {
+            let TrainingText { data, held_out, .. } = training.text;
+            data.into_iter().chain(held_out).map(|spec| spec.path)
+        });
+        self.pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).chain(trained).collect()
+    }
+
+    /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
+    pub(super) fn joins(&self, before: &Self) -> bool {
+        let whole = before.plan.surveys.is_empty() && before.training.is_none();
+        let of = |applied: &'_ Self, test: fn(&Deciding) -> bool| applied.deciding.as_ref().is_some_and(test);
+        whole
+            && of(before, |deciding| deciding.decider.sweeps_once())
+            && of(self, |deciding| deciding.decider.sweeps_once() && !deciding.decider.looks_ahead())
+    }
+
+    /// Bytes of hidden states, of a training, and of what deciding holds beside.
+    pub(super) fn working_bytes(&self) -> u64 {
+        /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
+        const STATES: usize = 8;
+        let decided = self.deciding.iter().map(Deciding::most_tokens);
+        let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
+        let trained = self.training.as_ref().map(|task| Need::of(&self.plan.model, &task.training).bytes(false));
+        let working = self.deciding.iter().map(|deciding| deciding.decider.working_bytes()).sum::<u64>();
+        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
+        survey.max(trained.unwrap_or(0))
+    }
+}
+
+/// Names and config of a plan, and the model that loaders will find: a contradiction shows here, before the first byte.
+pub(super) fn declared(plan: &Plan) -> Result<(Declaration, Model)> {
+    let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
+    let result = declaration.reread()?;
+    Ok((declaration, result))
+}
+
+fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+    let file = StatisticsFile::open(path)?;
+    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    Ok(file)
+}
+
+fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText> {
+    match text {
+        TextSource::Data { specs, sequence_length, max_tokens } => {
+            let options = TokenizeOptions {
+                sequence_length: *sequence_length,
+                vocab,
+                max_tokens: Some(*max_tokens),
+                ..TokenizeOptions::default()
+            };
+            Ok(SurveyText::Data(Corpus::load(specs, model_dir, options)?.batch()))
+        }
+        TextSource::Prompts { path, sets } => {
+            let prompts = load_prompts(path, model_dir, *sets)?;
+            prompts.batch.check_vocabulary(vocab, path)?;
+            Ok(SurveyText::Prompts(prompts))
+        }
+    }
+}
+
+/// Refuses models that give the same ids other meanings.
+fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
+    let read = |dir: &Path| -> Result<Option<serde_json::Value>> {
+        let path = dir.join(TOKENIZER_FILE);
+        if path.is_file() { json::read(&path).map(Some) } else { Ok(None) }
+    };
+    let Some(wanted) = (if others.is_empty() { None } else { read(base)? }) else { return Ok(()) };
+    for other in others.iter().filter(|other| *other != base) {
+        let Some(found) = read(other)? else { continue };
+        if let Some(part) = ["model", "added_tokens"].into_iter().find(|part| wanted[*part] != found[*part]) {
+            return Err(Error::new(Kind::Usage, format!("this tokenizer has another {part:?} than the base's"))
+                .file(other.join(TOKENIZER_FILE))
+                .remedy("give models that were fine-tuned from one base, with its tokenizer"));
+        }
+    }
+    Ok(())
+}

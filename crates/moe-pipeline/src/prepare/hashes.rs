@@ -1,0 +1,57 @@
+//! SHA-256 of all that a run reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, sha256_file};
+use rayon::prelude::*;
+
+use crate::receipt::Receipt;
+
+/// SHA-256 of what was read.
+pub(crate) struct Hashes {
+    source: BTreeMap<String, String>,
+    others: Vec<BTreeMap<String, String>>,
+    texts: BTreeMap<String, String>,
+}
+
+impl Hashes {
+    /// Hashes `source`, `others` and `texts`.
+    pub(super) fn of<'a>(
+        source: &Checkpoint,
+        others: impl Iterator<Item = &'a Checkpoint>,
+        texts: &[PathBuf],
+    ) -> Result<Self> {
+        let texts: Vec<&Path> = texts.iter().map(PathBuf::as_path).collect();
+        Ok(Self {
+            source: hash_checkpoint(source)?,
+            others: others.map(hash_checkpoint).collect::<Result<_>>()?,
+            texts: hash_files(&texts)?,
+        })
+    }
+
+    pub fn record(self, receipt: &mut Receipt) {
+        receipt.source.sha256 = self.source;
+        receipt.others.iter_mut().zip(self.others).for_each(|(record, hashes)| record.sha256 = hashes);
+        receipt.texts = self.texts;
+    }
+}
+
+/// SHA-256 of config and weights.
+fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
+    let config = checkpoint.dir().join(CONFIG_FILE);
+    let files: Vec<&Path> =
+        std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
+    hash_files(&files)
+}
+
+/// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.
+fn hash_files(paths: &[&Path]) -> Result<BTreeMap<String, String>> {
+    let paths: BTreeSet<&Path> = paths.iter().copied().collect();
+    let unique = |path: &Path| paths.iter().filter(|other| other.file_name() == path.file_name()).count() == 1;
+    let hash = |path: &&Path| -> Result<(String, String)> {
+        let name = path.file_name().filter(|_| unique(path)).unwrap_or(path.as_os_str());
+        Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))
+    };
+    paths.par_iter().map(hash).collect()
+}

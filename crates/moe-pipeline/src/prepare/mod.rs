@@ -1,0 +1,448 @@
+//! Passes applied to checkpoints, validated down to every output name and every text before the first weight is read.
+
+mod applied;
+mod hashes;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use moe_checkpoint::{
+    Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, write_file_atomically,
+};
+use moe_forward::{Corpus, EvalReport, Sweep};
+use moe_math::Compute;
+use moe_model::{Declaration, Model};
+use moe_passes::{Decisions, Effect, Identity, Pass, Sources};
+
+use crate::convert::ConvertOptions;
+use crate::deciding::{Deciding, decide_together};
+use crate::fingerprint;
+use crate::progress::{Progress, Timings, Unit};
+use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
+use crate::resources::{ByteSize, directory_of};
+use crate::train::{Subject, TrainingDir, TrainingRecord};
+use crate::trust::{self, StageReport};
+
+pub(crate) use applied::Applied;
+pub(crate) use hashes::Hashes;
+
+use applied::{Place, declared};
+
+/// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
+pub(crate) struct Prepared<'p> {
+    pub checkpoint: Checkpoint,
+    pub source: Model,
+    /// The passes; at least one.
+    applied: Vec<Applied<'p>>,
+    pub shards: Vec<ShardPlan>,
+    max_shard_size: ByteSize,
+    spill: Arc<Spill>,
+    /// Text that the result is measured on, which is the last pass's.
+    pub held_out: Option<Corpus>,
+    /// What it measured behind each stage of deciding, where there are several.
+    pub stages: Vec<StageReport>,
+    /// How a pass's model was trained, once one was.
+    trained: Option<TrainingRecord>,
+}
+
+/// Refuses passes that can't run one after the other without a checkpoint between them.
+///
+/// # Errors
+/// [`Kind::Usage`] for what only the last pass can do, or only one.
+pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
+    let Some((_, before)) = passes.split_last() else { return Err(Error::new(Kind::Usage, "there is no pass to run")) };
+    if let Some(pass) = before.iter().find(|pass| pass.held_out().is_some()) {
+        let what = format!("{} has held-out text, but it is the written result that is measured", pass.name());
+        return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
+    }
+    if passes.iter().filter(|pass| pass.trains()).count() > 1 {
+        return Err(Error::new(Kind::Usage, "two passes train, but what is saved of a training is one")
+            .remedy("write a checkpoint between them: make them steps of their own"));
+    }
+    Ok(())
+}
+
+impl<'p> Prepared<'p> {
+    pub fn new(passes: &[&'p dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Self> {
+        let checkpoint = Checkpoint::open(input)?;
+        let source = Model::read(&checkpoint)?;
+        let spill = Arc::new(Spill::new(directory_of(output)));
+        let place = Place { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill };
+        let mut applied: Vec<Applied<'p>> = Vec::new();
+        for pass in passes {
+            let model = applied.last().map_or(&source, |before| &before.result).clone();
+            applied.push(Applied::new(*pass, model, applied.is_empty(), &place)?);
+        }
+        let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
+        let shards = shards(&last.declaration, options.max_shard_size)?;
+        let held_out = last.pass.held_out();
+        let held_out = held_out.map(|held_out| trust::corpus(&held_out, input, source.vocab)).transpose()?;
+        Ok(Self {
+            checkpoint,
+            source,
+            applied,
+            shards,
+            max_shard_size: options.max_shard_size,
+            spill,
+            held_out,
+            stages: Vec::new(),
+            trained: None,
+        })
+    }
+
+    /// The last pass.
+    pub fn last(&self) -> &Applied<'p> {
+        self.applied.last().expect("there is at least one pass")
+    }
+
+    /// What the last pass reads, and what was decided.
+    pub fn sources<'a>(&'a self, compute: &'a Compute) -> Sources<'a> {
+        self.last().sources(compute, &self.spill, self.last().decisions.as_ref())
+    }
+
+    /// What is written.
+    pub fn declaration(&self) -> &Declaration {
+        &self.last().declaration
+    }
+
+    /// That, as loaders find it.
+    pub fn result(&self) -> &Model {
+        &self.last().result
+    }
+
+    /// What all passes do to the function.
+    pub fn effects(&self) -> Vec<Effect> {
+        self.applied.iter().flat_map(|applied| applied.plan.effects.clone()).collect()
+    }
+
+    /// What all passes warn of; once what several say.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = Vec::new();
+        for warning in self.applied.iter().flat_map(|applied| &applied.plan.warnings) {
+            if !warnings.contains(warning) {
+                warnings.push(warning.clone());
+            }
+        }
+        warnings
+    }
+
+    /// Experts of the result that are chosen together, where a pass made such and none behind it changed their number.
+    pub fn group(&self) -> usize {
+        let experts = |model: &Model| model.moes().map(|(_, moe)| moe.experts.len()).collect::<Vec<_>>();
+        let (result, mut made) = (experts(self.result()), self.applied.iter());
+        made.find(|made| made.plan.group > 1 && experts(&made.result) == result).map_or(1, |made| made.plan.group)
+    }
+
+    /// Finds out what the plans of the first `count` passes left open: decides, surveys and trains.
+    pub fn carry_out(
+        &mut self,
+        count: usize,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+        timings: &mut Timings,
+    ) -> Result<()> {
+        let (compute, meter) = (&options.compute, &options.compute.meter);
+        let mut first = 0;
+        while first < count {
+            let end = self.end_of_sweep(first);
+            if first > 0 {
+                let model = self.applied[first - 1].result.clone();
+                self.applied[first].converts(model, compute, &self.spill)?;
+            }
+            let name = |what: &str| match self.applied.len() {
+                1 => what.to_owned(),
+                _ => {
+                    let names: Vec<_> = self.applied[first..end].iter().map(|applied| applied.pass.name()).collect();
+                    format!("{}: {what}", names.join(", "))
+                }
+            };
+            let (decide, survey, train) = (name("decide"), name("survey"), name("train"));
+            let last = end - 1;
+            let start = Instant::now();
+            let decided = match end - first {
+                1 => self.decide(first, &decide, options, output, progress)?,
+                _ => self.decide_together(first..end, &decide, options, output, progress)?,
+            };
+            if decided {
+                timings.add_metered(meter);
+                timings.add(&decide, start.elapsed(), None);
+            }
+            if !self.applied[last].plan.surveys.is_empty() {
+                timings.time_metered(&survey, meter, || self.survey(last, compute, progress))?;
+            }
+            let start = Instant::now();
+            if self.train(last, options, output, progress)? {
+                timings.add_metered(meter);
+                timings.add(&train, start.elapsed(), None);
+            }
+            first = end;
+        }
+        self.shards = shards(self.declaration(), self.max_shard_size)?;
+        Ok(())
+    }
+
+    /// The end of the passes from `first` on that decide in one sweep.
+    fn end_of_sweep(&self, first: usize) -> usize {
+        let joining = self.applied[first..].windows(2).take_while(|pair| pair[1].joins(&pair[0]));
+        first + 1 + joining.count()
+    }
+
+    /// Decides what the plan of pass `index` left open, and plans anew; whether there was anything.
+    fn decide(
+        &mut self,
+        index: usize,
+        name: &str,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<bool> {
+        let compute = &options.compute;
+        let decisions = match self.applied[index].deciding.take() {
+            Some(mut deciding) => {
+                if deciding.decider.saves() {
+                    let saved = self.saved(index, &deciding, options, output)?;
+                    if options.resume && TrainingDir::of(output).path().is_dir() {
+                        progress.note("what was trained before is taken from what was saved");
+                    }
+                    deciding.decider.save_in(saved);
+                }
+                let applied = &self.applied[index];
+                let mut measured = |decisions: &Decisions| -> Result<Option<EvalReport>> {
+                    let Some(corpus) = &self.held_out else { return Ok(None) };
+                    let plan = applied.pass.plan(&applied.sources(compute, &self.spill, Some(decisions)))?;
+                    let (_, result) = declared(&plan)?;
+                    let name = "measure on held-out text";
+                    trust::evaluated(name, &result, &self.source, corpus, options, output, progress).map(Some)
+                };
+                let (decisions, stages) =
+                    deciding.run(&applied.source, name, options, directory_of(output), progress, &mut measured)?;
+                self.stages = stages;
+                self.applied[index].deciding = Some(deciding);
+                Some(decisions)
+            }
+            None => {
+                let applied = &self.applied[index];
+                applied.pass.decide(&applied.sources(compute, &self.spill, None))?
+            }
+        };
+        let Some(decisions) = decisions else { return Ok(false) };
+        self.decided(index, decisions, compute)?;
+        Ok(true)
+    }
+
+    /// Decides in one sweep what the plans of the passes `group` left open.
+    fn decide_together(
+        &mut self,
+        group: Range<usize>,
+        name: &str,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<bool> {
+        let mut parts: Vec<(&Model, &mut Deciding)> = self.applied[group.clone()]
+            .iter_mut()
+            .filter_map(|applied| Some((&applied.source, applied.deciding.as_mut()?)))
+            .collect();
+        decide_together(&mut parts, name, options, directory_of(output), progress)?;
+        for index in group.clone() {
+            if index > group.start {
+                self.applied[index].source = self.applied[index - 1].result.clone();
+            }
+            let Applied { source, deciding: Some(deciding), .. } = &mut self.applied[index] else { continue };
+            deciding.decider.model_mut().clone_from(source);
+            let decisions = deciding.decider.finish()?;
+            self.decided(index, decisions, &options.compute)?;
+        }
+        Ok(true)
+    }
+
+    /// Plans pass `index` with what was decided, which is written where its user wants it.
+    fn decided(&mut self, index: usize, decisions: Decisions, compute: &Compute) -> Result<()> {
+        let applied = &mut self.applied[index];
+        applied.decided(decisions, compute, &self.spill)?;
+        if let Some((path, decisions)) = applied.pass.plan_out().zip(applied.decisions.as_ref()) {
+            let text = json::to_pretty(&applied.pass.describe_decisions(&applied.source, decisions));
+            write_file_atomically(path, |file| file.write_all(text.as_bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Where the costly steps of `deciding`, which is that of pass `index`, are saved beside `output`.
+    fn saved(&self, index: usize, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
+        let mut texts = deciding.files();
+        texts.extend(self.applied[index].further_files());
+        let own = self.applied[index].pass.options();
+        let key = self.key(index, own, &texts, None)?;
+        Saved::new(TrainingDir::of(output).path(), key, options.resume)
+    }
+
+    /// Hash of all that pass `index` with its `own` options depends on: what came before it, too.
+    fn key(
+        &self,
+        index: usize,
+        own: serde_json::Value,
+        texts: &[PathBuf],
+        teacher: Option<&Checkpoint>,
+    ) -> Result<String> {
+        let before = &self.applied[..index];
+        let options = match before {
+            [] => own,
+            _ => {
+                let earlier: Vec<_> = before.iter().map(|applied| applied.pass.options()).collect();
+                serde_json::json!({ "earlier": earlier, "options": own })
+            }
+        };
+        let earlier: Vec<PathBuf> = before.iter().flat_map(Applied::files).collect();
+        let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
+        let read = before.iter().flat_map(|applied| &applied.others);
+        let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
+        fingerprint::of_run(&options, models, texts)
+    }
+
+    /// Trains what pass `index` plans, if that is what it does; whether it is.
+    fn train(
+        &mut self,
+        index: usize,
+        options: &ConvertOptions,
+        output: &Path,
+        progress: &dyn Progress,
+    ) -> Result<bool> {
+        let applied = &self.applied[index];
+        let Some(task) = &applied.training else { return Ok(false) };
+        let teacher = task.training.teacher.and_then(|_| applied.others.first().zip(applied.models.first()));
+        let (own, texts) = (task.deciding(applied.pass.options()), applied.further_files());
+        let key = self.key(index, own, &texts, teacher.map(|(checkpoint, _)| checkpoint))?;
+        let subject = Subject {
+            model: &applied.plan.model,
+            teacher: teacher.map(|(_, model)| model),
+            task,
+            fingerprint: key,
+            output,
+            resume: options.resume,
+            memory_budget: options.memory_budget,
+            compute: &options.compute,
+        };
+        let (model, record) = subject.train(progress)?;
+        self.trained = Some(record);
+        self.applied[index].trained(model)?;
+        Ok(true)
+    }
+
+    /// Whether a pass was trained.
+    pub fn is_trained(&self) -> bool {
+        self.trained.is_some()
+    }
+
+    /// Whether deciding saves its costly steps in a [`TrainingDir`].
+    pub fn saves(&self) -> bool {
+        let mut deciding = self.applied.iter().filter_map(|applied| applied.deciding.as_ref());
+        deciding.any(|deciding| deciding.decider.saves())
+    }
+
+    /// Runs the surveys of pass `index`, each a sweep over what it converts.
+    fn survey(&mut self, index: usize, compute: &Compute, progress: &dyn Progress) -> Result<()> {
+        let Applied { source, plan, texts, .. } = &mut self.applied[index];
+        for (survey, text) in plan.surveys.iter_mut().zip(texts) {
+            let layers = source.layers.len();
+            let tokens = text.batch().tokens();
+            progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers { tokens });
+            survey.surveyor.begin(text)?;
+            let mut sweep = Sweep::new(source, text.batch(), compute)?;
+            for index in 0..layers {
+                sweep.layer(index, survey.surveyor.as_mut())?;
+                progress.advance(1);
+            }
+            for (layer, found) in survey.surveyor.found() {
+                plan.layers.iter_mut().filter(|r| r.layer == layer).for_each(|r| r.found.push(found.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the receipt says before anything is hashed or measured.
+    pub fn receipt(&self) -> Receipt {
+        let last = self.last();
+        let parameters = last.plan.model.parameters();
+        let copied = last.declaration.tensors.iter().filter(|(_, w)| w.stored().is_some()).count();
+        let source = |checkpoint: &Checkpoint, model: &Model| {
+            let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
+            let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
+            let parameters = model.parameters();
+            SourceRecord {
+                name: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                model_type: model_type.unwrap_or_default().to_owned(),
+                total_parameters: parameters.total(),
+                active_parameters: parameters.active(),
+                bytes: checkpoint.tensors().values().map(|tensor| tensor.bytes()).sum(),
+                sha256: BTreeMap::new(),
+            }
+        };
+        let others = self.applied.iter().flat_map(|applied| applied.others.iter().zip(&applied.models));
+        let effects = self.effects();
+        Receipt {
+            tool: Tool::this(),
+            before: self.applied[..self.applied.len() - 1].iter().map(EarlierPass::of).collect(),
+            pass: last.pass.name(),
+            options: last.pass.options(),
+            source: source(&self.checkpoint, &self.source),
+            others: others.map(|(other, model)| source(other, model)).collect(),
+            texts: BTreeMap::new(),
+            result: ResultRecord {
+                model_type: last.plan.model.family.model_type.clone(),
+                total_parameters: parameters.total(),
+                active_parameters: parameters.active(),
+                parameters,
+                tensors: last.declaration.tensors.len(),
+                tensors_copied: copied,
+                bytes: last.declaration.bytes(),
+            },
+            identity: Identity::of(&effects),
+            effects,
+            measured: None,
+            held_out: None,
+            training: self.trained.clone(),
+            decided: last.decisions.as_ref().map(|decisions| decisions.by),
+            pool: last.deciding.as_ref().and_then(|deciding| deciding.pulled),
+            layers: last.plan.layers.clone(),
+            warnings: self.warnings(),
+        }
+    }
+
+    /// Hashes of everything that is read.
+    pub fn hashes(&self) -> Result<Hashes> {
+        let texts: Vec<PathBuf> = self.applied.iter().flat_map(Applied::files).collect();
+        Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts)
+    }
+
+    /// The probe's largest tensors: the head in f32 beside logits of both models, or a layer's weights; and hidden states of what is
+    /// found out before.
+    pub fn memory_estimate(&self, probe_tokens: usize) -> u64 {
+        const WRITER_BYTES: u64 = 64 << 20;
+        let (mut first, mut found_out) = (0, 0);
+        while first < self.applied.len() {
+            let end = self.end_of_sweep(first);
+            found_out = found_out.max(self.applied[first..end].iter().map(Applied::working_bytes).sum());
+            first = end;
+        }
+        if probe_tokens == 0 {
+            return WRITER_BYTES + found_out;
+        }
+        let head = (self.source.vocab * self.source.hidden * 4) as u64;
+        let logits = (self.source.vocab * probe_tokens * 8 * 6) as u64;
+        WRITER_BYTES + found_out.max(head + logits)
+    }
+}
+
+fn shards(declaration: &Declaration, max_shard_size: ByteSize) -> Result<Vec<ShardPlan>> {
+    let declared: Vec<Declared> = declaration
+        .tensors
+        .iter()
+        .map(|(name, w)| Declared { name: name.clone(), dtype: w.dtype(), shape: w.shape().to_vec() })
+        .collect();
+    plan_shards(&declared, max_shard_size.0)
+}
