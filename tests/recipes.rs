@@ -66,18 +66,25 @@ fn variables_are_set() {
 }
 
 #[test]
-fn finished_steps_are_kept_on_resume() {
+fn finished_steps_are_kept() {
     let sandbox = sandbox(RECIPE);
-    sandbox.run("run recipe.toml --resume").succeeds();
+    sandbox.run("run recipe.toml").succeeds();
     let first = sandbox.contents();
-    let second = sandbox.run("run recipe.toml --resume").succeeds();
+    let second = sandbox.run("run recipe.toml --summary summary.md").succeeds();
     assert!(second.stdout.contains("finished already"), "{}", second.stdout);
+    let summary = String::from_utf8(sandbox.read("summary.md")).unwrap();
+    assert!(summary.contains("| there already |") && summary.contains("| done |"), "{summary}");
+    std::fs::remove_file(sandbox.path("summary.md")).unwrap();
     assert!(first == sandbox.contents(), "a finished result was written again");
-    // Without --resume, and with other options, a result that exists is in the way.
-    sandbox.run("run recipe.toml").exits(2).says(&["result/moe", "exists", "step 1 (upcycle)", "recipe.toml"]);
+    // When all steps shall run, or with other options, a result that exists is in the way.
+    let fresh = "run recipe.toml --fresh";
+    sandbox.run(fresh).exits(2).says(&["result/moe", "exists", "step 1 (upcycle)", "recipe.toml"]);
     let other = String::from_utf8(sandbox.read("recipe.toml")).unwrap().replace("experts = 4", "experts = 5");
     sandbox.write("other.toml", other);
-    sandbox.run("run other.toml --resume").exits(2).says(&["result/moe", "exists"]);
+    sandbox.run("run other.toml").exits(2).says(&["result/moe", "exists"]);
+    sandbox.write("fresh.toml", RECIPE.replace("top-k = 2", "top-k = 2\noverwrite = true"));
+    let again = sandbox.run("run fresh.toml --fresh").succeeds();
+    assert!(!again.stdout.contains("finished already"), "{}", again.stdout);
 }
 
 /// A result that was damaged since is not finished.
@@ -88,9 +95,134 @@ fn damaged_results_are_not_taken_for_finished() {
     let mut weights = sandbox.read("result/moe/model.safetensors");
     weights.truncate(1_000_000);
     sandbox.write("result/moe/model.safetensors", weights);
-    let outcome = sandbox.run("run recipe.toml --resume");
+    let outcome = sandbox.run("run recipe.toml");
     assert_ne!(outcome.code, 0, "{outcome}");
     assert!(!outcome.stdout.contains("finished already"), "{}", outcome.stdout);
+    sandbox.write("again.toml", RECIPE.replace("top-k = 2", "top-k = 2\noverwrite = true"));
+    sandbox.write("result/moe/moe-convert.json", "{");
+    sandbox.run("run again.toml").succeeds();
+    sandbox.run("verify result/moe").succeeds();
+}
+
+/// What a source holds decides, not where it lies.
+#[test]
+fn a_changed_source_is_converted_again() {
+    let sandbox = sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "dense\"\noutput"));
+    let copy = |name: &str| {
+        std::fs::create_dir_all(sandbox.path(name)).unwrap();
+        for entry in std::fs::read_dir(root().join("golden/models/dense")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, sandbox.path(name).join(path.file_name().unwrap())).unwrap();
+        }
+    };
+    copy("dense");
+    sandbox.run("run recipe.toml").succeeds();
+    std::fs::rename(sandbox.path("dense"), sandbox.path("moved")).unwrap();
+    let text = String::from_utf8(sandbox.read("recipe.toml")).unwrap();
+    sandbox.write("moved.toml", text.replace("\"dense\"", "\"moved\""));
+    let moved = sandbox.run("run moved.toml").succeeds();
+    assert!(moved.stdout.contains("finished already"), "{}", moved.stdout);
+    let mut weights = sandbox.read("moved/model.safetensors");
+    let last = weights.len() - 2;
+    weights[last] ^= 1;
+    sandbox.write("moved/model.safetensors", weights);
+    sandbox.run("run moved.toml").exits(2).says(&["result/moe", "exists"]);
+}
+
+const SHARED: &str = r#"
+[vars]
+out = "result"
+[[step]]
+each.bits = [4, 8]
+[[step.step]]
+run = "prune"
+model = "golden/models/moe"
+output = "${out}/pruned"
+keep = 0.5
+method = "random"
+[[step.step]]
+run = "prune"
+model = "golden/models/moe"
+output = "${out}/pruned-${bits}"
+keep = 0.75
+method = "random"
+[[step.step]]
+run = "quantize"
+model = "${out}/pruned-${bits}"
+output = "${out}/w${bits}"
+scheme = "w${bits}a16"
+method = "rtn"
+group-size = 32
+"#;
+
+/// Steps that are the same for several choices run once; results that are the same are copied.
+#[test]
+fn nothing_is_computed_twice() {
+    let sandbox = sandbox(SHARED);
+    let steps = ["step 1 of 5: prune\n", "step 2 of 5: prune; bits 4", "step 5 of 5: quantize; bits 8"];
+    let outcome = sandbox.run("run recipe.toml").succeeds().says(&steps);
+    assert!(outcome.stdout.contains("result/pruned-8 is a copy of result/pruned-4"), "{}", outcome.stdout);
+    for file in ["model.safetensors", "config.json", "moe-convert.json", "SHA256SUMS"] {
+        let of = |dir: &str| sandbox.read(&format!("result/{dir}/{file}"));
+        assert!(of("pruned-4") == of("pruned-8"), "{file}");
+    }
+    sandbox.run("verify result/pruned-8").succeeds();
+    let again = sandbox.run("run recipe.toml").succeeds();
+    assert_eq!(again.stdout.matches("finished already").count(), 5, "{}", again.stdout);
+    sandbox.run("run recipe.toml --fresh --set out=fresh").succeeds();
+    assert!(sandbox.read("fresh/w8/model.safetensors") == sandbox.read("result/w8/model.safetensors"));
+}
+
+#[test]
+fn statistics_that_are_there_are_kept() {
+    let observe = r#"
+[[step]]
+run = "observe"
+model = "golden/models/moe"
+output = "moe.stats"
+data = ["golden/text/english.calibration.txt"]
+data-tokens = TOKENS
+"#;
+    let sandbox = sandbox(&observe.replace("TOKENS", "256"));
+    sandbox.run("run recipe.toml").succeeds();
+    let again = sandbox.run("run recipe.toml").succeeds();
+    assert!(again.stdout.contains("moe.stats is finished already"), "{}", again.stdout);
+    sandbox.write("more.toml", observe.replace("TOKENS", "512"));
+    let more = sandbox.run("run more.toml").succeeds();
+    assert!(!more.stdout.contains("finished already"), "{}", more.stdout);
+}
+
+/// Prunes and quantizes in one step; what would be made in between never lies on the disk.
+#[test]
+fn passes_run_in_one_step() {
+    let sandbox = sandbox(
+        r#"
+[defaults.quantize]
+scheme = "w8a16"
+group-size = 32
+output = "unused by passes"
+[[step]]
+run = "convert"
+model = "golden/models/moe"
+output = "out"
+[[step.pass]]
+run = "prune"
+keep = 0.5
+method = "random"
+[[step.pass]]
+run = "quantize"
+method = "rtn"
+"#,
+    );
+    let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
+    assert!(dry.stdout.contains("prune → quantize"), "{}", dry.stdout);
+    let outcome = sandbox.run("run recipe.toml").succeeds().says(&["step 1 of 1: prune → quantize"]);
+    assert!(outcome.stdout.contains("12 of 24 rows"), "{}", outcome.stdout);
+    assert_eq!(sandbox.names("."), ["golden", "out", "recipe.toml"]);
+    sandbox.run("verify out").succeeds();
+    let wrong = String::from_utf8(sandbox.read("recipe.toml")).unwrap().replace("keep = 0.5", "keeep = 0.5");
+    sandbox.write("wrong.toml", wrong);
+    sandbox.run("run wrong.toml").exits(2).says(&["line 12, step 1 (convert): pass 1", "keeep"]);
 }
 
 #[test]
@@ -103,13 +235,19 @@ fn dry_runs_write_nothing() {
 }
 
 #[test]
-fn dry_runs_say_which_steps_wait_for_another() {
+fn dry_runs_plan_steps_that_wait_for_others() {
     let prune = "\n[[step]]\nrun = \"prune\"\nmodel = \"${out}/moe\"\noutput = \"${out}/pruned\"\nexperts = 2\nmethod = \"random\"\n";
     let sandbox = sandbox(&format!("{RECIPE}{prune}"));
-    sandbox
-        .run("run recipe.toml --dry-run")
-        .succeeds()
-        .says(&["step 4 of 4: prune", "step 1 is yet to make result/moe"]);
+    let before = sandbox.contents();
+    let notes = ["step 4 of 4: prune", "step 1 is yet to make result/moe: planned together", "not planned: step 1"];
+    let outcome = sandbox.run("run recipe.toml --dry-run").succeeds().says(&notes);
+    assert!(outcome.stdout.contains("would write result/pruned"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("upcycle → prune"), "{}", outcome.stdout);
+    assert!(before == sandbox.contents());
+    // What can't work is found before anything runs.
+    let wrong = format!("{RECIPE}{}", prune.replace("experts = 2", "experts = 9"));
+    sandbox.write("wrong.toml", wrong);
+    sandbox.run("run wrong.toml --dry-run").exits(2).says(&["step 4 (prune)", "9"]);
 }
 
 /// A dry run finds what would stop the run later: a step that no earlier step feeds.

@@ -143,6 +143,18 @@ impl OutputDir {
         write_synced(&self.staging.join(name), bytes)
     }
 
+    /// Copies the file `name` of the directory `from`, which has the SHA-256 `hash`, and lists it in the manifest.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be copied.
+    pub fn copy(&mut self, from: &Path, name: &str, hash: &str) -> Result<()> {
+        let (from, to) = (from.join(name), self.staging.join(name));
+        let copied = fs::copy(&from, &to).and_then(|_| File::open(&to)).and_then(|file| file.sync_all());
+        copied.map_err(|e| Error::io("cannot copy this file", &from, e))?;
+        self.manifest.files.insert(name.to_owned(), hash.to_owned());
+        Ok(())
+    }
+
     /// Adds files that were written and hashed by a [`crate::Writer`] to the manifest.
     pub fn add_hashes(&mut self, hashes: impl IntoIterator<Item = (String, String)>) {
         self.manifest.files.extend(hashes);

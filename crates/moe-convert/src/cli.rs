@@ -215,9 +215,12 @@ pub enum Command {
         /// Replace a variable of the recipe, by TOML where it is no text
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
         set: Vec<(String, String)>,
-        /// Keep outputs that are finished results of the same step, instead of making them again
+        /// Go on with trainings that were killed
         #[arg(long)]
         resume: bool,
+        /// Run every step, also where its result is there already: the same passes, options and inputs by their hashes
+        #[arg(long)]
+        fresh: bool,
         /// Check every step and say what it would do, but write nothing
         #[arg(long)]
         dry_run: bool,

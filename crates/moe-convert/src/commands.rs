@@ -1,27 +1,29 @@
 //! What the commands do: call the libraries, render what comes back.
 
+mod recipe;
+
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, json, write_file_atomically};
+use moe_checkpoint::{Error, Kind, json};
 use moe_forward::{Batch, EvalReport};
 use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
 use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Outcome, Progress,
-    Recipe, Step, StepKind, StepOutcome, Summary, Timings, bench, convert, eval, inspect, is_finished, junit, markdown,
-    observe, peak_memory_bytes, plan, recipe_schema, selftest, verify, write_logits,
+    BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Progress, Timings, bench,
+    convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
+    write_logits,
 };
 use serde::Serialize;
 
 use crate::bar;
 use crate::cli::{Cli, Command, Common, ComputeType, Writing};
 use crate::{manual, render};
+use recipe::{How, Reports};
 
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -47,9 +49,9 @@ pub fn run(cli: Cli) -> Result<()> {
             let eval = || session.eval(&model, against.as_deref(), &options);
             timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
         }
-        Command::Run { recipe, set, resume, dry_run, junit, summary } => {
-            let reports = Reports { junit, summary };
-            session.recipe(&recipe, &set, resume, dry_run, &reports, &mut timings)
+        Command::Run { recipe, set, resume, fresh, dry_run, junit, summary } => {
+            let (reports, how) = (Reports { junit, summary }, How { resume, fresh, dry_run });
+            session.recipe(&recipe, &set, how, &reports, &mut timings)
         }
         Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
         Command::Bench(options) => session.bench(&options),
@@ -137,23 +139,14 @@ impl Session {
         writing: &Writing,
         timings: &mut Timings,
     ) -> Result<()> {
-        let options = ConvertOptions {
-            overwrite: writing.overwrite,
-            resume: writing.resume,
-            max_shard_size: writing.max_shard_size,
-            probe_tokens: writing.probe_tokens,
-            compute: self.compute.clone(),
-            memory_budget: self.common.memory_budget,
-        };
+        let options = self.convert_options(writing);
         if writing.dry_run {
             let planned = plan(passes, input, output, &options)?;
             self.check_budget(planned.memory_estimate_bytes)?;
             return self.print(&planned, || render::plan(output, &planned));
         }
         if writing.resume && is_finished(passes, input, output, &options)? {
-            return self.print(&serde_json::json!({ "finished": output }), || {
-                format!("{} is finished already: same passes, options and source\n", output.display())
-            });
+            return self.kept(output);
         }
         if self.common.memory_budget.is_some() {
             self.check_budget(plan(passes, input, output, &options)?.memory_estimate_bytes)?;
@@ -161,6 +154,23 @@ impl Session {
         let done = convert(passes, input, output, &options, self.progress.as_ref())?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done))
+    }
+
+    fn convert_options(&self, writing: &Writing) -> ConvertOptions {
+        ConvertOptions {
+            overwrite: writing.overwrite,
+            resume: writing.resume,
+            max_shard_size: writing.max_shard_size,
+            probe_tokens: writing.probe_tokens,
+            compute: self.compute.clone(),
+            memory_budget: self.common.memory_budget,
+        }
+    }
+
+    fn kept(&self, output: &Path) -> Result<()> {
+        self.print(&serde_json::json!({ "finished": output }), || {
+            format!("{} is finished already: same work, options and source\n", output.display())
+        })
     }
 
     fn check_budget(&self, estimate: u64) -> Result<()> {
@@ -238,111 +248,6 @@ impl Session {
         Err(Error::new(Kind::Numeric, what)
             .remedy("don't trust results on this device; please report the table")
             .into())
-    }
-
-    fn recipe(
-        &self,
-        path: &Path,
-        set: &[(String, String)],
-        resume: bool,
-        dry_run: bool,
-        reports: &Reports,
-        timings: &mut Timings,
-    ) -> Result<()> {
-        let recipe = Recipe::read(path, set)?;
-        let count = recipe.steps.len();
-        let (mut rows, mut outcomes) = (Vec::new(), Vec::new());
-        let mut failed = None;
-        for (index, step) in recipe.steps.iter().enumerate() {
-            let mut finish = |start: Instant, outcome| {
-                let seconds = start.elapsed().as_secs_f64();
-                outcomes.push(StepOutcome { name: recipe.step_name(index), seconds, outcome });
-            };
-            let start = Instant::now();
-            if failed.is_some() {
-                finish(start, Outcome::NotRun);
-                continue;
-            }
-            let (number, name) = (index + 1, step.name());
-            self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
-            if let Some((path, maker)) = recipe.awaited(index).filter(|_| dry_run) {
-                self.progress.note(&format!("not planned: step {maker} is yet to make {}", path.display()));
-                finish(start, Outcome::NotRun);
-                continue;
-            }
-            let (report, done) = match self.step(step, resume, dry_run, timings) {
-                Ok(Some((report, gates))) => (Some(report), gates.map_err(anyhow::Error::from)),
-                Ok(None) => (None, Ok(())),
-                Err(error) => (None, Err(error)),
-            };
-            rows.extend(report.map(|report| Summary::new(step.row(), &report)));
-            match done {
-                Ok(()) => finish(start, Outcome::Done),
-                Err(error) => {
-                    finish(start, Outcome::failed(kind(&error), format!("{error:#}")));
-                    failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
-                }
-            }
-        }
-        let averages = Average::of(&rows);
-        if rows.len() > 1 {
-            let value = serde_json::json!({ "summary": rows, "averages": averages });
-            self.print(&value, || render::summary(&averages))?;
-        }
-        let written = reports.write(&recipe.name, &outcomes, &averages);
-        // Why a step failed matters more than that nobody could write it down.
-        failed.map_or(written, Err)
-    }
-
-    /// Runs one step; what an evaluation finds goes into the recipe's summary.
-    fn step(
-        &self,
-        step: &Step,
-        resume: bool,
-        dry_run: bool,
-        timings: &mut Timings,
-    ) -> Result<Option<(EvalReport, Result<(), Error>)>> {
-        let writing = |overwrite| Writing { overwrite, resume, dry_run, ..Writing::default() };
-        let meter = &self.compute.meter;
-        match &step.kind {
-            StepKind::Convert { passes, output, overwrite } => {
-                let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                self.convert(&passes, &step.model, output, &writing(*overwrite), timings)?;
-            }
-            // What reads a result can't run before there is one.
-            _ if dry_run => {}
-            StepKind::Observe { output, overwrite, options } => {
-                timings.time_metered("observe", meter, || self.observe(&step.model, options, output, *overwrite))?;
-            }
-            StepKind::Eval { against, options } => {
-                let eval = || self.eval(&step.model, against.as_deref(), options);
-                return timings.time_metered("eval", meter, eval).map(Some);
-            }
-            StepKind::Verify => timings.time("verify", || self.verify(&step.model))?,
-            StepKind::Inspect => self.inspect(&step.model)?,
-        }
-        Ok(None)
-    }
-}
-
-/// Files that say what became of a recipe's steps.
-struct Reports {
-    junit: Option<PathBuf>,
-    summary: Option<PathBuf>,
-}
-
-impl Reports {
-    fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
-        if let Some(path) = &self.junit {
-            write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?;
-        }
-        if let Some(path) = &self.summary {
-            // Steps of a CI job share this file.
-            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let written = open.and_then(|mut file| file.write_all(markdown(recipe, steps, averages).as_bytes()));
-            written.map_err(|e| Error::io("cannot write this summary", path, e))?;
-        }
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use moe_checkpoint::{CONFIG_FILE, Manifest, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
+use moe_checkpoint::{CONFIG_FILE, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
 use moe_checkpoint::{Error, Kind, Result, read_whole};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
@@ -24,14 +24,13 @@ use crate::report;
 use crate::resources::{ByteSize, RunRecord};
 use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
-use crate::verify::check_hashes;
 
 /// Logits of all of them are in memory at once.
 const MAX_PROBE_TOKENS: usize = 4096;
 /// Copies of a larger tensor are read again rather than kept in memory.
 const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
-const SLACK_BYTES: u64 = 4 << 20;
+pub(crate) const SLACK_BYTES: u64 = 4 << 20;
 
 /// How a pass is run.
 #[derive(Debug, Clone)]
@@ -93,33 +92,6 @@ pub fn plan(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
         shards: prepared.shards.iter().map(size).collect(),
         memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
     })
-}
-
-/// Whether `output` is the finished result of the same passes with the same options on the same source.
-///
-/// # Errors
-/// What reading the source and the receipt return.
-pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<bool> {
-    let receipt = output.join(RECEIPT_FILE);
-    if !receipt.is_file() {
-        return Ok(false);
-    }
-    let found: serde_json::Value = json::read(&receipt)?;
-    let prepared = Prepared::new(passes, input, output, options)?;
-    let mut wanted = prepared.receipt();
-    prepared.hashes()?.record(&mut wanted);
-    let wanted = serde_json::to_value(&wanted).unwrap_or_default();
-    // How many tensors are copies is known only when experts are chosen, which need not be done again.
-    let sizes = |receipt: &serde_json::Value| receipt["result"]["parameters"].clone();
-    let earlier = |receipt: &serde_json::Value| {
-        let passes = receipt["before"].as_array().into_iter().flatten();
-        passes.map(|pass| [pass["pass"].clone(), pass["options"].clone()]).collect::<Vec<_>>()
-    };
-    let same = ["tool", "pass", "options", "source", "others", "texts"].iter().all(|key| found[key] == wanted[key])
-        && earlier(&found) == earlier(&wanted)
-        && sizes(&found) == sizes(&wanted);
-    let whole = || Manifest::read(output).is_ok_and(|m| m.is_some_and(|m| check_hashes(output, &m, &Quiet).is_ok()));
-    Ok(same && whole())
 }
 
 /// Runs `passes` on the checkpoint `input`, each on what the one before makes, and writes the last one's result to `output`. Those
@@ -246,12 +218,12 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
 }
 
 /// Directories that are read, and never written to.
-fn inputs<'a>(passes: &[&'a dyn Pass], input: &'a Path) -> Vec<&'a Path> {
+pub(crate) fn inputs<'a>(passes: &[&'a dyn Pass], input: &'a Path) -> Vec<&'a Path> {
     let others = passes.iter().flat_map(|pass| pass.others());
     std::iter::once(input).chain(others.map(PathBuf::as_path)).collect()
 }
 
-fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
+pub(crate) fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
     OutputOptions { overwrite: options.overwrite, replaceable_if: RECEIPT_FILE }
 }
 

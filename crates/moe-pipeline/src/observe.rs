@@ -15,7 +15,7 @@ use moe_model::Model;
 use moe_passes::{CalibrationOptions, LayerStatistics};
 use serde::{Deserialize, Serialize};
 
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{self, Fingerprint};
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -132,8 +132,24 @@ pub fn observe(
     let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
-    statistics::write(output, &About::new(fingerprint, groups.clone(), sizes), |index| Ok(layers[&index].clone()))?;
+    let about = About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options)?));
+    statistics::write(output, &about, |index| Ok(layers[&index].clone()))?;
     Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
+}
+
+/// Whether `output` holds what observing the checkpoint `dir` gives.
+///
+/// # Errors
+/// What reading returns.
+pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path) -> Result<bool> {
+    let Ok(file) = StatisticsFile::open(output) else { return Ok(false) };
+    Ok(file.about().run == Some(hash_of_run(&Checkpoint::open(dir)?, options)?))
+}
+
+fn hash_of_run(checkpoint: &Checkpoint, options: &ObserveOptions) -> Result<String> {
+    let texts = options.calibration.data.iter().map(|spec| spec.path.as_path());
+    let read = texts.chain(options.add.iter().map(PathBuf::as_path));
+    fingerprint::of_run(&serde_json::to_value(options).unwrap_or_default(), [checkpoint], read)
 }
 
 impl ObservedLayer {

@@ -168,6 +168,7 @@ impl Recipe {
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
             return Err(usage(format!("[vars] {name}: nothing uses ${{{name}}}")));
         }
+        let steps = check::shared(steps);
         check::steps(&steps).map_err(usage)?;
         Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
     }

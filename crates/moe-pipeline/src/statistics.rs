@@ -31,12 +31,20 @@ pub struct About {
     pub groups: Vec<Group>,
     /// Sizes of the layers that have a mixture of experts.
     pub layers: BTreeMap<usize, Sizes>,
+    /// Hash of the options and of all that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
 }
 
 impl About {
-    /// Of a model that was observed.
-    pub fn new(fingerprint: Fingerprint, groups: Vec<Group>, layers: BTreeMap<usize, Sizes>) -> Self {
-        Self { format: FORMAT.to_owned(), fingerprint, groups, layers }
+    /// Of a model that was observed, in the run of this hash.
+    pub fn new(
+        fingerprint: Fingerprint,
+        groups: Vec<Group>,
+        layers: BTreeMap<usize, Sizes>,
+        run: Option<String>,
+    ) -> Self {
+        Self { format: FORMAT.to_owned(), fingerprint, groups, layers, run }
     }
 }
 

@@ -3,7 +3,36 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use moe_passes::Pass;
+
 use super::{Recipe, Step, StepKind};
+
+/// Steps without those that would only do again what an earlier one has done, such as what several combinations of choices have in
+/// common.
+pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
+    let mut kept: Vec<Step> = Vec::new();
+    for step in steps {
+        let rewritten = |output| {
+            let mut writers = kept.iter().filter(|other| other.output().is_some_and(|(path, _)| path == output));
+            writers.any(|other| !other.does_as(&step))
+        };
+        let twin = step.output().filter(|(output, _)| !rewritten(*output)).and_then(|_| {
+            let twin = kept.iter().position(|other| other.does_as(&step))?;
+            Some(twin)
+        });
+        match twin.map(|twin| &mut kept[twin]) {
+            Some(twin) => twin.chosen = common(&twin.chosen, &step.chosen),
+            None => kept.push(step),
+        }
+    }
+    kept
+}
+
+/// What two lists of choices agree on.
+fn common(a: &str, b: &str) -> String {
+    let of_b: Vec<&str> = b.split(", ").collect();
+    a.split(", ").filter(|choice| of_b.contains(choice)).collect::<Vec<_>>().join(", ")
+}
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
 pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
@@ -34,7 +63,43 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether passes and their options are the same.
+fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
+    let work = |passes: &[Box<dyn Pass>]| passes.iter().map(|pass| (pass.name(), pass.options())).collect::<Vec<_>>();
+    work(a) == work(b)
+}
+
 impl Recipe {
+    /// Where steps before step `index` put what the same passes with the same options made.
+    pub fn made_alike(&self, index: usize) -> Vec<&Path> {
+        let StepKind::Convert { passes, .. } = &self.steps[index].kind else { return Vec::new() };
+        let earlier = self.steps[..index].iter().filter_map(|step| match &step.kind {
+            StepKind::Convert { passes: other, output, .. } if same_work(passes, other) => Some(output.as_path()),
+            _ => None,
+        });
+        earlier.collect()
+    }
+
+    /// The passes that lead to the result of step `index` from a checkpoint that is there, and that checkpoint, where its own input is yet
+    /// to be made and nothing else that they read is.
+    pub fn lineage(&self, index: usize) -> Option<(Vec<&dyn Pass>, &Path)> {
+        let (mut passes, mut at) = (Vec::new(), index);
+        loop {
+            let step = &self.steps[at];
+            let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
+            passes.splice(0..0, own.iter().map(Box::as_ref));
+            if step.reads().iter().any(|path| *path != step.model && !path.exists()) {
+                return None;
+            }
+            if step.model.exists() {
+                return (at < index).then_some((passes, &step.model));
+            }
+            at = self.steps[..at]
+                .iter()
+                .rposition(|maker| maker.output().is_some_and(|(path, _)| path == step.model))?;
+        }
+    }
+
     /// What step `index` reads that an earlier step is to make and hasn't made yet, and that step's number.
     pub fn awaited(&self, index: usize) -> Option<(&Path, usize)> {
         let reads = self.steps[index].reads();
@@ -70,6 +135,18 @@ impl Step {
             }
             StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
         }
+    }
+
+    /// Whether it makes the same of the same, and puts it in the same place.
+    fn does_as(&self, other: &Self) -> bool {
+        let same = match (&self.kind, &other.kind) {
+            (StepKind::Convert { passes: a, .. }, StepKind::Convert { passes: b, .. }) => same_work(a, b),
+            (StepKind::Observe { options: a, .. }, StepKind::Observe { options: b, .. }) => {
+                serde_json::to_value(a).ok() == serde_json::to_value(b).ok()
+            }
+            _ => false,
+        };
+        same && self.model == other.model && self.output() == other.output()
     }
 
     /// What it makes, or else what it reads.

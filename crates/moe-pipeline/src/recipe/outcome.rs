@@ -13,6 +13,8 @@ use crate::summary::Average;
 pub enum Outcome {
     /// It did what it should.
     Done,
+    /// What it would make was there already.
+    Reused,
     /// It failed, or a gate wasn't met.
     Failed {
         /// Whether it was a gate.
@@ -66,7 +68,7 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
     for StepOutcome { name: step, seconds, outcome } in steps {
         let case = format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(step));
         text += &match outcome {
-            Outcome::Done => format!("{case}/>\n"),
+            Outcome::Done | Outcome::Reused => format!("{case}/>\n"),
             Outcome::NotRun => format!("{case}><skipped message=\"a step before it failed\"/></testcase>\n"),
             Outcome::Failed { gate, message } => {
                 let (tag, first) =
@@ -85,6 +87,7 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
     for StepOutcome { name, seconds, outcome } in steps {
         let word = match outcome {
             Outcome::Done => "done",
+            Outcome::Reused => "there already",
             Outcome::Failed { gate: true, .. } => "**gate not met**",
             Outcome::Failed { .. } => "**failed**",
             Outcome::NotRun => "not run",

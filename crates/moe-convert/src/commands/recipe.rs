@@ -1,0 +1,195 @@
+//! `run`: the steps of a recipe, and what is said of them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use moe_checkpoint::{Error, write_file_atomically};
+use moe_forward::EvalReport;
+use moe_passes::Pass;
+use moe_pipeline::{
+    Average, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_finished, is_finished, is_observed, junit,
+    markdown,
+};
+
+use super::{Session, kind};
+use crate::cli::Writing;
+use crate::render;
+
+impl Session {
+    /// Runs the recipe `path`, whose variables `set` replaces.
+    pub(super) fn recipe(
+        &self,
+        path: &Path,
+        set: &[(String, String)],
+        how: How,
+        reports: &Reports,
+        timings: &mut Timings,
+    ) -> Result<()> {
+        let recipe = Recipe::read(path, set)?;
+        let count = recipe.steps.len();
+        let (mut rows, mut outcomes) = (Vec::new(), Vec::new());
+        let mut failed = None;
+        for (index, step) in recipe.steps.iter().enumerate() {
+            let mut finish = |start: Instant, outcome| {
+                let seconds = start.elapsed().as_secs_f64();
+                outcomes.push(StepOutcome { name: recipe.step_name(index), seconds, outcome });
+            };
+            let start = Instant::now();
+            if failed.is_some() {
+                finish(start, Outcome::NotRun);
+                continue;
+            }
+            let (number, name) = (index + 1, step.name());
+            self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
+            if let Some((path, maker)) = recipe.awaited(index).filter(|_| how.dry_run) {
+                let yet = format!("step {maker} is yet to make {}", path.display());
+                match recipe.lineage(index) {
+                    Some(_) => self.progress.note(&format!("{yet}: planned together with the steps that lead to it")),
+                    None => {
+                        self.progress.note(&format!("not planned: {yet}"));
+                        finish(start, Outcome::NotRun);
+                        continue;
+                    }
+                }
+            }
+            let mut failure = |error: anyhow::Error| {
+                let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
+                failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
+                outcome
+            };
+            let outcome = match self.step(&recipe, index, how, timings) {
+                Ok(StepResult::Done) => Outcome::Done,
+                Ok(StepResult::Reused) => Outcome::Reused,
+                Ok(StepResult::Evaluated(report, gates)) => {
+                    rows.push(Summary::new(step.row(), &report));
+                    gates.map_or_else(|error| failure(error.into()), |()| Outcome::Done)
+                }
+                Err(error) => failure(error),
+            };
+            finish(start, outcome);
+        }
+        let averages = Average::of(&rows);
+        if rows.len() > 1 {
+            let value = serde_json::json!({ "summary": rows, "averages": averages });
+            self.print(&value, || render::summary(&averages))?;
+        }
+        let written = reports.write(&recipe.name, &outcomes, &averages);
+        // Why a step failed matters more than that nobody could write it down.
+        failed.map_or(written, Err)
+    }
+
+    /// Runs step `index`.
+    fn step(&self, recipe: &Recipe, index: usize, how: How, timings: &mut Timings) -> Result<StepResult> {
+        let step = &recipe.steps[index];
+        let meter = &self.compute.meter;
+        match &step.kind {
+            StepKind::Convert { passes, output, overwrite } => {
+                let How { resume, dry_run, .. } = how;
+                let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
+                if let Some((passes, source)) = recipe.lineage(index).filter(|_| dry_run) {
+                    self.convert(&passes, source, output, &writing, timings)?;
+                    return Ok(StepResult::Done);
+                }
+                let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+                if !how.anew() && self.reuse(&passes, &step.model, output, &recipe.made_alike(index), &writing)? {
+                    return Ok(StepResult::Reused);
+                }
+                self.convert(&passes, &step.model, output, &writing, timings)?;
+            }
+            // What reads a result can't run before there is one.
+            _ if how.dry_run => {}
+            StepKind::Observe { output, options, .. } if !how.fresh && is_observed(&step.model, options, output)? => {
+                self.kept(output)?;
+                return Ok(StepResult::Reused);
+            }
+            StepKind::Observe { output, overwrite, options } => {
+                timings.time_metered("observe", meter, || self.observe(&step.model, options, output, *overwrite))?;
+            }
+            StepKind::Eval { against, options } => {
+                let eval = || self.eval(&step.model, against.as_deref(), options);
+                let (report, gates) = timings.time_metered("eval", meter, eval)?;
+                return Ok(StepResult::Evaluated(Box::new(report), gates));
+            }
+            StepKind::Verify => timings.time("verify", || self.verify(&step.model))?,
+            StepKind::Inspect => self.inspect(&step.model)?,
+        }
+        Ok(StepResult::Done)
+    }
+
+    /// Whether `output` is there already, or could be copied from one of the results `alike`.
+    fn reuse(
+        &self,
+        passes: &[&dyn Pass],
+        input: &Path,
+        output: &Path,
+        alike: &[&Path],
+        writing: &Writing,
+    ) -> Result<bool> {
+        let options = self.convert_options(writing);
+        let finished = match is_finished(passes, input, output, &options) {
+            // What was there is replaced, whatever is wrong with it.
+            Err(_) if writing.overwrite => false,
+            other => other?,
+        };
+        if finished {
+            self.kept(output)?;
+            return Ok(true);
+        }
+        for from in alike {
+            if copy_finished(passes, input, from, output, &options)? {
+                self.print(&serde_json::json!({ "finished": output, "copied_from": from }), || {
+                    format!("{} is a copy of {}: same passes, options and source\n", output.display(), from.display())
+                })?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// How the steps of a recipe are run.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    pub resume: bool,
+    pub fresh: bool,
+    pub dry_run: bool,
+}
+
+impl How {
+    /// Whether it doesn't matter what is there already.
+    fn anew(self) -> bool {
+        self.fresh || self.dry_run
+    }
+}
+
+/// What a step did.
+enum StepResult {
+    Done,
+    /// What it makes was there.
+    Reused,
+    /// What an evaluation found, and whether its gates were met.
+    Evaluated(Box<EvalReport>, Result<(), Error>),
+}
+
+/// Files that say what became of a recipe's steps.
+pub(super) struct Reports {
+    pub junit: Option<PathBuf>,
+    pub summary: Option<PathBuf>,
+}
+
+impl Reports {
+    fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
+        if let Some(path) = &self.junit {
+            write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        }
+        if let Some(path) = &self.summary {
+            // Steps of a CI job share this file.
+            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let written = open.and_then(|mut file| file.write_all(markdown(recipe, steps, averages).as_bytes()));
+            written.map_err(|e| Error::io("cannot write this summary", path, e))?;
+        }
+        Ok(())
+    }
+}
