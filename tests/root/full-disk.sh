@@ -1,75 +1,96 @@
 #!/usr/bin/env bash
 # A disk that is really full: `tests/root/full-disk.sh target/release/moe-convert`, as root (it mounts a tmpfs).
 # Without the right to mount it says so and passes; tests/full_disk.rs covers failing writes without rights.
-set -euo pipefail
-binary=$(realpath "$1")
-cd "$(dirname "$0")/../.."
+source "$(dirname "$0")/lib.sh"
+need_mounts
 
-disk=$(mktemp -d)
-log=$(mktemp)
-cleanup() {
-  mountpoint -q "$disk" && umount "$disk"
-  rm -rf "$disk" "$log"
-}
-trap cleanup EXIT
+output=$disk/out
+hidden=$disk/.out.partial-moe-convert
+ballast=$disk/ballast
+bytes=$((64 << 20)) # of a disk with room
+met=0
 
-fail() {
-  echo "full-disk: $1; moe-convert said:" >&2
-  cat "$log" >&2
-  exit 1
+on_disk() { # PASS FURTHER…
+  run "$1" "$(original "$1")" "$output" "${@:2}"
 }
 
-on_disk() { # TMPFS-OPTIONS
-  ! mountpoint -q "$disk" || umount "$disk"
-  mount -t tmpfs -o "$1" tmpfs "$disk"
-}
-
-upcycle() { # ARGUMENTS…: sets code
-  code=0
-  "$binary" upcycle golden/models/dense -o "$disk/moe" --experts 8 --top-k 2 "$@" >"$log" 2>&1 || code=$?
-}
-
-expect_refusal() { # WORDS…
-  [[ $code == 1 ]] || fail "exit code $code instead of 1"
-  local word
-  for word in "$@" remedy; do
-    grep -qF -- "$word" "$log" || fail "the message lacks \"$word\""
-  done
-  ! grep -q panicked "$log" || fail "it panicked"
+expect_nothing() { # WHAT: but what a training goes on from
   local left
-  left=$(find "$disk" -mindepth 1)
-  [[ -z $left ]] || fail "it left $left"
+  left=$(names_in "$disk")
+  [[ $left =~ ^(ballast)?\ ?(out.training)?$ ]] || problem "$1: it left $left"
 }
 
-if ! on_disk size=4m 2>/dev/null; then
-  echo "full-disk: skipped, no right to mount a tmpfs here"
-  exit 0
-fi
-
-# Too small from the start: refused before the first byte, with both figures.
-upcycle
-expect_refusal "$disk/moe" 4194304 "free"
-! grep -q '^write:' "$log" || fail "it began to write"
-
-# Just too small: the tensors alone would fit, but config, cards and tokenizer are counted too.
-on_disk size=14m
-upcycle
-expect_refusal "$disk/moe" 14680064 "free"
-
-# Enough bytes, but inodes run out during the run: ENOSPC on the directory, the weights, and the files after them.
-for inodes in 1 2 3 4 5; do
-  on_disk "size=64m,nr_inodes=$inodes"
-  upcycle
-  expect_refusal "$disk/" "No space left on device" "free space"
+# Too small from the start: refused before the first byte, with both figures. The second would hold the tensors alone, but
+# config, cards and tokenizer are counted too.
+for size in 4194304 14680064; do
+  mount_tmpfs "size=$size"
+  on_disk upcycle
+  expect_failure "a disk of $size bytes" "$output" $size free
+  expect_nothing "a disk of $size bytes"
 done
 
 # An earlier result survives a replacement that does not fit beside it.
-on_disk size=20m
-upcycle --seed 1
-[[ $code == 0 ]] || fail "it does not fit in 20 MiB"
-before=$(cd "$disk" && find . -type f -exec sha256sum {} + | sort)
-upcycle --seed 2 --overwrite
-[[ $code == 1 ]] || fail "exit code $code instead of 1"
-[[ $(cd "$disk" && find . -type f -exec sha256sum {} + | sort) == "$before" ]] || fail "the earlier result changed"
+mount_tmpfs size=20m
+on_disk upcycle --seed 1
+before=$(bytes_of "$output")
+on_disk upcycle --seed 2 --overwrite
+expect_failure "a replacement" "$output" free
+expect "the earlier result is another" test "$(bytes_of "$output") $(names_in "$disk")" = "$before out"
 
-echo "full-disk: passed"
+# Enough bytes, but one file too few, whichever that is, until it succeeds.
+for pass in upcycle observe; do
+  for ((inodes = 2; inodes < 40; inodes++)); do
+    mount_tmpfs "size=$bytes,nr_inodes=$inodes"
+    on_disk "$pass"
+    ((code)) || break
+    expect_failure "$pass, $inodes inodes" "$disk/" "No space left on device" "free space"
+    expect_nothing "$pass, $inodes inodes"
+  done
+  expect "$pass with $inodes inodes" test $code = 0 -a "$(names_in "$disk")" = out
+done
+
+at_work() { # PASS: observe writes at its end alone
+  if [[ $1 == observe ]]; then holds golden/models/moe/model.safetensors; else [[ -e $hidden ]]; fi
+}
+
+leave() { # BYTES: fills the disk but for these, what is there already included
+  local free=$(($(stat -f -c '%a * %S' "$disk"))) fill=$((bytes - $1))
+  ((fill < free)) || fill=$free
+  ((fill == 0)) || fallocate -l "$fill" "$ballast"
+}
+
+# Somebody else fills the disk once a run is at work, and later makes room again.
+for pass in "${passes[@]}"; do
+  mount_tmpfs "size=$bytes"
+  on_disk "$pass"
+  expect "$pass, with room" test $code = 0
+  undisturbed=$(bytes_of "$output")
+  size=$(du --block-size=1 --summarize "$output" | cut -f1)
+  for room in 0 $((size / 3)) $((size - 4096)); do
+    rm -rf "$output" "$ballast"
+    what="$pass with room for $room of $size bytes"
+    start "$pass" "$(original "$pass")" "$output"
+    if ! stop_when at_work "$pass" || [[ -e $output ]]; then
+      go_on
+      finish
+      continue
+    fi
+    met=$((met + 1))
+    leave "$room"
+    go_on
+    finish
+    expect_failure "$what" "$disk" "free space"
+    expect_nothing "$what"
+  done
+  rm -rf "$output" "$ballast"
+  again=()
+  [[ ! -e $output.training ]] || again=(--resume)
+  on_disk "$pass" "${again[@]}"
+  expect "$pass, with room again" test $code = 0
+  expect "$pass, with room again: the result is another" test "$(bytes_of "$output")" = "$undisturbed"
+  expect "$pass, with room again: something is left" test "$(names_in "$disk")" = out
+done
+
+tried=$((3 * ${#passes[@]}))
+expect "only $met of $tried runs were met" test $((2 * met)) -ge $tried
+passed "a disk that fills by bytes under ${#passes[@]} passes, met $met times, and by files"

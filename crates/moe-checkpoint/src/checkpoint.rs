@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Kind, Result};
 use crate::index::{INDEX_FILE, find_shards};
 use crate::json;
+use crate::snapshot::Snapshot;
 use crate::stored::{SourceFile, Stored};
 
 /// The file that describes a model's architecture.
@@ -22,6 +23,8 @@ pub struct Checkpoint {
     config: Map<String, Value>,
     tensors: BTreeMap<String, Stored>,
     files: Vec<Arc<SourceFile>>,
+    side_files: Vec<PathBuf>,
+    snapshot: Snapshot,
 }
 
 impl Checkpoint {
@@ -38,8 +41,12 @@ impl Checkpoint {
                 .file(dir)
                 .remedy("give the directory that holds config.json and the safetensors files"));
         }
+        let side_files = side_files(dir)?;
+        let mut snapshot = Snapshot::default();
+        snapshot.extend(side_files.iter().chain([&config_path, &dir.join(INDEX_FILE)]));
         let config: Map<String, Value> = json::read_tree(&config_path)?;
         let index = find_shards(dir)?;
+        snapshot.extend(index.files.iter().map(|name| dir.join(name)));
         let mut tensors = BTreeMap::<String, Stored>::new();
         let mut files = Vec::with_capacity(index.files.len());
         for name in &index.files {
@@ -70,7 +77,7 @@ impl Checkpoint {
                 .remedy("download the shard and the index again"));
             }
         }
-        Ok(Self { dir: dir.to_owned(), config, tensors, files })
+        Ok(Self { dir: dir.to_owned(), config, tensors, files, side_files, snapshot })
     }
 
     /// Where the checkpoint is.
@@ -95,23 +102,31 @@ impl Checkpoint {
 
     /// The files beside config and weights that a conversion carries along: tokenizer, templates,
     /// generation config. Sorted; weights in other formats, receipts and hidden files are left out.
+    pub fn side_files(&self) -> &[PathBuf] {
+        &self.side_files
+    }
+
+    /// Refuses a checkpoint of which a file has changed since it was opened.
     ///
     /// # Errors
-    /// [`Kind::Io`] where the directory can't be listed.
-    pub fn side_files(&self) -> Result<Vec<PathBuf>> {
-        let listing =
-            std::fs::read_dir(&self.dir).map_err(|e| Error::io("cannot list the checkpoint", &self.dir, e))?;
-        let mut files = Vec::new();
-        for entry in listing {
-            let path = entry.map_err(|e| Error::io("cannot list the checkpoint", &self.dir, e))?.path();
-            let name = path.file_name().and_then(OsStr::to_str);
-            if path.is_file() && name.is_some_and(is_side_file) {
-                files.push(path);
-            }
-        }
-        files.sort();
-        Ok(files)
+    /// [`Kind::Io`], naming the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.snapshot.check()
     }
+}
+
+fn side_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |e| Error::io("cannot list the checkpoint", dir, e);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path.file_name().and_then(OsStr::to_str);
+        if path.is_file() && name.is_some_and(is_side_file) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// An allow-list: what stock loaders read. Anything else in the folder (training logs, other weight

@@ -8,10 +8,9 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::DType;
 use moe_checkpoint::{Error, Kind, json};
-use moe_forward::{Batch, EvalReport};
+use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
-use moe_model::Model;
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Progress, Timings, bench,
@@ -121,11 +120,7 @@ impl Session {
     }
 
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
-        let batch = Batch::from_json(tokens)?;
-        let model = Model::open(model)?;
-        batch.check_vocabulary(model.vocab, tokens)?;
-        write_logits(&model, &batch, output, overwrite, &self.compute, self.progress.as_ref())?;
-        let shape = [batch.tokens(), model.vocab];
+        let shape = write_logits(model, tokens, output, overwrite, &self.compute, self.progress.as_ref())?;
         self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
             format!("logits {shape:?} f32 written to {}\n", output.display())
         })

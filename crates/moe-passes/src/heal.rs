@@ -180,6 +180,10 @@ impl Pass for HealOptions {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    fn spills(&self) -> bool {
+        false
+    }
+
     fn others(&self) -> &[PathBuf] {
         self.from.as_slice()
     }

@@ -97,6 +97,11 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         self.training().is_some()
     }
 
+    /// Whether it keeps weights that it makes on the disk until they are written.
+    fn spills(&self) -> bool {
+        true
+    }
+
     /// What decides in a sweep over text, if that is how this pass decides.
     ///
     /// # Errors

@@ -115,7 +115,7 @@ pub fn convert(
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, &inputs(passes, input), output_options(options))?;
-    dir.require_space(prepared.declaration().bytes() + SLACK_BYTES)?;
+    dir.require_space(prepared.disk_bytes() + SLACK_BYTES)?;
     prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
     let mut receipt = prepared.receipt();
     let start = Instant::now();
@@ -164,6 +164,8 @@ pub fn convert(
     }
     let record = RunRecord::now(input, &options.compute, timings.clone());
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
+    // Only of sources that stayed as they were is the receipt true.
+    prepared.check_unchanged()?;
     let start = Instant::now();
     dir.commit()?;
     if (trained || saved) && training.path().is_dir() {
@@ -256,8 +258,8 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
 /// Config, tokenizer, templates and generation config.
 fn write_side_files(dir: &mut OutputDir, prepared: &Prepared<'_>) -> Result<()> {
     dir.write(CONFIG_FILE, json::to_pretty(&prepared.declaration().config).as_bytes())?;
-    for path in prepared.checkpoint.side_files()? {
-        let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
+    for path in prepared.checkpoint.side_files() {
+        let bytes = read_whole(path, json::MAX_JSON_BYTES)?;
         dir.write(&path.file_name().unwrap_or_default().to_string_lossy(), &bytes)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! What decides in a sweep over text.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_checkpoint::Result;
 use moe_forward::{Calibration, EvalReport, Observer, Sweep};
@@ -43,13 +43,6 @@ impl Deciding {
     /// Most tokens of a sweep.
     pub fn most_tokens(&self) -> usize {
         self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
-    }
-
-    /// The files that its text is read from.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let pool = self.decider.pool_text();
-        let specs = self.decider.text().data.iter().chain(pool.iter().flat_map(|pool| &pool.data));
-        specs.map(|spec| spec.path.clone()).collect()
     }
 
     /// Lets what decides see all that it must have seen of `source` before the first layer, and the tokens that are to come.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::Result;
+use moe_checkpoint::{Checkpoint, Result, Snapshot};
 use moe_forward::{Corpus, DataSpec, EvalReport, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
@@ -54,8 +54,11 @@ pub fn eval(
 ) -> Result<EvalReport> {
     let labels: Vec<&str> = options.data.iter().map(|data| data.label.as_str()).collect();
     options.gates.check(original.is_some(), &labels)?;
-    let opened = Model::open(model)?;
-    let original = original.map(Model::open).transpose()?;
+    let mut snapshot = Snapshot::default();
+    snapshot.extend(options.data.iter().map(|spec| &spec.path));
+    let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    let opened = Model::read(&checkpoints[0])?;
+    let original = checkpoints.get(1).map(Model::read).transpose()?;
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
         vocab: opened.vocab,
@@ -65,5 +68,8 @@ pub fn eval(
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     let storage = storage(&opened, corpus.tokens(), memory_budget, compute, &std::env::temp_dir())?;
     progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
-    evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))
+    let report = evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))?;
+    checkpoints.iter().try_for_each(Checkpoint::check_unchanged)?;
+    snapshot.check()?;
+    Ok(report)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, encode_header, write_file_atomically};
+use moe_checkpoint::{Checkpoint, Dtype, Entry, Error, Kind, Result, Snapshot, SourceFile, StagedFile, encode_header};
 use moe_forward::{Batch, Head, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
@@ -13,30 +13,37 @@ use crate::progress::{LayerProgress, Progress, Unit};
 /// Tokens whose logits are computed at once.
 const TOKEN_BLOCK: usize = 1024;
 
-/// Runs `model` on `batch` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`.
+/// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`; their shape.
 ///
 /// # Errors
-/// [`Kind::Usage`] where `output` exists, unless it holds nothing but logits or `overwrite` is given; what
+/// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it holds nothing but logits or `overwrite` is given; what
 /// reading, computing and writing return. No new file is left then.
 pub fn write_logits(
-    model: &Model,
-    batch: &Batch,
+    model: &Path,
+    tokens: &Path,
     output: &Path,
     overwrite: bool,
     compute: &Compute,
     progress: &dyn Progress,
-) -> Result<()> {
-    check_output(model, output, overwrite)?;
+) -> Result<[usize; 2]> {
+    let mut snapshot = Snapshot::default();
+    snapshot.add(tokens);
+    let batch = Batch::from_json(tokens)?;
+    let checkpoint = Checkpoint::open(model)?;
+    let model = Model::read(&checkpoint)?;
+    batch.check_vocabulary(model.vocab, tokens)?;
+    check_output(&model, output, overwrite)?;
+    let file = StagedFile::create(output)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
-    let mut sweep = Sweep::new(model, batch, compute)?;
+    let mut sweep = Sweep::new(&model, &batch, compute)?;
     sweep.run(&mut LayerProgress(progress))?;
-    let head = Head::load(model, compute)?;
-    let shape = vec![batch.tokens(), model.vocab];
-    let entry =
-        Entry { name: "logits".to_owned(), dtype: Dtype::F32, start: 0, end: (shape[0] * shape[1] * 4) as u64, shape };
+    let head = Head::load(&model, compute)?;
+    let shape = [batch.tokens(), model.vocab];
+    let end = (shape[0] * shape[1] * 4) as u64;
+    let entry = Entry { name: "logits".to_owned(), dtype: Dtype::F32, start: 0, end, shape: shape.to_vec() };
     let numeric = |e: candle_core::Error| Error::new(Kind::Numeric, "cannot compute logits").source(e);
     let mut failure = None;
-    let written = write_file_atomically(output, |file| {
+    let written = file.commit(|file| {
         file.write_all(&encode_header(std::slice::from_ref(&entry)))?;
         for start in (0..batch.tokens()).step_by(TOKEN_BLOCK) {
             let rows = TOKEN_BLOCK.min(batch.tokens() - start);
@@ -50,9 +57,13 @@ pub fn write_logits(
                 }
             }
         }
-        Ok(())
+        let unchanged = checkpoint.check_unchanged().and_then(|()| snapshot.check());
+        unchanged.map_err(|error| {
+            failure = Some(error);
+            std::io::Error::other("not of one piece")
+        })
     });
-    failure.map_or(written, Err)
+    failure.map_or(written, Err).map(|()| shape)
 }
 
 /// A mistyped path must not cost anybody their weights: only logits and empty files are replaced unasked.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, StagedFile};
 use moe_forward::{
     Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TokenizeOptions, special_tokens,
 };
@@ -106,6 +106,8 @@ pub fn observe(
     if options.calibration.data.is_empty() && options.add.is_empty() {
         return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
     }
+    let mut snapshot = Snapshot::default();
+    snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
     if model.moes().next().is_none() {
@@ -114,6 +116,7 @@ pub fn observe(
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
+    let file = StagedFile::create(output)?;
     let start = std::time::Instant::now();
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
@@ -133,7 +136,9 @@ pub fn observe(
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
     let about = About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options)?));
-    statistics::write(output, &about, |index| Ok(layers[&index].clone()))?;
+    checkpoint.check_unchanged()?;
+    snapshot.check()?;
+    statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
     Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
 }
 

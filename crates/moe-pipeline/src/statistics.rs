@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, write_file_atomically};
+use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, StagedFile, Stored, encode_header};
 use moe_forward::Group;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
@@ -200,11 +200,15 @@ fn shape(groups: usize, quantity: Quantity, sizes: Sizes) -> Vec<usize> {
     std::iter::once(groups).chain(quantity.shape(sizes)).collect()
 }
 
-/// Writes `path`, asking for one layer's sums after the other.
+/// Writes `file`, asking for one layer's sums after the other.
 ///
 /// # Errors
 /// What `layer` returns; [`Kind::Io`]. No new file is left then.
-pub(crate) fn write(path: &Path, about: &About, mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>) -> Result<()> {
+pub(crate) fn write(
+    file: StagedFile,
+    about: &About,
+    mut layer: impl FnMut(usize) -> Result<Arc<Vec<Sums>>>,
+) -> Result<()> {
     let json = serde_json::to_vec(about).unwrap_or_default();
     // Padded, so that what follows is aligned.
     let json_bytes = json.len().next_multiple_of(8);
@@ -225,7 +229,7 @@ pub(crate) fn write(path: &Path, about: &About, mut layer: impl FnMut(usize) -> 
         }
     }
     let mut failure = None;
-    let written = write_file_atomically(path, |file| {
+    let written = file.commit(|file| {
         let mut out = std::io::BufWriter::new(file);
         out.write_all(&encode_header(&entries))?;
         out.write_all(&json)?;

@@ -43,6 +43,10 @@ impl Pass for UpcycleOptions {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    fn spills(&self) -> bool {
+        false
+    }
+
     fn others(&self) -> &[PathBuf] {
         &self.models
     }

@@ -1,13 +1,14 @@
 //! A pass applied to a model: its plan, and all that it reads.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Spill, json};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json};
 use moe_forward::{Corpus, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decisions, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
+use moe_passes::{Decider, Decisions, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
 
 use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
@@ -47,12 +48,18 @@ pub(crate) struct Applied<'p> {
     pub decisions: Option<Decisions>,
     /// How the plan's model is trained, if it is.
     pub training: Option<TrainingTask>,
+    /// What its user gave beside checkpoints.
+    snapshot: Snapshot,
+    /// Where decisions are written.
+    plan_file: Option<StagedFile>,
 }
 
 impl<'p> Applied<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
     pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
         let Place { input, checkpoint, compute, spill } = *place;
+        let mut snapshot = Snapshot::default();
+        snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
         let of = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
@@ -82,6 +89,8 @@ impl<'p> Applied<'p> {
         let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
         let (declaration, result) = declared(&plan)?;
+        let surveyed = plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
+        snapshot.extend(surveyed.chain(further_files(pass)).chain(decider.iter().flat_map(|d| decided_on(d.as_ref()))));
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
         let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
         let read = |training| TrainingTask::read(training, checkpoint, source.vocab);
@@ -101,6 +110,8 @@ impl<'p> Applied<'p> {
             deciding,
             decisions: None,
             training,
+            snapshot,
+            plan_file: None,
         })
     }
 
@@ -157,20 +168,33 @@ impl<'p> Applied<'p> {
     /// All text, statistics and plans that it reads.
     pub fn files(&self) -> Vec<PathBuf> {
         let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
-        let texts = self.deciding.iter().flat_map(Deciding::files);
+        let texts = self.deciding.iter().flat_map(|deciding| decided_on(deciding.decider.as_ref()));
         let statistics = self.statistics.iter().map(|statistics| statistics.path().to_owned());
         surveyed.chain(texts).chain(statistics).chain(self.further_files()).collect()
     }
 
     /// The given plan, held-out text, and text that is trained on.
     pub fn further_files(&self) -> Vec<PathBuf> {
-        let held_out = self.pass.held_out();
-        let held_out = held_out.iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
-        let trained = self.pass.training().into_iter().flat_map(|training| {
-            let TrainingText { data, held_out, .. } = training.text;
-            data.into_iter().chain(held_out).map(|spec| spec.path)
-        });
-        self.pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).chain(trained).collect()
+        further_files(self.pass)
+    }
+
+    /// Refuses what has changed since it was read.
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.others.iter().try_for_each(Checkpoint::check_unchanged)?;
+        self.snapshot.check()
+    }
+
+    /// Makes sure that decisions can be written where its user wants them.
+    pub(super) fn stage_plan(&mut self) -> Result<()> {
+        self.plan_file = self.pass.plan_out().map(StagedFile::create).transpose()?;
+        Ok(())
+    }
+
+    /// Writes them there.
+    pub(super) fn write_plan(&mut self) -> Result<()> {
+        let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else { return Ok(()) };
+        let text = json::to_pretty(&self.pass.describe_decisions(&self.source, decisions));
+        file.commit(|file| file.write_all(text.as_bytes()))
     }
 
     /// Whether it can decide in the sweep in which `before` does, whose layers it converts.
@@ -180,6 +204,13 @@ impl<'p> Applied<'p> {
         whole
             && of(before, |deciding| deciding.decider.sweeps_once())
             && of(self, |deciding| deciding.decider.sweeps_once() && !deciding.decider.looks_ahead())
+    }
+
+    /// Bytes on the disk, until the result is written, of weights that are made and of a training.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let made = self.declaration.tensors.iter().map(|(_, weight)| weight).filter(|weight| weight.stored().is_none());
+        let made = if self.pass.spills() { made.map(moe_model::Weight::bytes).sum() } else { 0 };
+        made + self.training.as_ref().map_or(0, |task| Need::of(&self.plan.model, &task.training).disk_bytes())
     }
 
     /// Bytes of hidden states, of a training, and of what deciding holds beside.
@@ -193,6 +224,24 @@ impl<'p> Applied<'p> {
         let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
         survey.max(trained.unwrap_or(0))
     }
+}
+
+/// The given plan, held-out text, and text that is trained on.
+fn further_files(pass: &dyn Pass) -> Vec<PathBuf> {
+    let held_out = pass.held_out();
+    let held_out = held_out.iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
+    let trained = pass.training().into_iter().flat_map(|training| {
+        let TrainingText { data, held_out, .. } = training.text;
+        data.into_iter().chain(held_out).map(|spec| spec.path)
+    });
+    pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).chain(trained).collect()
+}
+
+/// The files of the text that `decider` decides on.
+pub(super) fn decided_on(decider: &dyn Decider) -> Vec<PathBuf> {
+    let pool = decider.pool_text();
+    let specs = decider.text().data.iter().chain(pool.iter().flat_map(|pool| &pool.data));
+    specs.map(|spec| spec.path.clone()).collect()
 }
 
 /// Names and config of a plan, and the model that loaders will find: a contradiction shows here, before the first byte.

@@ -4,15 +4,12 @@ mod applied;
 mod hashes;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use moe_checkpoint::{
-    Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, json, plan_shards, write_file_atomically,
-};
+use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, plan_shards};
 use moe_forward::{Corpus, EvalReport, Sweep};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
@@ -30,7 +27,7 @@ use crate::trust::{self, StageReport};
 pub(crate) use applied::Applied;
 pub(crate) use hashes::Hashes;
 
-use applied::{Place, declared};
+use applied::{Place, decided_on, declared};
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
 pub(crate) struct Prepared<'p> {
@@ -147,6 +144,7 @@ impl<'p> Prepared<'p> {
         timings: &mut Timings,
     ) -> Result<()> {
         let (compute, meter) = (&options.compute, &options.compute.meter);
+        self.applied[..count].iter_mut().try_for_each(Applied::stage_plan)?;
         let mut first = 0;
         while first < count {
             let end = self.end_of_sweep(first);
@@ -265,16 +263,12 @@ impl<'p> Prepared<'p> {
     fn decided(&mut self, index: usize, decisions: Decisions, compute: &Compute) -> Result<()> {
         let applied = &mut self.applied[index];
         applied.decided(decisions, compute, &self.spill)?;
-        if let Some((path, decisions)) = applied.pass.plan_out().zip(applied.decisions.as_ref()) {
-            let text = json::to_pretty(&applied.pass.describe_decisions(&applied.source, decisions));
-            write_file_atomically(path, |file| file.write_all(text.as_bytes()))?;
-        }
-        Ok(())
+        applied.write_plan()
     }
 
     /// Where the costly steps of `deciding`, which is that of pass `index`, are saved beside `output`.
     fn saved(&self, index: usize, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
-        let mut texts = deciding.files();
+        let mut texts = decided_on(deciding.decider.as_ref());
         texts.extend(self.applied[index].further_files());
         let own = self.applied[index].pass.options();
         let key = self.key(index, own, &texts, None)?;
@@ -417,6 +411,20 @@ impl<'p> Prepared<'p> {
     pub fn hashes(&self) -> Result<Hashes> {
         let texts: Vec<PathBuf> = self.applied.iter().flat_map(Applied::files).collect();
         Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts)
+    }
+
+    /// Bytes on the disk that the run needs at once: the result's, and what is kept until that is written.
+    pub fn disk_bytes(&self) -> u64 {
+        self.declaration().bytes() + self.applied.iter().map(Applied::disk_bytes).sum::<u64>()
+    }
+
+    /// Refuses sources that have changed since they were read.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], naming the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.checkpoint.check_unchanged()?;
+        self.applied.iter().try_for_each(Applied::check_unchanged)
     }
 
     /// The probe's largest tensors: the head in f32 beside logits of both models, or a layer's weights; and hidden states of what is

@@ -17,6 +17,8 @@ pub(crate) struct Need {
     layers: u64,
     /// What enters each layer, and logits.
     states: u64,
+    /// Its state on the disk.
+    saved: u64,
 }
 
 impl Need {
@@ -28,6 +30,8 @@ impl Need {
         const LOGITS: u64 = 6 * (64 << 20);
         /// Copies of states in a layer's graph and its gradients.
         const STATES: usize = 24;
+        /// f32 value, m and v, and the best as files have it; old and new while one replaces the other.
+        const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
         let elements = Parameters::elements(model, &training.parts) as u64;
         let tokens = training.options.batch_tokens.max(training.text.sequence_length);
         let length = training.text.sequence_length;
@@ -49,7 +53,13 @@ impl Need {
             layer: model.layers.iter().map(layer).max().unwrap_or(0),
             layers: model.layers.len() as u64,
             states: (model.layers.len() * tokens * model.hidden * 4) as u64 + LOGITS,
+            saved: elements * SAVED_BYTES_A_PARAMETER,
         }
+    }
+
+    /// What is saved of it on the disk, at most.
+    pub fn disk_bytes(&self) -> u64 {
+        self.saved
     }
 
     /// All of it, with the graphs of all layers or of one.

@@ -1,18 +1,25 @@
 //! Output directories that appear under their final name only when they are complete.
 
+mod file;
+mod lock;
+
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with, statvfs};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statvfs};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
 use crate::writer::write_synced;
+
+pub use file::{StagedFile, write_file_atomically};
+
+use lock::{lock, locked, options_of};
 
 /// How an output directory may be created.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,6 +38,8 @@ pub struct OutputDir {
     staging: PathBuf,
     manifest: Manifest,
     committed: bool,
+    overwrite: bool,
+    replaceable_if: String,
     /// Holds the lock on the staging directory.
     _lock: File,
 }
@@ -68,8 +77,7 @@ impl OutputDir {
                 .file(target)
                 .remedy("remove it, choose another name, or give --overwrite"));
         }
-        let empty = fs::read_dir(target).is_ok_and(|mut d| d.next().is_none());
-        if !empty && !target.join(options.replaceable_if).is_file() {
+        if !is_replaceable(target, options.replaceable_if) {
             return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
                 .file(target)
                 .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
@@ -80,29 +88,32 @@ impl OutputDir {
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
-    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created; [`Kind::Usage`] where
-    /// another run is writing the same output.
+    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
     pub fn create(target: &Path, inputs: &[&Path], options: OutputOptions<'_>) -> Result<Self> {
         Self::check(target, inputs, options)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
-        let name = target.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output has no name").file(target))?;
-        let staging = parent.join(format!(".{}.partial-moe-convert", name.to_string_lossy()));
-        let fail = |e: io::Error| Error::io("cannot create the output", &staging, e);
-        match fs::create_dir(&staging) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(fail)?,
-        }
-        let lock = options_of(OFlags::DIRECTORY).open(&staging).map_err(fail)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::new(Kind::Usage, "another run is writing this output")
-                .file(target)
-                .remedy("wait for it, or choose another output"));
-        }
+        let staging = hidden(target)?;
+        let open = || {
+            match fs::create_dir(&staging) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
+            options_of(OFlags::DIRECTORY).open(&staging)
+        };
+        let lock = locked(target, &staging, open)?;
         // What a killed run left behind; nobody holds its lock.
-        clear_directory(&staging).map_err(fail)?;
+        clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
         unfinished().insert(staging.clone());
-        Ok(Self { target: target.to_owned(), staging, manifest: Manifest::default(), committed: false, _lock: lock })
+        Ok(Self {
+            target: target.to_owned(),
+            staging,
+            manifest: Manifest::default(),
+            committed: false,
+            overwrite: options.overwrite,
+            replaceable_if: options.replaceable_if.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// Where files are written until the commit.
@@ -166,25 +177,75 @@ impl OutputDir {
     /// [`Kind::Io`]; the final name is then untouched.
     pub fn commit(mut self) -> Result<()> {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        let fail = |e: io::Error| Error::io("cannot move the finished output to its place", &self.target, e);
-        File::open(&self.staging).and_then(|d| d.sync_all()).map_err(fail)?;
+        File::open(&self.staging).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
         // Nobody removes it from now on, nor has begun to.
         let mut unfinished = unfinished();
         if !unfinished.remove(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
-        if self.target.symlink_metadata().is_ok() {
-            renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE).map_err(|e| fail(e.into()))?;
-            // What was exchanged is the earlier result, now under the hidden name.
-            fs::remove_dir_all(&self.staging).map_err(fail)?;
-        } else {
-            fs::rename(&self.staging, &self.target).map_err(fail)?;
-        }
+        // Nothing is taken back from here on: what was made must not be lost.
         self.committed = true;
+        let moved = self.move_to_target()?;
         drop(unfinished);
         let parent = parent_of(&self.target);
-        File::open(&parent).and_then(|d| d.sync_all()).map_err(fail)
+        File::open(&parent).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
+        match moved {
+            None => Ok(()),
+            Some(elsewhere) => {
+                let what = format!("this appeared while the run went on; its result is {}", elsewhere.display());
+                Err(Error::new(Kind::Io, what).file(&self.target).remedy("look at both, and rename the one you want"))
+            }
+        }
     }
+
+    /// Gives the finished directory its final name or, where something that may not be replaced has that by now, a free one beside it,
+    /// which is then returned.
+    fn move_to_target(&self) -> Result<Option<PathBuf>> {
+        if self.overwrite && is_replaceable(&self.target, &self.replaceable_if) {
+            // What is exchanged is the earlier result, then under the hidden name: a run that begins there must not take it for its own.
+            let earlier = File::open(&self.target).map_err(|e| self.failed(e))?;
+            lock(&self.target, &earlier)?;
+            renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE)
+                .map_err(|e| self.failed(e.into()))?;
+            return fs::remove_dir_all(&self.staging).map(|()| None).map_err(|e| self.failed(e));
+        }
+        let name = self.target.file_name().unwrap_or_default().to_string_lossy();
+        let others = (2..).map(|number| self.target.with_file_name(format!("{name}-{number}")));
+        for (index, place) in std::iter::once(self.target.clone()).chain(others).enumerate() {
+            match rename_new(&self.staging, &place) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other.map(|()| (index > 0).then_some(place)).map_err(|e| self.failed(e)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io("cannot move the finished output to its place", &self.target, error)
+    }
+}
+
+/// Whether `target` is an earlier result, which has the file `mark`, or an empty directory.
+fn is_replaceable(target: &Path, mark: &str) -> bool {
+    fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none()) || target.join(mark).is_file()
+}
+
+/// Renames `from` to `to`, where nothing is.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can; between looking and renaming, hardly anything appears.
+        Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
+        other => Ok(other?),
+    }
+}
+
+/// What `target` is called until it is complete.
+fn hidden(target: &Path) -> Result<PathBuf> {
+    let name = target.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output has no name").file(target))?;
+    Ok(parent_of(target).join(format!(".{}.partial-moe-convert", name.to_string_lossy())))
 }
 
 impl Drop for OutputDir {
@@ -195,7 +256,7 @@ impl Drop for OutputDir {
     }
 }
 
-/// Hidden directories that this process is writing.
+/// Hidden directories and files that this process is writing.
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,7 +268,10 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 /// [`Kind::Io`] where something can't be removed.
 pub fn remove_unfinished() -> Result<()> {
     let mut unfinished = unfinished();
-    let remove = |dir: &PathBuf| fs::remove_dir_all(dir).map_err(|e| Error::io("cannot remove this", dir, e));
+    let remove = |path: &PathBuf| {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        removed.map_err(|e| Error::io("cannot remove this", path, e))
+    };
     std::mem::take(&mut *unfinished).iter().try_for_each(remove)
 }
 
@@ -216,13 +280,6 @@ fn parent_of(target: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
-}
-
-/// How hidden files are opened: a link under their name, such as an archive may bring along, would lead anywhere.
-fn options_of(flags: OFlags) -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
-    options
 }
 
 fn clear_directory(dir: &Path) -> io::Result<()> {
@@ -234,25 +291,6 @@ fn clear_directory(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it.
-///
-/// # Errors
-/// [`Kind::Io`], and what `fill` returns.
-pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output file has no name").file(path))?;
-    let staging = path.with_file_name(format!(".{}.partial-moe-convert", name.to_string_lossy()));
-    let write = || -> io::Result<()> {
-        let mut file = options_of(OFlags::empty()).write(true).create(true).truncate(true).open(&staging)?;
-        fill(&mut file)?;
-        file.sync_all()?;
-        fs::rename(&staging, path)
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&staging);
-        Error::io("cannot write this file", path, e)
-    })
 }
 
 #[cfg(test)]
@@ -328,6 +366,44 @@ mod tests {
         std::os::unix::fs::symlink(precious.join("thesis.tex"), &hidden).unwrap();
         assert!(write_file_atomically(&target, |_| Ok(())).is_err());
         assert_eq!(fs::read_to_string(precious.join("thesis.tex")).unwrap(), "words");
+    }
+
+    #[test]
+    fn what_appears_meanwhile_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        for options in [OPTIONS, OVERWRITE] {
+            let mut output = OutputDir::create(&target, &[], options).unwrap();
+            output.write("receipt", b"x").unwrap();
+            fs::create_dir(&target).unwrap();
+            fs::write(target.join("thesis.tex"), "words").unwrap();
+            let error = output.commit().unwrap_err().to_string();
+            assert!(error.contains("out-2") && error.contains("appeared"), "{error}");
+            assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
+            assert_eq!(names(&dir.path().join("out-2")), ["SHA256SUMS", "receipt"]);
+            assert_eq!(names(dir.path()), ["out", "out-2"]);
+            fs::remove_dir_all(&target).unwrap();
+            fs::remove_dir_all(dir.path().join("out-2")).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_earlier_result_is_locked_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let finish = |options| {
+            let mut output = OutputDir::create(&target, &[], options)?;
+            output.write("receipt", b"x")?;
+            output.commit()
+        };
+        finish(OPTIONS).unwrap();
+        // Somebody removes it, as a run does that has replaced it.
+        let removing = File::open(&target).unwrap();
+        lock(&target, &removing).unwrap();
+        let error = finish(OVERWRITE).unwrap_err().to_string();
+        assert!(error.contains("another run"), "{error}");
+        drop(removing);
+        finish(OVERWRITE).unwrap();
     }
 
     #[test]

@@ -1,0 +1,52 @@
+//! Locks on what is being written, which another run of this program then keeps away from.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind, Result};
+
+/// What `open` opens at `hidden`, locked. It is tried again where a run that ends has just taken that away from there.
+pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result<File>) -> Result<File> {
+    const TRIES: usize = 1000;
+    let fail = |e: io::Error| Error::io("cannot create the output", hidden, e);
+    for _ in 0..TRIES {
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && hidden.parent().is_some_and(Path::is_dir) => continue,
+            other => other.map_err(fail)?,
+        };
+        lock(target, &file)?;
+        let of_file = file.metadata().map_err(fail)?;
+        let there = fs::symlink_metadata(hidden);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (of_file.dev(), of_file.ino())) {
+            return Ok(file);
+        }
+    }
+    Err(busy(target))
+}
+
+/// Locks `file`, which is, or becomes, `target`.
+pub(super) fn lock(target: &Path, file: &File) -> Result<()> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(busy(target)),
+        Err(e) => Err(Error::io("cannot lock this output", target, e.into())),
+    }
+}
+
+fn busy(target: &Path) -> Error {
+    Error::new(Kind::Io, "another run is writing this output")
+        .file(target)
+        .remedy("wait for it, or choose another output")
+}
+
+/// How hidden files are opened: a link under their name, such as an archive may bring along, would lead anywhere.
+pub(super) fn options_of(flags: OFlags) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
+    options
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Outputs that may not be written: `tests/root/read-only.sh target/release/moe-convert`, as root (it mounts a tmpfs).
+# Each is refused before the work begins.
+source "$(dirname "$0")/lib.sh"
+need_mounts
+
+cp "$binary" "$work/moe-convert"
+binary=$work/moe-convert
+cp -r --parents golden/models golden/text "$work"
+cd "$work" # which others can read, wherever the repository lies
+
+refused() { # PASS OUTPUT WHO WORDS…
+  local who=()
+  [[ $3 == root ]] || who=(setpriv --reuid="$3" --regid="$3" --clear-groups)
+  options "$1"
+  line=(timeout 10 "${who[@]}" "$binary" "${line[0]}" "$(original "$1")" "${line[@]:1}" --output "$2")
+  code=0
+  "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+  expect_failure "$1" "$(dirname "$2")" "${@:4}"
+  # A stage, or a note, would come first.
+  [[ $(head -1 "$log") == error:* ]] || problem "$1: it is refused only after work was done"
+}
+
+mount_tmpfs size=64m
+mount -o remount,ro "$disk"
+for pass in "${passes[@]}" logits; do
+  refused "$pass" "$disk/out" root "Read-only file system" "writable disk"
+  [[ -z $(names_in "$disk") ]] || problem "$pass left something"
+done
+
+mount_tmpfs size=64m,mode=0755
+for pass in "${passes[@]}" logits; do
+  refused "$pass" "$disk/out" 65534 "Permission denied" "permissions"
+  refused "$pass" "$disk/new/out" 65534
+  [[ -z $(names_in "$disk") ]] || problem "$pass left something"
+done
+
+passed "a read-only disk and a foreign folder, each by $((${#passes[@]} + 1)) commands"
