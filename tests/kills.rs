@@ -12,7 +12,7 @@ const TEXT: &str = "--data english=golden/text/english.calibration.txt --data co
                     --data-tokens 2048 --sequence-length 128";
 
 /// Every pass on a copy of a built-in model, `source`.
-const PASSES: [(&str, &str, &str); 7] = [
+const PASSES: [(&str, &str, &str); 8] = [
     ("upcycle", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --noise-std 0.01"),
     ("upcycle to shards", "models/dense", "upcycle source -o out --experts 8 --top-k 2 --max-shard-size 2MB"),
     ("prune", "models/moe", "prune source -o out --experts 12 --method reap"),
@@ -20,7 +20,36 @@ const PASSES: [(&str, &str, &str); 7] = [
     ("quantize", "models/moe", "quantize source -o out --per-expert --scheme w4a16 --group-size 32"),
     ("distill", "models/moe", "distill source -o out --steps 4 --down measured"),
     ("heal", "models/moe", "heal source -o out --steps 4 --eval-every 1 --batch-tokens 512"),
+    ("three in one step", "models/moe", "run recipe.toml"),
 ];
+
+const RECIPE: &str = r#"
+[vars]
+data = ["golden/text/english.calibration.txt"]
+[[step]]
+run = "convert"
+model = "source"
+output = "out"
+[[step.pass]]
+run = "prune"
+keep = 0.5
+method = "reap"
+data = "${data}"
+data-tokens = 1024
+[[step.pass]]
+run = "heal"
+data = "${data}"
+steps = 4
+eval-every = 1
+batch-tokens = 512
+sequence-length = 128
+[[step.pass]]
+run = "quantize"
+scheme = "w4a16"
+group-size = 32
+data = "${data}"
+data-tokens = 1024
+"#;
 
 /// Numbers below 1 that look random and are the same each time: the fractions of multiples of the golden ratio.
 fn moments(count: usize) -> impl Iterator<Item = f64> {
@@ -58,7 +87,9 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
     for (name, source, line) in PASSES {
         let sandbox = Sandbox::new();
         sandbox.shell(&format!("cp -r golden/{source} source")).succeeds();
-        let line = if name.starts_with("upcycle") { line.to_owned() } else { format!("{line} {TEXT}") };
+        sandbox.write("recipe.toml", RECIPE);
+        let is_whole = name.starts_with("upcycle") || line.starts_with("run");
+        let line = if is_whole { line.to_owned() } else { format!("{line} {TEXT}") };
         let start = Instant::now();
         sandbox.run(&line).succeeds();
         let unbroken = start.elapsed();
@@ -84,7 +115,7 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
             check("the bytes are others", again.code != 0 || hashes(&sandbox) == expected);
             let source = sandbox.shell("cat source/* | sha256sum").succeeds().stdout;
             check("the source was touched", source == untouched);
-            check("something is left behind", sandbox.names(".") == ["golden", "out", "source"]);
+            check("something is left behind", sandbox.names(".") == ["golden", "out", "recipe.toml", "source"]);
         }
         eprintln!("{name}: killed {met} of {kills} times before its end ({:.2} s)", unbroken.as_secs_f64());
         assert!(2 * met >= kills, "{name}: only {met} of {kills} kills met it running");

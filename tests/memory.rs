@@ -84,8 +84,19 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
             &format!("distill noisy-{layers} -o distilled-{layers} --width 256 --steps 4 --data ids.jsonl --overwrite"),
         )
     };
+    // Two passes in one sweep: neither may keep anything of a layer behind it.
+    let together = |layers: usize| {
+        let of = |pass: &str| format!("[[step.pass]]\n{pass}\ndata = [\"ids.jsonl\"]\n");
+        let prune = of("run = \"prune\"\nexperts = 2\nno-super-expert-guard = true");
+        let quantize = of("run = \"quantize\"\nscheme = \"w4a16\"\nmin-samples = 0.1");
+        let step =
+            format!("run = \"convert\"\nmodel = \"noisy-{layers}\"\noutput = \"both-{layers}\"\noverwrite = true");
+        sandbox.write(&format!("both-{layers}.toml"), format!("[[step]]\n{step}\n{prune}{quantize}"));
+        peak(&sandbox, &format!("run both-{layers}.toml --fresh"))
+    };
     let measured = [
         ("distill, 4 × layers", distill(5), distill(20)),
+        ("prune and quantize together, 4 × layers", together(5), together(20)),
         ("upcycle, 4 × layers", upcycle(5, 4, 0.0), upcycle(20, 4, 0.0)),
         // Noise makes every expert anew: none of them may stay.
         ("upcycle with noise, 4 × experts", upcycle(5, 4, 1e-3), upcycle(5, 16, 1e-3)),

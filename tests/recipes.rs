@@ -122,6 +122,12 @@ fn a_changed_source_is_converted_again() {
     sandbox.write("moved.toml", text.replace("\"dense\"", "\"moved\""));
     let moved = sandbox.run("run moved.toml").succeeds();
     assert!(moved.stdout.contains("finished already"), "{}", moved.stdout);
+    // What goes along with weights is part of the source.
+    let tokenizer = sandbox.read("moved/tokenizer.json");
+    sandbox.write("moved/tokenizer.json", [tokenizer.as_slice(), b"\n"].concat());
+    sandbox.run("run moved.toml").exits(2).says(&["result/moe", "exists"]);
+    sandbox.write("moved/tokenizer.json", tokenizer);
+    assert!(sandbox.run("run moved.toml").succeeds().stdout.contains("finished already"));
     let mut weights = sandbox.read("moved/model.safetensors");
     let last = weights.len() - 2;
     weights[last] ^= 1;
@@ -169,8 +175,90 @@ fn nothing_is_computed_twice() {
     sandbox.run("verify result/pruned-8").succeeds();
     let again = sandbox.run("run recipe.toml").succeeds();
     assert_eq!(again.stdout.matches("finished already").count(), 5, "{}", again.stdout);
+    let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
+    assert_eq!(dry.stdout.matches("finished already").count(), 5, "{}", dry.stdout);
     sandbox.run("run recipe.toml --fresh --set out=fresh").succeeds();
     assert!(sandbox.read("fresh/w8/model.safetensors") == sandbox.read("result/w8/model.safetensors"));
+}
+
+/// The same words on another input are another step.
+#[test]
+fn steps_whose_input_changes_in_between_all_run() {
+    let sandbox = sandbox(
+        r#"
+[[step]]
+each.keep = [0.5, 0.25]
+[[step.step]]
+run = "prune"
+model = "golden/models/moe"
+output = "pruned"
+overwrite = true
+keep = "${keep}"
+method = "random"
+[[step.step]]
+run = "quantize"
+model = "pruned"
+output = "quantized"
+overwrite = true
+scheme = "w4a16"
+method = "rtn"
+group-size = 32
+"#,
+    );
+    let outcome = sandbox.run("run recipe.toml").succeeds().says(&["step 4 of 4: quantize; keep 0.25"]);
+    assert!(outcome.stdout.contains("6 of 24 rows"), "{}", outcome.stdout);
+    let config: serde_json::Value = serde_json::from_slice(&sandbox.read("quantized/config.json")).unwrap();
+    assert_eq!(config["num_experts"], 6);
+}
+
+/// A plan is part of a result, is no other run's, and is no input.
+#[test]
+fn plans_belong_to_their_steps() {
+    let sandbox = sandbox(
+        r#"
+[[step]]
+run = "prune"
+model = "golden/models/moe"
+output = "pruned"
+overwrite = true
+keep = 0.5
+method = "random"
+plan-out = "plan.json"
+"#,
+    );
+    sandbox.run("run recipe.toml").succeeds();
+    let plan = sandbox.read("plan.json");
+    assert!(sandbox.run("run recipe.toml").succeeds().stdout.contains("finished already"));
+    sandbox.write("plan.json", "{}");
+    assert!(!sandbox.run("run recipe.toml").succeeds().stdout.contains("finished already"));
+    assert!(sandbox.read("plan.json") == plan);
+    let line = "prune golden/models/moe -o again --plan plan.json --plan-out plan.json";
+    sandbox.run(line).exits(2).says(&["plan.json", "a name of its own"]);
+    assert!(sandbox.read("plan.json") == plan);
+    // A dry run doesn't train to come to a plan.
+    let heal = "[[step.pass]]\nrun = \"heal\"\nsteps = 2\ndata = [\"golden/text/english.calibration.txt\"]\n";
+    let prune = "[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\nmethod = \"random\"\nplan-out = \"other.json\"\n";
+    let step = "[[step]]\nrun = \"convert\"\nmodel = \"golden/models/moe\"\noutput = \"both\"\n";
+    sandbox.write("both.toml", format!("{step}{heal}{prune}"));
+    let before = sandbox.names(".");
+    sandbox.run("run both.toml --dry-run").succeeds();
+    assert_eq!(sandbox.names("."), before);
+}
+
+/// A dry run doesn't take old results for what the steps before would make now.
+#[test]
+fn dry_runs_know_what_would_be_made_anew() {
+    let sandbox = sandbox(SHARED);
+    sandbox.run("run recipe.toml").succeeds();
+    sandbox.write(
+        "other.toml",
+        SHARED
+            .replace("keep = 0.75", "keep = 0.25\noverwrite = true")
+            .replace("w${bits}\"\n", "w${bits}\"\noverwrite = true\n"),
+    );
+    let outcome = sandbox.run("run other.toml --dry-run").succeeds();
+    assert_eq!(outcome.stdout.matches("finished already").count(), 1, "{}", outcome.stdout);
+    assert_eq!(outcome.stdout.matches("6 of 24 rows").count(), 4, "{}", outcome.stdout);
 }
 
 #[test]

@@ -219,7 +219,7 @@ pub enum Command {
         #[arg(long)]
         resume: bool,
         /// Run every step, also where its result is there already: the same passes, options and inputs by their hashes
-        #[arg(long)]
+        #[arg(long, conflicts_with = "resume")]
         fresh: bool,
         /// Check every step and say what it would do, but write nothing
         #[arg(long)]

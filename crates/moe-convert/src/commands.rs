@@ -136,19 +136,32 @@ impl Session {
     ) -> Result<()> {
         let options = self.convert_options(writing);
         if writing.dry_run {
-            let planned = plan(passes, input, output, &options)?;
-            self.check_budget(planned.memory_estimate_bytes)?;
-            return self.print(&planned, || render::plan(output, &planned));
+            return self.plan(passes, passes.len(), input, output, &options).map(drop);
         }
         if writing.resume && is_finished(passes, input, output, &options)? {
             return self.kept(output);
         }
         if self.common.memory_budget.is_some() {
-            self.check_budget(plan(passes, input, output, &options)?.memory_estimate_bytes)?;
+            self.check_budget(plan(passes, passes.len(), false, input, output, &options)?.memory_estimate_bytes)?;
         }
         let done = convert(passes, input, output, &options, self.progress.as_ref())?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done))
+    }
+
+    /// Plans a run of which the last `own` passes are to be made now; the seconds that these will about take.
+    fn plan(
+        &self,
+        passes: &[&dyn Pass],
+        own: usize,
+        input: &Path,
+        output: &Path,
+        options: &ConvertOptions,
+    ) -> Result<f64> {
+        let planned = plan(passes, own, own == passes.len(), input, output, options)?;
+        self.check_budget(planned.memory_estimate_bytes)?;
+        self.print(&planned, || render::plan(output, &planned))?;
+        Ok(planned.time_estimate_seconds)
     }
 
     fn convert_options(&self, writing: &Writing) -> ConvertOptions {

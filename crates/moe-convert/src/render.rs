@@ -91,7 +91,7 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
     if !receipt.before.is_empty() {
         rows.push(("passes", receipt.passes()));
     }
-    receipt.earlier().for_each(|earlier| rows.extend(made(&earlier)));
+    receipt.earlier().into_iter().for_each(|earlier| rows.extend(made(&earlier)));
     rows.extend(made(receipt));
     rows.push(("function", describe_identity(&receipt.identity)));
     if let Some(measured) = &receipt.measured {
@@ -179,7 +179,7 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        done.receipt.earlier().map(|earlier| layers(&earlier)).collect::<String>()
+        done.receipt.earlier().iter().map(layers).collect::<String>()
             + &layers(&done.receipt)
             + &training::tables(&done.receipt)
             + &held_out(&done.receipt)
@@ -392,10 +392,24 @@ fn held_out(receipt: &Receipt) -> String {
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
+    rows.push(("disk", format!("about {} while it runs", ByteSize(planned.disk_bytes))));
+    let of = "from the size of its products and this machine's speed at such";
+    rows.push(("time", format!("{} ({of})", duration(planned.time_estimate_seconds))));
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
     let trust = trust(&planned.receipt);
     format!("would write {}\n{}{}{trust}", output.display(), facts(rows), table(&["file", "size"], shards))
+}
+
+/// An estimate in words, as exact as it can be.
+pub fn duration(seconds: f64) -> String {
+    let rounded = |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+    match seconds {
+        ..1.0 => "less than a second".to_owned(),
+        ..90.0 => format!("about {} s", rounded(seconds)),
+        ..5400.0 => format!("about {} minutes", rounded(seconds / 60.0)),
+        _ => format!("about {} hours", rounded(seconds / 3600.0)),
+    }
 }
 
 /// `eval`.

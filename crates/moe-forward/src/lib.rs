@@ -30,6 +30,7 @@ mod router;
 mod states;
 mod sweep;
 pub mod train;
+mod work;
 
 pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};
@@ -48,3 +49,4 @@ pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
 pub use sweep::{Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed};
+pub use work::ForwardWork;

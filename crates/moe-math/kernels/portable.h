@@ -1,4 +1,4 @@
-// CUDA kernels here are C that a host compiler takes too. There (tests/kernels.rs) a thread of the operating system stands in for each
+// CUDA kernels here are C that a host compiler takes too. There (src/kernels/tests.rs) a thread of the operating system stands in for each
 // thread of a CUDA block and a barrier for __syncthreads, so that the very source that runs on a GPU is tested on machines without one.
 // What that asks for: no warp intrinsics, no atomics, arguments in one structure, and no thread that leaves before the last SYNC.
 #pragma once

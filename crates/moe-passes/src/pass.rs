@@ -161,6 +161,9 @@ pub trait Decider: Converter + Send + Sync {
         true
     }
 
+    /// About how many floating-point operations deciding on `tokens` tokens in sequences of `sequence` takes.
+    fn flops(&self, tokens: usize, sequence: usize) -> f64;
+
     /// The most bytes that it holds beside the sweep's states and a layer's weights.
     fn working_bytes(&self) -> u64 {
         0

@@ -15,8 +15,7 @@ use moe_passes::Pass;
 use serde::Serialize;
 
 use crate::applicable::healing;
-use crate::card;
-use crate::prepare::{Prepared, check_together};
+use crate::prepare::{Prepared, check_files, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
@@ -24,6 +23,7 @@ use crate::report;
 use crate::resources::{ByteSize, RunRecord};
 use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
+use crate::{card, estimate};
 
 /// Logits of all of them are in memory at once.
 const MAX_PROBE_TOKENS: usize = 4096;
@@ -58,6 +58,10 @@ pub struct PlannedOutput {
     pub shards: Vec<(String, u64)>,
     /// Estimate of the most memory that the run holds at once, in bytes.
     pub memory_estimate_bytes: u64,
+    /// Bytes that it needs on the disk of the output at once.
+    pub disk_bytes: u64,
+    /// Estimate of its time, in seconds.
+    pub time_estimate_seconds: f64,
 }
 
 /// What a run has done.
@@ -77,20 +81,34 @@ pub struct Conversion {
     pub heals: bool,
 }
 
-/// Plans a run of passes, each on what the one before makes, without writing anything.
+/// Plans a run of passes, each on what the one before makes, without writing anything. What the last `own` of them need is estimated;
+/// those before are other runs'. With `decide`, decisions are taken and written where a pass shall write its plan, unless a training comes
+/// before them.
 ///
 /// # Errors
 /// Whatever would stop the run before its first byte.
-pub fn plan(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<PlannedOutput> {
+pub fn plan(
+    passes: &[&dyn Pass],
+    own: usize,
+    decide: bool,
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+) -> Result<PlannedOutput> {
     check_options(passes, input, output, options)?;
     let mut prepared = Prepared::new(passes, input, output, options)?;
+    check_files(passes)?;
     let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
-    prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
+    if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
+        prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
+    }
     let size = |s: &ShardPlan| (s.file.clone(), s.header.len() as u64 + s.data_bytes());
     Ok(PlannedOutput {
         receipt: prepared.receipt(),
         shards: prepared.shards.iter().map(size).collect(),
         memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
+        disk_bytes: prepared.disk_bytes(own),
+        time_estimate_seconds: estimate::seconds(&prepared, own, &options.compute)?,
     })
 }
 
@@ -115,7 +133,7 @@ pub fn convert(
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, &inputs(passes, input), output_options(options))?;
-    dir.require_space(prepared.disk_bytes() + SLACK_BYTES)?;
+    dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
     prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
     let mut receipt = prepared.receipt();
     let start = Instant::now();

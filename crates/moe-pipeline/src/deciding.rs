@@ -45,6 +45,12 @@ impl Deciding {
         self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
     }
 
+    /// About how many floating-point operations deciding takes.
+    pub fn flops(&self) -> f64 {
+        let sequence = self.text.batch.longest();
+        self.decider.flops(self.text.batch.tokens(), sequence)
+    }
+
     /// Lets what decides see all that it must have seen of `source` before the first layer, and the tokens that are to come.
     fn begin(
         &mut self,

@@ -135,7 +135,7 @@ pub fn observe(
     let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
-    let about = About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options)?));
+    let about = About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options, compute)?));
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
@@ -146,15 +146,16 @@ pub fn observe(
 ///
 /// # Errors
 /// What reading returns.
-pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path) -> Result<bool> {
+pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute: &Compute) -> Result<bool> {
     let Ok(file) = StatisticsFile::open(output) else { return Ok(false) };
-    Ok(file.about().run == Some(hash_of_run(&Checkpoint::open(dir)?, options)?))
+    Ok(file.about().run == Some(hash_of_run(&Checkpoint::open(dir)?, options, compute)?))
 }
 
-fn hash_of_run(checkpoint: &Checkpoint, options: &ObserveOptions) -> Result<String> {
+fn hash_of_run(checkpoint: &Checkpoint, options: &ObserveOptions, compute: &Compute) -> Result<String> {
     let texts = options.calibration.data.iter().map(|spec| spec.path.as_path());
     let read = texts.chain(options.add.iter().map(PathBuf::as_path));
-    fingerprint::of_run(&serde_json::to_value(options).unwrap_or_default(), [checkpoint], read)
+    let options = serde_json::json!({ "options": options, "dtype": compute.dtype.as_str() });
+    fingerprint::of_run(&options, [checkpoint], read)
 }
 
 impl ObservedLayer {

@@ -39,6 +39,11 @@ pub struct Receipt {
     /// SHA-256 of text, statistics and plans that it read, by file name, or by path where that is not unique.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
+    /// SHA-256 of plans that it wrote beside, by path.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub written: BTreeMap<String, String>,
+    /// What it computed in.
+    pub dtype: &'static str,
     /// What it wrote.
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.
@@ -73,22 +78,37 @@ impl Receipt {
         names.collect::<Vec<_>>().join(" → ")
     }
 
-    /// What each of the earlier passes did, as receipts of the same result. None of them says what it costs: that is known of all
-    /// passes together.
-    pub fn earlier(&self) -> impl Iterator<Item = Self> {
-        self.before.iter().cloned().map(|EarlierPass { pass, options, decided, pool, layers }| Self {
-            before: Vec::new(),
-            training: self.training.clone().filter(|_| pass == HealOptions::NAME),
-            measured: None,
-            held_out: None,
-            warnings: Vec::new(),
-            pass,
-            options,
-            decided,
-            pool,
-            layers,
-            ..self.clone()
-        })
+    /// What each of the earlier passes did, as a receipt of its own would say it short of what was measured: that is known of all passes
+    /// together.
+    pub fn earlier(&self) -> Vec<Self> {
+        let mut source = self.source.clone();
+        let mut receipts = Vec::new();
+        for EarlierPass { pass, options, decided, pool, result, layers } in self.before.iter().cloned() {
+            let made = SourceRecord {
+                name: format!("{}, after {pass}", source.name),
+                model_type: result.model_type.clone(),
+                total_parameters: result.total_parameters,
+                active_parameters: result.active_parameters,
+                bytes: result.bytes,
+                sha256: BTreeMap::new(),
+            };
+            receipts.push(Self {
+                before: Vec::new(),
+                source: std::mem::replace(&mut source, made),
+                training: self.training.clone().filter(|_| pass == HealOptions::NAME),
+                measured: None,
+                held_out: None,
+                warnings: Vec::new(),
+                pass,
+                options,
+                decided,
+                pool,
+                result,
+                layers,
+                ..self.clone()
+            });
+        }
+        receipts
     }
 
     /// The first layer that was converted, and how its router was made.
@@ -168,6 +188,8 @@ pub struct EarlierPass {
     /// What a pool of text gave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pulled>,
+    /// What it made, which the next pass converted.
+    pub result: ResultRecord,
     /// How it made each layer.
     pub layers: Vec<LayerRecord>,
 }
@@ -180,6 +202,7 @@ impl EarlierPass {
             options: applied.pass.options(),
             decided: applied.decisions.as_ref().map(|decisions| decisions.by),
             pool: applied.deciding.as_ref().and_then(|deciding| deciding.pulled),
+            result: ResultRecord::of(applied),
             layers: applied.plan.layers.clone(),
         }
     }
@@ -214,7 +237,7 @@ pub struct SourceRecord {
     pub active_parameters: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// SHA-256 of config and weights by file name.
+    /// SHA-256 of config, weights, tokenizer and what else goes along, by file name.
     pub sha256: BTreeMap<String, String>,
 }
 
@@ -235,6 +258,22 @@ pub struct ResultRecord {
     pub tensors_copied: usize,
     /// Bytes of all tensors.
     pub bytes: u64,
+}
+
+impl ResultRecord {
+    /// Of what a pass makes.
+    pub(crate) fn of(applied: &Applied<'_>) -> Self {
+        let (parameters, tensors) = (applied.plan.model.parameters(), &applied.declaration.tensors);
+        Self {
+            model_type: applied.plan.model.family.model_type.clone(),
+            total_parameters: parameters.total(),
+            active_parameters: parameters.active(),
+            parameters,
+            tensors: tensors.len(),
+            tensors_copied: tensors.iter().filter(|(_, weight)| weight.stored().is_some()).count(),
+            bytes: applied.declaration.bytes(),
+        }
+    }
 }
 
 /// Of all pairs of a token and a layer, those in which two groups of experts tie for the last place among the chosen

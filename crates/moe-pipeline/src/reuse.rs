@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{MANIFEST_FILE, Manifest, OutputDir, Result, json};
+use moe_checkpoint::{Error, Kind, MANIFEST_FILE, Manifest, OutputDir, Result, json, read_whole, sha256_file};
 use moe_passes::Pass;
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use crate::convert::{ConvertOptions, SLACK_BYTES, inputs, output_options};
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE};
+use crate::train::LOG_FILE;
 use crate::verify::check_hashes;
 
 /// Whether `output` is the finished result of the same passes with the same options on the same bytes, made by the same version.
@@ -23,11 +24,15 @@ pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
     if !receipt.is_file() {
         return Ok(false);
     }
-    // A plan that it writes beside is part of what it gives.
-    if passes.iter().filter_map(|pass| pass.plan_out()).any(|plan| !plan.is_file()) {
+    let found: Value = json::read(&receipt)?;
+    // A plan that is written beside the result is part of it.
+    let is_there = |plan: &Path| {
+        let written = found["written"][plan.to_string_lossy().as_ref()].as_str();
+        written.is_some() && sha256_file(plan).ok().as_deref() == written
+    };
+    if !passes.iter().filter_map(|pass| pass.plan_out()).all(is_there) {
         return Ok(false);
     }
-    let found: Value = json::read(&receipt)?;
     let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
     if work(&found) != wanted {
         return Ok(false);
@@ -39,27 +44,26 @@ pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
     let same = found["tool"] == wanted["tool"]
+        && found["dtype"] == wanted["dtype"]
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
         && sizes(&found) == sizes(&wanted);
     Ok(same && manifest(output).is_some())
 }
 
-/// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it is.
+/// Makes `output` a copy of `from`, which [`is_finished`] and reads only what `passes` and `input` do.
 ///
 /// # Errors
-/// As for [`is_finished`]; what writing returns.
-pub fn copy_finished(
+/// [`Kind::Mismatch`] for a result that has changed since it was written; what writing returns.
+pub fn copy_result(
     passes: &[&dyn Pass],
     input: &Path,
     from: &Path,
     output: &Path,
     options: &ConvertOptions,
-) -> Result<bool> {
-    if !is_finished(passes, input, from, options)? {
-        return Ok(false);
-    }
-    let Some(Manifest { files }) = manifest(from) else { return Ok(false) };
+) -> Result<()> {
+    let changed = || Error::new(Kind::Mismatch, "this result changed").file(from).remedy("make it again");
+    let Manifest { files } = manifest(from).ok_or_else(changed)?;
     let mut inputs = inputs(passes, input);
     inputs.push(from);
     let mut dir = OutputDir::create(output, &inputs, output_options(options))?;
@@ -68,10 +72,14 @@ pub fn copy_finished(
     for (name, hash) in files.iter().filter(|(name, _)| *name != MANIFEST_FILE) {
         dir.copy(from, name, hash)?;
     }
-    let about = serde_json::json!({ "copied_from": from });
-    dir.write_unlisted(RUN_FILE, json::to_pretty(&about).as_bytes())?;
-    dir.commit()?;
-    Ok(true)
+    // What varies from run to run is the other run's.
+    for name in [RUN_FILE, LOG_FILE] {
+        let path = from.join(name);
+        if path.is_file() {
+            dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
+        }
+    }
+    dir.commit()
 }
 
 /// A pass and its options.

@@ -174,7 +174,7 @@ impl OutputDir {
     /// Writes the manifest, flushes everything and lets the directory appear under its final name.
     ///
     /// # Errors
-    /// [`Kind::Io`]; the final name is then untouched.
+    /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
         File::open(&self.staging).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
@@ -192,22 +192,26 @@ impl OutputDir {
         match moved {
             None => Ok(()),
             Some(elsewhere) => {
-                let what = format!("this appeared while the run went on; its result is {}", elsewhere.display());
+                let what = format!("this is in the way, and can't be replaced; the result is {}", elsewhere.display());
                 Err(Error::new(Kind::Io, what).file(&self.target).remedy("look at both, and rename the one you want"))
             }
         }
     }
 
-    /// Gives the finished directory its final name or, where something that may not be replaced has that by now, a free one beside it,
+    /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
     /// which is then returned.
     fn move_to_target(&self) -> Result<Option<PathBuf>> {
         if self.overwrite && is_replaceable(&self.target, &self.replaceable_if) {
             // What is exchanged is the earlier result, then under the hidden name: a run that begins there must not take it for its own.
-            let earlier = File::open(&self.target).map_err(|e| self.failed(e))?;
-            lock(&self.target, &earlier)?;
-            renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE)
-                .map_err(|e| self.failed(e.into()))?;
-            return fs::remove_dir_all(&self.staging).map(|()| None).map_err(|e| self.failed(e));
+            let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
+            let exchange = || renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE);
+            if earlier.is_some() && exchange().is_ok() {
+                let removed = fs::remove_dir_all(&self.staging);
+                return removed.map(|()| None).map_err(|e| {
+                    let what = format!("the result is {}; the one before it can't be removed", self.target.display());
+                    Error::io(&what, &self.staging, e)
+                });
+            }
         }
         let name = self.target.file_name().unwrap_or_default().to_string_lossy();
         let others = (2..).map(|number| self.target.with_file_name(format!("{name}-{number}")));
@@ -272,7 +276,8 @@ pub fn remove_unfinished() -> Result<()> {
         let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         removed.map_err(|e| Error::io("cannot remove this", path, e))
     };
-    std::mem::take(&mut *unfinished).iter().try_for_each(remove)
+    let removed: Vec<Result<()>> = std::mem::take(&mut *unfinished).iter().map(remove).collect();
+    removed.into_iter().collect()
 }
 
 fn parent_of(target: &Path) -> PathBuf {
@@ -378,7 +383,7 @@ mod tests {
             fs::create_dir(&target).unwrap();
             fs::write(target.join("thesis.tex"), "words").unwrap();
             let error = output.commit().unwrap_err().to_string();
-            assert!(error.contains("out-2") && error.contains("appeared"), "{error}");
+            assert!(error.contains("out-2") && error.contains("in the way"), "{error}");
             assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
             assert_eq!(names(&dir.path().join("out-2")), ["SHA256SUMS", "receipt"]);
             assert_eq!(names(dir.path()), ["out", "out-2"]);
@@ -401,9 +406,10 @@ mod tests {
         let removing = File::open(&target).unwrap();
         lock(&target, &removing).unwrap();
         let error = finish(OVERWRITE).unwrap_err().to_string();
-        assert!(error.contains("another run"), "{error}");
+        assert!(error.contains("out-2"), "{error}");
         drop(removing);
         finish(OVERWRITE).unwrap();
+        assert_eq!(names(dir.path()), ["out", "out-2"]);
     }
 
     #[test]

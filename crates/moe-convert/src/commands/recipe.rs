@@ -1,5 +1,6 @@
 //! `run`: the steps of a recipe, and what is said of them.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,7 +10,7 @@ use moe_checkpoint::{Error, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_finished, is_finished, is_observed, junit,
+    Average, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_result, is_finished, is_observed, junit,
     markdown,
 };
 
@@ -29,7 +30,9 @@ impl Session {
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
         let count = recipe.steps.len();
-        let (mut rows, mut outcomes) = (Vec::new(), Vec::new());
+        let (mut rows, mut outcomes, mut planned) = (Vec::new(), Vec::new(), Vec::new());
+        // In a dry run: what steps would make anew, whatever is there now.
+        let mut stale = BTreeSet::new();
         let mut failed = None;
         for (index, step) in recipe.steps.iter().enumerate() {
             let mut finish = |start: Instant, outcome| {
@@ -43,12 +46,13 @@ impl Session {
             }
             let (number, name) = (index + 1, step.name());
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
-            if let Some((path, maker)) = recipe.awaited(index).filter(|_| how.dry_run) {
+            if let Some((path, maker)) = recipe.awaited(index, &stale).filter(|_| how.dry_run) {
                 let yet = format!("step {maker} is yet to make {}", path.display());
-                match recipe.lineage(index) {
+                match recipe.lineage(index, &stale) {
                     Some(_) => self.progress.note(&format!("{yet}: planned together with the steps that lead to it")),
                     None => {
                         self.progress.note(&format!("not planned: {yet}"));
+                        stale.extend(step.writes().into_iter().map(Path::to_owned));
                         finish(start, Outcome::NotRun);
                         continue;
                     }
@@ -59,9 +63,14 @@ impl Session {
                 failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
                 outcome
             };
-            let outcome = match self.step(&recipe, index, how, timings) {
+            let outcome = match self.step(&recipe, index, how, &stale, timings) {
                 Ok(StepResult::Done) => Outcome::Done,
                 Ok(StepResult::Reused) => Outcome::Reused,
+                Ok(StepResult::Planned(seconds)) => {
+                    planned.push(seconds);
+                    stale.extend(step.writes().into_iter().map(Path::to_owned));
+                    Outcome::NotRun
+                }
                 Ok(StepResult::Evaluated(report, gates)) => {
                     rows.push(Summary::new(step.row(), &report));
                     gates.map_or_else(|error| failure(error.into()), |()| Outcome::Done)
@@ -69,6 +78,10 @@ impl Session {
                 Err(error) => failure(error),
             };
             finish(start, outcome);
+        }
+        if planned.len() > 1 {
+            let all = render::duration(planned.iter().sum());
+            self.progress.note(&format!("{} steps that convert: {all} in all, evaluations not counted", planned.len()));
         }
         let averages = Average::of(&rows);
         if rows.len() > 1 {
@@ -80,27 +93,41 @@ impl Session {
         failed.map_or(written, Err)
     }
 
-    /// Runs step `index`.
-    fn step(&self, recipe: &Recipe, index: usize, how: How, timings: &mut Timings) -> Result<StepResult> {
+    /// Runs step `index`; in a dry run, what is `stale` counts as not there.
+    fn step(
+        &self,
+        recipe: &Recipe,
+        index: usize,
+        how: How,
+        stale: &BTreeSet<PathBuf>,
+        timings: &mut Timings,
+    ) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
         match &step.kind {
             StepKind::Convert { passes, output, overwrite } => {
                 let How { resume, dry_run, .. } = how;
                 let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
-                if let Some((passes, source)) = recipe.lineage(index).filter(|_| dry_run) {
-                    self.convert(&passes, source, output, &writing, timings)?;
-                    return Ok(StepResult::Done);
-                }
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                if !how.anew() && self.reuse(&passes, &step.model, output, &recipe.made_alike(index), &writing)? {
+                // A copy is for a run that may write.
+                let alike = if dry_run { Vec::new() } else { recipe.made_alike(index) };
+                let of_stale = recipe.awaited(index, stale).is_some();
+                if !how.fresh && !of_stale && self.reuse(&passes, &step.model, output, &alike, &writing)? {
                     return Ok(StepResult::Reused);
+                }
+                if dry_run {
+                    let own = passes.len();
+                    let (passes, source) = recipe.lineage(index, stale).unwrap_or((passes, &step.model));
+                    let options = self.convert_options(&writing);
+                    return Ok(StepResult::Planned(self.plan(&passes, own, source, output, &options)?));
                 }
                 self.convert(&passes, &step.model, output, &writing, timings)?;
             }
             // What reads a result can't run before there is one.
             _ if how.dry_run => {}
-            StepKind::Observe { output, options, .. } if !how.fresh && is_observed(&step.model, options, output)? => {
+            StepKind::Observe { output, options, .. }
+                if !how.fresh && is_observed(&step.model, options, output, &self.compute)? =>
+            {
                 self.kept(output)?;
                 return Ok(StepResult::Reused);
             }
@@ -129,8 +156,8 @@ impl Session {
     ) -> Result<bool> {
         let options = self.convert_options(writing);
         let finished = match is_finished(passes, input, output, &options) {
-            // What was there is replaced, whatever is wrong with it.
-            Err(_) if writing.overwrite => false,
+            // What was there is replaced, whatever is wrong with it; a missing input is for others to complain about, or to make.
+            Err(_) if writing.overwrite || !input.exists() => false,
             other => other?,
         };
         if finished {
@@ -138,7 +165,9 @@ impl Session {
             return Ok(true);
         }
         for from in alike {
-            if copy_finished(passes, input, from, output, &options)? {
+            // What is wrong with another output is no matter of this step's.
+            if is_finished(passes, input, from, &options).unwrap_or(false) {
+                copy_result(passes, input, from, output, &options)?;
                 self.print(&serde_json::json!({ "finished": output, "copied_from": from }), || {
                     format!("{} is a copy of {}: same passes, options and source\n", output.display(), from.display())
                 })?;
@@ -157,16 +186,11 @@ pub(super) struct How {
     pub dry_run: bool,
 }
 
-impl How {
-    /// Whether it doesn't matter what is there already.
-    fn anew(self) -> bool {
-        self.fresh || self.dry_run
-    }
-}
-
 /// What a step did.
 enum StepResult {
     Done,
+    /// Nothing yet; it would take about so many seconds.
+    Planned(f64),
     /// What it makes was there.
     Reused,
     /// What an evaluation found, and whether its gates were met.

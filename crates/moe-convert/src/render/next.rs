@@ -22,6 +22,10 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
         steps.push(format!("moe-convert heal {out} -o {healed}{teacher} --data TEXT"));
     }
+    // Families are those that engines know; what may keep one from serving a result is its quantization.
+    if done.engines.is_empty() {
+        steps.push(format!("vllm serve {out}"));
+    }
     let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
     steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
         "" => format!("vllm serve {out}   # {}", verdict.engine),

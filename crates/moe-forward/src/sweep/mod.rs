@@ -25,6 +25,7 @@ use crate::finite;
 use crate::loader::{Loader, Shared};
 use crate::rotary::Rotary;
 use crate::states::{States, Storage, blocks};
+use crate::work::attention_flops;
 
 /// Attention runs on whole sequences of about this many tokens together.
 const ATTENTION_TOKENS: usize = 4096;
@@ -277,13 +278,11 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Projections, and the half of all pairs of tokens in which the query comes later, for scores and for what they weigh.
+/// Of all pairs of tokens, the query comes later in half.
 fn attention_work(model: &Model, layer: &Layer, spans: &[Range<usize>]) -> Work {
-    let projections: usize = layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
     let tokens = spans.iter().map(ExactSizeIterator::len);
     let pairs: usize = tokens.clone().map(|tokens| tokens * tokens / 2).sum();
-    let Work { flops, .. } = Work::products(tokens.sum(), projections);
-    Work::flops(flops + 4.0 * pairs as f64 * (model.heads * model.head_dim) as f64)
+    Work::flops(attention_flops(model, layer, tokens.sum(), pairs as f64))
 }
 
 fn normed(x: &Tensor, weight: &Tensor, eps: f64) -> candle_core::Result<Tensor> {

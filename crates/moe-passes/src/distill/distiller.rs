@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_checkpoint::{Saved, Spill};
-use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, Inputs, Observer, Wants};
+use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, ForwardWork, Inputs, Observer, Wants};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
@@ -164,6 +164,19 @@ impl Decider for Distiller {
 
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
+    }
+
+    fn flops(&self, tokens: usize, sequence: usize) -> f64 {
+        let forward = ForwardWork::of(&self.model, tokens, sequence);
+        let layers = self.model.moes().count() as f64;
+        let (width, hidden) = (self.width as f64, self.model.hidden as f64);
+        let network = 3.0 * 2.0 * width * hidden;
+        let ridge = if self.options.down == Down::Ridge { tokens as f64 * 2.0 * width * (width + hidden) } else { 0.0 };
+        let training = &self.options.training;
+        let sweeps = [training.steps, training.student_steps].into_iter().filter(|steps| *steps > 0).count() as f64;
+        let steps = (training.steps + training.student_steps) as f64 * training.batch_tokens as f64 * 3.0 * network;
+        let made = layers * (ridge + tokens as f64 * network);
+        forward.total() * (1.0 + sweeps) + made + layers * (steps + sweeps * tokens as f64 * network)
     }
 
     fn looks_ahead(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use moe_checkpoint::Spill;
 use moe_checkpoint::quantization::{Integers, Scheme};
-use moe_forward::{Calibration, Converted, Converter, Inputs, LoadedRouter, Observer, UNCOUNTED};
+use moe_forward::{Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::quantize::{self, Damping, round_to_nearest};
@@ -245,6 +245,23 @@ impl Decider for Quantizer {
 
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
+    }
+
+    fn flops(&self, tokens: usize, sequence: usize) -> f64 {
+        let forward = ForwardWork::of(&self.model, tokens, sequence).total();
+        if self.options.method() == Method::Rtn {
+            return forward;
+        }
+        let hidden = self.model.hidden as f64;
+        let layer = |moe: &Moe| {
+            let (experts, width) = (moe.experts.len() as f64, moe.experts[0].width() as f64);
+            let hessians = (tokens * moe.router.top_k) as f64 * 2.0 * (hidden.powi(2) + width.powi(2));
+            // A factor and its inverse for gate and up together, one for down; every code changes the columns behind it.
+            let factors = hidden.powi(3) + width.powi(3);
+            let codes = 2.0 * width * hidden.powi(2) + hidden * width.powi(2);
+            hessians + experts * (factors + codes)
+        };
+        forward + self.model.moes().map(|(_, moe)| layer(moe)).sum::<f64>()
     }
 
     fn looks_ahead(&self) -> bool {

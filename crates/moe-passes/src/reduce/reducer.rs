@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use moe_forward::{
-    Calibration, Converted, Converter, ExpertRun, Group, Inputs, LeftOut, Observer, ObserverOptions,
+    Calibration, Converted, Converter, ExpertRun, ForwardWork, Group, Inputs, LeftOut, Observer, ObserverOptions,
     StatisticsObserver, Wants,
 };
 use moe_math::Compute;
@@ -173,6 +173,17 @@ impl Decider for Reducer {
 
     fn model_mut(&mut self) -> &mut Model {
         &mut self.model
+    }
+
+    fn flops(&self, tokens: usize, sequence: usize) -> f64 {
+        let forward = ForwardWork::of(&self.model, tokens, sequence);
+        let top_k = self.model.moes().next().map_or(1, |(_, moe)| moe.router.top_k);
+        let all_experts = match self.method.needs().sample_every {
+            0 => 0.0,
+            every => self.size.before as f64 / (top_k * every) as f64,
+        };
+        // Blocks are observed, then run again as they became.
+        forward.attention + forward.networks * (2.0 + all_experts)
     }
 
     fn looks_ahead(&self) -> bool {

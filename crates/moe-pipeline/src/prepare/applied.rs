@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json};
-use moe_forward::{Corpus, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json, sha256_bytes};
+use moe_forward::{Corpus, ForwardWork, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{Decider, Decisions, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
@@ -52,6 +52,8 @@ pub(crate) struct Applied<'p> {
     snapshot: Snapshot,
     /// Where decisions are written.
     plan_file: Option<StagedFile>,
+    /// What they were written to, and their hash.
+    pub written: Option<(String, String)>,
 }
 
 impl<'p> Applied<'p> {
@@ -63,7 +65,8 @@ impl<'p> Applied<'p> {
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
         let of = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let others_differ = pass.others().iter().any(|other| of(other) != of(input));
+        // What an earlier pass makes is no checkpoint that is given.
+        let others_differ = pass.others().iter().any(|other| !first || of(other) != of(input));
         let statistics = pass.statistics().map(|path| match first {
             true => open_statistics(path, &source, checkpoint),
             false => Err(Error::new(
@@ -112,6 +115,7 @@ impl<'p> Applied<'p> {
             training,
             snapshot,
             plan_file: None,
+            written: None,
         })
     }
 
@@ -194,6 +198,8 @@ impl<'p> Applied<'p> {
     pub(super) fn write_plan(&mut self) -> Result<()> {
         let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else { return Ok(()) };
         let text = json::to_pretty(&self.pass.describe_decisions(&self.source, decisions));
+        self.written =
+            self.pass.plan_out().map(|path| (path.to_string_lossy().into_owned(), sha256_bytes(text.as_bytes())));
         file.commit(|file| file.write_all(text.as_bytes()))
     }
 
@@ -204,6 +210,22 @@ impl<'p> Applied<'p> {
         whole
             && of(before, |deciding| deciding.decider.sweeps_once())
             && of(self, |deciding| deciding.decider.sweeps_once() && !deciding.decider.looks_ahead())
+    }
+
+    /// About how many floating-point operations surveys, decisions and training take.
+    pub(super) fn flops(&self) -> f64 {
+        let surveyed = self.texts.iter().map(|text| text.batch());
+        let surveyed = surveyed.map(|batch| ForwardWork::of(&self.source, batch.tokens(), batch.longest()).total());
+        let decided = self.deciding.as_ref().map_or(0.0, Deciding::flops);
+        let trained = self.training.as_ref().map_or(0.0, |task| {
+            let (options, text) = (&task.training.options, &task.training.text);
+            let step =
+                ForwardWork::of(&self.plan.model, options.batch_tokens * options.accumulate, text.sequence_length);
+            // Backwards takes twice as much, and layers whose graphs aren't kept run again; a teacher runs beside.
+            let times = if task.training.teacher.is_some() { 5.0 } else { 4.0 };
+            options.steps as f64 * times * step.total()
+        });
+        surveyed.sum::<f64>() + decided + trained
     }
 
     /// Bytes on the disk, until the result is written, of weights that are made and of a training.

@@ -37,12 +37,13 @@ impl Hashes {
     }
 }
 
-/// SHA-256 of config and weights.
+/// SHA-256 of config, weights and what a conversion carries along.
 fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
     let config = checkpoint.dir().join(CONFIG_FILE);
     let files: Vec<&Path> =
         std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
-    hash_files(&files)
+    let side_files = checkpoint.side_files().iter().map(PathBuf::as_path);
+    hash_files(&files.into_iter().chain(side_files).collect::<Vec<_>>())
 }
 
 /// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.

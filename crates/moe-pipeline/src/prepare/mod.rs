@@ -17,6 +17,7 @@ use moe_passes::{Decisions, Effect, Identity, Pass, Sources};
 
 use crate::convert::ConvertOptions;
 use crate::deciding::{Deciding, decide_together};
+use crate::estimate::measuring;
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
@@ -37,6 +38,7 @@ pub(crate) struct Prepared<'p> {
     applied: Vec<Applied<'p>>,
     pub shards: Vec<ShardPlan>,
     max_shard_size: ByteSize,
+    dtype: &'static str,
     spill: Arc<Spill>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
@@ -56,9 +58,28 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
         let what = format!("{} has held-out text, but it is the written result that is measured", pass.name());
         return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
     }
+    check_files(passes)?;
     if passes.iter().filter(|pass| pass.trains()).count() > 1 {
         return Err(Error::new(Kind::Usage, "two passes train, but what is saved of a training is one")
             .remedy("write a checkpoint between them: make them steps of their own"));
+    }
+    Ok(())
+}
+
+/// Refuses a plan that would be written over what the run reads, or over another plan.
+///
+/// # Errors
+/// [`Kind::Usage`] then.
+pub(crate) fn check_files(passes: &[&dyn Pass]) -> Result<()> {
+    let read = passes.iter().flat_map(|pass| pass.given_plan().into_iter().chain(pass.statistics()));
+    let mut taken: Vec<&Path> = read.collect();
+    for plan in passes.iter().filter_map(|pass| pass.plan_out()) {
+        if taken.contains(&plan) {
+            return Err(Error::new(Kind::Usage, "the plan would be written over a file that this run reads or writes")
+                .file(plan)
+                .remedy("give --plan-out a name of its own"));
+        }
+        taken.push(plan);
     }
     Ok(())
 }
@@ -84,6 +105,7 @@ impl<'p> Prepared<'p> {
             applied,
             shards,
             max_shard_size: options.max_shard_size,
+            dtype: options.compute.dtype.as_str(),
             spill,
             held_out,
             stages: Vec::new(),
@@ -147,7 +169,7 @@ impl<'p> Prepared<'p> {
         self.applied[..count].iter_mut().try_for_each(Applied::stage_plan)?;
         let mut first = 0;
         while first < count {
-            let end = self.end_of_sweep(first);
+            let end = self.end_of_sweep(first).min(count);
             if first > 0 {
                 let model = self.applied[first - 1].result.clone();
                 self.applied[first].converts(model, compute, &self.spill)?;
@@ -210,8 +232,10 @@ impl<'p> Prepared<'p> {
                     deciding.decider.save_in(saved);
                 }
                 let applied = &self.applied[index];
+                // It is the last pass's text, and the last pass's result.
+                let held_out = self.held_out.as_ref().filter(|_| index + 1 == self.applied.len());
                 let mut measured = |decisions: &Decisions| -> Result<Option<EvalReport>> {
-                    let Some(corpus) = &self.held_out else { return Ok(None) };
+                    let Some(corpus) = held_out else { return Ok(None) };
                     let plan = applied.pass.plan(&applied.sources(compute, &self.spill, Some(decisions)))?;
                     let (_, result) = declared(&plan)?;
                     let name = "measure on held-out text";
@@ -361,8 +385,6 @@ impl<'p> Prepared<'p> {
     /// What the receipt says before anything is hashed or measured.
     pub fn receipt(&self) -> Receipt {
         let last = self.last();
-        let parameters = last.plan.model.parameters();
-        let copied = last.declaration.tensors.iter().filter(|(_, w)| w.stored().is_some()).count();
         let source = |checkpoint: &Checkpoint, model: &Model| {
             let model_type = checkpoint.config().get("model_type").and_then(serde_json::Value::as_str);
             let dir = checkpoint.dir().canonicalize().unwrap_or_else(|_| checkpoint.dir().to_owned());
@@ -386,15 +408,9 @@ impl<'p> Prepared<'p> {
             source: source(&self.checkpoint, &self.source),
             others: others.map(|(other, model)| source(other, model)).collect(),
             texts: BTreeMap::new(),
-            result: ResultRecord {
-                model_type: last.plan.model.family.model_type.clone(),
-                total_parameters: parameters.total(),
-                active_parameters: parameters.active(),
-                parameters,
-                tensors: last.declaration.tensors.len(),
-                tensors_copied: copied,
-                bytes: last.declaration.bytes(),
-            },
+            written: self.applied.iter().filter_map(|applied| applied.written.clone()).collect(),
+            dtype: self.dtype,
+            result: ResultRecord::of(last),
             identity: Identity::of(&effects),
             effects,
             measured: None,
@@ -413,9 +429,20 @@ impl<'p> Prepared<'p> {
         Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts)
     }
 
-    /// Bytes on the disk that the run needs at once: the result's, and what is kept until that is written.
-    pub fn disk_bytes(&self) -> u64 {
-        self.declaration().bytes() + self.applied.iter().map(Applied::disk_bytes).sum::<u64>()
+    fn own(&self, own: usize) -> &[Applied<'p>] {
+        &self.applied[self.applied.len().saturating_sub(own)..]
+    }
+
+    /// About how many floating-point operations the last `own` passes and measuring take.
+    pub fn flops(&self, own: usize) -> f64 {
+        let measured = self.held_out.as_ref().zip(self.last().pass.held_out());
+        let measured = measured.map_or(0.0, |(corpus, asked)| measuring(self, corpus.tokens(), asked.sequence_length));
+        self.own(own).iter().map(Applied::flops).sum::<f64>() + measured
+    }
+
+    /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept until that is written.
+    pub fn disk_bytes(&self, own: usize) -> u64 {
+        self.declaration().bytes() + self.own(own).iter().map(Applied::disk_bytes).sum::<u64>()
     }
 
     /// Refuses sources that have changed since they were read.

@@ -1,6 +1,6 @@
 //! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what it must not, at its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use moe_passes::Pass;
@@ -12,14 +12,11 @@ use super::{Recipe, Step, StepKind};
 pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
     let mut kept: Vec<Step> = Vec::new();
     for step in steps {
-        let rewritten = |output| {
-            let mut writers = kept.iter().filter(|other| other.output().is_some_and(|(path, _)| path == output));
-            writers.any(|other| !other.does_as(&step))
-        };
-        let twin = step.output().filter(|(output, _)| !rewritten(*output)).and_then(|_| {
-            let twin = kept.iter().position(|other| other.does_as(&step))?;
-            Some(twin)
-        });
+        // What it reads, and what it makes, must be as its twin found and left it.
+        let touched: Vec<&Path> = step.reads().into_iter().chain(step.writes()).collect();
+        let touches = |other: &Step| other.writes().iter().any(|path| touched.contains(path));
+        let twin = kept.iter().rposition(|other| other.does_as(&step));
+        let twin = twin.filter(|twin| !kept[twin + 1..].iter().any(touches));
         match twin.map(|twin| &mut kept[twin]) {
             Some(twin) => twin.chosen = common(&twin.chosen, &step.chosen),
             None => kept.push(step),
@@ -39,13 +36,15 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
     for (number, step) in numbered() {
-        let Some((output, overwrite)) = step.output() else { continue };
-        if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
-            return Err(format!(
-                "step {number} ({}) writes to {}, as step {earlier} does: let a variable tell them apart, or say overwrite = true",
-                step.name(),
-                output.display()
-            ));
+        let overwrite = step.output().is_some_and(|(_, overwrite)| overwrite);
+        for output in step.writes() {
+            if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
+                return Err(format!(
+                    "step {number} ({}) writes to {}, as step {earlier} does: let a variable tell them apart, or say overwrite = true",
+                    step.name(),
+                    output.display()
+                ));
+            }
         }
     }
     let mut rows: BTreeMap<String, (usize, &Step)> = BTreeMap::new();
@@ -63,16 +62,20 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether passes and their options are the same.
+/// Whether passes, their options and what they write beside their result are the same.
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
-    let work = |passes: &[Box<dyn Pass>]| passes.iter().map(|pass| (pass.name(), pass.options())).collect::<Vec<_>>();
-    work(a) == work(b)
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| (a.name(), a.options(), a.plan_out()) == (b.name(), b.options(), b.plan_out()))
 }
 
 impl Recipe {
     /// Where steps before step `index` put what the same passes with the same options made.
     pub fn made_alike(&self, index: usize) -> Vec<&Path> {
         let StepKind::Convert { passes, .. } = &self.steps[index].kind else { return Vec::new() };
+        // A copy is of the result alone.
+        if passes.iter().any(|pass| pass.plan_out().is_some()) {
+            return Vec::new();
+        }
         let earlier = self.steps[..index].iter().filter_map(|step| match &step.kind {
             StepKind::Convert { passes: other, output, .. } if same_work(passes, other) => Some(output.as_path()),
             _ => None,
@@ -81,18 +84,23 @@ impl Recipe {
     }
 
     /// The passes that lead to the result of step `index` from a checkpoint that is there, and that checkpoint, where its own input is yet
-    /// to be made and nothing else that they read is.
-    pub fn lineage(&self, index: usize) -> Option<(Vec<&dyn Pass>, &Path)> {
+    /// to be made and nothing else that they read is. What is `stale` is as good as not there.
+    pub fn lineage(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(Vec<&dyn Pass>, &Path)> {
+        let is_there = |path: &Path| path.exists() && !stale.contains(path);
         let (mut passes, mut at) = (Vec::new(), index);
         loop {
             let step = &self.steps[at];
             let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
             passes.splice(0..0, own.iter().map(Box::as_ref));
-            if step.reads().iter().any(|path| *path != step.model && !path.exists()) {
+            if step.reads().iter().any(|path| *path != step.model && !is_there(path)) {
                 return None;
             }
-            if step.model.exists() {
+            if is_there(&step.model) {
                 return (at < index).then_some((passes, &step.model));
+            }
+            // Statistics are of a checkpoint.
+            if own.iter().any(|pass| pass.statistics().is_some()) {
+                return None;
             }
             at = self.steps[..at]
                 .iter()
@@ -100,12 +108,13 @@ impl Recipe {
         }
     }
 
-    /// What step `index` reads that an earlier step is to make and hasn't made yet, and that step's number.
-    pub fn awaited(&self, index: usize) -> Option<(&Path, usize)> {
+    /// What step `index` reads that an earlier step is to make and hasn't made yet, or has made of what is `stale`, and that step's number.
+    pub fn awaited(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(&Path, usize)> {
         let reads = self.steps[index].reads();
         let earlier = self.steps[..index].iter().enumerate();
-        let outputs = earlier.filter_map(|(index, step)| step.output().map(|(output, _)| (output, index + 1)));
-        outputs.into_iter().find(|(output, _)| reads.contains(output) && !output.exists())
+        let outputs =
+            earlier.flat_map(|(index, step)| step.writes().into_iter().map(move |output| (output, index + 1)));
+        outputs.into_iter().find(|(output, _)| reads.contains(output) && (!output.exists() || stale.contains(*output)))
     }
 }
 
@@ -125,6 +134,16 @@ impl Step {
         };
         all.push(&self.model);
         all
+    }
+
+    /// All that it writes.
+    pub fn writes(&self) -> Vec<&Path> {
+        let plans = match &self.kind {
+            StepKind::Convert { passes, .. } => passes.as_slice(),
+            _ => &[],
+        };
+        let plans = plans.iter().filter_map(|pass| pass.plan_out());
+        self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
     /// Where its result goes, and whether it replaces an earlier one.

@@ -55,6 +55,12 @@ impl Expansion<'_> {
     }
 
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
+        // Defaults go by what runs.
+        let passes = table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten();
+        let mut runs: Vec<&mut Value> = passes.filter_map(|pass| pass.get_mut("run")).collect();
+        let named = runs.iter_mut().try_for_each(|run| self.variables.replace(run));
+        let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
+        named.map_err(|what| self.wrong(place, "?", &what))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
         self.fill_in(&name, &mut table, &[]);
         for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {

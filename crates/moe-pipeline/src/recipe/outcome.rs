@@ -69,7 +69,7 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
         let case = format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(step));
         text += &match outcome {
             Outcome::Done | Outcome::Reused => format!("{case}/>\n"),
-            Outcome::NotRun => format!("{case}><skipped message=\"a step before it failed\"/></testcase>\n"),
+            Outcome::NotRun => format!("{case}><skipped message=\"not run\"/></testcase>\n"),
             Outcome::Failed { gate, message } => {
                 let (tag, first) =
                     (if *gate { "failure" } else { "error" }, message.lines().next().unwrap_or_default());

@@ -11,7 +11,7 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use moe_passes::{DistillOptions, QuantizeOptions};
+use moe_passes::{DistillOptions, HealOptions, QuantizeOptions};
 
 use crate::receipt::Receipt;
 pub(crate) use html::Escaped;
@@ -24,7 +24,7 @@ pub(crate) const REPORT_FILE: &str = "report.html";
 /// Pages by their file names: one for the result and, where passes ran before the last one, one for each of them. None where nothing was
 /// decided about experts, and nothing trained.
 pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
-    let earlier = receipt.earlier().enumerate().filter_map(|(index, earlier)| {
+    let earlier = receipt.earlier().into_iter().enumerate().filter_map(|(index, earlier)| {
         let (title, mut sections) = sections_of(&earlier)?;
         sections.retain(|section| section.id() != sections::cost::ID);
         Some((format!("report-{}-{}.html", index + 1, earlier.pass), page(&title, &sections)))
@@ -39,7 +39,7 @@ pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
 /// What a page says, provenance apart, and its title.
 fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
     let source = &receipt.source.name;
-    if let (None, Some(training)) = (receipt.decided, &receipt.training) {
+    if let (HealOptions::NAME, Some(training)) = (receipt.pass, &receipt.training) {
         let sections = vec![
             sections::training::summary(receipt, training),
             sections::training::held_out(training),

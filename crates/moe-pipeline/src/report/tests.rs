@@ -46,6 +46,8 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         source: source("source"),
         others: Vec::new(),
         texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
+        written: BTreeMap::new(),
+        dtype: "f32",
         result: ResultRecord {
             model_type: "a_family".to_owned(),
             parameters: moe_model::Parameters::default(),

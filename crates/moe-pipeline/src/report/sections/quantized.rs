@@ -4,6 +4,7 @@ use moe_forward::DomainReport;
 use moe_passes::LayerRecord;
 use moe_passes::quantize::{ExpertRecord, Pulled};
 
+use crate::card::identity;
 use crate::receipt::Receipt;
 use crate::report::charts::{Columns, Scatter, columns, scatter};
 use crate::report::html::{Section, Table};
@@ -16,8 +17,12 @@ const SHOWN: usize = 10;
 /// What was done.
 pub(crate) fn summary(receipt: &Receipt) -> Section {
     let mut section = Section::new("done", "What was done").text(&format!(
-        "`{}` ({}): the function is the source's, approximately. {} of {} tensors are byte-identical to the source's.",
-        receipt.source.name, receipt.source.model_type, receipt.result.tensors_copied, receipt.result.tensors
+        "`{}` ({}): the function is {}. {} of {} tensors are byte-identical to the source's.",
+        receipt.source.name,
+        receipt.source.model_type,
+        identity(&receipt.identity),
+        receipt.result.tensors_copied,
+        receipt.result.tensors
     ));
     for effect in &receipt.effects {
         section = section.text(&format!("{}.", capitalised(&effect.why)));

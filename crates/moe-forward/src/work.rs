@@ -1,0 +1,52 @@
+//! What a forward pass has to compute, by the mathematics alone.
+
+use moe_math::meter::Work;
+use moe_model::{Expert, Ffn, Layer, Model};
+
+/// Floating point operations of a forward pass without head.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ForwardWork {
+    /// Of attention.
+    pub attention: f64,
+    /// Of feed-forward blocks, routers included.
+    pub networks: f64,
+}
+
+impl ForwardWork {
+    /// Of `tokens` tokens in sequences of `sequence` through all layers of `model`.
+    pub fn of(model: &Model, tokens: usize, sequence: usize) -> Self {
+        let sequence = sequence.clamp(1, tokens.max(1));
+        let spans = tokens.div_ceil(sequence);
+        let layer = |layer: &Layer| {
+            let attention = attention_flops(model, layer, tokens, (spans * sequence * sequence / 2) as f64);
+            let weights = match &layer.ffn {
+                Ffn::Dense(network) => elements(network),
+                Ffn::Moe(moe) => {
+                    let routed = moe.router.top_k * moe.experts.first().map_or(0, elements);
+                    let shared = moe.shared.as_ref().map_or(0, |shared| elements(&shared.expert));
+                    routed + shared + moe.router.weight.elements()
+                }
+            };
+            Self { attention, networks: Work::products(tokens, weights).flops }
+        };
+        model.layers.iter().map(layer).fold(Self::default(), |sum, layer| Self {
+            attention: sum.attention + layer.attention,
+            networks: sum.networks + layer.networks,
+        })
+    }
+
+    /// All of it.
+    pub fn total(self) -> f64 {
+        self.attention + self.networks
+    }
+}
+
+fn elements(network: &Expert) -> usize {
+    network.linears().iter().map(|linear| linear.weight.elements()).sum()
+}
+
+/// Projections of `tokens`, and for `pairs` of a query and a key scores and what they weigh.
+pub(crate) fn attention_flops(model: &Model, layer: &Layer, tokens: usize, pairs: f64) -> f64 {
+    let projections: usize = layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
+    Work::products(tokens, projections).flops + 4.0 * pairs * (model.heads * model.head_dim) as f64
+}
