@@ -21,7 +21,9 @@ static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/qwen3_moe/bias
 fuzz_target!(|input: &[u8]| {
     let path = write("plan.json", input);
     let pass = PruneOptions { plan: Some(path), ..PASS.clone() };
-    let Some(planned) = accepted(plan(&pass, &BASE.dir(), &BASE.dir().with_file_name("output"), &options())) else {
+    let Some(planned) =
+        accepted(plan(&[&pass], 1, false, &BASE.dir(), &BASE.dir().with_file_name("output"), &options()))
+    else {
         return;
     };
     assert!(!planned.shards.is_empty());

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use moe_math::meter::Meter;
 use moe_pipeline::{Progress, Quiet, Unit};
 
 use stage::Stage;
@@ -21,30 +22,30 @@ pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// The progress that fits stderr.
-pub fn progress(quiet: bool) -> Box<dyn Progress> {
+/// The progress that fits stderr; `meter` knows which expert is at work.
+pub fn progress(quiet: bool, meter: &Meter) -> Box<dyn Progress> {
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     if quiet {
         Box::new(Quiet)
     } else if std::io::stderr().is_terminal() && !dumb {
-        Box::new(Bar(Mutex::new(ProgressBar::hidden()), Arc::default()))
+        Box::new(Bar(Mutex::new(ProgressBar::hidden()), Arc::default(), meter.clone()))
     } else {
-        Box::new(Lines(Mutex::default()))
+        Box::new(Lines(Mutex::default(), meter.clone()))
     }
 }
 
 /// One bar, for the stage that runs, and that stage.
-struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<Stage>>>);
+struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<Stage>>>, Meter);
 
 impl Progress for Bar {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
         let mut bar = lock(&self.0);
         bar.finish_and_clear();
         *lock(&self.1) = Some(Stage::new(name, total, unit));
-        let stage = self.1.clone();
+        let (stage, meter) = (self.1.clone(), self.2.clone());
         let line = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
             let columns = console::Term::stderr().size().1;
-            let _ = lock(&stage).iter().try_for_each(|stage| out.write_str(&stage.bar(columns.into())));
+            let _ = lock(&stage).iter().try_for_each(|stage| out.write_str(&stage.bar(columns.into(), meter.expert())));
         };
         *bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -72,7 +73,7 @@ impl Drop for Bar {
 }
 
 /// A line for each stage, and more of them where it takes long. Holds the stage, and when the last line was written.
-struct Lines(Mutex<Option<(Stage, Instant)>>);
+struct Lines(Mutex<Option<(Stage, Instant)>>, Meter);
 
 impl Progress for Lines {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
@@ -85,7 +86,7 @@ impl Progress for Lines {
         for (stage, logged) in lock(&self.0).iter_mut() {
             stage.done += units;
             if logged.elapsed() >= LOGGED {
-                say(&stage.line());
+                say(&stage.line(self.1.expert()));
                 *logged = Instant::now();
             }
         }

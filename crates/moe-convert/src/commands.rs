@@ -98,13 +98,13 @@ struct Session {
 impl Session {
     fn new(common: Common) -> Result<Self> {
         let device = open_device(common.device)?;
-        let progress = bar::progress(common.quiet);
         let dtype = match common.dtype {
             ComputeType::F32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
         };
         let device_memory = common.device_memory.map(|size| size.0);
         let meter = if common.timings { Meter::waiting() } else { Meter::default() };
+        let progress = bar::progress(common.quiet, &meter);
         Ok(Self { compute: Compute { device, dtype, device_memory, meter }, progress, common })
     }
 

@@ -196,6 +196,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     Ahead::reading(missing, |ahead| {
         let loader = Loader { ahead: Some(ahead), ..loader };
         for (Group { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
+            compute.meter.at_expert(*first, moe.experts.len());
             let loaded = loader.expert(expert)?;
             let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
             let rows = rows.narrow(0, from, tokens.len()).context(of)?;
@@ -230,6 +231,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         }
         Ok::<_, Error>(())
     })?;
+    compute.meter.at_no_expert();
     let mixed = compute.stage(EXPERTS, Work::UNCOUNTED, || mix.finish(x.dtype())).context(of_layer)?;
     let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {

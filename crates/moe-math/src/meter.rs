@@ -1,6 +1,7 @@
 //! Where the time of computing goes.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ pub struct StageTime {
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     stages: Arc<Mutex<Vec<StageTime>>>,
+    /// One more than the expert that is at work, and how many there are: two numbers of 32 bits in one, since another thread looks at them.
+    expert: Arc<AtomicU64>,
     pub(crate) waits: bool,
 }
 
@@ -92,6 +95,23 @@ impl Meter {
         result
     }
 
+    /// Says that expert `index` of the layer's `count` is at work.
+    pub fn at_expert(&self, index: usize, count: usize) {
+        self.expert.store((index as u64 + 1) << 32 | count as u64 & u64::from(u32::MAX), Relaxed);
+    }
+
+    /// Says that none is.
+    pub fn at_no_expert(&self) {
+        self.expert.store(0, Relaxed);
+    }
+
+    /// The expert that is at work, and how many the layer has.
+    pub fn expert(&self) -> Option<(usize, usize)> {
+        let both = self.expert.load(Relaxed);
+        let index = (both >> 32).checked_sub(1)?;
+        Some((index as usize, (both & u64::from(u32::MAX)) as usize))
+    }
+
     /// The stages since the last time that they were taken.
     pub fn take(&self) -> Vec<StageTime> {
         std::mem::take(&mut self.stages.lock().unwrap_or_else(PoisonError::into_inner))
@@ -114,6 +134,16 @@ mod tests {
         assert!(stages[0].time >= Duration::from_millis(40) && stages[1].time < stages[0].time, "{stages:?}");
         assert_eq!([stages[0].work.flops, stages[1].work.bytes], [24.0, 2.0]);
         assert!(meter.take().is_empty());
+    }
+
+    #[test]
+    fn clones_say_which_expert_is_at_work() {
+        let meter = Meter::default();
+        assert_eq!(meter.expert(), None);
+        meter.clone().at_expert(57, 128);
+        assert_eq!(meter.expert(), Some((57, 128)));
+        meter.at_no_expert();
+        assert_eq!(meter.clone().expert(), None);
     }
 
     /// A stage of another thread isn't within those of this one.

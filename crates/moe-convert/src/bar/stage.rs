@@ -34,19 +34,19 @@ impl Stage {
         }
     }
 
-    /// What a log says while it runs.
-    pub fn line(&self) -> String {
-        format!("{}: {}", self.name, self.figures(self.began.elapsed(), memory_bytes()).join(", "))
+    /// What a log says while it runs, and this expert of so many.
+    pub fn line(&self, expert: Option<(usize, usize)>) -> String {
+        format!("{}: {}", self.name, self.figures(self.began.elapsed(), memory_bytes(), expert).join(", "))
     }
 
     /// A bar with figures in at most `columns`.
-    pub fn bar(&self, columns: usize) -> String {
-        self.drawn(columns, self.began.elapsed(), memory_bytes())
+    pub fn bar(&self, columns: usize, expert: Option<(usize, usize)>) -> String {
+        self.drawn(columns, self.began.elapsed(), memory_bytes(), expert)
     }
 
     /// What there is no room for is left out: the bar first, then figures from the last, and at the very end of the name.
-    fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>) -> String {
-        let figures = self.figures(elapsed, memory);
+    fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>, expert: Option<(usize, usize)>) -> String {
+        let figures = self.figures(elapsed, memory, expert);
         let width = |text: &str| text.chars().count();
         let mut line = String::new();
         let mut used = width(&self.name);
@@ -72,7 +72,7 @@ impl Stage {
     }
 
     /// The most telling first.
-    fn figures(&self, elapsed: Duration, memory: Option<u64>) -> Vec<String> {
+    fn figures(&self, elapsed: Duration, memory: Option<u64>, expert: Option<(usize, usize)>) -> Vec<String> {
         let Self { done, total, .. } = *self;
         let at_work = (done + 1).min(total);
         let mut figures = vec![match self.unit {
@@ -84,6 +84,8 @@ impl Stage {
             figures.push(format!("{} left", clock(seconds * (1.0 - share) / share)));
         }
         figures.extend((!self.status.is_empty()).then(|| self.status.clone()));
+        let expert = expert.filter(|_| matches!(self.unit, Unit::Layers { .. }));
+        figures.extend(expert.map(|(index, count)| format!("expert {}/{count}", index + 1)));
         if done > 0 && seconds > 0.0 {
             figures.extend(match self.unit {
                 Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
@@ -124,12 +126,12 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_left_out() {
-        let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000));
-        let figures = "layer 13/48  3:00 left  34 tok/s  3.20 GB RAM";
+        let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000), Some((56, 128)));
+        let figures = "layer 13/48  3:00 left  expert 57/128  34 tok/s  3.20 GB RAM";
         assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
-        assert_eq!(draw(80), format!("decide  ██████░░░░░░░░░░░░░░░░░░░  {figures}"));
-        assert_eq!(draw(59), format!("decide  {figures}"));
-        assert_eq!(draw(40), "decide  layer 13/48  3:00 left  34 tok/s");
+        assert_eq!(draw(80), format!("decide  ██░░░░░░░░  {figures}"));
+        assert_eq!(draw(70), format!("decide  {figures}"));
+        assert_eq!(draw(49), "decide  layer 13/48  3:00 left  expert 57/128");
         assert_eq!(draw(39), "decide  █░░░░░░  layer 13/48  3:00 left");
         assert_eq!(draw(36), "decide  layer 13/48  3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
@@ -138,8 +140,8 @@ mod tests {
 
     #[test]
     fn nothing_is_extrapolated_from_nothing() {
-        assert_eq!(sweep(0).figures(Duration::from_secs(9), None), ["layer 1/48"]);
-        assert_eq!(sweep(48).figures(Duration::from_secs(8), None), ["layer 48/48", "1024 tok/s"]);
+        assert_eq!(sweep(0).figures(Duration::from_secs(9), None, None), ["layer 1/48"]);
+        assert_eq!(sweep(48).figures(Duration::from_secs(8), None, None), ["layer 48/48", "1024 tok/s"]);
         assert_eq!(Stage::new("write", 0, Unit::Bytes).blocks(3), "███");
     }
 
@@ -147,7 +149,7 @@ mod tests {
     fn written_bytes_have_their_place() {
         let mut stage = Stage { done: 250_000_000, ..Stage::new("write", 1_000_000_000, Unit::Bytes) };
         stage.status = "layer 3, expert 17".to_owned();
-        let figures = stage.figures(Duration::from_secs(2), None);
+        let figures = stage.figures(Duration::from_secs(2), None, Some((1, 2)));
         assert_eq!(figures, ["250.00 MB/1.00 GB", "0:06 left", "layer 3, expert 17", "125.00 MB/s"]);
         assert_eq!(stage.announcement(), "write: 1.00 GB");
         assert_eq!((clock(59.2).as_str(), clock(3725.0).as_str()), ("1:00", "1:02:05"));

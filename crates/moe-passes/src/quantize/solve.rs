@@ -144,9 +144,12 @@ impl Solver<'_> {
             for (task, solved) in batch.iter().zip(solved) {
                 all.push(done(task.network, solved)?);
             }
+            self.compute.meter.at_expert(all.len().min(tasks.len() - 1), tasks.len());
             Ok(())
         };
+        self.compute.meter.at_expert(0, tasks.len());
         in_batches(tasks, most, bytes, solve, take)?;
+        self.compute.meter.at_no_expert();
         let routed = mix.map(|mix| mix.finish(self.compute.dtype)).transpose();
         Ok((all, routed.map_err(|e| self.numeric("the outputs", e))?))
     }
