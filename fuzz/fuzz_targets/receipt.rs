@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
     OUTPUT.write(RECEIPT_FILE, &input[..end]);
     OUTPUT.write(MANIFEST_FILE, input.get(end + 1..).unwrap_or_default());
     // It is the output of no pass.
-    assert!(!accepted(is_finished(&*PASS, &SOURCE.dir(), &OUTPUT.dir(), &options())).unwrap_or_default());
+    assert!(!accepted(is_finished(&[&*PASS], &SOURCE.dir(), &OUTPUT.dir(), &options())).unwrap_or_default());
     accepted(verify(&OUTPUT.dir(), &Quiet));
     let Some(manifest) = accepted(Manifest::read(&OUTPUT.dir())).flatten() else { return };
     OUTPUT.write(MANIFEST_FILE, manifest.to_text().as_bytes());
