@@ -160,8 +160,9 @@ impl Session {
     ) -> Result<f64> {
         let planned = plan(passes, own, own == passes.len(), input, output, options)?;
         self.check_budget(planned.memory_estimate_bytes)?;
+        let planned = planned.timed(&self.compute)?;
         self.print(&planned, || render::plan(output, &planned))?;
-        Ok(planned.time_estimate_seconds)
+        Ok(planned.time_estimate_seconds.unwrap_or(0.0))
     }
 
     fn convert_options(&self, writing: &Writing) -> ConvertOptions {

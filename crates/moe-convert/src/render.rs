@@ -394,7 +394,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
     rows.push(("disk", format!("about {} while it runs", ByteSize(planned.disk_bytes))));
     let of = "from the size of its products and this machine's speed at such";
-    rows.push(("time", format!("{} ({of})", duration(planned.time_estimate_seconds))));
+    rows.extend(planned.time_estimate_seconds.map(|seconds| ("time", format!("{} ({of})", duration(seconds)))));
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
     let trust = trust(&planned.receipt);

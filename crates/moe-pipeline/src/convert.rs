@@ -60,8 +60,24 @@ pub struct PlannedOutput {
     pub memory_estimate_bytes: u64,
     /// Bytes that it needs on the disk of the output at once.
     pub disk_bytes: u64,
-    /// Estimate of its time, in seconds.
-    pub time_estimate_seconds: f64,
+    /// About how many floating-point operations it takes.
+    pub flops: f64,
+    /// Estimate of its time, in seconds, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_estimate_seconds: Option<f64>,
+}
+
+impl PlannedOutput {
+    /// With an estimate of the time that it takes: its products at this machine's speed, which is measured, and its writing. What is
+    /// done on the host between products, such as groups and alignments of `merge`, isn't in it.
+    ///
+    /// # Errors
+    /// What the device returns.
+    pub fn timed(mut self, compute: &Compute) -> Result<Self> {
+        let bytes = self.shards.iter().map(|(_, bytes)| bytes).sum();
+        self.time_estimate_seconds = Some(estimate::seconds(self.flops, bytes, compute)?);
+        Ok(self)
+    }
 }
 
 /// What a run has done.
@@ -108,7 +124,8 @@ pub fn plan(
         shards: prepared.shards.iter().map(size).collect(),
         memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
         disk_bytes: prepared.disk_bytes(own),
-        time_estimate_seconds: estimate::seconds(&prepared, own, &options.compute)?,
+        flops: prepared.flops(own),
+        time_estimate_seconds: None,
     })
 }
 

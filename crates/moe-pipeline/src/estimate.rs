@@ -15,13 +15,9 @@ const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written in a second.
 const WRITTEN: f64 = 600e6;
 
-/// Seconds that the last `own` passes of `prepared` will about take: their products at this machine's speed, and the writing. What is done on the host between
-/// products, such as groups and alignments of `merge`, isn't in it.
-///
-/// # Errors
-/// What the device returns.
-pub(crate) fn seconds(prepared: &Prepared<'_>, own: usize, compute: &Compute) -> Result<f64> {
-    Ok(prepared.flops(own) / (SHARE * product_speed(compute)?) + prepared.declaration().bytes() as f64 / WRITTEN)
+/// Seconds that so many operations and written bytes will about take.
+pub(crate) fn seconds(flops: f64, bytes: u64, compute: &Compute) -> Result<f64> {
+    Ok(flops / (SHARE * product_speed(compute)?) + bytes as f64 / WRITTEN)
 }
 
 /// Operations of a forward pass of the result and of its source, as measuring them takes.
