@@ -141,10 +141,22 @@ impl Session {
         if writing.resume && is_finished(passes, input, output, &options)? {
             return self.kept(output);
         }
+        self.make(passes, input, output, &options, timings)
+    }
+
+    /// Runs `passes`, whatever is there.
+    fn make(
+        &self,
+        passes: &[&dyn Pass],
+        input: &Path,
+        output: &Path,
+        options: &ConvertOptions,
+        timings: &mut Timings,
+    ) -> Result<()> {
         if self.common.memory_budget.is_some() {
-            self.check_budget(plan(passes, passes.len(), false, input, output, &options)?.memory_estimate_bytes)?;
+            self.check_budget(plan(passes, passes.len(), false, input, output, options)?.memory_estimate_bytes)?;
         }
-        let done = convert(passes, input, output, &options, self.progress.as_ref())?;
+        let done = convert(passes, input, output, options, self.progress.as_ref())?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done))
     }

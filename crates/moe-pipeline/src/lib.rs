@@ -47,7 +47,7 @@ pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
 pub use resources::{ByteSize, memory_bytes, peak_memory_bytes};
-pub use reuse::{copy_result, is_finished};
+pub use reuse::{copy_finished, is_finished};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

@@ -247,13 +247,9 @@ fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>, String> 
         let name = name.ok_or_else(|| in_pass("the key \"run\" that names the pass is missing".to_owned()))?;
         passes.push(parse_pass(&name, table).map_err(in_pass)?);
     }
-    check_together(&borrowed(&passes)).map_err(|error| error.briefly())?;
+    let borrowed: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+    check_together(&borrowed).map_err(|error| error.briefly())?;
     Ok(passes)
-}
-
-/// `passes`, as running them takes them.
-pub(crate) fn borrowed(passes: &[Box<dyn Pass>]) -> Vec<&dyn Pass> {
-    passes.iter().map(Box::as_ref).collect()
 }
 
 #[derive(Deserialize)]

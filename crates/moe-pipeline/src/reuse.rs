@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{Error, Kind, MANIFEST_FILE, Manifest, OutputDir, Result, json, read_whole, sha256_file};
+use moe_checkpoint::{MANIFEST_FILE, Manifest, OutputDir, Result, json, read_whole, sha256_file};
 use moe_passes::Pass;
 use serde_json::Value;
 
@@ -20,9 +20,14 @@ use crate::verify::check_hashes;
 /// # Errors
 /// What reading the source and the receipt return.
 pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<bool> {
+    finished(passes, input, output, options).map(|manifest| manifest.is_some())
+}
+
+/// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged.
+fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Option<Manifest>> {
     let receipt = output.join(RECEIPT_FILE);
     if !receipt.is_file() {
-        return Ok(false);
+        return Ok(None);
     }
     let found: Value = json::read(&receipt)?;
     // A plan that is written beside the result is part of it.
@@ -31,11 +36,11 @@ pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
         written.is_some() && sha256_file(plan).ok().as_deref() == written
     };
     if !passes.iter().filter_map(|pass| pass.plan_out()).all(is_there) {
-        return Ok(false);
+        return Ok(None);
     }
     let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
     if work(&found) != wanted {
-        return Ok(false);
+        return Ok(None);
     }
     let prepared = Prepared::new(passes, input, output, options)?;
     let mut wanted = prepared.receipt();
@@ -48,22 +53,23 @@ pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
         && sizes(&found) == sizes(&wanted);
-    Ok(same && manifest(output).is_some())
+    let manifest = if same { Manifest::read(output).ok().flatten() } else { None };
+    Ok(manifest.filter(|manifest| check_hashes(output, manifest, &Quiet).is_ok()))
 }
 
-/// Makes `output` a copy of `from`, which [`is_finished`] and reads only what `passes` and `input` do.
+/// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it is. What is wrong with `from` is no
+/// matter of this run's.
 ///
 /// # Errors
-/// [`Kind::Mismatch`] for a result that has changed since it was written; what writing returns.
-pub fn copy_result(
+/// What writing returns.
+pub fn copy_finished(
     passes: &[&dyn Pass],
     input: &Path,
     from: &Path,
     output: &Path,
     options: &ConvertOptions,
-) -> Result<()> {
-    let changed = || Error::new(Kind::Mismatch, "this result changed").file(from).remedy("make it again");
-    let Manifest { files } = manifest(from).ok_or_else(changed)?;
+) -> Result<bool> {
+    let Ok(Some(Manifest { files })) = finished(passes, input, from, options) else { return Ok(false) };
     let mut inputs = inputs(passes, input);
     inputs.push(from);
     let mut dir = OutputDir::create(output, &inputs, output_options(options))?;
@@ -79,7 +85,8 @@ pub fn copy_result(
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
     }
-    dir.commit()
+    dir.commit()?;
+    Ok(true)
 }
 
 /// A pass and its options.
@@ -95,9 +102,4 @@ fn work(receipt: &Value) -> Vec<Work> {
 fn read(receipt: &Value) -> Vec<&Value> {
     let others = receipt["others"].as_array().into_iter().flatten();
     std::iter::once(&receipt["source"]).chain(others).map(|source| &source["sha256"]).collect()
-}
-
-/// The manifest of `dir`, if all that it lists is there unchanged.
-fn manifest(dir: &Path) -> Option<Manifest> {
-    Manifest::read(dir).ok()?.filter(|manifest| check_hashes(dir, manifest, &Quiet).is_ok())
 }

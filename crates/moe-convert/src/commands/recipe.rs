@@ -10,8 +10,8 @@ use moe_checkpoint::{Error, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_result, is_finished, is_observed, junit,
-    markdown,
+    Average, ConvertOptions, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_finished, is_finished,
+    is_observed, junit, markdown,
 };
 
 use super::{Session, kind};
@@ -46,28 +46,20 @@ impl Session {
             }
             let (number, name) = (index + 1, step.name());
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
-            if let Some((path, maker)) = recipe.awaited(index, &stale).filter(|_| how.dry_run) {
-                let yet = format!("step {maker} is yet to make {}", path.display());
-                match recipe.lineage(index, &stale) {
-                    Some(_) => self.progress.note(&format!("{yet}: planned together with the steps that lead to it")),
-                    None => {
-                        self.progress.note(&format!("not planned: {yet}"));
-                        stale.extend(step.writes().into_iter().map(Path::to_owned));
-                        finish(start, Outcome::NotRun);
-                        continue;
-                    }
-                }
-            }
             let mut failure = |error: anyhow::Error| {
                 let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
                 failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
                 outcome
             };
-            let outcome = match self.step(&recipe, index, how, &stale, timings) {
+            let result = match how.dry_run {
+                true => self.plan_step(&recipe, index, how, &stale),
+                false => self.step(&recipe, index, how, timings),
+            };
+            let outcome = match result {
                 Ok(StepResult::Done) => Outcome::Done,
                 Ok(StepResult::Reused) => Outcome::Reused,
                 Ok(StepResult::Planned(seconds)) => {
-                    planned.push(seconds);
+                    planned.extend(seconds);
                     stale.extend(step.writes().into_iter().map(Path::to_owned));
                     Outcome::NotRun
                 }
@@ -93,38 +85,49 @@ impl Session {
         failed.map_or(written, Err)
     }
 
-    /// Runs step `index`; in a dry run, what is `stale` counts as not there.
-    fn step(
-        &self,
-        recipe: &Recipe,
-        index: usize,
-        how: How,
-        stale: &BTreeSet<PathBuf>,
-        timings: &mut Timings,
-    ) -> Result<StepResult> {
+    /// Says what step `index` would do, for which what is `stale` counts as not there.
+    fn plan_step(&self, recipe: &Recipe, index: usize, how: How, stale: &BTreeSet<PathBuf>) -> Result<StepResult> {
+        let step = &recipe.steps[index];
+        let yet = recipe.awaited(index, stale);
+        let yet = yet.map(|(path, maker)| format!("step {maker} is yet to make {}", path.display()));
+        let lineage = recipe.lineage(index, stale);
+        match (&yet, &lineage) {
+            (Some(yet), Some(_)) => {
+                self.progress.note(&format!("{yet}: planned together with the steps that lead to it"));
+            }
+            (Some(yet), None) => {
+                self.progress.note(&format!("not planned: {yet}"));
+                return Ok(StepResult::Planned(None));
+            }
+            (None, _) => {}
+        }
+        // What reads a result can't run before there is one.
+        let StepKind::Convert { passes, output, overwrite } = &step.kind else { return Ok(StepResult::Done) };
+        let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+        let options = self.step_options(*overwrite, how);
+        // A copy is for a run that may write.
+        if !how.fresh && yet.is_none() && self.reuse(&passes, &step.model, output, &[], &options)? {
+            return Ok(StepResult::Reused);
+        }
+        let own = passes.len();
+        let (passes, source) = lineage.unwrap_or((passes, &step.model));
+        self.plan(&passes, own, source, output, &options).map(|seconds| StepResult::Planned(Some(seconds)))
+    }
+
+    /// Runs step `index`.
+    fn step(&self, recipe: &Recipe, index: usize, how: How, timings: &mut Timings) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
         match &step.kind {
             StepKind::Convert { passes, output, overwrite } => {
-                let How { resume, dry_run, .. } = how;
-                let writing = Writing { overwrite: *overwrite, resume, dry_run, ..Writing::default() };
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                // A copy is for a run that may write.
-                let alike = if dry_run { Vec::new() } else { recipe.made_alike(index) };
-                let of_stale = recipe.awaited(index, stale).is_some();
-                if !how.fresh && !of_stale && self.reuse(&passes, &step.model, output, &alike, &writing)? {
+                let options = self.step_options(*overwrite, how);
+                let alike = recipe.made_alike(index);
+                if !how.fresh && self.reuse(&passes, &step.model, output, &alike, &options)? {
                     return Ok(StepResult::Reused);
                 }
-                if dry_run {
-                    let own = passes.len();
-                    let (passes, source) = recipe.lineage(index, stale).unwrap_or((passes, &step.model));
-                    let options = self.convert_options(&writing);
-                    return Ok(StepResult::Planned(self.plan(&passes, own, source, output, &options)?));
-                }
-                self.convert(&passes, &step.model, output, &writing, timings)?;
+                self.make(&passes, &step.model, output, &options, timings)?;
             }
-            // What reads a result can't run before there is one.
-            _ if how.dry_run => {}
             StepKind::Observe { output, options, .. }
                 if !how.fresh && is_observed(&step.model, options, output, &self.compute)? =>
             {
@@ -145,6 +148,10 @@ impl Session {
         Ok(StepResult::Done)
     }
 
+    fn step_options(&self, overwrite: bool, how: How) -> ConvertOptions {
+        self.convert_options(&Writing { overwrite, resume: how.resume, ..Writing::default() })
+    }
+
     /// Whether `output` is there already, or could be copied from one of the results `alike`.
     fn reuse(
         &self,
@@ -152,12 +159,11 @@ impl Session {
         input: &Path,
         output: &Path,
         alike: &[&Path],
-        writing: &Writing,
+        options: &ConvertOptions,
     ) -> Result<bool> {
-        let options = self.convert_options(writing);
-        let finished = match is_finished(passes, input, output, &options) {
+        let finished = match is_finished(passes, input, output, options) {
             // What was there is replaced, whatever is wrong with it; a missing input is for others to complain about, or to make.
-            Err(_) if writing.overwrite || !input.exists() => false,
+            Err(_) if options.overwrite || !input.exists() => false,
             other => other?,
         };
         if finished {
@@ -165,9 +171,7 @@ impl Session {
             return Ok(true);
         }
         for from in alike {
-            // What is wrong with another output is no matter of this step's.
-            if is_finished(passes, input, from, &options).unwrap_or(false) {
-                copy_result(passes, input, from, output, &options)?;
+            if copy_finished(passes, input, from, output, options)? {
                 self.print(&serde_json::json!({ "finished": output, "copied_from": from }), || {
                     format!("{} is a copy of {}: same passes, options and source\n", output.display(), from.display())
                 })?;
@@ -189,8 +193,8 @@ pub(super) struct How {
 /// What a step did.
 enum StepResult {
     Done,
-    /// Nothing yet; it would take about so many seconds.
-    Planned(f64),
+    /// Nothing yet; it would take about so many seconds, where that can be said.
+    Planned(Option<f64>),
     /// What it makes was there.
     Reused,
     /// What an evaluation found, and whether its gates were met.

@@ -92,8 +92,7 @@ impl<'p> Applied<'p> {
         let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
         let (declaration, result) = declared(&plan)?;
-        let surveyed = plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
-        snapshot.extend(surveyed.chain(further_files(pass)).chain(decider.iter().flat_map(|d| decided_on(d.as_ref()))));
+        snapshot.extend(texts(pass, &plan, decider.as_deref()));
         let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
         let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
         let read = |training| TrainingTask::read(training, checkpoint, source.vocab);
@@ -171,10 +170,9 @@ impl<'p> Applied<'p> {
 
     /// All text, statistics and plans that it reads.
     pub fn files(&self) -> Vec<PathBuf> {
-        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
-        let texts = self.deciding.iter().flat_map(|deciding| decided_on(deciding.decider.as_ref()));
-        let statistics = self.statistics.iter().map(|statistics| statistics.path().to_owned());
-        surveyed.chain(texts).chain(statistics).chain(self.further_files()).collect()
+        let decider = self.deciding.as_ref().map(|deciding| deciding.decider.as_ref());
+        let statistics = self.pass.statistics().map(Path::to_owned);
+        texts(self.pass, &self.plan, decider).into_iter().chain(statistics).collect()
     }
 
     /// The given plan, held-out text, and text that is trained on.
@@ -246,6 +244,12 @@ impl<'p> Applied<'p> {
         let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
         survey.max(trained.unwrap_or(0))
     }
+}
+
+/// All text that `pass` reads, and the given plan.
+fn texts(pass: &dyn Pass, plan: &Plan, decider: Option<&dyn Decider>) -> Vec<PathBuf> {
+    let surveyed = plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
+    surveyed.chain(decider.into_iter().flat_map(decided_on)).chain(further_files(pass)).collect()
 }
 
 /// The given plan, held-out text, and text that is trained on.

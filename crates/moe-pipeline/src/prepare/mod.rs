@@ -1,34 +1,30 @@
 //! Passes applied to checkpoints, validated down to every output name and every text before the first weight is read.
 
 mod applied;
+mod carry_out;
 mod hashes;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
-use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, Saved, ShardPlan, Spill, plan_shards};
-use moe_forward::{Corpus, EvalReport, Sweep};
+use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, plan_shards};
+use moe_forward::Corpus;
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decisions, Effect, Identity, Pass, Sources};
+use moe_passes::{Effect, Identity, Pass, Sources};
 
 use crate::convert::ConvertOptions;
-use crate::deciding::{Deciding, decide_together};
 use crate::estimate::measuring;
-use crate::fingerprint;
-use crate::progress::{Progress, Timings, Unit};
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, directory_of};
-use crate::train::{Subject, TrainingDir, TrainingRecord};
+use crate::train::TrainingRecord;
 use crate::trust::{self, StageReport};
 
 pub(crate) use applied::Applied;
 pub(crate) use hashes::Hashes;
 
-use applied::{Place, decided_on, declared};
+use applied::Place;
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
 pub(crate) struct Prepared<'p> {
@@ -156,201 +152,6 @@ impl<'p> Prepared<'p> {
         made.find(|made| made.plan.group > 1 && experts(&made.result) == result).map_or(1, |made| made.plan.group)
     }
 
-    /// Finds out what the plans of the first `count` passes left open: decides, surveys and trains.
-    pub fn carry_out(
-        &mut self,
-        count: usize,
-        options: &ConvertOptions,
-        output: &Path,
-        progress: &dyn Progress,
-        timings: &mut Timings,
-    ) -> Result<()> {
-        let (compute, meter) = (&options.compute, &options.compute.meter);
-        self.applied[..count].iter_mut().try_for_each(Applied::stage_plan)?;
-        let mut first = 0;
-        while first < count {
-            let end = self.end_of_sweep(first).min(count);
-            if first > 0 {
-                let model = self.applied[first - 1].result.clone();
-                self.applied[first].converts(model, compute, &self.spill)?;
-            }
-            let name = |what: &str| match self.applied.len() {
-                1 => what.to_owned(),
-                _ => {
-                    let names: Vec<_> = self.applied[first..end].iter().map(|applied| applied.pass.name()).collect();
-                    format!("{}: {what}", names.join(", "))
-                }
-            };
-            let (decide, survey, train) = (name("decide"), name("survey"), name("train"));
-            let last = end - 1;
-            let start = Instant::now();
-            let decided = match end - first {
-                1 => self.decide(first, &decide, options, output, progress)?,
-                _ => self.decide_together(first..end, &decide, options, output, progress)?,
-            };
-            if decided {
-                timings.add_metered(meter);
-                timings.add(&decide, start.elapsed(), None);
-            }
-            if !self.applied[last].plan.surveys.is_empty() {
-                timings.time_metered(&survey, meter, || self.survey(last, compute, progress))?;
-            }
-            let start = Instant::now();
-            if self.train(last, options, output, progress)? {
-                timings.add_metered(meter);
-                timings.add(&train, start.elapsed(), None);
-            }
-            first = end;
-        }
-        self.shards = shards(self.declaration(), self.max_shard_size)?;
-        Ok(())
-    }
-
-    /// The end of the passes from `first` on that decide in one sweep.
-    fn end_of_sweep(&self, first: usize) -> usize {
-        let joining = self.applied[first..].windows(2).take_while(|pair| pair[1].joins(&pair[0]));
-        first + 1 + joining.count()
-    }
-
-    /// Decides what the plan of pass `index` left open, and plans anew; whether there was anything.
-    fn decide(
-        &mut self,
-        index: usize,
-        name: &str,
-        options: &ConvertOptions,
-        output: &Path,
-        progress: &dyn Progress,
-    ) -> Result<bool> {
-        let compute = &options.compute;
-        let decisions = match self.applied[index].deciding.take() {
-            Some(mut deciding) => {
-                if deciding.decider.saves() {
-                    let saved = self.saved(index, &deciding, options, output)?;
-                    if options.resume && TrainingDir::of(output).path().is_dir() {
-                        progress.note("what was trained before is taken from what was saved");
-                    }
-                    deciding.decider.save_in(saved);
-                }
-                let applied = &self.applied[index];
-                // It is the last pass's text, and the last pass's result.
-                let held_out = self.held_out.as_ref().filter(|_| index + 1 == self.applied.len());
-                let mut measured = |decisions: &Decisions| -> Result<Option<EvalReport>> {
-                    let Some(corpus) = held_out else { return Ok(None) };
-                    let plan = applied.pass.plan(&applied.sources(compute, &self.spill, Some(decisions)))?;
-                    let (_, result) = declared(&plan)?;
-                    let name = "measure on held-out text";
-                    trust::evaluated(name, &result, &self.source, corpus, options, output, progress).map(Some)
-                };
-                let (decisions, stages) =
-                    deciding.run(&applied.source, name, options, directory_of(output), progress, &mut measured)?;
-                self.stages = stages;
-                self.applied[index].deciding = Some(deciding);
-                Some(decisions)
-            }
-            None => {
-                let applied = &self.applied[index];
-                applied.pass.decide(&applied.sources(compute, &self.spill, None))?
-            }
-        };
-        let Some(decisions) = decisions else { return Ok(false) };
-        self.decided(index, decisions, compute)?;
-        Ok(true)
-    }
-
-    /// Decides in one sweep what the plans of the passes `group` left open.
-    fn decide_together(
-        &mut self,
-        group: Range<usize>,
-        name: &str,
-        options: &ConvertOptions,
-        output: &Path,
-        progress: &dyn Progress,
-    ) -> Result<bool> {
-        let mut parts: Vec<(&Model, &mut Deciding)> = self.applied[group.clone()]
-            .iter_mut()
-            .filter_map(|applied| Some((&applied.source, applied.deciding.as_mut()?)))
-            .collect();
-        decide_together(&mut parts, name, options, directory_of(output), progress)?;
-        for index in group.clone() {
-            if index > group.start {
-                self.applied[index].source = self.applied[index - 1].result.clone();
-            }
-            let Applied { source, deciding: Some(deciding), .. } = &mut self.applied[index] else { continue };
-            deciding.decider.model_mut().clone_from(source);
-            let decisions = deciding.decider.finish()?;
-            self.decided(index, decisions, &options.compute)?;
-        }
-        Ok(true)
-    }
-
-    /// Plans pass `index` with what was decided, which is written where its user wants it.
-    fn decided(&mut self, index: usize, decisions: Decisions, compute: &Compute) -> Result<()> {
-        let applied = &mut self.applied[index];
-        applied.decided(decisions, compute, &self.spill)?;
-        applied.write_plan()
-    }
-
-    /// Where the costly steps of `deciding`, which is that of pass `index`, are saved beside `output`.
-    fn saved(&self, index: usize, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
-        let mut texts = decided_on(deciding.decider.as_ref());
-        texts.extend(self.applied[index].further_files());
-        let own = self.applied[index].pass.options();
-        let key = self.key(index, own, &texts, None)?;
-        Saved::new(TrainingDir::of(output).path(), key, options.resume)
-    }
-
-    /// Hash of all that pass `index` with its `own` options depends on: what came before it, too.
-    fn key(
-        &self,
-        index: usize,
-        own: serde_json::Value,
-        texts: &[PathBuf],
-        teacher: Option<&Checkpoint>,
-    ) -> Result<String> {
-        let before = &self.applied[..index];
-        let options = match before {
-            [] => own,
-            _ => {
-                let earlier: Vec<_> = before.iter().map(|applied| applied.pass.options()).collect();
-                serde_json::json!({ "earlier": earlier, "options": own })
-            }
-        };
-        let earlier: Vec<PathBuf> = before.iter().flat_map(Applied::files).collect();
-        let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
-        let read = before.iter().flat_map(|applied| &applied.others);
-        let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
-        fingerprint::of_run(&options, models, texts)
-    }
-
-    /// Trains what pass `index` plans, if that is what it does; whether it is.
-    fn train(
-        &mut self,
-        index: usize,
-        options: &ConvertOptions,
-        output: &Path,
-        progress: &dyn Progress,
-    ) -> Result<bool> {
-        let applied = &self.applied[index];
-        let Some(task) = &applied.training else { return Ok(false) };
-        let teacher = task.training.teacher.and_then(|_| applied.others.first().zip(applied.models.first()));
-        let (own, texts) = (task.deciding(applied.pass.options()), applied.further_files());
-        let key = self.key(index, own, &texts, teacher.map(|(checkpoint, _)| checkpoint))?;
-        let subject = Subject {
-            model: &applied.plan.model,
-            teacher: teacher.map(|(_, model)| model),
-            task,
-            fingerprint: key,
-            output,
-            resume: options.resume,
-            memory_budget: options.memory_budget,
-            compute: &options.compute,
-        };
-        let (model, record) = subject.train(progress)?;
-        self.trained = Some(record);
-        self.applied[index].trained(model)?;
-        Ok(true)
-    }
-
     /// Whether a pass was trained.
     pub fn is_trained(&self) -> bool {
         self.trained.is_some()
@@ -360,26 +161,6 @@ impl<'p> Prepared<'p> {
     pub fn saves(&self) -> bool {
         let mut deciding = self.applied.iter().filter_map(|applied| applied.deciding.as_ref());
         deciding.any(|deciding| deciding.decider.saves())
-    }
-
-    /// Runs the surveys of pass `index`, each a sweep over what it converts.
-    fn survey(&mut self, index: usize, compute: &Compute, progress: &dyn Progress) -> Result<()> {
-        let Applied { source, plan, texts, .. } = &mut self.applied[index];
-        for (survey, text) in plan.surveys.iter_mut().zip(texts) {
-            let layers = source.layers.len();
-            let tokens = text.batch().tokens();
-            progress.stage(&format!("survey {tokens} tokens"), layers as u64, Unit::Layers { tokens });
-            survey.surveyor.begin(text)?;
-            let mut sweep = Sweep::new(source, text.batch(), compute)?;
-            for index in 0..layers {
-                sweep.layer(index, survey.surveyor.as_mut())?;
-                progress.advance(1);
-            }
-            for (layer, found) in survey.surveyor.found() {
-                plan.layers.iter_mut().filter(|r| r.layer == layer).for_each(|r| r.found.push(found.clone()));
-            }
-        }
-        Ok(())
     }
 
     /// What the receipt says before anything is hashed or measured.
