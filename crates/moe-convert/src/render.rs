@@ -1,6 +1,8 @@
 //! Results as text for people.
 
+mod evaluation;
 mod inspection;
+mod layers;
 mod next;
 mod speed;
 mod summary;
@@ -10,15 +12,14 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use moe_forward::{Comparison, DomainReport, EvalReport};
-use moe_passes::distill::{DistilledLayer, DownFit, Trained};
-use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
-use moe_passes::{Identity, LayerTrust};
+use moe_passes::Identity;
 use moe_pipeline::{
-    ByteSize, Conversion, HeldOutReport, Observation, PlannedOutput, Receipt, StageReport, VerifyReport,
-    describe_identity, peak_memory_bytes,
+    ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
+use evaluation::held_out;
+
+pub use evaluation::evaluation;
 pub use inspection::inspection;
 pub use next::word;
 pub use speed::{bench, selftest, timings};
@@ -179,16 +180,11 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
         input.display(),
         output.display(),
         facts(rows),
-        done.receipt.earlier().iter().map(layers).collect::<String>()
-            + &layers(&done.receipt)
+        done.receipt.earlier().iter().map(layers::all).collect::<String>()
+            + &layers::all(&done.receipt)
             + &training::tables(&done.receipt)
             + &held_out(&done.receipt)
     )
-}
-
-/// What a pass made of each layer.
-fn layers(receipt: &Receipt) -> String {
-    trust(receipt) + &widths(receipt) + &quantized(receipt) + &distilled(receipt)
 }
 
 /// `observe`.
@@ -223,171 +219,6 @@ pub fn observation(model: &Path, done: &Observation) -> String {
     text
 }
 
-/// What tells how far decisions can be trusted.
-fn trust(receipt: &Receipt) -> String {
-    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.trust.as_ref()?))).collect();
-    if layers.is_empty() {
-        return String::new();
-    }
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let row = |(layer, trust): &(usize, &LayerTrust)| {
-        vec![
-            layer.to_string(),
-            format!("{} → {}", trust.experts[0], trust.experts[1]),
-            percent(trust.retained_mass),
-            or_dash(trust.worst_domain.as_ref().map(|(label, share)| format!("{label} {}", percent(*share)))),
-            percent(trust.lost_choices),
-            or_dash(trust.output_error.map(|error| format!("{error:.3}"))),
-            or_dash(trust.stability.map(|[rank, kept]| format!("{rank:.2} / {kept:.2}"))),
-            trust.load.dead.to_string(),
-            trust.super_experts.len().to_string(),
-        ]
-    };
-    let header = [
-        "layer",
-        "experts",
-        "mass kept",
-        "worst domain",
-        "choices lost",
-        "output error",
-        "halves agree",
-        "dead",
-        "super",
-    ];
-    format!("\n{}", table(&header, layers.iter().map(row)))
-}
-
-/// The widths that layers got, and what they cost.
-fn widths(receipt: &Receipt) -> String {
-    let layers: Vec<_> = receipt.layers.iter().filter_map(|l| Some((l.layer, l.widths.as_ref()?))).collect();
-    if layers.is_empty() {
-        return String::new();
-    }
-    let row = |(layer, widths): &(usize, &LayerWidths)| {
-        let bits = widths.bits.iter().map(u32::to_string);
-        let errors = [widths.error(widths.bits), widths.error([4; 3])].map(|error| format!("{error:.1e}"));
-        std::iter::once(layer.to_string()).chain(bits).chain(errors).collect::<Vec<_>>()
-    };
-    format!(
-        "\nWidths, {:.4} bits a weight in the mean, and what they cost of each layer's output if rounded to nearest:\n{}",
-        LayerWidths::bits_a_weight(layers.iter().map(|(_, widths)| *widths)),
-        table(&["layer", "gate", "up", "down", "error", "at 4 bits"], layers.iter().map(row))
-    )
-}
-
-/// The ten experts with the fewest tokens of their own, and how they were quantized.
-fn quantized(receipt: &Receipt) -> String {
-    const SHOWN: usize = 10;
-    let coldest = receipt.coldest();
-    if coldest.is_empty() {
-        return String::new();
-    }
-    let row = |(layer, expert, record): &(usize, usize, &ExpertRecord)| {
-        let pair = |pair: Option<[f64; 2]>| or_dash(pair.map(|[a, b]| format!("{a:.3} / {b:.3}")));
-        vec![
-            layer.to_string(),
-            expert.to_string(),
-            record.counts.routed.to_string(),
-            record.counts.topped_up.to_string(),
-            format!("{:.0}", record.effective),
-            pair(record.damping),
-            or_dash(record.error.map(|error| format!("{error:.3}"))),
-            or_dash(record.fallback.clone()),
-        ]
-    };
-    let pool = receipt.pool.map_or(String::new(), |Pulled { scanned, joined, short }| {
-        format!(
-            "\nPool: {} of {} sequences joined ({} of {} tokens); by the original's routing, experts short of tokens: {} before, {} after.\n",
-            joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]
-        )
-    });
-    let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
-    let errors = || coldest.iter().filter_map(|(.., record)| record.error);
-    let worst = errors().fold(0.0, f64::max);
-    let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
-    format!(
-        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} in the mean, {worst:.3} at most:\n{}",
-        coldest.len(),
-        table(&header, coldest.iter().take(SHOWN).map(row))
-    )
-}
-
-/// What each layer that became dense is made of.
-fn distilled(receipt: &Receipt) -> String {
-    let row = |(index, layer): (usize, &DistilledLayer)| {
-        let lambda = |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
-        let trained = |trained: &Trained| {
-            let [before, after] = trained.errors()?;
-            Some(format!("{before:.3} → {after:.3} ({} of {})", trained.best, trained.steps))
-        };
-        let trained: Vec<_> = layer.trained.iter().filter_map(trained).collect();
-        vec![
-            index.to_string(),
-            format!("{} of {}", layer.width - layer.zeros, layer.distinct),
-            layer.parts.len().to_string(),
-            layer.zeros.to_string(),
-            or_dash(layer.fit.as_ref().map(lambda)),
-            or_dash((!trained.is_empty()).then(|| trained.join(", "))),
-            or_dash(layer.output_error.map(|error| format!("{error:.4}"))),
-        ]
-    };
-    let rows: Vec<_> = receipt.dense_layers().map(row).collect();
-    if rows.is_empty() {
-        return String::new();
-    }
-    let header = ["layer", "neurons", "of networks", "zeros", "λ", "trained (best step)", "output error"];
-    format!("\n{}", table(&header, rows.into_iter()))
-}
-
-/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all of it, the change of loss by
-/// domain.
-fn stages(held_out: &HeldOutReport) -> String {
-    if held_out.stages.is_empty() {
-        return String::new();
-    }
-    let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
-    let mut header: Vec<String> = ["stage", "KL", "top-1 same", "Δ loss"].map(str::to_owned).into();
-    header.extend(held_out.result.domains.iter().map(of_domain));
-    let change = |d: &DomainReport| or_dash(d.loss_change().map(|change| format!("{change:+.4}")));
-    let row = |stage: &StageReport| {
-        let all = &stage.report.all;
-        let against = |format: fn(&Comparison) -> String| or_dash(all.against.as_ref().map(format));
-        let mut row = vec![
-            stage.name(),
-            against(|a| format!("{:.4}", a.kl)),
-            against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)),
-        ];
-        row.push(change(all));
-        row.extend(stage.report.domains.iter().map(change));
-        row
-    };
-    let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    format!("\n{}", table(&header, held_out.stages.iter().map(row)))
-}
-
-/// What a result costs on held-out text, and its control beside it.
-fn held_out(receipt: &Receipt) -> String {
-    let Some(held_out) = &receipt.held_out else { return String::new() };
-    let of_control = format!("{}: Δ loss", held_out.control_name);
-    let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
-    if held_out.control.is_some() {
-        header.extend([of_control.as_str(), "KL"]);
-    }
-    let changes = |d: &DomainReport| {
-        let kl = d.against.as_ref().map(|a| format!("{:.4}", a.kl));
-        [or_dash(d.loss_change().map(|change| format!("{change:+.4}"))), or_dash(kl)]
-    };
-    let row = |(d, control): (&DomainReport, Option<&DomainReport>)| {
-        let against = |format: fn(&Comparison) -> String| or_dash(d.against.as_ref().map(format));
-        let mut row = vec![d.label.clone(), d.tokens.to_string(), against(|a| format!("{:.4}", a.original_loss))];
-        row.extend(changes(d));
-        row.push(against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)));
-        row.extend(control.into_iter().flat_map(changes));
-        row
-    };
-    format!("{}\n{}", stages(held_out), table(&header, held_out.rows().map(row)))
-}
-
 /// A plan that was not run.
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt);
@@ -397,7 +228,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     rows.extend(planned.time_estimate_seconds.map(|seconds| ("time", format!("{} ({of})", duration(seconds)))));
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
-    let trust = trust(&planned.receipt);
+    let trust = layers::trust(&planned.receipt);
     format!("would write {}\n{}{}{trust}", output.display(), facts(rows), table(&["file", "size"], shards))
 }
 
@@ -410,53 +241,6 @@ pub fn duration(seconds: f64) -> String {
         ..5400.0 => format!("about {} minutes", rounded(seconds / 60.0)),
         _ => format!("about {} hours", rounded(seconds / 3600.0)),
     }
-}
-
-/// `eval`.
-pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> String {
-    let mut header = vec!["domain", "tokens", "loss", "perplexity"];
-    if against.is_some() {
-        header.extend(["original loss", "Δ loss", "KL", "KL, rare experts", "top-1 same"]);
-    }
-    let row = |d: &DomainReport| {
-        let mut row =
-            vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
-        if let Some(a) = &d.against {
-            row.push(format!("{:.4}", a.original_loss));
-            row.extend(d.loss_change().map(|change| format!("{change:+.5}")));
-            row.push(format!("{:.2e}", a.kl));
-            row.push(or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}"))));
-            row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
-        }
-        row
-    };
-    let beside = against.map_or(String::new(), |a| format!(" against {}", a.display()));
-    let mut text = format!("{}{beside}\n", model.display());
-    text += &table(&header, report.rows().map(row));
-    if !report.load.is_empty() {
-        text.push('\n');
-        text += &expert_load(report);
-    }
-    text
-}
-
-fn expert_load(report: &EvalReport) -> String {
-    let rows = report.load.iter().map(|l| {
-        let total: u64 = l.load.counts.iter().sum();
-        let share = |c: Option<&u64>| format!("{:.1} %", 100.0 * *c.unwrap_or(&0) as f64 / total.max(1) as f64);
-        let overloaded: Vec<_> = l.load.overloaded.iter().map(usize::to_string).collect();
-        vec![
-            l.layer.to_string(),
-            l.load.counts.len().to_string(),
-            share(l.load.counts.iter().min()),
-            share(l.load.counts.iter().max()),
-            format!("{:.3}", l.load.gini),
-            format!("{:.3}", l.load.entropy),
-            l.load.dead.to_string(),
-            if overloaded.is_empty() { "–".to_owned() } else { overloaded.join(" ") },
-        ]
-    });
-    table(&["layer", "experts", "least", "most", "Gini", "entropy", "dead", "over 3× mean"], rows)
 }
 
 /// `verify`.

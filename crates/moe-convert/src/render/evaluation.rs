@@ -1,0 +1,104 @@
+//! Tables of what models are worth on text.
+
+use std::path::Path;
+
+use moe_forward::{Comparison, DomainReport, EvalReport};
+use moe_pipeline::{HeldOutReport, Receipt, StageReport};
+
+use super::{or_dash, table};
+
+/// `eval`.
+pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> String {
+    let mut header = vec!["domain", "tokens", "loss", "perplexity"];
+    if against.is_some() {
+        header.extend(["original loss", "Δ loss", "KL", "KL, rare experts", "top-1 same"]);
+    }
+    let row = |d: &DomainReport| {
+        let mut row =
+            vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
+        if let Some(a) = &d.against {
+            row.push(format!("{:.4}", a.original_loss));
+            row.extend(d.loss_change().map(|change| format!("{change:+.5}")));
+            row.push(format!("{:.2e}", a.kl));
+            row.push(or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}"))));
+            row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
+        }
+        row
+    };
+    let beside = against.map_or(String::new(), |a| format!(" against {}", a.display()));
+    let mut text = format!("{}{beside}\n", model.display());
+    text += &table(&header, report.rows().map(row));
+    if !report.load.is_empty() {
+        text.push('\n');
+        text += &expert_load(report);
+    }
+    text
+}
+
+fn expert_load(report: &EvalReport) -> String {
+    let rows = report.load.iter().map(|l| {
+        let total: u64 = l.load.counts.iter().sum();
+        let share = |c: Option<&u64>| format!("{:.1} %", 100.0 * *c.unwrap_or(&0) as f64 / total.max(1) as f64);
+        let overloaded: Vec<_> = l.load.overloaded.iter().map(usize::to_string).collect();
+        vec![
+            l.layer.to_string(),
+            l.load.counts.len().to_string(),
+            share(l.load.counts.iter().min()),
+            share(l.load.counts.iter().max()),
+            format!("{:.3}", l.load.gini),
+            format!("{:.3}", l.load.entropy),
+            l.load.dead.to_string(),
+            if overloaded.is_empty() { "–".to_owned() } else { overloaded.join(" ") },
+        ]
+    });
+    table(&["layer", "experts", "least", "most", "Gini", "entropy", "dead", "over 3× mean"], rows)
+}
+
+/// What each stage gave on held-out text, where there were several: KL and top-1 agreement over all of it, the change of loss by
+/// domain.
+fn stages(held_out: &HeldOutReport) -> String {
+    if held_out.stages.is_empty() {
+        return String::new();
+    }
+    let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
+    let mut header: Vec<String> = ["stage", "KL", "top-1 same", "Δ loss"].map(str::to_owned).into();
+    header.extend(held_out.result.domains.iter().map(of_domain));
+    let change = |d: &DomainReport| or_dash(d.loss_change().map(|change| format!("{change:+.4}")));
+    let row = |stage: &StageReport| {
+        let all = &stage.report.all;
+        let against = |format: fn(&Comparison) -> String| or_dash(all.against.as_ref().map(format));
+        let mut row = vec![
+            stage.name(),
+            against(|a| format!("{:.4}", a.kl)),
+            against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)),
+        ];
+        row.push(change(all));
+        row.extend(stage.report.domains.iter().map(change));
+        row
+    };
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    format!("\n{}", table(&header, held_out.stages.iter().map(row)))
+}
+
+/// What a result costs on held-out text, and its control beside it.
+pub(super) fn held_out(receipt: &Receipt) -> String {
+    let Some(held_out) = &receipt.held_out else { return String::new() };
+    let of_control = format!("{}: Δ loss", held_out.control_name);
+    let mut header = vec!["held-out", "tokens", "original loss", "Δ loss", "KL", "top-1 same"];
+    if held_out.control.is_some() {
+        header.extend([of_control.as_str(), "KL"]);
+    }
+    let changes = |d: &DomainReport| {
+        let kl = d.against.as_ref().map(|a| format!("{:.4}", a.kl));
+        [or_dash(d.loss_change().map(|change| format!("{change:+.4}"))), or_dash(kl)]
+    };
+    let row = |(d, control): (&DomainReport, Option<&DomainReport>)| {
+        let against = |format: fn(&Comparison) -> String| or_dash(d.against.as_ref().map(format));
+        let mut row = vec![d.label.clone(), d.tokens.to_string(), against(|a| format!("{:.4}", a.original_loss))];
+        row.extend(changes(d));
+        row.push(against(|a| format!("{:.1} %", 100.0 * a.top1_agreement)));
+        row.extend(control.into_iter().flat_map(changes));
+        row
+    };
+    format!("{}\n{}", stages(held_out), table(&header, held_out.rows().map(row)))
+}

@@ -1,0 +1,191 @@
+//! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
+
+mod decider;
+mod record;
+mod survey;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::Spill;
+use moe_forward::{DataSpec, Group};
+use moe_math::Compute;
+use moe_math::statistics::Sums;
+use moe_model::{Model, Result};
+use serde_json::Value;
+
+use crate::train::Training;
+
+pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool};
+pub use record::{Effect, Identity, Kept, LayerRecord};
+pub use survey::{Survey, SurveyText, Surveyor, TextSource};
+
+/// A conversion pass; its options are its fields.
+pub trait Pass: std::fmt::Debug + Send + Sync {
+    /// The word for it on the command line, in recipes and in receipts.
+    fn name(&self) -> &'static str;
+
+    /// Its options as recipes spell them, defaults included.
+    fn options(&self) -> Value;
+
+    /// What [`Pass::control`] is.
+    fn control_name(&self) -> &'static str {
+        "random choice"
+    }
+
+    /// Checkpoints that it reads beside the one that it converts.
+    fn others(&self) -> &[PathBuf] {
+        &[]
+    }
+
+    /// Validates the options against the models and says what will be done.
+    ///
+    /// # Errors
+    /// [`moe_model::Kind::Usage`] for options that cannot work, [`moe_model::Kind::Unsupported`] for a
+    /// model that this pass can't take. No weight has been read then.
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
+
+    /// A file of statistics that it decides from.
+    fn statistics(&self) -> Option<&Path> {
+        None
+    }
+
+    /// A file with decisions, instead of statistics or data.
+    fn given_plan(&self) -> Option<&Path> {
+        None
+    }
+
+    /// A file that decisions are written to, in the form that [`Pass::given_plan`] is read in.
+    fn plan_out(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Decisions as a file says them; null for passes that have no such files.
+    fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
+        let _ = (model, decisions);
+        Value::Null
+    }
+
+    /// Text on which the result is measured against the original; none of it was decided on.
+    fn held_out(&self) -> Option<HeldOut<'_>> {
+        None
+    }
+
+    /// What the same size gives without much thought: the control that decisions are measured beside. `sources` has these.
+    ///
+    /// # Errors
+    /// As for [`Pass::plan`].
+    fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
+        let _ = sources;
+        Ok(None)
+    }
+
+    /// Decides what needs no sweep: from statistics, or from weights alone.
+    ///
+    /// # Errors
+    /// What reading weights and statistics returns.
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+        let _ = sources;
+        Ok(None)
+    }
+
+    /// How the planned model is trained before it is written, if it is.
+    fn training(&self) -> Option<Training> {
+        None
+    }
+
+    /// Whether it trains, before or while it decides.
+    fn trains(&self) -> bool {
+        self.training().is_some()
+    }
+
+    /// Whether it keeps weights that it makes on the disk until they are written.
+    fn spills(&self) -> bool {
+        true
+    }
+
+    /// What decides in a sweep over text, if that is how this pass decides.
+    ///
+    /// # Errors
+    /// As for [`Pass::plan`].
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+        let _ = sources;
+        Ok(None)
+    }
+}
+
+/// Text that a result is measured on.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldOut<'a> {
+    /// The files.
+    pub data: &'a [DataSpec],
+    /// Tokens of a window.
+    pub sequence_length: usize,
+    /// Most tokens of a label.
+    pub max_tokens: usize,
+}
+
+/// Statistics of a model that was observed before.
+pub trait LayerStatistics: Send + Sync {
+    /// The groups of tokens.
+    fn groups(&self) -> &[Group];
+
+    /// The sums of each group in layer `index`; none where it has no mixture.
+    ///
+    /// # Errors
+    /// What reading returns.
+    fn layer(&self, index: usize) -> Result<Option<Vec<Sums>>>;
+}
+
+/// What a pass reads.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The model that it converts.
+    pub model: &'a Model,
+    /// The models of [`Pass::others`], in order.
+    pub others: &'a [Model],
+    /// Whether any of these is another checkpoint than `model`.
+    pub others_differ: bool,
+    /// Where to compute what weights alone decide.
+    pub compute: &'a Compute,
+    /// The content of [`Pass::statistics`].
+    pub statistics: Option<&'a dyn LayerStatistics>,
+    /// The content of [`Pass::given_plan`].
+    pub given_plan: Option<&'a Value>,
+    /// Where made bytes are kept until they are written; decisions that make some need it.
+    pub spill: Option<&'a Arc<Spill>>,
+    /// What was decided, once it is; a plan without them shows sizes, and stands for no result.
+    pub decisions: Option<&'a Decisions>,
+}
+
+impl<'a> Sources<'a> {
+    /// One model, and nothing beside it.
+    pub fn new(model: &'a Model, compute: &'a Compute) -> Self {
+        Self {
+            model,
+            others: &[],
+            others_differ: false,
+            compute,
+            statistics: None,
+            given_plan: None,
+            spill: None,
+            decisions: None,
+        }
+    }
+}
+
+/// What a pass will do: the converted model, whose weights are made when they are written, and the record.
+pub struct Plan {
+    /// The converted model.
+    pub model: Model,
+    /// What the options do to the function; [`Identity::of`] sums it up.
+    pub effects: Vec<Effect>,
+    /// How each layer is made.
+    pub layers: Vec<LayerRecord>,
+    /// What the user should know before it runs.
+    pub warnings: Vec<String>,
+    /// What must be found out from text before the first weight is made.
+    pub surveys: Vec<Survey>,
+    /// Experts that are chosen together, as the shards of one network; 1 if each stands alone.
+    pub group: usize,
+}
