@@ -1,5 +1,5 @@
 //! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source is what it was, and `--resume`
-//! comes to the bytes of an unbroken run. KILLS says how often each pass is killed; `scripts/full/kills` takes 50.
+//! comes to the bytes of an unbroken run. KILLS says how often each pass is killed before its end; `scripts/full/kills` takes 50.
 
 mod common;
 
@@ -52,8 +52,8 @@ data-tokens = 1024
 "#;
 
 /// Numbers below 1 that look random and are the same each time: the fractions of multiples of the golden ratio.
-fn moments(count: usize) -> impl Iterator<Item = f64> {
-    (1..=count).map(|index| (index as f64 * 0.618_033_988_749_895).fract())
+fn moments() -> impl Iterator<Item = f64> {
+    (1..).map(|index: u32| (f64::from(index) * 0.618_033_988_749_895).fract())
 }
 
 struct Killed<'a> {
@@ -96,10 +96,17 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
         let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
         let (expected, untouched) = (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
         let killed = Killed { sandbox: &sandbox, line };
-        let mut met = 0;
-        for moment in moments(kills) {
+        let (mut met, mut late) = (0, 0);
+        for moment in moments() {
+            if met == kills {
+                break;
+            }
             sandbox.shell("rm -rf out out.training .out.partial-moe-convert").succeeds();
-            met += usize::from(killed.kill_after(unbroken.mul_f64(moment)));
+            match killed.kill_after(unbroken.mul_f64(moment)) {
+                true => met += 1,
+                false => late += 1,
+            }
+            assert!(late <= 3 * kills, "{name}: {late} times it had ended before it was killed");
             let mut check = |what: &str, holds: bool| {
                 if !holds {
                     problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));
@@ -117,8 +124,7 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
             check("the source was touched", source == untouched);
             check("something is left behind", sandbox.names(".") == ["golden", "out", "recipe.toml", "source"]);
         }
-        eprintln!("{name}: killed {met} of {kills} times before its end ({:.2} s)", unbroken.as_secs_f64());
-        assert!(2 * met >= kills, "{name}: only {met} of {kills} kills met it running");
+        eprintln!("{name}: killed {met} times, {late} times too late ({:.2} s)", unbroken.as_secs_f64());
     }
     assert_none(&problems);
 }
