@@ -1,22 +1,26 @@
 //! What a killed training goes on from: one file, written whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use moe_checkpoint::{Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, write_file_atomically};
+use moe_checkpoint::{
+    Dtype, Entry, Error, Kind, Result, SourceFile, Stored, encode_header, sha256_bytes, write_file_atomically,
+};
 use moe_forward::train::LayerCounts;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Measurement, StepRecord};
 
 const ABOUT: &str = "about";
-const FORMAT: &str = "moe-convert training 1";
+const SUMS: &str = "SHA256SUMS";
+const FORMAT: &str = "moe-convert training 2";
 const MEASUREMENT_COLUMNS: usize = 3;
 
 /// A training after some steps.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct State {
     /// Hash of all that decides what comes of it.
     pub fingerprint: String,
@@ -81,6 +85,9 @@ impl State {
         }
         let best = self.best_bytes.iter().enumerate();
         parts.extend(best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())));
+        // A resumed training must not learn on from what a disk made of it.
+        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(name, bytes)).collect();
+        parts.push((SUMS.to_owned(), Dtype::U8, sums.as_bytes()));
         let mut end = 0;
         let entry = |(name, dtype, bytes): &(String, Dtype, &[u8])| {
             let start = end;
@@ -96,21 +103,30 @@ impl State {
         })
     }
 
-    /// Reads it from `path`; `parameters` says how many elements each parameter has.
+    /// Reads it from `path`; `parameters` says of each parameter how many elements it has, and how many bytes in a file.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
-    pub fn read(path: &Path, fingerprint: &str, parameters: &[usize]) -> Result<Self> {
+    pub fn read(path: &Path, fingerprint: &str, parameters: &[(usize, u64)]) -> Result<Self> {
         const REMEDY: &str = "start over without --resume";
         let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
-        let bytes = |name: &str| -> Result<Vec<u8>> {
+        let unchecked = |name: &str| -> Result<Vec<u8>> {
             let tensor = tensors.get(name).ok_or_else(|| malformed("this is no saved training").tensor(name))?;
             let mut bytes = vec![0; tensor.bytes() as usize];
             tensor.read_at(0, &mut bytes)?;
             Ok(bytes)
+        };
+        let sums = String::from_utf8(unchecked(SUMS)?).unwrap_or_default();
+        let sums: BTreeSet<&str> = sums.split_inclusive('\n').collect();
+        let bytes = |name: &str| -> Result<Vec<u8>> {
+            let bytes = unchecked(name)?;
+            match sums.contains(sum(name, &bytes).as_str()) {
+                true => Ok(bytes),
+                false => Err(malformed("this is not what was saved here").tensor(name)),
+            }
         };
         let about: About = serde_json::from_slice(&bytes(ABOUT)?).map_err(|e| malformed(&e.to_string()))?;
         if about.format != FORMAT {
@@ -131,14 +147,19 @@ impl State {
                 false => Err(malformed("a saved parameter of another size").tensor(name)),
             }
         };
-        let of_parameter = |(index, elements): (usize, &usize)| -> Result<[Vec<f32>; 3]> {
+        let of_parameter = |(index, (elements, _)): (usize, &(usize, u64))| -> Result<[Vec<f32>; 3]> {
             let of = |name: &str| f32s(format!("{name}.{index}"), *elements);
             Ok([of("value")?, of("m")?, of("v")?])
         };
-        let best = match about.best {
-            Some(_) => {
-                (0..parameters.len()).map(|i| bytes(&format!("best.{i}")).map(Arc::new)).collect::<Result<_>>()?
+        let best_of_parameter = |(index, (_, stored)): (usize, &(usize, u64))| -> Result<Arc<Vec<u8>>> {
+            let name = format!("best.{index}");
+            match bytes(&name)? {
+                best if best.len() as u64 == *stored => Ok(Arc::new(best)),
+                _ => Err(malformed("a saved parameter of another size").tensor(name)),
             }
+        };
+        let best = match about.best {
+            Some(_) => parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?,
             None => Vec::new(),
         };
         let load = |of: Vec<(usize, Vec<u64>, u64)>| {
@@ -162,6 +183,11 @@ impl State {
             best_bytes: best,
         })
     }
+}
+
+/// A line of `sha256sum`.
+fn sum(name: &str, bytes: &[u8]) -> String {
+    format!("{}  {name}\n", sha256_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -190,14 +216,26 @@ mod tests {
             ],
             best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
         };
+        let parameters = [(2, 3), (1, 0)];
         state.write(&path).unwrap();
-        let read = State::read(&path, "f", &[2, 1]).unwrap();
-        assert_eq!((read.step, read.best, read.worse), (7, Some(4), 1));
-        assert_eq!((read.measurements, read.steps), (state.measurements, state.steps));
-        assert_eq!((read.load, read.values, read.best_bytes), (state.load, state.values, state.best_bytes));
-        assert_eq!(State::read(&path, "g", &[2, 1]).err().unwrap().kind(), Kind::Mismatch);
-        assert_eq!(State::read(&path, "f", &[2, 2]).err().unwrap().kind(), Kind::Malformed);
-        std::fs::write(&path, "nonsense").unwrap();
-        assert!(State::read(&path, "f", &[2, 1]).is_err());
+        let read = State::read(&path, "f", &parameters).unwrap();
+        assert!(read == state);
+        assert_eq!(State::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
+        assert_eq!(State::read(&path, "f", &[(2, 3), (2, 0)]).err().unwrap().kind(), Kind::Malformed);
+        assert_eq!(State::read(&path, "f", &[(2, 3), (1, 1)]).err().unwrap().kind(), Kind::Malformed);
+        // Whichever byte is another one, and wherever it ends: it is this state or an error.
+        let written = std::fs::read(&path).unwrap();
+        for at in 0..written.len() {
+            for other in [written[at] ^ 1, written[at] ^ 0x80, b'9', b'"'] {
+                let mut changed = written.clone();
+                changed[at] = other;
+                std::fs::write(&path, &changed).unwrap();
+                if let Ok(read) = State::read(&path, "f", &parameters) {
+                    assert!(read == state, "byte {at}");
+                }
+            }
+            std::fs::write(&path, &written[..at]).unwrap();
+            assert!(State::read(&path, "f", &parameters).is_err(), "cut at {at}");
+        }
     }
 }

@@ -110,7 +110,8 @@ impl Trainer<'_> {
         let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
         let mut state = State { fingerprint: self.fingerprint.clone(), ..State::default() };
         if self.resume && self.dir.has_state() {
-            let sizes: Vec<usize> = self.parameters.list.iter().map(|p| p.weight.elements()).collect();
+            let size = |p: &moe_forward::train::Parameter| (p.weight.elements(), p.weight.bytes());
+            let sizes: Vec<(usize, u64)> = self.parameters.list.iter().map(size).collect();
             state = State::read(&self.dir.state(), &self.fingerprint, &sizes)?;
             self.restore(&mut state, &mut moments)?;
             task.skip(state.step);
