@@ -168,10 +168,12 @@ fn nothing_is_computed_twice() {
     let steps = ["step 1 of 5: prune\n", "step 2 of 5: prune; bits 4", "step 5 of 5: quantize; bits 8"];
     let outcome = sandbox.run("run recipe.toml").succeeds().says(&steps);
     assert!(outcome.stdout.contains("result/pruned-8 is a copy of result/pruned-4"), "{}", outcome.stdout);
-    for file in ["model.safetensors", "config.json", "moe-convert.json", "SHA256SUMS"] {
+    for file in ["model.safetensors", "config.json", "moe-convert.json"] {
         let of = |dir: &str| sandbox.read(&format!("result/{dir}/{file}"));
         assert!(of("pruned-4") == of("pruned-8"), "{file}");
     }
+    let card = String::from_utf8(sandbox.read("result/pruned-8/README.md")).unwrap();
+    assert!(card.contains("\n# pruned-8\n") && !card.contains("pruned-4"), "{card}");
     sandbox.run("verify result/pruned-8").succeeds();
     let again = sandbox.run("run recipe.toml").succeeds();
     assert_eq!(again.stdout.matches("finished already").count(), 5, "{}", again.stdout);

@@ -1,6 +1,8 @@
 //! The model card: README.md of an output.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept};
@@ -9,6 +11,18 @@ use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
 use crate::trust::HeldOutReport;
+
+pub(crate) const CARD_FILE: &str = "README.md";
+
+/// What the card of the checkpoint `output` calls it.
+pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
+    output.file_name().unwrap_or_default().to_string_lossy()
+}
+
+/// The card of a copy: what it is called is all that differs.
+pub(crate) fn renamed(card: &str, from: &str, to: &str) -> String {
+    card.replacen(&format!("\n# {from}\n"), &format!("\n# {to}\n"), 1)
+}
 
 /// The card as Markdown.
 pub(crate) fn render(receipt: &Receipt, name: &str) -> String {

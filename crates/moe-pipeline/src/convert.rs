@@ -15,6 +15,8 @@ use moe_passes::Pass;
 use serde::Serialize;
 
 use crate::applicable::healing;
+use crate::card::{self, CARD_FILE, name_of};
+use crate::estimate;
 use crate::prepare::{Prepared, check_files, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
@@ -23,7 +25,6 @@ use crate::report;
 use crate::resources::{ByteSize, RunRecord};
 use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
-use crate::{card, estimate};
 
 /// Logits of all of them are in memory at once.
 const MAX_PROBE_TOKENS: usize = 4096;
@@ -183,9 +184,8 @@ pub fn convert(
     dir.add_hashes(summary.hashes);
     write_side_files(&mut dir, &prepared)?;
 
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
-    dir.write("README.md", card::render(&receipt, &name).as_bytes())?;
+    dir.write(CARD_FILE, card::render(&receipt, &name_of(output)).as_bytes())?;
     for (file, page) in report::pages(&receipt) {
         dir.write(&file, page.as_bytes())?;
     }

@@ -4,10 +4,11 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{MANIFEST_FILE, Manifest, OutputDir, Result, json, read_whole, sha256_file};
+use moe_checkpoint::{MANIFEST_FILE, Manifest, OutputDir, Result, json, read_text, read_whole, sha256_file};
 use moe_passes::Pass;
 use serde_json::Value;
 
+use crate::card::{self, CARD_FILE, name_of};
 use crate::convert::{ConvertOptions, SLACK_BYTES, inputs, output_options};
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
@@ -75,9 +76,11 @@ pub fn copy_finished(
     let mut dir = OutputDir::create(output, &inputs, output_options(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());
     dir.require_space(sizes.map(|file| file.len()).sum::<u64>() + SLACK_BYTES)?;
-    for (name, hash) in files.iter().filter(|(name, _)| *name != MANIFEST_FILE) {
+    for (name, hash) in files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str())) {
         dir.copy(from, name, hash)?;
     }
+    let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;
+    dir.write(CARD_FILE, card::renamed(&card, &name_of(from), &name_of(output)).as_bytes())?;
     // What varies from run to run is the other run's.
     for name in [RUN_FILE, LOG_FILE] {
         let path = from.join(name);
