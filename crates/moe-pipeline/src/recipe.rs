@@ -278,5 +278,19 @@ fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, St
 }
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
-    toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string().trim().replace('\n', " "))
+    let read = |table: toml::Table| {
+        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string().trim().replace('\n', " "))
+    };
+    read(table.clone()).map_err(|error: String| {
+        // Where options are put together of groups, serde doesn't say whose value is wrong: it's the key without which it isn't said.
+        let is_subject = |key: &&String| {
+            let mut others = table.clone();
+            others.remove(*key);
+            read(others).map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_: T| true)
+        };
+        match table.keys().find(is_subject) {
+            Some(key) if !error.contains(&format!("`{key}")) => format!("{error} in `{key}`"),
+            _ => error,
+        }
+    })
 }

@@ -42,8 +42,8 @@ impl<'t> Source<'t> {
 fn quoted(table: &DeTable<'_>, what: &str) -> Option<Range<usize>> {
     // An error lists the names that there are: the first one that it quotes is its subject.
     let position = |key: &str| {
-        let quoted = what.find(&format!("`{key}`")).or_else(|| what.find(&format!("{key:?}")));
-        quoted.or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
+        let forms = [format!("`{key}`"), format!(".{key}`"), format!("{key:?}")];
+        forms.iter().find_map(|form| what.find(form)).or_else(|| what.starts_with(&format!("{key}:")).then_some(0))
     };
     // What is said of a table's key names the table, too.
     let inner = table.iter().find_map(|(_, value)| match value.get_ref() {
@@ -64,7 +64,7 @@ mod tests {
         let source = Source::new(text);
         assert_eq!(source.line("1", "the key \"model\" is missing"), Some(4));
         assert_eq!(source.line("2.1", "unknown field `run`"), Some(10));
-        assert_eq!(source.line("2.1", "invalid type in `gates.max-kl`, `max-kl`"), Some(11));
+        assert_eq!(source.line("2.1", "invalid type in `gates.max-kl`"), Some(11));
         assert_eq!(source.line("2", "each: nothing"), Some(8));
         let passes = "[[step]]\nrun = \"convert\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 1\n[[step.pass]]\nrun = \"merge\"\nkeep = 2\n";
         let source_of_passes = Source::new(passes);

@@ -143,7 +143,23 @@ fn mistakes_in_blocks_are_named() {
 fn mistakes_are_named() {
     let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
     assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
-    assert!(with("experts = 8", "experts = \"8\"").contains("step 1 (upcycle)"));
+    let mistyped = with("experts = 8", "experts = \"8\"");
+    assert!(
+        mistyped.contains("line 8, step 1 (upcycle): invalid type") && mistyped.contains("in `experts`"),
+        "{mistyped}"
+    );
+    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
+    let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
+    let grouped = step(&format!("{prune}keep = \"half\""));
+    assert!(grouped.contains("line 7, step 1 (prune): invalid type") && grouped.contains("in `keep`"), "{grouped}");
+    let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
+    let in_pass = step(passes);
+    assert!(
+        in_pass.contains("line 8, step 1 (convert): pass 1: invalid") && in_pass.contains("in `data-tokens`"),
+        "{in_pass}"
+    );
+    let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
+    assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
     assert!(with("experts = 8", "").contains("missing field `experts`"));
     assert!(with("\"verify\"", "\"verfiy\"").contains("there is no command \"verfiy\""));
     assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
