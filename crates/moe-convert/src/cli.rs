@@ -24,7 +24,7 @@ Examples:
   moe-convert eval moe-8x --data golden/text/english.heldout.txt --against golden/models/dense
   moe-convert run recipes/quickstart.toml
 
-Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met.
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 130 stopped by Ctrl-C.
 Results go to stdout, everything else to stderr.";
 
 /// The command that `arguments` call, the program's name first; none where they call none.
@@ -86,25 +86,6 @@ pub enum Command {
         model: PathBuf,
     },
 
-    /// Write the logits of given tokens
-    ///
-    /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order, vocab].
-    #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > ids.json\n  \
-                            moe-convert logits golden/models/moe --tokens ids.json -o logits.safetensors")]
-    Logits {
-        /// Checkpoint directory
-        model: PathBuf,
-        /// JSON file: [[ids of a sequence], …]
-        #[arg(long, value_name = "IDS.json")]
-        tokens: PathBuf,
-        /// File to write
-        #[arg(long, short, value_name = "OUT.safetensors")]
-        output: PathBuf,
-        /// Replace the file even if it holds something other than logits
-        #[arg(long)]
-        overwrite: bool,
-    },
-
     /// Turn a dense model into an MoE that starts out computing the same function
     #[command(after_help = "Examples:\n  \
         moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2 --dry-run\n  \
@@ -114,25 +95,6 @@ pub enum Command {
         --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
         docs/upcycling.md has an example for each way of making experts and routers.")]
     Upcycle(Convert<UpcycleOptions>),
-
-    /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
-    #[command(after_help = "Examples:\n  \
-        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
-        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o both --add stats --data-tokens 4096 \\\n    \
-        --data golden/text/spanish.calibration.txt\n\ndocs/pruning.md is the guide.")]
-    Observe {
-        /// Checkpoint directory
-        model: PathBuf,
-        /// File to write
-        #[arg(long, short, value_name = "STATS")]
-        output: PathBuf,
-        /// Replace the file even if it holds something other than statistics
-        #[arg(long)]
-        overwrite: bool,
-        #[command(flatten)]
-        options: ObserveOptions,
-    },
 
     /// Keep the experts that matter most, by evidence from calibration text
     #[command(after_help = "Examples:\n  \
@@ -158,23 +120,14 @@ pub enum Command {
         docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
 
-    /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
-    #[command(after_help = "Examples:\n  \
-        moe-convert heal golden/models/moe -o healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
-        --data golden/text/english.calibration.txt \\\n    \
-        --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
-        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 \\\n    \
-        --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
-        docs/heal.md is the guide.")]
-    Heal(Convert<HealOptions>),
-
     /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
     #[command(after_help = "Examples:\n  \
         moe-convert quantize golden/models/moe -o w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert quantize golden/models/moe -o w3 --scheme w3a16 --group-size 32 --data-tokens 4096 \\\n    \
         --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n  \
-        moe-convert quantize golden/models/moe -o fp8 --scheme fp8-block")]
+        moe-convert quantize golden/models/moe -o fp8 --scheme fp8-block\n\n\
+        docs/quantization.md is the guide.")]
     Quantize(Convert<QuantizeOptions>),
 
     /// Turn an MoE into a true dense model that stock loaders know
@@ -185,6 +138,35 @@ pub enum Command {
         --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n\n\
         docs/distillation.md is the guide.")]
     Distill(Convert<DistillOptions>),
+
+    /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
+    #[command(after_help = "Examples:\n  \
+        moe-convert heal golden/models/moe -o healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
+        --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
+        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 \\\n    \
+        --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
+        docs/heal.md is the guide.")]
+    Heal(Convert<HealOptions>),
+
+    /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
+    #[command(after_help = "Examples:\n  \
+        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o both --add stats --data-tokens 4096 \\\n    \
+        --data golden/text/spanish.calibration.txt\n\ndocs/pruning.md is the guide.")]
+    Observe {
+        /// Checkpoint directory
+        model: PathBuf,
+        /// File to write
+        #[arg(long, short, value_name = "STATS")]
+        output: PathBuf,
+        /// Replace the file even if it holds something other than statistics
+        #[arg(long)]
+        overwrite: bool,
+        #[command(flatten)]
+        options: ObserveOptions,
+    },
 
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \
@@ -199,6 +181,13 @@ pub enum Command {
         against: Option<PathBuf>,
         #[command(flatten)]
         options: EvalOptions,
+    },
+
+    /// Check a checkpoint: hashes, shapes, finite values, every expert present, loader traps
+    #[command(after_help = "Example:\n  moe-convert verify golden/models/moe")]
+    Verify {
+        /// Checkpoint directory
+        model: PathBuf,
     },
 
     /// Run the steps of a recipe
@@ -238,21 +227,33 @@ pub enum Command {
                             #:schema ./recipe.schema.json")]
     Schema,
 
+    /// Run every pass on built-in models and compare with golden outputs, on any device
+    #[command(after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json")]
+    Selftest,
+
     /// Measure passes on a random model with layers of a real one's size
     ///
     /// Each stage is compared with the machine's own matrix product and copy, and times are extrapolated to the whole model.
     #[command(after_help = "Example:\n  moe-convert bench --like qwen3-30b-a3b --tokens 1024 --passes quantize")]
     Bench(BenchOptions),
 
-    /// Run every pass on built-in models and compare with golden outputs, on any device
-    #[command(after_help = "Examples:\n  moe-convert selftest\n  moe-convert selftest --device cpu --json")]
-    Selftest,
-
-    /// Check a checkpoint: hashes, shapes, finite values, every expert present, loader traps
-    #[command(after_help = "Example:\n  moe-convert verify golden/models/moe")]
-    Verify {
+    /// Write the logits of given tokens
+    ///
+    /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order, vocab].
+    #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > ids.json\n  \
+                            moe-convert logits golden/models/moe --tokens ids.json -o logits.safetensors")]
+    Logits {
         /// Checkpoint directory
         model: PathBuf,
+        /// JSON file: [[ids of a sequence], …]
+        #[arg(long, value_name = "IDS.json")]
+        tokens: PathBuf,
+        /// File to write
+        #[arg(long, short, value_name = "OUT.safetensors")]
+        output: PathBuf,
+        /// Replace the file even if it holds something other than logits
+        #[arg(long)]
+        overwrite: bool,
     },
 
     /// Print a script that lets a shell complete commands and options

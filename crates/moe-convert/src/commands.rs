@@ -32,15 +32,12 @@ pub fn run(cli: Cli) -> Result<()> {
     let meter = session.compute.meter.clone();
     let result = match cli.command {
         Command::Inspect { model } => session.inspect(&model),
-        Command::Logits { model, tokens, output, overwrite } => {
-            timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
-        }
         Command::Upcycle(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Heal(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Prune(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
         Command::Merge(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
         Command::Quantize(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
         Command::Distill(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Prune(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Heal(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
         Command::Observe { model, output, overwrite, options } => {
             timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
         }
@@ -48,14 +45,17 @@ pub fn run(cli: Cli) -> Result<()> {
             let eval = || session.eval(&model, against.as_deref(), &options);
             timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
         }
+        Command::Verify { model } => timings.time("verify", || session.verify(&model)),
         Command::Run { recipe, set, resume, fresh, dry_run, junit, summary } => {
             let (reports, how) = (Reports { junit, summary }, How { resume, fresh, dry_run });
             session.recipe(&recipe, &set, how, &reports, &mut timings)
         }
         Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
-        Command::Bench(options) => session.bench(&options),
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),
-        Command::Verify { model } => timings.time("verify", || session.verify(&model)),
+        Command::Bench(options) => session.bench(&options),
+        Command::Logits { model, tokens, output, overwrite } => {
+            timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
+        }
         Command::Completions { shell } => write_stdout(&manual::completions(shell)),
         Command::Man { dir } => session.man(&dir),
     };

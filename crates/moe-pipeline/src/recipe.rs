@@ -258,7 +258,15 @@ struct Nothing {}
 
 fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
     let value = table.remove(key);
-    value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", e.message()))).transpose()
+    value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", plain(e.message())))).transpose()
+}
+
+/// What serde says, with words for Rust's types.
+fn plain(message: &str) -> String {
+    let words = [("f64", "a number"), ("usize", "a whole number, 0 or more"), ("u64", "a whole number, 0 or more")];
+    words.iter().fold(message.trim().replace('\n', " "), |text, (of_rust, words)| {
+        text.replace(&format!("expected {of_rust}"), &format!("expected {words}"))
+    })
 }
 
 /// Where a step's result goes, and whether it replaces an earlier one.
@@ -278,9 +286,8 @@ fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, St
 }
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
-    let read = |table: toml::Table| {
-        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string().trim().replace('\n', " "))
-    };
+    let read =
+        |table: toml::Table| toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| plain(&e.to_string()));
     read(table.clone()).map_err(|error: String| {
         // Where options are put together of groups, serde doesn't say whose value is wrong: it's the key without which it isn't said.
         let is_subject = |key: &&String| {

@@ -151,7 +151,10 @@ fn mistakes_are_named() {
     let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
     let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
     let grouped = step(&format!("{prune}keep = \"half\""));
-    assert!(grouped.contains("line 7, step 1 (prune): invalid type") && grouped.contains("in `keep`"), "{grouped}");
+    assert!(
+        grouped.contains("line 7, step 1 (prune): invalid type: string \"half\", expected a number in `keep`"),
+        "{grouped}"
+    );
     let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
     let in_pass = step(passes);
     assert!(
