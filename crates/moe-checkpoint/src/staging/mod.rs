@@ -102,6 +102,12 @@ impl OutputDir {
             options_of(OFlags::DIRECTORY).open(&staging)
         };
         let lock = locked(target, &staging, open)?;
+        let aside = aside(target);
+        if target.symlink_metadata().is_err() && aside.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            // A run was killed between two renames.
+            rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
+            Self::check(target, inputs, options).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
+        }
         // What a killed run left behind; nobody holds its lock.
         clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
         unfinished().insert(staging.clone());
@@ -202,14 +208,13 @@ impl OutputDir {
     /// which is then returned.
     fn move_to_target(&self) -> Result<Option<PathBuf>> {
         if self.overwrite && is_replaceable(&self.target, &self.replaceable_if) {
-            // What is exchanged is the earlier result, then under the hidden name: a run that begins there must not take it for its own.
+            // It is removed under a hidden name: a run that begins there must not take it for its own.
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
-            let exchange = || renameat_with(CWD, &self.staging, CWD, &self.target, RenameFlags::EXCHANGE);
-            if earlier.is_some() && exchange().is_ok() {
-                let removed = fs::remove_dir_all(&self.staging);
-                return removed.map(|()| None).map_err(|e| {
+            let replaced = earlier.as_ref().and_then(|_| replace(&self.staging, &self.target).ok());
+            if let Some(aside) = replaced {
+                return fs::remove_dir_all(&aside).map(|()| None).map_err(|e| {
                     let what = format!("the result is {}; the one before it can't be removed", self.target.display());
-                    Error::io(&what, &self.staging, e)
+                    Error::io(&what, &aside, e)
                 });
             }
         }
@@ -232,6 +237,35 @@ impl OutputDir {
 /// Whether `target` is an earlier result, which has the file `mark`, or an empty directory.
 fn is_replaceable(target: &Path, mark: &str) -> bool {
     fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none()) || target.join(mark).is_file()
+}
+
+/// Gives `staging` the name `target`, which an earlier result has; what that is called then.
+fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
+    match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(staging.to_owned()),
+        Err(Errno::INVAL | Errno::NOSYS) => replace_by_turns(staging, target),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// [`replace`] on file systems that can't exchange names, as NFS. For a moment nothing has the name: who is killed then leaves both
+/// directories whole, and [`OutputDir::create`] brings the earlier one back.
+fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
+    let aside = aside(target);
+    if aside.symlink_metadata().is_ok() {
+        // Of a run that was killed while it removed what it had replaced.
+        fs::remove_dir_all(&aside)?;
+    }
+    rename_new(target, &aside)?;
+    match rename_new(staging, target) {
+        Ok(()) => Ok(aside),
+        Err(e) => rename_new(&aside, target).and(Err(e)),
+    }
+}
+
+/// What an earlier result is called while a new one takes its name.
+fn aside(target: &Path) -> PathBuf {
+    target.with_file_name(format!(".{}.replaced-moe-convert", target.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// Renames `from` to `to`, where nothing is.
@@ -410,6 +444,38 @@ mod tests {
         drop(removing);
         finish(OVERWRITE).unwrap();
         assert_eq!(names(dir.path()), ["out", "out-2"]);
+    }
+
+    #[test]
+    fn without_an_exchange_of_names_both_results_are_whole_at_any_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let finish = |options| {
+            let mut output = OutputDir::create(&target, &[], options)?;
+            output.write("receipt", b"x")?;
+            output.commit()
+        };
+        finish(OPTIONS).unwrap();
+        let staging = dir.path().join("new");
+        fs::create_dir(&staging).unwrap();
+        fs::write(staging.join("receipt"), "new").unwrap();
+        // What was being removed when an earlier run was killed.
+        fs::create_dir(aside(&target)).unwrap();
+        assert_eq!(replace_by_turns(&staging, &target).unwrap(), aside(&target));
+        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(aside(&target).join("receipt")).unwrap(), "x");
+        // A new one that can't be moved leaves the earlier one where it was.
+        assert!(replace_by_turns(&staging, &target).is_err());
+        assert_eq!(names(dir.path()), ["out"]);
+        // A run that was killed between the renames: the next one has the earlier result in its way again.
+        fs::rename(&target, aside(&target)).unwrap();
+        assert_eq!(finish(OPTIONS).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(names(dir.path()), ["out"]);
+        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "new");
+        fs::rename(&target, aside(&target)).unwrap();
+        finish(OVERWRITE).unwrap();
+        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "x");
+        assert_eq!(names(dir.path()), ["out"]);
     }
 
     #[test]
