@@ -331,6 +331,7 @@ fn with_text() -> Sandbox {
 fn text_tokenizers_and_templates() {
     let deep = "[".repeat(1_000_000);
     let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    let doubling = "{% set s = 'ha' %}".to_owned() + &"{% set s = s ~ s %}".repeat(60) + "{{ s }}";
     let (unclosed, deep_messages) = ("{{ ".repeat(99_999), format!("{{\"messages\":{deep}"));
     let cases: &[(&str, &[u8], &str, &[&str])] = &[
         ("model/tokenizer.json", deep.as_bytes(), "eval model --data text.txt", &["tokenizer.json"]),
@@ -340,6 +341,12 @@ fn text_tokenizers_and_templates() {
         ("model/tokenizer.json", b"\xff\xfe", "eval model --data text.txt", &["tokenizer.json"]),
         ("model/tokenizer_config.json", deep.as_bytes(), "eval model --data chat.jsonl", &["tokenizer_config.json"]),
         ("model/chat_template.jinja", endless.as_bytes(), "eval model --data chat.jsonl", &["fuel"]),
+        (
+            "model/chat_template.jinja",
+            doubling.as_bytes(),
+            "eval model --data chat.jsonl",
+            &["chat_template.jinja", "512 MiB"],
+        ),
         ("model/chat_template.jinja", b"\xff", "eval model --data chat.jsonl", &["chat_template.jinja", "UTF-8"]),
         ("model/chat_template.jinja", unclosed.as_bytes(), "eval model --data chat.jsonl", &["template"]),
         ("lines.jsonl", deep.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),

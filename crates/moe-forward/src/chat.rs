@@ -1,11 +1,13 @@
 //! Chat templates: `messages` to text, as transformers' `apply_chat_template` renders them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use moe_checkpoint::{Error, Kind, Result, json, read_text};
+
+use crate::allowance::limited;
 
 /// The longest template that is read; those of models have some 10 KiB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
@@ -16,6 +18,8 @@ const MAX_INSTRUCTIONS: u64 = 10_000_000;
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Value,
+    /// Where it stands.
+    file: PathBuf,
 }
 
 impl ChatTemplate {
@@ -24,9 +28,9 @@ impl ChatTemplate {
         let path = model_dir.join("tokenizer_config.json");
         let config: serde_json::Value = if path.is_file() { json::read_tree(&path)? } else { serde_json::Value::Null };
         let file = model_dir.join("chat_template.jinja");
-        let template = match (file.exists(), config["chat_template"].as_str()) {
-            (true, _) => read_text(&file, MAX_TEMPLATE_BYTES)?,
-            (false, Some(text)) => text.to_owned(),
+        let (template, file) = match (file.exists(), config["chat_template"].as_str()) {
+            (true, _) => (read_text(&file, MAX_TEMPLATE_BYTES)?, file),
+            (false, Some(text)) => (text.to_owned(), path),
             (false, None) => {
                 return Err(Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
                     .file(model_dir)
@@ -50,15 +54,17 @@ impl ChatTemplate {
             bos_token => token("bos_token"), eos_token => token("eos_token"),
             pad_token => token("pad_token"), unk_token => token("unk_token"),
         };
-        Ok(Self { environment, tokens })
+        Ok(Self { environment, tokens, file })
     }
 
     /// The conversation as text, without a prompt for a further answer.
     pub fn render(&self, messages: &serde_json::Value) -> Result<String> {
-        let template = self.environment.get_template("chat").map_err(bad_template)?;
-        template
-            .render(context! { messages => Value::from(Serde(messages)), add_generation_prompt => false, ..self.tokens.clone() })
-            .map_err(bad_template)
+        let render = || {
+            let template = self.environment.get_template("chat")?;
+            let messages = Value::from(Serde(messages));
+            template.render(context! { messages, add_generation_prompt => false, ..self.tokens.clone() })
+        };
+        limited(&self.file, render).map_err(|e| bad_template(e).file(&self.file))
     }
 }
 

@@ -6,6 +6,7 @@
 #![deny(clippy::unwrap_used)]
 
 mod ahead;
+mod allowance;
 mod attention;
 mod batch;
 mod calibration;
@@ -32,6 +33,7 @@ mod sweep;
 pub mod train;
 mod work;
 
+pub use allowance::{allocated, freed};
 pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};
 pub use corpus::{Corpus, DataSpec, Domain, TOKENIZER_FILE, TokenizeOptions, special_tokens};
