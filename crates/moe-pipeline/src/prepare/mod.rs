@@ -157,7 +157,7 @@ impl<'p> Prepared<'p> {
         self.trained.is_some()
     }
 
-    /// Whether deciding saves its costly steps in a [`TrainingDir`].
+    /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].
     pub fn saves(&self) -> bool {
         let mut deciding = self.applied.iter().filter_map(|applied| applied.deciding.as_ref());
         deciding.any(|deciding| deciding.decider.saves())
