@@ -170,10 +170,18 @@ fn drop_key(c: &Checkpoint, key: &str) {
 
 const CONFIG: &str = "config.json";
 
+/// What other tools keep in place of a config.
+fn swap(checkpoint: &Checkpoint, name: &str) {
+    checkpoint.remove(CONFIG);
+    checkpoint.write(name, "{}");
+}
+
 #[test]
 fn configs_that_are_no_configs() {
     let cases = [
         case("missing", |c| c.remove(CONFIG), &["model", "no config.json"]),
+        case("an adapter", |c| swap(c, "adapter_config.json"), &["model", "adapter", "merge_and_unload"]),
+        case("GGUF", |c| swap(c, "model-Q4_K_M.gguf"), &["model", "GGUF", "safetensors"]),
         case("a folder", |c| c.make_directory_of(CONFIG), &[CONFIG]),
         case("truncated", |c| c.truncate(CONFIG, 300), &[CONFIG, "JSON"]),
         case("empty", |c| c.truncate(CONFIG, 0), &[CONFIG, "JSON"]),

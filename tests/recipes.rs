@@ -344,7 +344,29 @@ fn dry_runs_plan_steps_that_wait_for_others() {
 #[test]
 fn dry_runs_check_what_exists() {
     let sandbox = sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "golden/models/none\"\noutput"));
-    sandbox.run("run recipe.toml --dry-run").exits(1).says(&["golden/models/none", "step 1"]);
+    sandbox.run("run recipe.toml --dry-run").exits(1).says(&["golden/models/none", "step 1 (upcycle)"]);
+}
+
+/// What only the last step would miss is missed before the first one runs; so are places for reports.
+#[test]
+fn what_is_missing_is_said_before_any_step() {
+    for (from, to, what) in [
+        ("heldout.txt", "nowhere.txt", "english.nowhere.txt"),
+        ("against = \"golden/models/dense\"", "against = \"golden/models/none\"", "golden/models/none"),
+        ("run = \"verify\"\nmodel = \"${out}/moe\"", "run = \"verify\"\nmodel = \"${out}/more\"", "result/more"),
+    ] {
+        assert!(RECIPE.contains(from), "{from}");
+        let sandbox = sandbox(&RECIPE.replace(from, to));
+        for line in ["run recipe.toml", "run recipe.toml --dry-run"] {
+            sandbox.run(line).exits(1).says(&[what, "no step before it makes", "step "]);
+        }
+        assert!(!sandbox.path("result").exists());
+    }
+    let sandbox = sandbox(RECIPE);
+    for option in ["--junit", "--summary"] {
+        sandbox.run(&format!("run recipe.toml {option} nowhere/x")).exits(2).says(&["nowhere/x", option]);
+    }
+    assert!(!sandbox.path("result").exists());
 }
 
 #[test]
@@ -360,7 +382,8 @@ fn a_gate_that_is_not_met_exits_with_3() {
     sandbox.run(&format!("{eval} --max-loss-increase=-9")).exits(3).says(&["max-loss-increase"]);
     let failed = sandbox.run(&format!("{eval} --max-kl 1e-6 --json")).exits(3).json();
     assert_eq!(failed["gates_failed"][0]["gate"], "max-kl");
-    sandbox.run(&format!("{eval} --max-kl 100")).succeeds();
+    let met = sandbox.run(&format!("{eval} --max-kl 100")).succeeds();
+    assert!(met.stdout.contains("gates met: max-kl is 100.000000, measured 0."), "{}", met.stdout);
 }
 
 #[test]

@@ -37,9 +37,7 @@ impl Checkpoint {
         check_directory(dir)?;
         let config_path = dir.join(CONFIG_FILE);
         if !config_path.is_file() {
-            return Err(Error::new(Kind::Missing, "no config.json here")
-                .file(dir)
-                .remedy("give the directory that holds config.json and the safetensors files"));
+            return Err(no_config(dir, &config_path));
         }
         let side_files = side_files(dir)?;
         let mut snapshot = Snapshot::default();
@@ -152,6 +150,25 @@ fn is_side_file(name: &str) -> bool {
         || name.ends_with(".tiktoken");
     // A line break would forge a line of SHA256SUMS.
     known && !name.contains(char::is_control)
+}
+
+/// What is there instead, where that can be seen.
+fn no_config(dir: &Path, config: &Path) -> Error {
+    let found = match std::fs::read_dir(dir) {
+        Ok(found) => found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<Vec<_>>(),
+        Err(error) => return Error::io("cannot read this directory", dir, error),
+    };
+    if let Some(error) = config.metadata().err().filter(|error| error.kind() != std::io::ErrorKind::NotFound) {
+        return Error::io("cannot read this file", config, error);
+    }
+    let missing = |what: &str| Error::new(Kind::Missing, format!("no config.json here{what}")).file(dir);
+    if found.iter().any(|name| name == "adapter_config.json") {
+        return missing(": this is an adapter").remedy("merge it into its base model first (PEFT's merge_and_unload)");
+    }
+    if found.iter().any(|name| name.ends_with(".gguf")) {
+        return missing(": GGUF is not read").remedy("give the safetensors checkpoint that it was made of");
+    }
+    missing("").remedy("give the directory that holds config.json and the safetensors files")
 }
 
 fn check_directory(dir: &Path) -> Result<()> {

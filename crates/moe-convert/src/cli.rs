@@ -159,7 +159,7 @@ pub enum Command {
         /// Checkpoint directory
         model: PathBuf,
         /// File to write
-        #[arg(long, short, value_name = "STATS")]
+        #[arg(long, short, alias = "out", value_name = "STATS")]
         output: PathBuf,
         /// Replace the file even if it holds something other than statistics
         #[arg(long)]
@@ -249,7 +249,7 @@ pub enum Command {
         #[arg(long, value_name = "IDS.json")]
         tokens: PathBuf,
         /// File to write
-        #[arg(long, short, value_name = "OUT.safetensors")]
+        #[arg(long, short, alias = "out", value_name = "OUT.safetensors")]
         output: PathBuf,
         /// Replace the file even if it holds something other than logits
         #[arg(long)]
@@ -283,7 +283,7 @@ pub struct Convert<P: Args> {
     pub model: PathBuf,
 
     /// Directory to write; it appears when it is complete
-    #[arg(long, short, value_name = "OUT")]
+    #[arg(long, short, alias = "out", value_name = "OUT")]
     pub output: PathBuf,
 
     #[command(flatten)]

@@ -13,7 +13,7 @@ use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ByteSize, ConvertOptions, EvalOptions, GateFailure, ObserveOptions, Progress, Timings, bench,
+    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, Timings, bench,
     convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
     write_logits,
 };
@@ -63,6 +63,15 @@ pub fn run(cli: Cli) -> Result<()> {
         bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
     }
     result
+}
+
+/// What comes after a conversion.
+#[derive(Clone, Copy, PartialEq)]
+pub enum After {
+    /// What its user types next.
+    Nothing,
+    /// The other steps of a recipe.
+    Steps,
 }
 
 /// candle asks this variable, rayon's own threads a builder.
@@ -138,10 +147,17 @@ impl Session {
         if writing.dry_run {
             return self.plan(passes, passes.len(), input, output, &options).map(drop);
         }
-        if writing.resume && is_finished(passes, input, output, &options)? {
-            return self.kept(output);
+        if writing.resume && output.exists() {
+            if is_finished(passes, input, output, &options)? {
+                return self.kept(output);
+            }
+            if !writing.overwrite {
+                let what = "the output exists, and was made with other options or of something else";
+                let remedy = "give the options that it was made with, another name, or --overwrite";
+                return Err(Error::new(Kind::Usage, what).file(output).remedy(remedy).into());
+            }
         }
-        self.make(passes, input, output, &options, timings)
+        self.make(passes, input, output, &options, timings, After::Nothing)
     }
 
     /// Runs `passes`, whatever is there.
@@ -152,13 +168,14 @@ impl Session {
         output: &Path,
         options: &ConvertOptions,
         timings: &mut Timings,
+        after: After,
     ) -> Result<()> {
         if self.common.memory_budget.is_some() {
             self.check_budget(plan(passes, passes.len(), false, input, output, options)?.memory_estimate_bytes)?;
         }
         let done = convert(passes, input, output, options, self.progress.as_ref())?;
         timings.0.extend(done.timings.0.iter().cloned());
-        self.print(&done, || render::conversion(input, output, &done))
+        self.print(&done, || render::conversion(input, output, &done, after))
     }
 
     /// Plans a run of which the last `own` passes are to be made now; the seconds that these will about take.
@@ -212,14 +229,15 @@ impl Session {
         options: &EvalOptions,
     ) -> Result<(EvalReport, Result<(), Error>)> {
         let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
-        let failures = options.gates.failures(&report, model)?;
+        let (met, failures): (Vec<_>, Vec<_>) =
+            options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
         let value =
             serde_json::json!({ "model": model, "against": against, "report": report, "gates_failed": failures });
-        self.print(&value, || render::evaluation(model, against, &report))?;
+        self.print(&value, || render::evaluation(model, against, &report, &met))?;
         if failures.is_empty() {
             return Ok((report, Ok(())));
         }
-        let text: Vec<_> = failures.iter().map(GateFailure::describe).collect();
+        let text: Vec<_> = failures.iter().map(MeasuredGate::describe).collect();
         let error = Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model);
         let remedy = "keep more of the model, calibrate on more text or heal it; or loosen the gate";
         Ok((report, Err(error.remedy(remedy))))

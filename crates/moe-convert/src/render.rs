@@ -12,11 +12,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use moe_passes::Identity;
+use moe_passes::{Identity, UpcycleOptions};
 use moe_pipeline::{
     ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
 };
 
+use crate::commands::After;
 use evaluation::held_out;
 
 pub use evaluation::evaluation;
@@ -95,10 +96,13 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
     receipt.earlier().into_iter().for_each(|earlier| rows.extend(made(&earlier)));
     rows.extend(made(receipt));
     rows.push(("function", describe_identity(&receipt.identity)));
-    if let Some(measured) = &receipt.measured {
+    let quality = quality(receipt);
+    // Of a model that was changed, random tokens say little, and nothing beside text.
+    let measured = receipt.measured.as_ref().filter(|_| receipt.identity == Identity::Exact || quality.is_none());
+    if let Some(measured) = measured {
         let d = &measured.difference;
         let text = format!(
-            "max |Δlogit| {:.2e} (largest logit {:.1}), KL {:.1e}, top-1 agreement {:.1} %, {} random tokens",
+            "max |Δlogit| {:.2e} (largest logit {:.1}), KL {:.1e}, top-1 agreement {:.1} %, on {} random tokens",
             d.max_logit_difference,
             d.max_logit,
             d.kl,
@@ -107,10 +111,15 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         );
         rows.push(("measured", text));
     }
-    match quality(receipt) {
+    match quality {
         Some(quality) => rows.push(("quality", quality)),
         None if receipt.identity == Identity::Exact => {}
-        None => rows.push(("quality", "not measured on text (--held-out TEXT does, and eval)".to_owned())),
+        None => {
+            // What starts out as its source has nothing to measure yet.
+            let measures =
+                if receipt.pass == UpcycleOptions::NAME { "eval does" } else { "--held-out TEXT does, and eval" };
+            rows.push(("quality", format!("not measured on text ({measures})")));
+        }
     }
     if let Some(training) = &receipt.training {
         rows.push(("trained", training::fact(training)));
@@ -161,7 +170,7 @@ fn quality(receipt: &Receipt) -> Option<String> {
 }
 
 /// A finished conversion.
-pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
+pub fn conversion(input: &Path, output: &Path, done: &Conversion, after: After) -> String {
     let mut rows = receipt_facts(&done.receipt);
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
@@ -169,12 +178,10 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion) -> String {
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
     rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
     rows.extend(done.receipt.warnings.iter().map(|w| ("warning", w.clone())));
-    rows.extend(
-        next::steps(input, output, done)
-            .into_iter()
-            .enumerate()
-            .map(|(i, step)| (if i == 0 { "next" } else { "" }, step)),
-    );
+    if after == After::Nothing {
+        let next = next::steps(input, output, done).into_iter().enumerate();
+        rows.extend(next.map(|(i, step)| (if i == 0 { "next" } else { "" }, step)));
+    }
     format!(
         "{} → {}\n{}{}",
         input.display(),

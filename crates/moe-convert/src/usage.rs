@@ -23,7 +23,10 @@ pub fn report(error: &clap::Error) -> ExitCode {
 /// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
 fn three_parts(text: &str, command: Option<&str>) -> String {
     let after = |start: &'static str| text.lines().filter_map(move |line| line.trim_start().strip_prefix(start));
-    let remedies: Vec<&str> = after("tip: ").chain(after("remedy: ")).map(str::trim).collect();
+    // No option takes what begins with a hyphen.
+    let is_remedy = |tip: &&str| !tip.starts_with("to pass '-");
+    let remedies: Vec<&str> =
+        after("tip: ").map(str::trim).filter(is_remedy).chain(after("remedy: ").map(str::trim)).collect();
     let is_what = |line: &&str| !line.is_empty() && !line.trim_start().starts_with("remedy: ");
     let what: Vec<&str> = text.lines().take_while(is_what).map(str::trim).collect();
     let mut error = what.join(" ");
@@ -67,6 +70,11 @@ mod tests {
         assert!(error.contains("unrecognized subcommand 'quantise'") && error.contains("remedy: a similar"), "{error}");
         let error = refused("moe-convert prune model -o out --methd reap");
         assert!(error.contains("unexpected argument '--methd'") && error.contains("remedy: a similar"), "{error}");
+        let error = refused("moe-convert upcycle model -o out --experts -4 --top-k 1");
+        assert!(
+            error.contains("unexpected argument '-4'") && error.contains("remedy: see moe-convert upcycle"),
+            "{error}"
+        );
         let error = refused("moe-convert prune model -o out --method best");
         assert!(
             error.contains("[possible values: reap, ") && error.contains("\n  remedy: see moe-convert prune"),

@@ -109,6 +109,19 @@ impl Corpus {
             };
             return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
         }
+        if let Some(spec) = specs.iter().find(|s| s.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))) {
+            return Err(Error::new(Kind::Usage, "a .json file is no text")
+                .file(&spec.path)
+                .remedy("name it .jsonl where each line is a document; jq -c '.[]' makes such lines of an array"));
+        }
+        if let (Some(with), Some(without)) =
+            (specs.iter().find(|s| s.weight.is_some()), specs.iter().find(|s| s.weight.is_none()))
+        {
+            let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
+            return Err(Error::new(Kind::Usage, what)
+                .file(&without.path)
+                .remedy("give every file of --data @WEIGHT, or none"));
+        }
         let mut source = Documents { model_dir, tokenizer: None, template: None, padding: None };
         let mut domains: Vec<Domain> = Vec::new();
         for spec in specs {
@@ -386,6 +399,23 @@ mod tests {
                 .unwrap();
             assert_eq!(load_tokenizer(dir.path()).unwrap_err().kind(), Kind::Malformed);
         }
+    }
+
+    #[test]
+    fn what_would_be_misread_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |specs: &[&str]| {
+            let file = |spec: &&str| -> DataSpec {
+                let mut spec: DataSpec = spec.parse().unwrap();
+                spec.path = dir.path().join(spec.path);
+                std::fs::write(&spec.path, "words").unwrap();
+                spec
+            };
+            let options = TokenizeOptions { sequence_length: 8, vocab: 9, max_tokens: None, pack: false, sample: None };
+            Corpus::load(&specs.iter().map(file).collect::<Vec<_>>(), dir.path(), options).err().unwrap().to_string()
+        };
+        assert!(refused(&["a.txt", "b.JSON"]).contains("name it .jsonl"));
+        assert!(refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none"));
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use moe_checkpoint::{json, read_text};
 use moe_forward::DomainReport;
-use moe_passes::{Identity, Kept};
+use moe_passes::{Identity, Kept, MergeOptions};
 
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::REPORT_FILE;
@@ -19,17 +20,41 @@ pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
     output.file_name().unwrap_or_default().to_string_lossy()
 }
 
+/// What the card in `source` says of its licence and languages, as it says it: who publishes the result needs that. Empty where there is
+/// no such card.
+pub(crate) fn carried(source: &Path) -> String {
+    const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
+    const MAX_LINES: usize = 64;
+    let card = read_text(&source.join(CARD_FILE), json::MAX_JSON_BYTES).unwrap_or_default();
+    let mut lines = card.lines();
+    if lines.next().map(str::trim_end) != Some("---") {
+        return String::new();
+    }
+    let mut kept = String::new();
+    let mut keeps = false;
+    for line in lines.map(str::trim_end).take_while(|line| *line != "---").take(MAX_LINES) {
+        // What is indented, or an item of a list, belongs to the key above it.
+        if !line.starts_with([' ', '-', '#']) {
+            keeps = line.split_once(':').is_some_and(|(key, _)| KEYS.contains(&key));
+        }
+        if keeps {
+            let _ = writeln!(kept, "{line}");
+        }
+    }
+    kept
+}
+
 /// The card of a copy: what it is called is all that differs.
 pub(crate) fn renamed(card: &str, from: &str, to: &str) -> String {
     card.replacen(&format!("\n# {from}\n"), &format!("\n# {to}\n"), 1)
 }
 
-/// The card as Markdown.
-pub(crate) fn render(receipt: &Receipt, name: &str) -> String {
+/// The card as Markdown; `carried` is [`carried`].
+pub(crate) fn render(receipt: &Receipt, name: &str, carried: &str) -> String {
     let result = &receipt.result;
     let tags = receipt.before.iter().map(|earlier| earlier.pass).chain([receipt.pass]);
     let mut card = format!(
-        "---\nlibrary_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
+        "---\n{carried}library_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
          Made by moe-convert {version} (`{passes}`) from `{source}` ({source_type}).\n\n\
          | | |\n|---|---|\n\
          | architecture | {family} |\n\
@@ -158,7 +183,10 @@ fn trust(receipt: &Receipt) -> String {
             format!(", {:.1} % of the domain `{}`", 100.0 * share, cell(label))
         });
         let keeps = match worst.retained_mass {
-            1.0.. => "No layer loses saliency mass: every expert goes on, alone or merged into others.".to_owned(),
+            1.0.. if receipt.pass == MergeOptions::NAME => {
+                "No layer loses saliency mass: every expert goes on, alone or merged into others.".to_owned()
+            }
+            1.0.. => "No layer loses saliency mass: the experts that went had none on this text.".to_owned(),
             share => format!(
                 "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
                 100.0 * share
@@ -211,5 +239,33 @@ fn millions(count: usize) -> String {
         0..1_000_000 => format!("{:.1} K", count as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} M", count as f64 / 1e6),
         _ => format!("{:.2} B", count as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn licences_and_languages_are_carried() {
+        let dir = tempfile::tempdir().unwrap();
+        let carried_of = |card: &str| {
+            std::fs::write(dir.path().join(CARD_FILE), card).unwrap();
+            carried(dir.path())
+        };
+        assert_eq!(carried(dir.path()), "");
+        let card = "---\nlicense: other\nlicense_name: qwen\ntags:\n- chat\nlanguage:\n- en\n- es\nbase_model: x/y\n---\nlicense: no\n";
+        assert_eq!(carried_of(card), "license: other\nlicense_name: qwen\nlanguage:\n- en\n- es\n");
+        assert_eq!(carried_of("# A model\nlicense: mit\n"), "");
+        assert_eq!(carried_of("---\nlicense: mit\r\n---\n"), "license: mit\n");
+    }
+
+    #[test]
+    fn a_copy_has_its_own_name() {
+        let card = "---\ntags:\n- moe\n---\n# first\n\nMade of `first`.\n\n# first\n";
+        assert_eq!(
+            renamed(card, "first", "second"),
+            "---\ntags:\n- moe\n---\n# second\n\nMade of `first`.\n\n# first\n"
+        );
     }
 }

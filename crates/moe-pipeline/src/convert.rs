@@ -145,6 +145,9 @@ pub fn convert(
 ) -> Result<Conversion> {
     check_together(passes)?;
     check_options(passes, input, output, options)?;
+    if !options.resume && !options.overwrite && passes.iter().any(|pass| pass.trains()) {
+        TrainingDir::of(output).check_unused()?;
+    }
     let mut timings = Timings::default();
     let meter = &options.compute.meter;
     meter.take();
@@ -185,7 +188,7 @@ pub fn convert(
     write_side_files(&mut dir, &prepared)?;
 
     dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
-    dir.write(CARD_FILE, card::render(&receipt, &name_of(output)).as_bytes())?;
+    dir.write(CARD_FILE, card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes())?;
     for (file, page) in report::pages(&receipt) {
         dir.write(&file, page.as_bytes())?;
     }

@@ -118,29 +118,40 @@ impl<'de> Deserialize<'de> for DomainGate {
     }
 }
 
-/// A gate that was not met.
+/// A gate beside what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct GateFailure {
+pub struct MeasuredGate {
     /// The gate, and the label that it is for.
     pub gate: String,
     /// What it allows.
     pub limit: f64,
     /// What was measured.
     pub measured: f64,
+    /// Whether that keeps the limit.
+    #[serde(skip)]
+    pub met: bool,
 }
 
-impl GateFailure {
-    /// Both numbers, and how far apart they are.
+impl MeasuredGate {
+    /// Both numbers and, where it isn't met, how far apart they are.
     pub fn describe(&self) -> String {
-        let Self { gate, limit, measured } = self;
-        let by = (measured - limit).abs();
-        match gate.starts_with("max-bytes") {
-            true => {
-                let size = |bytes: f64| ByteSize(bytes as u64);
-                format!("{gate} is {}, measured {}, {} beyond it", size(*limit), size(*measured), size(by))
-            }
-            false => format!("{gate} is {limit:.6}, measured {measured:.6}, {by:.6} beyond it"),
-        }
+        let Self { gate, limit, measured, met } = self;
+        let text = |value: f64| match gate.as_str() {
+            MAX_BYTES => ByteSize(value as u64).to_string(),
+            _ => figure(value),
+        };
+        let both = format!("{gate} is {}, measured {}", text(*limit), text(*measured));
+        if *met { both } else { format!("{both}, {} beyond it", text((measured - limit).abs())) }
+    }
+}
+
+const MAX_BYTES: &str = "max-bytes";
+
+/// With six decimals, where those say anything.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size > 0.0 && size < 1e-3 => format!("{value:.2e}"),
+        _ => format!("{value:.6}"),
     }
 }
 
@@ -170,39 +181,39 @@ impl Gates {
         .into_iter()
     }
 
-    /// The gates that `report` on the checkpoint `model` does not meet.
+    /// All gates, beside what `report` says of the checkpoint `model`.
     ///
     /// # Errors
     /// What reading the checkpoint's headers and the golden file returns.
-    pub fn failures(&self, report: &EvalReport, model: &Path) -> Result<Vec<GateFailure>> {
-        let kept = |gate: String, figure: Figure, limit: f64, row: &DomainReport| {
+    pub fn measured(&self, report: &EvalReport, model: &Path) -> Result<Vec<MeasuredGate>> {
+        let beside = |gate: String, figure: Figure, limit: f64, row: &DomainReport| {
             let measured = figure.of(row);
-            (!figure.keeps(measured, limit)).then_some(GateFailure { gate, limit, measured })
+            MeasuredGate { gate, limit, measured, met: figure.keeps(measured, limit) }
         };
         let overall = self.overall().filter_map(|(figure, limit)| Some((figure, limit?)));
-        let overall = overall.filter_map(|(figure, limit)| kept(figure.gate().to_owned(), figure, limit, &report.all));
-        let mut failures: Vec<GateFailure> = overall.collect();
+        let overall = overall.map(|(figure, limit)| beside(figure.gate().to_owned(), figure, limit, &report.all));
+        let mut gates: Vec<MeasuredGate> = overall.collect();
         for DomainGate { label, figure, limit } in &self.domain {
             let rows = report.domains.iter().filter(|row| row.label == *label);
             let name = format!("{} of {label}", figure.gate());
-            failures.extend(rows.filter_map(|row| kept(name.clone(), *figure, *limit, row)));
+            gates.extend(rows.map(|row| beside(name.clone(), *figure, *limit, row)));
         }
         if let Some(limit) = self.max_bytes {
             let bytes = Checkpoint::open(model)?.files().iter().map(|file| file.bytes()).sum::<u64>();
-            let failure = GateFailure { gate: "max-bytes".to_owned(), limit: limit.0 as f64, measured: bytes as f64 };
-            failures.extend((bytes > limit.0).then_some(failure));
+            let (gate, met) = (MAX_BYTES.to_owned(), bytes <= limit.0);
+            gates.push(MeasuredGate { gate, limit: limit.0 as f64, measured: bytes as f64, met });
         }
         if let Some(path) = &self.golden {
-            failures.extend(self.beside_golden(report, path)?);
+            gates.extend(self.beside_golden(report, path)?);
         }
-        Ok(failures)
+        Ok(gates)
     }
 
-    /// Rows whose loss or KL is not that of the golden file.
-    fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<GateFailure>> {
+    /// How far losses and KL are from those of the golden file.
+    fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<MeasuredGate>> {
         let golden: Golden = json::read_expecting(path, "give a file that eval --json printed")?;
         let limit = self.golden_tolerance.unwrap_or(GOLDEN_TOLERANCE);
-        let mut failures = Vec::new();
+        let mut gates = Vec::new();
         for expected in golden.report.domains.iter().chain([&golden.report.all]) {
             let Some(row) = report.rows().find(|row| row.label == expected.label) else {
                 let what = format!("this golden has a label {:?}, which no --data is", expected.label);
@@ -218,14 +229,10 @@ impl Gates {
             for (name, expected, found) in [Some(("loss", expected.loss, Some(row.loss))), kl].into_iter().flatten() {
                 let measured = (found.unwrap_or(f64::NAN) - expected).abs();
                 let gate = format!("golden-tolerance of the {name} of {}", row.label);
-                failures.extend((measured.is_nan() || measured > limit).then_some(GateFailure {
-                    gate,
-                    limit,
-                    measured,
-                }));
+                gates.push(MeasuredGate { gate, limit, measured, met: measured <= limit });
             }
         }
-        Ok(failures)
+        Ok(gates)
     }
 }
 
@@ -267,7 +274,16 @@ mod tests {
     }
 
     fn failed(gates: &Gates, report: &EvalReport) -> Vec<String> {
-        gates.failures(report, Path::new("none")).unwrap().into_iter().map(|failure| failure.gate).collect()
+        let measured = gates.measured(report, Path::new("none")).unwrap();
+        measured.into_iter().filter(|gate| !gate.met).map(|gate| gate.gate).collect()
+    }
+
+    #[test]
+    fn small_figures_are_said() {
+        let gate = |limit, measured, met| MeasuredGate { gate: "max-kl".into(), limit, measured, met }.describe();
+        assert_eq!(gate(1e-20, 4.68e-13, false), "max-kl is 1.00e-20, measured 4.68e-13, 4.68e-13 beyond it");
+        assert_eq!(gate(0.05, 0.0625, false), "max-kl is 0.050000, measured 0.062500, 0.012500 beyond it");
+        assert_eq!(gate(1e-6, 0.0, true), "max-kl is 1.00e-6, measured 0.000000");
     }
 
     #[test]
@@ -306,6 +322,6 @@ mod tests {
         let found = failed(&gates, &report(0.102));
         assert_eq!(found, ["golden-tolerance of the loss of code", "golden-tolerance of the loss of all"]);
         let other = EvalReport { domains: vec![row("text", 0.3, 0.1, 0.8)], ..report(0.1) };
-        assert_eq!(gates.failures(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(gates.measured(&other, Path::new("none")).unwrap_err().kind(), Kind::Usage);
     }
 }

@@ -39,7 +39,7 @@ pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, plan};
 pub use evaluation::{EvalOptions, eval};
 pub use fingerprint::Fingerprint;
-pub use gates::{DomainGate, GateFailure, Gates};
+pub use gates::{DomainGate, Gates, MeasuredGate};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use logits::write_logits;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, is_observed, observe};

@@ -263,7 +263,12 @@ fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Optio
 
 /// What serde says, with words for Rust's types.
 fn plain(message: &str) -> String {
-    let words = [("f64", "a number"), ("usize", "a whole number, 0 or more"), ("u64", "a whole number, 0 or more")];
+    let words = [
+        ("f64", "a number"),
+        ("usize", "a whole number, 0 or more"),
+        ("u64", "a whole number, 0 or more"),
+        ("a sequence", "a list"),
+    ];
     words.iter().fold(message.trim().replace('\n', " "), |text, (of_rust, words)| {
         text.replace(&format!("expected {of_rust}"), &format!("expected {words}"))
     })
@@ -280,7 +285,9 @@ fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, St
     let command = T::augment_args(clap::Command::new(""));
     let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
     match table.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(key) => Err(format!("unknown field `{key}`, expected one of {}", known.join(", "))),
+        Some(key) => {
+            Err(format!("unknown field `{key}`, expected one of model, output, overwrite, {}", known.join(", ")))
+        }
         None => rest(table),
     }
 }

@@ -44,22 +44,21 @@ impl Stage {
         self.drawn(columns, self.began.elapsed(), memory_bytes(), expert)
     }
 
-    /// What there is no room for is left out: the bar first, then figures from the last, and at the very end of the name.
+    /// Figures that there is no room for are left out, the last ones first. The bar is as wide as before, whatever stands behind it.
     fn drawn(&self, columns: usize, elapsed: Duration, memory: Option<u64>, expert: Option<(usize, usize)>) -> String {
-        let figures = self.figures(elapsed, memory, expert);
         let width = |text: &str| text.chars().count();
-        let mut line = String::new();
-        let mut used = width(&self.name);
-        for figure in figures {
-            if used + 2 + width(&figure) > columns {
+        let mut line = self.name.clone();
+        let bar = (columns / 8).min(MOST_BAR);
+        if bar >= LEAST_BAR {
+            line += &format!("  {}", self.blocks(bar));
+        }
+        for figure in self.figures(elapsed, memory, expert) {
+            if width(&line) + 2 + width(&figure) > columns {
                 break;
             }
-            used += 2 + width(&figure);
             line += &format!("  {figure}");
         }
-        let room = columns.saturating_sub(used + 2).min(MOST_BAR);
-        let bar = if room < LEAST_BAR { String::new() } else { format!("  {}", self.blocks(room)) };
-        format!("{}{bar}{line}", self.name).chars().take(columns).collect()
+        line.chars().take(columns).collect()
     }
 
     fn blocks(&self, columns: usize) -> String {
@@ -77,15 +76,15 @@ impl Stage {
         let at_work = (done + 1).min(total);
         let mut figures = vec![match self.unit {
             Unit::Bytes => format!("{}/{}", ByteSize(done), ByteSize(total)),
-            _ => format!("{} {at_work}/{total}", self.noun()),
+            _ => format!("{} {}", self.noun(), counted(at_work, total)),
         }];
         let (share, seconds) = (self.share(), elapsed.as_secs_f64());
         if done > 0 && done < total {
-            figures.push(format!("{} left", clock(seconds * (1.0 - share) / share)));
+            figures.push(format!("{:>5} left", clock(seconds * (1.0 - share) / share)));
         }
         figures.extend((!self.status.is_empty()).then(|| self.status.clone()));
         let expert = expert.filter(|_| matches!(self.unit, Unit::Layers { .. }));
-        figures.extend(expert.map(|(index, count)| format!("expert {}/{count}", index + 1)));
+        figures.extend(expert.map(|(index, count)| format!("expert {}", counted(index as u64 + 1, count as u64))));
         if done > 0 && seconds > 0.0 {
             figures.extend(match self.unit {
                 Unit::Bytes => Some(format!("{}/s", ByteSize((done as f64 / seconds) as u64))),
@@ -109,6 +108,12 @@ impl Stage {
     }
 }
 
+/// ` 7/48`: as wide at the beginning as at the end, so that what follows stays in its place.
+fn counted(number: u64, of: u64) -> String {
+    let of = of.to_string();
+    format!("{number:>width$}/{of}", width = of.len())
+}
+
 /// 3725 seconds as `1:02:05`.
 fn clock(seconds: f64) -> String {
     let seconds = seconds.ceil() as u64;
@@ -127,13 +132,11 @@ mod tests {
     #[test]
     fn what_has_no_room_is_left_out() {
         let draw = |columns| sweep(12).drawn(columns, Duration::from_secs(60), Some(3_200_000_000), Some((56, 128)));
-        let figures = "layer 13/48  3:00 left  expert 57/128  34 tok/s  3.20 GB RAM";
-        assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(10), "░".repeat(30)));
-        assert_eq!(draw(80), format!("decide  ██░░░░░░░░  {figures}"));
-        assert_eq!(draw(70), format!("decide  {figures}"));
-        assert_eq!(draw(49), "decide  layer 13/48  3:00 left  expert 57/128");
-        assert_eq!(draw(39), "decide  █░░░░░░  layer 13/48  3:00 left");
-        assert_eq!(draw(36), "decide  layer 13/48  3:00 left");
+        let figures = "layer 13/48   3:00 left  expert  57/128  34 tok/s  3.20 GB RAM";
+        assert_eq!(draw(120), format!("decide  {}{}  {figures}", "█".repeat(3), "░".repeat(12)));
+        assert_eq!(draw(80), "decide  ██░░░░░░░░  layer 13/48   3:00 left  expert  57/128  34 tok/s");
+        assert_eq!(draw(49), "decide  █░░░░░  layer 13/48   3:00 left");
+        assert_eq!(draw(39), "decide  layer 13/48   3:00 left");
         assert_eq!(draw(20), "decide  layer 13/48");
         assert_eq!(draw(4), "deci");
     }

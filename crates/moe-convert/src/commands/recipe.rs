@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, write_file_atomically};
+use moe_checkpoint::{Error, Kind, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
@@ -14,7 +14,7 @@ use moe_pipeline::{
     is_observed, junit, markdown,
 };
 
-use super::{Session, kind};
+use super::{After, Session, kind};
 use crate::cli::Writing;
 use crate::render;
 
@@ -29,6 +29,8 @@ impl Session {
         timings: &mut Timings,
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
+        recipe.check_inputs()?;
+        reports.check()?;
         let count = recipe.steps.len();
         let (mut rows, mut outcomes, mut planned) = (Vec::new(), Vec::new(), Vec::new());
         // In a dry run: what steps would make anew, whatever is there now.
@@ -70,6 +72,9 @@ impl Session {
                 Err(error) => failure(error),
             };
             finish(start, outcome);
+        }
+        if failed.is_none() && !how.dry_run {
+            self.progress.note(&format!("{}: {count} steps, all done", recipe.name));
         }
         if planned.len() > 1 {
             let all = render::duration(planned.iter().sum());
@@ -126,7 +131,7 @@ impl Session {
                 if !how.fresh && self.reuse(&passes, &step.model, output, &alike, &options)? {
                     return Ok(StepResult::Reused);
                 }
-                self.make(&passes, &step.model, output, &options, timings)?;
+                self.make(&passes, &step.model, output, &options, timings, After::Steps)?;
             }
             StepKind::Observe { output, options, .. }
                 if !how.fresh && is_observed(&step.model, options, output, &self.compute)? =>
@@ -208,6 +213,22 @@ pub(super) struct Reports {
 }
 
 impl Reports {
+    /// Refuses places that can't be written to, before there is anything to report.
+    fn check(&self) -> Result<()> {
+        let places = [("--junit", &self.junit), ("--summary", &self.summary)];
+        for (option, path) in places.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?))) {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
+                let what = format!("{option} can't be written here");
+                return Err(Error::new(Kind::Usage, what)
+                    .file(path)
+                    .remedy("give a file in a folder that exists")
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
     fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
         if let Some(path) = &self.junit {
             write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?;

@@ -3,24 +3,27 @@
 use std::path::Path;
 
 use moe_forward::{Comparison, DomainReport, EvalReport};
-use moe_pipeline::{HeldOutReport, Receipt, StageReport};
+use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 
 use super::{or_dash, table};
 
 /// `eval`.
-pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> String {
+pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport, met: &[MeasuredGate]) -> String {
     let mut header = vec!["domain", "tokens", "loss", "perplexity"];
+    let has_rare = report.rows().any(|d| d.against.as_ref().is_some_and(|a| a.rare_kl.is_some()));
     if against.is_some() {
-        header.extend(["original loss", "Δ loss", "KL", "KL, rare experts", "top-1 same"]);
+        header.extend(["original loss", "Δ loss", "KL"]);
+        header.extend(has_rare.then_some("KL, rare experts"));
+        header.push("top-1 same");
     }
     let row = |d: &DomainReport| {
         let mut row =
             vec![d.label.clone(), d.tokens.to_string(), format!("{:.4}", d.loss), format!("{:.3}", d.perplexity)];
         if let Some(a) = &d.against {
             row.push(format!("{:.4}", a.original_loss));
-            row.extend(d.loss_change().map(|change| format!("{change:+.5}")));
+            row.extend(d.loss_change().map(|change| signed(change, 5)));
             row.push(format!("{:.2e}", a.kl));
-            row.push(or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}"))));
+            row.extend(has_rare.then(|| or_dash(a.rare_kl.map(|kl| format!("{kl:.2e}")))));
             row.push(format!("{:.2} %", 100.0 * a.top1_agreement));
         }
         row
@@ -32,7 +35,27 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport) -> 
         text.push('\n');
         text += &expert_load(report);
     }
+    text += &gates_met(met);
     text
+}
+
+/// The gates that were met; those that weren't are the error.
+fn gates_met(met: &[MeasuredGate]) -> String {
+    const SHOWN: usize = 6;
+    if met.is_empty() {
+        return String::new();
+    }
+    let mut lines: Vec<String> = met.iter().take(SHOWN).map(MeasuredGate::describe).collect();
+    if met.len() > SHOWN {
+        lines.push(format!("and {} more", met.len() - SHOWN));
+    }
+    format!("\n  gates met: {}\n", lines.join("; "))
+}
+
+/// With its sign, but for what rounds to nothing.
+fn signed(change: f64, decimals: usize) -> String {
+    let text = format!("{change:+.decimals$}");
+    if text.trim_start_matches(['+', '-', '0', '.']).is_empty() { format!("{:.decimals$}", 0.0) } else { text }
 }
 
 fn expert_load(report: &EvalReport) -> String {
@@ -63,7 +86,7 @@ fn stages(held_out: &HeldOutReport) -> String {
     let of_domain = |d: &DomainReport| format!("{}: Δ loss", d.label);
     let mut header: Vec<String> = ["stage", "KL", "top-1 same", "Δ loss"].map(str::to_owned).into();
     header.extend(held_out.result.domains.iter().map(of_domain));
-    let change = |d: &DomainReport| or_dash(d.loss_change().map(|change| format!("{change:+.4}")));
+    let change = |d: &DomainReport| or_dash(d.loss_change().map(|change| signed(change, 4)));
     let row = |stage: &StageReport| {
         let all = &stage.report.all;
         let against = |format: fn(&Comparison) -> String| or_dash(all.against.as_ref().map(format));
@@ -90,7 +113,7 @@ pub(super) fn held_out(receipt: &Receipt) -> String {
     }
     let changes = |d: &DomainReport| {
         let kl = d.against.as_ref().map(|a| format!("{:.4}", a.kl));
-        [or_dash(d.loss_change().map(|change| format!("{change:+.4}"))), or_dash(kl)]
+        [or_dash(d.loss_change().map(|change| signed(change, 4))), or_dash(kl)]
     };
     let row = |(d, control): (&DomainReport, Option<&DomainReport>)| {
         let against = |format: fn(&Comparison) -> String| or_dash(d.against.as_ref().map(format));

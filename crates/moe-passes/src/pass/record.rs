@@ -28,14 +28,13 @@ pub enum Identity {
 impl Identity {
     /// What `effects` come to.
     pub fn of(effects: &[Effect]) -> Self {
-        let reason = |kept: Kept| {
-            let reasons: Vec<_> = effects.iter().filter(|e| e.kept == kept).map(|e| e.why.as_str()).collect();
-            (!reasons.is_empty()).then(|| reasons.join("; "))
-        };
-        match (reason(Kept::No), reason(Kept::Approximately)) {
-            (Some(reason), _) => Self::Changed { reason },
-            (None, Some(reason)) => Self::Approximate { reason },
-            (None, None) => Self::Exact,
+        let has = |kept: Kept| effects.iter().any(|effect| effect.kept == kept);
+        let reasons = effects.iter().filter(|effect| effect.kept != Kept::Exactly).map(|effect| effect.why.as_str());
+        let reason = reasons.collect::<Vec<_>>().join("; ");
+        match (has(Kept::No), has(Kept::Approximately)) {
+            (true, _) => Self::Changed { reason },
+            (false, true) => Self::Approximate { reason },
+            (false, false) => Self::Exact,
         }
     }
 }

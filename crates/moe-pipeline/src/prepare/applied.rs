@@ -8,12 +8,14 @@ use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFil
 use moe_forward::{Corpus, ForwardWork, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decider, Decisions, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
+use moe_passes::{
+    Decider, Decisions, Effect, Kept, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText,
+};
 
 use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
 use crate::statistics::StatisticsFile;
-use crate::train::{Need, TrainingTask};
+use crate::train::{Need, TrainingRecord, TrainingTask};
 
 /// Where a pass finds what it reads, and what it makes goes.
 pub(super) struct Place<'a> {
@@ -156,8 +158,14 @@ impl<'p> Applied<'p> {
     }
 
     /// Puts `model`, which was trained, in the place of the planned one.
-    pub(super) fn trained(&mut self, model: Model) -> Result<()> {
+    pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
         self.plan.model = model;
+        if record.steps > 0 && record.written == 0 {
+            let why = "no measurement was better than the one before the first step: the weights are the source's";
+            self.plan.effects = vec![Effect { option: "train".to_owned(), kept: Kept::Exactly, why: why.to_owned() }];
+            let remedy = "try another --learning-rate, more --steps or more text";
+            self.plan.warnings.push(format!("training changed nothing, since {why}; {remedy}"));
+        }
         (self.declaration, self.result) = declared(&self.plan)?;
         Ok(())
     }

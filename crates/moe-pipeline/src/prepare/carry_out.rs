@@ -211,8 +211,8 @@ impl Prepared<'_> {
             compute: &options.compute,
         };
         let (model, record) = subject.train(progress)?;
+        self.applied[index].trained(model, &record)?;
         self.trained = Some(record);
-        self.applied[index].trained(model)?;
         Ok(true)
     }
 

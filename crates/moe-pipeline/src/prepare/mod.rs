@@ -142,6 +142,7 @@ impl<'p> Prepared<'p> {
                 warnings.push(warning.clone());
             }
         }
+        warnings.extend(self.unchosen());
         warnings
     }
 
@@ -155,6 +156,16 @@ impl<'p> Prepared<'p> {
     /// Whether a pass was trained.
     pub fn is_trained(&self) -> bool {
         self.trained.is_some()
+    }
+
+    /// Says of how many experts nothing is known, since no token of the text chose them.
+    fn unchosen(&self) -> Option<String> {
+        let decided = self.applied.iter().filter_map(|applied| applied.decisions.as_ref());
+        let trust: Vec<_> = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref()).collect();
+        let [dead, all] = [trust.iter().map(|t| t.load.dead).sum::<usize>(), trust.iter().map(|t| t.experts[0]).sum()];
+        (dead > 0).then(|| {
+            format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: give more --data")
+        })
     }
 
     /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use moe_checkpoint::{Error, Kind, Result};
+use moe_forward::DataSpec;
 use moe_passes::Pass;
+use serde_json::Value;
 
 use super::{Recipe, Step, StepKind};
 
@@ -32,7 +35,7 @@ fn common(a: &str, b: &str) -> String {
 }
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
-pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
+pub(super) fn steps(steps: &[Step]) -> std::result::Result<(), String> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
     for (number, step) in numbered() {
@@ -62,6 +65,13 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
+/// The files of text that a pass's options name.
+fn texts_of(options: &Value) -> Vec<PathBuf> {
+    let listed = ["data", "held-out", "pool"].iter().filter_map(|key| options[key].as_array());
+    let specs = listed.flatten().filter_map(|text| text.as_str()?.parse::<DataSpec>().ok());
+    specs.map(|spec| spec.path).chain(options["prompts"].as_str().map(PathBuf::from)).collect()
+}
+
 /// Whether passes, their options and what they write beside their result are the same.
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
     a.len() == b.len()
@@ -69,6 +79,28 @@ fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
 }
 
 impl Recipe {
+    /// Refuses what the last step would fail of when all others have run: files and checkpoints that aren't there and that no earlier
+    /// step makes.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`], naming the step.
+    pub fn check_inputs(&self) -> Result<()> {
+        for (index, step) in self.steps.iter().enumerate() {
+            let made: Vec<&Path> = self.steps[..index].iter().flat_map(Step::writes).collect();
+            let texts = step.texts();
+            let read = step.reads().into_iter().chain(texts.iter().map(PathBuf::as_path));
+            let is_there = |path: &&Path| path.exists() || made.iter().any(|output| path.starts_with(output));
+            if let Some(path) = read.into_iter().find(|path| !is_there(path)) {
+                let what =
+                    format!("step {} ({}) reads what isn't there, and no step before it makes", index + 1, step.name());
+                return Err(Error::new(Kind::Missing, what)
+                    .file(path)
+                    .remedy("correct the path, or make it in an earlier step"));
+            }
+        }
+        Ok(())
+    }
+
     /// Where steps before step `index` put what the same passes with the same options made.
     pub fn made_alike(&self, index: usize) -> Vec<&Path> {
         let StepKind::Convert { passes, .. } = &self.steps[index].kind else { return Vec::new() };
@@ -134,6 +166,21 @@ impl Step {
         };
         all.push(&self.model);
         all
+    }
+
+    /// The files of text, and goldens, that it reads.
+    fn texts(&self) -> Vec<PathBuf> {
+        let paths = |specs: &[DataSpec]| specs.iter().map(|spec| spec.path.clone()).collect::<Vec<_>>();
+        match &self.kind {
+            StepKind::Eval { options, .. } => {
+                paths(&options.data).into_iter().chain(options.gates.golden.clone()).collect()
+            }
+            StepKind::Observe { options, .. } => {
+                options.add.iter().cloned().chain(paths(&options.calibration.data)).collect()
+            }
+            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| texts_of(&pass.options())).collect(),
+            StepKind::Verify | StepKind::Inspect => Vec::new(),
+        }
     }
 
     /// All that it writes.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Result};
+use moe_checkpoint::{Error, Kind, Result};
 
 /// Where a training keeps what it goes on from, and its log.
 pub(crate) struct TrainingDir(PathBuf);
@@ -26,6 +26,19 @@ impl TrainingDir {
     /// Whether there is something to go on from.
     pub fn has_state(&self) -> bool {
         self.0.join(STATE_FILE).is_file()
+    }
+
+    /// Refuses to begin anew where a killed run has left something.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] then.
+    pub fn check_unused(&self) -> Result<()> {
+        match self.0.is_dir() {
+            false => Ok(()),
+            true => Err(Error::new(Kind::Usage, "a run that was stopped left here what it had trained")
+                .file(&self.0)
+                .remedy("give --resume to go on with it, or --overwrite to begin anew")),
+        }
     }
 
     /// The file of that.

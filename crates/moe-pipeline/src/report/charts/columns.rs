@@ -81,7 +81,11 @@ pub(super) fn every(count: usize, pitch: f64, room: f64) -> usize {
 pub(super) fn short(tick: f64) -> String {
     let text = format!("{tick:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
-    if tick != 0.0 && (tick.abs() < 1e-3 || tick.abs() >= 1e5) { format!("{tick:.0e}") } else { text.to_owned() }
+    if tick == 0.0 || (1e-3..1e5).contains(&tick.abs()) {
+        return text.to_owned();
+    }
+    // Halves of a power of ten are ticks, too; 15 times 1e-5 is 1.5000000000000002e-4.
+    format!("{tick:.1e}").replace(".0e", "e")
 }
 
 #[cfg(test)]
