@@ -13,8 +13,8 @@ use moe_math::meter::Meter;
 use moe_math::{Compute, open_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, Timings, bench,
-    convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
+    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
+    bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
     write_logits,
 };
 use serde::Serialize;
@@ -147,7 +147,7 @@ impl Session {
         if writing.dry_run {
             return self.plan(passes, passes.len(), input, output, &options).map(drop);
         }
-        if writing.resume && output.exists() {
+        if writing.resume && output.join(RECEIPT_FILE).is_file() {
             if is_finished(passes, input, output, &options)? {
                 return self.kept(output);
             }

@@ -36,7 +36,10 @@ impl Stage {
 
     /// What a log says while it runs, and this expert of so many.
     pub fn line(&self, expert: Option<(usize, usize)>) -> String {
-        format!("{}: {}", self.name, self.figures(self.began.elapsed(), memory_bytes(), expert).join(", "))
+        let figures = self.figures(self.began.elapsed(), memory_bytes(), expert);
+        // Only in a bar have figures places of their own.
+        let words = figures.iter().map(|figure| figure.split_whitespace().collect::<Vec<_>>().join(" "));
+        format!("{}: {}", self.name, words.collect::<Vec<_>>().join(", "))
     }
 
     /// A bar with figures in at most `columns`.
@@ -143,7 +146,7 @@ mod tests {
 
     #[test]
     fn nothing_is_extrapolated_from_nothing() {
-        assert_eq!(sweep(0).figures(Duration::from_secs(9), None, None), ["layer 1/48"]);
+        assert_eq!(sweep(0).figures(Duration::from_secs(9), None, None), ["layer  1/48"]);
         assert_eq!(sweep(48).figures(Duration::from_secs(8), None, None), ["layer 48/48", "1024 tok/s"]);
         assert_eq!(Stage::new("write", 0, Unit::Bytes).blocks(3), "███");
     }
@@ -153,7 +156,7 @@ mod tests {
         let mut stage = Stage { done: 250_000_000, ..Stage::new("write", 1_000_000_000, Unit::Bytes) };
         stage.status = "layer 3, expert 17".to_owned();
         let figures = stage.figures(Duration::from_secs(2), None, Some((1, 2)));
-        assert_eq!(figures, ["250.00 MB/1.00 GB", "0:06 left", "layer 3, expert 17", "125.00 MB/s"]);
+        assert_eq!(figures, ["250.00 MB/1.00 GB", " 0:06 left", "layer 3, expert 17", "125.00 MB/s"]);
         assert_eq!(stage.announcement(), "write: 1.00 GB");
         assert_eq!((clock(59.2).as_str(), clock(3725.0).as_str()), ("1:00", "1:02:05"));
     }
