@@ -2,12 +2,40 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::exit;
+use std::ptr::null_mut;
 
 use moe_checkpoint::remove_unfinished;
 use moe_forward::{allocated, freed};
+use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
 use crate::bar::say;
+
+/// Milliseconds after which a training's unused memory goes back to the system.
+const DECAY: isize = 2000;
+/// Never: see [`ALLOCATOR_OPTIONS`].
+const KEPT: isize = -1;
+
+/// What `run` returns, during which unused memory goes back to the system. Every step of a training has batches of other sizes for its
+/// experts, and what is kept for the sizes of all of them grows with the steps: from 120 MB to 530 MB in 400 on the built-in model.
+pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
+    decay(DECAY);
+    let result = run();
+    decay(KEPT);
+    result
+}
+
+/// Whether jemalloc took it, as it does wherever there is one arena.
+fn decay(milliseconds: isize) -> bool {
+    let mut took = true;
+    for name in [c"arena.0.dirty_decay_ms", c"arena.0.muzzy_decay_ms"] {
+        let mut value = milliseconds;
+        // SAFETY: the name ends in a zero, and the value has the type that jemalloc documents for it.
+        took &=
+            0 == unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), (&raw mut value).cast(), size_of::<isize>()) };
+    }
+    took
+}
 
 struct Allocator;
 
@@ -58,4 +86,14 @@ fn count(bytes: usize) {
         say(&format!("error: {error}"));
     }
     exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jemalloc_takes_what_it_is_told() {
+        assert!(decay(DECAY) && decay(KEPT));
+    }
 }

@@ -19,6 +19,7 @@ use moe_pipeline::{
 };
 use serde::Serialize;
 
+use crate::allocator::giving_back;
 use crate::bar;
 use crate::cli::{Cli, Command, Common, ComputeType, Writing};
 use crate::{manual, render};
@@ -173,7 +174,8 @@ impl Session {
         if self.common.memory_budget.is_some() {
             self.check_budget(plan(passes, passes.len(), false, input, output, options)?.memory_estimate_bytes)?;
         }
-        let done = convert(passes, input, output, options, self.progress.as_ref())?;
+        let run = || convert(passes, input, output, options, self.progress.as_ref());
+        let done = if passes.iter().any(|pass| pass.trains()) { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done, after))
     }
