@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::lock::{locked, options_of};
-use super::{hidden, unfinished};
+use super::{partial, unfinished};
 use crate::error::{Error, Kind, Result};
 
 /// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed.
@@ -26,7 +26,7 @@ impl StagedFile {
     /// # Errors
     /// [`Kind::Io`] where it can't be created, or another run is writing the same file.
     pub fn create(path: &Path) -> Result<Self> {
-        let staging = hidden(path)?;
+        let staging = partial(path)?;
         let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).open(&staging);
         let file = locked(path, &staging, open)?;
         // What a killed run left behind.

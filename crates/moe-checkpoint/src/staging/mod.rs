@@ -93,7 +93,7 @@ impl OutputDir {
         Self::check(target, inputs, options)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
-        let staging = hidden(target)?;
+        let staging = partial(target)?;
         let open = || {
             match fs::create_dir(&staging) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -265,7 +265,7 @@ fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
 
 /// What an earlier result is called while a new one takes its name.
 fn aside(target: &Path) -> PathBuf {
-    target.with_file_name(format!(".{}.replaced-moe-convert", target.file_name().unwrap_or_default().to_string_lossy()))
+    hidden(target, "replaced")
 }
 
 /// Renames `from` to `to`, where nothing is.
@@ -281,9 +281,17 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// What `target` is called until it is complete.
-fn hidden(target: &Path) -> Result<PathBuf> {
-    let name = target.file_name().ok_or_else(|| Error::new(Kind::Usage, "the output has no name").file(target))?;
-    Ok(parent_of(target).join(format!(".{}.partial-moe-convert", name.to_string_lossy())))
+fn partial(target: &Path) -> Result<PathBuf> {
+    match target.file_name() {
+        Some(_) => Ok(hidden(target, "partial")),
+        None => Err(Error::new(Kind::Usage, "the output has no name").file(target)),
+    }
+}
+
+/// The hidden name beside `target` of a directory or file that is in the state `state`.
+fn hidden(target: &Path, state: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.{state}-moe-convert"))
 }
 
 impl Drop for OutputDir {
@@ -344,6 +352,13 @@ mod tests {
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    /// Makes a result.
+    fn finish(target: &Path, options: OutputOptions<'_>) -> Result<()> {
+        let mut output = OutputDir::create(target, &[], options)?;
+        output.write("receipt", b"x")?;
+        output.commit()
     }
 
     #[test]
@@ -430,19 +445,14 @@ mod tests {
     fn an_earlier_result_is_locked_until_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let finish = |options| {
-            let mut output = OutputDir::create(&target, &[], options)?;
-            output.write("receipt", b"x")?;
-            output.commit()
-        };
-        finish(OPTIONS).unwrap();
+        finish(&target, OPTIONS).unwrap();
         // Somebody removes it, as a run does that has replaced it.
         let removing = File::open(&target).unwrap();
         lock(&target, &removing).unwrap();
-        let error = finish(OVERWRITE).unwrap_err().to_string();
+        let error = finish(&target, OVERWRITE).unwrap_err().to_string();
         assert!(error.contains("out-2"), "{error}");
         drop(removing);
-        finish(OVERWRITE).unwrap();
+        finish(&target, OVERWRITE).unwrap();
         assert_eq!(names(dir.path()), ["out", "out-2"]);
     }
 
@@ -450,12 +460,7 @@ mod tests {
     fn without_an_exchange_of_names_both_results_are_whole_at_any_time() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let finish = |options| {
-            let mut output = OutputDir::create(&target, &[], options)?;
-            output.write("receipt", b"x")?;
-            output.commit()
-        };
-        finish(OPTIONS).unwrap();
+        finish(&target, OPTIONS).unwrap();
         let staging = dir.path().join("new");
         fs::create_dir(&staging).unwrap();
         fs::write(staging.join("receipt"), "new").unwrap();
@@ -469,11 +474,11 @@ mod tests {
         assert_eq!(names(dir.path()), ["out"]);
         // A run that was killed between the renames: the next one has the earlier result in its way again.
         fs::rename(&target, aside(&target)).unwrap();
-        assert_eq!(finish(OPTIONS).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(finish(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
         assert_eq!(names(dir.path()), ["out"]);
         assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "new");
         fs::rename(&target, aside(&target)).unwrap();
-        finish(OVERWRITE).unwrap();
+        finish(&target, OVERWRITE).unwrap();
         assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "x");
         assert_eq!(names(dir.path()), ["out"]);
     }
