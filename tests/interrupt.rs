@@ -39,3 +39,29 @@ fn a_scheduler_is_told_the_same() {
     assert!(String::from_utf8(sandbox.read("said")).unwrap().contains("stopped by SIGTERM"));
     assert_eq!(sandbox.names("."), ["golden", "said"]);
 }
+
+/// A CI job that is cancelled shows which step it was in.
+#[test]
+fn a_stopped_recipe_leaves_a_report() {
+    let sandbox = Sandbox::new();
+    let options = QUANTIZE.split(" --").skip(1).filter(|option| *option != "per-expert");
+    let keys: String = options
+        .map(|option| match option.split_once(' ').unwrap() {
+            ("data", text) => format!("data = [\"{}\"]\n", text.trim()),
+            (key, number) if number.trim().parse::<u64>().is_ok() => format!("{key} = {number}\n"),
+            (key, text) => format!("{key} = \"{text}\"\n"),
+        })
+        .collect();
+    let step = |run: &str| format!("[[step]]\nrun = \"{run}\"\nmodel = \"golden/models/moe\"\n");
+    sandbox
+        .write("r.toml", format!("{}{}output = \"out\"\n{keys}{}", step("verify"), step("quantize"), step("inspect")));
+    stopped(&sandbox, "run r.toml --junit r.xml", "INT").exits(130);
+    let xml = String::from_utf8(sandbox.read("r.xml")).unwrap();
+    for part in [
+        "tests=\"3\" failures=\"0\" errors=\"1\" skipped=\"1\"",
+        "name=\"1. verify: golden/models/moe\"",
+        "<error message=\"stopped before its end\">",
+    ] {
+        assert!(xml.contains(part), "{part}: {xml}");
+    }
+}

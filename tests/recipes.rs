@@ -362,6 +362,21 @@ fn what_is_missing_is_said_before_any_step() {
         }
         assert!(!sandbox.path("result").exists());
     }
+    // Files that passes name, whatever they are for.
+    let step =
+        |run: &str| format!("\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n");
+    for (run, key) in [
+        ("upcycle", "experts = 4\ntop-k = 2\nprompts = \"none.txt\""),
+        ("prune", "keep = 0.5\ndata = [\"none.txt\"]"),
+        ("merge", "keep = 0.5\nheld-out = [\"x=none.txt\"]"),
+        ("quantize", "pool = [\"none.txt\"]"),
+        ("distill", "data = [\"none.txt\"]"),
+        ("heal", "data = [\"none.txt\"]"),
+    ] {
+        let sandbox = sandbox(&format!("{RECIPE}{}{key}\n", step(run)));
+        sandbox.run("run recipe.toml").exits(1).says(&["none.txt", "no step before it makes", &format!("({run})")]);
+        assert!(!sandbox.path("result").exists());
+    }
     let sandbox = sandbox(RECIPE);
     for option in ["--junit", "--summary"] {
         sandbox.run(&format!("run recipe.toml {option} nowhere/x")).exits(2).says(&["nowhere/x", option]);

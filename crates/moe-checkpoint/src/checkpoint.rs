@@ -152,6 +152,8 @@ fn is_side_file(name: &str) -> bool {
     known && !name.contains(char::is_control)
 }
 
+const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the safetensors files";
+
 /// What is there instead, where that can be seen.
 fn no_config(dir: &Path, config: &Path) -> Error {
     let found = match std::fs::read_dir(dir) {
@@ -168,7 +170,7 @@ fn no_config(dir: &Path, config: &Path) -> Error {
     if found.iter().any(|name| name.ends_with(".gguf")) {
         return missing(": GGUF is not read").remedy("give the safetensors checkpoint that it was made of");
     }
-    missing("").remedy("give the directory that holds config.json and the safetensors files")
+    missing("").remedy(WHAT_TO_GIVE)
 }
 
 fn check_directory(dir: &Path) -> Result<()> {
@@ -178,7 +180,7 @@ fn check_directory(dir: &Path) -> Result<()> {
     if dir.exists() {
         return Err(Error::new(Kind::Usage, "a checkpoint is a directory; this is a file")
             .file(dir)
-            .remedy("give the directory that holds config.json and the safetensors files"));
+            .remedy(WHAT_TO_GIVE));
     }
     Err(Error::new(Kind::Missing, "no such checkpoint directory").file(dir).remedy(
         "check the path; hub names are not downloaded: fetch the model first (hf download NAME --local-dir DIR)",

@@ -4,12 +4,12 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::process::exit;
 use std::ptr::null_mut;
 
-use moe_checkpoint::remove_unfinished;
 use moe_forward::{allocated, freed};
 use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
 use crate::bar::say;
+use crate::interrupt::clear_away;
 
 /// Milliseconds after which a training's unused memory goes back to the system.
 const DECAY: isize = 2000;
@@ -82,9 +82,7 @@ unsafe impl GlobalAlloc for Allocator {
 fn count(bytes: usize) {
     let Err(error) = allocated(bytes) else { return };
     say(&format!("error: {error}"));
-    if let Err(error) = remove_unfinished() {
-        say(&format!("error: {error}"));
-    }
+    clear_away();
     exit(1);
 }
 

@@ -4,6 +4,7 @@ use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use moe_checkpoint::remove_unfinished;
+use moe_passes::{DistillOptions, HealOptions};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -31,24 +32,29 @@ pub fn listen() {
         let name = if signal == SIGINT { "Ctrl-C" } else { "SIGTERM" };
         // A bar may stand in this line.
         say(&format!("\nstopped by {name}: {}", how_to_go_on(&arguments)));
-        if let Err(error) = remove_unfinished() {
-            say(&format!("error: {error}"));
-        }
+        clear_away();
         // As shells count.
         exit(128 + signal);
     });
 }
 
-/// What was called, so that it goes on; or that it starts over, where nothing is kept.
-fn how_to_go_on(arguments: &[String]) -> String {
-    let resumes =
-        called(arguments).is_some_and(|command| command.get_arguments().any(|option| option.get_id() == "resume"));
-    if !resumes {
-        return "nothing was changed".to_owned();
+/// Removes what is unfinished, before an end that runs no destructor.
+pub fn clear_away() {
+    if let Err(error) = remove_unfinished() {
+        say(&format!("error: {error}"));
     }
+}
+
+/// What was called, so that it goes on; or runs again, where nothing is kept.
+fn how_to_go_on(arguments: &[String]) -> String {
+    let resumes = |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
+    let Some(command) = called(arguments).filter(resumes) else { return "nothing was changed".to_owned() };
+    // Trainings are saved, and a recipe's steps are kept.
+    let saves = [HealOptions::NAME, DistillOptions::NAME, "run"].contains(&command.get_name());
+    let aim = if saves { "go on" } else { "run it again" };
     let given = arguments.iter().any(|word| word == "--resume");
     let words = arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));
-    format!("no result was left half-written; to go on:\n  {}", words.collect::<Vec<_>>().join(" "))
+    format!("no result was left half-written; to {aim}:\n  {}", words.collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -61,6 +67,9 @@ mod tests {
 
     #[test]
     fn what_can_go_on_says_how() {
+        let training = said("moe-convert heal a -o b --data t");
+        assert!(training.ends_with("to go on:\n  moe-convert heal a -o b --data t --resume"), "{training}");
+        assert!(said("moe-convert merge a -o b --keep 0.5").contains("to run it again:\n"));
         assert!(
             said("moe-convert prune a -o it's --keep 0.5")
                 .ends_with(r"moe-convert prune a -o 'it'\''s' --keep 0.5 --resume")

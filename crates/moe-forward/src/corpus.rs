@@ -28,6 +28,13 @@ pub struct DataSpec {
     pub weight: Option<f64>,
 }
 
+impl DataSpec {
+    /// The files of `specs`.
+    pub fn files(specs: &[Self]) -> impl Iterator<Item = &Path> {
+        specs.iter().map(|spec| spec.path.as_path())
+    }
+}
+
 impl FromStr for DataSpec {
     type Err = Error;
 

@@ -1,8 +1,9 @@
 //! Healing: a short continued training after upcycling, pruning or merging.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use moe_forward::DataSpec;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,10 @@ impl Pass for HealOptions {
 
     fn options(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn texts(&self) -> Vec<&Path> {
+        DataSpec::files(&self.text.data).chain(DataSpec::files(&self.text.held_out)).collect()
     }
 
     fn spills(&self) -> bool {

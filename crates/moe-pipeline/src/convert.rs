@@ -145,9 +145,6 @@ pub fn convert(
 ) -> Result<Conversion> {
     check_together(passes)?;
     check_options(passes, input, output, options)?;
-    if !options.resume && !options.overwrite && passes.iter().any(|pass| pass.trains()) {
-        TrainingDir::of(output).check_unused()?;
-    }
     let mut timings = Timings::default();
     let meter = &options.compute.meter;
     meter.take();
@@ -253,6 +250,9 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
     }
     if input.is_dir() {
         OutputDir::check(output, &inputs(passes, input), output_options(options))?;
+    }
+    if !options.resume && !options.overwrite && passes.iter().any(|pass| pass.trains()) {
+        TrainingDir::of(output).check_unused()?;
     }
     Ok(())
 }

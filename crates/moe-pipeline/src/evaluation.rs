@@ -55,7 +55,7 @@ pub fn eval(
     let labels: Vec<&str> = options.data.iter().map(|data| data.label.as_str()).collect();
     options.gates.check(original.is_some(), &labels)?;
     let mut snapshot = Snapshot::default();
-    snapshot.extend(options.data.iter().map(|spec| &spec.path));
+    snapshot.extend(DataSpec::files(&options.data));
     let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;

@@ -2,6 +2,7 @@
 
 mod check;
 mod expand;
+mod guess;
 mod outcome;
 mod schema;
 mod source;
@@ -21,6 +22,7 @@ use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use crate::prepare::check_together;
 use expand::Expansion;
+use guess::{guess, guess_key};
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::Source;
@@ -141,12 +143,15 @@ impl Recipe {
     }
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
-        let mut raw: RawRecipe = toml::from_str(text).map_err(|e| usage(e.to_string().trim_end().to_owned()))?;
+        let mut raw: RawRecipe = toml::from_str(text).map_err(|e| {
+            let what = e.to_string();
+            usage(format!("{}{}", what.trim_end(), guess_key(&what)))
+        })?;
         let mut variables = Variables::default();
         for (key, value) in overrides {
             let Some(declared) = raw.vars.get_mut(key) else {
                 let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
-                let what = format!("this recipe has no variable {key:?}");
+                let what = format!("this recipe has no variable {key:?}{}", guess(key, known.iter().copied()));
                 return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
             };
             *declared = given(value, declared).map_err(|what| usage(format!("--set {key}: {what}")))?;
@@ -201,10 +206,10 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite }
         }
         other => {
-            let passes = PASSES.join(", ");
-            return Err(format!(
-                "there is no command {other:?}; there are {passes}, {CONVERT}, observe, eval, verify and inspect"
-            ));
+            let known: Vec<&str> =
+                PASSES.into_iter().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect();
+            let guess = guess(other, known.iter().copied());
+            return Err(format!("there is no command {other:?}, only {}{guess}", known.join(", ")));
         }
     };
     Ok(Step { command, model, label, chosen: String::new(), kind })
@@ -231,7 +236,7 @@ fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>, String> {
         HealOptions::NAME => Box::new(options::<HealOptions>(table)?),
         QuantizeOptions::NAME => Box::new(options::<QuantizeOptions>(table)?),
         DistillOptions::NAME => Box::new(options::<DistillOptions>(table)?),
-        other => return Err(format!("there is no pass {other:?}; there are {}", PASSES.join(", "))),
+        other => return Err(format!("there is no pass {other:?}, only {}{}", PASSES.join(", "), guess(other, PASSES))),
     })
 }
 

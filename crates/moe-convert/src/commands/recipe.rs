@@ -32,32 +32,30 @@ impl Session {
         recipe.check_inputs()?;
         reports.check()?;
         let count = recipe.steps.len();
-        let (mut rows, mut outcomes, mut planned) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rows, mut planned) = (Vec::new(), Vec::new());
+        let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };
+        let mut outcomes: Vec<StepOutcome> = (0..count).map(not_run).collect();
         // In a dry run: what steps would make anew, whatever is there now.
         let mut stale = BTreeSet::new();
         let mut failed = None;
         for (index, step) in recipe.steps.iter().enumerate() {
-            let mut finish = |start: Instant, outcome| {
-                let seconds = start.elapsed().as_secs_f64();
-                outcomes.push(StepOutcome { name: recipe.step_name(index), seconds, outcome });
-            };
-            let start = Instant::now();
-            if failed.is_some() {
-                finish(start, Outcome::NotRun);
-                continue;
-            }
             let (number, name) = (index + 1, step.name());
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
+            if !how.dry_run {
+                outcomes[index].outcome = Outcome::unfinished();
+                reports.write_junit(&recipe.name, &outcomes)?;
+            }
             let mut failure = |error: anyhow::Error| {
                 let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
                 failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
                 outcome
             };
+            let start = Instant::now();
             let result = match how.dry_run {
                 true => self.plan_step(&recipe, index, how, &stale),
                 false => self.step(&recipe, index, how, timings),
             };
-            let outcome = match result {
+            outcomes[index].outcome = match result {
                 Ok(StepResult::Done) => Outcome::Done,
                 Ok(StepResult::Reused) => Outcome::Reused,
                 Ok(StepResult::Planned(seconds)) => {
@@ -71,7 +69,10 @@ impl Session {
                 }
                 Err(error) => failure(error),
             };
-            finish(start, outcome);
+            outcomes[index].seconds = start.elapsed().as_secs_f64();
+            if failed.is_some() {
+                break;
+            }
         }
         if failed.is_none() && !how.dry_run {
             self.progress.note(&format!("{}: {count} steps, all done", recipe.name));
@@ -230,9 +231,7 @@ impl Reports {
     }
 
     fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
-        if let Some(path) = &self.junit {
-            write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?;
-        }
+        self.write_junit(recipe, steps)?;
         if let Some(path) = &self.summary {
             // Steps of a CI job share this file.
             let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
@@ -240,5 +239,11 @@ impl Reports {
             written.map_err(|e| Error::io("cannot write this summary", path, e))?;
         }
         Ok(())
+    }
+
+    /// Replaces the JUnit file, which is written before each step, too: a job that is killed leaves one that says where.
+    fn write_junit(&self, recipe: &str, steps: &[StepOutcome]) -> Result<()> {
+        let Some(path) = &self.junit else { return Ok(()) };
+        Ok(write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?)
     }
 }

@@ -17,6 +17,9 @@ mod select;
 mod student;
 mod weights;
 
+use std::path::Path;
+
+use moe_forward::DataSpec;
 use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
@@ -44,6 +47,10 @@ impl Pass for DistillOptions {
 
     fn options(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn texts(&self) -> Vec<&Path> {
+        DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
     }
 
     fn control_name(&self) -> &'static str {

@@ -33,6 +33,9 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         "random choice"
     }
 
+    /// Files of text that its options name, whether or not they are needed.
+    fn texts(&self) -> Vec<&Path>;
+
     /// Checkpoints that it reads beside the one that it converts.
     fn others(&self) -> &[PathBuf] {
         &[]

@@ -40,7 +40,7 @@ impl TextSource {
     /// The files that it is read from.
     pub fn files(&self) -> Vec<&Path> {
         match self {
-            Self::Data { specs, .. } => specs.iter().map(|spec| spec.path.as_path()).collect(),
+            Self::Data { specs, .. } => DataSpec::files(specs).collect(),
             Self::Prompts { path, .. } => vec![path],
         }
     }

@@ -112,6 +112,10 @@ impl Pass for PruneOptions {
         serde_json::to_value(self).unwrap_or_default()
     }
 
+    fn texts(&self) -> Vec<&Path> {
+        self.reduce.texts()
+    }
+
     fn statistics(&self) -> Option<&Path> {
         self.reduce.stats.as_deref()
     }

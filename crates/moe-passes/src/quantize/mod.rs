@@ -16,9 +16,11 @@ mod survey;
 mod widths;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
+use moe_forward::DataSpec;
 use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 use serde_json::Value;
 
@@ -45,6 +47,13 @@ impl Pass for QuantizeOptions {
 
     fn options(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn texts(&self) -> Vec<&Path> {
+        [&self.calibration.data, &self.pool, &self.measuring.held_out]
+            .into_iter()
+            .flat_map(|specs| DataSpec::files(specs))
+            .collect()
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {

@@ -1,9 +1,10 @@
 //! Options that pruning and merging share.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use moe_forward::DataSpec;
 use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +219,11 @@ impl ReduceOptions {
         }
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size::uniform(model, before, after))
+    }
+
+    /// Files of text that are named.
+    pub(crate) fn texts(&self) -> Vec<&Path> {
+        DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
     }
 
     /// Text that the result is measured on, if there is some.

@@ -14,8 +14,9 @@ mod partition;
 mod routers;
 mod scales;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
@@ -41,6 +42,10 @@ impl Pass for UpcycleOptions {
 
     fn options(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn texts(&self) -> Vec<&Path> {
+        DataSpec::files(&self.data).chain(self.prompts.as_deref()).collect()
     }
 
     fn spills(&self) -> bool {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::DataSpec;
 use moe_passes::Pass;
-use serde_json::Value;
 
 use super::{Recipe, Step, StepKind};
 
@@ -35,7 +34,7 @@ fn common(a: &str, b: &str) -> String {
 }
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
-pub(super) fn steps(steps: &[Step]) -> std::result::Result<(), String> {
+pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
     for (number, step) in numbered() {
@@ -65,13 +64,6 @@ pub(super) fn steps(steps: &[Step]) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The files of text that a pass's options name.
-fn texts_of(options: &Value) -> Vec<PathBuf> {
-    let listed = ["data", "held-out", "pool"].iter().filter_map(|key| options[key].as_array());
-    let specs = listed.flatten().filter_map(|text| text.as_str()?.parse::<DataSpec>().ok());
-    specs.map(|spec| spec.path).chain(options["prompts"].as_str().map(PathBuf::from)).collect()
-}
-
 /// Whether passes, their options and what they write beside their result are the same.
 fn same_work(a: &[Box<dyn Pass>], b: &[Box<dyn Pass>]) -> bool {
     a.len() == b.len()
@@ -85,18 +77,17 @@ impl Recipe {
     /// # Errors
     /// [`Kind::Missing`], naming the step.
     pub fn check_inputs(&self) -> Result<()> {
+        let mut made: Vec<&Path> = Vec::new();
         for (index, step) in self.steps.iter().enumerate() {
-            let made: Vec<&Path> = self.steps[..index].iter().flat_map(Step::writes).collect();
-            let texts = step.texts();
-            let read = step.reads().into_iter().chain(texts.iter().map(PathBuf::as_path));
             let is_there = |path: &&Path| path.exists() || made.iter().any(|output| path.starts_with(output));
-            if let Some(path) = read.into_iter().find(|path| !is_there(path)) {
+            if let Some(path) = step.reads().into_iter().chain(step.texts()).find(|path| !is_there(path)) {
                 let what =
                     format!("step {} ({}) reads what isn't there, and no step before it makes", index + 1, step.name());
                 return Err(Error::new(Kind::Missing, what)
                     .file(path)
                     .remedy("correct the path, or make it in an earlier step"));
             }
+            made.extend(step.writes());
         }
         Ok(())
     }
@@ -168,17 +159,16 @@ impl Step {
         all
     }
 
-    /// The files of text, and goldens, that it reads.
-    fn texts(&self) -> Vec<PathBuf> {
-        let paths = |specs: &[DataSpec]| specs.iter().map(|spec| spec.path.clone()).collect::<Vec<_>>();
+    /// The files of text, goldens and statistics to add to, that it reads.
+    fn texts(&self) -> Vec<&Path> {
         match &self.kind {
             StepKind::Eval { options, .. } => {
-                paths(&options.data).into_iter().chain(options.gates.golden.clone()).collect()
+                DataSpec::files(&options.data).chain(options.gates.golden.as_deref()).collect()
             }
             StepKind::Observe { options, .. } => {
-                options.add.iter().cloned().chain(paths(&options.calibration.data)).collect()
+                DataSpec::files(&options.calibration.data).chain(options.add.iter().map(PathBuf::as_path)).collect()
             }
-            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| texts_of(&pass.options())).collect(),
+            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| pass.texts()).collect(),
             StepKind::Verify | StepKind::Inspect => Vec::new(),
         }
     }

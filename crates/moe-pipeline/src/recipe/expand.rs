@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
+use super::guess::guess_key;
 use super::source::Source;
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
@@ -83,7 +84,7 @@ impl Expansion<'_> {
     /// What is wrong with a step, and where it stands.
     fn wrong(&self, place: &str, name: &str, what: &str) -> Error {
         let line = self.source.line(place, what).map_or(String::new(), |line| format!("line {line}, "));
-        usage(format!("{line}step {place} ({name}): {what}"))
+        usage(format!("{line}step {place} ({name}): {what}{}", guess_key(what)))
     }
 
     fn block(&mut self, mut table: Table, place: &str) -> Result<()> {

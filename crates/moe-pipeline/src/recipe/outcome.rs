@@ -27,6 +27,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Of a step that runs: what is true of it if nothing is said of it later.
+    pub fn unfinished() -> Self {
+        Self::Failed { gate: false, message: "stopped before its end".to_owned() }
+    }
+
     /// That of an error whose first cause has `kind`.
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
         Self::Failed { gate: kind == Some(Kind::Gate), message }

@@ -143,6 +143,7 @@ fn mistakes_in_blocks_are_named() {
 fn mistakes_are_named() {
     let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
     assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
+    assert!(with("top-k", "topk").ends_with("; did you mean top-k?"), "{}", with("top-k", "topk"));
     let mistyped = with("experts = 8", "experts = \"8\"");
     assert!(
         mistyped.contains("line 8, step 1 (upcycle): invalid type") && mistyped.contains("in `experts`"),
@@ -164,7 +165,7 @@ fn mistakes_are_named() {
     let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
     assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
     assert!(with("experts = 8", "").contains("missing field `experts`"));
-    assert!(with("\"verify\"", "\"verfiy\"").contains("there is no command \"verfiy\""));
+    assert!(with("\"verify\"", "\"verfiy\"").ends_with("; did you mean verify?"));
     assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
     assert!(with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts").contains("no variable \"oops\""));
     assert!(message("step = 3", &[]).contains("line 1"));

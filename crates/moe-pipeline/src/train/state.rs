@@ -42,6 +42,13 @@ pub(super) struct State {
     pub best_bytes: Vec<Arc<Vec<u8>>>,
 }
 
+/// How large a parameter is.
+pub(super) struct Size {
+    pub elements: usize,
+    /// Bytes in a checkpoint's file.
+    pub stored_bytes: u64,
+}
+
 /// Floats are kept in tensors: JSON wouldn't give the same bits back.
 #[derive(Serialize, Deserialize)]
 struct About {
@@ -103,11 +110,11 @@ impl State {
         })
     }
 
-    /// Reads it from `path`; `parameters` says of each parameter how many elements it has, and how many bytes in a file.
+    /// Reads it from `path`, of parameters of these sizes.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
-    pub fn read(path: &Path, fingerprint: &str, parameters: &[(usize, u64)]) -> Result<Self> {
+    pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<Self> {
         const REMEDY: &str = "start over without --resume";
         let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
@@ -140,24 +147,19 @@ impl State {
         let f64s = |name: &str| -> Result<Vec<f64>> {
             Ok(bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
         };
-        let f32s = |name: String, elements: usize| -> Result<Vec<f32>> {
-            let values: Vec<f32> = bytes(&name)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            match values.len() == elements {
-                true => Ok(values),
-                false => Err(malformed("a saved parameter of another size").tensor(name)),
-            }
+        let sized = |name: String, size: u64| match bytes(&name)? {
+            bytes if bytes.len() as u64 == size => Ok(bytes),
+            _ => Err(malformed("a saved parameter of another size").tensor(name)),
         };
-        let of_parameter = |(index, (elements, _)): (usize, &(usize, u64))| -> Result<[Vec<f32>; 3]> {
-            let of = |name: &str| f32s(format!("{name}.{index}"), *elements);
+        let of_parameter = |(index, size): (usize, &Size)| -> Result<[Vec<f32>; 3]> {
+            let of = |name: &str| -> Result<Vec<f32>> {
+                let bytes = sized(format!("{name}.{index}"), (size.elements * size_of::<f32>()) as u64)?;
+                Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            };
             Ok([of("value")?, of("m")?, of("v")?])
         };
-        let best_of_parameter = |(index, (_, stored)): (usize, &(usize, u64))| -> Result<Arc<Vec<u8>>> {
-            let name = format!("best.{index}");
-            match bytes(&name)? {
-                best if best.len() as u64 == *stored => Ok(Arc::new(best)),
-                _ => Err(malformed("a saved parameter of another size").tensor(name)),
-            }
-        };
+        let best_of_parameter =
+            |(index, size): (usize, &Size)| sized(format!("best.{index}"), size.stored_bytes).map(Arc::new);
         let best = match about.best {
             Some(_) => parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?,
             None => Vec::new(),
@@ -216,13 +218,14 @@ mod tests {
             ],
             best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
         };
-        let parameters = [(2, 3), (1, 0)];
+        let sizes = |sizes: [(usize, u64); 2]| sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes });
+        let parameters = sizes([(2, 3), (1, 0)]);
         state.write(&path).unwrap();
         let read = State::read(&path, "f", &parameters).unwrap();
         assert!(read == state);
         assert_eq!(State::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
-        assert_eq!(State::read(&path, "f", &[(2, 3), (2, 0)]).err().unwrap().kind(), Kind::Malformed);
-        assert_eq!(State::read(&path, "f", &[(2, 3), (1, 1)]).err().unwrap().kind(), Kind::Malformed);
+        assert_eq!(State::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(), Kind::Malformed);
+        assert_eq!(State::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(), Kind::Malformed);
         // Whichever byte is another one, and wherever it ends: it is this state or an error.
         let written = std::fs::read(&path).unwrap();
         for at in 0..written.len() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::EvalReport;
-use moe_forward::train::{Gradients, LayerCounts, Losses, Parameters, add_counts};
+use moe_forward::train::{Gradients, LayerCounts, Losses, Parameter, Parameters, add_counts};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
@@ -14,7 +14,7 @@ use serde_json::json;
 use super::dir::TrainingDir;
 use super::log::{describe_load, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
-use super::state::State;
+use super::state::{Size, State};
 use crate::progress::Progress;
 
 /// What is trained for.
@@ -106,12 +106,12 @@ impl Trainer<'_> {
     }
 
     fn start(&self, task: &mut dyn Task, before: Option<&EvalReport>) -> Result<Running<'_>> {
-        let of = |p: &moe_forward::train::Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
+        let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
         let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
         let mut state = State { fingerprint: self.fingerprint.clone(), ..State::default() };
         if self.resume && self.dir.has_state() {
-            let size = |p: &moe_forward::train::Parameter| (p.weight.elements(), p.weight.bytes());
-            let sizes: Vec<(usize, u64)> = self.parameters.list.iter().map(size).collect();
+            let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
+            let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
             state = State::read(&self.dir.state(), &self.fingerprint, &sizes)?;
             self.restore(&mut state, &mut moments)?;
             task.skip(state.step);

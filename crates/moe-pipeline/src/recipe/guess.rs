@@ -1,0 +1,40 @@
+//! What a mistyped word was meant to be.
+
+/// Below this, two words have little in common.
+const ALIKE: f64 = 0.8;
+
+/// The word of `known` that `word` is most like, as a question; nothing where it is like none.
+pub(super) fn guess<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let alike = known.into_iter().map(|other| (strsim::jaro_winkler(word, other), other));
+    let best = alike.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike >= ALIKE);
+    best.map_or(String::new(), |(_, other)| format!("; did you mean {other}?"))
+}
+
+/// [`guess`] for what serde says of an unknown key: "unknown field `kee`, expected one of `keep`, `seed`".
+pub(super) fn guess_key(message: &str) -> String {
+    let Some((_, said)) = message.split_once("unknown field `") else { return String::new() };
+    let Some((key, expected)) = said.split_once('`') else { return String::new() };
+    guess(key, expected.split([',', ' ', '`', '\n']).filter(|word| !["", "expected", "one", "of", "or"].contains(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_alike_is_guessed() {
+        let passes = ["prune", "merge", "quantize"];
+        assert_eq!(guess("quantise", passes), "; did you mean quantize?");
+        assert_eq!(guess("prunes", passes), "; did you mean prune?");
+        assert_eq!(guess("verify", passes), "");
+        assert_eq!(guess("x", []), "");
+    }
+
+    #[test]
+    fn keys_are_guessed_from_what_is_expected() {
+        let said = "unknown field `topk`, expected one of `experts`, `top-k`, `init` in `x`";
+        assert_eq!(guess_key(said), "; did you mean top-k?");
+        assert_eq!(guess_key("unknown field `outpt`, expected `each` or `output`\n"), "; did you mean output?");
+        assert_eq!(guess_key("missing field `experts`"), "");
+    }
+}
