@@ -175,7 +175,10 @@ impl Session {
             self.check_budget(plan(passes, passes.len(), false, input, output, options)?.memory_estimate_bytes)?;
         }
         let run = || convert(passes, input, output, options, self.progress.as_ref());
-        let done = if passes.iter().any(|pass| pass.trains()) { giving_back(run) } else { run() }?;
+        // Layers that are fitted one by one while a pass decides have batches of one size: for them, memory that comes back in other places is
+        // worse than what is kept.
+        let heals = passes.iter().any(|pass| pass.training().is_some());
+        let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
         self.print(&done, || render::conversion(input, output, &done, after))
     }
