@@ -8,6 +8,25 @@ use common::{BINARY, Sandbox};
 const QUANTIZE: &str = "quantize golden/models/moe -o out --per-expert --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
                         --data-tokens 16384 --sequence-length 256";
 
+/// The same between two short steps.
+const RECIPE: &str = r#"
+[[step]]
+run = "verify"
+model = "golden/models/moe"
+[[step]]
+run = "quantize"
+model = "golden/models/moe"
+output = "out"
+scheme = "w4a16"
+group-size = 32
+data = ["golden/text/english.calibration.txt"]
+data-tokens = 16384
+sequence-length = 256
+[[step]]
+run = "inspect"
+model = "golden/models/moe"
+"#;
+
 /// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file `said`.
 fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> common::Outcome {
     sandbox.shell(&format!(
@@ -44,17 +63,7 @@ fn a_scheduler_is_told_the_same() {
 #[test]
 fn a_stopped_recipe_leaves_a_report() {
     let sandbox = Sandbox::new();
-    let options = QUANTIZE.split(" --").skip(1).filter(|option| *option != "per-expert");
-    let keys: String = options
-        .map(|option| match option.split_once(' ').unwrap() {
-            ("data", text) => format!("data = [\"{}\"]\n", text.trim()),
-            (key, number) if number.trim().parse::<u64>().is_ok() => format!("{key} = {number}\n"),
-            (key, text) => format!("{key} = \"{text}\"\n"),
-        })
-        .collect();
-    let step = |run: &str| format!("[[step]]\nrun = \"{run}\"\nmodel = \"golden/models/moe\"\n");
-    sandbox
-        .write("r.toml", format!("{}{}output = \"out\"\n{keys}{}", step("verify"), step("quantize"), step("inspect")));
+    sandbox.write("r.toml", RECIPE);
     stopped(&sandbox, "run r.toml --junit r.xml", "INT").exits(130);
     let xml = String::from_utf8(sandbox.read("r.xml")).unwrap();
     for part in [

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json, sha256_bytes};
-use moe_forward::{Corpus, ForwardWork, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_forward::{Corpus, DataSpec, ForwardWork, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
@@ -263,7 +263,7 @@ fn texts(pass: &dyn Pass, plan: &Plan, decider: Option<&dyn Decider>) -> Vec<Pat
 /// The given plan, held-out text, and text that is trained on.
 fn further_files(pass: &dyn Pass) -> Vec<PathBuf> {
     let held_out = pass.held_out();
-    let held_out = held_out.iter().flat_map(|held_out| held_out.data.iter().map(|spec| spec.path.clone()));
+    let held_out = held_out.iter().flat_map(|held_out| DataSpec::files(held_out.data)).map(Path::to_owned);
     let trained = pass.training().into_iter().flat_map(|training| {
         let TrainingText { data, held_out, .. } = training.text;
         data.into_iter().chain(held_out).map(|spec| spec.path)

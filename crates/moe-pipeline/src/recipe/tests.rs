@@ -165,7 +165,11 @@ fn mistakes_are_named() {
     let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
     assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
     assert!(with("experts = 8", "").contains("missing field `experts`"));
-    assert!(with("\"verify\"", "\"verfiy\"").ends_with("; did you mean verify?"));
+    let command = with("\"verify\"", "\"verfiy\"");
+    assert!(
+        command.contains("there is no command \"verfiy\"") && command.ends_with("; did you mean verify?"),
+        "{command}"
+    );
     assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
     assert!(with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts").contains("no variable \"oops\""));
     assert!(message("step = 3", &[]).contains("line 1"));
