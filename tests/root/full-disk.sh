@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A disk that is really full: `tests/root/full-disk.sh target/release/moe-convert`, as root (it mounts a tmpfs).
-# Without the right to mount it says so and passes; tests/full_disk.rs covers failing writes without rights.
+# Without the right to mount it says so and passes; tests/it/full_disk.rs covers failing writes without rights.
 source "$(dirname "$0")/lib.sh"
 need_mounts
 

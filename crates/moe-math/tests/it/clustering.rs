@@ -1,9 +1,7 @@
 //! What clustering promises, on every device.
 
-mod common;
-
+use crate::common::{every_device, numbers};
 use candle_core::{Device, Tensor};
-use common::{every_device, numbers};
 use moe_math::kmeans::{
     ClusterError, Clustering, Metric, Options, balanced_kmeans, balanced_kmeans_from, kmeans, kmeans_from,
 };

@@ -1,11 +1,9 @@
 //! Peak memory is bounded by a layer, not by the model: four times the layers or experts change nothing.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::Sandbox;
+use crate::common::Sandbox;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 

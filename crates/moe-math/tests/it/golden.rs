@@ -1,9 +1,7 @@
 //! Agreement with scikit-learn, scipy and numpy (golden/math), on every device.
 
-mod common;
-
+use crate::common::{Golden, difference, every_device, numbers};
 use candle_core::Device;
-use common::{Golden, difference, every_device, numbers};
 use moe_math::assignment::{balanced, linear};
 use moe_math::kmeans::{ClusterError, Clustering, Metric, Options, balanced_kmeans_from, kmeans_from};
 use moe_math::orthogonal::orthonormalize;

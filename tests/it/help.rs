@@ -1,14 +1,12 @@
 //! The text of `--help` is kept in `help/`, and every example in it runs.
 //!
-//! `BLESS=1 cargo test -p moe-convert --test help` rewrites the files after a change that was meant.
-
-mod common;
+//! `BLESS=1 cargo test -p moe-convert --test it help::` rewrites the files after a change that was meant.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use common::{Sandbox, assert_none, root};
+use crate::common::{Sandbox, assert_none, root};
 
 const COMMANDS: &[&str] = &[
     "",

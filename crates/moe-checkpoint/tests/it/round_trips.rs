@@ -1,7 +1,5 @@
 //! Whatever is written is read back: headers, shards with their index, manifests, and what a config says of quantized weights.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 
 use moe_checkpoint::quantization::{

@@ -1,11 +1,9 @@
-//! Times at the sizes of real models: `cargo test --release -p moe-math --test scale -- --ignored --nocapture`.
-
-mod common;
+//! Times at the sizes of real models: `cargo test --release -p moe-math --test it scale:: -- --ignored --nocapture`.
 
 use std::time::Instant;
 
+use crate::common::every_device;
 use candle_core::Tensor;
-use common::every_device;
 use moe_math::assignment::{balanced, linear};
 use moe_math::kmeans::{Options, balanced_kmeans, kmeans};
 use moe_math::sampling::{generator, normal};

@@ -1,9 +1,7 @@
 //! Sound checkpoints, requests that cannot work: token files, data, options and outputs. Each is refused in
 //! under a second with a message that names file or option and the remedy, and leaves no trace.
 
-mod common;
-
-use common::{Sandbox, assert_none};
+use crate::common::{Sandbox, assert_none};
 use serde_json::json;
 
 const LLAMA: &str = "golden/families/llama/base/model";

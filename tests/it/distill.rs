@@ -1,8 +1,6 @@
 //! `distill`: what it prints of its stages, and that a killed run comes to the same bytes.
 
-mod common;
-
-use common::Sandbox;
+use crate::common::Sandbox;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_moe-convert");
 

@@ -1,10 +1,8 @@
 //! What people read: summaries, progress, a model at a glance.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{BINARY, Sandbox, assert_none, root};
+use crate::common::{BINARY, Sandbox, assert_none, root};
 use serde_json::Value;
 
 const ENGLISH: &str = "english=golden/text/english.calibration.txt";

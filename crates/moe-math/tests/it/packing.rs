@@ -1,7 +1,5 @@
 //! Codes of any width in matrices of any shape come back from every layout of words, and so do e4m3 codes from their values.
 
-#![allow(clippy::unwrap_used)]
-
 use moe_math::fp8::{e4m3, e4m3_code};
 use moe_math::quantize::pack::{pack_columns, pack_gptq, pack_rows, unpack_columns, unpack_gptq, unpack_rows, words};
 use moe_math::quantize::{Codes, WIDTHS};

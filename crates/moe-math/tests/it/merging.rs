@@ -1,9 +1,7 @@
 //! Agreement with scipy and numpy of what merging computes with (golden/math).
 
-mod common;
-
+use crate::common::{Golden, difference, numbers};
 use candle_core::{DType, Device, Tensor};
-use common::{Golden, difference, numbers};
 use moe_math::alignment::{distances, negative_products, permutation};
 use moe_math::least_squares::LeastSquares;
 use moe_math::linkage::{average_linkage, euclidean};

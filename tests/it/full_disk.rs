@@ -2,9 +2,7 @@
 //!
 //! A file-size limit stands for a full disk, since it needs no rights; `root/full-disk.sh` fills a real one.
 
-mod common;
-
-use common::{Outcome, Sandbox};
+use crate::common::{Outcome, Sandbox};
 
 /// Runs `line` with no file growing beyond `kibibytes`; the write then fails with EFBIG.
 fn limited(sandbox: &Sandbox, kibibytes: u32, line: &str) -> Outcome {

@@ -2,10 +2,8 @@
 //! file or tensor and the remedy, and leaves no trace. A case is a name, one kind of damage, and what the
 //! message must say.
 
-mod common;
-
-use common::checkpoint::{Checkpoint, INDEX, SHARD};
-use common::{Sandbox, assert_none};
+use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
+use crate::common::{Sandbox, assert_none};
 use serde_json::{Value, json};
 
 /// All commands that read a checkpoint.
@@ -314,7 +312,8 @@ fn pipes_do_not_hang() {
     for (golden, file) in [(LLAMA, SHARD), (LLAMA, CONFIG), (SHARDED, INDEX), (SHARDED, SECOND_SHARD)] {
         let sandbox = Sandbox::new();
         sandbox.copy(golden, "model").remove(file);
-        let outcome = sandbox.shell(&format!("mkfifo model/{file}; timeout 5 '{}' inspect model", common::BINARY));
+        let outcome =
+            sandbox.shell(&format!("mkfifo model/{file}; timeout 5 '{}' inspect model", crate::common::BINARY));
         outcome.exits(1).says(&["model", "remedy"]);
     }
 }

@@ -3,11 +3,6 @@
 //! A [`Sandbox`] is a temporary directory that holds a link `golden` to the repository's goldens. Commands run
 //! in it, so a test reads like a shell session: `sandbox.run("inspect golden/models/dense")`.
 
-// Each test file is a crate of its own and uses only a part of this.
-#![allow(dead_code)]
-// clippy takes helpers for library code; in a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
 pub mod checkpoint;
 pub mod tensors;
 

@@ -1,12 +1,10 @@
 //! The closed forms of distillation beside numpy in float64 (golden/training).
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use crate::common::{difference, numbers};
 use candle_core::{DType, Device, Tensor};
-use common::{difference, numbers};
 use moe_math::determinantal::{greedy, kernel, lambda};
 use moe_math::ridge::Ridge;
 use serde_json::Value;

@@ -1,8 +1,6 @@
 //! The contract of the command line: exit codes, what goes to stdout and stderr, and what outputs hold.
 
-mod common;
-
-use common::{BINARY, Sandbox, root, tensors};
+use crate::common::{BINARY, Sandbox, root, tensors};
 use serde_json::{Value, json};
 
 const LOGITS: &str = "logits golden/models/dense --tokens golden/models/dense.tokens.json -o logits.safetensors";

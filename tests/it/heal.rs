@@ -1,10 +1,8 @@
 //! `heal`: what it trains, what it leaves, and that a killed run comes to the same bytes.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Sandbox, assert_none};
+use crate::common::{Sandbox, assert_none};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -1,10 +1,8 @@
 //! ARCHITECTURE.md's invariants, as far as reading the sources can tell.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{assert_none, root};
+use crate::common::{assert_none, root};
 
 /// Every Rust source below `dir`, without its tests.
 fn sources(dir: &Path) -> Vec<(PathBuf, String)> {

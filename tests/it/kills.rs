@@ -1,12 +1,10 @@
 //! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source is what it was, and `--resume`
 //! comes to the bytes of an unbroken run. KILLS says how often each pass is killed before its end; `scripts/full/kills` takes 50.
 
-mod common;
-
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{BINARY, Sandbox, assert_none};
+use crate::common::{BINARY, Sandbox, assert_none};
 
 const TEXT: &str = "--data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt \
                     --data-tokens 2048 --sequence-length 128";

@@ -1,8 +1,6 @@
 //! `run`: recipes with variables, blocks for combinations, resume, dry runs and gates.
 
-mod common;
-
-use common::{Sandbox, root};
+use crate::common::{Sandbox, root};
 
 const RECIPE: &str = r#"
 [vars]

@@ -1,7 +1,5 @@
 //! Token ids in lines come back as windows, whatever their number and length.
 
-#![allow(clippy::unwrap_used)]
-
 use moe_forward::{Corpus, DataSpec, TokenizeOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;

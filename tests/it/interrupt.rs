@@ -1,8 +1,6 @@
 //! Ctrl-C in the middle of a pass, and what comes of the command that it prints.
 
-mod common;
-
-use common::{BINARY, Sandbox};
+use crate::common::{BINARY, Sandbox};
 
 /// Long enough to be stopped, also on a fast machine.
 const QUANTIZE: &str = "quantize golden/models/moe -o out --per-expert --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
@@ -28,7 +26,7 @@ model = "golden/models/moe"
 "#;
 
 /// Stops `command` with `signal` once it writes its result; what it says on stderr goes to the file `said`.
-fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> common::Outcome {
+fn stopped(sandbox: &Sandbox, command: &str, signal: &str) -> crate::common::Outcome {
     sandbox.shell(&format!(
         "{BINARY} {command} 2>said & pid=$!\n\
          while [ ! -d .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\

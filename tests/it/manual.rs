@@ -1,10 +1,8 @@
 //! Shell completions and man pages, which come from the definitions of the command line.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{Sandbox, assert_none};
+use crate::common::{Sandbox, assert_none};
 
 /// What bash offers for the last of `words`.
 fn completed(words: &str) -> Vec<String> {

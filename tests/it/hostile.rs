@@ -3,8 +3,6 @@
 //!
 //! What is damaged rather than hostile is in `bad_input.rs`.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -13,8 +11,8 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::checkpoint::{INDEX, SHARD};
-use common::{BINARY, Outcome, Sandbox, assert_none};
+use crate::common::checkpoint::{INDEX, SHARD};
+use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 use serde_json::json;
 
 /// Address space that a command may have: what it needs is far below, threads' stacks included.
@@ -68,14 +66,14 @@ fn accepted(sandbox: &Sandbox, line: &str, words: &[&str]) -> Option<String> {
 struct Case {
     name: &'static str,
     golden: &'static str,
-    damage: fn(&common::checkpoint::Checkpoint),
+    damage: fn(&crate::common::checkpoint::Checkpoint),
     words: &'static [&'static str],
 }
 
 fn case(
     name: &'static str,
     golden: &'static str,
-    damage: fn(&common::checkpoint::Checkpoint),
+    damage: fn(&crate::common::checkpoint::Checkpoint),
     words: &'static [&'static str],
 ) -> Case {
     Case { name, golden, damage, words }
@@ -222,7 +220,7 @@ fn utf16(text: &[u8]) -> Vec<u8> {
     [0xff, 0xfe].into_iter().chain(text.iter().flat_map(|byte| [*byte, 0])).collect()
 }
 
-fn link_to(c: &common::checkpoint::Checkpoint, name: &str, target: &str) {
+fn link_to(c: &crate::common::checkpoint::Checkpoint, name: &str, target: &str) {
     c.remove(name);
     symlink(target, c.path(name)).unwrap();
 }
@@ -299,19 +297,19 @@ fn configs_with_absurd_values() {
 }
 
 /// JSON has no such number, so this works on the text.
-fn write_eps(c: &common::checkpoint::Checkpoint, number: &str) {
+fn write_eps(c: &crate::common::checkpoint::Checkpoint, number: &str) {
     c.set("rms_norm_eps", json!("EPS"));
     c.edit_bytes(CONFIG, |bytes| *bytes = String::from_utf8_lossy(bytes).replace("\"EPS\"", number).into_bytes());
 }
 
-fn set_weights(c: &common::checkpoint::Checkpoint, key: &str, value: serde_json::Value) {
+fn set_weights(c: &crate::common::checkpoint::Checkpoint, key: &str, value: serde_json::Value) {
     c.edit_json(CONFIG, |config| {
         let groups = config["quantization_config"]["config_groups"].as_object_mut().unwrap();
         groups.values_mut().for_each(|group| group["weights"][key] = value.clone());
     });
 }
 
-fn set_targets(c: &common::checkpoint::Checkpoint, targets: serde_json::Value) {
+fn set_targets(c: &crate::common::checkpoint::Checkpoint, targets: serde_json::Value) {
     c.edit_json(CONFIG, |config| {
         let groups = config["quantization_config"]["config_groups"].as_object_mut().unwrap();
         groups.values_mut().for_each(|group| group["targets"] = targets.clone());

@@ -1,7 +1,5 @@
 //! A block runs for every combination of its choices, in order, whatever the numbers of blocks and choices.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::PathBuf;
 
 use moe_pipeline::Recipe;

@@ -1,0 +1,11 @@
+//! The tests of `moe-forward` from outside, in one executable.
+
+// A panic is a test's report.
+#![allow(clippy::unwrap_used)]
+
+mod data;
+mod fp8;
+mod gradients;
+mod parity;
+mod quantized;
+mod training;

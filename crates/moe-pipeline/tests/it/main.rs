@@ -1,0 +1,16 @@
+//! The tests of `moe-pipeline` from outside, in one executable.
+
+// A panic is a test's report.
+#![allow(clippy::unwrap_used)]
+
+mod distill;
+mod initialisations;
+mod merge;
+mod pruning;
+mod quantize;
+mod recipe;
+mod routers;
+mod selftest;
+mod together;
+mod upcycle;
+mod widths;

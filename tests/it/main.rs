@@ -1,0 +1,22 @@
+//! The black-box tests of the program, in one executable: each would be as large as the program to link.
+
+// A panic is a test's report.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+mod architecture;
+mod bad_input;
+mod bad_requests;
+mod contract;
+mod distill;
+mod full_disk;
+mod heal;
+mod help;
+mod hostile;
+mod interrupt;
+mod kills;
+mod manual;
+mod memory;
+mod pleasant;
+mod recipes;
