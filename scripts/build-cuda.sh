@@ -11,17 +11,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
 host=$(rustc -vV | sed -n 's/^host: //p')
-# A target folder of its own: the RUSTFLAGS below would make cargo rebuild the CPU-only artifacts.
-export CARGO_TARGET_DIR=$target/cuda
-export CUDA_HOME=$target/cuda/toolkit/nvidia/cu13
-
 if [[ ${1:-} == --check ]]; then
   shift
-  export CARGO_TARGET_DIR=$target/cuda-check CUDA_HOME=$target/cuda-check/toolkit
+  # Nothing is linked here, so that cudarc needs no flag, and all that CUDA doesn't change is what clippy without it has compiled.
+  export CARGO_TARGET_DIR=$target CUDA_HOME=$target/cuda-check CUDA_COMPUTE_CAP=80
   mkdir -p "$CUDA_HOME/bin"
   cat >"$CUDA_HOME/bin/nvcc" <<'NVCC'
 #!/bin/sh
-# Stands in for nvcc where nothing is linked: names a version for cudarc, leaves empty files for candle-kernels.
+# Stands in for nvcc: names a version for cudarc, leaves empty files for candle-kernels.
 [ "$1" != --version ] || printf '\n\n\nCuda compilation tools, release 13.0, V13.0.88\n'
 while [ $# -gt 0 ]; do
   case $1 in -o) : >"$2" ;; --output-directory) folder=$2 ;; *.cu) source=$1 ;; esac
@@ -30,20 +27,24 @@ done
 [ -z "${folder:-}" ] || : >"$folder/$(basename "$source" .cu).ptx"
 NVCC
   chmod +x "$CUDA_HOME/bin/nvcc"
-  build=(clippy --all-targets) lints=(-- -D warnings)
-else
-  if [[ ! -e $CUDA_HOME/.complete ]]; then
-    # CUDA 12's wheels hold no compiler; --no-deps leaves out the libraries, which the build doesn't need.
-    python3 -m pip install -q --root-user-action=ignore --no-deps --upgrade --target "$target/cuda/toolkit" \
-      nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-      nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-    # Empty archives satisfy cudarc's -l flags; the CUDA runtime is linked in statically.
-    for lib in cuda cublas cublasLt curand nvrtc cusolver cusparse; do ar rcs "$CUDA_HOME/lib/lib$lib.a"; done
-    ln -sf libcudart_static.a "$CUDA_HOME/lib/libcudart.a"
-    touch "$CUDA_HOME/.complete"
-  fi
-  build=(build --release) lints=()
+  export PATH=$CUDA_HOME/bin:$PATH
+  exec cargo clippy --release --workspace --all-targets --locked --features moe-convert/cuda "$@" -- -D warnings
 fi
+# CUDA 12's wheels hold no compiler; --no-deps leaves out the libraries, which the build doesn't need.
+wheels=(nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85)
+toolkit=$(scripts/cached cuda "${wheels[@]}")
+export CUDA_HOME=$toolkit/nvidia/cu13
+if [[ ! -e $toolkit/.complete ]]; then
+  python3 -m pip install -q --root-user-action=ignore --no-deps --upgrade --target "$toolkit" "${wheels[@]}" >&2
+  # Empty archives satisfy cudarc's -l flags; the CUDA runtime is linked in statically.
+  for lib in cuda cublas cublasLt curand nvrtc cusolver cusparse; do ar rcs "$CUDA_HOME/lib/lib$lib.a"; done
+  ln -sf libcudart_static.a "$CUDA_HOME/lib/libcudart.a"
+  touch "$toolkit/.complete"
+fi
+# A target folder of its own: the RUSTFLAGS below would make cargo rebuild the CPU-only artifacts.
+export CARGO_TARGET_DIR=$target/cuda
+mkdir -p "$CARGO_TARGET_DIR"
+
 if [[ ${1:-} == --kernels ]]; then
   for source in crates/moe-math/kernels/*.cu; do
     for generation in 80 90 100; do
@@ -59,5 +60,5 @@ export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFO
 # Cargo.toml locks its version and candle's. An explicit --target keeps the flag away from build scripts.
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg feature=\"dynamic-loading\""
 [[ " $* " == *" -p "* ]] || set -- -p moe-convert "$@"
-cargo "${build[@]}" --locked --features cuda --target "$host" "$@" "${lints[@]}" >&2
-[[ ${build[0]} == clippy || " $* " != *" -p moe-convert "* ]] || echo "$CARGO_TARGET_DIR/$host/release/moe-convert"
+cargo build --release --locked --features cuda --target "$host" "$@" >&2
+[[ " $* " != *" -p moe-convert "* ]] || echo "$CARGO_TARGET_DIR/$host/release/moe-convert"
