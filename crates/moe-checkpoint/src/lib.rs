@@ -13,6 +13,7 @@ mod error;
 mod header;
 mod index;
 pub mod json;
+mod locations;
 mod manifest;
 pub mod quantization;
 mod saved;
@@ -29,15 +30,18 @@ pub use checkpoint::{CONFIG_FILE, Checkpoint};
 pub use error::{Error, Kind, Result};
 pub use header::{Entry, MAX_HEADER_BYTES, encode_header, parse_header};
 pub use index::{INDEX_FILE, SINGLE_FILE, shard_file_name};
+pub use locations::Locations;
 pub use manifest::{MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use quantization::Quantization;
 pub use safetensors::Dtype;
-pub use saved::Saved;
+pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
-pub use staging::{OutputDir, OutputOptions, StagedFile, remove_unfinished, write_file_atomically};
+pub use staging::{
+    FileKind, OutputDir, OutputOptions, StagedFile, check_file, open_to_append, remove_unfinished, write_file_atomically,
+};
 pub use stored::{SourceFile, Stored};
 pub use whole::{read_text, read_whole};
 pub use writer::{WriteSummary, Writer};

@@ -1,63 +1,220 @@
-//! Results of costly steps in a directory, so that a run that was killed needn't take them again.
+//! Results of expensive steps in a folder of their own, so that a run that was killed needn't take them again.
+//!
+//! The folder has a mark that says whose results lie in it. Only what this program has written there is ever read or removed: a folder in
+//! which something else lies is refused by name.
 
-use std::io::Write as _;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::error::{Error, Kind, Result};
-use crate::manifest::sha256_bytes;
-use crate::staging::write_file_atomically;
+use sha2::{Digest, Sha256};
 
-/// Says whose results lie in the directory.
-const KEY_FILE: &str = "of";
-/// Characters of a SHA-256, which each result starts with.
+use crate::error::{Error, Kind, Result};
+use crate::manifest::hex;
+use crate::staging::{is_hidden, open_no_link, write_file_atomically};
+use crate::whole::read_text;
+
+/// The mark.
+const MARK_FILE: &str = "of";
+/// Its first line; the second is the key of the run.
+const MARK: &str = "moe-convert training 3";
+const MAX_MARK_BYTES: u64 = 4096;
+/// What the file of a step begins with; the hash of what follows, its name and the key comes next.
+const MAGIC: &[u8] = b"moe-convert step 3\n";
+/// Characters of a SHA-256.
 const HASH: usize = 64;
 
 /// Finished steps of a run.
 #[derive(Debug)]
 pub struct Saved {
-    dir: PathBuf,
+    folder: SavedFolder,
     key: String,
     resume: bool,
     opened: OnceLock<()>,
 }
 
-impl Saved {
-    /// Those of the run that `key`, the hash of all that decides what comes of it, stands for. Without `resume`, what an earlier
-    /// run left in `dir` is dropped. The directory is made by the first [`Self::put`].
+/// A folder of saved steps, of whichever run.
+#[derive(Debug, Clone)]
+pub struct SavedFolder {
+    dir: PathBuf,
+    /// Files beside those of steps that a run writes there by itself.
+    others: &'static [&'static str],
+}
+
+impl SavedFolder {
+    /// The folder `dir`, in which runs may write the files `others`, too.
+    pub fn new(dir: PathBuf, others: &'static [&'static str]) -> Self {
+        Self { dir, others }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a run has left something here; nothing is changed.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] where another run's are to be resumed; [`Kind::Io`].
-    pub fn new(dir: &Path, key: String, resume: bool) -> Result<Self> {
-        let path = dir.join(KEY_FILE);
-        match std::fs::read_to_string(&path) {
-            Ok(found) if resume && found != key => {
-                return Err(Error::new(Kind::Mismatch, "what was saved here is of other options, models or texts")
-                    .file(&path)
-                    .remedy("give the options that it began with, or start over without --resume"));
+    /// [`Kind::Usage`] where something else is here, which is named; [`Kind::Malformed`] where nothing says whose it is; [`Kind::Io`].
+    pub fn is_used(&self) -> Result<bool> {
+        let fail = |e| Error::io("cannot look through what a training has saved", &self.dir, e);
+        match self.dir.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(fail(e)),
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => {
+                let what = "a training is saved in a folder of this name, but this is not a folder";
+                return Err(Error::new(Kind::Usage, what)
+                    .file(&self.dir)
+                    .remedy("move it elsewhere, or choose another output"));
             }
-            Ok(_) if !resume => std::fs::remove_dir_all(dir)
-                .map_err(|e| Error::io("cannot remove what an earlier run saved here", dir, e))?,
-            Ok(_) | Err(_) => {}
         }
-        Ok(Self { dir: dir.to_owned(), key, resume, opened: OnceLock::new() })
+        let names = self.names()?;
+        if let Some(foreign) = names.iter().find(|name| !self.is_ours(name)) {
+            let what = "a training is saved in this folder, but this is not of a training of moe-convert";
+            return Err(Error::new(Kind::Usage, what)
+                .file(self.dir.join(foreign))
+                .remedy("move it elsewhere, or choose another output"));
+        }
+        // Nothing but the folder itself, and what a killed run was about to write.
+        if names.iter().all(|name| is_hidden(name)) {
+            return Ok(false);
+        }
+        self.key().map(|_| true)
+    }
+
+    /// The key of the run whose steps these are.
+    fn key(&self) -> Result<String> {
+        let path = self.dir.join(MARK_FILE);
+        let malformed = |what: &str| {
+            Error::new(Kind::Malformed, what)
+                .file(&path)
+                .remedy("remove the folder if nothing in it is needed, and begin anew, or choose another output")
+        };
+        if !path.is_file() {
+            return Err(malformed("the file that says whose training is saved here is missing"));
+        }
+        let text = read_text(&path, MAX_MARK_BYTES).map_err(|_| malformed("this doesn't say whose training it is"))?;
+        match text.split_once('\n') {
+            Some((MARK, key)) if key.ends_with('\n') => Ok(key.trim_end().to_owned()),
+            _ => Err(malformed("this doesn't say whose training it is, or another version wrote it")),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let list = || fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+        let names = list().map_err(|e| Error::io("cannot list this folder", &self.dir, e))?;
+        let mut names: Vec<String> = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether a run has written the file `name`.
+    fn is_ours(&self, name: &str) -> bool {
+        let path = self.dir.join(name);
+        if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+            return false;
+        }
+        let begins_as_steps_do = || {
+            let mut begin = [0; MAGIC.len()];
+            open_no_link(&path).is_ok_and(|mut file| file.read_exact(&mut begin).is_ok() && begin == MAGIC)
+        };
+        name == MARK_FILE || self.others.contains(&name) || is_hidden(name) || begins_as_steps_do()
+    }
+
+    /// Removes what runs have written here, and the folder if nothing else is in it.
+    ///
+    /// # Errors
+    /// As for [`Self::is_used`]; then nothing was removed.
+    pub fn remove(&self) -> Result<()> {
+        self.is_used()?;
+        if self.dir.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        // The mark goes last: what a kill leaves is still known for ours.
+        let mut names = self.names()?;
+        names.sort_by_key(|name| name == MARK_FILE);
+        let remove = || {
+            names.iter().try_for_each(|name| fs::remove_file(self.dir.join(name)))?;
+            fs::remove_dir(&self.dir)
+        };
+        remove().map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
+    }
+
+    /// Opens it for the run that `key`, the hash of all that decides what comes of it, stands for. With `resume`, steps that it has
+    /// finished are taken from here; without, what an earlier run has left is removed. The folder is made by [`Saved::begin`].
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] where another run's are to be resumed; as for [`Self::is_used`].
+    pub fn open(self, key: String, resume: bool) -> Result<Saved> {
+        if resume && self.is_used()? {
+            if self.key()? != key {
+                let what = "what was saved here is of other options, models or texts, or of another build of this program";
+                return Err(Error::new(Kind::Mismatch, what)
+                    .file(self.dir.join(MARK_FILE))
+                    .remedy("give what it began with, or begin anew without --resume and with --overwrite"));
+            }
+        } else {
+            self.remove()?;
+        }
+        Ok(Saved { folder: self, key, resume, opened: OnceLock::new() })
+    }
+}
+
+impl Saved {
+    /// Where the file `name` lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.dir.join(name)
+    }
+
+    /// The key of this run.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether steps that were finished before are taken from here.
+    pub fn resumes(&self) -> bool {
+        self.resume
+    }
+
+    /// Makes the folder and marks it, before the first file is written there.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn begin(&self) -> Result<()> {
+        if self.opened.get().is_some() {
+            return Ok(());
+        }
+        let dir = &self.folder.dir;
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("cannot make the folder of this training", dir, e));
+            }
+            // Whatever has come there meanwhile.
+            _ => self.folder.is_used()?,
+        };
+        write_file_atomically(&self.path(MARK_FILE), |file| writeln!(file, "{MARK}\n{}", self.key))?;
+        let _ = self.opened.set(());
+        Ok(())
     }
 
     /// The result of step `name`, if it was finished before.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for a file that isn't what was written; [`Kind::Io`].
+    /// [`Kind::Malformed`] for a file that isn't what this run has written for this step; [`Kind::Io`].
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let path = self.dir.join(name);
-        if !self.resume || !path.is_file() {
+        let path = self.path(name);
+        if !self.resume || path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("cannot read what was saved here", &path, e))?;
-        match bytes.split_at_checked(HASH) {
-            Some((hash, bytes)) if hash == sha256_bytes(bytes).as_bytes() => Ok(Some(bytes.to_vec())),
-            _ => Err(Error::new(Kind::Malformed, "this is not what was saved here")
-                .file(&path)
-                .remedy("remove the file, or start over without --resume")),
+        let fail = |e| Error::io("cannot read what was saved here", &path, e);
+        let mut bytes = Vec::new();
+        open_no_link(&path).map_err(fail)?.read_to_end(&mut bytes).map_err(fail)?;
+        let saved = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(HASH));
+        match saved {
+            Some((hash, bytes)) if hash == self.hash(name, bytes).as_bytes() => Ok(Some(bytes.to_vec())),
+            _ => Err(not_saved(&path)),
         }
     }
 
@@ -66,29 +223,47 @@ impl Saved {
     /// # Errors
     /// [`Kind::Io`], as where the disk is full.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        if self.opened.get().is_none() {
-            std::fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot make this directory", &self.dir, e))?;
-            write_file_atomically(&self.dir.join(KEY_FILE), |file| file.write_all(self.key.as_bytes()))?;
-            let _ = self.opened.set(());
-        }
-        write_file_atomically(&self.dir.join(name), |file| {
-            file.write_all(sha256_bytes(bytes).as_bytes())?;
+        self.begin()?;
+        write_file_atomically(&self.path(name), |file| {
+            file.write_all(MAGIC)?;
+            file.write_all(self.hash(name, bytes).as_bytes())?;
             file.write_all(bytes)
         })
     }
+
+    /// That of step `name` of another run, or of another step, is another one.
+    fn hash(&self, name: &str, bytes: &[u8]) -> String {
+        let mut hasher = Sha256::new();
+        for part in [self.key.as_bytes(), name.as_bytes(), bytes] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        hex(&hasher.finalize())
+    }
+}
+
+/// The file `path` is not what a run has written for its step.
+fn not_saved(path: &Path) -> Error {
+    Error::new(Kind::Malformed, "this is not what was saved here for this step of this run")
+        .file(path)
+        .remedy("remove the file to have its step taken again, or begin anew without --resume and with --overwrite")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn folder(dir: &Path) -> SavedFolder {
+        SavedFolder::new(dir.to_owned(), &["log"])
+    }
+
     #[test]
     fn finished_steps_come_back_to_the_run_that_took_them() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("saved");
-        let saved = |key: &str, resume| Saved::new(&dir, key.to_owned(), resume);
+        let saved = |key: &str, resume| folder(&dir).open(key.to_owned(), resume);
         let first = saved("a", false).unwrap();
-        assert!(!dir.exists());
+        assert!(!dir.exists() && !folder(&dir).is_used().unwrap());
         first.put("one", &[1, 2, 3]).unwrap();
         // Within a run, nothing is taken twice.
         assert_eq!(first.get("one").unwrap(), None);
@@ -96,12 +271,101 @@ mod tests {
         assert_eq!(resumed.get("one").unwrap(), Some(vec![1, 2, 3]));
         assert_eq!(resumed.get("two").unwrap(), None);
         assert_eq!(saved("b", true).err().unwrap().kind(), Kind::Mismatch);
-        std::fs::write(dir.join("one"), "nonsense").unwrap();
-        assert_eq!(resumed.get("one").err().unwrap().kind(), Kind::Malformed);
         // Starting over drops it.
-        saved("a", false).unwrap();
+        saved("b", false).unwrap();
         assert!(!dir.exists());
         resumed.put("two", &[]).unwrap();
         assert_eq!(saved("a", true).unwrap().get("two").unwrap(), Some(vec![]));
+        folder(&dir).remove().unwrap();
+        assert!(!dir.exists());
+        folder(&dir).remove().unwrap();
+    }
+
+    #[test]
+    fn what_another_run_or_step_has_saved_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = |name: &str| parent.path().join(name);
+        for key in ["a", "b"] {
+            let saved = folder(&dir(key)).open(key.to_owned(), false).unwrap();
+            saved.put("one", key.as_bytes()).unwrap();
+            saved.put("two", b"two").unwrap();
+        }
+        let resumed = || folder(&dir("a")).open("a".to_owned(), true).unwrap();
+        let refused = |name: &str| {
+            let error = resumed().get(name).unwrap_err();
+            assert!(error.kind() == Kind::Malformed && error.to_string().contains(name), "{error}");
+        };
+        let intact = fs::read(dir("a/one")).unwrap();
+        // Of another run; of another step of this one; nothing that was ever saved.
+        fs::copy(dir("b/one"), dir("a/one")).unwrap();
+        refused("one");
+        fs::copy(dir("a/two"), dir("a/one")).unwrap();
+        refused("one");
+        fs::write(dir("a/one"), &intact[..intact.len() - 1]).unwrap();
+        refused("one");
+        fs::write(dir("a/one"), &intact).unwrap();
+        assert_eq!(resumed().get("one").unwrap(), Some(b"a".to_vec()));
+        // Without a mark nobody knows whose they are: neither resumed nor removed.
+        for mark in [None, Some(""), Some("a"), Some("moe-convert training 3"), Some("moe-convert training 2\na\n")] {
+            fs::remove_file(dir("a/of")).unwrap();
+            mark.iter().for_each(|mark| fs::write(dir("a/of"), mark).unwrap());
+            for resume in [true, false] {
+                let error = folder(&dir("a")).open("a".to_owned(), resume).unwrap_err();
+                assert!(error.kind() == Kind::Malformed && error.to_string().contains("a/of"), "{mark:?}: {error}");
+                assert!(dir("a/one").exists());
+            }
+            fs::write(dir("a/of"), "").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_never_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("saved");
+        let thesis = parent.path().join("thesis.tex");
+        fs::write(&thesis, "words").unwrap();
+        let ours = || {
+            let saved = folder(&dir).open("a".to_owned(), false).unwrap();
+            saved.put("one", &[1]).unwrap();
+            fs::write(dir.join("log"), "{}").unwrap();
+            fs::write(dir.join(".log.partial-moe-convert"), "half").unwrap();
+        };
+        let refused = |what: &str| {
+            for resume in [true, false] {
+                let error = folder(&dir).open("a".to_owned(), resume).unwrap_err();
+                assert!(error.kind() == Kind::Usage && error.to_string().contains(what), "{error}");
+            }
+            assert!(folder(&dir).remove().is_err() && dir.symlink_metadata().is_ok());
+            assert!(what.is_empty() || dir.join(what).symlink_metadata().is_ok());
+            assert_eq!(fs::read_to_string(&thesis).unwrap(), "words");
+        };
+        ours();
+        fs::copy(&thesis, dir.join("thesis.tex")).unwrap();
+        refused("thesis.tex");
+        fs::remove_file(dir.join("thesis.tex")).unwrap();
+        fs::create_dir(dir.join("folder")).unwrap();
+        refused("folder");
+        fs::remove_dir(dir.join("folder")).unwrap();
+        // Links, also under names of ours.
+        for name in ["log", "one", "of", ".one.partial-moe-convert"] {
+            folder(&dir).remove().unwrap();
+            ours();
+            let _ = fs::remove_file(dir.join(name));
+            std::os::unix::fs::symlink(&thesis, dir.join(name)).unwrap();
+            refused(name);
+            fs::remove_file(dir.join(name)).unwrap();
+            fs::write(dir.join("of"), "moe-convert training 3\na\n").unwrap();
+        }
+        folder(&dir).remove().unwrap();
+        // A file or a link in the folder's place; an empty folder.
+        fs::write(&dir, "words").unwrap();
+        refused("");
+        fs::remove_file(&dir).unwrap();
+        std::os::unix::fs::symlink(parent.path(), &dir).unwrap();
+        refused("");
+        fs::remove_file(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        assert!(!folder(&dir).is_used().unwrap());
+        ours();
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use moe_math::DeviceChoice;
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
-use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
+use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions, WritingOptions};
 
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]
@@ -161,7 +161,7 @@ pub enum Command {
         /// File to write
         #[arg(long, short, alias = "out", value_name = "STATS")]
         output: PathBuf,
-        /// Replace the file even if it holds something other than statistics
+        /// Replace a file that holds statistics
         #[arg(long)]
         overwrite: bool,
         #[command(flatten)]
@@ -216,6 +216,9 @@ pub enum Command {
         /// Write what became of each step as JUnit XML, also where one fails
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
+        /// Replace the JUnit XML of an earlier run; what steps may replace, their key overwrite says
+        #[arg(long)]
+        overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
         #[arg(long, value_name = "FILE")]
         summary: Option<PathBuf>,
@@ -251,7 +254,7 @@ pub enum Command {
         /// File to write
         #[arg(long, short, alias = "out", value_name = "OUT.safetensors")]
         output: PathBuf,
-        /// Replace the file even if it holds something other than logits
+        /// Replace a file that holds logits
         #[arg(long)]
         overwrite: bool,
     },
@@ -271,8 +274,11 @@ pub enum Command {
     #[command(after_help = "Example:\n  moe-convert man man1\n\n\
         `man -l man1/moe-convert-prune.1` shows one. README.md says where man looks for them.")]
     Man {
-        /// Directory to write them to; pages of the same names are replaced
+        /// Directory to write them to
         dir: PathBuf,
+        /// Replace earlier pages of moe-convert
+        #[arg(long)]
+        overwrite: bool,
     },
 }
 
@@ -297,11 +303,11 @@ pub struct Convert<P: Args> {
 #[derive(Args)]
 #[command(next_help_heading = "Writing")]
 pub struct Writing {
-    /// Replace an earlier result of moe-convert
+    /// Replace an earlier result of moe-convert in which nothing else lies, and a plan at --plan-out
     #[arg(long)]
     pub overwrite: bool,
 
-    /// Keep OUT if it is the finished result of the same pass, options and source; go on with a training that was killed
+    /// Keep OUT if it is the finished result of the same pass, options, source and build; go on with a training that was killed
     #[arg(long)]
     pub resume: bool,
 
@@ -309,28 +315,11 @@ pub struct Writing {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Most bytes of a weights file
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
-    pub max_shard_size: ByteSize,
-
-    /// Random tokens on which the result is compared with its source while it is written; 0 for none
-    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
-    pub probe_tokens: usize,
+    #[command(flatten)]
+    pub options: WritingOptions,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
-}
-
-impl Default for Writing {
-    fn default() -> Self {
-        Self {
-            overwrite: false,
-            resume: false,
-            dry_run: false,
-            max_shard_size: ByteSize(5_000_000_000),
-            probe_tokens: 32,
-        }
-    }
 }

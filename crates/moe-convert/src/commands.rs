@@ -14,7 +14,7 @@ use moe_math::{Compute, open_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
+    WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
     write_logits,
 };
 use serde::Serialize;
@@ -47,8 +47,9 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time_metered("eval", &meter, eval).and_then(|(_, gates)| Ok(gates?))
         }
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
-        Command::Run { recipe, set, resume, fresh, dry_run, junit, summary } => {
-            let (reports, how) = (Reports { junit, summary }, How { resume, fresh, dry_run });
+        Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
+            let reports = Reports { junit, overwrite, summary };
+            let how = How { resume, fresh, dry_run };
             session.recipe(&recipe, &set, how, &reports, &mut timings)
         }
         Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
@@ -58,7 +59,7 @@ pub fn run(cli: Cli) -> Result<()> {
             timings.time_metered("logits", &meter, || session.logits(&model, &tokens, &output, overwrite))
         }
         Command::Completions { shell } => write_stdout(&manual::completions(shell)),
-        Command::Man { dir } => session.man(&dir),
+        Command::Man { dir, overwrite } => session.man(&dir, overwrite),
     };
     if session.common.timings {
         bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
@@ -144,7 +145,7 @@ impl Session {
         writing: &Writing,
         timings: &mut Timings,
     ) -> Result<()> {
-        let options = self.convert_options(writing);
+        let options = self.convert_options(writing.overwrite, writing.resume, writing.options);
         if writing.dry_run {
             return self.plan(passes, passes.len(), input, output, &options).map(drop);
         }
@@ -153,7 +154,7 @@ impl Session {
                 return self.kept(output);
             }
             if !writing.overwrite {
-                let what = "the output exists, and was made with other options or of something else";
+                let what = "the output exists, and was made with other options, of something else, or by another build";
                 let remedy = "give the options that it was made with, another name, or --overwrite";
                 return Err(Error::new(Kind::Usage, what).file(output).remedy(remedy).into());
             }
@@ -199,10 +200,10 @@ impl Session {
         Ok(planned.time_estimate_seconds.unwrap_or(0.0))
     }
 
-    fn convert_options(&self, writing: &Writing) -> ConvertOptions {
+    fn convert_options(&self, overwrite: bool, resume: bool, writing: WritingOptions) -> ConvertOptions {
         ConvertOptions {
-            overwrite: writing.overwrite,
-            resume: writing.resume,
+            overwrite,
+            resume,
             max_shard_size: writing.max_shard_size,
             probe_tokens: writing.probe_tokens,
             compute: self.compute.clone(),
@@ -212,7 +213,7 @@ impl Session {
 
     fn kept(&self, output: &Path) -> Result<()> {
         self.print(&serde_json::json!({ "finished": output }), || {
-            format!("{} is finished already: same work, options and source\n", output.display())
+            format!("{} is finished already: same work, options, source and build\n", output.display())
         })
     }
 
@@ -259,8 +260,8 @@ impl Session {
         self.print(&report, || render::verification(model, &report))
     }
 
-    fn man(&self, dir: &Path) -> Result<()> {
-        let pages = manual::write(dir)?;
+    fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
+        let pages = manual::write(dir, overwrite)?;
         self.print(&serde_json::json!({ "pages": pages }), || {
             format!("{} pages written to {}\n", pages.len(), dir.display())
         })

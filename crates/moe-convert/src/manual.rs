@@ -1,14 +1,14 @@
 //! Man pages and shell completions, from the definitions of the command line.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
-use moe_checkpoint::{Error, Result};
+use moe_checkpoint::{Error, FileKind, Result, check_file, read_text, write_file_atomically};
 
 use crate::cli::Cli;
 
@@ -23,22 +23,34 @@ pub fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&script).replace(&name.replace('-', "__subcmd__"), &program)
 }
 
-/// Writes a page for the program and one for each command to `dir`.
+/// A page of this program, of whatever version.
+const PAGE: FileKind = FileKind {
+    content: "a man page of moe-convert",
+    holds: |path| read_text(path, MAX_PAGE_BYTES).is_ok_and(|page| page.contains("\n.TH moe-convert")),
+};
+const MAX_PAGE_BYTES: u64 = 1 << 20;
+
+/// Writes a page for the program and one for each command to `dir`, over earlier ones where `overwrite` is set.
 ///
 /// # Errors
-/// Where `dir` can't be made or written to.
-pub fn write(dir: &Path) -> Result<Vec<PathBuf>> {
+/// Where `dir` can't be made or written to, or something else has the name of a page; none is written then.
+pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let commands = std::iter::once(&program).chain(program.get_subcommands());
-    let write = |command: &Command| {
+    let mut pages = Vec::new();
+    for command in commands {
         let man = Man::new(command.clone()).source(concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
         let path = dir.join(man.get_filename());
-        let written = page(&man, command).and_then(|page| fs::write(&path, page));
-        written.map_err(|e| Error::io("cannot write this page", &path, e)).map(|()| path)
-    };
-    commands.map(write).collect()
+        check_file(&path, &PAGE, overwrite)?;
+        let page = page(&man, command).map_err(|e| Error::io("cannot write this page", &path, e))?;
+        pages.push((path, page));
+    }
+    for (path, page) in &pages {
+        write_file_atomically(path, |file| file.write_all(page))?;
+    }
+    Ok(pages.into_iter().map(|(path, _)| path).collect())
 }
 
 /// What `man` renders of its own, with examples and notes as man pages have them.

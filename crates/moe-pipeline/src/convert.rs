@@ -1,7 +1,7 @@
 //! Running a pass: plan, validate, write and measure side by side, and let the result appear.
 
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -17,7 +17,8 @@ use serde::Serialize;
 use crate::applicable::healing;
 use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
-use crate::prepare::{Prepared, check_files, check_together};
+use crate::outputs::{check_places, check_plans};
+use crate::prepare::{Prepared, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
@@ -25,6 +26,7 @@ use crate::report;
 use crate::resources::{ByteSize, RunRecord};
 use crate::train::{LOG_FILE, TrainingDir};
 use crate::trust;
+use crate::writing::WritingOptions;
 
 /// Logits of all of them are in memory at once.
 const MAX_PROBE_TOKENS: usize = 4096;
@@ -48,6 +50,13 @@ pub struct ConvertOptions {
     pub compute: Compute,
     /// Most memory that may be held; hidden states that are too many for it go to a scratch file.
     pub memory_budget: Option<ByteSize>,
+}
+
+impl ConvertOptions {
+    /// How the result is written.
+    pub fn writing(&self) -> WritingOptions {
+        WritingOptions { max_shard_size: self.max_shard_size, probe_tokens: self.probe_tokens }
+    }
 }
 
 /// What a run will write, known before anything is written.
@@ -112,9 +121,9 @@ pub fn plan(
     output: &Path,
     options: &ConvertOptions,
 ) -> Result<PlannedOutput> {
-    check_options(passes, input, output, options)?;
+    // The plans of those before are written by other runs.
+    check_options(&passes[passes.len().saturating_sub(own)..], input, output, options)?;
     let mut prepared = Prepared::new(passes, input, output, options)?;
-    check_files(passes)?;
     let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
     if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
         prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
@@ -150,7 +159,7 @@ pub fn convert(
     meter.take();
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
-    let mut dir = OutputDir::create(output, &inputs(passes, input), output_options(options))?;
+    let mut dir = OutputDir::create(output, output_options(options))?;
     dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
     prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
     let mut receipt = prepared.receipt();
@@ -192,7 +201,7 @@ pub fn convert(
     let training = TrainingDir::of(output);
     let (trained, saved) = (prepared.is_trained(), prepared.saves());
     if trained {
-        let log = training.path().join(LOG_FILE);
+        let log = training.log();
         let lines = std::fs::read(&log).map_err(|e| Error::io("cannot read this log", &log, e))?;
         // Times differ from run to run.
         dir.write_unlisted(LOG_FILE, &lines)?;
@@ -203,10 +212,9 @@ pub fn convert(
     prepared.check_unchanged()?;
     let start = Instant::now();
     dir.commit()?;
-    if (trained || saved) && training.path().is_dir() {
-        // All that it was for is in the result.
-        std::fs::remove_dir_all(training.path())
-            .map_err(|e| Error::io("cannot remove what this training was saved in", training.path(), e))?;
+    if trained || saved {
+        // All that it was for is in the result, which is there whatever comes of this.
+        training.remove().unwrap_or_else(|error| progress.note(&format!("{} is left: {error}", training.path().display())));
     }
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion {
@@ -249,22 +257,18 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
         );
     }
     if input.is_dir() {
-        OutputDir::check(output, &inputs(passes, input), output_options(options))?;
+        check_places(passes, input, output, &[])?;
+        OutputDir::check(output, output_options(options))?;
+        check_plans(passes, options.overwrite)?;
     }
-    if !options.resume && !options.overwrite && passes.iter().any(|pass| pass.trains()) {
-        TrainingDir::of(output).check_unused()?;
+    if passes.iter().any(|pass| pass.trains()) {
+        TrainingDir::of(output).check(options.resume, options.overwrite)?;
     }
     Ok(())
 }
 
-/// Directories that are read, and never written to.
-pub(crate) fn inputs<'a>(passes: &[&'a dyn Pass], input: &'a Path) -> Vec<&'a Path> {
-    let others = passes.iter().flat_map(|pass| pass.others());
-    std::iter::once(input).chain(others.map(PathBuf::as_path)).collect()
-}
-
 pub(crate) fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
-    OutputOptions { overwrite: options.overwrite, replaceable_if: RECEIPT_FILE }
+    OutputOptions { overwrite: options.overwrite, replaceable_if: RECEIPT_FILE, unlisted: &[RUN_FILE, LOG_FILE] }
 }
 
 fn numeric(error: candle_core::Error) -> Error {

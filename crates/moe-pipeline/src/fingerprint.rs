@@ -4,7 +4,11 @@ use std::path::Path;
 
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Result, sha256_bytes, sha256_file};
 use moe_forward::TOKENIZER_FILE;
+use moe_math::Compute;
 use serde::{Deserialize, Serialize};
+
+use crate::build::{BUILD, VERSION};
+use crate::resources::device_kind;
 
 /// Tensors are sampled at so many places each, of so many bytes.
 const PLACES: u64 = 4;
@@ -42,17 +46,22 @@ impl Fingerprint {
     }
 }
 
-/// Hash of all that decides what comes of a run: a run that was killed may go on only where it is the same.
+/// Hash of all that decides what comes of a run, the build of the program and what it computes on included: a run that was killed may go
+/// on only where it is the same.
 ///
 /// # Errors
 /// What reading returns.
 pub(crate) fn of_run<'a>(
     options: &serde_json::Value,
+    compute: &Compute,
     models: impl IntoIterator<Item = &'a Checkpoint>,
     texts: impl IntoIterator<Item = &'a Path>,
 ) -> Result<String> {
     let all = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": VERSION,
+        "build": BUILD,
+        "dtype": compute.dtype.as_str(),
+        "device": device_kind(&compute.device),
         "options": options,
         "models": models.into_iter().map(Fingerprint::of).collect::<Result<Vec<_>>>()?,
         "texts": texts.into_iter().map(sha256_file).collect::<Result<Vec<_>>>()?,

@@ -7,6 +7,7 @@
 
 mod applicable;
 mod bench;
+mod build;
 mod card;
 mod convert;
 mod deciding;
@@ -18,6 +19,7 @@ mod inspect;
 mod loaders;
 mod logits;
 mod observe;
+mod outputs;
 mod prepare;
 mod progress;
 mod proof;
@@ -32,9 +34,11 @@ mod summary;
 mod train;
 mod trust;
 mod verify;
+mod writing;
 
 pub use applicable::Applicable;
 pub use bench::{BenchOptions, BenchReport, BenchedPass, BenchedStage, Peaks, bench};
+pub use build::{BUILD, VERSION};
 pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, plan};
 pub use evaluation::{EvalOptions, eval};
@@ -43,6 +47,7 @@ pub use gates::{DomainGate, Gates, MeasuredGate};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use logits::write_logits;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, is_observed, observe};
+pub use outputs::{JUNIT, check_summary};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
@@ -54,3 +59,4 @@ pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary}
 pub use train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use trust::{HeldOutReport, StageReport};
 pub use verify::{VerifyReport, verify};
+pub use writing::WritingOptions;

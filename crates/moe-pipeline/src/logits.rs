@@ -3,11 +3,14 @@
 use std::io::Write;
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, Dtype, Entry, Error, Kind, Result, Snapshot, SourceFile, StagedFile, encode_header};
+use moe_checkpoint::{
+    Checkpoint, Dtype, Entry, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file, encode_header,
+};
 use moe_forward::{Batch, Head, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
 
+use crate::outputs::LOGITS;
 use crate::progress::{LayerProgress, Progress, Unit};
 
 /// Tokens whose logits are computed at once.
@@ -16,8 +19,8 @@ const TOKEN_BLOCK: usize = 1024;
 /// Runs the checkpoint `model` on the ids in `tokens` and writes `logits`, `[all tokens in order, vocab]` f32, to `output`; their shape.
 ///
 /// # Errors
-/// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it holds nothing but logits or `overwrite` is given; what
-/// reading, computing and writing return. No new file is left then.
+/// [`Kind::Usage`] for ids that the model doesn't have, and where `output` exists, unless it is empty, or holds logits and `overwrite` is
+/// given; what reading, computing and writing return. No new file is left then.
 pub fn write_logits(
     model: &Path,
     tokens: &Path,
@@ -32,7 +35,10 @@ pub fn write_logits(
     let checkpoint = Checkpoint::open(model)?;
     let model = Model::read(&checkpoint)?;
     batch.check_vocabulary(model.vocab, tokens)?;
-    check_output(&model, output, overwrite)?;
+    let mut locations = Locations::default();
+    [checkpoint.dir(), tokens].into_iter().for_each(|path| locations.reads(path));
+    locations.writes(output)?;
+    check_file(output, &LOGITS, overwrite)?;
     let file = StagedFile::create(output)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(&model, &batch, compute)?;
@@ -64,35 +70,4 @@ pub fn write_logits(
         })
     });
     failure.map_or(written, Err).map(|()| shape)
-}
-
-/// A mistyped path must not cost anybody their weights: only logits and empty files are replaced unasked.
-fn check_output(model: &Model, output: &Path, overwrite: bool) -> Result<()> {
-    let directory = |path: &Path| {
-        path.parent().and_then(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }.canonicalize().ok())
-    };
-    if let (Some(model), Some(parent)) = (directory(&model.config_file), directory(output))
-        && parent.starts_with(&model)
-    {
-        return Err(Error::new(
-            Kind::Usage,
-            "the output lies inside the model's directory, where loaders would find it",
-        )
-        .file(output)
-        .remedy("choose an output outside the input directory"));
-    }
-    let empty = || output.metadata().is_ok_and(|m| m.is_file() && m.len() == 0);
-    let only_logits = || {
-        let opened = SourceFile::open(output);
-        opened.is_ok_and(|(_, entries)| matches!(entries.as_slice(), [entry] if entry.name == "logits"))
-    };
-    if output.is_dir() {
-        return Err(Error::new(Kind::Usage, "the output is a directory").file(output).remedy("give a file name"));
-    }
-    if overwrite || !output.exists() || empty() || only_logits() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Usage, "the output exists and holds something other than logits")
-        .file(output)
-        .remedy("choose another name, or give --overwrite"))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, StagedFile};
+use moe_checkpoint::{Checkpoint, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file};
 use moe_forward::{
     Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TokenizeOptions, special_tokens,
 };
@@ -16,6 +16,7 @@ use moe_passes::{CalibrationOptions, LayerStatistics};
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{self, Fingerprint};
+use crate::outputs::STATISTICS;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 use crate::statistics::{self, About, StatisticsFile};
@@ -102,7 +103,7 @@ pub fn observe(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Observation> {
-    check_output(output, overwrite)?;
+    check_output(dir, options, output, overwrite)?;
     if options.calibration.data.is_empty() && options.add.is_empty() {
         return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
     }
@@ -154,8 +155,7 @@ pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute:
 fn hash_of_run(checkpoint: &Checkpoint, options: &ObserveOptions, compute: &Compute) -> Result<String> {
     let texts = options.calibration.data.iter().map(|spec| spec.path.as_path());
     let read = texts.chain(options.add.iter().map(PathBuf::as_path));
-    let options = serde_json::json!({ "options": options, "dtype": compute.dtype.as_str() });
-    fingerprint::of_run(&options, [checkpoint], read)
+    fingerprint::of_run(&serde_json::json!(options), compute, [checkpoint], read)
 }
 
 impl ObservedLayer {
@@ -225,20 +225,10 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
     Ok(())
 }
 
-fn check_output(output: &Path, overwrite: bool) -> Result<()> {
-    if output.is_dir() {
-        return Err(Error::new(Kind::Usage, "the output is a directory").file(output).remedy("give a file name"));
-    }
-    let parent = directory_of(output);
-    if !parent.is_dir() {
-        return Err(Error::new(Kind::Missing, "the output's directory doesn't exist")
-            .file(parent)
-            .remedy("make it first"));
-    }
-    if overwrite || !output.exists() || StatisticsFile::open(output).is_ok() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Usage, "the output exists and holds something other than statistics")
-        .file(output)
-        .remedy("choose another name, or give --overwrite"))
+fn check_output(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+    let mut locations = Locations::default();
+    let texts = options.calibration.data.iter().map(|spec| &spec.path);
+    texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));
+    locations.writes(output)?;
+    check_file(output, &STATISTICS, overwrite)
 }

@@ -9,10 +9,12 @@ use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_passes::{DecidedBy, DistillOptions, Effect, HealOptions, Identity, LayerRecord, QuantizeOptions};
 use serde::Serialize;
 
+use crate::build::{BUILD, VERSION};
 use crate::prepare::Applied;
 use crate::report::REPORT_FILE;
 use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
+use crate::writing::WritingOptions;
 
 /// The receipt's file name.
 pub const RECEIPT_FILE: &str = "moe-convert.json";
@@ -44,6 +46,10 @@ pub struct Receipt {
     pub written: BTreeMap<String, String>,
     /// What it computed in.
     pub dtype: &'static str,
+    /// The kind of device that it computed on: cpu, cuda or metal.
+    pub device: &'static str,
+    /// How it was written.
+    pub writing: WritingOptions,
     /// What it wrote.
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.
@@ -215,12 +221,14 @@ pub struct Tool {
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
+    /// A hash of the sources that it was built from: results of other builds are not reused.
+    pub build: &'static str,
 }
 
 impl Tool {
     /// This program.
     pub(crate) fn this() -> Self {
-        Self { name: "moe-convert", version: env!("CARGO_PKG_VERSION") }
+        Self { name: "moe-convert", version: VERSION, build: BUILD }
     }
 }
 

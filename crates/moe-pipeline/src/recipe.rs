@@ -21,8 +21,10 @@ use serde::de::DeserializeOwned;
 use crate::evaluation::EvalOptions;
 use crate::observe::ObserveOptions;
 use crate::prepare::check_together;
+use crate::writing::WritingOptions;
 use expand::Expansion;
 use guess::{guess, guess_key};
+pub(crate) use outcome::STEPS_HEADER;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::Source;
@@ -94,6 +96,8 @@ pub enum StepKind {
         output: PathBuf,
         /// Whether an earlier result is replaced.
         overwrite: bool,
+        /// How it is written.
+        writing: WritingOptions,
     },
     /// `observe`.
     Observe {
@@ -190,9 +194,10 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
     let kind = match command.as_str() {
         CONVERT => {
             let (output, overwrite) = take_output(&mut table)?;
+            let writing = take_writing(&mut table)?;
             let passes: Vec<toml::Table> = take(&mut table, "pass")?.unwrap_or_default();
             rest::<Nothing>(table)?;
-            StepKind::Convert { passes: parse_passes(passes)?, output, overwrite }
+            StepKind::Convert { passes: parse_passes(passes)?, output, overwrite, writing }
         }
         "observe" => {
             let (output, overwrite) = take_output(&mut table)?;
@@ -203,7 +208,8 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         pass if PASSES.contains(&pass) => {
             let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite }
+            let writing = take_writing(&mut table)?;
+            StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite, writing }
         }
         other => {
             let known: Vec<&str> =
@@ -285,13 +291,26 @@ fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool), String> {
     Ok((output, take(table, "overwrite")?.unwrap_or(false)))
 }
 
+/// How a step's result is written.
+fn take_writing(table: &mut toml::Table) -> Result<WritingOptions, String> {
+    let mut given = toml::Table::new();
+    for key in WRITING {
+        given.extend(table.remove(key).map(|value| (key.to_owned(), value)));
+    }
+    rest(given)
+}
+
+/// The keys of [`WritingOptions`].
+const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
+
 /// Options that are put together of several groups, which serde can't check for unknown keys.
 fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, String> {
     let command = T::augment_args(clap::Command::new(""));
     let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
     match table.keys().find(|key| !known.contains(&key.as_str())) {
         Some(key) => {
-            Err(format!("unknown field `{key}`, expected one of model, output, overwrite, {}", known.join(", ")))
+            let of_steps = "model, output, overwrite, max-shard-size, probe-tokens";
+            Err(format!("unknown field `{key}`, expected one of {of_steps}, {}", known.join(", ")))
         }
         None => rest(table),
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use candle_core::Device;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
 use moe_math::Compute;
@@ -11,6 +12,15 @@ use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::progress::Timings;
+
+/// Which kind of device it is: others round in other ways.
+pub(crate) fn device_kind(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
 
 /// A number of bytes, written as `5GB` (10⁹), `8GiB` (2³⁰) or a plain number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -9,14 +9,16 @@ use moe_passes::Pass;
 use serde_json::Value;
 
 use crate::card::{self, CARD_FILE, name_of};
-use crate::convert::{ConvertOptions, SLACK_BYTES, inputs, output_options};
+use crate::convert::{ConvertOptions, SLACK_BYTES, output_options};
+use crate::outputs::check_places;
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE};
 use crate::train::LOG_FILE;
 use crate::verify::check_hashes;
 
-/// Whether `output` is the finished result of the same passes with the same options on the same bytes, made by the same version.
+/// Whether `output` is the finished result of the same passes with the same options on the same bytes, written in the same way by the same
+/// build.
 ///
 /// # Errors
 /// What reading the source and the receipt return.
@@ -50,7 +52,7 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
     let same = found["tool"] == wanted["tool"]
-        && found["dtype"] == wanted["dtype"]
+        && ["dtype", "device", "writing"].into_iter().all(|key| found[key] == wanted[key])
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
         && sizes(&found) == sizes(&wanted);
@@ -71,9 +73,8 @@ pub fn copy_finished(
     options: &ConvertOptions,
 ) -> Result<bool> {
     let Ok(Some(Manifest { files })) = finished(passes, input, from, options) else { return Ok(false) };
-    let mut inputs = inputs(passes, input);
-    inputs.push(from);
-    let mut dir = OutputDir::create(output, &inputs, output_options(options))?;
+    check_places(passes, input, output, &[from])?;
+    let mut dir = OutputDir::create(output, output_options(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());
     dir.require_space(sizes.map(|file| file.len()).sum::<u64>() + SLACK_BYTES)?;
     for (name, hash) in files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str())) {

@@ -1,5 +1,6 @@
 //! Output directories that appear under their final name only when they are complete.
 
+mod earlier;
 mod file;
 mod lock;
 
@@ -17,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
 use crate::writer::write_synced;
 
-pub use file::{StagedFile, write_file_atomically};
+pub use file::{FileKind, StagedFile, check_file, open_to_append, write_file_atomically};
 
 use lock::{lock, locked, options_of};
 
@@ -28,6 +29,8 @@ pub struct OutputOptions<'a> {
     pub overwrite: bool,
     /// The file that marks a directory as written by this program.
     pub replaceable_if: &'a str,
+    /// Files of a result that its manifest doesn't list.
+    pub unlisted: &'a [&'a str],
 }
 
 /// A directory being written: it lies hidden beside its final place until [`OutputDir::commit`].
@@ -40,17 +43,19 @@ pub struct OutputDir {
     committed: bool,
     overwrite: bool,
     replaceable_if: String,
+    unlisted: Vec<String>,
     /// Holds the lock on the staging directory.
     _lock: File,
 }
 
 impl OutputDir {
-    /// Checks whether `target` may be created, without touching the disk.
+    /// Checks whether `target` may be created, without touching the disk. That it overlaps with nothing that is read is for
+    /// [`crate::Locations`] to say.
     ///
     /// # Errors
-    /// [`Kind::Usage`] where it exists and may not be replaced, or lies inside one of `inputs` or
-    /// around it; [`Kind::Missing`] where its parent directory can't be had.
-    pub fn check(target: &Path, inputs: &[&Path], options: OutputOptions<'_>) -> Result<()> {
+    /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in it; [`Kind::Missing`] where its
+    /// parent directory can't be had.
+    pub fn check(target: &Path, options: OutputOptions<'_>) -> Result<()> {
         let parent = parent_of(target);
         // The parent may not exist yet; what exists of it decides where it would lie.
         let existing = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
@@ -60,15 +65,6 @@ impl OutputDir {
                 .file(&existing)
                 .remedy("choose another output"));
         }
-        let resolved = target.canonicalize().unwrap_or_else(|_| existing.join(target.file_name().unwrap_or_default()));
-        for input in inputs {
-            let input = input.canonicalize().map_err(|e| Error::io("cannot resolve this input", input, e))?;
-            if existing.starts_with(&input) || resolved.starts_with(&input) || input.starts_with(&resolved) {
-                return Err(Error::new(Kind::Usage, "the output would lie inside an input, or around one")
-                    .file(target)
-                    .remedy("choose an output outside the input directory"));
-            }
-        }
         if target.symlink_metadata().is_err() {
             return Ok(());
         }
@@ -77,20 +73,15 @@ impl OutputDir {
                 .file(target)
                 .remedy("remove it, choose another name, or give --overwrite"));
         }
-        if !is_replaceable(target, options.replaceable_if) {
-            return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
-                .file(target)
-                .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
-        }
-        Ok(())
+        earlier::check(target, options)
     }
 
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
     /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
-    pub fn create(target: &Path, inputs: &[&Path], options: OutputOptions<'_>) -> Result<Self> {
-        Self::check(target, inputs, options)?;
+    pub fn create(target: &Path, options: OutputOptions<'_>) -> Result<Self> {
+        Self::check(target, options)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let staging = partial(target)?;
@@ -106,7 +97,7 @@ impl OutputDir {
         if target.symlink_metadata().is_err() && aside.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             // A run was killed between two renames.
             rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
-            Self::check(target, inputs, options).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
+            Self::check(target, options).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         }
         // What a killed run left behind; nobody holds its lock.
         clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
@@ -118,6 +109,7 @@ impl OutputDir {
             committed: false,
             overwrite: options.overwrite,
             replaceable_if: options.replaceable_if.to_owned(),
+            unlisted: options.unlisted.iter().map(|name| (*name).to_owned()).collect(),
             _lock: lock,
         })
     }
@@ -197,17 +189,14 @@ impl OutputDir {
         File::open(&parent).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
         match moved {
             None => Ok(()),
-            Some(elsewhere) => {
-                let what = format!("this is in the way, and can't be replaced; the result is {}", elsewhere.display());
-                Err(Error::new(Kind::Io, what).file(&self.target).remedy("look at both, and rename the one you want"))
-            }
+            Some(elsewhere) => Err(in_the_way(&self.target, &elsewhere)),
         }
     }
 
     /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
     /// which is then returned.
     fn move_to_target(&self) -> Result<Option<PathBuf>> {
-        if self.overwrite && is_replaceable(&self.target, &self.replaceable_if) {
+        if self.overwrite && self.may_replace() {
             // It is removed under a hidden name: a run that begins there must not take it for its own.
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
             let replaced = earlier.as_ref().and_then(|_| replace(&self.staging, &self.target).ok());
@@ -218,15 +207,14 @@ impl OutputDir {
                 });
             }
         }
-        let name = self.target.file_name().unwrap_or_default().to_string_lossy();
-        let others = (2..).map(|number| self.target.with_file_name(format!("{name}-{number}")));
-        for (index, place) in std::iter::once(self.target.clone()).chain(others).enumerate() {
-            match rename_new(&self.staging, &place) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                other => return other.map(|()| (index > 0).then_some(place)).map_err(|e| self.failed(e)),
-            }
-        }
-        Ok(None)
+        rename_to_free(&self.staging, &self.target).map_err(|e| self.failed(e))
+    }
+
+    /// Whether what has the output's name now, long after it was checked, is still a result and nothing else.
+    fn may_replace(&self) -> bool {
+        let unlisted: Vec<&str> = self.unlisted.iter().map(String::as_str).collect();
+        let options = OutputOptions { overwrite: true, replaceable_if: &self.replaceable_if, unlisted: &unlisted };
+        earlier::check(&self.target, options).is_ok()
     }
 
     fn failed(&self, error: io::Error) -> Error {
@@ -234,9 +222,23 @@ impl OutputDir {
     }
 }
 
-/// Whether `target` is an earlier result, which has the file `mark`, or an empty directory.
-fn is_replaceable(target: &Path, mark: &str) -> bool {
-    fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none()) || target.join(mark).is_file()
+/// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then returned.
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let others = (2..).map(|number| to.with_file_name(format!("{name}-{number}")));
+    for (index, place) in std::iter::once(to.to_owned()).chain(others).enumerate() {
+        match rename_new(from, &place) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| (index > 0).then_some(place)),
+        }
+    }
+    Ok(None)
+}
+
+/// The result was renamed to `place`, since something else has the name `target`.
+fn in_the_way(target: &Path, place: &Path) -> Error {
+    let what = format!("this is in the way, and can't be replaced; the result is {}", place.display());
+    Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want")
 }
 
 /// Gives `staging` the name `target`, which an earlier result has; what that is called then.
@@ -263,6 +265,21 @@ fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// What the output `target` is called while it is unfinished, and an earlier one while it is replaced.
+pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 2] {
+    ["partial", "replaced"].map(|state| hidden(target, state))
+}
+
+/// Whether `name` is one that a file has while it is written.
+pub(crate) fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".partial-moe-convert")
+}
+
+/// Opens the file `path` to read it, unless that is a link.
+pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
+    options_of(OFlags::empty()).open(path)
+}
+
 /// What an earlier result is called while a new one takes its name.
 fn aside(target: &Path) -> PathBuf {
     hidden(target, "replaced")
@@ -284,7 +301,9 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 fn partial(target: &Path) -> Result<PathBuf> {
     match target.file_name() {
         Some(_) => Ok(hidden(target, "partial")),
-        None => Err(Error::new(Kind::Usage, "the output has no name").file(target)),
+        None => Err(Error::new(Kind::Usage, "the output has no name")
+            .file(target)
+            .remedy("give a path that ends in a name of its own")),
     }
 }
 
@@ -344,8 +363,8 @@ fn clear_directory(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const OPTIONS: OutputOptions<'_> = OutputOptions { overwrite: false, replaceable_if: "receipt" };
-    const OVERWRITE: OutputOptions<'_> = OutputOptions { overwrite: true, replaceable_if: "receipt" };
+    const OPTIONS: OutputOptions<'_> = OutputOptions { overwrite: false, replaceable_if: "receipt", unlisted: &["run"] };
+    const OVERWRITE: OutputOptions<'_> = OutputOptions { overwrite: true, ..OPTIONS };
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -356,7 +375,7 @@ mod tests {
 
     /// Makes a result.
     fn finish(target: &Path, options: OutputOptions<'_>) -> Result<()> {
-        let mut output = OutputDir::create(target, &[], options)?;
+        let mut output = OutputDir::create(target, options)?;
         output.write("receipt", b"x")?;
         output.commit()
     }
@@ -365,13 +384,13 @@ mod tests {
     fn nothing_appears_before_the_commit_and_nothing_stays_without_one() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        let mut output = OutputDir::create(&target, OPTIONS).unwrap();
         output.write("receipt", b"x").unwrap();
         assert!(!target.exists());
         drop(output);
         assert!(names(dir.path()).is_empty());
 
-        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        let mut output = OutputDir::create(&target, OPTIONS).unwrap();
         output.write("receipt", b"x").unwrap();
         output.commit().unwrap();
         assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
@@ -382,7 +401,7 @@ mod tests {
     fn what_was_removed_as_unfinished_cannot_appear() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let mut output = OutputDir::create(&target, &[], OPTIONS).unwrap();
+        let mut output = OutputDir::create(&target, OPTIONS).unwrap();
         output.write("receipt", b"x").unwrap();
         let staging = output.path().to_owned();
         unfinished().remove(&staging);
@@ -395,15 +414,55 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         fs::create_dir(&target).unwrap();
-        fs::write(target.join("thesis.tex"), "").unwrap();
-        assert_eq!(OutputDir::create(&target, &[], OPTIONS).unwrap_err().kind(), Kind::Usage);
-        assert_eq!(OutputDir::create(&target, &[], OVERWRITE).unwrap_err().kind(), Kind::Usage);
+        let thesis = target.join("thesis.tex");
+        fs::write(&thesis, "").unwrap();
+        assert_eq!(OutputDir::create(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(OutputDir::create(&target, OVERWRITE).unwrap_err().kind(), Kind::Usage);
+        // A mark alone makes nobody else's files ours.
         fs::write(target.join("receipt"), "").unwrap();
-        let mut output = OutputDir::create(&target, &[], OVERWRITE).unwrap();
-        output.write("receipt", b"new").unwrap();
-        output.commit().unwrap();
+        let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
+        assert!(error.contains("SHA256SUMS"), "{error}");
+        fs::remove_dir_all(&target).unwrap();
+        finish(&target, OPTIONS).unwrap();
+        finish(&target, OVERWRITE).unwrap();
+        fs::write(target.join("run"), "what differs from run to run").unwrap();
+        finish(&target, OVERWRITE).unwrap();
         assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
         assert_eq!(names(dir.path()), ["out"]);
+        // An empty folder is nobody's loss.
+        fs::remove_dir_all(&target).unwrap();
+        fs::create_dir(&target).unwrap();
+        finish(&target, OVERWRITE).unwrap();
+    }
+
+    #[test]
+    fn overwrite_refuses_by_name_what_it_has_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        finish(&target, OPTIONS).unwrap();
+        for foreign in ["notes/thesis.tex", "weights.gguf", ".hidden"] {
+            let path = target.join(foreign);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "words").unwrap();
+            let error = OutputDir::create(&target, OVERWRITE).unwrap_err();
+            let named = foreign.split('/').next().unwrap();
+            assert!(error.kind() == Kind::Usage && error.to_string().contains(named), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "words");
+            match path.parent() {
+                Some(folder) if folder != target => fs::remove_dir_all(folder).unwrap(),
+                _ => fs::remove_file(&path).unwrap(),
+            }
+        }
+        // What comes while the run works is kept, too.
+        let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
+        output.write("receipt", b"new").unwrap();
+        fs::write(target.join("thesis.tex"), "words").unwrap();
+        let error = output.commit().unwrap_err().to_string();
+        assert!(error.contains("out-2"), "{error}");
+        assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
+        // A link is nobody's result, whatever it leads to.
+        std::os::unix::fs::symlink("out-2", dir.path().join("link")).unwrap();
+        assert!(OutputDir::create(&dir.path().join("link"), OVERWRITE).unwrap_err().to_string().contains("is a link"));
     }
 
     #[test]
@@ -415,7 +474,7 @@ mod tests {
         let target = dir.path().join("out");
         let hidden = dir.path().join(".out.partial-moe-convert");
         std::os::unix::fs::symlink(&precious, &hidden).unwrap();
-        assert_eq!(OutputDir::create(&target, &[], OPTIONS).unwrap_err().kind(), Kind::Io);
+        assert_eq!(OutputDir::create(&target, OPTIONS).unwrap_err().kind(), Kind::Io);
         fs::remove_file(&hidden).unwrap();
         std::os::unix::fs::symlink(precious.join("thesis.tex"), &hidden).unwrap();
         assert!(write_file_atomically(&target, |_| Ok(())).is_err());
@@ -427,7 +486,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         for options in [OPTIONS, OVERWRITE] {
-            let mut output = OutputDir::create(&target, &[], options).unwrap();
+            let mut output = OutputDir::create(&target, options).unwrap();
             output.write("receipt", b"x").unwrap();
             fs::create_dir(&target).unwrap();
             fs::write(target.join("thesis.tex"), "words").unwrap();
@@ -464,6 +523,7 @@ mod tests {
         let staging = dir.path().join("new");
         fs::create_dir(&staging).unwrap();
         fs::write(staging.join("receipt"), "new").unwrap();
+        fs::write(staging.join(MANIFEST_FILE), "").unwrap();
         // What was being removed when an earlier run was killed.
         fs::create_dir(aside(&target)).unwrap();
         assert_eq!(replace_by_turns(&staging, &target).unwrap(), aside(&target));
@@ -487,20 +547,8 @@ mod tests {
     fn a_second_run_on_the_same_output_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let _first = OutputDir::create(&target, &[], OPTIONS).unwrap();
-        let message = OutputDir::create(&target, &[], OPTIONS).unwrap_err().to_string();
+        let _first = OutputDir::create(&target, OPTIONS).unwrap();
+        let message = OutputDir::create(&target, OPTIONS).unwrap_err().to_string();
         assert!(message.contains("another run"), "{message}");
-    }
-
-    #[test]
-    fn an_output_inside_or_around_an_input_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let input = dir.path().join("a/input");
-        fs::create_dir_all(&input).unwrap();
-        for target in [input.join("out"), input.join("deep/er/out"), input.clone(), dir.path().join("a")] {
-            let error = OutputDir::check(&target, &[&input], OVERWRITE).unwrap_err();
-            assert!(error.to_string().contains("inside an input"), "{}: {error}", target.display());
-        }
-        OutputDir::check(&dir.path().join("b"), &[&input], OPTIONS).unwrap();
     }
 }

@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, Kind, write_file_atomically};
+use moe_checkpoint::{Error, check_file, open_to_append, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
     Average, ConvertOptions, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_finished, is_finished,
-    is_observed, junit, markdown,
+    JUNIT, check_summary, is_observed, junit, markdown,
 };
 
 use super::{After, Session, kind};
-use crate::cli::Writing;
 use crate::render;
 
 impl Session {
@@ -30,6 +29,7 @@ impl Session {
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
         recipe.check_inputs()?;
+        recipe.check_outputs(path, &reports.paths())?;
         reports.check()?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
@@ -108,9 +108,9 @@ impl Session {
             (None, _) => {}
         }
         // What reads a result can't run before there is one.
-        let StepKind::Convert { passes, output, overwrite } = &step.kind else { return Ok(StepResult::Done) };
+        let StepKind::Convert { passes, output, overwrite, writing } = &step.kind else { return Ok(StepResult::Done) };
         let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-        let options = self.step_options(*overwrite, how);
+        let options = self.convert_options(*overwrite, how.resume, *writing);
         // A copy is for a run that may write.
         if !how.fresh && yet.is_none() && self.reuse(&passes, &step.model, output, &[], &options)? {
             return Ok(StepResult::Reused);
@@ -125,9 +125,9 @@ impl Session {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
         match &step.kind {
-            StepKind::Convert { passes, output, overwrite } => {
+            StepKind::Convert { passes, output, overwrite, writing } => {
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-                let options = self.step_options(*overwrite, how);
+                let options = self.convert_options(*overwrite, how.resume, *writing);
                 let alike = recipe.made_alike(index);
                 if !how.fresh && self.reuse(&passes, &step.model, output, &alike, &options)? {
                     return Ok(StepResult::Reused);
@@ -152,10 +152,6 @@ impl Session {
             StepKind::Inspect => self.inspect(&step.model)?,
         }
         Ok(StepResult::Done)
-    }
-
-    fn step_options(&self, overwrite: bool, how: How) -> ConvertOptions {
-        self.convert_options(&Writing { overwrite, resume: how.resume, ..Writing::default() })
     }
 
     /// Whether `output` is there already, or could be copied from one of the results `alike`.
@@ -210,22 +206,23 @@ enum StepResult {
 /// Files that say what became of a recipe's steps.
 pub(super) struct Reports {
     pub junit: Option<PathBuf>,
+    /// Whether an earlier JUnit file is replaced.
+    pub overwrite: bool,
     pub summary: Option<PathBuf>,
 }
 
 impl Reports {
-    /// Refuses places that can't be written to, before there is anything to report.
+    fn paths(&self) -> Vec<&Path> {
+        [&self.junit, &self.summary].into_iter().filter_map(|path| path.as_deref()).collect()
+    }
+
+    /// Refuses what can't be written to, or holds something else, before there is anything to report.
     fn check(&self) -> Result<()> {
-        let places = [("--junit", &self.junit), ("--summary", &self.summary)];
-        for (option, path) in places.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?))) {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
-                let what = format!("{option} can't be written here");
-                return Err(Error::new(Kind::Usage, what)
-                    .file(path)
-                    .remedy("give a file in a folder that exists")
-                    .into());
-            }
+        if let Some(path) = &self.junit {
+            check_file(path, &JUNIT, self.overwrite)?;
+        }
+        if let Some(path) = &self.summary {
+            check_summary(path)?;
         }
         Ok(())
     }
@@ -234,8 +231,7 @@ impl Reports {
         self.write_junit(recipe, steps)?;
         if let Some(path) = &self.summary {
             // Steps of a CI job share this file.
-            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let written = open.and_then(|mut file| file.write_all(markdown(recipe, steps, averages).as_bytes()));
+            let written = open_to_append(path)?.write_all(markdown(recipe, steps, averages).as_bytes());
             written.map_err(|e| Error::io("cannot write this summary", path, e))?;
         }
         Ok(())

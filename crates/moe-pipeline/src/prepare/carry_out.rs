@@ -67,7 +67,7 @@ impl Prepared<'_> {
             }
             first = end;
         }
-        self.shards = shards(self.declaration(), self.max_shard_size)?;
+        self.shards = shards(self.declaration(), self.writing.max_shard_size)?;
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl Prepared<'_> {
             Some(mut deciding) => {
                 if deciding.decider.saves() {
                     let saved = self.saved(index, &deciding, options, output)?;
-                    if options.resume && TrainingDir::of(output).path().is_dir() {
+                    if options.resume && TrainingDir::of(output).is_used()? {
                         progress.note("what was trained before is taken from what was saved");
                     }
                     deciding.decider.save_in(saved);
@@ -160,8 +160,8 @@ impl Prepared<'_> {
         let mut texts = decided_on(deciding.decider.as_ref());
         texts.extend(self.applied[index].further_files());
         let own = self.applied[index].pass.options();
-        let key = self.key(index, own, &texts, None)?;
-        Saved::new(TrainingDir::of(output).path(), key, options.resume)
+        let key = self.key(index, own, &options.compute, &texts, None)?;
+        TrainingDir::of(output).open(key, options.resume)
     }
 
     /// Hash of all that pass `index` with its `own` options depends on: what came before it, too.
@@ -169,6 +169,7 @@ impl Prepared<'_> {
         &self,
         index: usize,
         own: serde_json::Value,
+        compute: &Compute,
         texts: &[PathBuf],
         teacher: Option<&Checkpoint>,
     ) -> Result<String> {
@@ -184,7 +185,7 @@ impl Prepared<'_> {
         let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
         let read = before.iter().flat_map(|applied| &applied.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
-        fingerprint::of_run(&options, models, texts)
+        fingerprint::of_run(&options, compute, models, texts)
     }
 
     /// Trains what pass `index` plans, if that is what it does; whether it is.
@@ -199,7 +200,8 @@ impl Prepared<'_> {
         let Some(task) = &applied.training else { return Ok(false) };
         let teacher = task.training.teacher.and_then(|_| applied.others.first().zip(applied.models.first()));
         let (own, texts) = (task.deciding(applied.pass.options()), applied.further_files());
-        let key = self.key(index, own, &texts, teacher.map(|(checkpoint, _)| checkpoint))?;
+        let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
+        let key = self.key(index, own, &options.compute, &texts, teacher_read)?;
         let subject = Subject {
             model: &applied.plan.model,
             teacher: teacher.map(|(_, model)| model),

@@ -17,9 +17,10 @@ use moe_passes::{Effect, Identity, Pass, Sources};
 use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::{ByteSize, directory_of};
+use crate::resources::{ByteSize, device_kind, directory_of};
 use crate::train::TrainingRecord;
 use crate::trust::{self, StageReport};
+use crate::writing::WritingOptions;
 
 pub(crate) use applied::Applied;
 pub(crate) use hashes::Hashes;
@@ -33,8 +34,9 @@ pub(crate) struct Prepared<'p> {
     /// The passes; at least one.
     applied: Vec<Applied<'p>>,
     pub shards: Vec<ShardPlan>,
-    max_shard_size: ByteSize,
+    writing: WritingOptions,
     dtype: &'static str,
+    device: &'static str,
     spill: Arc<Spill>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
@@ -54,28 +56,9 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
         let what = format!("{} has held-out text, but it is the written result that is measured", pass.name());
         return Err(Error::new(Kind::Usage, what).remedy("give the held-out text to the last pass"));
     }
-    check_files(passes)?;
     if passes.iter().filter(|pass| pass.trains()).count() > 1 {
         return Err(Error::new(Kind::Usage, "two passes train, but what is saved of a training is one")
             .remedy("write a checkpoint between them: make them steps of their own"));
-    }
-    Ok(())
-}
-
-/// Refuses a plan that would be written over what the run reads, or over another plan.
-///
-/// # Errors
-/// [`Kind::Usage`] then.
-pub(crate) fn check_files(passes: &[&dyn Pass]) -> Result<()> {
-    let read = passes.iter().flat_map(|pass| pass.given_plan().into_iter().chain(pass.statistics()));
-    let mut taken: Vec<&Path> = read.collect();
-    for plan in passes.iter().filter_map(|pass| pass.plan_out()) {
-        if taken.contains(&plan) {
-            return Err(Error::new(Kind::Usage, "the plan would be written over a file that this run reads or writes")
-                .file(plan)
-                .remedy("give --plan-out a name of its own"));
-        }
-        taken.push(plan);
     }
     Ok(())
 }
@@ -100,8 +83,9 @@ impl<'p> Prepared<'p> {
             source,
             applied,
             shards,
-            max_shard_size: options.max_shard_size,
+            writing: options.writing(),
             dtype: options.compute.dtype.as_str(),
+            device: device_kind(&options.compute.device),
             spill,
             held_out,
             stages: Vec::new(),
@@ -202,6 +186,8 @@ impl<'p> Prepared<'p> {
             texts: BTreeMap::new(),
             written: self.applied.iter().filter_map(|applied| applied.written.clone()).collect(),
             dtype: self.dtype,
+            device: self.device,
+            writing: self.writing,
             result: ResultRecord::of(last),
             identity: Identity::of(&effects),
             effects,

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Locations, Result};
 use moe_forward::DataSpec;
 use moe_passes::Pass;
 
 use super::{Recipe, Step, StepKind};
+use crate::train::TrainingDir;
 
 /// Steps without those that would only do again what an earlier one has done, such as what several combinations of choices have in
 /// common.
@@ -90,6 +91,28 @@ impl Recipe {
             made.extend(step.writes());
         }
         Ok(())
+    }
+
+    /// Refuses outputs that overlap with what a step reads and no step before it makes, with the recipe `path`, or with each other.
+    /// `reports` are written beside the steps' results.
+    ///
+    /// # Errors
+    /// As for [`Locations::writes`].
+    pub fn check_outputs(&self, path: &Path, reports: &[&Path]) -> Result<()> {
+        let mut locations = Locations::default();
+        locations.reads(path);
+        let mut made: Vec<&Path> = Vec::new();
+        for step in &self.steps {
+            let found = step.reads().into_iter().chain(step.texts());
+            // What a step makes may be read, and made anew, by those behind it.
+            found
+                .filter(|path| !made.iter().any(|output| path.starts_with(output)))
+                .for_each(|path| locations.reads(path));
+            made.extend(step.writes());
+        }
+        let outputs: BTreeSet<PathBuf> = self.steps.iter().flat_map(Step::touches).collect();
+        outputs.iter().try_for_each(|path| locations.writes(path))?;
+        reports.iter().try_for_each(|path| locations.writes(path))
     }
 
     /// Where steps before step `index` put what the same passes with the same options made.
@@ -183,6 +206,16 @@ impl Step {
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
+    /// All that it writes or removes.
+    fn touches(&self) -> Vec<PathBuf> {
+        let trains = match &self.kind {
+            StepKind::Convert { passes, output, .. } => passes.iter().any(|pass| pass.trains()).then_some(output),
+            _ => None,
+        };
+        let training = trains.map(|output| TrainingDir::of(output).path().to_owned());
+        self.writes().into_iter().map(Path::to_owned).chain(training).collect()
+    }
+
     /// Where its result goes, and whether it replaces an earlier one.
     pub(super) fn output(&self) -> Option<(&Path, bool)> {
         match &self.kind {
@@ -196,7 +229,9 @@ impl Step {
     /// Whether it makes the same of the same, and puts it in the same place.
     fn does_as(&self, other: &Self) -> bool {
         let same = match (&self.kind, &other.kind) {
-            (StepKind::Convert { passes: a, .. }, StepKind::Convert { passes: b, .. }) => same_work(a, b),
+            (StepKind::Convert { passes: a, writing: of, .. }, StepKind::Convert { passes: b, writing: to, .. }) => {
+                of == to && same_work(a, b)
+            }
             (StepKind::Observe { options: a, .. }, StepKind::Observe { options: b, .. }) => {
                 serde_json::to_value(a).ok() == serde_json::to_value(b).ok()
             }

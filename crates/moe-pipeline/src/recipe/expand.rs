@@ -26,7 +26,7 @@ pub(super) struct Expansion<'a> {
 }
 
 /// Keys of steps that run one pass which passes within a step don't have.
-pub(super) const OF_STEPS: [&str; 4] = ["model", "output", "overwrite", "label"];
+pub(super) const OF_STEPS: [&str; 6] = ["model", "output", "overwrite", "label", "max-shard-size", "probe-tokens"];
 
 /// The variables that one value of a choice sets, and how messages call it.
 struct Setting {

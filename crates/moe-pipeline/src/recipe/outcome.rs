@@ -86,9 +86,12 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
     text + "</testsuite>\n</testsuites>\n"
 }
 
+/// What the table of steps begins with in every summary.
+pub(crate) const STEPS_HEADER: &str = "| step | time | |";
+
 /// A page in Markdown: steps, what went wrong, and what evaluations measured.
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
-    let mut text = format!("## {}\n\n| step | time | |\n|---|---:|---|\n", Cell(recipe));
+    let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", Cell(recipe));
     for StepOutcome { name, seconds, outcome } in steps {
         let word = match outcome {
             Outcome::Done => "done",

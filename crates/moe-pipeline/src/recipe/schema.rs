@@ -12,6 +12,7 @@ use super::{CONVERT, PASSES};
 use crate::evaluation::EvalOptions;
 use crate::gates::Gates;
 use crate::observe::ObserveOptions;
+use crate::writing::WritingOptions;
 
 /// The schema (draft 2020-12).
 ///
@@ -89,9 +90,13 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         keys.insert("label".to_owned(), text("What the row of this step in the summary is called."));
         keys
     }
-    const CHECKPOINT: &str = "Where the result goes.";
+    fn converting<T: Args>() -> Map<String, Value> {
+        let mut keys = writing::<T>("Where the result goes.");
+        keys.extend(options::<WritingOptions>());
+        keys
+    }
     let convert = || {
-        let mut keys = writing::<NoOptions>(CHECKPOINT);
+        let mut keys = converting::<NoOptions>();
         let passes =
             "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
         let pass =
@@ -109,13 +114,13 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
         reading(keys)
     };
     vec![
-        ("upcycle", writing::<UpcycleOptions>(CHECKPOINT)),
+        ("upcycle", converting::<UpcycleOptions>()),
         ("observe", writing::<ObserveOptions>("Where the statistics go.")),
-        ("prune", writing::<PruneOptions>(CHECKPOINT)),
-        ("merge", writing::<MergeOptions>(CHECKPOINT)),
-        ("heal", writing::<HealOptions>(CHECKPOINT)),
-        ("quantize", writing::<QuantizeOptions>(CHECKPOINT)),
-        ("distill", writing::<DistillOptions>(CHECKPOINT)),
+        ("prune", converting::<PruneOptions>()),
+        ("merge", converting::<MergeOptions>()),
+        ("heal", converting::<HealOptions>()),
+        ("quantize", converting::<QuantizeOptions>()),
+        ("distill", converting::<DistillOptions>()),
         (CONVERT, convert()),
         ("eval", eval()),
         ("verify", reading(Map::new())),

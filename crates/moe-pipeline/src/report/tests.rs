@@ -12,6 +12,7 @@ use super::{REPORT_FILE, pages};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
 use crate::trust::{HeldOutReport, StageReport};
+use crate::writing::WritingOptions;
 
 /// The page of the result.
 fn render(receipt: &Receipt) -> Option<String> {
@@ -48,6 +49,8 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
         written: BTreeMap::new(),
         dtype: "f32",
+        device: "cpu",
+        writing: WritingOptions::default(),
         result: ResultRecord {
             model_type: "a_family".to_owned(),
             parameters: moe_model::Parameters::default(),

@@ -1,62 +1,139 @@
-//! The directory beside a result in which its training is kept.
+//! The folder beside a result in which its training is kept.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{
+    Error, Kind, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
+};
+use serde_json::Value;
 
-/// Where a training keeps what it goes on from, and its log.
-pub(crate) struct TrainingDir(PathBuf);
-
-const STATE_FILE: &str = "state.safetensors";
+/// What a training of the whole model goes on from.
+pub(super) const STATE_FILE: &str = "state.safetensors";
 /// A line of JSON for each step and each measurement.
 pub(crate) const LOG_FILE: &str = "training.jsonl";
+/// Years of steps.
+const MAX_LOG_BYTES: u64 = 4 << 30;
+
+/// Where a training keeps what it goes on from, and its log.
+pub(crate) struct TrainingDir(SavedFolder);
 
 impl TrainingDir {
     /// That of the result `output`, beside it.
     pub fn of(output: &Path) -> Self {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
-        Self(output.with_file_name(format!("{name}.training")))
+        Self(SavedFolder::new(output.with_file_name(format!("{name}.training")), &[STATE_FILE, LOG_FILE]))
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 
-    /// Whether there is something to go on from.
-    pub fn has_state(&self) -> bool {
-        self.0.join(STATE_FILE).is_file()
+    /// Its log.
+    pub fn log(&self) -> PathBuf {
+        self.path().join(LOG_FILE)
     }
 
-    /// Refuses to begin anew where a killed run has left something.
+    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or begin anew (`overwrite`), what a killed
+    /// run has left.
     ///
     /// # Errors
-    /// [`Kind::Usage`] then.
-    pub fn check_unused(&self) -> Result<()> {
-        match self.0.is_dir() {
-            false => Ok(()),
-            true => Err(Error::new(Kind::Usage, "a run that was stopped left here what it had trained")
-                .file(&self.0)
-                .remedy("give --resume to go on with it, or --overwrite to begin anew")),
+    /// [`Kind::Usage`] then; as for [`SavedFolder::is_used`].
+    pub fn check(&self, resume: bool, overwrite: bool) -> Result<()> {
+        if !self.0.is_used()? || resume || overwrite {
+            return Ok(());
         }
+        Err(Error::new(Kind::Usage, "a run that was stopped left here what it had trained")
+            .file(self.path())
+            .remedy("give --resume to go on with it, or --overwrite to begin anew"))
     }
 
-    /// The file of that.
-    pub fn state(&self) -> PathBuf {
-        self.0.join(STATE_FILE)
+    /// Whether a killed run has left something to go on from.
+    pub fn is_used(&self) -> Result<bool> {
+        self.0.is_used()
     }
 
-    /// The log, kept up to the steps that were taken.
-    pub fn log(&self, steps: u64) -> Result<std::fs::File> {
-        let path = self.0.join(LOG_FILE);
-        let fail = |e| Error::io("cannot write the log of this training", &path, e);
-        let text = if steps > 0 { std::fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
-        let taken = |line: &&str| {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-            line["step"].as_u64().is_some_and(|step| step <= steps)
+    /// Opens it for the run of this `key`.
+    ///
+    /// # Errors
+    /// As for [`SavedFolder::open`].
+    pub fn open(self, key: String, resume: bool) -> Result<Saved> {
+        self.0.open(key, resume)
+    }
+
+    /// Removes it, since all that it was for is in the result.
+    ///
+    /// # Errors
+    /// As for [`SavedFolder::remove`].
+    pub fn remove(&self) -> Result<()> {
+        self.0.remove()
+    }
+}
+
+/// The log of the training in `saved`, of which `steps` steps were taken before: later lines are dropped.
+///
+/// # Errors
+/// [`Kind::Malformed`] where the lines of a step that was taken are not there; [`Kind::Io`].
+pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<File> {
+    let path = saved.path(LOG_FILE);
+    let kept = if steps > 0 { lines_until(&path, steps)? } else { String::new() };
+    write_file_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
+    open_to_append(&path)
+}
+
+/// The lines of the log `path` that are of the first `steps` steps, each of which has one.
+fn lines_until(path: &Path, steps: u64) -> Result<String> {
+    const REMEDY: &str = "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
+    let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
+    let text = read_text(path, MAX_LOG_BYTES)
+        .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
+    let (mut kept, mut taken) = (String::new(), 0);
+    for (number, line) in text.lines().enumerate() {
+        // The last line may have been cut when the run was killed, behind the steps that count.
+        let parsed: Value = serde_json::from_str(line).unwrap_or_default();
+        let Some(step) = parsed["step"].as_u64() else {
+            if taken == steps {
+                break;
+            }
+            return Err(malformed(format!("line {} is no step of a training", number + 1)));
         };
-        let kept: String = text.lines().filter(taken).map(|line| format!("{line}\n")).collect();
-        std::fs::write(&path, kept).map_err(fail)?;
-        std::fs::OpenOptions::new().append(true).open(&path).map_err(fail)
+        if step > steps {
+            break;
+        }
+        taken += u64::from(parsed["loss"].is_number() && step == taken + 1);
+        kept += line;
+        kept.push('\n');
+    }
+    if taken < steps {
+        return Err(malformed(format!("{steps} steps were taken, but the log has only the first {taken}")));
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_goes_on_behind_the_steps_that_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOG_FILE);
+        let kept = |text: &str, steps| {
+            std::fs::write(&path, text).unwrap();
+            lines_until(&path, steps)
+        };
+        let [first, measured, second] = ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
+        let all = format!("{first}\n{measured}\n{second}\n");
+        assert_eq!(kept(&all, 2).unwrap(), all);
+        assert_eq!(kept(&all, 1).unwrap(), format!("{first}\n{measured}\n"));
+        assert_eq!(kept(&format!("{all}{{\"ste"), 2).unwrap(), all);
+        for (log, steps) in [(all.as_str(), 3), ("", 1), (second, 2), ("words\n", 1), ("{\"ste", 1)] {
+            let error = kept(log, steps).unwrap_err();
+            assert!(error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(lines_until(&path, 1).is_err());
     }
 }

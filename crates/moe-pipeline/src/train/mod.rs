@@ -84,6 +84,8 @@ impl Subject<'_> {
     /// [`moe_checkpoint::Kind::Usage`] where it needs more memory than there is; what the training returns.
     pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
+        // What can't be gone on from is refused before anything is computed.
+        let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
         let need = Need::of(self.model, training);
         let keep_graphs = need.check(self.memory_budget)?;
         let sequences: Vec<Vec<u32>> = text.domains.iter().flat_map(|domain| domain.sequences.clone()).collect();
@@ -121,14 +123,11 @@ impl Subject<'_> {
             original: self.teacher,
             storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
         };
-        let dir = TrainingDir::of(self.output);
         progress.stage("train", training.options.steps, Unit::Steps);
         let trainer = Trainer {
             parameters: &parameters,
             options: &training.options,
-            dir: &dir,
-            fingerprint: self.fingerprint.clone(),
-            resume: self.resume,
+            saved: &saved,
             progress,
         };
         let outcome = trainer.run(&mut task)?;

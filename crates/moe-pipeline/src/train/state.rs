@@ -16,7 +16,7 @@ use super::record::{Measurement, StepRecord};
 
 const ABOUT: &str = "about";
 const SUMS: &str = "SHA256SUMS";
-const FORMAT: &str = "moe-convert training 2";
+const FORMAT: &str = "moe-convert training 3";
 const MEASUREMENT_COLUMNS: usize = 3;
 
 /// A training after some steps.
@@ -93,7 +93,7 @@ impl State {
         let best = self.best_bytes.iter().enumerate();
         parts.extend(best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())));
         // A resumed training must not learn on from what a disk made of it.
-        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(name, bytes)).collect();
+        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(&self.fingerprint, name, bytes)).collect();
         parts.push((SUMS.to_owned(), Dtype::U8, sums.as_bytes()));
         let mut end = 0;
         let entry = |(name, dtype, bytes): &(String, Dtype, &[u8])| {
@@ -115,7 +115,7 @@ impl State {
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
     pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<Self> {
-        const REMEDY: &str = "start over without --resume";
+        const REMEDY: &str = "begin anew without --resume and with --overwrite";
         let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
         let tensors: BTreeMap<String, Stored> =
@@ -126,24 +126,27 @@ impl State {
             tensor.read_at(0, &mut bytes)?;
             Ok(bytes)
         };
-        let sums = String::from_utf8(unchecked(SUMS)?).unwrap_or_default();
-        let sums: BTreeSet<&str> = sums.split_inclusive('\n').collect();
-        let bytes = |name: &str| -> Result<Vec<u8>> {
-            let bytes = unchecked(name)?;
-            match sums.contains(sum(name, &bytes).as_str()) {
-                true => Ok(bytes),
-                false => Err(malformed("this is not what was saved here").tensor(name)),
-            }
-        };
-        let about: About = serde_json::from_slice(&bytes(ABOUT)?).map_err(|e| malformed(&e.to_string()))?;
+        // Another run's state is one to its own hashes: what it says of itself comes first.
+        let about: About = serde_json::from_slice(&unchecked(ABOUT)?).map_err(|e| malformed(&e.to_string()))?;
         if about.format != FORMAT {
             return Err(malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
         }
         if about.fingerprint != fingerprint {
-            return Err(Error::new(Kind::Mismatch, "this training was of other options, models or texts")
+            let what = "this training was of other options, models or texts, or of another build of this program";
+            return Err(Error::new(Kind::Mismatch, what)
                 .file(path)
-                .remedy("give the options that it began with, or start over without --resume"));
+                .remedy("give what it began with, or begin anew without --resume and with --overwrite"));
         }
+        let sums = String::from_utf8(unchecked(SUMS)?).unwrap_or_default();
+        let sums: BTreeSet<&str> = sums.split_inclusive('\n').collect();
+        let bytes = |name: &str| -> Result<Vec<u8>> {
+            let bytes = unchecked(name)?;
+            match sums.contains(sum(fingerprint, name, &bytes).as_str()) {
+                true => Ok(bytes),
+                false => Err(malformed("this is not what was saved here").tensor(name)),
+            }
+        };
+        bytes(ABOUT)?;
         let f64s = |name: &str| -> Result<Vec<f64>> {
             Ok(bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
         };
@@ -187,9 +190,10 @@ impl State {
     }
 }
 
-/// A line of `sha256sum`.
-fn sum(name: &str, bytes: &[u8]) -> String {
-    format!("{}  {name}\n", sha256_bytes(bytes))
+/// A line for the part `name` of the run `fingerprint`: that of another run is another one.
+fn sum(fingerprint: &str, name: &str, bytes: &[u8]) -> String {
+    let of_bytes = sha256_bytes(bytes);
+    format!("{}  {name}\n", sha256_bytes(format!("{fingerprint} {name} {of_bytes}").as_bytes()))
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, Saved};
 use moe_forward::EvalReport;
 use moe_forward::train::{Gradients, LayerCounts, Losses, Parameter, Parameters, add_counts};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
 
-use super::dir::TrainingDir;
+use super::dir::{LOG_FILE, STATE_FILE, open_log};
 use super::log::{describe_load, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::state::{Size, State};
@@ -58,11 +58,9 @@ pub(crate) struct Outcome {
 pub(crate) struct Trainer<'a> {
     pub parameters: &'a Parameters,
     pub options: &'a TrainOptions,
-    pub dir: &'a TrainingDir,
-    /// Hash of all that decides what comes of it, but for what may be changed when it goes on.
-    pub fingerprint: String,
-    /// Go on from what a killed one left.
-    pub resume: bool,
+    /// What a killed one left to go on from. Its key is the hash of all that decides what comes of the training, but for what may be
+    /// changed when it goes on.
+    pub saved: &'a Saved,
     pub progress: &'a dyn Progress,
 }
 
@@ -86,10 +84,10 @@ impl Trainer<'_> {
     /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first tensor; the last good state is kept. What the task
     /// and the disk return.
     pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
-        std::fs::create_dir_all(self.dir.path())
-            .map_err(|e| Error::io("cannot make the directory of this training", self.dir.path(), e))?;
+        self.saved.begin()?;
+        let resumed = self.resumed()?;
         let before = task.measure(&self.parameters.encoded()?)?;
-        let mut running = self.start(task, before.as_ref())?;
+        let mut running = self.start(task, resumed, before.as_ref())?;
         let stopped_early = running.train(task)?;
         let State { step, best, steps, measurements, load, best_bytes, .. } = running.state;
         let (encoded, written) = match best {
@@ -105,14 +103,28 @@ impl Trainer<'_> {
         Ok(Outcome { encoded, written, steps, stopped_early, measurements, load, reports })
     }
 
-    fn start(&self, task: &mut dyn Task, before: Option<&EvalReport>) -> Result<Running<'_>> {
+    /// Where a killed training was, if there is one to go on with.
+    fn resumed(&self) -> Result<Option<State>> {
+        let path = self.saved.path(STATE_FILE);
+        if !self.saved.resumes() || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
+        let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
+        State::read(&path, self.saved.key(), &sizes).map(Some)
+    }
+
+    fn start(
+        &self,
+        task: &mut dyn Task,
+        resumed: Option<State>,
+        before: Option<&EvalReport>,
+    ) -> Result<Running<'_>> {
         let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
         let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
-        let mut state = State { fingerprint: self.fingerprint.clone(), ..State::default() };
-        if self.resume && self.dir.has_state() {
-            let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
-            let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
-            state = State::read(&self.dir.state(), &self.fingerprint, &sizes)?;
+        let mut state = State { fingerprint: self.saved.key().to_owned(), ..State::default() };
+        if let Some(resumed) = resumed {
+            state = resumed;
             self.restore(&mut state, &mut moments)?;
             task.skip(state.step);
             self.progress.note(&format!("training goes on after step {}", state.step));
@@ -121,7 +133,7 @@ impl Trainer<'_> {
             state.best = Some(0);
             state.best_bytes = self.parameters.encoded()?;
         }
-        let log = self.dir.log(state.step)?;
+        let log = open_log(self.saved, state.step)?;
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
         Ok(Running { trainer: self, moments, state, log, load: Vec::new(), warned: Vec::new(), best_report })
     }
@@ -228,7 +240,7 @@ impl Running<'_> {
     fn keep_last_good(&mut self, error: Error) -> Result<Error> {
         self.save()?;
         let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
-        let stopped = Error::new(Kind::Numeric, what).file(self.trainer.dir.state()).remedy(CALMER);
+        let stopped = Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER);
         Ok(match tensor_line(&error) {
             Some(tensor) => stopped.tensor(tensor),
             None => stopped,
@@ -287,14 +299,19 @@ impl Running<'_> {
         };
         let parameters = self.trainer.parameters.list.iter();
         self.state.values = parameters.zip(&self.moments).map(values).collect::<Result<_>>()?;
-        self.state.write(&self.trainer.dir.state())?;
+        // Of every step that is gone on from there must be a line.
+        self.log.sync_data().map_err(|e| self.log_failed(e))?;
+        self.state.write(&self.trainer.saved.path(STATE_FILE))?;
         self.state.values = Vec::new();
         Ok(())
     }
 
     fn write_line(&mut self, line: &serde_json::Value) -> Result<()> {
-        writeln!(self.log, "{line}")
-            .map_err(|e| Error::io("cannot write the log of this training", self.trainer.dir.path(), e))
+        writeln!(self.log, "{line}").map_err(|e| self.log_failed(e))
+    }
+
+    fn log_failed(&self, error: std::io::Error) -> Error {
+        Error::io("cannot write the log of this training", self.trainer.saved.path(LOG_FILE), error)
     }
 }
 

@@ -16,10 +16,11 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
     hashes.extend(of("text, statistics, plan", &receipt.texts));
     let options = serde_json::to_string_pretty(&receipt.options).unwrap_or_default();
     let mut section = Section::new("provenance", "Provenance").text(&format!(
-        "Made by {} {} (`{}`). The function is {}. `{RECEIPT_FILE}` has every number of this page, `{RUN_FILE}` times and \
+        "Made by {} {}, build {} (`{}`). The function is {}. `{RECEIPT_FILE}` has every number of this page, `{RUN_FILE}` times and \
          memory; `SHA256SUMS` lists this folder's files, and `moe-convert verify` checks them.",
         receipt.tool.name,
         receipt.tool.version,
+        receipt.tool.build,
         receipt.passes(),
         identity(&receipt.identity)
     ));

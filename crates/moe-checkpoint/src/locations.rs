@@ -1,0 +1,258 @@
+//! Where a run reads and writes: nothing that is written may replace what is read, hold it, or lie in it.
+//!
+//! Places are compared by their paths without links and by device and inode, so that a hard link, a link on the way, `..`, a bind mount or
+//! another spelling of a name makes no difference.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+use crate::staging::hidden_names;
+
+/// Folders in a checkpoint hold little that is read, and folders in these nothing.
+const MAX_DEPTH: usize = 2;
+
+/// All that a run reads and writes.
+///
+/// First everything that is read is given to [`Self::reads`], then every file and folder that may be written, removed or replaced to
+/// [`Self::writes`], before the first of them is touched.
+#[derive(Debug, Default)]
+pub struct Locations {
+    given: HashSet<PathBuf>,
+    read: Places,
+    written: Places,
+}
+
+impl Locations {
+    /// Adds a file or folder that is read. What links in a folder lead to, as they do in the hub's cache, is read with it.
+    pub fn reads(&mut self, path: &Path) {
+        if !self.given.insert(path.to_owned()) {
+            return;
+        }
+        self.read.add(&Place::of(path), path);
+        self.add_content(path, path, 0);
+    }
+
+    fn add_content(&mut self, folder: &Path, given: &Path, depth: usize) {
+        // What can't be listed can't be read either, which whoever reads it says.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(found) = path.symlink_metadata() else { continue };
+            if found.is_symlink() {
+                self.read.add(&Place::of(&path), &path);
+            } else if found.is_dir() && depth + 1 < MAX_DEPTH {
+                self.add_content(&path, given, depth + 1);
+            } else {
+                // A hard link to it may have any name.
+                self.read.ids.entry(Id::of(&found)).or_insert_with(|| path.clone());
+            }
+        }
+    }
+
+    /// Adds `path`, a file or folder that is written, with the hidden names that it has while it is unfinished.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where it is, holds, or lies in something that is read, or another output.
+    pub fn writes(&mut self, path: &Path) -> Result<()> {
+        let names = std::iter::once(path.to_owned()).chain(hidden_names(path));
+        let places: Vec<Place> = names.map(|name| Place::of(&name)).collect();
+        for place in &places {
+            if let Some(input) = self.read.overlapping(place) {
+                let what = "the output would replace an input, lie inside an input, or around one";
+                return Err(Error::new(Kind::Usage, format!("{what}: {}", input.display()))
+                    .file(path)
+                    .remedy("give the output a name of its own, outside of all that is read"));
+            }
+            if let Some(other) = self.written.overlapping(place) {
+                let what = "two outputs would be one, or one would lie inside the other";
+                return Err(Error::new(Kind::Usage, format!("{what}: {}", other.display()))
+                    .file(path)
+                    .remedy("give each output a name of its own, outside of the others"));
+            }
+        }
+        places.iter().for_each(|place| self.written.add(place, path));
+        Ok(())
+    }
+}
+
+/// Places, each with what its user calls it.
+#[derive(Debug, Default)]
+struct Places {
+    paths: BTreeMap<PathBuf, PathBuf>,
+    /// Files and folders themselves.
+    ids: HashMap<Id, PathBuf>,
+    /// Folders that they lie in.
+    around: HashMap<Id, PathBuf>,
+}
+
+impl Places {
+    fn add(&mut self, place: &Place, given: &Path) {
+        self.paths.entry(place.path.clone()).or_insert_with(|| given.to_owned());
+        if let Some(id) = place.own {
+            self.ids.entry(id).or_insert_with(|| given.to_owned());
+        }
+        for id in &place.around {
+            self.around.entry(*id).or_insert_with(|| given.to_owned());
+        }
+    }
+
+    /// One of these that is `place`, lies in it, or that it lies in.
+    fn overlapping(&self, place: &Place) -> Option<&Path> {
+        let above = || place.path.ancestors().find_map(|path| self.paths.get(path));
+        let below = || {
+            let (path, given) = self.paths.range(place.path.clone()..).next()?;
+            path.starts_with(&place.path).then_some(given)
+        };
+        let same_or_above = || place.own.iter().chain(&place.around).find_map(|id| self.ids.get(id));
+        let below_by_id = || place.own.and_then(|id| self.around.get(&id));
+        above().or_else(below).or_else(same_or_above).or_else(below_by_id).map(PathBuf::as_path)
+    }
+}
+
+/// What another name of the same file has, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Id {
+    device: u64,
+    inode: u64,
+}
+
+impl Id {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// A place on the disk, whether or not something is there.
+#[derive(Debug)]
+struct Place {
+    /// Its path, without links as far as it exists.
+    path: PathBuf,
+    /// None where nothing is there.
+    own: Option<Id>,
+    /// Of the folders that it lies in, as far as they exist.
+    around: Vec<Id>,
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        let path = resolved(path);
+        let id = |path: &Path| path.metadata().ok().map(|found| Id::of(&found));
+        Self { own: id(&path), around: path.ancestors().skip(1).filter_map(id).collect(), path }
+    }
+}
+
+/// `path` without links as far as it exists, and without `..` behind that.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(canonical) = path.canonicalize() {
+        return canonical;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        // It ends in `..`.
+        (Some(parent), None) => {
+            let mut resolved = resolved(parent);
+            resolved.pop();
+            resolved
+        }
+        // Nothing, which is the working directory.
+        (None, _) => Path::new(".").canonicalize().unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// `root/model` with two files, one of them a link into `root/blobs`; `root/text`; `root/link` → `root/model`.
+    fn inputs(root: &Path) -> Locations {
+        for folder in ["model/sub", "blobs", "elsewhere"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        for file in ["model/config.json", "model/sub/tool.py", "blobs/weights", "text", "elsewhere/old"] {
+            fs::write(root.join(file), file).unwrap();
+        }
+        symlink("../blobs/weights", root.join("model/weights")).unwrap();
+        symlink("model", root.join("link")).unwrap();
+        symlink("link", root.join("second-link")).unwrap();
+        let mut locations = Locations::default();
+        locations.reads(&root.join("link"));
+        locations.reads(&root.join("text"));
+        locations.reads(&root.join("missing"));
+        locations
+    }
+
+    #[test]
+    fn what_is_read_is_not_written_whatever_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = &dir.path().canonicalize().unwrap();
+        let mut locations = inputs(root);
+        for (from, to) in [("model/config.json", "hard"), ("model/sub/tool.py", "hard2"), ("text", "hard3")] {
+            fs::hard_link(root.join(from), root.join(to)).unwrap();
+        }
+        for output in [
+            "model",
+            "link",
+            "second-link",
+            "model/config.json",
+            "model/new/deep",
+            "link/new",
+            "second-link/config.json",
+            "model/../model/x",
+            "elsewhere/../link/x",
+            "nowhere/../model/x",
+            "nowhere/deep/../../text",
+            ".",
+            "",
+            "text",
+            "text/below",
+            "hard",
+            "hard2",
+            "hard3",
+            // What the model's link leads to, and the folder that is around it.
+            "blobs/weights",
+            "blobs",
+            "missing",
+            "missing/below",
+        ] {
+            let error = locations.writes(&root.join(output)).err().unwrap_or_else(|| panic!("{output}"));
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains("inside an input") && error.to_string().contains("remedy"), "{error}");
+        }
+        for output in ["out", "model2", "blobs/other", "elsewhere/old", "nowhere/model", "mod"] {
+            locations.writes(&root.join(output)).unwrap_or_else(|e| panic!("{output}: {e}"));
+        }
+    }
+
+    /// A source under the name that an output has while it is unfinished would be taken for a killed run's.
+    #[test]
+    fn hidden_names_of_outputs_are_outputs() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".out.partial-moe-convert", ".out.replaced-moe-convert"] {
+            let mut locations = Locations::default();
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+            locations.reads(&dir.path().join(name));
+            assert!(locations.writes(&dir.path().join("out")).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn outputs_keep_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let mut locations = Locations::default();
+        fs::create_dir(root.join("a")).unwrap();
+        symlink("a", root.join("b")).unwrap();
+        locations.writes(&root.join("a/out")).unwrap();
+        for other in ["a/out", "b/out", "a/out/plan.json", "b/./out/x", "a", "a/.out.partial-moe-convert"] {
+            let error = locations.writes(&root.join(other)).unwrap_err().to_string();
+            assert!(error.contains("two outputs"), "{other}: {error}");
+        }
+        locations.writes(&root.join("a/out.training")).unwrap();
+        locations.writes(&root.join("plan.json")).unwrap();
+    }
+}

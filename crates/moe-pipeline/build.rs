@@ -1,0 +1,46 @@
+//! Gives the build an id, so that results of other builds of the same version are not taken for this one's.
+//!
+//! It is a hash of all sources that decide what a result's bytes are: the libraries, the families, the kernels and the versions of what
+//! they are built on. The same sources have the same id wherever they lie.
+
+use std::collections::hash_map::DefaultHasher;
+use std::env;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+/// The command line only passes options on.
+const CRATES: [&str; 6] = ["moe-checkpoint", "moe-model", "moe-math", "moe-forward", "moe-passes", "moe-pipeline"];
+const PARTS: [&str; 5] = ["src", "families", "kernels", "build.rs", "Cargo.toml"];
+
+fn main() {
+    let crates = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("..");
+    let root = crates.join("..");
+    let parts = CRATES.iter().flat_map(|name| PARTS.iter().map(move |part| Path::new("crates").join(name).join(part)));
+    let all = parts.chain(["Cargo.lock".into(), "Cargo.toml".into()]);
+    let mut files: Vec<PathBuf> = Vec::new();
+    for part in all.filter(|part| root.join(part).exists()) {
+        println!("cargo::rerun-if-changed={}", root.join(&part).display());
+        list(&root, &part, &mut files);
+    }
+    files.sort();
+    // std's hasher has fixed keys; that another compiler may hash in another way does no harm.
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let path = root.join(&file);
+        let bytes = fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        (file.to_string_lossy(), bytes).hash(&mut hasher);
+    }
+    for name in ["TARGET", "CARGO_FEATURE_CUDA", "CARGO_FEATURE_METAL"] {
+        (name, env::var_os(name)).hash(&mut hasher);
+    }
+    println!("cargo::rustc-env=MOE_BUILD={:016x}", hasher.finish());
+}
+
+/// Adds the files in `part`, a file or folder below `root`.
+fn list(root: &Path, part: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(root.join(part)) else { return files.push(part.to_owned()) };
+    for entry in entries.flatten() {
+        list(root, &part.join(entry.file_name()), files);
+    }
+}

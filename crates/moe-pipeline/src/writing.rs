@@ -1,0 +1,24 @@
+//! Options of writing a checkpoint, on which its bytes depend as on those of the passes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::resources::ByteSize;
+
+/// How a checkpoint is written, whatever the passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct WritingOptions {
+    /// Most bytes of a weights file
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub max_shard_size: ByteSize,
+
+    /// Random tokens on which the result is compared with its source while it is written; 0 for none
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub probe_tokens: usize,
+}
+
+impl Default for WritingOptions {
+    fn default() -> Self {
+        Self { max_shard_size: ByteSize(5_000_000_000), probe_tokens: 32 }
+    }
+}
