@@ -40,7 +40,8 @@ pub use shard::{Declared, ShardPlan, plan_shards};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{
-    FileKind, OutputDir, OutputOptions, StagedFile, check_file, open_to_append, remove_unfinished, write_file_atomically,
+    FileKind, OutputDir, OutputOptions, StagedFile, check_file, open_to_append, remove_unfinished,
+    write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
 pub use whole::{read_text, read_whole};

@@ -14,8 +14,8 @@ use moe_math::{Compute, open_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema, selftest, verify,
-    write_logits,
+    WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema,
+    selftest, verify, write_logits,
 };
 use serde::Serialize;
 

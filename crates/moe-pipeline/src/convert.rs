@@ -214,7 +214,9 @@ pub fn convert(
     dir.commit()?;
     if trained || saved {
         // All that it was for is in the result, which is there whatever comes of this.
-        training.remove().unwrap_or_else(|error| progress.note(&format!("{} is left: {error}", training.path().display())));
+        training
+            .remove()
+            .unwrap_or_else(|error| progress.note(&format!("{} is left: {error}", training.path().display())));
     }
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion {

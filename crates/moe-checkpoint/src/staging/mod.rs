@@ -363,7 +363,8 @@ fn clear_directory(dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const OPTIONS: OutputOptions<'_> = OutputOptions { overwrite: false, replaceable_if: "receipt", unlisted: &["run"] };
+    const OPTIONS: OutputOptions<'_> =
+        OutputOptions { overwrite: false, replaceable_if: "receipt", unlisted: &["run"] };
     const OVERWRITE: OutputOptions<'_> = OutputOptions { overwrite: true, ..OPTIONS };
 
     fn names(dir: &Path) -> Vec<String> {

@@ -10,8 +10,8 @@ use moe_checkpoint::{Error, check_file, open_to_append, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, copy_finished, is_finished,
-    JUNIT, check_summary, is_observed, junit, markdown,
+    Average, ConvertOptions, JUNIT, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, check_summary,
+    copy_finished, is_finished, is_observed, junit, markdown,
 };
 
 use super::{After, Session, kind};

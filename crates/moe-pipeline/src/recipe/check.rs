@@ -103,15 +103,16 @@ impl Recipe {
         locations.reads(path);
         let mut made: Vec<&Path> = Vec::new();
         for step in &self.steps {
-            let found = step.reads().into_iter().chain(step.texts());
-            // What a step makes may be read, and made anew, by those behind it.
-            found
-                .filter(|path| !made.iter().any(|output| path.starts_with(output)))
-                .for_each(|path| locations.reads(path));
+            // What a step makes may be read, and made anew, by those behind it. No step makes text.
+            let is_made = |path: &&Path| made.iter().any(|output| path.starts_with(output));
+            step.reads().into_iter().filter(|path| !is_made(path)).for_each(|path| locations.reads(path));
+            step.texts().into_iter().filter(|path| !made.contains(path)).for_each(|path| locations.reads(path));
             made.extend(step.writes());
         }
-        let outputs: BTreeSet<PathBuf> = self.steps.iter().flat_map(Step::touches).collect();
+        let outputs: BTreeSet<&Path> = self.steps.iter().flat_map(Step::writes).collect();
         outputs.iter().try_for_each(|path| locations.writes(path))?;
+        let trainings: BTreeSet<PathBuf> = self.steps.iter().filter_map(Step::training).collect();
+        trainings.iter().try_for_each(|path| locations.writes(path))?;
         reports.iter().try_for_each(|path| locations.writes(path))
     }
 
@@ -206,14 +207,10 @@ impl Step {
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
     }
 
-    /// All that it writes or removes.
-    fn touches(&self) -> Vec<PathBuf> {
-        let trains = match &self.kind {
-            StepKind::Convert { passes, output, .. } => passes.iter().any(|pass| pass.trains()).then_some(output),
-            _ => None,
-        };
-        let training = trains.map(|output| TrainingDir::of(output).path().to_owned());
-        self.writes().into_iter().map(Path::to_owned).chain(training).collect()
+    /// Where it saves what it trains, if it does.
+    fn training(&self) -> Option<PathBuf> {
+        let StepKind::Convert { passes, output, .. } = &self.kind else { return None };
+        passes.iter().any(|pass| pass.trains()).then(|| TrainingDir::of(output).path().to_owned())
     }
 
     /// Where its result goes, and whether it replaces an earlier one.

@@ -4,9 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{
-    Error, Kind, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
-};
+use moe_checkpoint::{Error, Kind, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically};
 use serde_json::Value;
 
 /// What a training of the whole model goes on from.
@@ -85,7 +83,8 @@ pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<File> {
 
 /// The lines of the log `path` that are of the first `steps` steps, each of which has one.
 fn lines_until(path: &Path, steps: u64) -> Result<String> {
-    const REMEDY: &str = "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
+    const REMEDY: &str =
+        "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
     let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
     let text = read_text(path, MAX_LOG_BYTES)
         .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
@@ -124,7 +123,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             lines_until(&path, steps)
         };
-        let [first, measured, second] = ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
+        let [first, measured, second] =
+            ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
         let all = format!("{first}\n{measured}\n{second}\n");
         assert_eq!(kept(&all, 2).unwrap(), all);
         assert_eq!(kept(&all, 1).unwrap(), format!("{first}\n{measured}\n"));

@@ -124,12 +124,7 @@ impl Subject<'_> {
             storage: storage(self.model, tokens, self.memory_budget, self.compute, scratch)?,
         };
         progress.stage("train", training.options.steps, Unit::Steps);
-        let trainer = Trainer {
-            parameters: &parameters,
-            options: &training.options,
-            saved: &saved,
-            progress,
-        };
+        let trainer = Trainer { parameters: &parameters, options: &training.options, saved: &saved, progress };
         let outcome = trainer.run(&mut task)?;
         let model = parameters.applied(self.model, &outcome.encoded);
         let [before, after] = outcome.reports.map_or([None, None], |reports| reports.map(Some));

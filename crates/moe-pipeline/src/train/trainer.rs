@@ -114,12 +114,7 @@ impl Trainer<'_> {
         State::read(&path, self.saved.key(), &sizes).map(Some)
     }
 
-    fn start(
-        &self,
-        task: &mut dyn Task,
-        resumed: Option<State>,
-        before: Option<&EvalReport>,
-    ) -> Result<Running<'_>> {
+    fn start(&self, task: &mut dyn Task, resumed: Option<State>, before: Option<&EvalReport>) -> Result<Running<'_>> {
         let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
         let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
         let mut state = State { fingerprint: self.saved.key().to_owned(), ..State::default() };
