@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, check_file, open_to_append, write_file_atomically};
+use moe_checkpoint::{Error, Kind, check_file, open_to_append, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
@@ -218,6 +218,14 @@ impl Reports {
 
     /// Refuses what can't be written to, or holds something else, before there is anything to report.
     fn check(&self) -> Result<()> {
+        for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
+            let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
+            if !parent.as_os_str().is_empty() && !parent.is_dir() {
+                let what = format!("{option} can't be written here, since the folder doesn't exist");
+                let error = Error::new(Kind::Usage, what).file(path.as_deref().unwrap_or(parent));
+                return Err(error.remedy("give a file in a folder that exists").into());
+            }
+        }
         if let Some(path) = &self.junit {
             check_file(path, &JUNIT, self.overwrite)?;
         }
