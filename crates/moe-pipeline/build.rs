@@ -40,7 +40,11 @@ fn main() {
 /// Adds the files in `part`, a file or folder below `root`.
 fn list(root: &Path, part: &Path, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(root.join(part)) else { return files.push(part.to_owned()) };
-    for entry in entries.flatten() {
-        list(root, &part.join(entry.file_name()), files);
+    for name in entries.flatten().map(|entry| entry.file_name()) {
+        // What editors leave beside sources is none.
+        let shown = name.to_string_lossy();
+        if !shown.starts_with('.') && !shown.ends_with('~') {
+            list(root, &part.join(&name), files);
+        }
     }
 }

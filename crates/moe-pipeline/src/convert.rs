@@ -264,6 +264,8 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
         check_plans(passes, options.overwrite)?;
     }
     if passes.iter().any(|pass| pass.trains()) {
+        // What it has saved so far is not what a stopped run has left.
+        OutputDir::check_idle(output)?;
         TrainingDir::of(output).check(options.resume, options.overwrite)?;
     }
     Ok(())

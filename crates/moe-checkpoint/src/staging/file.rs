@@ -102,7 +102,7 @@ impl StagedFile {
         }
         self.committed = true;
         let moved = match there(&self.path) {
-            // A hard link isn't renamed over another of the same file, so that what is there is always another one.
+            // Hours may have passed: only what was looked at then is replaced.
             Some(now) if self.replaced == Some(now) => fs::rename(&self.staging, &self.path).map(|()| None),
             _ => rename_to_free(&self.staging, &self.path),
         };

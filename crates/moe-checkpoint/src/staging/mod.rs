@@ -76,6 +76,18 @@ impl OutputDir {
         earlier::check(target, options)
     }
 
+    /// Refuses an output that another run is writing, without touching the disk.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] then.
+    pub fn check_idle(target: &Path) -> Result<()> {
+        match options_of(OFlags::DIRECTORY).open(partial(target)?) {
+            Ok(hidden) => lock(target, &hidden),
+            // No run has begun there.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
@@ -548,8 +560,12 @@ mod tests {
     fn a_second_run_on_the_same_output_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let _first = OutputDir::create(&target, OPTIONS).unwrap();
-        let message = OutputDir::create(&target, OPTIONS).unwrap_err().to_string();
-        assert!(message.contains("another run"), "{message}");
+        let first = OutputDir::create(&target, OPTIONS).unwrap();
+        for refused in [OutputDir::create(&target, OPTIONS).map(drop), OutputDir::check_idle(&target)] {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("another run"), "{message}");
+        }
+        drop(first);
+        OutputDir::check_idle(&target).unwrap();
     }
 }
