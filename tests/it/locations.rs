@@ -294,6 +294,8 @@ fn overwrite_keeps_what_no_run_has_written() {
     problems.extend(sandbox.refuses(&again.replace("-o out", "-o to-out"), 2, &["to-out", "is a link"]));
     assert_none(&problems);
     sandbox.run(&again).succeeds();
+    sandbox.run(&again.replace("-o out", "-o ./out/.").replace("--seed 1", "--seed 2")).succeeds();
+    assert!(!sandbox.path("out-2").exists());
 }
 
 /// What an output was made of may be named by links into a folder that is written.

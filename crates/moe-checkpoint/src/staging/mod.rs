@@ -93,6 +93,8 @@ impl OutputDir {
     /// # Errors
     /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
     pub fn create(target: &Path, options: OutputOptions<'_>) -> Result<Self> {
+        // What ends in `/.` can't be renamed.
+        let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, options)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
