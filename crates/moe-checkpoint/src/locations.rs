@@ -32,10 +32,10 @@ impl Locations {
             return;
         }
         self.read.add(&Place::of(path), path);
-        self.add_content(path, path, 0);
+        self.add_content(path, 0);
     }
 
-    fn add_content(&mut self, folder: &Path, given: &Path, depth: usize) {
+    fn add_content(&mut self, folder: &Path, depth: usize) {
         // What can't be listed can't be read either, which whoever reads it says.
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -43,7 +43,7 @@ impl Locations {
             if found.is_symlink() {
                 self.read.add(&Place::of(&path), &path);
             } else if found.is_dir() && depth + 1 < MAX_DEPTH {
-                self.add_content(&path, given, depth + 1);
+                self.add_content(&path, depth + 1);
             } else {
                 // A hard link to it may have any name.
                 self.read.ids.entry(Id::of(&found)).or_insert_with(|| path.clone());
