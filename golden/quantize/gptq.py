@@ -4,7 +4,7 @@
     python gptq.py            # 15 s
 """
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,11 +52,13 @@ class Case:
     rows: int = 64  # the first ones; rows are independent
     wide: bool = False  # [128, 128] taken as [64, 256], inputs [220, 128] as [110, 256]
     zeroed: tuple = ()  # (row, first column, column after the last), set to zero
+    clip: bool = False  # the range of a group may shrink
 
     @property
     def name(self):
         parts = ["wide" if self.wide else self.problem, self.matrix, f"w{self.bits}", "sym" if self.symmetric else "asym",
-                 f"g{self.group}", self.scale_dtype, "act" if self.act_order else "", f"gates{self.gate_power}" if self.gate_power else ""]
+                 f"g{self.group}", self.scale_dtype, "act" if self.act_order else "", f"gates{self.gate_power}" if self.gate_power else "",
+                 "clip" if self.clip else ""]
         return ".".join(part for part in parts if part)
 
 
@@ -82,7 +84,14 @@ CASES = [
     Case("dead", "down", 8, False, -1, "float32"),
     Case("unseen", "gate", 4, True, 32, "bfloat16", zeroed=ZEROS),
     Case("unseen", "up", 4, False, 64, "float32", zeroed=ZEROS),
+    Case("hot", "gate", 4, True, 128, "bfloat16", rows=32, clip=True),
+    Case("hot", "gate", 3, True, 32, "bfloat16", act_order=True, rows=32, clip=True),
+    Case("hot", "up", 2, False, 32, "float32", rows=32, clip=True, zeroed=ZEROS),
+    Case("few", "up", 3, False, 64, "bfloat16", act_order=True, rows=32, clip=True),
+    Case("dead", "down", 4, True, 32, "bfloat16", rows=32, clip=True),
+    Case("unseen", "gate", 4, True, 32, "bfloat16", rows=32, clip=True),
 ]
+SHARES = [1 - step / 20 for step in range(11)]  # of a group's range that clipping tries
 
 
 # ---------------------------------------------------------------- the grid
@@ -107,10 +116,23 @@ class Grid:
 
     def __init__(self, case):
         self.case, self.top = case, 2**case.bits - 1
-        self.scale_ties, self.zero_ties = [], []
+        self.scale_ties, self.zero_ties, self.clip_ties, self.clipped = [], [], [], 0
 
-    def fit(self, w, group):
-        low, high = np.minimum(w.min(1), 0), np.maximum(w.max(1), 0)
+    def fit(self, w, group, energy):
+        """energy [g]: diag(H) of the group's columns."""
+        if not self.case.clip:
+            return self.of_range(w, group, 1.0)
+        tried = [self.of_range(w, group, share) for share in SHARES]
+        error = np.stack([((w - (self.round(w, s[:, None], z[:, None])[0] - z[:, None]) * s[:, None]) ** 2 * energy).sum(1) for s, z in tried])
+        best = error.argmin(0)  # of equal ones the widest
+        first, second = np.sort(error, 0)[:2]
+        self.clip_ties += [[int(row), group] for row in np.flatnonzero((second - first <= TIE * first) & (first > 0))]
+        self.clipped += int((best > 0).sum())
+        rows = np.arange(len(w))
+        return tuple(np.stack(values)[best, rows] for values in zip(*tried))
+
+    def of_range(self, w, group, share):
+        low, high = share * np.minimum(w.min(1), 0), share * np.maximum(w.max(1), 0)
         exact = np.maximum(-low, high) / (self.top / 2) if self.case.symmetric else (high - low) / self.top
         self.scale_ties += [[int(row), group] for row in np.flatnonzero(scale_ties(exact, self.case.scale_dtype))]
         s = np.where(exact == 0, EPSILON[self.case.scale_dtype], rounded(exact, self.case.scale_dtype)).astype(w.dtype)
@@ -152,11 +174,11 @@ def gptq(W, H, case, dtype=np.float64):
     codes, scales, zeros, near = np.zeros((N, K), dtype), np.zeros((N, K // g), dtype), np.zeros((N, K // g), dtype), []
     if case.act_order:
         for group in range(K // g):
-            scales[:, group], zeros[:, group] = grid.fit(original[:, group * g : (group + 1) * g], group)
+            scales[:, group], zeros[:, group] = grid.fit(original[:, group * g : (group + 1) * g], group, np.diag(H)[group * g : (group + 1) * g].astype(dtype))
     for j in order:
         group, i, later = int(j) // g, place[j], order[place[j] + 1 :]
         if not case.act_order and j % g == 0:
-            scales[:, group], zeros[:, group] = grid.fit(W[:, j : j + g], group)
+            scales[:, group], zeros[:, group] = grid.fit(W[:, j : j + g], group, np.diag(H)[j : j + g].astype(dtype))
         s, z = scales[:, group], zeros[:, group]
         codes[:, j], distance = grid.round(W[:, j], s, z)
         near += [[int(row), int(j), float(distance[row])] for row in np.flatnonzero(distance < TIE)]
@@ -168,8 +190,8 @@ def gptq(W, H, case, dtype=np.float64):
 
 
 def nearest(W, case):
-    """The same grid without feedback."""
-    codes, scales, zeros, _, _ = gptq(W, np.zeros((W.shape[1],) * 2), case)
+    """The same grid without feedback, nor clipping."""
+    codes, scales, zeros, _, _ = gptq(W, np.zeros((W.shape[1],) * 2), replace(case, clip=False))
     return codes, scales, zeros
 
 
@@ -236,16 +258,18 @@ def solved(case, problems, model, tensors):
     assert (scales.astype(np.float32) == scales).all()
     problem = next(p for p in PROBLEMS if p.name == case.problem)
     error, size, rounding = (trace(A, H) for A in (W - values(codes, scales, zeros), W, W - plain))
-    alike = single(W, H, case, codes, {tie[0] for tie in near + grid.scale_ties + grid.zero_ties})
+    alike = single(W, H, case, codes, {tie[0] for tie in near + grid.scale_ties + grid.zero_ties + grid.clip_ties})
     print(f"{case.name:45} {error / size if size else 0:.3e} of the output, nearest {rounding / size if size else 0:.3e};",
           f"ties {len(near)}, {len(grid.scale_ties)}, {len(grid.zero_ties)}; float32 changes {alike['codes_changed']} of {codes.size} codes,",
           f"{alike['rows_changed_without_tie']} rows without a tie")
     assert error <= rounding
+    if case.clip and size:  # a search that nothing comes of would prove nothing
+        assert grid.clipped >= scales.size / 4, f"{case.name}: {grid.clipped} of {scales.size} ranges shrink"
     return {"name": case.name, "problem": case.problem, "layer": problem.layer, "expert": problem.expert, "matrix": case.matrix, "rows": case.rows,
             "wide": case.wide, "zeroed": case.zeroed, "bits": case.bits, "symmetric": case.symmetric, "group": case.group,
-            "act_order": case.act_order, "scale_dtype": case.scale_dtype, "gate_power": case.gate_power,
+            "act_order": case.act_order, "scale_dtype": case.scale_dtype, "gate_power": case.gate_power, "clip": case.clip,
             "objective": error, "square_output": size, "nearest_objective": rounding, "float32": alike,
-            "code_ties": near, "scale_ties": grid.scale_ties, "zero_ties": grid.zero_ties}
+            "code_ties": near, "scale_ties": grid.scale_ties, "zero_ties": grid.zero_ties, "clip_ties": grid.clip_ties}
 
 
 def main():

@@ -115,14 +115,15 @@ impl<'a> Case<'a> {
     fn codes<T: Real>(&self) -> Codes {
         let factor = factorise(&self.hessian::<T>(), &Damping::default(), self.act_order).unwrap();
         assert_eq!(factor.damping, 0.01);
-        let options = Options { scheme: self.scheme, clip_search: false };
+        let clip_search = self.said["clip"].as_bool().unwrap();
+        let options = Options { scheme: self.scheme, clip_search };
         solve(&[Problem { weight: &self.weight, factor: &factor }], self.shape, &options).unwrap().remove(0).codes
     }
 
-    /// The first code of each row that the golden calls a tie, and whether the row has a tie among scales or zeros.
+    /// Whether the golden calls something in the row a tie.
     fn ties(&self, row: usize) -> bool {
         let rows = |key: &str| self.said[key].as_array().unwrap().iter().any(|tie| tie[0].as_u64() == Some(row as u64));
-        rows("code_ties") || rows("scale_ties") || rows("zero_ties")
+        ["code_ties", "scale_ties", "zero_ties", "clip_ties"].into_iter().any(rows)
     }
 }
 
@@ -130,7 +131,7 @@ fn cases(check: impl Fn(&str, &Case<'_>, &File)) {
     let said: Value = serde_json::from_str(&std::fs::read_to_string(golden("quantize/gptq.json")).unwrap()).unwrap();
     let (goldens, model) = (File::read("quantize/gptq.safetensors"), File::read("models/moe/model.safetensors"));
     let said = said["cases"].as_array().unwrap();
-    assert!(said.len() >= 20);
+    assert!(said.len() >= 26);
     for case in said {
         check(case["name"].as_str().unwrap(), &Case::new(case, &goldens, &model), &goldens);
     }

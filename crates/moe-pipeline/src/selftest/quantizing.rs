@@ -36,10 +36,12 @@ struct Case {
     act_order: bool,
     scale_dtype: String,
     gate_power: i32,
+    clip: bool,
     objective: f64,
     code_ties: Vec<Vec<f64>>,
     scale_ties: Vec<Vec<f64>>,
     zero_ties: Vec<Vec<f64>>,
+    clip_ties: Vec<Vec<f64>>,
 }
 
 pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
@@ -94,14 +96,14 @@ impl Case {
             hessian.add(&inputs, gates.as_deref())?;
             let factor = factorise_all(vec![hessian], &[Damping::default()], self.act_order)?.remove(0)?;
             let problem = Problem { weight: &weight, factor: &factor };
-            let options = Options { scheme, clip_search: false };
+            let options = Options { scheme, clip_search: self.clip };
             Ok(solve_on(&[problem], shape, &options, &compute.device)?.remove(0).codes)
         };
         let failed = |e: QuantizeError| Error::new(Kind::Numeric, format!("cannot quantize {}", self.name)).source(e);
         let codes = solve().map_err(failed)?;
         let expected = numbers(get(format!("{}.codes", self.name))?)?;
         let tied = |row: usize| {
-            [&self.code_ties, &self.scale_ties, &self.zero_ties]
+            [&self.code_ties, &self.scale_ties, &self.zero_ties, &self.clip_ties]
                 .iter()
                 .any(|ties| ties.iter().any(|tie| tie[0] == row as f64))
         };
