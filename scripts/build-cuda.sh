@@ -6,7 +6,8 @@
 #   scripts/build-cuda.sh --check [cargo options]   clippy on every #[cfg(feature = "cuda")] line, without nvcc
 #   scripts/build-cuda.sh --kernels                 our kernels as machine code of three generations of GPUs; fails where registers spill
 #
-# CUDA_COMPUTE_CAP chooses the GPU (90 is Hopper). `-p CRATE` replaces the default, -p moe-convert.
+# PTX of compute capability 8.0 is what the driver compiles on for A100, RTX 30, L40, H100 and newer when the program first runs.
+# CUDA_COMPUTE_CAP=90 and above gives candle's kernels for one generation alone (90 becomes sm_90a). `-p CRATE` replaces the default, -p moe-convert.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
@@ -55,7 +56,7 @@ if [[ ${1:-} == --kernels ]]; then
   exit
 fi
 
-export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
+export PATH=$CUDA_HOME/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
 # cudarc switches to dlopen on this cfg, though candle asks it for dynamic linking: internals of cudarc 0.19.10, so
 # Cargo.toml locks its version and candle's. An explicit --target keeps the flag away from build scripts.
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg feature=\"dynamic-loading\""

@@ -10,7 +10,7 @@ use candle_core::DType;
 use moe_checkpoint::{Error, Kind, json};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
-use moe_math::{Compute, open_device};
+use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::allocator::giving_back;
 use crate::bar;
-use crate::cli::{Cli, Command, Common, ComputeType, Writing};
+use crate::cli::{Cli, Command, Common, ComputeType, RouterType, Writing};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
@@ -108,15 +108,22 @@ struct Session {
 
 impl Session {
     fn new(common: Common) -> Result<Self> {
-        let device = open_device(common.device)?;
+        let Found { device, note } = find_device(common.device)?;
+        if let Some(note) = note.filter(|_| !common.quiet) {
+            bar::say(&note);
+        }
         let dtype = match common.dtype {
             ComputeType::F32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
         };
+        let router_dtype = match common.router_dtype {
+            RouterType::F32 => RouterDtype::F32,
+            RouterType::Model => RouterDtype::Model,
+        };
         let device_memory = common.device_memory.map(|size| size.0);
         let meter = if common.timings { Meter::waiting() } else { Meter::default() };
         let progress = bar::progress(common.quiet, &meter);
-        Ok(Self { compute: Compute { device, dtype, device_memory, meter }, progress, common })
+        Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common })
     }
 
     /// Prints a result: `text`, or `value` with --json.
@@ -282,7 +289,7 @@ impl Session {
 
     fn selftest(&self) -> Result<()> {
         // What it is compared with is exact to f32.
-        let compute = Compute { dtype: DType::F32, ..self.compute.clone() };
+        let compute = Compute { dtype: DType::F32, router_dtype: RouterDtype::F32, ..self.compute.clone() };
         let checks = selftest(&compute, self.progress.as_ref())?;
         let failed: Vec<_> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
         self.print(&checks, || render::selftest(&compute, &checks))?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
 
@@ -40,6 +41,16 @@ pub enum DeviceError {
         /// What the loader says.
         reason: String,
         /// What to install or set.
+        remedy: &'static str,
+    },
+    /// The device is there, and can't run what this build has for it.
+    #[error("{device} can't run a kernel: {reason}\n  remedy: {remedy}")]
+    NoKernel {
+        /// The device.
+        device: DeviceChoice,
+        /// What the driver says.
+        reason: String,
+        /// What to do.
         remedy: &'static str,
     },
     /// The driver is there, the device is not.
@@ -81,6 +92,23 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// What routers are computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RouterDtype {
+    /// f32, from f32 copies of states and weights.
+    #[default]
+    F32,
+    /// What the reference implementation of a model's family computes them in, where it runs in the dtype of the checkpoint.
+    Model,
+}
+
+impl RouterDtype {
+    /// A word for records, which say nothing of f32.
+    pub fn other_than_f32(self) -> Option<&'static str> {
+        (self == Self::Model).then_some("model")
+    }
+}
+
 /// A device and the element type that numerics use on it.
 #[derive(Debug, Clone)]
 pub struct Compute {
@@ -88,6 +116,8 @@ pub struct Compute {
     pub device: Device,
     /// What matrix products are computed in.
     pub dtype: DType,
+    /// What routers are computed in.
+    pub router_dtype: RouterDtype,
     /// Bytes of a GPU's memory that work may take; none: what is free.
     pub device_memory: Option<u64>,
     /// Where the time goes.
@@ -97,7 +127,8 @@ pub struct Compute {
 impl Compute {
     /// f32 on the CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, device_memory: None, meter: Meter::default() }
+        let router_dtype = RouterDtype::F32;
+        Self { device: Device::Cpu, dtype: DType::F32, router_dtype, device_memory: None, meter: Meter::default() }
     }
 
     /// Runs `stage`, whose time and work the meter takes down.
@@ -154,16 +185,138 @@ pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
     SIGNS.iter().any(|sign| text.contains(sign)) || error.source().is_some_and(is_out_of_memory)
 }
 
+/// A device that has run a kernel.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The device.
+    pub device: Device,
+    /// Why it is the CPU, where this build could have used a GPU; for the user to read.
+    pub note: Option<String>,
+}
+
 /// Opens the device that `choice` stands for.
 ///
 /// # Errors
-/// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
+/// As for [`find_device`].
 pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    find_device(choice).map(|found| found.device)
+}
+
+/// Opens the device that `choice` stands for, and runs a kernel of candle's and one of ours on it: a driver lists GPUs that it can't run
+/// this build on.
+///
+/// # Errors
+/// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
+pub fn find_device(choice: DeviceChoice) -> Result<Found, DeviceError> {
+    find(choice, &Machine)
+}
+
+/// What a machine has. Tests have machines of their own.
+trait Devices {
+    fn open_cuda(&self, number: usize) -> Result<Device, DeviceError>;
+    fn open_metal(&self) -> Result<Device, DeviceError>;
+    /// Runs a kernel; what the device says where it can't.
+    fn launch(&self, device: &Device) -> Result<(), String>;
+}
+
+/// This machine.
+struct Machine;
+
+impl Devices for Machine {
+    fn open_cuda(&self, number: usize) -> Result<Device, DeviceError> {
+        open_cuda(number)
+    }
+
+    fn open_metal(&self) -> Result<Device, DeviceError> {
+        open_metal()
+    }
+
+    fn launch(&self, device: &Device) -> Result<(), String> {
+        // cudarc panics, rather than returning an error, on a symbol that is missing.
+        quietly(|| crate::kernels::launch(device))
+    }
+}
+
+fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<Found, DeviceError> {
+    let cpu = |note| Ok(Found { device: Device::Cpu, note });
+    let gpu = |device| Found { device, note: None };
     match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
-        DeviceChoice::Cuda(number) => open_cuda(number),
-        DeviceChoice::Metal => open_metal(),
+        DeviceChoice::Cpu => cpu(None),
+        DeviceChoice::Cuda(number) => tried(choice, machine.open_cuda(number), machine).map(gpu),
+        DeviceChoice::Metal => tried(choice, machine.open_metal(), machine).map(gpu),
+        DeviceChoice::Auto => {
+            let first = DeviceChoice::Cuda(0);
+            let cuda = tried(first, machine.open_cuda(0), machine);
+            let found = cuda.or_else(|cuda| {
+                // What is said is why there is no CUDA, in a build that has both.
+                tried(DeviceChoice::Metal, machine.open_metal(), machine).map_err(|metal| match cuda {
+                    DeviceError::NotBuilt(..) => metal,
+                    _ => cuda,
+                })
+            });
+            match found {
+                Ok(device) => Ok(gpu(device)),
+                Err(DeviceError::NotBuilt(..)) => cpu(None),
+                Err(error) => cpu(Some(format!("computing on the CPU: {error}"))),
+            }
+        }
+    }
+}
+
+/// `opened`, if it runs a kernel.
+fn tried(
+    choice: DeviceChoice,
+    opened: Result<Device, DeviceError>,
+    machine: &dyn Devices,
+) -> Result<Device, DeviceError> {
+    let device = opened?;
+    match machine.launch(&device) {
+        Ok(()) => Ok(device),
+        Err(reason) => Err(DeviceError::NoKernel { device: choice, remedy: remedy_for(&reason), reason }),
+    }
+}
+
+/// What can be done about a kernel that doesn't run; the names are CUDA's.
+fn remedy_for(reason: &str) -> &'static str {
+    const REMEDIES: [(&str, &str); 6] = [
+        (
+            "UNSUPPORTED_PTX_VERSION",
+            "update the NVIDIA driver to 580 or newer, which CUDA 13 needs, or run with --device cpu",
+        ),
+        ("NO_BINARY_FOR_GPU", TOO_OLD),
+        ("INVALID_PTX", TOO_OLD),
+        ("INVALID_IMAGE", TOO_OLD),
+        (
+            "OUT_OF_MEMORY",
+            "free the GPU's memory (nvidia-smi lists who has it), or give --device cuda:N for another GPU",
+        ),
+        (
+            "ALLOC_FAILED",
+            "free the GPU's memory (nvidia-smi lists who has it), or give --device cuda:N for another GPU",
+        ),
+    ];
+    const TOO_OLD: &str =
+        "this build is for GPUs of compute capability 8.0 and newer (A100, RTX 30, L40, H100): run with --device cpu";
+    let found = REMEDIES.iter().find(|(sign, _)| reason.contains(sign));
+    found.map_or("check nvidia-smi, or run with --device cpu", |(_, remedy)| remedy)
+}
+
+/// What `run` gives; a panic in it becomes an error, and prints nothing.
+fn quietly<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
+    // The hook is the whole program's: two threads that took and restored it in turn would leave the silent one.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _alone = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    std::panic::set_hook(hook);
+    match result {
+        Ok(result) => result.map_err(|error| chain(&error)),
+        Err(panic) => Err(match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+            (Some(text), _) => text.clone(),
+            (None, Some(text)) => (*text).to_owned(),
+            (None, None) => "the driver could not be started".to_owned(),
+        }),
     }
 }
 
@@ -177,19 +330,7 @@ fn open_cuda(number: usize) -> Result<Device, DeviceError> {
     let device = DeviceChoice::Cuda(number);
     probe_cuda_libraries(device)?;
     // cudarc panics, rather than returning an error, on a library or symbol that is missing.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let opened = std::panic::catch_unwind(|| one_stream(number));
-    std::panic::set_hook(hook);
-    let unavailable = |reason: String| DeviceError::Unavailable { device, reason };
-    match opened {
-        Ok(Ok(device)) => Ok(device),
-        Ok(Err(error)) => Err(unavailable(chain(&error))),
-        Err(panic) => Err(unavailable(match panic.downcast_ref::<String>() {
-            Some(text) => text.clone(),
-            None => "the CUDA driver could not be started".to_owned(),
-        })),
-    }
+    quietly(|| one_stream(number)).map_err(|reason| DeviceError::Unavailable { device, reason })
 }
 
 /// A device with one stream for all threads: candle's own default is one for each, and nothing orders them.
@@ -225,7 +366,6 @@ fn probe_cuda_libraries(device: DeviceChoice) -> Result<(), DeviceError> {
 }
 
 /// An error with its sources: candle's Display alone names no library.
-#[cfg(any(feature = "cuda", feature = "metal"))]
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -263,5 +403,81 @@ mod tests {
     #[test]
     fn auto_always_gives_a_device() {
         open_device(DeviceChoice::Auto).unwrap();
+    }
+
+    /// A machine whose GPUs are the CPU: what opening them and running a kernel gives.
+    struct Pretended {
+        cuda: Result<(), DeviceError>,
+        metal: Result<(), DeviceError>,
+        launch: Result<(), &'static str>,
+    }
+
+    impl Devices for Pretended {
+        fn open_cuda(&self, number: usize) -> Result<Device, DeviceError> {
+            assert_eq!(number, 0);
+            self.cuda.clone().map(|()| Device::Cpu)
+        }
+
+        fn open_metal(&self) -> Result<Device, DeviceError> {
+            self.metal.clone().map(|()| Device::Cpu)
+        }
+
+        fn launch(&self, device: &Device) -> Result<(), String> {
+            self.launch.map_err(str::to_owned)?;
+            Machine.launch(device)
+        }
+    }
+
+    const NOT_BUILT: DeviceError = DeviceError::NotBuilt("CUDA", "build it");
+
+    fn no_driver() -> DeviceError {
+        let (library, reason) = ("libcuda.so.1", "no such file".to_owned());
+        DeviceError::MissingLibrary { device: DeviceChoice::Cuda(0), library, reason, remedy: "install it" }
+    }
+
+    #[test]
+    fn auto_falls_back_to_the_cpu_and_says_why() {
+        let note = |cuda, metal, launch| find(DeviceChoice::Auto, &Pretended { cuda, metal, launch }).unwrap().note;
+        assert_eq!(note(Ok(()), Err(NOT_BUILT), Ok(())), None, "a GPU that works");
+        assert_eq!(note(Err(NOT_BUILT), Ok(()), Ok(())), None, "Apple's, which works");
+        assert_eq!(note(Err(NOT_BUILT), Err(NOT_BUILT), Ok(())), None, "a build for CPUs");
+        for (cuda, launch, words) in [
+            (Err(no_driver()), Ok(()), ["libcuda.so.1", "install it"]),
+            (Ok(()), Err("DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, ...)"), ["NO_BINARY", "compute capability 8.0"]),
+            (
+                Ok(()),
+                Err("CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+                ["cuda:0 can't run a kernel", "update the NVIDIA driver"],
+            ),
+        ] {
+            let note = note(cuda, Err(NOT_BUILT), launch).expect("a note");
+            assert!(note.starts_with("computing on the CPU: ") && note.contains("remedy"), "{note}");
+            assert!(words.iter().all(|word| note.contains(word)), "{note}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_was_asked_for_fails_with_a_remedy() {
+        let error = |cuda, launch| {
+            let machine = Pretended { cuda, metal: Err(NOT_BUILT), launch };
+            find(DeviceChoice::Cuda(0), &machine).unwrap_err().to_string()
+        };
+        for (error, words) in [
+            (error(Err(no_driver()), Ok(())), ["libcuda.so.1", "remedy: install it"]),
+            (error(Ok(()), Err("CUDA_ERROR_OUT_OF_MEMORY")), ["can't run a kernel", "remedy: free the GPU's memory"]),
+            (error(Ok(()), Err("CUDA_ERROR_UNKNOWN")), ["UNKNOWN", "remedy: check nvidia-smi"]),
+        ] {
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let works = Pretended { cuda: Ok(()), metal: Err(NOT_BUILT), launch: Ok(()) };
+        assert!(find(DeviceChoice::Cuda(0), &works).unwrap().note.is_none());
+    }
+
+    #[test]
+    fn a_panic_of_a_driver_becomes_a_reason() {
+        let formatted = |symbol: &str| quietly(|| -> candle_core::Result<()> { panic!("no symbol {symbol}") });
+        assert_eq!(formatted("cuInit").unwrap_err(), "no symbol cuInit");
+        let plain = quietly(|| -> candle_core::Result<()> { panic!("no driver") });
+        assert_eq!(plain.unwrap_err(), "no driver");
     }
 }

@@ -142,6 +142,8 @@ pub(crate) struct RunRecord {
     pub source: String,
     pub device: String,
     pub dtype: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_dtype: Option<&'static str>,
     pub threads: usize,
     pub host: String,
     pub unix_time: u64,
@@ -157,6 +159,7 @@ impl RunRecord {
             source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),
             device: format!("{:?}", compute.device.location()),
             dtype: compute.dtype.as_str().to_owned(),
+            router_dtype: compute.router_dtype.other_than_f32(),
             threads: rayon::current_num_threads(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             unix_time: unix_time.map_or(0, |t| t.as_secs()),

@@ -94,6 +94,30 @@ fn int(value: usize) -> i32 {
     i32::try_from(value).expect("tensors of kernels have fewer than 2^31 rows")
 }
 
+/// Runs a kernel of candle's, in f32 and bf16, and one of ours on `device`, and looks at what comes of them.
+///
+/// # Errors
+/// What the device returns, and for other values than there must be.
+pub(crate) fn launch(device: &Device) -> Result<()> {
+    let rows = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], device)?.to_dtype(DType::BF16)?;
+    let sum = (Tensor::zeros((2, 2), DType::F32, device)? + 1.0)?;
+    if device.is_metal() {
+        // candle's kernels are all that runs there.
+        return rows
+            .to_device(&Device::Cpu)?
+            .to_dtype(DType::F32)?
+            .broadcast_add(&sum.to_device(&Device::Cpu)?)
+            .map(drop);
+    }
+    // Both rows go to the first token, half of each.
+    add_outputs(&sum, &rows, &Table::new(2, &[0, 0], &[0.5, 0.5]))?;
+    let found = sum.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
+    match found == [[3.0, 4.0], [1.0, 1.0]] {
+        true => Ok(()),
+        false => bail!("a kernel gave {found:?} instead of [[3, 4], [1, 1]]"),
+    }
+}
+
 /// The largest difference of each operation on `device` from its reference on the CPU, relative to the largest value.
 ///
 /// # Errors
