@@ -45,6 +45,10 @@ pub struct Common {
     #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
     pub dtype: ComputeType,
 
+    /// What routers compute in; model rounds as transformers does for the family, in the dtype of the router's weights
+    #[arg(long, global = true, value_name = "TYPE", default_value = "f32")]
+    pub router_dtype: RouterType,
+
     /// Use at most this much of a GPU's memory for what is worked on together [default: a third of what is free]
     #[arg(long, global = true, value_name = "SIZE")]
     pub device_memory: Option<ByteSize>,
@@ -75,6 +79,13 @@ pub struct Common {
 pub enum ComputeType {
     F32,
     Bf16,
+}
+
+/// What routers run in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RouterType {
+    F32,
+    Model,
 }
 
 #[derive(Subcommand)]

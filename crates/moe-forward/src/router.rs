@@ -2,19 +2,21 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
-use moe_math::Compute;
 use moe_math::product::product;
 use moe_math::routing::{self, Routing, Rule};
-use moe_model::{GroupScore, Groups, Router, Scoring};
+use moe_math::{Compute, RouterDtype};
+use moe_model::{GroupScore, Groups, Router, RouterPrecision, Scoring};
 
 use crate::context::Context;
-use crate::loader::{Loader, to_f32};
+use crate::loader::{Loader, candle_dtype, to_f32};
 
-/// A router in memory. It works in f32, whatever the rest of the model is computed in: close calls decide which expert
-/// a token goes to.
+/// A router in memory. It works in f32, whatever the rest of the model is computed in, unless [`RouterDtype::Model`] is asked for: close
+/// calls decide which expert a token goes to.
 pub struct LoadedRouter {
     weight: Tensor,
     rule: Rule,
+    /// What states, weights and logits are rounded to; none: they aren't.
+    rounds_to: Option<DType>,
 }
 
 impl LoadedRouter {
@@ -29,15 +31,24 @@ impl LoadedRouter {
     pub(crate) fn load_with(router: &Router, loader: Loader<'_>) -> Result<Self> {
         let compute = Compute { dtype: DType::F32, ..loader.compute.clone() };
         let weight = Loader { compute: &compute, ..loader }.matrix(&router.weight)?;
-        Ok(Self { weight, rule: routing_rule(router, &compute)? })
+        let rounds_to = match (compute.router_dtype, router.precision) {
+            (RouterDtype::F32, _) | (_, RouterPrecision::F32) => None,
+            (RouterDtype::Model, _) => Some(candle_dtype(&router.weight)?),
+        };
+        Ok(Self { weight, rule: routing_rule(router, &compute, rounds_to)?, rounds_to })
     }
 
-    /// The logits `[tokens, experts]` of `x`, `[tokens, hidden]`, and where its tokens go.
+    /// The logits `[tokens, experts]` of `x`, `[tokens, hidden]`, in f32, and where its tokens go.
     ///
     /// # Errors
     /// What the device returns.
     pub fn route(&self, x: &Tensor) -> CandleResult<(Tensor, Routing)> {
-        let logits = product(&x.to_dtype(DType::F32)?, &self.weight)?;
+        let x = x.to_dtype(DType::F32)?;
+        let logits = match self.rounds_to {
+            None => product(&x, &self.weight)?,
+            // As libraries multiply in half precision: operands are rounded, sums are f32 and rounded once.
+            Some(dtype) => rounded(&product(&rounded(&x, dtype)?, &self.weight.to_dtype(dtype)?)?, dtype)?,
+        };
         let routing = routing::route(&logits, &self.rule)?;
         Ok((logits, routing))
     }
@@ -61,7 +72,7 @@ impl LoadedRouter {
 ///
 /// # Errors
 /// What reading and the device return.
-fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
+fn routing_rule(router: &Router, compute: &Compute, rounds_to: Option<DType>) -> Result<Rule> {
     let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
     Ok(Rule {
         scoring: scoring(router.scoring),
@@ -70,7 +81,13 @@ fn routing_rule(router: &Router, compute: &Compute) -> Result<Rule> {
         top_k: router.top_k,
         normalize: router.normalize,
         scale: router.scale,
+        gates: rounds_to.filter(|_| router.precision == RouterPrecision::Model).unwrap_or(DType::F32),
     })
+}
+
+/// The values of `dtype` that are nearest to `x`, in f32.
+fn rounded(x: &Tensor, dtype: DType) -> CandleResult<Tensor> {
+    x.to_dtype(dtype)?.to_dtype(DType::F32)
 }
 
 /// The same word of `moe-math`.

@@ -1,7 +1,7 @@
 //! Routing tokens to experts: scores, groups of experts, top-k and the weights that are applied.
 
 use candle_core::{DType, Result, Tensor, bail};
-
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::ops;
@@ -81,7 +81,8 @@ pub struct Groups {
 /// How a router's logits become a [`Routing`].
 ///
 /// s = softmax or σ of the logits; c = s + bias; groups are ranked by c and the worse ones dropped; the `top_k` experts
-/// of the largest c are selected; their weights are s, divided by their sum if `normalize`, times `scale`. All in f32.
+/// of the largest c are selected; their weights are s, divided by their sum if `normalize`, times `scale`. All in f32, but
+/// that the weights are rounded to `gates` in the end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// What makes s of a logit.
@@ -96,6 +97,8 @@ pub struct Rule {
     pub normalize: bool,
     /// Multiplies the weights.
     pub scale: f64,
+    /// The weights are values of this dtype: F32, BF16 or F16.
+    pub gates: DType,
 }
 
 /// Keeps a sum of scores that all underflowed from dividing by zero, as transformers does.
@@ -104,7 +107,7 @@ const LEAST_SUM: f32 = 1e-20;
 impl Rule {
     /// Softmax, then top-k: rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
     pub fn softmax(top_k: usize, normalize: bool) -> Self {
-        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalize, scale: 1.0 }
+        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalize, scale: 1.0, gates: DType::F32 }
     }
 
     fn check(&self, experts: usize, live: usize) -> Result<()> {
@@ -164,7 +167,7 @@ pub fn gates(logits: &Tensor, rule: &Rule, routing: &Routing) -> Result<Tensor> 
         true => chosen.broadcast_div(&(chosen.sum_keepdim(1)? + f64::from(LEAST_SUM))?)?,
         false => chosen,
     };
-    weights * f64::from(rule.scale as f32)
+    (weights * f64::from(rule.scale as f32))?.to_dtype(rule.gates)?.to_dtype(DType::F32)
 }
 
 /// Scores `[tokens, experts]` of logits in f32.
@@ -238,6 +241,15 @@ struct Chooser<'r> {
     dropped: Vec<bool>,
 }
 
+/// The value of `dtype` that is nearest to `value`.
+fn rounded(value: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(value).to_f32(),
+        DType::F16 => f16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
 impl<'r> Chooser<'r> {
     fn new(rule: &'r Rule, experts: usize) -> Self {
         Self { rule, live: Vec::new(), order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] }
@@ -251,7 +263,8 @@ impl<'r> Chooser<'r> {
         let sum: f32 = chosen.iter().map(of).sum();
         let divisor = if rule.normalize { sum + LEAST_SUM } else { 1.0 };
         selected.extend_from_slice(chosen);
-        weights.extend(chosen.iter().map(|e| of(e) / divisor * rule.scale as f32));
+        let gate = |e| rounded(of(e) / divisor * rule.scale as f32, rule.gates);
+        weights.extend(chosen.iter().map(gate));
     }
 
     /// The experts of the token with these `scores`, in descending order of score.
@@ -371,6 +384,23 @@ mod tests {
         let with = |score| Rule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
         assert_eq!(route(&logits, &with(GroupScore::Max)).unwrap().selected, [0, 1]);
         assert_eq!(route(&logits, &with(GroupScore::TopTwoSum)).unwrap().selected, [3, 2]);
+    }
+
+    #[test]
+    fn gates_of_a_dtype_are_values_of_it() {
+        let logits = Tensor::new(&[[0.3f32, -1.0, 0.7, 0.1]], &Device::Cpu).unwrap();
+        for (dtype, scale) in [(DType::BF16, 256.0), (DType::F16, 2048.0)] {
+            let rule = Rule { gates: dtype, ..Rule::softmax(2, true) };
+            let (exact, found) = (route(&logits, &Rule::softmax(2, true)).unwrap(), route(&logits, &rule).unwrap());
+            // From a half to one, a step is 1/scale wide, and below that half as wide.
+            for (gate, exact) in found.weights.iter().zip(&exact.weights) {
+                let step = if *exact >= 0.5 { 1.0 / scale } else { 0.5 / scale };
+                assert!((gate / step).fract() == 0.0 && (gate - exact).abs() <= 0.5 * step, "{gate} for {exact}");
+            }
+            assert_ne!(found.weights, exact.weights);
+            let gates = gates(&logits, &rule, &found).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(gates, found.weights);
+        }
     }
 
     #[test]

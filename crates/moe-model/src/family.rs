@@ -7,7 +7,7 @@ use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::layer::{GroupScore, Scoring};
+use crate::layer::{GroupScore, RouterPrecision, Scoring};
 use crate::window::WindowRule;
 use crate::{Error, Kind, Result};
 
@@ -216,6 +216,8 @@ pub struct MoeRule {
     pub top_k: String,
     /// The config key of an expert's width.
     pub width: String,
+    /// What transformers computes routers in.
+    pub precision: RouterPrecision,
     /// What makes scores of a router's logits.
     #[serde(default = "softmax")]
     pub scoring: Scoring,

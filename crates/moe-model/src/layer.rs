@@ -263,6 +263,19 @@ pub enum Scoring {
     Sigmoid,
 }
 
+/// What transformers computes the routers of a family in, where the model runs in the dtype that it is stored in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterPrecision {
+    /// f32, whatever the model runs in.
+    #[default]
+    F32,
+    /// The model's dtype for states, weights and logits. Scores and gates are f32.
+    ModelLogits,
+    /// The same, and gates are rounded to the model's dtype, too.
+    Model,
+}
+
 /// What makes a group's score of its experts' choice scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -294,6 +307,8 @@ pub struct Router {
     pub weight: Weight,
     /// `[experts]`: added to the scores for choosing, not for weighing.
     pub bias: Option<Weight>,
+    /// What transformers computes it in.
+    pub precision: RouterPrecision,
     /// What makes scores of the logits.
     pub scoring: Scoring,
     /// Groups of experts, where they limit the choice.
@@ -309,7 +324,8 @@ pub struct Router {
 impl Router {
     /// Softmax over the experts' logits, then top-k.
     pub fn softmax(weight: Weight, top_k: usize, normalize: bool) -> Self {
-        Self { weight, bias: None, scoring: Scoring::Softmax, groups: None, top_k, normalize, scale: 1.0 }
+        let precision = RouterPrecision::F32;
+        Self { weight, bias: None, precision, scoring: Scoring::Softmax, groups: None, top_k, normalize, scale: 1.0 }
     }
 
     /// Its weights.

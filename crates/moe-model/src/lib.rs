@@ -29,7 +29,7 @@ pub use engines::{Answer, Verdict};
 pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
 pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
-    QueryLatent, Router, Scoring, SharedExpert,
+    QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;

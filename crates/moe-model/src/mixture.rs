@@ -36,6 +36,7 @@ impl Reader<'_> {
         Ok(Router {
             weight: self.take(format!("{prefix}{}", layout.router), &shape)?,
             bias,
+            precision: rule.precision,
             scoring: rule.scoring,
             groups,
             top_k,

@@ -61,6 +61,7 @@ pub(crate) fn of_run<'a>(
         "version": VERSION,
         "build": BUILD,
         "dtype": compute.dtype.as_str(),
+        "router_dtype": compute.router_dtype.other_than_f32(),
         "device": device_kind(&compute.device),
         "options": options,
         "models": models.into_iter().map(Fingerprint::of).collect::<Result<Vec<_>>>()?,

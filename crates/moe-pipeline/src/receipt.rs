@@ -50,6 +50,9 @@ pub struct Receipt {
     pub device: &'static str,
     /// How it was written.
     pub writing: WritingOptions,
+    /// What routers computed in, where that was not f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_dtype: Option<&'static str>,
     /// What it wrote.
     pub result: ResultRecord,
     /// Whether the result computes the same function, as the options promise it.

@@ -52,7 +52,7 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
     let same = found["tool"] == wanted["tool"]
-        && ["dtype", "device", "writing"].into_iter().all(|key| found[key] == wanted[key])
+        && ["dtype", "router_dtype", "device", "writing"].into_iter().all(|key| found[key] == wanted[key])
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
         && sizes(&found) == sizes(&wanted);

@@ -8,4 +8,5 @@ mod fp8;
 mod gradients;
 mod parity;
 mod quantized;
+mod routing;
 mod training;

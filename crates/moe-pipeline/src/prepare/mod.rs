@@ -37,6 +37,7 @@ pub(crate) struct Prepared<'p> {
     writing: WritingOptions,
     dtype: &'static str,
     device: &'static str,
+    router_dtype: Option<&'static str>,
     spill: Arc<Spill>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
@@ -86,6 +87,7 @@ impl<'p> Prepared<'p> {
             writing: options.writing(),
             dtype: options.compute.dtype.as_str(),
             device: device_kind(&options.compute.device),
+            router_dtype: options.compute.router_dtype.other_than_f32(),
             spill,
             held_out,
             stages: Vec::new(),
@@ -188,6 +190,7 @@ impl<'p> Prepared<'p> {
             dtype: self.dtype,
             device: self.device,
             writing: self.writing,
+            router_dtype: self.router_dtype,
             result: ResultRecord::of(last),
             identity: Identity::of(&effects),
             effects,

@@ -51,6 +51,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         dtype: "f32",
         device: "cpu",
         writing: WritingOptions::default(),
+        router_dtype: None,
         result: ResultRecord {
             model_type: "a_family".to_owned(),
             parameters: moe_model::Parameters::default(),
