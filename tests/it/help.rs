@@ -72,7 +72,8 @@ fn examples(help: &str) -> Vec<String> {
 #[test]
 fn examples_run() {
     let mut problems = Vec::new();
-    let mut seen = BTreeSet::new();
+    // contract.rs runs it, and looks at what it prints.
+    let mut seen = BTreeSet::from(["moe-convert selftest".to_owned()]);
     for command in COMMANDS {
         let sandbox = Sandbox::new();
         symlink(root().join("recipes"), sandbox.path("recipes")).unwrap();

@@ -1,6 +1,7 @@
 //! kill -9 at random moments of every pass: nothing incomplete ever has the final name, the source is what it was, and `--resume`
 //! comes to the bytes of an unbroken run. KILLS says how often each pass is killed before its end; `scripts/full/kills` takes 50.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -60,8 +61,8 @@ struct Killed<'a> {
 }
 
 impl Killed<'_> {
-    /// Starts the pass and kills it after `time`; whether that was before its end.
-    fn kill_after(&self, time: Duration) -> bool {
+    /// Starts the pass and kills it after `time`; how long it took where it ended before that.
+    fn kill_after(&self, time: Duration) -> Option<Duration> {
         let mut child = Command::new(BINARY)
             .args(self.line.split_whitespace())
             .current_dir(self.sandbox.path("."))
@@ -69,12 +70,17 @@ impl Killed<'_> {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(time);
-        let killed = child.try_wait().unwrap().is_none();
+        let start = Instant::now();
+        while start.elapsed() < time {
+            if child.try_wait().unwrap().is_some() {
+                return Some(start.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // SIGKILL, on unix.
         let _ = child.kill();
-        child.wait().unwrap();
-        killed
+        let status = child.wait().unwrap();
+        (status.signal() != Some(9)).then(|| start.elapsed())
     }
 }
 
@@ -90,7 +96,8 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
         let line = if is_whole { line.to_owned() } else { format!("{line} {TEXT}") };
         let start = Instant::now();
         sandbox.run(&line).succeeds();
-        let unbroken = start.elapsed();
+        // A busy machine may have needed longer than the next runs do.
+        let mut unbroken = start.elapsed();
         let hashes = |sandbox: &Sandbox| String::from_utf8(sandbox.read("out/SHA256SUMS")).unwrap();
         let (expected, untouched) = (hashes(&sandbox), sandbox.shell("cat source/* | sha256sum").succeeds().stdout);
         let killed = Killed { sandbox: &sandbox, line };
@@ -101,10 +108,13 @@ fn a_pass_that_was_killed_comes_to_the_same_bytes() {
             }
             sandbox.shell("rm -rf out out.training .out.partial-moe-convert").succeeds();
             match killed.kill_after(unbroken.mul_f64(moment)) {
-                true => met += 1,
-                false => late += 1,
+                None => met += 1,
+                Some(took) => {
+                    late += 1;
+                    unbroken = unbroken.min(took);
+                }
             }
-            assert!(late <= 3 * kills, "{name}: {late} times it had ended before it was killed");
+            assert!(late <= 3 * kills + 10, "{name}: {late} times it had ended before it was killed");
             let mut check = |what: &str, holds: bool| {
                 if !holds {
                     problems.push(format!("{name}, killed after {moment:.3} of its time: {what}"));

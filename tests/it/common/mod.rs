@@ -8,6 +8,7 @@ pub mod tensors;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -26,6 +27,22 @@ const ERROR_LIMIT: Duration = Duration::from_secs(1);
 /// The root of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// Whether `programs` are on this machine. Where one isn't, the caller is skipped: that is said past libtest, which hides what a test
+/// that passes prints, and with MOE_NO_SKIPS in the environment, as in CI, it is a failure.
+#[track_caller]
+pub fn has(programs: &[&str], what: &str) -> bool {
+    let sandbox = Sandbox::new();
+    let missing: Vec<_> =
+        programs.iter().filter(|program| sandbox.shell(&format!("command -v {program}")).code != 0).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let text = format!("SKIPPED: {what}, since {missing:?} are not installed");
+    assert!(std::env::var_os("MOE_NO_SKIPS").is_none(), "{text}; MOE_NO_SKIPS forbids that");
+    let _ = writeln!(std::io::stderr(), "{text}");
+    false
 }
 
 /// Fails with all of `problems`, so that one run of a table shows every case that is wrong.

@@ -42,10 +42,16 @@ fn mixture(plan: &Plan, layer: usize) -> &Moe {
 
 /// Neuron `n` of an expert: its gate row, up row and down column.
 fn neuron(expert: &Expert, n: usize) -> [Vec<f32>; 3] {
+    neurons(expert).swap_remove(n)
+}
+
+/// All neurons of an expert.
+fn neurons(expert: &Expert) -> Vec<[Vec<f32>; 3]> {
     let (width, hidden) = (expert.width(), expert.gate.weight.shape()[1]);
-    let row = |w: &Weight| values(w)[n * hidden..(n + 1) * hidden].to_vec();
-    let column = values(&expert.down.weight).into_iter().skip(n).step_by(width).collect();
-    [row(&expert.gate.weight), row(&expert.up.weight), column]
+    let [gate, up, down] = [&expert.gate, &expert.up, &expert.down].map(|linear| values(&linear.weight));
+    let row = |matrix: &[f32], n: usize| matrix[n * hidden..(n + 1) * hidden].to_vec();
+    let column = |n: usize| down.iter().skip(n).step_by(width).copied().collect();
+    (0..width).map(|n| [row(&gate, n), row(&up, n), column(n)]).collect()
 }
 
 /// Largest |Δlogit| over the largest logit of the dense model, through what loaders would find.
@@ -151,18 +157,19 @@ fn dropped_neurons_are_one_set_with_the_moments_of_the_matrix() {
     assert!(matches!(Identity::of(&plan.effects), Identity::Changed { .. }));
     let (ffn, moe) = (network(&dense, 1), mixture(&plan, 1));
     let mut sets = Vec::new();
+    let originals = neurons(ffn);
     for expert in &moe.experts {
+        let redrawn = neurons(expert);
         let changed: Vec<usize> = (0..ffn.width())
             .filter(|n| {
-                let same: Vec<bool> = neuron(ffn, *n).iter().zip(&neuron(expert, *n)).map(|(a, b)| a == b).collect();
+                let same: Vec<bool> = originals[*n].iter().zip(&redrawn[*n]).map(|(a, b)| a == b).collect();
                 assert!(same.iter().all(|s| *s == same[0]), "neuron {n} is redrawn in some projections only");
                 !same[0]
             })
             .collect();
         assert_eq!(changed.len(), ffn.width() / 4);
         for (pick, original) in [(0, &ffn.gate), (1, &ffn.up), (2, &ffn.down)] {
-            let drawn: Vec<f64> =
-                changed.iter().flat_map(|n| neuron(expert, *n)[pick].clone()).map(f64::from).collect();
+            let drawn: Vec<f64> = changed.iter().flat_map(|n| redrawn[*n][pick].clone()).map(f64::from).collect();
             let all: Vec<f64> = values(&original.weight).into_iter().map(f64::from).collect();
             let moments = |x: &[f64]| {
                 let mean = x.iter().sum::<f64>() / x.len() as f64;
@@ -313,6 +320,7 @@ mod several_models {
         let models = inputs(&["a", "b", "c", "d"]);
         let plan = try_plan("experts = 4\ntop-k = 2", &models[0], &models).unwrap();
         let theirs = Model::open(&golden("mergekit/cases/cheap_embed")).unwrap();
+        assert_eq!([plan.model.moes().count(), theirs.moes().count()], [2, 2]);
         for (ours, theirs) in plan.model.moes().zip(theirs.moes()) {
             for (a, b) in ours.1.experts.iter().zip(&theirs.1.experts) {
                 for (a, b) in a.linears().iter().zip(b.linears()) {

@@ -10,7 +10,6 @@ mod pruning;
 mod quantize;
 mod recipe;
 mod routers;
-mod selftest;
 mod together;
 mod upcycle;
 mod widths;

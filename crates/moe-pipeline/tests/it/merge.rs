@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{Error, Kind};
 use moe_math::Compute;
 use moe_model::{Model, Moe};
-use moe_passes::merge::MergeMethod;
 use moe_passes::{MergeOptions, Pass, Sources};
 use moe_pipeline::{ByteSize, ConvertOptions, ObserveOptions, Quiet, convert, observe, verify};
 
@@ -172,9 +171,4 @@ fn a_finished_merge_is_recognised() {
     assert!(moe_pipeline::is_finished(&[&options], &input, &output, &run()).unwrap());
     let other = with_data("experts = 13");
     assert!(!moe_pipeline::is_finished(&[&other], &input, &output, &run()).unwrap());
-}
-
-#[test]
-fn the_default_method_is_the_one_that_the_comparison_supports() {
-    assert_eq!(options("experts = 12").method, MergeMethod::Dern);
 }

@@ -264,7 +264,7 @@ fn padding_and_masked_tokens_enter_no_statistic() {
 
 #[test]
 fn a_report_is_written_and_is_the_same_again() {
-    let text = Text::of_golden();
+    let text = Text::new(&[("english", &read_json("pruning/tokens.json")["english"])]);
     let mut options = text.with_data("experts = 12");
     options.reduce.measuring.held_out = vec![text.data[0].parse().unwrap()];
     options.reduce.measuring.held_out_tokens = 256;

@@ -1,0 +1,213 @@
+//! Rust sources as the words that matter here: paths, macros, methods and literals, whatever lines and braces they are spread over.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// A source file without comments and tests.
+pub struct Source {
+    pub path: PathBuf,
+    /// Paths as they are written, one for each leaf of a `use` (`std::fs`), macros with their mark (`println!`), methods with their dot
+    /// (`.exists`), and literals.
+    pub words: Vec<String>,
+    /// Modules in files of their own that only tests have.
+    test_modules: Vec<String>,
+}
+
+impl Source {
+    /// Every source below `dir`, without files that only tests have.
+    pub fn below(dir: &Path) -> Vec<Self> {
+        let mut found = Vec::new();
+        read_all(dir, &mut found);
+        let of_tests: BTreeSet<PathBuf> = found.iter().flat_map(Self::files_of_tests).collect();
+        found.retain(|source| !of_tests.iter().any(|path| source.path.starts_with(path)));
+        found
+    }
+
+    pub fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap();
+        let stream: TokenStream = text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut source = Self { path: path.to_owned(), words: Vec::new(), test_modules: Vec::new() };
+        source.collect(stream, "");
+        source
+    }
+
+    /// Where the test modules that it declares lie: `dir/name.rs`, and what is below `dir/name`.
+    fn files_of_tests(&self) -> Vec<PathBuf> {
+        let stem = self.path.file_stem().unwrap();
+        let owns_dir = ["mod", "lib", "main"].iter().any(|name| stem == *name);
+        let dir = if owns_dir { self.path.parent().unwrap().to_owned() } else { self.path.with_extension("") };
+        self.test_modules.iter().flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name)]).collect()
+    }
+
+    /// Adds the words of `stream`, in which paths begin with `prefix`.
+    fn collect(&mut self, stream: TokenStream, prefix: &str) {
+        let trees: Vec<TokenTree> = stream.into_iter().collect();
+        let mut at = 0;
+        while at < trees.len() {
+            if let Some(attribute) = attribute(&trees[at..]) {
+                at += 2;
+                if attribute.starts_with("cfg (test)") || attribute.starts_with("cfg(test)") {
+                    at += self.skip_item(&trees[at..]);
+                } else if !attribute.starts_with("doc") {
+                    self.collect(attribute.parse().unwrap(), "");
+                }
+                continue;
+            }
+            at += match &trees[at] {
+                TokenTree::Ident(_) => self.path(&trees, at, prefix),
+                TokenTree::Literal(literal) => {
+                    self.words.push(literal.to_string());
+                    1
+                }
+                TokenTree::Group(group) => {
+                    self.collect(group.stream(), "");
+                    1
+                }
+                TokenTree::Punct(_) => 1,
+            };
+        }
+    }
+
+    /// Adds the path that begins at `at`; how many tokens it has.
+    fn path(&mut self, trees: &[TokenTree], at: usize, prefix: &str) -> usize {
+        let is_method = at > 0 && is_punct(&trees[at - 1], '.');
+        let mut path = format!("{}{prefix}{}", if is_method { "." } else { "" }, trees[at]);
+        let mut next = at + 1;
+        while next + 2 < trees.len() + 1 && is_colons(&trees[next..]) {
+            match trees.get(next + 2) {
+                Some(TokenTree::Ident(name)) => {
+                    path = format!("{path}::{name}");
+                    next += 3;
+                }
+                Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+                    self.collect(group.stream(), &format!("{path}::"));
+                    return next + 3 - at;
+                }
+                _ => break,
+            }
+        }
+        if trees.get(next).is_some_and(|tree| is_punct(tree, '!'))
+            && matches!(trees.get(next + 1), Some(TokenTree::Group(_)))
+        {
+            path.push('!');
+        }
+        self.words.push(path);
+        next - at
+    }
+
+    /// How many tokens the item that begins here has, up to its braces or semicolon.
+    fn skip_item(&mut self, trees: &[TokenTree]) -> usize {
+        let ends = |tree: &TokenTree| match tree {
+            TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
+            tree => is_punct(tree, ';') || is_punct(tree, ','),
+        };
+        let end = trees.iter().position(ends).unwrap_or(trees.len().saturating_sub(1));
+        if let [.., TokenTree::Ident(word), TokenTree::Ident(name), end] = &trees[..=end.min(trees.len() - 1)]
+            && word == "mod"
+            && is_punct(end, ';')
+        {
+            self.test_modules.push(name.to_string());
+        }
+        end + 1
+    }
+}
+
+fn read_all(dir: &Path, found: &mut Vec<Source>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(Source::read(&path));
+        }
+    }
+}
+
+/// What stands in the brackets of an attribute that begins here.
+fn attribute(trees: &[TokenTree]) -> Option<String> {
+    match trees {
+        [mark, TokenTree::Group(group), ..] if is_punct(mark, '#') && group.delimiter() == Delimiter::Bracket => {
+            Some(group.stream().to_string())
+        }
+        _ => None,
+    }
+}
+
+fn is_colons(trees: &[TokenTree]) -> bool {
+    matches!(trees, [a, b, ..] if is_punct(a, ':') && is_punct(b, ':'))
+}
+
+fn is_punct(tree: &TokenTree, mark: char) -> bool {
+    matches!(tree, TokenTree::Punct(punct) if punct.as_char() == mark)
+}
+
+/// The arguments of every call of the path `function` in `source`.
+pub fn arguments_of(source: &str, function: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut streams: Vec<TokenStream> = vec![source.parse().unwrap()];
+    while let Some(stream) = streams.pop() {
+        let trees: Vec<TokenTree> = stream.into_iter().collect();
+        let mut written = String::new();
+        for tree in &trees {
+            match tree {
+                TokenTree::Group(group) => {
+                    if written.ends_with(function) && group.delimiter() == Delimiter::Parenthesis {
+                        found.insert(group.stream().to_string());
+                    }
+                    streams.push(group.stream());
+                    written.clear();
+                }
+                tree => written += &tree.to_string(),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn words_are_found_wherever_they_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lib.rs");
+    std::fs::write(
+        &path,
+        r##"
+        //! println!("in a comment of the module")
+        use std::{
+            fs,
+            io::{Read, Write as _},
+        };
+        /// std::net, in words.
+        #[derive(Debug)]
+        #[cfg(test)]
+        mod of_tests;
+        #[cfg(test)]
+        mod tests {
+            fn f() { println!("std::thread"); }
+        }
+        fn g(path: &Path) -> bool {
+            // eprintln!("a comment");
+            std :: eprintln!("a \"mixtral\"");
+            Command::new(&nvcc).arg(path).exists() && path
+                .is_file()
+        }
+        #[cfg(feature = "cuda")]
+        const NAME: &str = "mixtral";
+        "##,
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("of_tests.rs"), "fn f() { std::process::exit(1) }").unwrap();
+    let sources = Source::below(dir.path());
+    assert_eq!(sources.len(), 1);
+    let words: BTreeSet<&str> = sources[0].words.iter().map(String::as_str).collect();
+    for word in
+        ["std::fs", "std::io::Read", "std::io::Write", "std::eprintln!", ".exists", ".is_file", "\"mixtral\"", "Debug"]
+    {
+        assert!(words.contains(word), "{word}: {words:?}");
+    }
+    for word in ["println!", "std::net", "std::thread", "std::process::exit", "\"std::thread\""] {
+        assert!(!words.contains(word), "{word}: {words:?}");
+    }
+    assert_eq!(arguments_of("Command::new(&nvcc); f(Command::new(\"curl\"))", "Command::new").len(), 2);
+}
