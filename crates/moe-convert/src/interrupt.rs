@@ -1,16 +1,32 @@
-//! Ctrl-C, and the same from a job's scheduler: what is unfinished goes, and how to go on is said.
+//! Signals that end the program: what is unfinished is removed, and how to go on is said.
 
+use std::mem::MaybeUninit;
 use std::process::exit;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use libc::c_int;
 use moe_checkpoint::remove_unfinished;
 use moe_passes::{DistillOptions, HealOptions};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::signal::{
+    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    SIGXFSZ,
+};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::iterator::exfiltrator::origin::Origin;
+use signal_hook::low_level::signal_name;
 
 use crate::bar::say;
 use crate::cli::called;
 use crate::render::word;
+
+/// Signals that would end the program at once. Left out are those of its own faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL), after which
+/// its memory can't be trusted to clean up, and SIGPIPE, which Rust ignores: a write to a closed pipe is an error like others.
+const ENDING: [c_int; 14] = [
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGALRM, SIGPROF, SIGSYS, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    SIGXFSZ,
+];
 
 /// Whether a signal is ending the program.
 static STOPPING: AtomicBool = AtomicBool::new(false);
@@ -24,18 +40,68 @@ pub fn give_way() {
 
 /// Ends the program at the first signal. Where nobody can be told of signals, they end it as they would without this.
 pub fn listen() {
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
+    let listened = ending().filter(|signal| !stays_ignored(*signal));
+    let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(listened) else { return };
     std::thread::spawn(move || {
-        let Some(signal) = signals.forever().next() else { return };
+        let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        let name = if signal == SIGINT { "Ctrl-C" } else { "SIGTERM" };
         // A bar may stand in this line.
-        say(&format!("\nstopped by {name}: {}", how_to_go_on(&arguments)));
+        say(&format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments)));
         clear_away();
         // As shells count.
-        exit(128 + signal);
+        exit(128 + origin.signal);
     });
+}
+
+/// All signals of this system that end a process, those for real-time programs included.
+#[cfg(target_os = "linux")]
+fn ending() -> impl Iterator<Item = c_int> {
+    let of_linux = [libc::SIGIO, libc::SIGPWR, libc::SIGSTKFLT];
+    ENDING.into_iter().chain(of_linux).chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+}
+
+/// All signals of this system that end a process.
+#[cfg(not(target_os = "linux"))]
+fn ending() -> impl Iterator<Item = c_int> {
+    ENDING.into_iter()
+}
+
+/// Whether `signal` is ignored and has to stay so, as nohup does it with SIGHUP. Shells ignore SIGINT and SIGQUIT for what they run in
+/// the background, where Ctrl-C isn't meant for it; one that arrives all the same was sent to this process.
+fn stays_ignored(signal: c_int) -> bool {
+    let mut present = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action nothing is changed; the present one is written to memory of its type, all zeros of which are valid.
+    let ignored = unsafe {
+        libc::sigaction(signal, ptr::null(), present.as_mut_ptr()) == 0
+            && present.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    ignored && signal != SIGINT && signal != SIGQUIT
+}
+
+/// Whether a write of this process went beyond `ulimit -f`: the write fails, too, and that error knows the file.
+fn is_own_write(origin: &Origin) -> bool {
+    let own = i64::from(std::process::id());
+    origin.signal == SIGXFSZ && origin.process.as_ref().is_some_and(|sender| i64::from(sender.pid) == own)
+}
+
+/// `signal` as people know it.
+fn described(signal: c_int) -> String {
+    let name = match signal {
+        SIGINT => "Ctrl-C".to_owned(),
+        #[cfg(target_os = "linux")]
+        libc::SIGPWR => "SIGPWR".to_owned(),
+        #[cfg(target_os = "linux")]
+        libc::SIGSTKFLT => "SIGSTKFLT".to_owned(),
+        _ => signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned),
+    };
+    let why = match signal {
+        SIGHUP => " (the terminal was closed; nohup or tmux keep a run)",
+        SIGXCPU => " (the limit of CPU time, ulimit -t, is used up)",
+        SIGXFSZ => " (the limit of a file's size, ulimit -f, was passed)",
+        _ => "",
+    };
+    name + why
 }
 
 /// Removes what is unfinished, before an end that runs no destructor.

@@ -189,7 +189,7 @@ impl OutputDir {
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        File::open(&self.staging).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
+        sync_directory(&self.staging).map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
         // Nobody removes it from now on, nor has begun to.
         let mut unfinished = unfinished();
         if !unfinished.remove(&self.staging) {
@@ -199,8 +199,8 @@ impl OutputDir {
         self.committed = true;
         let moved = self.move_to_target()?;
         drop(unfinished);
-        let parent = parent_of(&self.target);
-        File::open(&parent).and_then(|d| d.sync_all()).map_err(|e| self.failed(e))?;
+        let place = moved.as_deref().unwrap_or(&self.target);
+        sync_directory(&parent_of(place)).map_err(|e| unconfirmed(place, e))?;
         match moved {
             None => Ok(()),
             Some(elsewhere) => Err(in_the_way(&self.target, &elsewhere)),
@@ -253,6 +253,20 @@ fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
 fn in_the_way(target: &Path, place: &Path) -> Error {
     let what = format!("this is in the way, and can't be replaced; the result is {}", place.display());
     Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want")
+}
+
+/// Waits until the names in `dir` are on the disk.
+fn sync_directory(dir: &Path) -> io::Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all())
+}
+
+/// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps the name.
+fn unconfirmed(place: &Path, error: io::Error) -> Error {
+    let what = "the result is complete and in its place, but the disk doesn't confirm its name: it may be lost if the power fails now";
+    Error::new(Kind::Io, what)
+        .file(place)
+        .source(error)
+        .remedy("run sync, then moe-convert verify on it; nothing has to be made again unless that fails")
 }
 
 /// Gives `staging` the name `target`, which an earlier result has; what that is called then.
@@ -386,6 +400,13 @@ mod tests {
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_result_that_is_there_is_not_said_to_be_missing() {
+        let error = unconfirmed(Path::new("out"), io::Error::from_raw_os_error(5)).to_string();
+        assert!(error.contains("complete and in its place") && error.contains("file:   out"), "{error}");
+        assert!(error.contains("Input/output error") && !error.contains("cannot move"), "{error}");
     }
 
     /// Makes a result.

@@ -1,0 +1,85 @@
+//! Signals that end a process by default, limits, and pipes that nobody reads: nothing is left behind, and it is said how to go on.
+
+use crate::common::{BINARY, Outcome, Sandbox, assert_none};
+
+/// Long enough to be stopped, also on a fast machine.
+const QUANTIZE: &str = "quantize golden/models/moe -o out --scheme w4a16 --group-size 32 --data golden/text/english.calibration.txt \
+                        --data-tokens 16384 --sequence-length 256";
+const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2";
+
+/// Runs [`QUANTIZE`] after `before`, sends `signal` once it has something to leave behind, and waits for its end.
+fn killed(sandbox: &Sandbox, before: &str, signal: &str) -> Outcome {
+    sandbox.shell(&format!(
+        "{before}\n{BINARY} {QUANTIZE} 2>said & pid=$!\n\
+         while [ ! -d .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+         kill -{signal} $pid; wait $pid"
+    ))
+}
+
+/// By what `kill` calls it, its number on Linux for processors of the usual kinds, and what is said of it.
+const SIGNALS: [(&str, i32, &str); 18] = [
+    ("HUP", 1, "SIGHUP (the terminal was closed"),
+    ("INT", 2, "Ctrl-C"),
+    ("QUIT", 3, "SIGQUIT"),
+    ("TRAP", 5, "SIGTRAP"),
+    ("ABRT", 6, "SIGABRT"),
+    ("USR1", 10, "SIGUSR1"),
+    ("USR2", 12, "SIGUSR2"),
+    ("ALRM", 14, "SIGALRM"),
+    ("TERM", 15, "SIGTERM"),
+    ("STKFLT", 16, "SIGSTKFLT"),
+    ("XCPU", 24, "SIGXCPU (the limit of CPU time"),
+    ("XFSZ", 25, "SIGXFSZ (the limit of a file's size"),
+    ("VTALRM", 26, "SIGVTALRM"),
+    ("PROF", 27, "SIGPROF"),
+    ("IO", 29, "SIGIO"),
+    ("PWR", 30, "SIGPWR"),
+    ("SYS", 31, "SIGSYS"),
+    ("RTMIN", 34, "signal 34"),
+];
+
+#[test]
+fn every_signal_that_ends_a_process_leaves_nothing() {
+    let mut problems = Vec::new();
+    for (signal, number, name) in SIGNALS {
+        let sandbox = Sandbox::new();
+        let code = killed(&sandbox, "", signal).code;
+        let (said, left) = (String::from_utf8(sandbox.read("said")).unwrap(), sandbox.names("."));
+        let complete = said.contains(&format!("stopped by {name}")) && said.trim_end().ends_with("--resume");
+        if code != 128 + number || left != ["golden", "said"] || !complete {
+            problems.push(format!("{signal}: exit code {code}, left {left:?}, said {said}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// nohup ignores SIGHUP for what it runs, which then runs to its end.
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    let sandbox = Sandbox::new();
+    killed(&sandbox, "trap '' HUP", "HUP").succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out", "said"]);
+}
+
+/// A limit that a write passes is an error of that file, which says how to go on, though the system sends a signal, too.
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    for (kibibytes, line) in [(4000, "prune golden/models/moe -o out --experts 12 --method random"), (1000, UPCYCLE)] {
+        let sandbox = Sandbox::new();
+        let outcome = sandbox.shell(&format!("ulimit -f {kibibytes}; moe-convert {line}"));
+        let outcome = outcome.exits(1).says(&["model.safetensors", "File too large", "remedy: ", "ulimit -f"]);
+        assert_eq!(sandbox.names("."), ["golden"], "{outcome}");
+    }
+}
+
+/// Results that nobody reads to their end are made all the same.
+#[test]
+fn a_closed_pipe_leaves_nothing_unfinished() {
+    let sandbox = Sandbox::new();
+    sandbox.shell(&format!("set -o pipefail; moe-convert {UPCYCLE} 2>&1 | true; exit ${{PIPESTATUS[0]}}")).succeeds();
+    sandbox
+        .shell("moe-convert inspect golden/models/moe --json | head -c1 >/dev/null; exit ${PIPESTATUS[0]}")
+        .succeeds();
+    assert_eq!(sandbox.names("."), ["golden", "out"]);
+    sandbox.run("verify out").succeeds();
+}
