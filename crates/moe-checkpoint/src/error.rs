@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::shown::shown;
+
 /// The result of everything that reads, plans or writes checkpoints.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -57,12 +59,14 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Some("free space on that disk, or write elsewhere")
             }
-            io::ErrorKind::FileTooLarge => Some("raise the file-size limit (ulimit -f), or lower --max-shard-size"),
+            io::ErrorKind::FileTooLarge => {
+                Some("raise the limit of a file's size (ulimit -f); for weights, a lower --max-shard-size does, too")
+            }
             io::ErrorKind::PermissionDenied => Some("check the permissions of this path"),
             io::ErrorKind::ReadOnlyFilesystem => Some("choose an output on a writable disk"),
             io::ErrorKind::NotFound => Some("check the path"),
             io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("give a file where a file is wanted"),
-            io::ErrorKind::InvalidData => Some("this is no UTF-8 text: convert it first"),
+            io::ErrorKind::InvalidData => Some("this is not UTF-8 text: convert it first"),
             io::ErrorKind::UnexpectedEof => Some("download or copy the file again"),
             _ => Some("check that the disk and the file are sound, then try again"),
         };
@@ -99,6 +103,30 @@ impl Error {
         self
     }
 
+    /// What went wrong, as it was said.
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
+    /// The file that it is about, where one is named.
+    pub fn named_file(&self) -> Option<&Path> {
+        self.0.file.as_deref()
+    }
+
+    /// Says in which `place` it went wrong, before what did.
+    #[must_use]
+    pub fn within(mut self, place: &str) -> Self {
+        self.0.what = format!("{place}: {}", self.0.what);
+        self
+    }
+
+    /// Says which `part` it is about, behind what went wrong.
+    #[must_use]
+    pub fn about(mut self, part: &str) -> Self {
+        self.0.what += &format!(" in {part}");
+        self
+    }
+
     /// What went wrong and the remedy, in a line.
     pub fn briefly(&self) -> String {
         let remedy = self.0.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
@@ -118,15 +146,15 @@ impl fmt::Display for Error {
             Some(source) => &format!("{}: {source}", parts.what),
             None => &parts.what,
         };
-        write!(f, "{}", shown(what, MAX_WHAT, "\n\t"))?;
+        write!(f, "{}", quoted(what, MAX_WHAT, "\n\t"))?;
         if let Some(tensor) = &parts.tensor {
-            write!(f, "\n  tensor: {}", shown(tensor, MAX_NAME, ""))?;
+            write!(f, "\n  tensor: {}", quoted(tensor, MAX_NAME, ""))?;
         }
         if let Some(file) = &parts.file {
-            write!(f, "\n  file:   {}", shown(&file.to_string_lossy(), MAX_NAME, ""))?;
+            write!(f, "\n  file:   {}", quoted(&file.to_string_lossy(), MAX_NAME, ""))?;
         }
         if let Some(remedy) = &parts.remedy {
-            write!(f, "\n  remedy: {}", shown(remedy, MAX_WHAT, "\n\t"))?;
+            write!(f, "\n  remedy: {}", quoted(remedy, MAX_WHAT, "\n\t"))?;
         }
         Ok(())
     }
@@ -136,18 +164,12 @@ impl fmt::Display for Error {
 const MAX_WHAT: usize = 2000;
 const MAX_NAME: usize = 4096;
 
-/// `text` for a terminal. Messages quote what files say: a control character in it, but for those of `layout`, is shown rather
-/// than obeyed, and what is very long is cut.
-fn shown(text: &str, limit: usize, layout: &str) -> String {
-    let mut shown = String::new();
-    for (count, c) in text.chars().enumerate() {
-        match c {
-            _ if count == limit => return shown + "…",
-            c if c.is_control() && !layout.contains(c) => shown.extend(c.escape_default()),
-            c => shown.push(c),
-        }
+/// `text` as messages quote it: what is very long is cut.
+fn quoted(text: &str, limit: usize, layout: &str) -> String {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => shown(&text[..end], layout).into_owned() + "…",
+        None => shown(text, layout).into_owned(),
     }
-    shown
 }
 
 // The underlying error is already part of the message, so `source()` stays empty: reporters that

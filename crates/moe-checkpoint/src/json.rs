@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
+use crate::shown::escaped_json;
 use crate::whole::read_whole;
 
 /// No JSON file of a checkpoint is larger than this; a tokenizer of 250,000 tokens takes 30 MiB.
@@ -46,12 +47,11 @@ fn parse<T: DeserializeOwned>(path: &Path, max_bytes: u64, remedy: &str) -> Resu
     })
 }
 
-/// `value` as indented JSON that ends in a newline.
+/// `value` as indented JSON that ends in a newline, without a character that a terminal would obey.
 ///
 /// # Panics
 /// If the value can't be JSON (a map whose keys are no strings), which is a bug.
 pub fn to_pretty<T: Serialize>(value: &T) -> String {
-    let mut text = serde_json::to_string_pretty(value).expect("plain data serialises");
-    text.push('\n');
-    text
+    let text = serde_json::to_string_pretty(value).expect("plain data serialises");
+    escaped_json(text) + "\n"
 }

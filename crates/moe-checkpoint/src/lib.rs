@@ -19,6 +19,7 @@ pub mod quantization;
 mod saved;
 mod scratch;
 mod shard;
+mod shown;
 mod snapshot;
 mod spill;
 mod staging;
@@ -37,6 +38,7 @@ pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
 pub use shard::{Declared, ShardPlan, plan_shards};
+pub use shown::{is_obeyed, shown, shown_path};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{

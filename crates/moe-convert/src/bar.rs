@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use moe_checkpoint::shown;
 use moe_math::meter::Meter;
 use moe_pipeline::{Progress, Quiet, Unit};
 
@@ -17,9 +18,14 @@ const REDRAWN: Duration = Duration::from_millis(250);
 /// A log gets a line about one stage no more often than this.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// Writes a line to stderr. Where that is closed or full there is nobody to tell, and work goes on.
-pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// Writes `text` to stderr, without what a terminal would obey. Where that is closed or full there is nobody to tell, and work goes on.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", shown(text, "\n\t"));
+}
+
+/// A note is one line, whatever the names in it are.
+fn note(text: &str) {
+    say(&format!("note: {}", shown(text, "")));
 }
 
 /// The progress that fits stderr; `meter` knows which expert is at work.
@@ -58,11 +64,11 @@ impl Progress for Bar {
     }
 
     fn status(&self, text: &str) {
-        lock(&self.1).iter_mut().for_each(|stage| stage.status = text.to_owned());
+        lock(&self.1).iter_mut().for_each(|stage| stage.status = shown(text, "").into_owned());
     }
 
     fn note(&self, text: &str) {
-        lock(&self.0).suspend(|| say(&format!("note: {text}")));
+        lock(&self.0).suspend(|| note(text));
     }
 }
 
@@ -93,11 +99,11 @@ impl Progress for Lines {
     }
 
     fn status(&self, text: &str) {
-        lock(&self.0).iter_mut().for_each(|(stage, _)| stage.status = text.to_owned());
+        lock(&self.0).iter_mut().for_each(|(stage, _)| stage.status = shown(text, "").into_owned());
     }
 
     fn note(&self, text: &str) {
-        say(&format!("note: {text}"));
+        note(text);
     }
 }
 

@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
+use moe_checkpoint::{shown, shown_path};
 use moe_passes::{Identity, UpcycleOptions};
 use moe_pipeline::{
     ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
@@ -26,10 +27,12 @@ pub use next::word;
 pub use speed::{bench, selftest, timings};
 pub use summary::summary;
 
-/// A table with a header; columns but the first are right-aligned.
+/// A table with a header; columns but the first are right-aligned. What stands in a cell stays in it.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
+    let header = header.iter().map(|name| shown(name, ""));
+    let rows = rows.into_iter().map(|row| row.iter().map(|cell| shown(cell, "").into_owned()).collect::<Vec<_>>());
+    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((if index == 0 { 2 } else { 1 }, 1));
         if index > 0 {
@@ -42,7 +45,9 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String
 /// Pairs of a name and what it is.
 fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).add_rows(rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
+    table
+        .load_preset(presets::NOTHING)
+        .add_rows(rows.into_iter().map(|(name, value)| vec![name.to_owned(), shown(&value, "").into_owned()]));
     if let Some(column) = table.column_mut(0) {
         column.set_padding((2, 1));
     }
@@ -184,8 +189,8 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion, after: After) 
     }
     format!(
         "{} → {}\n{}{}",
-        input.display(),
-        output.display(),
+        shown_path(input),
+        shown_path(output),
         facts(rows),
         done.receipt.earlier().iter().map(layers::all).collect::<String>()
             + &layers::all(&done.receipt)
@@ -196,7 +201,7 @@ pub fn conversion(input: &Path, output: &Path, done: &Conversion, after: After) 
 
 /// `observe`.
 pub fn observation(model: &Path, done: &Observation) -> String {
-    let mut text = format!("{} → {}\n", model.display(), done.output.display());
+    let mut text = format!("{} → {}\n", shown_path(model), shown_path(&done.output));
     let mut rows = vec![("counted", {
         let domains = moe_forward::labels(&done.groups);
         let tokens = |label: &str| done.groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
@@ -236,7 +241,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
     let trust = layers::trust(&planned.receipt);
-    format!("would write {}\n{}{}{trust}", output.display(), facts(rows), table(&["file", "size"], shards))
+    format!("would write {}\n{}{}{trust}", shown_path(output), facts(rows), table(&["file", "size"], shards))
 }
 
 /// An estimate in words, as exact as it can be.
@@ -266,5 +271,5 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
     }
     rows.extend(report.engines.iter().map(|verdict| ("engine", verdict.to_string())));
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));
-    format!("{}: sound\n{}", model.display(), facts(rows))
+    format!("{}: sound\n{}", shown_path(model), facts(rows))
 }

@@ -1,17 +1,22 @@
 //! The model card: README.md of an output.
 
+mod front;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use moe_checkpoint::{json, read_text};
+use moe_checkpoint::json;
 use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept, MergeOptions};
 
+use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
 use crate::trust::HeldOutReport;
+
+pub(crate) use front::{Carried, carried};
 
 pub(crate) const CARD_FILE: &str = "README.md";
 
@@ -20,59 +25,38 @@ pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
     output.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// What the card in `source` says of its licence and languages, as it says it: who publishes the result needs that. Empty where there is
-/// no such card.
-pub(crate) fn carried(source: &Path) -> String {
-    const KEYS: [&str; 4] = ["license", "license_name", "license_link", "language"];
-    const MAX_LINES: usize = 64;
-    let card = read_text(&source.join(CARD_FILE), json::MAX_JSON_BYTES).unwrap_or_default();
-    let mut lines = card.lines();
-    if lines.next().map(str::trim_end) != Some("---") {
-        return String::new();
-    }
-    let mut kept = String::new();
-    let mut keeps = false;
-    for line in lines.map(str::trim_end).take_while(|line| *line != "---").take(MAX_LINES) {
-        // What is indented, or an item of a list, belongs to the key above it.
-        if !line.starts_with([' ', '-', '#']) {
-            keeps = line.split_once(':').is_some_and(|(key, _)| KEYS.contains(&key));
-        }
-        if keeps {
-            let _ = writeln!(kept, "{line}");
-        }
-    }
-    kept
-}
-
 /// The card of a copy: what it is called is all that differs.
 pub(crate) fn renamed(card: &str, from: &str, to: &str) -> String {
-    card.replacen(&format!("\n# {from}\n"), &format!("\n# {to}\n"), 1)
+    let [from, to] = [from, to].map(|name| format!("\n# {}\n", MarkdownText(name)));
+    card.replacen(&from, &to, 1)
 }
 
-/// The card as Markdown; `carried` is [`carried`].
-pub(crate) fn render(receipt: &Receipt, name: &str, carried: &str) -> String {
+/// The card as Markdown, with what is `carried` over from the source's.
+pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String {
     let result = &receipt.result;
     let tags = receipt.before.iter().map(|earlier| earlier.pass).chain([receipt.pass]);
     let mut card = format!(
-        "---\n{carried}library_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
-         Made by moe-convert {version} (`{passes}`) from `{source}` ({source_type}).\n\n\
+        "---\n{yaml}library_name: transformers\ntags:\n- moe\n- moe-convert\n{tags}---\n# {name}\n\n\
+         Made by moe-convert {version} ({passes}) from {source} ({source_type}).\n\n\
          | | |\n|---|---|\n\
          | architecture | {family} |\n\
          | parameters | {total} in total, {active} active for each token |\n\
          | weights | {bytes} in {tensors} tensors, {copied} of them byte-identical to the source's |\n",
         tags = tags.map(|pass| format!("- {pass}\n")).collect::<String>(),
-        passes = receipt.passes(),
+        yaml = carried.yaml,
+        name = MarkdownText(name),
+        passes = MarkdownCode(&receipt.passes()),
         version = receipt.tool.version,
-        source = receipt.source.name,
-        source_type = receipt.source.model_type,
-        family = result.model_type,
+        source = MarkdownCode(&receipt.source.name),
+        source_type = MarkdownText(&receipt.source.model_type),
+        family = MarkdownText(&result.model_type),
         total = millions(result.total_parameters),
         active = millions(result.active_parameters),
         bytes = ByteSize(result.bytes),
         tensors = result.tensors,
         copied = result.tensors_copied,
     );
-    let _ = writeln!(card, "| function | {} |", identity(&receipt.identity));
+    let _ = writeln!(card, "| function | {} |", MarkdownText(&identity(&receipt.identity)));
     if let Some(measured) = &receipt.measured {
         let d = &measured.difference;
         let _ = writeln!(
@@ -86,7 +70,13 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &str) -> String {
         );
     }
     for warning in &receipt.warnings {
-        let _ = writeln!(card, "\n> **Note:** {warning}.");
+        let _ = writeln!(card, "\n> **Note:** {}.", MarkdownText(warning));
+    }
+    for key in &carried.left_out {
+        let _ = writeln!(
+            card,
+            "\n> **Note:** the source's card has a `{key}` that is not a line of text or a list: read it there."
+        );
     }
     card.push_str(&trust(receipt));
     card.push_str(&trained(receipt));
@@ -101,12 +91,12 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &str) -> String {
             Kept::Approximately => "approximately",
             Kept::No => "no",
         };
-        let _ = writeln!(card, "| `{}` | {kept} | {} |", effect.option, effect.why);
+        let _ = writeln!(card, "| {} | {kept} | {} |", MarkdownText(&effect.option), MarkdownText(&effect.why));
     }
     for (pass, options) in receipt.before.iter().map(|e| (e.pass, &e.options)).chain([(receipt.pass, &receipt.options)])
     {
-        let options = serde_json::to_string_pretty(options).unwrap_or_default();
-        let _ = write!(card, "\nOptions of `{pass}`:\n\n```json\n{options}\n```\n");
+        let options = MarkdownBlock { language: "json", text: &json::to_pretty(options) };
+        let _ = write!(card, "\nOptions of `{pass}`:\n\n{options}");
     }
     let _ = write!(
         card,
@@ -118,11 +108,12 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &str) -> String {
 
 fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     if let Some(made) = receipt.distilled() {
-        return format!("\n## {heading}\n\n{made}; `{RECEIPT_FILE}` says of what.\n");
+        return format!("\n## {heading}\n\n{}; `{RECEIPT_FILE}` says of what.\n", MarkdownText(&made));
     }
     let Some((layer, router)) = receipt.first_converted() else { return String::new() };
     if receipt.decided.is_some() {
-        let experts = receipt.experts().join("\n");
+        let experts: Vec<_> = receipt.experts().iter().map(|line| MarkdownText(line).to_string()).collect();
+        let (experts, router) = (experts.join("\n"), MarkdownText(router));
         return format!("\n## {heading}\n\nExperts: {experts}.\n\nRouter: {router}.\n");
     }
     let mut text = format!("\n## {heading}\n\n");
@@ -132,14 +123,14 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
     }
     let _ = writeln!(text, "Each of {} layers has {} experts:\n", converted.len(), layer.experts.len());
     for kind in layer.experts_by_kind() {
-        let _ = writeln!(text, "- {kind}");
+        let _ = writeln!(text, "- {}", MarkdownText(&kind));
     }
     if let Some(shared) = &layer.shared {
-        let _ = writeln!(text, "- shared expert: {shared}");
+        let _ = writeln!(text, "- shared expert: {}", MarkdownText(shared));
     }
-    let _ = writeln!(text, "\nRouter: {router}.");
+    let _ = writeln!(text, "\nRouter: {}.", MarkdownText(router));
     if !receipt.others.is_empty() {
-        let names: Vec<_> = receipt.others.iter().map(|source| format!("`{}`", source.name)).collect();
+        let names: Vec<_> = receipt.others.iter().map(|source| MarkdownCode(&source.name).to_string()).collect();
         let _ = writeln!(text, "\nExperts come from {}.", names.join(", "));
     }
     text
@@ -158,7 +149,7 @@ fn trained(receipt: &Receipt) -> String {
     let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else { return text };
     text.push_str("\n| held-out text | loss before | after |\n|---|--:|--:|\n");
     for (before, after) in before.rows().zip(after.rows()) {
-        let _ = writeln!(text, "| {} | {:.4} | {:.4} |", cell(&after.label), before.loss, after.loss);
+        let _ = writeln!(text, "| {} | {:.4} | {:.4} |", MarkdownText(&after.label), before.loss, after.loss);
     }
     text
 }
@@ -175,12 +166,12 @@ fn trust(receipt: &Receipt) -> String {
         text.push_str("Nothing was measured on held-out text (`--held-out`).\n");
     }
     if let Some(why) = receipt.no_figures() {
-        let _ = writeln!(text, "\nThere are {why}.");
+        let _ = writeln!(text, "\nThere are {}.", MarkdownText(why));
     }
     let decided = receipt.layers.iter().filter_map(|layer| Some((layer.layer, layer.trust.as_ref()?)));
     if let Some((layer, worst)) = decided.min_by(|a, b| a.1.retained_mass.total_cmp(&b.1.retained_mass)) {
         let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
-            format!(", {:.1} % of the domain `{}`", 100.0 * share, cell(label))
+            format!(", {:.1} % of the domain {}", 100.0 * share, MarkdownCode(label))
         });
         let keeps = match worst.retained_mass {
             1.0.. if receipt.pass == MergeOptions::NAME => {
@@ -212,17 +203,12 @@ fn held_out_table(held_out: &HeldOutReport) -> String {
     let mut text = format!(
         "| held-out text | Δ loss | KL | top-1 agreement | {}: Δ loss | KL | top-1 agreement |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
-        held_out.control_name
+        MarkdownText(held_out.control_name)
     );
     for (domain, beside) in held_out.rows() {
-        let _ = writeln!(text, "| {} | {} | {} |", cell(&domain.label), figures(Some(domain)), figures(beside));
+        let _ = writeln!(text, "| {} | {} | {} |", MarkdownText(&domain.label), figures(Some(domain)), figures(beside));
     }
     text
-}
-
-/// Text that doesn't end a cell of a table or become markup.
-fn cell(text: &str) -> String {
-    text.replace(['|', '`', '\n', '\r'], " ").replace('<', "&lt;")
 }
 
 /// The promise in words.
@@ -245,20 +231,6 @@ fn millions(count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn licences_and_languages_are_carried() {
-        let dir = tempfile::tempdir().unwrap();
-        let carried_of = |card: &str| {
-            std::fs::write(dir.path().join(CARD_FILE), card).unwrap();
-            carried(dir.path())
-        };
-        assert_eq!(carried(dir.path()), "");
-        let card = "---\nlicense: other\nlicense_name: qwen\ntags:\n- chat\nlanguage:\n- en\n- es\nbase_model: x/y\n---\nlicense: no\n";
-        assert_eq!(carried_of(card), "license: other\nlicense_name: qwen\nlanguage:\n- en\n- es\n");
-        assert_eq!(carried_of("# A model\nlicense: mit\n"), "");
-        assert_eq!(carried_of("---\nlicense: mit\r\n---\n"), "license: mit\n");
-    }
 
     #[test]
     fn a_copy_has_its_own_name() {

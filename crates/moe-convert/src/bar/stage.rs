@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use moe_checkpoint::shown;
 use moe_pipeline::{ByteSize, Unit, memory_bytes};
 
 /// A bar of fewer columns says nothing.
@@ -23,7 +24,7 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(name: &str, total: u64, unit: Unit) -> Self {
-        Self { name: name.to_owned(), total, unit, began: Instant::now(), done: 0, status: String::new() }
+        Self { name: shown(name, "").into_owned(), total, unit, began: Instant::now(), done: 0, status: String::new() }
     }
 
     /// What a log says when it begins.

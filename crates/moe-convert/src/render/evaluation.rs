@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use moe_checkpoint::shown_path;
 use moe_forward::{Comparison, DomainReport, EvalReport};
 use moe_pipeline::{HeldOutReport, MeasuredGate, Receipt, StageReport};
 
@@ -28,8 +29,8 @@ pub fn evaluation(model: &Path, against: Option<&Path>, report: &EvalReport, met
         }
         row
     };
-    let beside = against.map_or(String::new(), |a| format!(" against {}", a.display()));
-    let mut text = format!("{}{beside}\n", model.display());
+    let beside = against.map_or(String::new(), |a| format!(" against {}", shown_path(a)));
+    let mut text = format!("{}{beside}\n", shown_path(model));
     text += &table(&header, report.rows().map(row));
     if !report.load.is_empty() {
         text.push('\n');

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use moe_checkpoint::shown_path;
 use moe_model::{GroupScore, Scoring};
 use moe_pipeline::{Applicable, ByteSize, Inspection, MoeSummary};
 
@@ -51,7 +52,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     let dtypes = i.dtypes.iter().map(|(dtype, n)| vec![dtype.clone(), ByteSize(*n).to_string(), share(*n, bytes)]);
     let passes = i.passes.iter().map(|p| (p.pass, answer(p)));
     [
-        format!("{}\n{}", model.display(), facts(rows)),
+        format!("{}\n{}", shown_path(model), facts(rows)),
         parameters(i),
         table(&["weights", "size", "share"], dtypes),
         format!("  passes\n{}", facts(passes)),

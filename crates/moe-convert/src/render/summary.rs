@@ -1,6 +1,6 @@
 //! All evaluations of a recipe as tables in Markdown, a row for each label.
 
-use moe_pipeline::{Average, DomainSummary, Spread};
+use moe_pipeline::{Average, DomainSummary, MarkdownText, Spread};
 
 use super::or_dash;
 
@@ -22,7 +22,7 @@ pub fn summary(rows: &[Average]) -> String {
     let mut text = head(&header);
     for row in rows {
         let (of, load) = (&row.figures, row.figures.load.as_ref());
-        let mut cells = vec![row.label.clone()];
+        let mut cells = vec![MarkdownText(&row.label).to_string()];
         cells.extend(repeated.then(|| row.runs.to_string()));
         cells.extend([
             fixed(&of.loss),
@@ -52,14 +52,16 @@ fn by_domain(rows: &[Average]) -> String {
     if first.len() < 2 || rows.iter().any(|row| labels(row) != first) {
         return String::new();
     }
-    let header: Vec<_> = std::iter::once("loss (KL)").chain(first.iter().map(String::as_str)).collect();
-    let mut text = format!("\n{}", head(&header));
+    let labels = first.iter().map(|label| MarkdownText(label).to_string());
+    let header: Vec<String> = std::iter::once("loss (KL)".to_owned()).chain(labels).collect();
+    let mut text = format!("\n{}", head(&header.iter().map(String::as_str).collect::<Vec<_>>()));
     for row in rows {
         let cell = |d: &DomainSummary<Spread>| match &d.kl {
             Some(kl) => format!("{:.3} ({})", d.loss.mean, fixed(kl)),
             None => format!("{:.3}", d.loss.mean),
         };
-        let cells: Vec<_> = std::iter::once(row.label.clone()).chain(row.figures.domains.iter().map(cell)).collect();
+        let cells: Vec<_> =
+            std::iter::once(MarkdownText(&row.label).to_string()).chain(row.figures.domains.iter().map(cell)).collect();
         text += &line(&cells);
     }
     text

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Write as _};
 
+use moe_checkpoint::is_obeyed;
+
 use super::svg::Svg;
 
 /// Text that may come from anywhere.
@@ -15,9 +17,9 @@ impl Display for Escaped<'_> {
             '>' => f.write_str("&gt;"),
             '"' => f.write_str("&quot;"),
             '\'' => f.write_str("&#39;"),
-            // No control character is allowed in a page.
+            // Neither a page nor XML may have most control characters, and marks of direction would turn what stands beside.
             '\n' | '\t' => f.write_char(c),
-            c if c.is_control() => f.write_char('\u{fffd}'),
+            c if is_obeyed(c) => f.write_char('\u{fffd}'),
             c => f.write_char(c),
         })
     }

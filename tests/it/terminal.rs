@@ -1,0 +1,113 @@
+//! Text out of files, names and recipes: terminals, pages and reports show it and never obey it.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::common::{Outcome, Sandbox, assert_none};
+
+/// Titles a window, clears the screen (in seven bits and in eight), turns the direction of text, hides a mark, begins a line.
+const EVIL: &str = "x\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}\u{2066}\u{feff}\u{7f}";
+
+/// What a terminal would obey in `text`, but for lines and tabs.
+fn obeyed(text: &str) -> Option<char> {
+    let marks = ['\u{202e}', '\u{2066}', '\u{feff}'];
+    text.chars().find(|c| (c.is_control() && !['\n', '\t'].contains(c)) || marks.contains(c))
+}
+
+/// Says what is wrong with what a run printed.
+fn problem(outcome: &Outcome, code: i32) -> Option<String> {
+    let found = obeyed(&outcome.stdout).or_else(|| obeyed(&outcome.stderr));
+    let lines = outcome.stdout.lines().chain(outcome.stderr.lines());
+    let forged = lines.filter(|line| line.trim_start().starts_with("forged")).count();
+    let wrong = outcome.code != code || found.is_some() || forged > 0 || outcome.stderr.contains("panicked");
+    wrong.then(|| format!("{found:?}, {forged} forged lines, not {code}: {outcome}\n{}", outcome.stdout))
+}
+
+#[test]
+fn names_of_recipes_labels_and_paths_are_shown() {
+    let sandbox = Sandbox::new();
+    let evil = format!("{EVIL}\nforged: <b>|`**");
+    let file = format!("{EVIL}|`<img src=y>");
+    fs::copy(sandbox.path("golden/text/english.heldout.txt"), sandbox.path(&file)).unwrap();
+    let recipe = json!({ "name": evil, "step": [
+        { "run": "upcycle", "model": "golden/models/dense", "output": format!("out{EVIL}\nforged"), "experts": 2, "top-k": 1 },
+        { "each": { "what": [evil] }, "step": [
+            { "run": "eval", "model": format!("out{EVIL}\nforged"), "label": "${what} 1", "max-tokens": 64,
+              "data": [format!("{EVIL}\nforged={file}")] },
+            { "run": "eval", "model": "golden/models/dense", "label": "${what} 2", "max-tokens": 64,
+              "data": [format!("{EVIL}\nforged={file}")] },
+        ] },
+        { "run": "verify", "model": format!("out{EVIL}\nforged") },
+    ] });
+    let recipe: toml::Table = serde_json::from_value(recipe).unwrap();
+    sandbox.write("r.toml", recipe.to_string());
+    let mut problems: Vec<String> = Vec::new();
+    problems.extend(problem(&sandbox.run("run r.toml --dry-run"), 0));
+    problems.extend(problem(&sandbox.run("run r.toml --junit r.xml --summary r.md"), 0));
+    let json = sandbox.run("run r.toml --json");
+    problems.extend(problem(&json, 0));
+    assert!(json.stdout.contains("\\u001b]0;owned") && json.stdout.contains("\\u202e"), "{}", json.stdout);
+    let (xml, page) =
+        (String::from_utf8(sandbox.read("r.xml")).unwrap(), String::from_utf8(sandbox.read("r.md")).unwrap());
+    let card = fs::read_to_string(sandbox.path(&format!("out{EVIL}\nforged/README.md"))).unwrap();
+    for (name, text) in [("r.xml", &xml), ("r.md", &page), ("README.md", &card)] {
+        assert_eq!(obeyed(text), None, "{name}: {text}");
+        assert!(!text.contains("<b>") && !text.contains("<img"), "{name}: {text}");
+        assert!(!text.lines().any(|line| line.starts_with("forged")), "{name}: {text}");
+    }
+    assert!(page.contains("forged: &lt;b>\\|\\`\\*\\*"), "{page}");
+    assert_none(&problems);
+}
+
+#[test]
+fn what_a_checkpoint_says_is_shown() {
+    let sandbox = Sandbox::new();
+    let tensor = sandbox.copy("families/llama/base/model", "tensor");
+    tensor.rename_tensor("model.norm.weight", &format!("{EVIL}\nforged"));
+    let family = sandbox.copy("families/llama/base/model", "family");
+    family.set("model_type", json!(format!("{EVIL}\nforged")));
+    let scaling = sandbox.copy("families/llama/base/model", "scaling");
+    scaling.set("rope_scaling", json!({ "rope_type": format!("{EVIL}\nforged"), "factor": 2.0 }));
+    sandbox.copy("families/llama/base/model", &format!("path{EVIL}\nforged"));
+    sandbox.write("t.json", json!([[1, 2, 3]]).to_string());
+    let path = format!("path{EVIL}\nforged");
+    let mut problems = Vec::new();
+    for (args, code) in [
+        (&["inspect", "tensor"][..], 1),
+        (&["verify", "family"], 1),
+        (&["upcycle", "scaling", "-o", "out", "--experts", "2", "--top-k", "1"], 1),
+        (&["inspect", path.as_str()], 0),
+        (&["verify", path.as_str()], 0),
+        (&["verify", &format!("nowhere{EVIL}\nforged")], 1),
+        (&["logits", path.as_str(), "--tokens", "t.json", "-o", &format!("logits{EVIL}\nforged")], 0),
+        (&["upcycle", path.as_str(), "-o", &format!("up{EVIL}\nforged"), "--experts", "2", "--top-k", "1"], 0),
+        (&["upcycle", path.as_str(), "-o", "out", "--experts", EVIL, "--top-k", "1"], 2),
+        (&["eval", path.as_str(), "--data", &format!("{EVIL}\nforged=nowhere")], 1),
+        (&["run", &format!("nowhere{EVIL}\nforged")], 1),
+        (&[EVIL], 2),
+    ] {
+        problems.extend(problem(&sandbox.run_args(args), code));
+    }
+    assert_none(&problems);
+}
+
+/// The source's card says what its publisher wrote; the result's says no more than that.
+#[test]
+fn a_card_carries_values_and_no_markup() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/dense", "model");
+    let front = "license: mit\r---\r# Owned <script>alert(1)</script>\nlicense_name: |\n  <b>\nlanguage:\n- en\n- '![x](https://e.vil/?c)'\n- \"es\\u001b[2J\"";
+    model.write("README.md", format!("---\n{front}\n---\n# A model\n"));
+    sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
+    let card = String::from_utf8(sandbox.read("out/README.md")).unwrap();
+    assert_eq!(obeyed(&card), None, "{card}");
+    assert!(!card.contains("<script") && !card.contains("<b>") && !card.contains("![x]"), "{card}");
+    let (front, page) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
+    assert!(
+        front.starts_with("license: \"mit\\u000d---") && front.contains("\nlanguage:\n- en\n- \"\\u0021"),
+        "{front}"
+    );
+    assert!(front.contains("\nlibrary_name: transformers\n"), "{front}");
+    assert!(page.contains("`license_name` that is not a line of text"), "{page}");
+}
