@@ -393,7 +393,7 @@ fn a_gate_that_is_not_met_exits_with_3() {
     assert!(outcome.stdout.contains("english"), "the measurements are the result: {}", outcome.stdout);
     let eval = "eval result/moe --against golden/models/dense --data golden/text/code.heldout.txt --max-tokens 64";
     sandbox.run(&format!("{eval} --max-kl 1e-6")).exits(3).says(&["max-kl", "result/moe"]);
-    sandbox.run(&format!("{eval} --min-agreement 1.01")).exits(3).says(&["min-agreement"]);
+    sandbox.run(&format!("{eval} --min-agreement 1")).exits(3).says(&["min-agreement"]);
     sandbox.run(&format!("{eval} --max-loss-increase=-9")).exits(3).says(&["max-loss-increase"]);
     let failed = sandbox.run(&format!("{eval} --max-kl 1e-6 --json")).exits(3).json();
     assert_eq!(failed["gates_failed"][0]["gate"], "max-kl");
@@ -425,7 +425,7 @@ fn gates_limit_labels_sizes_and_regressions() {
 fn what_became_of_steps_is_written_for_ci() {
     let sandbox = sandbox(&format!(
         "{}\n[[step]]\nrun = \"verify\"\nmodel = \"${{out}}/moe\"\n",
-        RECIPE.replace("max-kl = 1e-6", "max-kl = -1")
+        RECIPE.replace("max-kl = 1e-6", "max-loss-increase = -1")
     ));
     sandbox.run("run recipe.toml --junit junit.xml --summary page.md").exits(3);
     let read = |name: &str| String::from_utf8(sandbox.read(name)).unwrap();
@@ -435,9 +435,13 @@ fn what_became_of_steps_is_written_for_ci() {
         xml.contains("name=\"1. upcycle: result/moe\"") && xml.contains("<failure message=\"quality gate"),
         "{xml}"
     );
-    for row in
-        ["| 1. upcycle: result/moe |", "| 2. verify: result/moe |", "**gate not met**", "| not run |", "max-kl is -1"]
-    {
+    for row in [
+        "| 1. upcycle: result/moe |",
+        "| 2. verify: result/moe |",
+        "**gate not met**",
+        "| not run |",
+        "max-loss-increase is -1",
+    ] {
         assert!(page.contains(row), "{row}: {page}");
     }
     // Another job's page goes behind it.

@@ -40,6 +40,29 @@ fn default_sequence_length() -> usize {
     512
 }
 
+impl EvalOptions {
+    /// The labels of the text, in order.
+    fn labels(&self) -> Vec<&str> {
+        self.data.iter().map(|data| data.label.as_str()).collect()
+    }
+
+    /// Refuses gates that can't be met, without reading a file.
+    ///
+    /// # Errors
+    /// As for [`Gates::check`].
+    pub(crate) fn check(&self, has_original: bool) -> Result<()> {
+        self.gates.check(has_original, &self.labels())
+    }
+
+    /// Refuses a golden file of other text.
+    ///
+    /// # Errors
+    /// As for [`Gates::check_golden`].
+    pub(crate) fn check_golden(&self) -> Result<()> {
+        self.gates.check_golden(&self.labels())
+    }
+}
+
 /// Evaluates the checkpoint `model`, beside `original` if it is given.
 ///
 /// # Errors
@@ -52,8 +75,8 @@ pub fn eval(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<EvalReport> {
-    let labels: Vec<&str> = options.data.iter().map(|data| data.label.as_str()).collect();
-    options.gates.check(original.is_some(), &labels)?;
+    options.check(original.is_some())?;
+    options.check_golden()?;
     let mut snapshot = Snapshot::default();
     snapshot.extend(DataSpec::files(&options.data));
     let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;

@@ -13,16 +13,16 @@ use crate::resources::ByteSize;
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Gates {
-    /// Gate: greatest mean KL to the original, in nats (needs --against).
-    #[arg(long, value_name = "NATS")]
+    /// Gate: greatest mean KL to the original, in nats, 0 or more (needs --against).
+    #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_kl: Option<f64>,
 
-    /// Gate: greatest increase of the loss over the original's, in nats (needs --against).
-    #[arg(long, value_name = "NATS")]
+    /// Gate: greatest increase of the loss over the original's, in nats; a negative one asks for a gain (needs --against).
+    #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,
 
-    /// Gate: least share of tokens whose most probable next token is the original's (needs --against).
-    #[arg(long, value_name = "SHARE")]
+    /// Gate: least share of tokens, from 0 to 1, whose most probable next token is the original's (needs --against).
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub min_agreement: Option<f64>,
 
     /// Gate: one of these three for one label of --data, as LABEL:GATE=LIMIT, such as code:max-kl=0.05; repeat it for more.
@@ -38,8 +38,8 @@ pub struct Gates {
     #[arg(long, value_name = "FILE")]
     pub golden: Option<PathBuf>,
 
-    /// How far from --golden losses and KL may be, in nats [default: 0.001].
-    #[arg(long, value_name = "NATS", requires = "golden")]
+    /// How far from --golden losses and KL may be, in nats, 0 or more [default: 0.001].
+    #[arg(long, value_name = "NATS", requires = "golden", allow_negative_numbers = true)]
     pub golden_tolerance: Option<f64>,
 }
 
@@ -75,9 +75,40 @@ impl Figure {
         figure.unwrap_or(f64::NAN)
     }
 
+    /// Refuses a limit that no measurement keeps, or that every one does.
+    fn check(self, limit: f64) -> Result<()> {
+        match self {
+            Self::Kl => check_distance(self.gate(), limit),
+            Self::LossIncrease if limit.is_finite() => Ok(()),
+            Self::LossIncrease => Err(usage(
+                self.gate(),
+                limit,
+                "give a number of nats, such as 0.05, or -0.5 where the loss must fall by that",
+            )),
+            Self::Agreement if (0.0..=1.0).contains(&limit) => Ok(()),
+            Self::Agreement if (2.0..=100.0).contains(&limit) => {
+                let share = format!("give a share from 0 to 1: {} for {limit} %", limit / 100.0);
+                Err(usage(self.gate(), limit, share))
+            }
+            Self::Agreement => Err(usage(self.gate(), limit, "give a share from 0 to 1, such as 0.9")),
+        }
+    }
+
     fn keeps(self, measured: f64, limit: f64) -> bool {
         if self == Self::Agreement { measured >= limit } else { measured <= limit }
     }
+}
+
+/// Refuses a greatest distance, in nats, that nothing keeps or everything.
+fn check_distance(gate: &str, limit: f64) -> Result<()> {
+    match limit.is_finite() && limit >= 0.0 {
+        true => Ok(()),
+        false => Err(usage(gate, limit, "give a number of nats from 0 on, such as 0.05")),
+    }
+}
+
+fn usage(gate: &str, limit: f64, remedy: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, format!("no measurement can be held to `{gate}` = {limit}")).remedy(remedy)
 }
 
 /// A gate for one label.
@@ -98,11 +129,13 @@ impl FromStr for DomainGate {
             let figure = Figure::ALL.into_iter().find(|figure| figure.gate() == gate)?;
             Some(Self { label: label.to_owned(), figure, limit: limit.parse().ok()? })
         };
-        parts().ok_or_else(|| {
-            Error::new(Kind::Usage, format!("{text:?} is no gate of a label")).remedy(
+        let gate = parts().ok_or_else(|| {
+            Error::new(Kind::Usage, format!("{text:?} is not a gate of a label")).remedy(
                 "write LABEL:GATE=LIMIT with max-kl, max-loss-increase or min-agreement, such as code:max-kl=0.05",
             )
-        })
+        })?;
+        gate.figure.check(gate.limit)?;
+        Ok(gate)
     }
 }
 
@@ -156,11 +189,20 @@ fn figure(value: f64) -> String {
 }
 
 impl Gates {
-    /// Refuses limits that nothing will be measured for: of labels that aren't `labels`, or without an original.
+    /// Refuses limits that can't be kept or say nothing, and those that nothing will be measured for: of labels that aren't `labels`, or
+    /// without an original. No file is read.
     ///
     /// # Errors
-    /// [`Kind::Usage`] then.
+    /// [`Kind::Usage`] then, with the range of the gate.
     pub fn check(&self, has_original: bool, labels: &[&str]) -> Result<()> {
+        self.overall().try_for_each(|(figure, limit)| limit.map_or(Ok(()), |limit| figure.check(limit)))?;
+        if let Some(tolerance) = self.golden_tolerance {
+            check_distance("golden-tolerance", tolerance)?;
+            if self.golden.is_none() {
+                let what = "golden-tolerance says how far from a golden figures may be, and none is given";
+                return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
+            }
+        }
         let compares = self.overall().any(|(_, limit)| limit.is_some()) || !self.domain.is_empty();
         if compares && !has_original {
             return Err(Error::new(Kind::Usage, "a gate compares with an original").remedy("give --against ORIGINAL"));
@@ -168,6 +210,19 @@ impl Gates {
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
             Some(gate) => Err(Error::new(Kind::Usage, format!("a gate for {:?}, which no --data is", gate.label))
                 .remedy(format!("the labels are {}", labels.join(", ")))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a golden file that can't be compared with what will be measured on `labels`.
+    ///
+    /// # Errors
+    /// What reading the file returns; [`Kind::Usage`] where it is of other text.
+    pub fn check_golden(&self, labels: &[&str]) -> Result<()> {
+        let Some(path) = &self.golden else { return Ok(()) };
+        let golden = Golden::read(path)?;
+        match golden.report.domains.iter().find(|row| !labels.contains(&row.label.as_str())) {
+            Some(row) => Err(unknown_label(&row.label, path)),
             None => Ok(()),
         }
     }
@@ -211,13 +266,12 @@ impl Gates {
 
     /// How far losses and KL are from those of the golden file.
     fn beside_golden(&self, report: &EvalReport, path: &Path) -> Result<Vec<MeasuredGate>> {
-        let golden: Golden = json::read_expecting(path, "give a file that eval --json printed")?;
+        let golden = Golden::read(path)?;
         let limit = self.golden_tolerance.unwrap_or(GOLDEN_TOLERANCE);
         let mut gates = Vec::new();
         for expected in golden.report.domains.iter().chain([&golden.report.all]) {
             let Some(row) = report.rows().find(|row| row.label == expected.label) else {
-                let what = format!("this golden has a label {:?}, which no --data is", expected.label);
-                return Err(Error::new(Kind::Usage, what).file(path).remedy("evaluate on the text it was made with"));
+                return Err(unknown_label(&expected.label, path));
             };
             if row.tokens != expected.tokens {
                 let what = format!("this golden has {} tokens of {:?}", expected.tokens, expected.label);
@@ -240,6 +294,17 @@ impl Gates {
 #[derive(Deserialize)]
 struct Golden {
     report: GoldenReport,
+}
+
+impl Golden {
+    fn read(path: &Path) -> Result<Self> {
+        json::read_expecting(path, "give a file that eval --json printed")
+    }
+}
+
+fn unknown_label(label: &str, golden: &Path) -> Error {
+    let what = format!("this golden has a label {label:?}, which no --data is");
+    Error::new(Kind::Usage, what).file(golden).remedy("evaluate on the text it was made with")
 }
 
 #[derive(Deserialize)]
@@ -305,6 +370,41 @@ mod tests {
         }
         assert!(gates.check(false, &["code", "text"]).is_err() && gates.check(true, &["code"]).is_err());
         gates.check(true, &["code", "text"]).unwrap();
+    }
+
+    #[test]
+    fn limits_that_nothing_keeps_are_refused() {
+        let with = |set: fn(&mut Gates, f64), limit: f64| {
+            let mut gates = Gates { golden: Some("golden.json".into()), ..Gates::default() };
+            set(&mut gates, limit);
+            gates.check(true, &["code"]).map_err(|error| error.to_string())
+        };
+        let (nan, infinite) = (f64::NAN, f64::INFINITY);
+        type Set = fn(&mut Gates, f64);
+        let gates: [(Set, &str, &[f64], &[f64]); 4] = [
+            (|g, limit| g.max_kl = Some(limit), "from 0 on", &[0.0, 1e-12, 9.0], &[-1.0, -1e-9, nan, infinite]),
+            (|g, limit| g.max_loss_increase = Some(limit), "nats", &[0.0, -0.5, 3.0], &[nan, infinite, -infinite]),
+            (
+                |g, limit| g.min_agreement = Some(limit),
+                "from 0 to 1",
+                &[0.0, 0.9, 1.0],
+                &[90.0, 1.01, -0.1, nan, infinite],
+            ),
+            (|g, limit| g.golden_tolerance = Some(limit), "from 0 on", &[0.0, 1.0], &[-1.0, nan, infinite]),
+        ];
+        for (set, range, good, bad) in gates {
+            good.iter().for_each(|limit| with(set, *limit).unwrap());
+            for limit in bad {
+                let error = with(set, *limit).unwrap_err();
+                assert!(error.contains(range) && error.contains(&limit.to_string()), "{limit}: {error}");
+            }
+        }
+        assert!(with(|g, limit| g.min_agreement = Some(limit), 90.0).unwrap_err().contains("0.9 for 90 %"));
+        for bad in ["min-agreement=90", "max-kl=-1", "max-kl=nan", "max-loss-increase=inf"] {
+            assert!(format!("code:{bad}").parse::<DomainGate>().unwrap_err().to_string().contains("remedy"), "{bad}");
+        }
+        let without = Gates { golden_tolerance: Some(0.1), ..Gates::default() };
+        assert!(without.check(true, &[]).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod source;
 mod tests;
 mod variables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result, read_text};
@@ -63,13 +63,18 @@ impl Step {
         self.label.clone().unwrap_or_else(|| self.model.display().to_string())
     }
 
-    /// Whether it runs `name`, as its command or as one of its passes.
-    fn runs(&self, name: &str) -> bool {
+    /// Its command, and its passes.
+    fn commands(&self) -> impl Iterator<Item = &str> {
         let passes = match &self.kind {
             StepKind::Convert { passes, .. } => passes.as_slice(),
             _ => &[],
         };
-        self.command == name || passes.iter().any(|pass| pass.name() == name)
+        std::iter::once(self.command.as_str()).chain(passes.iter().map(|pass| pass.name()))
+    }
+
+    /// Whether it runs `name`, as its command or as one of its passes.
+    fn runs(&self, name: &str) -> bool {
+        self.commands().any(|command| command == name)
     }
 
     /// Its command, and what was chosen for it.
@@ -141,30 +146,25 @@ impl Recipe {
     /// can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
         let text = read_text(path, MAX_BYTES)?;
-        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| {
-            e.file(path).remedy("correct the recipe; the keys of a step are the options of its command, see its --help")
-        })
+        Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| e.file(path))
     }
 
     fn parse(text: &str, overrides: &[(String, String)], stem: &str) -> Result<Self> {
-        let mut raw: RawRecipe = toml::from_str(text).map_err(|e| {
-            let what = e.to_string();
-            usage(format!("{}{}", what.trim_end(), guess_key(&what)))
-        })?;
+        let mut raw: RawRecipe = toml::from_str(text).map_err(|e| in_toml(&e))?;
         let mut variables = Variables::default();
         for (key, value) in overrides {
             let Some(declared) = raw.vars.get_mut(key) else {
                 let known: Vec<_> = raw.vars.keys().map(String::as_str).collect();
                 let what = format!("this recipe has no variable {key:?}{}", guess(key, known.iter().copied()));
-                return Err(usage(what).remedy(format!("its variables are: {}", known.join(", "))));
+                return Err(usage(what, format!("its variables are: {}", known.join(", "))));
             };
-            *declared = given(value, declared).map_err(|what| usage(format!("--set {key}: {what}")))?;
+            *declared = given(value, declared).map_err(|e| e.within(&format!("--set {key}")))?;
         }
         for (name, value) in &raw.vars {
-            variables.define(name, value.clone()).map_err(|what| usage(format!("[vars] {name}: {what}")))?;
+            variables.define(name, value.clone()).map_err(|e| e.within(&format!("[vars] {name}")))?;
         }
         if raw.step.is_empty() {
-            return Err(usage("the recipe has no step"));
+            return Err(usage("the recipe has no step", "add a [[step]] with run = \"COMMAND\" and what that needs"));
         }
         let source = Source::new(text);
         let mut expansion =
@@ -172,24 +172,48 @@ impl Recipe {
         expansion.steps(&raw.step, "")?;
         let Expansion { mut variables, steps, .. } = expansion;
         if let Some(name) = raw.defaults.keys().find(|name| !steps.iter().any(|step| step.runs(name))) {
-            return Err(usage(format!("[defaults.{name}]: no step runs {name:?}")));
+            let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
+            let guess = guess(name, commands.iter().copied());
+            let commands = commands.into_iter().collect::<Vec<_>>().join(", ");
+            let what = format!("[defaults.{name}]: no step runs {name:?}{guess}");
+            return Err(usage(what, format!("name a command that a step runs ({commands}), or remove the table")));
         }
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
-            return Err(usage(format!("[vars] {name}: nothing uses ${{{name}}}")));
+            let what = format!("[vars] {name}: nothing uses ${{{name}}}");
+            return Err(usage(what, "use it, correct the name where it is used, or remove it"));
         }
         let steps = check::shared(steps);
-        check::steps(&steps).map_err(usage)?;
+        check::steps(&steps)?;
         Ok(Self { name: raw.name.unwrap_or_else(|| stem.to_owned()), steps })
     }
 }
 
-fn usage(what: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, what)
+fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, what).remedy(remedy)
 }
 
-fn parse_step(mut table: toml::Table) -> Result<Step, String> {
-    let command: String = take(&mut table, "run")?.ok_or("every step has a key \"run\" that names its command")?;
-    let model: PathBuf = take(&mut table, "model")?.ok_or("the key \"model\" is missing")?;
+/// What is no TOML, or no table of a recipe.
+fn in_toml(error: &toml::de::Error) -> Error {
+    let what = error.to_string();
+    let what = format!("{}{}", what.trim_end(), guess_key(&what));
+    match what.contains("unknown field") {
+        true => usage(what, "a recipe has name, vars, defaults and step; keys of a step stand below its [[step]]"),
+        false => usage(what, "correct the TOML at this place; docs/recipes.md shows how recipes are written"),
+    }
+}
+
+fn missing(key: &str, example: &str) -> Error {
+    usage(format!("the key {key:?} is missing"), format!("add {key} = {example}, to the step or to [defaults]"))
+}
+
+fn parse_step(mut table: toml::Table) -> Result<Step> {
+    let command: Option<String> = take(&mut table, "run")?;
+    let command = command.ok_or_else(|| {
+        let what = "every step has a key \"run\" that names its command";
+        usage(what, format!("add run = \"{}\" or another command: {}", UpcycleOptions::NAME, all_commands().join(", ")))
+    })?;
+    let model: Option<PathBuf> = take(&mut table, "model")?;
+    let model = model.ok_or_else(|| missing("model", "\"CHECKPOINT\""))?;
     let label = take(&mut table, "label")?;
     let kind = match command.as_str() {
         CONVERT => {
@@ -203,7 +227,12 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             let (output, overwrite) = take_output(&mut table)?;
             StepKind::Observe { output, overwrite, options: options(table)? }
         }
-        "eval" => StepKind::Eval { against: take(&mut table, "against")?, options: rest(table)? },
+        "eval" => {
+            let against: Option<PathBuf> = take(&mut table, "against")?;
+            let options: EvalOptions = rest(table)?;
+            options.check(against.is_some())?;
+            StepKind::Eval { against, options }
+        }
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
         pass if PASSES.contains(&pass) => {
@@ -212,13 +241,17 @@ fn parse_step(mut table: toml::Table) -> Result<Step, String> {
             StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite, writing }
         }
         other => {
-            let known: Vec<&str> =
-                PASSES.into_iter().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect();
-            let guess = guess(other, known.iter().copied());
-            return Err(format!("there is no command {other:?}, only {}{guess}", known.join(", ")));
+            let known = all_commands();
+            let what = format!("there is no command {other:?}, only {}", known.join(", "));
+            return Err(usage(what + &guess(other, known.iter().copied()), "give run one of these"));
         }
     };
     Ok(Step { command, model, label, chosen: String::new(), kind })
+}
+
+/// All that a step can run.
+fn all_commands() -> Vec<&'static str> {
+    PASSES.into_iter().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
 }
 
 /// The command of a step that runs several passes.
@@ -234,7 +267,7 @@ const PASSES: [&str; 6] = [
     DistillOptions::NAME,
 ];
 
-fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>, String> {
+fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
     Ok(match name {
         UpcycleOptions::NAME => Box::new(rest::<UpcycleOptions>(table)?),
         PruneOptions::NAME => Box::new(options::<PruneOptions>(table)?),
@@ -242,34 +275,41 @@ fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>, String> {
         HealOptions::NAME => Box::new(options::<HealOptions>(table)?),
         QuantizeOptions::NAME => Box::new(options::<QuantizeOptions>(table)?),
         DistillOptions::NAME => Box::new(options::<DistillOptions>(table)?),
-        other => return Err(format!("there is no pass {other:?}, only {}{}", PASSES.join(", "), guess(other, PASSES))),
+        other => {
+            let what = format!("there is no pass {other:?}, only {}{}", PASSES.join(", "), guess(other, PASSES));
+            return Err(usage(what, "give run one of these"));
+        }
     })
 }
 
 /// The passes of a step that runs several.
-fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>, String> {
+fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
     if tables.is_empty() {
-        return Err("the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]".to_owned());
+        let what = "the key \"pass\" is missing: the passes that it runs, each a table [[step.pass]]";
+        return Err(usage(what, "add a [[step.pass]] with run = \"PASS\" for each"));
     }
     let mut passes = Vec::new();
-    for (index, mut table) in tables.into_iter().enumerate() {
-        let in_pass = |what: String| format!("pass {}: {what}", index + 1);
-        let name: Option<String> = take(&mut table, "run").map_err(in_pass)?;
-        let name = name.ok_or_else(|| in_pass("the key \"run\" that names the pass is missing".to_owned()))?;
-        passes.push(parse_pass(&name, table).map_err(in_pass)?);
+    for (index, table) in tables.into_iter().enumerate() {
+        passes.push(parse_pass_of_step(table).map_err(|e| e.within(&format!("pass {}", index + 1)))?);
     }
     let borrowed: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
-    check_together(&borrowed).map_err(|error| error.briefly())?;
+    check_together(&borrowed)?;
     Ok(passes)
+}
+
+fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
+    let name: Option<String> = take(&mut table, "run")?;
+    let remedy = || format!("add run = \"{}\" or another of {}", PruneOptions::NAME, PASSES.join(", "));
+    parse_pass(&name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?, table)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
 
-fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>, String> {
+fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Option<T>> {
     let value = table.remove(key);
-    value.map(|v| v.try_into().map_err(|e: toml::de::Error| format!("{key}: {}", plain(e.message())))).transpose()
+    value.map(|v| v.try_into().map_err(|e: toml::de::Error| of_serde(e.message()).within(key))).transpose()
 }
 
 /// What serde says, with words for Rust's types.
@@ -285,14 +325,38 @@ fn plain(message: &str) -> String {
     })
 }
 
+/// What serde says, and what to do about it.
+fn of_serde(message: &str) -> Error {
+    let what = plain(message);
+    // Errors of ours have a remedy, behind which toml says where.
+    if let Some((what, remedy)) = what.split_once("remedy: ") {
+        let (remedy, place) =
+            remedy.split_once(" in `").map_or((remedy, String::new()), |(r, p)| (r, format!(" in `{p}")));
+        return usage(what.trim_end().to_owned() + &place, remedy);
+    }
+    let remedy = if what.starts_with("unknown field") {
+        "correct the key or remove it; the keys of a step are the options of its command, which --help describes"
+    } else if what.starts_with("missing field") {
+        "add this key to the step, or to [defaults] of its command"
+    } else if what.contains("%\", expected a number") {
+        "write per cent as a share, such as 0.75 for 75 %"
+    } else if what.starts_with("unknown variant") {
+        "give one of these words"
+    } else {
+        "give a value of the kind that is expected; the command's --help describes it"
+    };
+    let guess = guess_key(&what);
+    usage(what + &guess, remedy)
+}
+
 /// Where a step's result goes, and whether it replaces an earlier one.
-fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool), String> {
-    let output = take(table, "output")?.ok_or("the key \"output\" is missing")?;
+fn take_output(table: &mut toml::Table) -> Result<(PathBuf, bool)> {
+    let output = take(table, "output")?.ok_or_else(|| missing("output", "\"PATH\""))?;
     Ok((output, take(table, "overwrite")?.unwrap_or(false)))
 }
 
 /// How a step's result is written.
-fn take_writing(table: &mut toml::Table) -> Result<WritingOptions, String> {
+fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
     let mut given = toml::Table::new();
     for key in WRITING {
         given.extend(table.remove(key).map(|value| (key.to_owned(), value)));
@@ -304,22 +368,22 @@ fn take_writing(table: &mut toml::Table) -> Result<WritingOptions, String> {
 const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
 
 /// Options that are put together of several groups, which serde can't check for unknown keys.
-fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T, String> {
+fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T> {
     let command = T::augment_args(clap::Command::new(""));
     let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
     match table.keys().find(|key| !known.contains(&key.as_str())) {
         Some(key) => {
-            let of_steps = "model, output, overwrite, max-shard-size, probe-tokens";
-            Err(format!("unknown field `{key}`, expected one of {of_steps}, {}", known.join(", ")))
+            let (known, of_steps) = (known.join(", "), "model, output, overwrite, max-shard-size, probe-tokens");
+            Err(of_serde(&format!("unknown field `{key}`, expected one of {of_steps}, {known}")))
         }
         None => rest(table),
     }
 }
 
-fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
+fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
     let read =
         |table: toml::Table| toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| plain(&e.to_string()));
-    read(table.clone()).map_err(|error: String| {
+    let said = read(table.clone()).map_err(|error: String| {
         // Where options are put together of groups, serde doesn't say whose value is wrong: it's the key without which it isn't said.
         let is_subject = |key: &&String| {
             let mut others = table.clone();
@@ -327,8 +391,9 @@ fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T, String> {
             read(others).map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_: T| true)
         };
         match table.keys().find(is_subject) {
-            Some(key) if !error.contains(&format!("`{key}")) => format!("{error} in `{key}`"),
+            Some(key) if !error.contains(&format!("`{key}`")) => format!("{error} in `{key}`"),
             _ => error,
         }
-    })
+    });
+    said.map_err(|said| of_serde(&said))
 }

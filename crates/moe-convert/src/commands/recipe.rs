@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, Kind, check_file, open_to_append, write_file_atomically};
+use moe_checkpoint::{Error, Kind, check_file, open_to_append, shown, shown_path, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
@@ -47,7 +47,8 @@ impl Session {
             }
             let mut failure = |error: anyhow::Error| {
                 let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
-                failed = Some(error.context(format!("step {number} ({name}) of {} failed", path.display())));
+                let of = format!("step {number} ({}) of {} failed", shown(&name, ""), shown_path(path));
+                failed = Some(error.context(of));
                 outcome
             };
             let start = Instant::now();
@@ -175,7 +176,11 @@ impl Session {
         for from in alike {
             if copy_finished(passes, input, from, output, options)? {
                 self.print(&serde_json::json!({ "finished": output, "copied_from": from }), || {
-                    format!("{} is a copy of {}: same passes, options and source\n", output.display(), from.display())
+                    format!(
+                        "{} is a copy of {}: same passes, options and source\n",
+                        shown_path(output),
+                        shown_path(from)
+                    )
                 })?;
                 return Ok(true);
             }

@@ -7,7 +7,7 @@ use moe_checkpoint::{Error, Kind, Locations, Result};
 use moe_forward::DataSpec;
 use moe_passes::Pass;
 
-use super::{Recipe, Step, StepKind};
+use super::{Recipe, Step, StepKind, usage};
 use crate::train::TrainingDir;
 
 /// Steps without those that would only do again what an earlier one has done, such as what several combinations of choices have in
@@ -35,18 +35,16 @@ fn common(a: &str, b: &str) -> String {
 }
 
 /// Refuses steps that write over each other unasked, and evaluations that share a row but not what they measure.
-pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
+pub(super) fn steps(steps: &[Step]) -> Result<()> {
     let numbered = || steps.iter().enumerate().map(|(index, step)| (index + 1, step));
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
     for (number, step) in numbered() {
         let overwrite = step.output().is_some_and(|(_, overwrite)| overwrite);
         for output in step.writes() {
             if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
-                return Err(format!(
-                    "step {number} ({}) writes to {}, as step {earlier} does: let a variable tell them apart, or say overwrite = true",
-                    step.name(),
-                    output.display()
-                ));
+                let what =
+                    format!("step {number} ({}) writes to {}, as step {earlier} does", step.name(), output.display());
+                return Err(usage(what, "let a variable tell them apart, or say overwrite = true"));
             }
         }
     }
@@ -54,12 +52,9 @@ pub(super) fn steps(steps: &[Step]) -> Result<(), String> {
     for (number, step) in numbered().filter(|(_, step)| matches!(step.kind, StepKind::Eval { .. })) {
         let (earlier, first) = *rows.entry(step.row()).or_insert((number, step));
         if !first.measures_as(step) {
-            return Err(format!(
-                "step {number} ({}) has the label of step {earlier}, {:?}, but not its data, limits and original: runs of one \
-                 label are averaged",
-                step.name(),
-                step.row()
-            ));
+            let of = format!("step {number} ({}) has the label of step {earlier}, {:?}", step.name(), step.row());
+            let what = format!("{of}, but not its data, limits and original: runs of one label are averaged");
+            return Err(usage(what, "give it a label of its own, or the same text, limits and original"));
         }
     }
     Ok(())
@@ -87,6 +82,10 @@ impl Recipe {
                 return Err(Error::new(Kind::Missing, what)
                     .file(path)
                     .remedy("correct the path, or make it in an earlier step"));
+            }
+            if let StepKind::Eval { options, .. } = &step.kind {
+                let place = format!("step {} ({})", index + 1, step.name());
+                options.check_golden().map_err(|error| error.within(&place))?;
             }
             made.extend(step.writes());
         }
@@ -238,8 +237,8 @@ impl Step {
     }
 
     /// What it makes, or else what it reads.
-    pub(super) fn subject(&self) -> std::path::Display<'_> {
-        self.output().map_or(self.model.as_path(), |(output, _)| output).display()
+    pub(super) fn subject(&self) -> &Path {
+        self.output().map_or(self.model.as_path(), |(output, _)| output)
     }
 
     /// Whether both evaluate on the same text beside the same original.

@@ -2,11 +2,12 @@
 //! choices, variables replaced.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
-use super::guess::guess_key;
+use super::outcome::portable;
 use super::source::Source;
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
@@ -61,7 +62,7 @@ impl Expansion<'_> {
         let mut runs: Vec<&mut Value> = passes.filter_map(|pass| pass.get_mut("run")).collect();
         let named = runs.iter_mut().try_for_each(|run| self.variables.replace(run));
         let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
-        named.map_err(|what| self.wrong(place, "?", &what))?;
+        named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
         self.fill_in(&name, &mut table, &[]);
         for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -69,36 +70,64 @@ impl Expansion<'_> {
                 self.fill_in(&name, pass, &OF_STEPS);
             }
         }
-        let step =
-            table.iter_mut().try_for_each(|(_, value)| self.variables.replace(value)).and_then(|()| parse_step(table));
+        let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
+        runs.push(name.clone());
+        let step = self.replace(&mut table).and_then(|()| parse_step(table));
         if self.steps.len() == MAX_STEPS {
-            return Err(usage(format!("its blocks make more than {MAX_STEPS} steps")));
+            let what = format!("its blocks make more than {MAX_STEPS} steps");
+            return Err(usage(what, "give blocks fewer choices, or make several recipes"));
         }
         let chosen = self.chosen.join(", ");
         let shown = if chosen.is_empty() { name } else { format!("{name}; {chosen}") };
-        let step = step.map_err(|what| self.wrong(place, &shown, &what))?;
+        let step = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
         self.steps.push(Step { chosen, ..step });
         Ok(())
     }
 
-    /// What is wrong with a step, and where it stands.
-    fn wrong(&self, place: &str, name: &str, what: &str) -> Error {
-        let line = self.source.line(place, what).map_or(String::new(), |line| format!("line {line}, "));
-        usage(format!("{line}step {place} ({name}): {what}{}", guess_key(what)))
+    /// Replaces variables in all values of a step.
+    fn replace(&mut self, table: &mut Table) -> Result<()> {
+        let mut of_key = |(key, value): (&str, &mut Value)| {
+            self.variables.replace(value).map_err(|error| error.about(&format!("`{key}`")))
+        };
+        table.iter_mut().try_for_each(|(key, value)| of_key((key.as_str(), value)))
+    }
+
+    /// What is wrong with a step that runs all of `runs`, and where that stands: in the step, or in the defaults that filled it in.
+    fn wrong(&self, place: &str, name: &str, runs: &[String], error: Error) -> Error {
+        let of_step = self.source.key_of_step(place, error.what());
+        let of_defaults = runs.iter().filter_map(|run| Some((self.source.key_of_defaults(run, error.what())?, run)));
+        match of_defaults.min_by_key(|(found, _)| found.mentioned) {
+            Some((found, run)) if of_step.is_none_or(|own| found.mentioned < own.mentioned) => {
+                error.within(&format!("line {}, [defaults.{run}]", found.line))
+            }
+            _ => {
+                let line = self.source.line(place, error.what()).map_or(String::new(), |line| format!("line {line}, "));
+                error.within(&format!("{line}step {place} ({name})"))
+            }
+        }
     }
 
     fn block(&mut self, mut table: Table, place: &str) -> Result<()> {
-        let in_block = |what: String| self.wrong(place, "a block", &what);
-        let each: Table = take(&mut table, "each")
-            .and_then(|each| each.ok_or("the key \"each\" is missing: the choices for which its steps run".to_owned()))
-            .map_err(in_block)?;
+        let in_block = |error: Error| self.wrong(place, "a block", &[], error);
+        let each: Option<Table> = take(&mut table, "each").map_err(in_block)?;
+        let each = each.ok_or_else(|| {
+            let what = "the key \"each\" is missing: the choices for which its steps run";
+            in_block(usage(what, "add each.NAME = [VALUES] to the step"))
+        })?;
         let steps: Vec<Table> = take(&mut table, "step").map_err(in_block)?.unwrap_or_default();
         if let Some(key) = table.keys().next() {
-            return Err(in_block(format!("unknown key `{key}`, expected each and step")));
+            let what = format!("unknown key `{key}`, expected each and step");
+            return Err(in_block(usage(
+                what,
+                "a block has each and [[step.step]] alone: move the key to a step in it",
+            )));
         }
         if each.is_empty() || steps.is_empty() {
-            let missing = if each.is_empty() { "no choice under each" } else { "no step" };
-            return Err(in_block(format!("it has {missing}")));
+            let (missing, remedy) = match each.is_empty() {
+                true => ("no choice under each", "add each.NAME = [VALUES]"),
+                false => ("no step", "add a [[step.step]] with what runs for each choice"),
+            };
+            return Err(in_block(usage(format!("it has {missing}"), remedy)));
         }
         let choices: Vec<_> = each.into_iter().collect();
         self.combinations(&choices, &steps, place)
@@ -109,7 +138,7 @@ impl Expansion<'_> {
         let Some(((choice, values), others)) = choices.split_first() else {
             return self.steps(steps, &format!("{place}."));
         };
-        let in_choice = |what: String| usage(format!("step {place} (a block): each.{choice}: {what}"));
+        let in_choice = |error: Error| error.within(&format!("step {place} (a block): each.{choice}"));
         let settings = self.settings(choice, values).map_err(in_choice)?;
         for setting in &settings {
             for (name, value) in &setting.variables {
@@ -124,36 +153,44 @@ impl Expansion<'_> {
         }
         for (name, _) in settings.iter().take(1).flat_map(|setting| &setting.variables) {
             if !self.variables.was_used(name) {
-                return Err(in_choice(format!("no step of the block uses ${{{name}}}")));
+                let what = format!("no step of the block uses ${{{name}}}");
+                return Err(in_choice(usage(what, "use it in a step, or leave the choice out")));
             }
         }
         Ok(())
     }
 
     /// What `choice` can be: tables of variables, or values of the variable that it names.
-    fn settings(&mut self, choice: &str, values: &Value) -> Result<Vec<Setting>, String> {
+    fn settings(&mut self, choice: &str, values: &Value) -> Result<Vec<Setting>> {
         let mut values = values.clone();
         if values.is_str() {
             self.variables.replace(&mut values)?;
         }
         let Value::Array(values) = values else {
-            return Err(format!("give a list of values or of tables of variables, not {values}"));
+            let what = format!("give a list of values or of tables of variables, not {values}");
+            return Err(usage(what, format!("write each.{choice} = [{values}] for one value")));
         };
         let settings: Vec<_> =
             values.into_iter().enumerate().map(|(i, value)| Setting::new(choice, i, value)).collect();
         let names = |setting: &Setting| setting.variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         match settings.first() {
-            None => Err("give at least one value".to_owned()),
+            None => Err(usage("give at least one value", "add a value, or leave the choice out")),
             Some(first) => match settings.iter().find(|other| names(other) != names(first)) {
                 None => Ok(settings),
-                Some(other) => Err(format!(
-                    "every value sets the same variables in the same order: here are {}, and {}",
-                    names(first).join(", "),
-                    names(other).join(", ")
-                )),
+                Some(other) => {
+                    let [first, other] = [first, other].map(|setting| names(setting).join(", "));
+                    let what =
+                        format!("every value sets the same variables in the same order: here are {first}, and {other}");
+                    Err(usage(what, "give each table the same keys"))
+                }
             },
         }
     }
+}
+
+/// The tables under `pass` of a step that runs several.
+fn passes_of(table: &Table) -> impl Iterator<Item = &Value> {
+    table.get("pass").and_then(Value::as_array).into_iter().flatten()
 }
 
 fn pass_name(pass: &Value) -> Option<String> {
@@ -168,7 +205,7 @@ impl Setting {
         };
         let own = variables.iter().find(|(name, _)| name == choice).map(|(_, value)| value);
         let shown = match own {
-            Some(Value::String(text)) => format!("{choice} {text}"),
+            Some(Value::String(text)) => format!("{choice} {}", portable(Path::new(text))),
             Some(value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))) => format!("{choice} {value}"),
             _ => format!("{choice} {}", index + 1),
         };

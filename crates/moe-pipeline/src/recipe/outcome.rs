@@ -1,10 +1,12 @@
 //! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and Markdown.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
-use moe_checkpoint::Kind;
+use moe_checkpoint::{Kind, shown};
 
 use super::Recipe;
+use crate::markdown::{MarkdownBlock, MarkdownText};
 use crate::report::Escaped;
 use crate::summary::Average;
 
@@ -50,10 +52,17 @@ pub struct StepOutcome {
 }
 
 impl Recipe {
-    /// How steps are called in outcomes.
+    /// How steps are called in outcomes: the same on every machine, so that a page can follow a step from run to run.
     pub fn step_name(&self, index: usize) -> String {
-        format!("{}. {}: {}", index + 1, self.steps[index].name(), self.steps[index].subject())
+        format!("{}. {}: {}", index + 1, self.steps[index].name(), portable(self.steps[index].subject()))
     }
+}
+
+/// `path` from the working directory on or, where it lies elsewhere, its name alone.
+pub(super) fn portable(path: &Path) -> String {
+    let below = std::env::current_dir().ok().and_then(|dir| path.strip_prefix(dir).ok().map(Path::to_owned));
+    let name = path.file_name().filter(|_| path.is_absolute()).map(PathBuf::from);
+    below.or(name).unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
 /// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes wrong is an error.
@@ -62,7 +71,9 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
     let failures = count(|outcome| matches!(outcome, Outcome::Failed { gate: true, .. }));
     let errors = count(|outcome| matches!(outcome, Outcome::Failed { gate: false, .. }));
     let skipped = count(|outcome| *outcome == Outcome::NotRun);
-    let (name, seconds) = (Escaped(recipe), steps.iter().map(|step| step.seconds).sum::<f64>());
+    // Names are attributes, which have one line.
+    let name = shown(recipe, "");
+    let (name, seconds) = (Escaped(&name), steps.iter().map(|step| step.seconds).sum::<f64>());
     let counts = format!(
         "tests=\"{}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{seconds:.3}\"",
         steps.len()
@@ -71,7 +82,8 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {counts}>\n<testsuite name=\"{name}\" {counts}>\n"
     );
     for StepOutcome { name: step, seconds, outcome } in steps {
-        let case = format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(step));
+        let case =
+            format!("<testcase classname=\"{name}\" name=\"{}\" time=\"{seconds:.3}\"", Escaped(&shown(step, "")));
         text += &match outcome {
             Outcome::Done | Outcome::Reused => format!("{case}/>\n"),
             Outcome::NotRun => format!("{case}><skipped message=\"not run\"/></testcase>\n"),
@@ -91,7 +103,7 @@ pub(crate) const STEPS_HEADER: &str = "| step | time | |";
 
 /// A page in Markdown: steps, what went wrong, and what evaluations measured.
 pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> String {
-    let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", Cell(recipe));
+    let mut text = format!("## {}\n\n{STEPS_HEADER}\n|---|---:|---|\n", MarkdownText(recipe));
     for StepOutcome { name, seconds, outcome } in steps {
         let word = match outcome {
             Outcome::Done => "done",
@@ -101,12 +113,11 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
             Outcome::NotRun => "not run",
         };
         // Writing to a String doesn't fail.
-        let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", Cell(name));
+        let _ = writeln!(text, "| {} | {seconds:.1} s | {word} |", MarkdownText(name));
     }
     for step in steps {
         if let Outcome::Failed { message, .. } = &step.outcome {
-            let fence = "`".repeat(3.max(longest_run(message) + 1));
-            let _ = write!(text, "\n{fence}text\n{}\n{fence}\n", message.trim_end());
+            let _ = write!(text, "\n{}", MarkdownBlock { language: "text", text: message });
         }
     }
     if !averages.is_empty() {
@@ -115,29 +126,10 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
             let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
             let kl = or_dash(figures.kl.map(|kl| kl.mean));
             let top1 = or_dash(figures.top1_agreement.map(|agreement| agreement.mean));
-            let _ = writeln!(text, "| {} | {:.4} | {kl} | {top1} |", Cell(label), figures.loss.mean);
+            let _ = writeln!(text, "| {} | {:.4} | {kl} | {top1} |", MarkdownText(label), figures.loss.mean);
         }
     }
     text
-}
-
-/// Most backticks that follow each other.
-fn longest_run(text: &str) -> usize {
-    text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
-}
-
-/// Text in a cell of a table, or a heading.
-struct Cell<'a>(&'a str);
-
-impl Display for Cell<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| match c {
-            '|' => f.write_str("\\|"),
-            '<' => f.write_str("&lt;"),
-            c if c.is_control() => f.write_char(' '),
-            c => f.write_char(c),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -163,10 +155,20 @@ mod tests {
             "name=\"a &quot;recipe&quot;\"",
             "name=\"2. eval: &lt;x&gt;\" time=\"1.500\"><failure message=\"max-kl is 1 &amp; more\">",
             "<error message=\"broken\u{fffd}\">",
+            "classname=\"a &quot;recipe&quot;\"",
             "<skipped ",
         ] {
             assert!(xml.contains(part), "{part}: {xml}");
         }
+    }
+
+    #[test]
+    fn names_of_steps_are_the_same_everywhere() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(portable(&here.join("target/x/moe")), "target/x/moe");
+        assert_eq!(portable(Path::new("target/x/moe")), "target/x/moe");
+        assert_eq!(portable(Path::new("/tmp/run-4711/moe")), "moe");
+        assert_eq!(portable(Path::new("../moe")), "../moe");
     }
 
     #[test]

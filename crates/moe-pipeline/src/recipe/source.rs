@@ -18,6 +18,32 @@ impl<'t> Source<'t> {
 
     /// The line of the step that is called `place`, such as 2.1, or of that key of it which `what` quotes.
     pub fn line(&self, place: &str, what: &str) -> Option<usize> {
+        let (table, span) = self.step(place, what)?;
+        Some(quoted(table, what).map_or_else(|| self.line_of(&span), |found| self.line_of(&found.span)))
+    }
+
+    /// The key of that step that `what` is about.
+    pub fn key_of_step(&self, place: &str, what: &str) -> Option<Key> {
+        self.key(self.step(place, what)?.0, what)
+    }
+
+    /// The key of the defaults of `command` that `what` is about.
+    pub fn key_of_defaults(&self, command: &str, what: &str) -> Option<Key> {
+        let DeValue::Table(defaults) = self.root.as_ref()?.get_ref().get("defaults")?.get_ref() else { return None };
+        let DeValue::Table(of_command) = defaults.get(command)?.get_ref() else { return None };
+        self.key(of_command, what)
+    }
+
+    fn key(&self, table: &DeTable<'_>, what: &str) -> Option<Key> {
+        quoted(table, what).map(|found| Key { line: self.line_of(&found.span), mentioned: found.position })
+    }
+
+    fn line_of(&self, span: &Range<usize>) -> usize {
+        1 + self.text.get(..span.start).unwrap_or(self.text).matches('\n').count()
+    }
+
+    /// The table of that step, or of that pass of it which `what` is about, and where it stands.
+    fn step(&self, place: &str, what: &str) -> Option<(&DeTable<'t>, Range<usize>)> {
         let mut table = self.root.as_ref()?.get_ref();
         let mut span = 0..0;
         for number in place.split('.') {
@@ -33,13 +59,25 @@ impl<'t> Source<'t> {
             let DeValue::Table(inner) = pass.get_ref() else { return None };
             (table, span) = (inner, pass.span());
         }
-        let span = quoted(table, what).unwrap_or(span);
-        Some(1 + self.text.get(..span.start)?.matches('\n').count())
+        Some((table, span))
     }
 }
 
+/// A key that a message is about.
+pub(super) struct Key {
+    /// Its line.
+    pub line: usize,
+    /// Where the message mentions it: what is mentioned first is its subject.
+    pub mentioned: usize,
+}
+
+struct Quoted {
+    position: usize,
+    span: Range<usize>,
+}
+
 /// The key of `table`, or of a table in it, that `what` is about.
-fn quoted(table: &DeTable<'_>, what: &str) -> Option<Range<usize>> {
+fn quoted(table: &DeTable<'_>, what: &str) -> Option<Quoted> {
     // An error lists the names that there are: the first one that it quotes is its subject.
     let position = |key: &str| {
         let forms = [format!("`{key}`"), format!(".{key}`"), format!("{key:?}")];
@@ -51,7 +89,8 @@ fn quoted(table: &DeTable<'_>, what: &str) -> Option<Range<usize>> {
         _ => None,
     });
     let own = table.iter().filter_map(|(key, _)| Some((position(key.get_ref())?, key)));
-    inner.or_else(|| own.min_by_key(|(position, _)| *position).map(|(_, key)| key.span()))
+    let own = own.min_by_key(|(position, _)| *position).map(|(position, key)| Quoted { position, span: key.span() });
+    inner.or(own)
 }
 
 #[cfg(test)]

@@ -136,14 +136,14 @@ fn mistakes_in_blocks_are_named() {
     );
     assert!(message("[[step]]\neach.a = [1]", &[]).contains("step 1 (a block): it has no step"));
     let set = |value: &str| message(MATRIX, &[("seeds".to_owned(), value.to_owned())]);
-    assert!(set("3").contains("--set seeds: \"3\" is no TOML of type array, as [0, 1] is"));
+    assert!(set("3").contains("--set seeds: \"3\" is not TOML of type array, as [0, 1] is"));
 }
 
 #[test]
 fn mistakes_are_named() {
     let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
     assert!(with("top-k", "topk").contains("step 1 (upcycle): unknown field `topk`"));
-    assert!(with("top-k", "topk").ends_with("; did you mean top-k?"), "{}", with("top-k", "topk"));
+    assert!(with("top-k", "topk").contains("; did you mean top-k?"), "{}", with("top-k", "topk"));
     let mistyped = with("experts = 8", "experts = \"8\"");
     assert!(
         mistyped.contains("line 8, step 1 (upcycle): invalid type") && mistyped.contains("in `experts`"),
@@ -167,11 +167,58 @@ fn mistakes_are_named() {
     assert!(with("experts = 8", "").contains("missing field `experts`"));
     let command = with("\"verify\"", "\"verfiy\"");
     assert!(
-        command.contains("there is no command \"verfiy\"") && command.ends_with("; did you mean verify?"),
+        command.contains("there is no command \"verfiy\"") && command.contains("; did you mean verify?"),
         "{command}"
     );
     assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
     assert!(with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts").contains("no variable \"oops\""));
     assert!(message("step = 3", &[]).contains("line 1"));
     assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
+}
+
+/// What a step gets from [defaults] is wrong there, not in the step.
+#[test]
+fn mistakes_in_defaults_are_named_there() {
+    let with = |defaults: &str| message(&format!("{RECIPE}\n[defaults.upcycle]\n{defaults}"), &[]);
+    let line = RECIPE.matches('\n').count() + 3;
+    for (defaults, what) in [
+        ("topk = 4", "unknown field `topk`"),
+        ("seed = \"x\"", "in `seed`"),
+        ("seed = \"${sed}\"", "there is no variable \"sed\" here, only out in `seed`"),
+    ] {
+        let error = with(defaults);
+        assert!(error.contains(&format!("line {line}, [defaults.upcycle]: ")) && error.contains(what), "{error}");
+    }
+    let both = message(&format!("{}\n[defaults.upcycle]\nseed = 1", RECIPE.replace("top-k", "topk")), &[]);
+    assert!(both.contains("line 9, step 1 (upcycle): unknown field `topk`"), "{both}");
+    let passes = "[defaults.prune]\nkeeep = 0.5\n[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\ndata = [\"t\"]";
+    let error = message(passes, &[]);
+    assert!(error.contains("line 2, [defaults.prune]: pass 1: unknown field `keeep`"), "{error}");
+    let unused = message(&format!("{RECIPE}\n[defaults.upcyle]"), &[]);
+    assert!(unused.contains("no step runs \"upcyle\"; did you mean upcycle?"), "{unused}");
+}
+
+/// Each mistake has a remedy of its own.
+#[test]
+fn remedies_fit_the_mistake() {
+    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
+    let eval = "run = \"eval\"\nagainst = \"n\"\ndata = [\"t\"]\n";
+    for (error, remedy) in [
+        (step("run = \"verfiy\""), "remedy: give run one of these"),
+        (step("run = \"verify\"\nkeep = 1"), "remedy: correct the key or remove it"),
+        (step("run = \"prune\""), "remedy: add output = "),
+        (step("run = \"upcycle\"\noutput = \"o\"\nexperts = 2"), "remedy: add this key to the step"),
+        (step("output = \"o\""), "remedy: add run = "),
+        (step(&format!("{eval}gates = {{ max-kl = -1 }}")), "remedy: give a number of nats from 0 on"),
+        (step(&format!("{eval}gates = {{ min-agreement = 90 }}")), "remedy: give a share from 0 to 1: 0.9 for 90 %"),
+        (step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")), "remedy: give a number of nats from 0 on"),
+        (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
+        (step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"), "remedy: give --against ORIGINAL"),
+        (message("x = ", &[]), "remedy: correct the TOML"),
+        (message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]), "remedy: correct the name, or define x"),
+    ] {
+        assert!(error.contains(remedy), "{remedy}: {error}");
+    }
+    let gate = step(&format!("{eval}gates = {{ max-kl = -1 }}"));
+    assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
 }

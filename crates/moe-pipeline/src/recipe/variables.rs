@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use moe_checkpoint::Result;
 use toml::Value;
+
+use super::guess::guess;
+use super::usage;
 
 /// All that variables of a recipe may make, in characters and elements of lists: ten variables, each twice the one before,
 /// make a thousand times the first, thirty a billion.
@@ -19,11 +23,11 @@ pub(super) struct Variables {
 
 impl Variables {
     /// `name` stands for `value` from now on, in which variables are replaced first.
-    pub fn define(&mut self, name: &str, mut value: Value) -> Result<(), String> {
+    pub fn define(&mut self, name: &str, mut value: Value) -> Result<()> {
         self.replace(&mut value)?;
         match self.values.insert(name.to_owned(), value) {
             None => Ok(()),
-            Some(_) => Err(format!("there is a variable {name:?} already; give this one another name")),
+            Some(_) => Err(usage(format!("there is a variable {name:?} already"), "give this one another name")),
         }
     }
 
@@ -39,7 +43,7 @@ impl Variables {
 
     /// Replaces `${name}` in every text within `value`. A text that is nothing else becomes the variable's value, whatever its
     /// type.
-    pub fn replace(&mut self, value: &mut Value) -> Result<(), String> {
+    pub fn replace(&mut self, value: &mut Value) -> Result<()> {
         match value {
             Value::String(text) => {
                 *value = self.replaced(text)?;
@@ -51,7 +55,7 @@ impl Variables {
         }
     }
 
-    fn replaced(&mut self, text: &str) -> Result<Value, String> {
+    fn replaced(&mut self, text: &str) -> Result<Value> {
         let whole = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
         if let Some(name) = whole.filter(|name| !name.contains(['$', '}'])) {
             let size = size(self.get(name)?);
@@ -60,7 +64,9 @@ impl Variables {
         }
         let (mut made, mut rest) = (String::new(), text);
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, after) = after.split_once('}').ok_or_else(|| format!("${{ without }} in {text:?}"))?;
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| usage(format!("${{ without }} in {text:?}"), "write a variable as ${name}"))?;
             made += before;
             let size = size(self.get(name)?);
             self.make(size + before.len())?;
@@ -69,7 +75,8 @@ impl Variables {
                 value @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => made += &value.to_string(),
                 value => {
                     let kind = value.type_str();
-                    return Err(format!("${{{name}}} is of type {kind}, which can't stand inside the text {text:?}"));
+                    let what = format!("${{{name}}} is of type {kind}, which can't stand inside the text {text:?}");
+                    return Err(usage(what, "let it stand alone, or use a variable that is a text or a number"));
                 }
             }
             rest = after;
@@ -78,21 +85,26 @@ impl Variables {
     }
 
     /// Refuses to make `size` more where that is too much.
-    fn make(&mut self, size: usize) -> Result<(), String> {
+    fn make(&mut self, size: usize) -> Result<()> {
         self.made += size;
         match self.made > MAX_MADE {
-            true => Err(format!("variables within variables make more than {MAX_MADE} characters")),
+            true => {
+                let what = format!("variables within variables make more than {MAX_MADE} characters");
+                Err(usage(what, "let variables stand for less"))
+            }
             false => Ok(()),
         }
     }
 
-    fn get(&mut self, name: &str) -> Result<&Value, String> {
+    fn get(&mut self, name: &str) -> Result<&Value> {
         let Some(value) = self.values.get(name) else {
             let known: Vec<_> = self.values.keys().map(String::as_str).collect();
-            return Err(match known.is_empty() {
+            let guess = guess(name, known.iter().copied());
+            let what = match known.is_empty() {
                 true => format!("there is no variable {name:?} here"),
-                false => format!("there is no variable {name:?} here, only {}", known.join(", ")),
-            });
+                false => format!("there is no variable {name:?} here, only {}{guess}", known.join(", ")),
+            };
+            return Err(usage(what, format!("correct the name, or define {name} under [vars] or in a block's each")));
         };
         self.used.insert(name.to_owned());
         Ok(value)
@@ -110,12 +122,15 @@ fn size(value: &Value) -> usize {
 }
 
 /// `text` of `--set` as a value of `declared`'s type.
-pub(super) fn given(text: &str, declared: &Value) -> Result<Value, String> {
+pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
     if declared.is_str() {
         return Ok(Value::String(text.to_owned()));
     }
     let value = text.parse::<Value>().ok().filter(|value| value.same_type(declared));
-    value.ok_or_else(|| format!("{text:?} is no TOML of type {}, as {declared} is", declared.type_str()))
+    value.ok_or_else(|| {
+        let what = format!("{text:?} is not TOML of type {}, as {declared} is", declared.type_str());
+        usage(what, format!("give a value of that type, such as {declared}"))
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +146,11 @@ mod tests {
     }
 
     fn replaced(text: &str) -> Result<Value, String> {
-        variables().replaced(text)
+        variables().replaced(text).map_err(|error| error.to_string())
+    }
+
+    fn given(text: &str, declared: &Value) -> Result<Value, String> {
+        super::given(text, declared).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -149,7 +168,7 @@ mod tests {
         assert!(replaced("a ${m}").unwrap_err().contains("no variable \"m\" here, only files, n, out"));
         assert!(replaced("a ${files}").unwrap_err().contains("${files} is of type array"));
         assert!(replaced("a ${n").unwrap_err().contains("${ without }"));
-        assert!(variables().define("n", Value::Integer(4)).unwrap_err().contains("\"n\" already"));
+        assert!(variables().define("n", Value::Integer(4)).unwrap_err().to_string().contains("\"n\" already"));
     }
 
     #[test]
@@ -162,7 +181,7 @@ mod tests {
             let names: Vec<String> =
                 std::iter::once("out".to_owned()).chain((0..64).map(|n| format!("v{n}"))).collect();
             let mut doubled = names.windows(2).map(|pair| variables.define(&pair[1], double(&pair[0])));
-            let error = doubled.find_map(Result::err).unwrap();
+            let error = doubled.find_map(Result::err).unwrap().to_string();
             assert!(error.contains("more than 4194304"), "{error}");
         }
     }
@@ -183,7 +202,7 @@ mod tests {
         assert_eq!(given("7", &Value::Integer(1)), Ok(Value::Integer(7)));
         let list = Value::Array(vec![Value::Integer(0)]);
         assert_eq!(given("[1, 2]", &list), Ok(Value::Array(vec![Value::Integer(1), Value::Integer(2)])));
-        assert!(given("seven", &Value::Integer(1)).unwrap_err().contains("no TOML of type integer, as 1 is"));
-        assert!(given("7", &list).unwrap_err().contains("no TOML of type array, as [0] is"));
+        assert!(given("seven", &Value::Integer(1)).unwrap_err().contains("not TOML of type integer, as 1 is"));
+        assert!(given("7", &list).unwrap_err().contains("not TOML of type array, as [0] is"));
     }
 }

@@ -1,0 +1,76 @@
+//! Gates that can't be met or mean nothing are refused before any work, on the command line as in recipes.
+
+use crate::common::{Sandbox, assert_none};
+
+/// A gate, a limit that nothing keeps, and what the remedy says.
+const BAD: [(&str, &str, &str); 10] = [
+    ("min-agreement", "90", "0.9 for 90 %"),
+    ("min-agreement", "-0.1", "from 0 to 1"),
+    ("min-agreement", "nan", "from 0 to 1"),
+    ("min-agreement", "inf", "from 0 to 1"),
+    ("max-kl", "-1", "from 0 on"),
+    ("max-kl", "nan", "from 0 on"),
+    ("max-kl", "inf", "from 0 on"),
+    ("max-loss-increase", "nan", "nats"),
+    ("max-loss-increase", "inf", "nats"),
+    ("golden-tolerance", "-1", "from 0 on"),
+];
+
+const EVAL: &str = "eval golden/models/dense --against golden/models/dense --data t=golden/text/english.heldout.txt";
+
+#[test]
+fn limits_that_nothing_keeps_are_refused_at_once() {
+    let sandbox = Sandbox::new();
+    let mut problems = Vec::new();
+    for (gate, limit, range) in BAD {
+        let golden = if gate == "golden-tolerance" { " --golden golden/models/dense.eval.json" } else { "" };
+        problems.extend(sandbox.refuses(&format!("{EVAL}{golden} --{gate}={limit}"), 2, &[gate, range]));
+        if golden.is_empty() {
+            problems.extend(sandbox.refuses(&format!("{EVAL} --domain t:{gate}={limit}"), 2, &[gate, range]));
+        }
+    }
+    problems.extend(sandbox.refuses(
+        &format!("{EVAL} --golden golden/models/dense.eval.json"),
+        2,
+        &["a label \"english\""],
+    ));
+    problems.extend(sandbox.refuses(&format!("{EVAL} --domain u:max-kl=1"), 2, &["labels are t"]));
+    assert_none(&problems);
+}
+
+/// The first step would write; it doesn't run where a later gate can't be met.
+#[test]
+fn recipes_are_refused_before_their_first_step() {
+    let sandbox = Sandbox::new();
+    let recipe = |gates: &str, against: &str| {
+        format!(
+            "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"out\"\nexperts = 2\ntop-k = 1\n[[step]]\nrun = \"eval\"\n\
+             model = \"out\"\n{against}data = [\"t=golden/text/english.heldout.txt\"]\ngates = {{ {gates} }}\n"
+        )
+    };
+    let original = "against = \"golden/models/dense\"\n";
+    let mut problems = Vec::new();
+    let mut refused = |text: String, complaints: &[&str]| {
+        sandbox.write("r.toml", &text);
+        problems.extend(sandbox.refuses("run r.toml", 2, complaints).map(|problem| format!("{text}\n{problem}")));
+    };
+    for (gate, limit, range) in BAD.into_iter().filter(|(gate, ..)| *gate != "golden-tolerance") {
+        refused(recipe(&format!("{gate} = {limit}"), original), &["line 12", "step 2 (eval)", gate, range]);
+        refused(recipe(&format!("domain = [\"t:{gate}={limit}\"]"), original), &["step 2 (eval)", gate, range]);
+    }
+    refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "--against"]);
+    refused(recipe("domain = [\"u:max-kl=1\"]", original), &["step 2 (eval)", "labels are t"]);
+    let golden = "golden = \"golden/models/dense.eval.json\"";
+    refused(recipe(golden, original), &["step 2 (eval)", "a label \"english\""]);
+    refused(recipe("golden-tolerance = 0.1", original), &["step 2 (eval)", "golden = FILE"]);
+    assert_none(&problems);
+}
+
+/// A gate may ask for a gain.
+#[test]
+fn a_loss_can_be_made_to_fall() {
+    let sandbox = Sandbox::new();
+    let line = format!("{EVAL} --max-tokens 64 --max-loss-increase");
+    sandbox.run(&format!("{line} 0")).succeeds();
+    sandbox.run(&format!("{line} -0.5")).exits(3).says(&["max-loss-increase is -0.5", "measured 0.000000"]);
+}
