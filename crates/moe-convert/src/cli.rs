@@ -20,11 +20,11 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   moe-convert inspect golden/models/dense
-  moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2
-  moe-convert eval moe-8x --data golden/text/english.heldout.txt --against golden/models/dense
+  moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2
+  moe-convert eval target/moe-8x --data golden/text/english.heldout.txt --against golden/models/dense
   moe-convert run recipes/quickstart.toml
 
-Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 128 + N stopped by signal N (130: Ctrl-C).
 Results go to stdout, everything else to stderr.";
 
 /// The command that `arguments` call, the program's name first; none where they call none.
@@ -99,72 +99,72 @@ pub enum Command {
 
     /// Turn a dense model into an MoE that starts out computing the same function
     #[command(after_help = "Examples:\n  \
-        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2 --dry-run\n  \
-        moe-convert upcycle golden/models/dense -o moe-8x --experts 8 --top-k 2\n  \
-        moe-convert upcycle golden/models/dense -o fine --experts 16 --top-k 4 --granularity 2\n  \
-        moe-convert upcycle golden/models/dense -o by-topic --experts 8 --top-k 2 --router kmeans \\\n    \
+        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2 --dry-run\n  \
+        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2\n  \
+        moe-convert upcycle golden/models/dense -o target/fine --experts 16 --top-k 4 --granularity 2\n  \
+        moe-convert upcycle golden/models/dense -o target/by-topic --experts 8 --top-k 2 --router kmeans \\\n    \
         --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
         docs/upcycling.md has an example for each way of making experts and routers.")]
     Upcycle(Convert<UpcycleOptions>),
 
     /// Keep the experts that matter most, by evidence from calibration text
     #[command(after_help = "Examples:\n  \
-        moe-convert prune golden/models/moe -o pruned --keep 0.75 --data-tokens 4096 \\\n    \
+        moe-convert prune golden/models/moe -o target/pruned --keep 0.75 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
+        moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert prune golden/models/moe -o half --experts 12 --method frequency --stats stats\n  \
-        moe-convert prune golden/models/moe -o edited --experts 12 --stats stats \\\n    \
-        --dry-run --plan-out plan.json\n  \
-        moe-convert prune golden/models/moe -o edited --plan plan.json\n\ndocs/pruning.md is the guide.")]
+        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency --stats target/stats\n  \
+        moe-convert prune golden/models/moe -o target/edited --experts 12 --stats target/stats \\\n    \
+        --dry-run --plan-out target/plan.json\n  \
+        moe-convert prune golden/models/moe -o target/edited --plan target/plan.json\n\ndocs/pruning.md is the guide.")]
     Prune(Convert<PruneOptions>),
 
     /// Merge experts that are alike, so that fewer are left; router rows shrink with them
     #[command(after_help = "Examples:\n  \
-        moe-convert merge golden/models/moe -o merged --experts 18 --data-tokens 4096 \\\n    \
+        moe-convert merge golden/models/moe -o target/merged --experts 18 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o fitted --keep 0.75 --method mergemoe \\\n    \
+        moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --method mergemoe \\\n    \
         --data golden/text/english.calibration.txt --data-tokens 4096\n  \
-        moe-convert observe golden/models/moe -o stats --sample-every 4 --data-tokens 4096 \\\n    \
+        moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o clustered --experts 12 --method hc-smoe --stats stats\n\n\
+        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe --stats target/stats\n\n\
         docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
 
     /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
     #[command(after_help = "Examples:\n  \
-        moe-convert quantize golden/models/moe -o w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
+        moe-convert quantize golden/models/moe -o target/w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert quantize golden/models/moe -o w3 --scheme w3a16 --group-size 32 --data-tokens 4096 \\\n    \
+        moe-convert quantize golden/models/moe -o target/w3 --scheme w3a16 --group-size 32 --data-tokens 4096 \\\n    \
         --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n  \
-        moe-convert quantize golden/models/moe -o fp8 --scheme fp8-block\n\n\
+        moe-convert quantize golden/models/moe -o target/fp8 --scheme fp8-block\n\n\
         docs/quantization.md is the guide.")]
     Quantize(Convert<QuantizeOptions>),
 
     /// Turn an MoE into a true dense model that stock loaders know
     #[command(after_help = "Examples:\n  \
-        moe-convert distill golden/models/moe -o dense --data-tokens 4096 \\\n    \
+        moe-convert distill golden/models/moe -o target/dense --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert distill golden/models/moe -o wide --width 1024 --down ridge --data-tokens 8192 \\\n    \
+        moe-convert distill golden/models/moe -o target/wide --width 1024 --down ridge --data-tokens 8192 \\\n    \
         --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n\n\
         docs/distillation.md is the guide.")]
     Distill(Convert<DistillOptions>),
 
     /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
     #[command(after_help = "Examples:\n  \
-        moe-convert heal golden/models/moe -o healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
+        moe-convert heal golden/models/moe -o target/healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
         --data golden/text/english.calibration.txt \\\n    \
         --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
-        moe-convert heal golden/models/moe -o all --train all --steps 2 --learning-rate 1e-4 \\\n    \
+        moe-convert heal golden/models/moe -o target/all --train all --steps 2 --learning-rate 1e-4 \\\n    \
         --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
         docs/heal.md is the guide.")]
     Heal(Convert<HealOptions>),
 
     /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
     #[command(after_help = "Examples:\n  \
-        moe-convert observe golden/models/moe -o stats --data-tokens 4096 \\\n    \
+        moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o both --add stats --data-tokens 4096 \\\n    \
+        moe-convert observe golden/models/moe -o target/both --add target/stats --data-tokens 4096 \\\n    \
         --data golden/text/spanish.calibration.txt\n\ndocs/pruning.md is the guide.")]
     Observe {
         /// Checkpoint directory
@@ -182,7 +182,7 @@ pub enum Command {
     /// Measure a checkpoint on held-out text: loss, distance to an original, expert load
     #[command(after_help = "Examples:\n  \
         moe-convert eval golden/models/moe --data golden/text/english.heldout.txt\n  \
-        moe-convert eval moe-8x --against golden/models/dense --max-kl 1e-6 \\\n    \
+        moe-convert eval target/moe-8x --against golden/models/dense --max-kl 1e-6 \\\n    \
         --data english=golden/text/english.heldout.txt --data code=golden/text/code.heldout.txt")]
     Eval {
         /// Checkpoint directory
@@ -254,8 +254,8 @@ pub enum Command {
     /// Write the logits of given tokens
     ///
     /// The output is a safetensors file with one f32 tensor "logits" of shape [all tokens in order, vocab].
-    #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > ids.json\n  \
-                            moe-convert logits golden/models/moe --tokens ids.json -o logits.safetensors")]
+    #[command(after_help = "Example:\n  echo '[[1, 2, 3], [4, 5]]' > target/ids.json\n  \
+                            moe-convert logits golden/models/moe --tokens target/ids.json -o target/logits.safetensors")]
     Logits {
         /// Checkpoint directory
         model: PathBuf,
@@ -273,8 +273,8 @@ pub enum Command {
     /// Print a script that lets a shell complete commands and options
     #[command(after_help = "Examples:\n  \
         source <(moe-convert completions bash)\n  \
-        moe-convert completions zsh > _moe-convert\n  \
-        moe-convert completions fish > moe-convert.fish\n\n\
+        moe-convert completions zsh > target/_moe-convert\n  \
+        moe-convert completions fish > target/moe-convert.fish\n\n\
         README.md says where each shell looks for it.")]
     Completions {
         /// Shell to write it for
@@ -282,8 +282,8 @@ pub enum Command {
     },
 
     /// Write man pages, one for each command
-    #[command(after_help = "Example:\n  moe-convert man man1\n\n\
-        `man -l man1/moe-convert-prune.1` shows one. README.md says where man looks for them.")]
+    #[command(after_help = "Example:\n  moe-convert man target/man1\n\n\
+        `man -l target/man1/moe-convert-prune.1` shows one. README.md says where man looks for them.")]
     Man {
         /// Directory to write them to
         dir: PathBuf,

@@ -7,15 +7,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, json};
+use moe_checkpoint::{Error, Kind, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes, plan, recipe_schema,
-    selftest, verify, write_logits,
+    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, PlannedOutput, Progress,
+    RECEIPT_FILE, Timings, WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes,
+    plan, recipe_schema, selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ use recipe::{How, Reports};
 
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
-    set_threads(cli.common.threads)?;
+    start_threads(cli.common.threads)?;
     let session = Session::new(cli.common)?;
     let mut timings = Timings::default();
     let meter = session.compute.meter.clone();
@@ -76,23 +76,22 @@ pub enum After {
     Steps,
 }
 
-/// candle asks this variable, rayon's own threads a builder.
-fn set_threads(threads: Option<usize>) -> Result<()> {
+/// Starts as many threads for computing; `main` has told candle of them.
+fn start_threads(threads: Option<usize>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
     if !(1..=1024).contains(&threads) {
         return Err(Error::new(Kind::Usage, format!("--threads {threads}")).remedy("give 1 to 1024").into());
     }
-    // SAFETY: no other thread exists yet, so nobody reads the environment at the same time.
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     Ok(started.map_err(|e| {
         Error::new(Kind::Io, format!("cannot start {threads} threads")).source(e).remedy("lower --threads")
     })?)
 }
 
+/// Writes a result, without what a terminal would obey; JSON has none of it.
 fn write_stdout(output: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(output.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(shown(output, "\n\t").as_bytes()).and_then(|()| stdout.flush()) {
         // A reader that has seen enough, such as head, is no failure.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other.map_err(|e| Error::io("cannot write the result", "stdout", e))?),
@@ -140,7 +139,7 @@ impl Session {
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let shape = write_logits(model, tokens, output, overwrite, &self.compute, self.progress.as_ref())?;
         self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
-            format!("logits {shape:?} f32 written to {}\n", output.display())
+            format!("logits {shape:?} f32 written to {}\n", shown_path(output))
         })
     }
 
@@ -180,7 +179,7 @@ impl Session {
         after: After,
     ) -> Result<()> {
         if self.common.memory_budget.is_some() {
-            self.check_budget(plan(passes, passes.len(), false, input, output, options)?.memory_estimate_bytes)?;
+            self.check_budget(&plan(passes, passes.len(), false, input, output, options)?)?;
         }
         let run = || convert(passes, input, output, options, self.progress.as_ref());
         // Layers that are fitted one by one while a pass decides have batches of one size: for them, memory that comes back in other places is
@@ -201,7 +200,7 @@ impl Session {
         options: &ConvertOptions,
     ) -> Result<f64> {
         let planned = plan(passes, own, own == passes.len(), input, output, options)?;
-        self.check_budget(planned.memory_estimate_bytes)?;
+        self.check_budget(&planned)?;
         let planned = planned.timed(&self.compute)?;
         self.print(&planned, || render::plan(output, &planned))?;
         Ok(planned.time_estimate_seconds.unwrap_or(0.0))
@@ -220,16 +219,17 @@ impl Session {
 
     fn kept(&self, output: &Path) -> Result<()> {
         self.print(&serde_json::json!({ "finished": output }), || {
-            format!("{} is finished already: same work, options, source and build\n", output.display())
+            format!("{} is finished already: same work, options, source and build\n", shown_path(output))
         })
     }
 
-    fn check_budget(&self, estimate: u64) -> Result<()> {
+    fn check_budget(&self, planned: &PlannedOutput) -> Result<()> {
+        let estimate = planned.memory_estimate_bytes;
         match self.common.memory_budget.filter(|b| estimate > b.0) {
             None => Ok(()),
             Some(budget) => {
                 let what = format!("this run holds about {} in memory, the budget is {budget}", ByteSize(estimate));
-                Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget, or lower --probe-tokens").into())
+                Err(Error::new(Kind::Usage, what).remedy(planned.memory_remedy.clone()).into())
             }
         }
     }
@@ -270,7 +270,7 @@ impl Session {
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
         let pages = manual::write(dir, overwrite)?;
         self.print(&serde_json::json!({ "pages": pages }), || {
-            format!("{} pages written to {}\n", pages.len(), dir.display())
+            format!("{} pages written to {}\n", pages.len(), shown_path(dir))
         })
     }
 

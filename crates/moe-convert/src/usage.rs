@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::bar::say;
 use crate::cli::called;
@@ -15,13 +15,30 @@ pub fn report(error: &clap::Error) -> ExitCode {
     } else {
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let command = called(&arguments);
-        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name)));
+        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), per_cent(error)));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
+/// What to write for a share that was given in per cent; none for another error.
+fn per_cent(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return None };
+    let number = value.trim().strip_suffix('%')?.trim_end();
+    let share: f64 = number.parse().ok().filter(|share: &f64| share.is_finite())?;
+    let is_share = error.to_string().contains(NO_FLOAT);
+    Some(match is_share {
+        true => format!("write {number} % as {}", share / 100.0),
+        false => "this option takes a number, not a share".to_owned(),
+    })
+}
+
+/// What Rust says of texts that are no numbers, and what is said instead.
+const NO_FLOAT: &str = "invalid float literal";
+const PLAIN: [(&str, &str); 2] = [(NO_FLOAT, "not a number"), ("invalid digit found in string", "not a whole number")];
+
 /// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
-fn three_parts(text: &str, command: Option<&str>) -> String {
+fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> String {
+    let text = &PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain)| text.replace(of_rust, plain));
     let after = |start: &'static str| text.lines().filter_map(move |line| line.trim_start().strip_prefix(start));
     // No option takes what begins with a hyphen.
     let is_remedy = |tip: &&str| !tip.starts_with("to pass '-");
@@ -34,7 +51,8 @@ fn three_parts(text: &str, command: Option<&str>) -> String {
         error += &format!("\n  usage:  {usage}");
     }
     let help = || format!("see moe-convert {}--help", command.map_or(String::new(), |command| format!("{command} ")));
-    error + "\n  remedy: " + &if remedies.is_empty() { help() } else { remedies.join("; ") }
+    let given = || if remedies.is_empty() { help() } else { remedies.join("; ") };
+    error + "\n  remedy: " + &remedy.unwrap_or_else(given)
 }
 
 #[cfg(test)]
@@ -45,8 +63,9 @@ mod tests {
     use crate::cli::Cli;
 
     fn refused(line: &str) -> String {
-        let error = Cli::try_parse_from(line.split(' ')).err().map(|error| error.render().to_string());
-        three_parts(&error.unwrap_or_default(), line.split(' ').nth(1))
+        let error = Cli::try_parse_from(line.split(' ')).err();
+        let text = error.as_ref().map(|error| error.render().to_string());
+        three_parts(&text.unwrap_or_default(), line.split(' ').nth(1), error.as_ref().and_then(per_cent))
     }
 
     #[test]
@@ -62,6 +81,26 @@ mod tests {
             "error: invalid value 'much' for '--memory-budget <SIZE>': \"much\" is no size\n  \
              remedy: write it as 5GB, 8GiB, 500MiB or in bytes"
         );
+    }
+
+    #[test]
+    fn shares_in_per_cent_and_schemes_of_others_have_a_way_on() {
+        for (line, what, remedy) in [
+            (
+                "moe-convert prune model -o out --keep 75%",
+                "'75%' for '--keep <SHARE>': not a number",
+                "write 75 % as 0.75",
+            ),
+            ("moe-convert eval model --data t --min-agreement 99.5%", "not a number", "write 99.5 % as 0.995"),
+            ("moe-convert prune model -o out --experts 50%", "not a whole number", "takes a number, not a share"),
+            ("moe-convert prune model -o out --keep much", "not a number", "see moe-convert prune --help"),
+            ("moe-convert quantize model -o out --scheme w8a8", "no scheme \"w8a8\"", "fp8 is what engines run"),
+            ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),
+        ] {
+            let error = refused(line);
+            let (before, after) = error.split_once("\n  remedy: ").unwrap();
+            assert!(before.contains(what) && after.contains(remedy), "{line}: {error}");
+        }
     }
 
     #[test]

@@ -63,6 +63,6 @@ pub(crate) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab) {
         None => Ok(()),
         Some(id) => Err(Error::new(Kind::Usage, format!("token id {id}, but the vocabulary has {vocab}"))
-            .remedy("use ids of this model's own tokenizer")),
+            .remedy("give ids below that; where a tokenizer gave them, it is of another model, or has tokens that this one lacks rows for")),
     }
 }

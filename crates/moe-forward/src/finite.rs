@@ -8,7 +8,8 @@ use moe_model::Weight;
 use crate::context::Context;
 use crate::loader::float_dtype;
 
-/// Fails if `values` has one that is not finite; names the first of `suspects` that has one too.
+/// Fails if `values`, which `suspects` made of what was checked before, has one that is not finite; names the first of `suspects` that has one,
+/// too.
 pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator<Item = &'w Weight>) -> Result<()> {
     // A sum is finite only if every term is.
     let sum = values.to_dtype(DType::F32).and_then(|v| v.sum_all()?.to_scalar::<f32>());
@@ -19,11 +20,23 @@ pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator
     for weight in suspects {
         check_weight(weight)?;
     }
-    Err(Error::new(Kind::Numeric, format!("{what}: not finite, though the weights are"))
-        .remedy("activations overflowed: compute in f32, or check the data"))
+    // Finite values may have a sum that is not; what is not finite differs from itself, or has no difference to itself.
+    let differences = values.to_dtype(DType::F32).and_then(|v| (&v - &v)?.sum_all()?.to_scalar::<f32>());
+    if differences.context(|| what.to_owned())? == 0.0 {
+        return Ok(());
+    }
+    let remedy = match values.dtype() {
+        DType::F32 => {
+            "activations overflowed, even in f32: check that the config is that of these weights, and the text"
+        }
+        _ => "activations overflowed: compute in f32 (--dtype f32), or check the text",
+    };
+    Err(Error::new(Kind::Numeric, format!("{what}: not finite, though the weights that they are made with are"))
+        .remedy(remedy))
 }
 
-fn check_weight(weight: &Weight) -> Result<()> {
+/// Fails if `weight`, or what scales it, has a value that is not finite.
+pub(crate) fn check_weight(weight: &Weight) -> Result<()> {
     let Some(dtype) = float_dtype(weight.dtype()) else { return Ok(()) };
     let found = first_non_finite(&weight.read()?, dtype).context(|| weight.name().to_owned())?;
     match found {

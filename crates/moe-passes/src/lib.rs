@@ -9,6 +9,7 @@ mod batches;
 mod calibrate;
 pub mod distill;
 pub mod heal;
+mod idle;
 pub mod merge;
 mod output_error;
 mod part;
@@ -22,6 +23,7 @@ pub mod upcycle;
 pub use calibrate::{CalibrationOptions, HeldOutOptions};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
+pub use idle::{routers_are_idle, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,

@@ -198,11 +198,17 @@ pub(crate) fn encoded(values: &[f32], dtype: DType, name: &str) -> Result<Vec<u8
     let bytes = encoding::encode_f32(values, dtype).map_err(|e| numeric(name, e))?;
     match encoding::first_non_finite(&bytes, dtype).map_err(|e| numeric(name, e))? {
         None => Ok(bytes),
-        Some(position) => {
-            Err(Error::new(Kind::Numeric, format!("element {position} overflows {dtype:?} when it is converted"))
-                .tensor(name)
-                .remedy("convert the source to bfloat16 or float32 first"))
-        }
+        Some(position) => Err(Error::new(
+            Kind::Numeric,
+            format!("element {position} overflows {dtype:?} when it is converted"),
+        )
+        .tensor(name)
+        .remedy(match dtype {
+            DType::F16 => "convert the source to bfloat16 or float32 first",
+            _ => {
+                "this layer's weights are too large to compute with: get a sound checkpoint, or choose another --method"
+            }
+        })),
     }
 }
 

@@ -68,6 +68,9 @@ pub struct PlannedOutput {
     pub shards: Vec<(String, u64)>,
     /// Estimate of the most memory that the run holds at once, in bytes.
     pub memory_estimate_bytes: u64,
+    /// What would take less.
+    #[serde(skip)]
+    pub memory_remedy: String,
     /// Bytes that it needs on the disk of the output at once.
     pub disk_bytes: u64,
     /// About how many floating-point operations it takes.
@@ -133,6 +136,7 @@ pub fn plan(
         receipt: prepared.receipt(),
         shards: prepared.shards.iter().map(size).collect(),
         memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
+        memory_remedy: prepared.memory_remedy(options.probe_tokens),
         disk_bytes: prepared.disk_bytes(own),
         flops: prepared.flops(own),
         time_estimate_seconds: None,
@@ -287,9 +291,13 @@ fn is_copy(weight: &Weight, next: &Weight) -> bool {
 /// Writes tensors that are made of the same bytes.
 fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     let (name, weight) = &copies[0];
-    let Some(stored) = weight.stored() else { return writer.push(name, &weight.read()?) };
-    let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     let float = float_dtype(weight.dtype());
+    let Some(stored) = weight.stored() else {
+        let bytes = weight.read()?;
+        let found = float.map(|dtype| first_non_finite(&bytes, dtype)).transpose().map_err(numeric)?.flatten();
+        return found.map_or_else(|| writer.push(name, &bytes), |at| Err(not_finite(weight, at as u64)));
+    };
+    let names: Vec<&str> = copies.iter().map(|(name, _)| name.as_str()).collect();
     writer.push_copies(&names, stored.bytes(), |offset, buffer| {
         stored.read_at(offset, buffer)?;
         // A probe sees a few tokens; here every value passes by.

@@ -19,8 +19,10 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     if short_of_training && done.heals {
         // Where the function is the same, the original has nothing to teach.
         let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
+        // Experts that start out alike, or with parts of their own, are what has something to learn.
+        let train = if receipt.pass == UpcycleOptions::NAME { " --train router,experts" } else { "" };
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
-        steps.push(format!("moe-convert heal {out} -o {healed}{teacher} --data TEXT"));
+        steps.push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data TEXT"));
     }
     // Families are those that engines know; what may keep one from serving a result is its quantization.
     if done.engines.is_empty() {

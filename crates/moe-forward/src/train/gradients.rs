@@ -14,6 +14,7 @@ use super::routers::{BalanceOver, LayerCounts, RouterLosses, Shares, Watch, add_
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
+use crate::finite;
 use crate::loader::{Loader, Shared};
 use crate::router::scoring;
 use crate::sweep::{Head, Sweep, embed_with};
@@ -243,7 +244,9 @@ impl Trainee<'_> {
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
         let shared = Shared::lending(self.parameters.lend(Place::Embedding, tracked)?);
-        embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)
+        let embedded = embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)?;
+        finite::check(&embedded, "the embeddings of these tokens", [&self.model.embed])?;
+        Ok(embedded)
     }
 
     fn run(&self, index: usize, batch: &Batch, x: &Tensor, tracked: bool, objective: &Objective) -> Result<Ran> {

@@ -9,6 +9,7 @@ use moe_math::encoding::encode_f32;
 use moe_model::{Expert, Ffn, Head, Layer, Linear, Make, Model, Weight};
 
 use crate::context::Context;
+use crate::finite;
 use crate::lent::Lent;
 use crate::loader::{candle_dtype, to_f32};
 
@@ -76,6 +77,8 @@ impl Parameters {
     pub fn read(model: &Model, parts: &[Part], precision: DType, compute: &Compute) -> Result<Self> {
         let read = |(weight, _, places): Found<'_>| {
             candle_dtype(weight)?;
+            // Text may never touch it, and then it would be written as it is, when all is done.
+            finite::check_weight(weight)?;
             let value = to_f32(weight, compute)?;
             let value = Var::from_tensor(&value).context(|| format!("a variable of {}", weight.name()))?;
             Ok(Parameter { decays: weight.shape().len() > 1, weight: weight.clone(), value, places })

@@ -2,7 +2,7 @@
 //!
 //! One layer at a time: its three matrices, their moments and a block of tokens are all that is held, whatever the depth.
 
-use candle_core::{DType, Result as CandleResult, Tensor, Var};
+use candle_core::{DType, Device, Result as CandleResult, Tensor, Var};
 use moe_forward::{Inputs, to_f32};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_math::meter::Work;
@@ -116,7 +116,13 @@ pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, trainin
     let vars = [gate?, up?, down?];
     let mut learner = Learner::new(vars, steps, training.learning_rate).map_err(fail)?;
     let test = lessons.test()?;
-    let mut best = Best { error: lessons.error(test.as_ref(), &learner.vars)?, step: 0, values: None };
+    let first = lessons.error(test.as_ref(), &learner.vars)?;
+    if !(energy.is_finite() && first.is_finite()) {
+        let what = format!("what layer {} gives, or its dense network, is not finite on this text", lessons.index);
+        return Err(Error::new(Kind::Numeric, what)
+            .remedy("look for weights that are too large with moe-convert verify and eval; --steps 0 trains nothing"));
+    }
+    let mut best = Best { error: first, step: 0, values: None };
     let mut trained = Trained { looks: vec![Look { step: 0, error: best.error, loss: None }], ..Trained::default() };
     let every = steps.div_ceil(LOOKS);
     let mut random = sampling::generator(lessons.seed, lessons.index as u64);
@@ -307,7 +313,13 @@ impl Lessons<'_> {
 /// Σ ρ |row|²
 fn weighted(rows: &Tensor, weights: &[f32]) -> CandleResult<f64> {
     let squares: Vec<f32> = rows.sqr()?.sum(1)?.to_vec1()?;
-    Ok(squares.iter().zip(weights).map(|(square, weight)| f64::from(*square) * f64::from(*weight)).sum())
+    let sum = |squares: &[f64]| squares.iter().zip(weights).map(|(square, weight)| square * f64::from(*weight)).sum();
+    if squares.iter().all(|square| square.is_finite()) {
+        return Ok(sum(&squares.into_iter().map(f64::from).collect::<Vec<_>>()));
+    }
+    // Values that are still finite may have squares that aren't, in f32.
+    let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    Ok(sum(&rows.sqr()?.sum(1)?.to_vec1::<f64>()?))
 }
 
 /// down(silu(gate x) ∘ (up x))

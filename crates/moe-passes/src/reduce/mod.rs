@@ -176,6 +176,19 @@ pub(crate) fn most_salient(saliency: &[f64], moe: &Moe, count: usize) -> Vec<usi
     saliency.chunks_exact(size).enumerate().flat_map(of_group).collect()
 }
 
+/// Refuses what experts of layer `index` are ranked by where it isn't a number, which every order would put first or last by chance.
+fn check_saliency(index: usize, moe: &Moe, saliency: &[f64]) -> Result<()> {
+    let Some(expert) = saliency.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    for linear in moe.experts.get(expert).iter().flat_map(|expert| expert.linears()) {
+        if linear.weight.scheme().is_none() {
+            part::read_finite(&linear.weight)?;
+        }
+    }
+    let what =
+        format!("expert {expert} of layer {index} can't be ranked: what it is ranked by is {}", saliency[expert]);
+    Err(Error::new(Kind::Numeric, what).remedy("choose another --method, or look at the expert's weights with verify"))
+}
+
 /// A random choice of `count` experts of each layer of `model`, without its layers for multi-token prediction.
 fn random_model(model: &Model, count: usize, seed: u64) -> Model {
     let mut pruned = model.clone();

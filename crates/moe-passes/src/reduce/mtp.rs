@@ -5,7 +5,7 @@ use moe_math::Compute;
 use moe_math::saliency;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
-use super::{MtpChoice, Reduced, Size, most_salient};
+use super::{MtpChoice, Reduced, Size, check_saliency, most_salient};
 use crate::pass::{Decisions, Effect, Kept, LayerRecord};
 
 /// Decides the layers for multi-token prediction of `model`, numbered behind the others.
@@ -14,6 +14,7 @@ pub(super) fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decision
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let index = model.layers.len() + index;
         let saliency = moe.experts.iter().map(|e| aimer(e, compute)).collect::<Result<Vec<f64>>>()?;
+        check_saliency(index, moe, &saliency)?;
         let reduced = Reduced::unmerged(most_salient(&saliency, moe, size.after), saliency);
         decisions.layers.insert(index, reduced.decided(index, moe, None));
     }

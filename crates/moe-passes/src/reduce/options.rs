@@ -116,6 +116,14 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
         .remedy(format!("give --experts as one of {}", fitting.join(", "))))
 }
 
+/// What was meant by a share that may be per cent, for a remedy.
+fn of_percent(share: f64) -> String {
+    match (2.0..=100.0).contains(&share) {
+        true => format!(": {} for {share} %", share / 100.0),
+        false => String::new(),
+    }
+}
+
 fn one() -> usize {
     1
 }
@@ -184,12 +192,15 @@ impl ReduceOptions {
                 least_uniform(&self.masses(sources)?, self.keep_mass.unwrap_or(1.0)).max(greatest_top_k(model))
             }
             (None, None) if self.keep_mass.is_some() => {
-                return usage("--keep-mass is no share".into(), "give a number above 0, at most 1");
+                let share = self.keep_mass.unwrap_or_default();
+                let remedy = format!("give a number above 0, at most 1{}", of_percent(share));
+                return usage(format!("--keep-mass {share} is not a share"), &remedy);
             }
             (Some(experts), None) => experts,
             (None, Some(keep)) if keep > 0.0 && keep <= 1.0 => ((before as f64 * keep).round() as usize).max(1),
             (None, Some(keep)) => {
-                return usage(format!("--keep {keep} is no share"), "give a number above 0, at most 1");
+                let remedy = format!("give a number above 0, at most 1{}", of_percent(keep));
+                return usage(format!("--keep {keep} is not a share"), &remedy);
             }
             (None, None) => {
                 return usage("nothing says how many experts stay".into(), "give --experts N or --keep SHARE");

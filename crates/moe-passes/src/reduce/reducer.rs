@@ -16,7 +16,7 @@ use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 use super::budget::padded;
 use super::guard::super_experts;
 use super::mtp::decide_mtp;
-use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size};
+use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size, check_saliency};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
@@ -77,6 +77,7 @@ impl Setting<'_> {
         let protected = self.protected.get(&index).map_or(&[] as &[usize], Vec::as_slice);
         let view = LayerView { index, moe, count: size.counts[&index], protected, groups, sums, inputs, seed, compute };
         let reduced = self.method.reduce(&view)?;
+        check_saliency(index, moe, &reduced.saliency)?;
         let trust = (!sums.is_empty()).then(|| LayerTrust::new(&reduced, &view));
         Ok(padded(reduced.decided(index, moe, trust), moe, size.after))
     }

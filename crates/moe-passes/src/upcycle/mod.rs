@@ -20,6 +20,7 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
+use crate::idle::{routers_are_idle, same_source};
 use crate::pass::{LayerRecord, Pass, Plan, Sources};
 
 pub use layers::LayerChoice;
@@ -29,6 +30,10 @@ use experts::Experts;
 use partition::Partitions;
 use routers::Routers;
 use scales::Scales;
+
+/// What is said of experts that are all the same network.
+const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone changes nothing: train experts, \
+     too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert)";
 
 impl UpcycleOptions {
     /// What [`Pass::name`] is.
@@ -91,6 +96,9 @@ impl Pass for UpcycleOptions {
             model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
         }
         warnings.extend(model.caveats().map(str::to_owned));
+        if self.experts > 1 && routers_are_idle(&model, same_source)? {
+            warnings.push(ALIKE.to_owned());
+        }
         let surveys = partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
         Ok(Plan { model, effects, layers, warnings, surveys, group: self.granularity })
     }

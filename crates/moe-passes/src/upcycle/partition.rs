@@ -200,9 +200,12 @@ impl Deal {
         let options = Options { metric, max_iterations: MAX_ITERATIONS };
         let mut random = sampling::generator(self.seed, self.stream);
         let clusters = balanced_kmeans(&points, self.experts, self.each, &options, &mut random).map_err(|e| {
-            Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e)))
-                .tensor(name)
-                .remedy("choose another --partition-by, or give more --data")
+            Error::new(Kind::Numeric, format!("cannot group neurons: {}", first_line(&e))).tensor(name).remedy(
+                match self.by {
+                    PartitionBy::Activations => "choose another --partition-by, or give more --data",
+                    PartitionBy::Random | PartitionBy::Weights => "choose another --partition-by",
+                },
+            )
         })?;
         let mut sets = vec![Vec::with_capacity(self.each); self.experts];
         rest.iter().zip(&clusters.assignment).for_each(|(neuron, set)| sets[*set as usize].push(*neuron));

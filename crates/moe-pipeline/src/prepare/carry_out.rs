@@ -17,7 +17,7 @@ use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
-use crate::train::{Subject, TrainingDir};
+use crate::train::{IDLE, Subject, TrainingDir};
 use crate::trust;
 
 impl Prepared<'_> {
@@ -212,7 +212,10 @@ impl Prepared<'_> {
             memory_budget: options.memory_budget,
             compute: &options.compute,
         };
+        let idle = subject.routers_are_idle()?.then_some(IDLE);
+        idle.iter().for_each(|warning| progress.note(warning));
         let (model, record) = subject.train(progress)?;
+        self.applied[index].plan.warnings.extend(idle.map(str::to_owned));
         self.applied[index].trained(model, &record)?;
         self.trained = Some(record);
         Ok(true)

@@ -18,7 +18,7 @@ use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, device_kind, directory_of};
-use crate::train::TrainingRecord;
+use crate::train::{self, TrainingRecord};
 use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
 
@@ -150,7 +150,12 @@ impl<'p> Prepared<'p> {
         let trust: Vec<_> = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref()).collect();
         let [dead, all] = [trust.iter().map(|t| t.load.dead).sum::<usize>(), trust.iter().map(|t| t.experts[0]).sum()];
         (dead > 0).then(|| {
-            format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: give more --data")
+            let what =
+                format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known");
+            match self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
+                true => format!("{what}: add statistics of more text (observe --add)"),
+                false => format!("{what}: give more --data"),
+            }
         })
     }
 
@@ -233,6 +238,18 @@ impl<'p> Prepared<'p> {
     pub fn check_unchanged(&self) -> Result<()> {
         self.checkpoint.check_unchanged()?;
         self.applied.iter().try_for_each(Applied::check_unchanged)
+    }
+
+    /// What takes less memory than [`Self::memory_estimate`], by what takes most of it.
+    pub fn memory_remedy(&self, probe_tokens: usize) -> String {
+        let less = match self.memory_estimate(0) < self.memory_estimate(probe_tokens) {
+            true => "lower --probe-tokens".to_owned(),
+            false => match self.applied.iter().find_map(|applied| applied.training.as_ref()) {
+                Some(task) => train::less_memory(&task.training),
+                None => "lower --data-tokens or --sequence-length".to_owned(),
+            },
+        };
+        format!("{less}, or raise --memory-budget")
     }
 
     /// The probe's largest tensors: the head in f32 beside logits of both models, or a layer's weights; and hidden states of what is

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use moe_checkpoint::{Checkpoint, Result};
-use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, Trainee};
+use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Part, Reference, Scale, Trainee};
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{Precision, Training};
+use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
 
 use order::Order;
 use trainer::{Task, Trainer};
@@ -26,7 +26,7 @@ use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
 pub(crate) use dir::{LOG_FILE, TrainingDir};
-pub(crate) use need::Need;
+pub(crate) use need::{Need, less_memory};
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 
 /// A model that shall be trained, and what with.
@@ -77,7 +77,21 @@ impl TrainingTask {
 /// Options that may be changed when a training goes on.
 const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
 
+/// What is said of a training that has nothing to find.
+pub(crate) const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
+     the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert";
+
 impl Subject<'_> {
+    /// Whether only routers are trained, and have nothing to decide. The experts' weights are read, once, where they are alike.
+    ///
+    /// # Errors
+    /// What reading them returns.
+    pub fn routers_are_idle(&self) -> Result<bool> {
+        let TrainingTask { training, .. } = self.task;
+        let only_routers = training.parts.iter().all(|part| *part == Part::Routers);
+        Ok(only_routers && training.options.steps > 0 && routers_are_idle(self.model, same_bytes)?)
+    }
+
     /// Trains, and gives the trained model.
     ///
     /// # Errors
@@ -87,7 +101,7 @@ impl Subject<'_> {
         // What can't be gone on from is refused before anything is computed.
         let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
         let need = Need::of(self.model, training);
-        let keep_graphs = need.check(self.memory_budget)?;
+        let keep_graphs = need.check(training, self.memory_budget)?;
         let sequences: Vec<Vec<u32>> = text.domains.iter().flat_map(|domain| domain.sequences.clone()).collect();
         let precision = match training.options.precision {
             Precision::F32 => DType::F32,

@@ -1,11 +1,20 @@
 //! How much memory a training needs, checked before it starts.
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::train::Parameters;
+use moe_forward::train::{Parameters, Part};
 use moe_model::{Expert, Ffn, Layer, Model};
 use moe_passes::Training;
 
 use crate::resources::{ByteSize, available_memory_bytes};
+
+/// What makes `training` take less memory.
+pub(crate) fn less_memory(training: &Training) -> String {
+    let rest = "lower --batch-tokens or --sequence-length";
+    match training.parts.iter().all(|part| *part == Part::Routers) {
+        true => rest.to_owned(),
+        false => format!("train fewer parts of the model (--train router takes least), {rest}"),
+    }
+}
 
 /// Memory that a training needs, in bytes.
 pub(crate) struct Need {
@@ -67,8 +76,8 @@ impl Need {
         self.trained + self.states + self.layer * if keep_graphs { self.layers } else { 1 }
     }
 
-    /// Whether there is room to keep all graphs.
-    pub fn check(&self, budget: Option<ByteSize>) -> Result<bool> {
+    /// Whether there is room to keep all graphs of `training`, which this is the need of.
+    pub fn check(&self, training: &Training, budget: Option<ByteSize>) -> Result<bool> {
         let available = available_memory_bytes();
         let room = match (budget, available) {
             (Some(budget), Some(available)) => budget.0.min(available),
@@ -82,9 +91,11 @@ impl Need {
                 ByteSize(self.bytes(false)),
                 ByteSize(room)
             );
-            return Err(Error::new(Kind::Usage, what).remedy(
-                "train fewer parts of the model (--train router), lower --batch-tokens, or use a larger machine",
-            ));
+            let larger = match budget.is_some_and(|budget| budget.0 <= room) {
+                true => "raise --memory-budget",
+                false => "use a larger machine",
+            };
+            return Err(Error::new(Kind::Usage, what).remedy(format!("{}, or {larger}", less_memory(training))));
         }
         Ok(self.bytes(true) <= room / 2)
     }

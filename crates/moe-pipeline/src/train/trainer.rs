@@ -233,6 +233,10 @@ impl Running<'_> {
 
     /// The weights are still those of the last good step: these are saved.
     fn keep_last_good(&mut self, error: Error) -> Result<Error> {
+        // What a checkpoint has wrong, no rate and no text mends.
+        if error.named_file().is_some() {
+            return Ok(error);
+        }
         self.save()?;
         let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
         let stopped = Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER);

@@ -1,0 +1,88 @@
+//! Words for what weights become, and what is said of those that other tools have.
+
+use std::ffi::OsStr;
+
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Command, ValueEnum};
+use moe_model::{Error, Kind};
+
+use super::options::WeightScheme;
+
+/// Reads a [`WeightScheme`] of the command line.
+#[derive(Clone)]
+pub(super) struct SchemeParser;
+
+impl TypedValueParser for SchemeParser {
+    type Value = WeightScheme;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<WeightScheme, clap::Error> {
+        match value.to_str().and_then(not_here) {
+            Some(remedy) => {
+                let what = format!("there is no scheme {:?}\n  remedy: {remedy}\n", value.to_string_lossy());
+                Err(clap::Error::raw(ErrorKind::InvalidValue, what).with_cmd(command))
+            }
+            None => EnumValueParser::<WeightScheme>::new().parse_ref(command, arg, value),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(WeightScheme::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
+impl TryFrom<String> for WeightScheme {
+    type Error = Error;
+
+    fn try_from(word: String) -> Result<Self, Error> {
+        let refused = |remedy: String| Error::new(Kind::Usage, format!("there is no scheme {word:?}")).remedy(remedy);
+        if let Some(remedy) = not_here(&word) {
+            return Err(refused(remedy));
+        }
+        let known = || Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names = || known().map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+        Self::from_str(&word, false).map_err(|_| refused(format!("give one of {}", names())))
+    }
+}
+
+/// What to give instead of a scheme as other tools write them, such as w8a8, that isn't here.
+fn not_here(word: &str) -> Option<String> {
+    let (weights, activations) = word
+        .to_ascii_lowercase()
+        .strip_prefix('w')?
+        .split_once('a')
+        .map(|(w, a)| (w.parse::<u32>().ok(), a.parse::<u32>().ok()))?;
+    let (weights, activations) = (weights?, activations?);
+    match (weights, activations) {
+        (2..=4 | 8, 16) => None,
+        (8, 8) => Some(
+            "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit integers alone".to_owned(),
+        ),
+        (2..=4 | 8, _) => Some(format!("activations stay as they are here: give w{weights}a16")),
+        (5 | 6, 16) => Some(format!("give --target-bits {weights} --profile free, which has widths of 5 and 6 bits")),
+        _ => Some("give w8a16, w4a16, w3a16 or w2a16; activations stay as they are".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemes_of_other_tools_have_a_remedy_that_keeps_what_was_asked_for() {
+        for known in ["w8a16", "w4a16", "w3a16", "w2a16", "fp8", "fp8-block", "nonsense", "wa", "w4a"] {
+            assert_eq!(not_here(known), None, "{known}");
+        }
+        for (word, remedy) in
+            [("w8a8", "fp8 is what"), ("W4A8", "give w4a16"), ("w6a16", "--target-bits 6"), ("w1a16", "give w8a16")]
+        {
+            let found = not_here(word).unwrap();
+            assert!(found.contains(remedy), "{word}: {found}");
+            let error = WeightScheme::try_from(word.to_owned()).unwrap_err().to_string();
+            assert!(error.contains(remedy), "{error}");
+        }
+        assert_eq!(WeightScheme::try_from("fp8-block".to_owned()).unwrap(), WeightScheme::Fp8Block);
+        let error = WeightScheme::try_from("int8".to_owned()).unwrap_err().to_string();
+        assert!(error.contains("give one of w8a16, w4a16"), "{error}");
+    }
+}
