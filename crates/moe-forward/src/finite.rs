@@ -21,7 +21,7 @@ pub(crate) fn check<'w>(values: &Tensor, what: &str, suspects: impl IntoIterator
         check_weight(weight)?;
     }
     // Finite values may have a sum that is not; what is not finite differs from itself, or has no difference to itself.
-    let differences = values.to_dtype(DType::F32).and_then(|v| (&v - &v)?.sum_all()?.to_scalar::<f32>());
+    let differences = values.to_dtype(DType::F32).and_then(|v| v.sub(&v)?.sum_all()?.to_scalar::<f32>());
     if differences.context(|| what.to_owned())? == 0.0 {
         return Ok(());
     }
