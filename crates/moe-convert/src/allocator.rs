@@ -1,4 +1,4 @@
-//! The program's memory: jemalloc, and an end to templates that take too much of it.
+//! The program's memory: jemalloc, and an end to tokenizers that take too much of it.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::process::exit;
@@ -78,7 +78,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Ends the program where a template would take more than it may. No call returns between here and minijinja that could carry an error.
+/// Ends the program where a tokenizer would take more than it may. No call returns between here and the library that could carry an error.
 fn count(bytes: usize) {
     let Err(error) = allocated(bytes) else { return };
     say(&format!("error: {error}"));

@@ -5,17 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json};
 use moe_math::sampling;
 use serde::Deserialize;
-use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, check_ids};
 use crate::chat::ChatTemplate;
-use crate::guarded::guarded;
-
-/// The file that tells how text becomes tokens.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
+use crate::tokenizer::TextTokenizer;
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -129,7 +125,7 @@ impl Corpus {
                 .file(&without.path)
                 .remedy("give every file of --data @WEIGHT, or none"));
         }
-        let mut source = Documents { model_dir, tokenizer: None, template: None, padding: None };
+        let mut source = Documents { model_dir, vocab: options.vocab, tokenizer: None, template: None, padding: None };
         let mut domains: Vec<Domain> = Vec::new();
         for spec in specs {
             let mut documents = Vec::new();
@@ -213,7 +209,8 @@ fn truncate(sequences: &mut Vec<Vec<u32>>, limit: usize) {
 /// Reads documents as token ids; the tokenizer and the chat template are loaded when first needed.
 struct Documents<'a> {
     model_dir: &'a Path,
-    tokenizer: Option<Tokenizer>,
+    vocab: usize,
+    tokenizer: Option<TextTokenizer>,
     template: Option<ChatTemplate>,
     padding: Option<Padding>,
 }
@@ -258,6 +255,7 @@ impl Padding {
 struct Line {
     text: Option<String>,
     messages: Option<serde_json::Value>,
+    tools: Option<serde_json::Value>,
     input_ids: Option<Vec<u32>>,
     attention_mask: Option<Vec<u32>>,
 }
@@ -299,8 +297,8 @@ impl Documents<'_> {
                     let given = ids.len();
                     (ids, given)
                 }
-                Line { messages: Some(messages), .. } => {
-                    let text = self.render(&messages).map_err(|e| e.file(path))?;
+                Line { messages: Some(messages), tools, .. } => {
+                    let text = self.render(&messages, tools.as_ref()).map_err(|e| e.file(path))?;
                     // The template writes the special tokens itself.
                     let ids = self.encode(&text, false)?;
                     let given = ids.len();
@@ -321,61 +319,27 @@ impl Documents<'_> {
     }
 
     fn encode(&mut self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
+        let vocab = self.vocab;
+        let tokenizer = self.tokenizer()?;
+        let ids = tokenizer.encode(text, special_tokens)?;
+        tokenizer.check(&ids, vocab)?;
+        Ok(ids)
+    }
+
+    fn tokenizer(&mut self) -> Result<&TextTokenizer> {
         if self.tokenizer.is_none() {
-            self.tokenizer = Some(load_tokenizer(self.model_dir)?);
+            self.tokenizer = Some(TextTokenizer::load(self.model_dir)?);
         }
-        let tokenizer = self.tokenizer.as_ref().expect("it was just loaded");
-        let encoding = guarded(|| tokenizer.encode_fast(text, special_tokens));
-        Ok(encoding.map_err(|e| tokenizer_failed(self.model_dir, e))?.get_ids().to_vec())
+        Ok(self.tokenizer.as_ref().expect("it was just loaded"))
     }
 
-    fn render(&mut self, messages: &serde_json::Value) -> Result<String> {
+    fn render(&mut self, messages: &serde_json::Value, tools: Option<&serde_json::Value>) -> Result<String> {
         if self.template.is_none() {
-            self.template = Some(ChatTemplate::load(self.model_dir)?);
+            let named = self.tokenizer()?.named().to_vec();
+            self.template = Some(ChatTemplate::load(self.model_dir, named)?);
         }
-        self.template.as_ref().expect("it was just loaded").render(messages)
+        self.template.as_ref().expect("it was just loaded").render(messages, tools)
     }
-}
-
-/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without a tokenizer.
-///
-/// # Errors
-/// [`Kind::Malformed`] for a tokenizer that can't be understood.
-pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
-    if !model_dir.join(TOKENIZER_FILE).is_file() {
-        return Ok(BTreeSet::new());
-    }
-    let tokens = load_tokenizer(model_dir)?.get_added_tokens_decoder();
-    Ok(tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect())
-}
-
-/// The tokenizer of `model_dir` made no tokens of some text.
-pub(crate) fn tokenizer_failed(model_dir: &Path, error: tokenizers::Error) -> Error {
-    Error::new(Kind::Malformed, "the tokenizer failed")
-        .source(error)
-        .file(model_dir.join(TOKENIZER_FILE))
-        .remedy("download tokenizer.json again")
-}
-
-pub(crate) fn load_tokenizer(model_dir: &Path) -> Result<Tokenizer> {
-    let path = model_dir.join(TOKENIZER_FILE);
-    if !path.is_file() {
-        return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
-            .file(model_dir)
-            .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
-    }
-    let malformed = |e: tokenizers::Error| {
-        Error::new(Kind::Malformed, "cannot understand this tokenizer")
-            .source(e)
-            .file(&path)
-            .remedy("download tokenizer.json again")
-    };
-    let bytes = read_whole(&path, json::MAX_JSON_BYTES)?;
-    let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes)).map_err(malformed)?;
-    // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
-    // to a billion tokens.
-    tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
-    Ok(tokenizer)
 }
 
 #[cfg(test)]
@@ -399,16 +363,6 @@ mod tests {
     }
 
     #[test]
-    fn a_decoder_that_is_no_json_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        for decoder in ["", "x", &"[".repeat(1000)] {
-            std::fs::write(dir.path().join(TOKENIZER_FILE), format!("{{\"version\":\"1.0\",\"decoder\":{decoder}"))
-                .unwrap();
-            assert_eq!(load_tokenizer(dir.path()).unwrap_err().kind(), Kind::Malformed);
-        }
-    }
-
-    #[test]
     fn what_would_be_misread_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |specs: &[&str]| {
@@ -423,39 +377,6 @@ mod tests {
         };
         assert!(refused(&["a.txt", "b.JSON"]).contains("name it .jsonl"));
         assert!(refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none"));
-    }
-
-    #[test]
-    fn a_template_with_a_token_that_is_not_there_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let processor = serde_json::json!({
-            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {},
-        });
-        let tokenizer = serde_json::json!({
-            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": processor,
-            "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
-        });
-        std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
-        let mut documents = Documents { model_dir: dir.path(), tokenizer: None, template: None, padding: None };
-        let error = documents.encode("a", true).unwrap_err();
-        assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
-    }
-
-    #[test]
-    fn a_tokenizer_neither_pads_nor_truncates() {
-        let dir = tempfile::tempdir().unwrap();
-        let tokenizer = serde_json::json!({
-            "version": "1.0",
-            "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
-            "padding": {"strategy": {"Fixed": 1_000_000_000}, "direction": "Right", "pad_to_multiple_of": null,
-                        "pad_id": 0, "pad_type_id": 0, "pad_token": "a"},
-            "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
-            "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
-        });
-        std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
-        let encoding = load_tokenizer(dir.path()).unwrap().encode_fast("b a b", true).unwrap();
-        assert_eq!(encoding.get_ids(), [1, 0, 1]);
     }
 
     #[test]

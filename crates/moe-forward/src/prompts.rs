@@ -6,8 +6,7 @@ use moe_checkpoint::{Error, Kind, Result, json};
 use serde::Deserialize;
 
 use crate::batch::Batch;
-use crate::corpus::{load_tokenizer, tokenizer_failed};
-use crate::guarded::guarded;
+use crate::tokenizer::TextTokenizer;
 
 /// The prompts of one expert.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -49,15 +48,14 @@ pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompt
     if let Some(index) = found.iter().position(|set| set.positive.is_empty()) {
         return Err(usage(format!("entry {index} has no positive prompt")).remedy(REMEDY));
     }
-    let tokenizer = load_tokenizer(model_dir)?;
-    let bos = bos_token(model_dir)?.and_then(|token| tokenizer.token_to_id(&token));
+    let tokenizer = TextTokenizer::load(model_dir)?;
+    let bos = tokenizer.id_of("bos_token");
     let (mut sequences, mut kinds) = (Vec::new(), Vec::new());
     for (index, set) in found.iter().enumerate() {
         for (prompts, is_positive) in [(&set.positive, true), (&set.negative, false)] {
             for prompt in prompts {
-                let encoding = guarded(|| tokenizer.encode_fast(prompt.as_str(), false))
-                    .map_err(|e| tokenizer_failed(model_dir, e))?;
-                sequences.push(after_bos(bos, prompt, encoding.get_ids()).map_err(|e| e.file(path))?);
+                let ids = tokenizer.encode(prompt, false)?;
+                sequences.push(after_bos(bos, prompt, &ids).map_err(|e| e.file(path))?);
                 kinds.push((index, is_positive));
             }
         }
@@ -72,15 +70,4 @@ fn after_bos(bos: Option<u32>, prompt: &str, ids: &[u32]) -> Result<Vec<u32>> {
         return Err(Error::new(Kind::Usage, what).remedy("give it some words"));
     }
     Ok(bos.into_iter().chain(ids.iter().copied()).collect())
-}
-
-/// The text of the BOS token, which tokenizer_config.json has as a string or as an object.
-fn bos_token(model_dir: &Path) -> Result<Option<String>> {
-    let path = model_dir.join("tokenizer_config.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let config: serde_json::Value = json::read_tree(&path)?;
-    let token = &config["bos_token"];
-    Ok(token.as_str().or(token["content"].as_str()).map(str::to_owned))
 }

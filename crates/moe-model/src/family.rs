@@ -263,6 +263,17 @@ pub enum CaveatWhen {
     BiasedDense,
 }
 
+/// Which class transformers makes a family's tokenizer of.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerRule {
+    /// The class where the tokenizer's files name none.
+    pub class: String,
+    /// Whether it is this class whatever the files name: transformers holds those of the family to be wrong.
+    #[serde(default)]
+    pub overrules: bool,
+}
+
 /// Everything that is particular to one `model_type`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -279,6 +290,8 @@ pub struct Family {
     pub distills_to: Vec<String>,
     /// Why there are none.
     pub undistilled: Option<String>,
+    /// Which class stock loaders make its tokenizer of; without one, what the tokenizer's files name.
+    pub tokenizer: Option<TokenizerRule>,
     /// Config keys that mean something in this family only.
     #[serde(default)]
     pub own_keys: Vec<String>,

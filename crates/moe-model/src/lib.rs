@@ -26,7 +26,7 @@ pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::Declaration;
 pub use engines::{Answer, Verdict};
-pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, families, family};
+pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, TokenizerRule, families, family};
 pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
     QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,

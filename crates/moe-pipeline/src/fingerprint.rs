@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Result, sha256_bytes, sha256_file};
-use moe_forward::TOKENIZER_FILE;
+use moe_forward::tokenizer_files;
 use moe_math::Compute;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ const PLACE_BYTES: u64 = 256;
 pub struct Fingerprint {
     /// SHA-256 of config.json, and of every tensor's name, type, shape and some of its bytes.
     pub model: String,
-    /// SHA-256 of tokenizer.json, if there is one.
+    /// SHA-256 of all files that decide which tokens text becomes, if there are any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokenizer: Option<String>,
 }
@@ -40,10 +40,17 @@ impl Fingerprint {
                 seen.extend(bytes);
             }
         }
-        let tokenizer = checkpoint.dir().join(TOKENIZER_FILE);
-        let tokenizer = if tokenizer.is_file() { Some(sha256_file(&tokenizer)?) } else { None };
-        Ok(Self { model: sha256_bytes(&seen), tokenizer })
+        Ok(Self { model: sha256_bytes(&seen), tokenizer: of_tokenizer(checkpoint.dir())? })
     }
+}
+
+fn of_tokenizer(dir: &Path) -> Result<Option<String>> {
+    let mut seen = String::new();
+    for file in tokenizer_files(dir)? {
+        let name = file.strip_prefix(dir).unwrap_or(&file).to_string_lossy();
+        seen += &format!("{name:?} {}\n", sha256_file(&file)?);
+    }
+    Ok(if seen.is_empty() { None } else { Some(sha256_bytes(seen.as_bytes())) })
 }
 
 /// Hash of all that decides what comes of a run, the build of the program and what it computes on included: a run that was killed may go

@@ -1,0 +1,152 @@
+//! Texts of templates beside those of transformers (`golden/templates/make.py`), and templates without an end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::*;
+use crate::tokenizer::{TOKENIZER_FILE, TextTokenizer};
+
+fn golden(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/templates").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn constructs_are_rendered_as_transformers_renders_them() {
+    let golden = golden("constructs.json");
+    let variables: Vec<(&str, Value)> =
+        golden["variables"].as_object().unwrap().iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    let mut wrong = Vec::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let template = case["template"].as_str().unwrap();
+        let found = Template::parse(template).and_then(|template| template.render(&variables));
+        if found.as_deref().ok() != case["text"].as_str() {
+            let found = found.unwrap_or_else(|error| format!("error: {error}"));
+            wrong.push(format!("{template:?}\n  {found:?}\n  {}", case["text"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn folder(files: &Value) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    });
+    std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
+    for (name, content) in files.as_object().unwrap() {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content.as_str().map_or_else(|| content.to_string(), str::to_owned)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn conversations_are_rendered_as_transformers_renders_them() {
+    let golden = golden("conversations.json");
+    let mut wrong = Vec::new();
+    for (name, files) in golden["folders"].as_object().unwrap() {
+        let dir = folder(files);
+        let tokens = TextTokenizer::load(dir.path()).unwrap().named().to_vec();
+        let template = ChatTemplate::load(dir.path(), tokens);
+        for case in golden["cases"].as_array().unwrap().iter().filter(|case| case["folder"] == **name) {
+            let messages = &golden["messages"][case["messages"].as_str().unwrap()];
+            let tools = if case["tools"] == true { Some(&golden["tools"]) } else { None };
+            let found = template
+                .as_ref()
+                .map_err(|error| error.to_string())
+                .and_then(|template| template.render(messages, tools).map_err(|error| error.to_string()));
+            if found.as_deref().ok() != case["text"].as_str() {
+                wrong.push(format!("{name}, {}: {found:?}\n  {}", case["messages"], case["text"]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn render(template: &str, messages: &Value) -> Result<String> {
+    let dir = folder(&json!({"chat_template.jinja": template}));
+    ChatTemplate::load(dir.path(), vec![("eos_token".into(), "</s>".into())])?.render(messages, None)
+}
+
+fn hi() -> Value {
+    json!([{"role": "user", "content": "Hi"}])
+}
+
+#[test]
+fn a_template_that_refuses_says_why_and_in_which_line() {
+    let error = render("a\n{{ raise_exception('roles must alternate') }}", &hi()).unwrap_err().to_string();
+    assert!(error.contains("roles must alternate") && error.contains("line 2"), "{error}");
+    for unsupported in
+        ["{{ 'a' | wordwrap }}", "{{ lipsum() }}", "{{ 'a'.encode() }}", "{{ [1] | map('abs') }}", "{{ 2 ** 200 }}"]
+    {
+        let error = render(unsupported, &hi()).unwrap_err().to_string();
+        assert!(error.contains("remedy") && error.contains("line 1"), "{unsupported}: {error}");
+    }
+}
+
+#[test]
+fn a_template_without_end_is_stopped() {
+    let many = |part: &str| part.repeat(50_000);
+    let doubled = |part: &str| "{% set s = ['ha'] %}".to_owned() + &part.repeat(60);
+    let endless = [
+        ("{{".to_owned() + &many("-") + "1 }}", "deep"),
+        ("{{ 1".to_owned() + &many("+1") + " }}", "deep"),
+        ("{{ messages".to_owned() + &many(".y") + " }}", "deep"),
+        ("{{ messages".to_owned() + &many("[0]") + " }}", "deep"),
+        ("{{ messages".to_owned() + &many("|list") + " }}", "deep"),
+        ("{{ ".to_owned() + &many("not ") + "1 }}", "deep"),
+        ("{{ ".to_owned() + &many("(") + "1" + &many(")") + " }}", "deep"),
+        ("{{ 1".to_owned() + &many(" if 1 else 1") + " }}", "deep"),
+        (many("{% if 1 %}"), "deep"),
+        ("{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}".to_owned(), "too often"),
+        ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(), "too often"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}".to_owned(), "fuel"),
+        (doubled("{% set s = s ~ s %}"), "512 MiB"),
+        (doubled("{% set s = s + s %}"), "512 MiB"),
+        (doubled("{% set s = [s, s] %}") + "{{ s }}", "too large"),
+        ("{{ 'a' * 10 ** 12 }}".to_owned(), "512 MiB"),
+        ("{{ 'a' | center(10 ** 12) }}".to_owned(), "512 MiB"),
+        ("{{ '%999999999d' % 1 }}".to_owned(), "not supported"),
+        (
+            "{% set n = namespace(l=[]) %}{% for a in range(5000) %}{% set n.l = [n.l] %}{% endfor %}".to_owned(),
+            "nests values",
+        ),
+    ];
+    for (template, expected) in endless {
+        let start = Instant::now();
+        let error = render(&template, &hi()).unwrap_err().to_string();
+        let shown = &template[..template.len().min(60)];
+        assert!(error.contains(expected) && error.contains("remedy"), "{shown}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{shown}: {:?}", start.elapsed());
+    }
+    // What Python's own limits let through.
+    assert!(render(&("{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}"), &hi()).unwrap().len() > 50_000);
+    let depth = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}x{% endmacro %}{{ m(250) }}";
+    assert_eq!(render(depth, &hi()).unwrap().len(), 251);
+}
+
+#[test]
+fn the_present_is_fixed_for_reproducible_builds_only() {
+    let year = render("{{ strftime_now('%Y') }}", &hi()).unwrap();
+    assert!(year.parse::<u32>().unwrap() >= 2026, "{year}");
+    let error = render("{{ strftime_now('%Q') }}", &hi()).unwrap_err().to_string();
+    assert!(error.contains("time format"), "{error}");
+}
+
+#[test]
+fn what_is_no_conversation_or_template_is_said_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = ChatTemplate::load(dir.path(), Vec::new()).err().unwrap().to_string();
+    assert!(error.contains("no chat template") && error.contains("remedy"), "{error}");
+    for messages in [json!([]), json!({}), json!(["a"]), json!([[{"role": "user"}]])] {
+        let error = render("{{ messages }}", &messages).unwrap_err();
+        assert!(error.kind() == Kind::Malformed && error.to_string().contains("remedy"), "{error}");
+    }
+    let dir = folder(&json!({"chat_template.jinja": "x"}));
+    let template = ChatTemplate::load(dir.path(), Vec::new()).unwrap();
+    assert!(template.render(&hi(), Some(&json!("no list"))).unwrap_err().to_string().contains("tools"));
+}

@@ -1,0 +1,136 @@
+//! What the parser makes of a template. Nothing here is tied to a thread, so that one template renders many conversations.
+
+use std::sync::Arc;
+
+pub(super) type Name = Arc<str>;
+
+/// A template or the inside of a block: statements in order.
+pub(super) type Body = Vec<Stmt>;
+
+pub(super) struct Stmt {
+    pub line: usize,
+    pub kind: StmtKind,
+}
+
+pub(super) enum StmtKind {
+    Text(Arc<str>),
+    Print(Vec<Expr>),
+    For(Arc<For>),
+    If {
+        arms: Vec<(Expr, Body)>,
+        otherwise: Body,
+    },
+    Set(Target, Expr),
+    SetBlock {
+        target: Target,
+        filters: Vec<(Name, Args)>,
+        body: Body,
+    },
+    Macro(Arc<Macro>),
+    Call {
+        macro_: Arc<Macro>,
+        call: Expr,
+    },
+    Filter {
+        filters: Vec<(Name, Args)>,
+        body: Body,
+    },
+    With {
+        values: Vec<(Target, Expr)>,
+        body: Body,
+    },
+    /// A part with variables of its own: `{% generation %}`, `{% autoescape false %}`.
+    Scope(Body),
+    /// `{% block %}`, which sees what was set outside of all loops.
+    Block(Body),
+    Break,
+    Continue,
+}
+
+pub(super) struct For {
+    pub target: Target,
+    pub iter: Expr,
+    pub filter: Option<Expr>,
+    pub recursive: bool,
+    pub body: Body,
+    pub otherwise: Body,
+}
+
+pub(super) struct Macro {
+    pub name: Name,
+    pub params: Vec<(Name, Option<Expr>)>,
+    pub body: Body,
+    pub takes_varargs: bool,
+    pub takes_kwargs: bool,
+    pub takes_caller: bool,
+}
+
+pub(super) enum Target {
+    Name(Name),
+    /// `namespace.attribute`
+    Attr(Name, Name),
+    Tuple(Vec<Target>),
+}
+
+pub(super) struct Expr {
+    pub line: usize,
+    pub kind: ExprKind,
+}
+
+pub(super) enum ExprKind {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Arc<str>),
+    Name(Name),
+    List(Vec<Expr>),
+    Tuple(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+    Attr(Box<Expr>, Name),
+    Item(Box<Expr>, Box<Expr>),
+    Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
+    Call(Box<Expr>, Args),
+    Filter(Box<Expr>, Name, Args),
+    Test(Box<Expr>, Name, Args),
+    Not(Box<Expr>),
+    Negative(Box<Expr>),
+    Positive(Box<Expr>),
+    And(Box<Expr>, Box<Expr>),
+    Or(Box<Expr>, Box<Expr>),
+    Binary(Binary, Box<Expr>, Box<Expr>),
+    Compare(Box<Expr>, Vec<(Comparison, Expr)>),
+    Concat(Vec<Expr>),
+    If { test: Box<Expr>, then: Box<Expr>, otherwise: Option<Box<Expr>> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    FloorDiv,
+    Mod,
+    Pow,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    In,
+    NotIn,
+}
+
+#[derive(Default)]
+pub(super) struct Args {
+    pub positional: Vec<Expr>,
+    pub named: Vec<(Name, Expr)>,
+    pub list: Option<Box<Expr>>,
+    pub dict: Option<Box<Expr>>,
+}

@@ -1,0 +1,153 @@
+//! `tojson`, which transformers replaces by Python's `json.dumps`.
+
+use super::value::{Dict, Value, float};
+use super::{Fail, MAX_BYTES, Outcome};
+
+/// A JSON value as Python has it.
+pub(super) fn value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::None,
+        serde_json::Value::Bool(value) => Value::Bool(*value),
+        serde_json::Value::Number(number) => {
+            let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+            integer.map_or_else(|| Value::Float(number.as_f64().unwrap_or(f64::NAN)), Value::Int)
+        }
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(items) => items.iter().map(value).collect::<Vec<_>>().into(),
+        serde_json::Value::Object(fields) => {
+            let mut dict = Dict::default();
+            for (key, field) in fields {
+                dict.insert(key.as_str().into(), value(field));
+            }
+            dict.into_value()
+        }
+    }
+}
+
+/// The arguments of `tojson`.
+pub(super) struct Style {
+    pub ensure_ascii: bool,
+    pub indent: Option<String>,
+    pub item_separator: String,
+    pub key_separator: String,
+    pub sort_keys: bool,
+}
+
+impl Style {
+    /// `value` as JSON.
+    pub fn dumps(&self, value: &Value) -> Outcome<String> {
+        let mut out = String::new();
+        self.write(value, &mut out, 0)?;
+        Ok(out)
+    }
+
+    fn write(&self, value: &Value, out: &mut String, depth: usize) -> Outcome<()> {
+        if depth > 500 || out.len() > MAX_BYTES / 4 {
+            return Err(Fail::new("a value is too large for tojson"));
+        }
+        match value {
+            Value::None => out.push_str("null"),
+            Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Value::Int(value) => out.push_str(&value.to_string()),
+            Value::Float(value) => out.push_str(&number(*value)),
+            Value::Str(text) | Value::Markup(text) => self.quote(text, out),
+            Value::List(items) | Value::Tuple(items) => {
+                out.push('[');
+                for (index, item) in items.iter().enumerate() {
+                    self.separate(index, depth + 1, out);
+                    self.write(item, out, depth + 1)?;
+                }
+                self.close(items.is_empty(), depth, out);
+                out.push(']');
+            }
+            Value::Dict(dict) => {
+                out.push('{');
+                let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
+                if self.sort_keys {
+                    let mut failed = None;
+                    entries.sort_by(|a, b| match a.0.compare(&b.0) {
+                        Ok(order) => order.unwrap_or(std::cmp::Ordering::Equal),
+                        Err(error) => {
+                            failed = Some(error);
+                            std::cmp::Ordering::Equal
+                        }
+                    });
+                    failed.map_or(Ok(()), Err)?;
+                }
+                for (index, (key, item)) in entries.into_iter().enumerate() {
+                    self.separate(index, depth + 1, out);
+                    self.quote(&json_key(key)?, out);
+                    out.push_str(&self.key_separator);
+                    self.write(item, out, depth + 1)?;
+                }
+                self.close(dict.entries().is_empty(), depth, out);
+                out.push('}');
+            }
+            _ => {
+                return Err(Fail::new(format!("Object of type {} is not JSON serializable", value.type_name())));
+            }
+        }
+        Ok(())
+    }
+
+    fn separate(&self, index: usize, depth: usize, out: &mut String) {
+        if index > 0 {
+            out.push_str(&self.item_separator);
+        }
+        if let Some(indent) = &self.indent {
+            out.push('\n');
+            out.push_str(&indent.repeat(depth));
+        }
+    }
+
+    fn close(&self, is_empty: bool, depth: usize, out: &mut String) {
+        if let (Some(indent), false) = (&self.indent, is_empty) {
+            out.push('\n');
+            out.push_str(&indent.repeat(depth));
+        }
+    }
+
+    fn quote(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\x08' => out.push_str("\\b"),
+                '\x0c' => out.push_str("\\f"),
+                '\0'..='\x1f' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+                ' '..='~' => out.push(c),
+                _ if self.ensure_ascii => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                _ => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+}
+
+fn number(value: f64) -> String {
+    match float(value).as_str() {
+        "nan" => "NaN".into(),
+        "inf" => "Infinity".into(),
+        "-inf" => "-Infinity".into(),
+        text => text.into(),
+    }
+}
+
+fn json_key(key: &Value) -> Outcome<String> {
+    match key {
+        Value::Str(text) | Value::Markup(text) => Ok(text.to_string()),
+        Value::None => Ok("null".into()),
+        Value::Bool(value) => Ok(value.to_string()),
+        Value::Int(value) => Ok(value.to_string()),
+        Value::Float(value) => Ok(number(*value)),
+        _ => Err(Fail::new(format!("keys must be str, int, float, bool or None, not {}", key.type_name()))),
+    }
+}

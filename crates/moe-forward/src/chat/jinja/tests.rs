@@ -1,0 +1,142 @@
+//! Jinja2's tests: what stands behind `is`.
+
+use super::ast::Comparison;
+use super::calls::{CallArgs, integer, required};
+use super::eval::Interpreter;
+use super::value::Value;
+use super::{Fail, Outcome, filters, operators, strings};
+
+const NAMES: [&str; 39] = [
+    "odd",
+    "even",
+    "divisibleby",
+    "defined",
+    "undefined",
+    "filter",
+    "test",
+    "none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "lower",
+    "upper",
+    "string",
+    "mapping",
+    "number",
+    "sequence",
+    "iterable",
+    "callable",
+    "sameas",
+    "escaped",
+    "in",
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    ">",
+    "gt",
+    "greaterthan",
+    "ge",
+    ">=",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
+];
+
+impl Interpreter {
+    /// Whether `value is name(args)`.
+    pub fn test(&mut self, name: &str, value: &Value, args: CallArgs) -> Outcome<bool> {
+        self.step(0)?;
+        let comparison = match name {
+            "in" => Some(Comparison::In),
+            "==" | "eq" | "equalto" => Some(Comparison::Eq),
+            "!=" | "ne" => Some(Comparison::Ne),
+            ">" | "gt" | "greaterthan" => Some(Comparison::Gt),
+            ">=" | "ge" => Some(Comparison::Ge),
+            "<" | "lt" | "lessthan" => Some(Comparison::Lt),
+            "<=" | "le" => Some(Comparison::Le),
+            _ => None,
+        };
+        if let Some(comparison) = comparison {
+            let [other] = args.bind(name, ["other"])?;
+            return operators::compare(comparison, value, &required(other, name, "other")?);
+        }
+        if matches!(name, "divisibleby" | "sameas") {
+            let [other] = args.bind(name, ["other"])?;
+            let other = required(other, name, "other")?;
+            if name == "sameas" {
+                return Ok(value.is(&other));
+            }
+            let rest = self.binary(super::ast::Binary::Mod, value, &other)?;
+            return Ok(!rest.is_true());
+        }
+        args.bind(name, []).map(|[]| ())?;
+        Ok(match name {
+            "odd" => integer_rest(value)? == 1,
+            "even" => integer_rest(value)? == 0,
+            "defined" => !value.is_undefined(),
+            "undefined" => value.is_undefined(),
+            "filter" => value.text().is_some_and(|name| filters::NAMES.contains(&name)),
+            "test" => value.text().is_some_and(|name| NAMES.contains(&name)),
+            "none" => matches!(value, Value::None),
+            "boolean" => matches!(value, Value::Bool(_)),
+            "false" => matches!(value, Value::Bool(false)),
+            "true" => matches!(value, Value::Bool(true)),
+            "integer" => matches!(value, Value::Int(_)),
+            "float" => matches!(value, Value::Float(_)),
+            "lower" => strings::is_cased(&value.to_text()?, false),
+            "upper" => strings::is_cased(&value.to_text()?, true),
+            "string" => value.text().is_some(),
+            "mapping" => matches!(value, Value::Dict(_)),
+            "number" => value.number().is_some(),
+            "sequence" => matches!(
+                value,
+                Value::Undefined(_)
+                    | Value::Str(_)
+                    | Value::Markup(_)
+                    | Value::List(_)
+                    | Value::Tuple(_)
+                    | Value::Dict(_)
+                    | Value::Range { .. }
+            ),
+            "iterable" => matches!(
+                value,
+                Value::Undefined(_)
+                    | Value::Str(_)
+                    | Value::Markup(_)
+                    | Value::List(_)
+                    | Value::Tuple(_)
+                    | Value::Dict(_)
+                    | Value::View(..)
+                    | Value::Range { .. }
+                    | Value::Once(_)
+                    | Value::Loop(_)
+            ),
+            "callable" => matches!(
+                value,
+                Value::Undefined(_)
+                    | Value::Macro(_)
+                    | Value::Method(_)
+                    | Value::Function(_)
+                    | Value::Loop(_)
+                    | Value::Joiner(_)
+            ),
+            "escaped" => matches!(value, Value::Markup(_)),
+            _ => return Err(Fail::new(format!("No test named '{name}'."))),
+        })
+    }
+}
+
+fn integer_rest(value: &Value) -> Outcome<i128> {
+    match value {
+        Value::Float(number) if number.rem_euclid(2.0) == 1.0 => Ok(1),
+        Value::Float(number) if number.rem_euclid(2.0) == 0.0 => Ok(0),
+        Value::Float(_) => Ok(2),
+        _ => Ok(integer(value, "odd and even")?.rem_euclid(2)),
+    }
+}

@@ -1,0 +1,595 @@
+//! Values as Python has them, and how Python writes them. Texts and lists count themselves, so that what a template holds is known.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Deref;
+use std::rc::Rc;
+
+use super::ast::Macro;
+use super::eval::{LoopState, Scope};
+use super::{Fail, Outcome};
+
+/// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
+const MAX_NESTING: usize = 1000;
+/// So many values may be compared with one another.
+const MAX_COMPARED: u64 = 50_000_000;
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+    static DEEPEST: Cell<usize> = const { Cell::new(0) };
+    static COMPARED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes of texts and lists that this thread's template holds.
+pub(super) fn held() -> usize {
+    HELD.get()
+}
+
+/// What this thread's template has too much of.
+pub(super) fn excess() -> Option<&'static str> {
+    if DEEPEST.get() > MAX_NESTING {
+        Some("nests values more than 1,000 deep")
+    } else if COMPARED.get() > MAX_COMPARED {
+        Some("runs out of fuel: it compares more than 50,000,000 values")
+    } else {
+        None
+    }
+}
+
+/// One level more than the deepest of `values`.
+fn depth_of<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+    let depth = 1 + values.map(Value::depth).max().unwrap_or(0);
+    DEEPEST.set(DEEPEST.get().max(depth));
+    depth
+}
+
+/// Bytes that are held until this is dropped.
+struct Charge(usize);
+
+impl Charge {
+    fn new(bytes: usize) -> Self {
+        HELD.set(HELD.get() + bytes);
+        Self(bytes)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        HELD.set(HELD.get().saturating_sub(self.0));
+    }
+}
+
+/// A shared text.
+#[derive(Clone)]
+pub(super) struct Text(Rc<(String, Charge)>);
+
+impl Text {
+    pub fn new(text: impl Into<String>) -> Self {
+        let text = text.into();
+        let charge = Charge::new(text.len());
+        Self(Rc::new((text, charge)))
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0.0
+    }
+}
+
+/// A shared list that nobody changes: the sandbox of transformers forbids it.
+#[derive(Clone)]
+pub(super) struct Items(Rc<(Vec<Value>, Charge, usize)>);
+
+impl Items {
+    pub fn new(items: Vec<Value>) -> Self {
+        let charge = Charge::new(items.len() * size_of::<Value>());
+        let depth = depth_of(items.iter());
+        Self(Rc::new((items, charge, depth)))
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Deref for Items {
+    type Target = [Value];
+
+    fn deref(&self) -> &[Value] {
+        &self.0.0
+    }
+}
+
+/// A dictionary in the order of its making.
+#[derive(Default)]
+pub(super) struct Dict {
+    entries: Vec<(Value, Value)>,
+    /// Where texts stand among the entries, once there are more than a few.
+    index: HashMap<String, usize>,
+}
+
+const FEW: usize = 8;
+
+impl Dict {
+    pub fn entries(&self) -> &[(Value, Value)] {
+        &self.entries
+    }
+
+    fn find(&self, key: &Value) -> Option<usize> {
+        if let (Value::Str(text), true) = (key, self.entries.len() > FEW) {
+            return self.index.get(&**text).copied();
+        }
+        self.entries.iter().position(|(known, _)| known.equals(key))
+    }
+
+    pub fn get(&self, key: &Value) -> Option<&Value> {
+        self.find(key).map(|at| &self.entries[at].1)
+    }
+
+    pub fn get_text(&self, key: &str) -> Option<&Value> {
+        if self.entries.len() > FEW {
+            return self.index.get(key).map(|at| &self.entries[*at].1);
+        }
+        let is_key = |(known, _): &&(Value, Value)| matches!(known, Value::Str(known) if &**known == key);
+        self.entries.iter().find(is_key).map(|(_, value)| value)
+    }
+
+    pub fn insert(&mut self, key: Value, value: Value) {
+        if let Some(at) = self.find(&key) {
+            self.entries[at].1 = value;
+            return;
+        }
+        self.entries.push((key, value));
+        let indexed = if self.entries.len() == FEW + 1 { 0 } else { FEW.max(self.entries.len() - 1) };
+        for at in indexed..self.entries.len() {
+            if let (Value::Str(key), true) = (&self.entries[at].0, self.entries.len() > FEW) {
+                self.index.insert(key.to_string(), at);
+            }
+        }
+    }
+
+    /// As a value.
+    pub fn into_value(self) -> Value {
+        let charge = Charge::new(self.entries.len() * 2 * size_of::<Value>());
+        let depth = depth_of(self.entries.iter().map(|(_, value)| value));
+        Value::Dict(Rc::new(Counted { dict: self, depth, _charge: charge }))
+    }
+}
+
+/// A dictionary with what it holds of memory, and how deep its values stand in one another.
+pub(super) struct Counted {
+    dict: Dict,
+    depth: usize,
+    _charge: Charge,
+}
+
+impl Deref for Counted {
+    type Target = Dict;
+
+    fn deref(&self) -> &Dict {
+        &self.dict
+    }
+}
+
+/// What `dict.keys()` and its like give.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum View {
+    Keys,
+    Values,
+    Items,
+}
+
+/// A function that templates can call by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Function {
+    Range,
+    Dict,
+    Namespace,
+    Cycler,
+    Joiner,
+    Lipsum,
+    RaiseException,
+    StrftimeNow,
+}
+
+/// A dictionary that templates can change.
+#[derive(Default)]
+pub(super) struct Namespace {
+    pub fields: RefCell<Dict>,
+    depth: Cell<usize>,
+}
+
+impl Namespace {
+    pub fn set(&self, name: Value, value: Value) {
+        self.depth.set(depth_of([&value].into_iter()).max(self.depth.get()));
+        self.fields.borrow_mut().insert(name, value);
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Value {
+    /// What isn't there, with what Jinja2 says of it where it is used.
+    Undefined(Rc<str>),
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Text),
+    /// Text that was escaped, or said to be safe.
+    Markup(Text),
+    List(Items),
+    Tuple(Items),
+    Dict(Rc<Counted>),
+    View(View, Items),
+    Range {
+        start: i128,
+        step: i128,
+        length: usize,
+    },
+    /// Values that can be taken once: what most filters give.
+    Once(Rc<RefCell<VecDeque<Value>>>),
+    Namespace(Rc<Namespace>),
+    Macro(Rc<(std::sync::Arc<Macro>, Rc<Scope>)>),
+    Loop(Rc<LoopState>),
+    Method(Rc<(Value, &'static str)>),
+    Function(Function),
+    Cycler(Rc<(Items, Cell<usize>)>),
+    Joiner(Rc<(Text, Cell<bool>)>),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Str(Text::new(text))
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Str(Text::new(text))
+    }
+}
+
+impl From<Vec<Value>> for Value {
+    fn from(items: Vec<Value>) -> Self {
+        Self::List(Items::new(items))
+    }
+}
+
+impl Value {
+    pub fn undefined(what: impl Into<Rc<str>>) -> Self {
+        Self::Undefined(what.into())
+    }
+
+    pub fn once(items: impl IntoIterator<Item = Value>) -> Self {
+        Self::Once(Rc::new(RefCell::new(items.into_iter().collect())))
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Self::List(items) | Self::Tuple(items) | Self::View(_, items) => items.0.2,
+            Self::Dict(dict) => dict.depth,
+            Self::Namespace(namespace) => namespace.depth.get(),
+            Self::Once(items) => items.borrow().iter().map(Self::depth).max().unwrap_or(0) + 1,
+            Self::Method(method) => method.0.depth() + 1,
+            Self::Cycler(cycler) => cycler.0.0.2 + 1,
+            _ => 0,
+        }
+    }
+
+    pub fn is_undefined(&self) -> bool {
+        matches!(self, Self::Undefined(_))
+    }
+
+    /// The text of a string, escaped or not.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Str(text) | Self::Markup(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Python's name of the type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined(_) => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(_) => "str",
+            Self::Markup(_) => "Markup",
+            Self::List(_) => "list",
+            Self::Tuple(_) => "tuple",
+            Self::Dict(_) => "dict",
+            Self::View(View::Keys, _) => "dict_keys",
+            Self::View(View::Values, _) => "dict_values",
+            Self::View(View::Items, _) => "dict_items",
+            Self::Range { .. } => "range",
+            Self::Once(_) => "generator",
+            Self::Namespace(_) => "Namespace",
+            Self::Macro(_) => "Macro",
+            Self::Loop(_) => "LoopContext",
+            Self::Method(_) => "builtin_function_or_method",
+            Self::Function(_) => "function",
+            Self::Cycler(_) => "Cycler",
+            Self::Joiner(_) => "Joiner",
+        }
+    }
+
+    pub fn is_true(&self) -> bool {
+        match self {
+            Self::Undefined(_) | Self::None => false,
+            Self::Bool(value) => *value,
+            Self::Int(value) => *value != 0,
+            Self::Float(value) => *value != 0.0,
+            _ => self.length().is_none_or(|length| length > 0),
+        }
+    }
+
+    /// What `len` gives, for what has a length.
+    pub fn length(&self) -> Option<usize> {
+        match self {
+            Self::Undefined(_) => Some(0),
+            Self::Str(text) | Self::Markup(text) => Some(text.chars().count()),
+            Self::List(items) | Self::Tuple(items) | Self::View(_, items) => Some(items.len()),
+            Self::Dict(dict) => Some(dict.entries().len()),
+            Self::Range { length, .. } => Some(*length),
+            Self::Loop(state) => Some(state.length()),
+            _ => None,
+        }
+    }
+
+    /// The values that a loop over this takes; of those that can be taken once, the rest.
+    pub fn iterate(&self) -> Outcome<Vec<Value>> {
+        Ok(match self {
+            Self::Undefined(_) => Vec::new(),
+            Self::Str(text) | Self::Markup(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
+            Self::List(items) | Self::Tuple(items) | Self::View(_, items) => items.to_vec(),
+            Self::Dict(dict) => dict.entries().iter().map(|(key, _)| key.clone()).collect(),
+            Self::Range { start, step, length } => {
+                (0..*length as i128).map(|index| Self::Int(start + step * index)).collect()
+            }
+            Self::Once(items) => items.borrow_mut().drain(..).collect(),
+            _ => return Err(Fail::new(format!("'{}' object is not iterable", self.type_name()))),
+        })
+    }
+
+    /// As a float, for numbers.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Self::Bool(value) => Some(f64::from(u8::from(*value))),
+            Self::Int(value) => Some(*value as f64),
+            Self::Float(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// As an integer, for what Python takes for one.
+    pub fn integer(&self) -> Option<i128> {
+        match self {
+            Self::Bool(value) => Some(i128::from(*value)),
+            Self::Int(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Python's `==`.
+    pub fn equals(&self, other: &Self) -> bool {
+        COMPARED.set(COMPARED.get() + 1);
+        if COMPARED.get() > MAX_COMPARED {
+            // The next step of the template fails.
+            return false;
+        }
+        if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
+            return a == b;
+        }
+        if let (Some(a), Some(b)) = (self.number(), other.number()) {
+            return a == b;
+        }
+        if let (Some(a), Some(b)) = (self.text(), other.text()) {
+            return a == b;
+        }
+        match (self, other) {
+            (Self::None, Self::None) | (Self::Undefined(_), Self::Undefined(_)) => true,
+            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
+                a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b))
+            }
+            (Self::Dict(a), Self::Dict(b)) => {
+                let is_same = |(key, value): &(Value, Value)| b.get(key).is_some_and(|other| other.equals(value));
+                a.entries().len() == b.entries().len() && a.entries().iter().all(is_same)
+            }
+            (Self::Range { .. }, Self::Range { .. }) => self
+                .iterate()
+                .ok()
+                .zip(other.iterate().ok())
+                .is_some_and(|(a, b)| a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.equals(b))),
+            (Self::View(a, x), Self::View(b, y)) if a == b && *a != View::Values => {
+                x.len() == y.len() && x.iter().all(|a| y.iter().any(|b| a.equals(b)))
+            }
+            _ => self.is(other),
+        }
+    }
+
+    /// Python's `is`.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) => true,
+            (Self::Bool(a), Self::Bool(b)) => a == b,
+            // Python shares small integers and short texts, so that most that are equal are the same.
+            (Self::Int(a), Self::Int(b)) => a == b,
+            (Self::Str(a), Self::Str(b)) => **a == **b,
+            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.is(b),
+            (Self::Dict(a), Self::Dict(b)) => Rc::ptr_eq(a, b),
+            (Self::Namespace(a), Self::Namespace(b)) => Rc::ptr_eq(a, b),
+            (Self::Macro(a), Self::Macro(b)) => Rc::ptr_eq(a, b),
+            (Self::Loop(a), Self::Loop(b)) => Rc::ptr_eq(a, b),
+            (Self::Once(a), Self::Once(b)) => Rc::ptr_eq(a, b),
+            (Self::Function(a), Self::Function(b)) => a == b,
+            _ => false,
+        }
+    }
+
+    /// Python's order, for what has one.
+    pub fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
+        if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
+            return Ok(Some(a.cmp(&b)));
+        }
+        if let (Some(a), Some(b)) = (self.number(), other.number()) {
+            return Ok(a.partial_cmp(&b));
+        }
+        if let (Some(a), Some(b)) = (self.text(), other.text()) {
+            return Ok(Some(a.cmp(b)));
+        }
+        match (self, other) {
+            (Self::Undefined(what), _) | (_, Self::Undefined(what)) => Err(Fail::new(&**what)),
+            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
+                for (a, b) in a.iter().zip(b.iter()) {
+                    if !a.equals(b) {
+                        return a.compare(b);
+                    }
+                }
+                Ok(Some(a.len().cmp(&b.len())))
+            }
+            _ => Err(Fail::new(format!("'{}' and '{}' have no order", self.type_name(), other.type_name()))),
+        }
+    }
+
+    /// Python's `str`.
+    pub fn to_text(&self) -> Outcome<String> {
+        match self {
+            Self::Undefined(_) => Ok(String::new()),
+            Self::Str(text) | Self::Markup(text) => Ok(text.to_string()),
+            _ => self.repr(),
+        }
+    }
+
+    /// Python's `repr`.
+    pub fn repr(&self) -> Outcome<String> {
+        let mut text = String::new();
+        self.write(&mut text, 0)?;
+        Ok(text)
+    }
+
+    fn write(&self, out: &mut String, depth: usize) -> Outcome<()> {
+        if depth > 500 || out.len() > super::MAX_BYTES / 4 {
+            return Err(Fail::new("a value is too large to be printed"));
+        }
+        let list = |out: &mut String, items: &[Value], begin: &str, end: &str| {
+            out.push_str(begin);
+            for (index, item) in items.iter().enumerate() {
+                out.push_str(if index > 0 { ", " } else { "" });
+                item.write(out, depth + 1)?;
+            }
+            out.push_str(end);
+            Ok(())
+        };
+        match self {
+            Self::Undefined(_) => out.push_str("Undefined"),
+            Self::None => out.push_str("None"),
+            Self::Bool(value) => out.push_str(if *value { "True" } else { "False" }),
+            Self::Int(value) => out.push_str(&value.to_string()),
+            Self::Float(value) => out.push_str(&float(*value)),
+            Self::Str(text) => quoted(text, out),
+            Self::Markup(text) => {
+                out.push_str("Markup(");
+                quoted(text, out);
+                out.push(')');
+            }
+            Self::List(items) => list(out, items, "[", "]")?,
+            Self::Tuple(items) => list(out, items, "(", if items.len() == 1 { ",)" } else { ")" })?,
+            Self::View(view, items) => {
+                let begin = match view {
+                    View::Keys => "dict_keys([",
+                    View::Values => "dict_values([",
+                    View::Items => "dict_items([",
+                };
+                list(out, items, begin, "])")?;
+            }
+            Self::Dict(dict) => write_dict(dict, out, depth)?,
+            Self::Range { start, step, length } => {
+                let stop = start + step * *length as i128;
+                out.push_str(&format!("range({start}, {stop}"));
+                out.push_str(&if *step == 1 { ")".to_owned() } else { format!(", {step})") });
+            }
+            Self::Namespace(fields) => {
+                out.push_str("<Namespace ");
+                write_dict(&fields.fields.borrow(), out, depth)?;
+                out.push('>');
+            }
+            Self::Macro(macro_) => out.push_str(&format!("<Macro '{}'>", macro_.0.name)),
+            Self::Loop(state) => out.push_str(&format!("<LoopContext {}/{}>", state.index(), state.length())),
+            Self::Once(_) | Self::Method(_) | Self::Function(_) | Self::Cycler(_) | Self::Joiner(_) => {
+                let what = format!("a {} is printed with its address in memory: add | list", self.type_name());
+                return Err(Fail::new(what));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_dict(dict: &Dict, out: &mut String, depth: usize) -> Outcome<()> {
+    out.push('{');
+    for (index, (key, value)) in dict.entries().iter().enumerate() {
+        out.push_str(if index > 0 { ", " } else { "" });
+        key.write(out, depth + 1)?;
+        out.push_str(": ");
+        value.write(out, depth + 1)?;
+    }
+    out.push('}');
+    Ok(())
+}
+
+/// Python's `repr` of a float.
+pub(super) fn float(value: f64) -> String {
+    if value.is_nan() {
+        return "nan".into();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "inf".into() } else { "-inf".into() };
+    }
+    let text = format!("{value:e}");
+    let Some((digits, exponent)) = text.split_once('e') else { return text };
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    if value == 0.0 || (-4..16).contains(&exponent) {
+        let plain = format!("{value}");
+        return if plain.contains('.') { plain } else { plain + ".0" };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// Whether Python prints `c` as it is. The standard library asks the same of Unicode where it escapes, but for marks that begin a text.
+pub(super) fn is_printable(c: char) -> bool {
+    let mut text = String::from("a");
+    text.push(c);
+    !text.escape_debug().to_string().starts_with("a\\u{")
+}
+
+fn quoted(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            _ if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            _ if u32::from(c) > 0x7f && is_printable(c) => out.push(c),
+            _ => match u32::from(c) {
+                code @ 0..=0xff => out.push_str(&format!("\\x{code:02x}")),
+                code @ 0x100..=0xffff => out.push_str(&format!("\\u{code:04x}")),
+                code => out.push_str(&format!("\\U{code:08x}")),
+            },
+        }
+    }
+    out.push(quote);
+}

@@ -1,0 +1,208 @@
+//! Chat templates: `messages` to text, as transformers' `apply_chat_template` renders them.
+
+#[cfg(test)]
+mod golden;
+mod jinja;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use moe_checkpoint::{Error, Kind, Result, read_text};
+use serde_json::{Map, Value};
+
+use crate::tokenizer::{TOKENIZER_CONFIG_FILE, read_config};
+use jinja::Template;
+
+/// The longest template that is read; those of models have some 10 KiB.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// The folder of further templates, each named by its file.
+const FURTHER_TEMPLATES: &str = "additional_chat_templates";
+/// Names of a message's reasoning; templates read the first.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A checkpoint's chat templates, with its special tokens.
+pub(crate) struct ChatTemplate {
+    templates: Vec<Source>,
+    /// Whether templates have names, so that one is chosen by what a conversation has.
+    are_named: bool,
+    tokens: Vec<(String, String)>,
+}
+
+struct Source {
+    name: String,
+    text: String,
+    file: PathBuf,
+    parsed: OnceLock<Template>,
+}
+
+impl Source {
+    fn new(name: &str, text: String, file: &Path) -> Self {
+        Self { name: name.to_owned(), text, file: file.to_owned(), parsed: OnceLock::new() }
+    }
+
+    fn template(&self) -> Result<&Template> {
+        if let Some(template) = self.parsed.get() {
+            return Ok(template);
+        }
+        let template = Template::parse(&self.text).map_err(|e| bad_template(e).file(&self.file))?;
+        Ok(self.parsed.get_or_init(|| template))
+    }
+}
+
+impl ChatTemplate {
+    /// Reads the templates of the checkpoint in `model_dir`: files before `tokenizer_config.json`. `tokens` are the texts of special
+    /// tokens by their roles, which templates can name.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where there is none, [`Kind::Malformed`] for one that is not text.
+    pub fn load(model_dir: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
+        let mut templates = Vec::new();
+        for file in template_files(model_dir)? {
+            let is_main =
+                file.file_name().is_some_and(|name| name == TEMPLATE_FILE) && file.parent() == Some(model_dir);
+            let stem = file.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+            let name = if is_main { "default" } else { stem };
+            templates.retain(|known: &Source| known.name != name);
+            templates.push(Source::new(name, read_text(&file, MAX_TEMPLATE_BYTES)?, &file));
+        }
+        let mut are_named = templates.iter().any(|template| template.name != "default");
+        if templates.is_empty() {
+            let config = read_config(model_dir)?;
+            (templates, are_named) = of_config(config.get("chat_template"), &model_dir.join(TOKENIZER_CONFIG_FILE))?;
+        }
+        if templates.is_empty() {
+            return Err(Error::new(Kind::Missing, "this checkpoint has no chat template, which \"messages\" need")
+                .file(model_dir)
+                .remedy("give \"text\" instead, or add chat_template.jinja"));
+        }
+        Ok(Self { templates, are_named, tokens })
+    }
+
+    /// The conversation as text, without a prompt for a further answer. `tools` are what its assistant may call, if the
+    /// conversation says so.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for what the template refuses, for what isn't supported, and for a template that takes more steps or
+    /// memory than a conversation needs; [`Kind::Malformed`] for messages that are none.
+    pub fn render(&self, messages: &Value, tools: Option<&Value>) -> Result<String> {
+        let messages = normalized(messages)?;
+        let tools = tools.filter(|tools| !tools.is_null());
+        let are_tools =
+            tools.is_none_or(|tools| tools.as_array().is_some_and(|tools| tools.iter().all(Value::is_object)));
+        if !are_tools {
+            return Err(Error::new(Kind::Malformed, "\"tools\" is not a list of objects")
+                .remedy("give each tool as a JSON schema, or leave \"tools\" out"));
+        }
+        let source = self.choose(tools.is_some())?;
+        let mut variables: Vec<(&str, Value)> =
+            self.tokens.iter().map(|(role, text)| (role.as_str(), text.as_str().into())).collect();
+        variables.push(("messages", messages));
+        variables.push(("tools", tools.cloned().unwrap_or_default()));
+        variables.push(("documents", Value::Null));
+        variables.push(("add_generation_prompt", false.into()));
+        source.template()?.render(&variables).map_err(|e| bad_template(e).file(&source.file))
+    }
+
+    fn choose(&self, has_tools: bool) -> Result<&Source> {
+        let named = |name: &str| self.templates.iter().find(|template| template.name == name);
+        let found = match &self.templates[..] {
+            [only] if !self.are_named => Some(only),
+            _ => named("tool_use").filter(|_| has_tools).or_else(|| named("default")),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<_> = self.templates.iter().map(|template| template.name.as_str()).collect();
+            let what = format!("these chat templates have no default: {}", names.join(", "));
+            Error::new(Kind::Unsupported, what)
+                .file(&self.templates[0].file)
+                .remedy("name one of them \"default\", or give \"text\" instead of \"messages\"")
+        })
+    }
+}
+
+/// The files of chat templates in `model_dir`, the main one first.
+///
+/// # Errors
+/// [`Kind::Io`] where the folder of further ones can't be listed.
+pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut further = Vec::new();
+    let folder = model_dir.join(FURTHER_TEMPLATES);
+    if folder.is_dir() {
+        let fail = |e| Error::io("cannot list the chat templates", &folder, e);
+        for entry in std::fs::read_dir(&folder).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if path.extension().is_some_and(|extension| extension == "jinja") {
+                further.push(path);
+            }
+        }
+        further.sort();
+    }
+    let main = model_dir.join(TEMPLATE_FILE);
+    // A link to nothing is not a missing file.
+    let main = main.symlink_metadata().is_ok().then_some(main);
+    Ok(main.into_iter().chain(further).collect())
+}
+
+/// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they have names.
+fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<Source>, bool)> {
+    let malformed = || {
+        Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
+            .file(file)
+            .remedy("give \"text\" instead of \"messages\", or add chat_template.jinja")
+    };
+    match value {
+        None | Some(Value::Null) => Ok((Vec::new(), false)),
+        Some(Value::String(text)) => Ok((vec![Source::new("default", text.clone(), file)], false)),
+        Some(Value::Array(list)) => {
+            let mut templates = Vec::new();
+            for entry in list {
+                let (name, text) = (entry["name"].as_str(), entry["template"].as_str());
+                let (Some(name), Some(text)) = (name, text) else { return Err(malformed()) };
+                templates.retain(|known: &Source| known.name != name);
+                templates.push(Source::new(name, text.to_owned(), file));
+            }
+            Ok((templates, true))
+        }
+        Some(Value::Object(named)) => {
+            let source = |(name, text): (&String, &Value)| {
+                text.as_str().map(|text| Source::new(name, text.to_owned(), file)).ok_or_else(malformed)
+            };
+            Ok((named.iter().map(source).collect::<Result<_>>()?, true))
+        }
+        Some(_) => Err(malformed()),
+    }
+}
+
+/// `messages` as `apply_chat_template` hands them on: without keys whose value is null, and with reasoning under each of the names
+/// that templates know.
+fn normalized(messages: &Value) -> Result<Value> {
+    let malformed = |what: &str| {
+        Error::new(Kind::Malformed, what).remedy("\"messages\" is a list of objects with \"role\" and \"content\"")
+    };
+    let list = messages.as_array().ok_or_else(|| malformed("\"messages\" is not a list"))?;
+    if list.is_empty() {
+        return Err(malformed("\"messages\" has no message"));
+    }
+    let message = |message: &Value| {
+        let fields = message.as_object().ok_or_else(|| malformed("a message is not an object"))?;
+        let given = fields.iter().filter(|(_, value)| !value.is_null());
+        let reasoning = REASONING.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
+        let mut result = Map::new();
+        if let Some(reasoning) = reasoning {
+            result.insert("thinking".into(), reasoning.clone());
+        }
+        result.extend(given.map(|(name, value)| (name.clone(), value.clone())));
+        if let Some(reasoning) = reasoning {
+            result.insert("reasoning_content".into(), reasoning.clone());
+        }
+        Ok(Value::Object(result))
+    };
+    Ok(Value::Array(list.iter().map(message).collect::<Result<_>>()?))
+}
+
+fn bad_template(error: jinja::Fail) -> Error {
+    Error::new(Kind::Unsupported, "the chat template can't be rendered")
+        .source(error)
+        .remedy("mend the template, or give \"text\" instead of \"messages\"")
+}

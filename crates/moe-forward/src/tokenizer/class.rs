@@ -1,0 +1,244 @@
+//! The classes of transformers' tokenizers. Most take `tokenizer.json` as it is; some take its vocabulary and merges only, and bring
+//! their own normalizer and pre-tokenizer, so that the same file gives other tokens.
+
+use std::path::Path;
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_model::TokenizerRule;
+use serde_json::{Map, Value};
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{NFC, Replace};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer};
+
+use super::settings::{TOKENIZER_CONFIG_FILE, Token};
+use super::{Settings, TOKENIZER_FILE};
+
+/// The pattern by which `Qwen2Tokenizer` splits, of transformers 5.23.
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The pattern by which `Qwen3_5Tokenizer` splits, of transformers 5.23.
+const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Classes of transformers 5.23 with a way of their own, which isn't known here.
+const OTHERS: &str = "Albert Barthez Bartpho Bert BertTokenizerLegacy BertGeneration BertJapanese Bertweet BigBird BioGpt \
+    Blenderbot BlenderbotSmall ByT5 Camembert Canine CLIP Clvp CodeLlama CodeGen ConvBert Cpm CpmAnt CTRL Deberta DebertaV2 Dia \
+    DistilBert DPRContextEncoder DPRQuestionEncoder DPRReader Esm Esmc FastSpeech2Conformer Flaubert FNet FSMT Funnel \
+    GPTNeoXJapanese GPTSw3 Herbert Lasr LayoutLMv2 LayoutLMv3 LayoutXLM Luke M2M100 Marian MarkupLM MBart MBart50 Mgpstr MLuke \
+    MPNet MyT5 Nllb Nougat OpenAIGPT Parakeet Pegasus Perceiver Phobert PLBart Pop2Piano ProphetNet Reformer RemBert Roberta \
+    RoCBert RoFormer SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter T5 Tapas Tipsv2 Udop VideoPrism Vits Wav2Vec2CTC \
+    Wav2Vec2PhonemeCTC Whisper XGLM XLM XLMRoberta XLNet";
+
+/// How transformers makes a tokenizer of `tokenizer.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// As the file says (`TokenizersBackend`, `PreTrainedTokenizerFast`, and every name that transformers doesn't know).
+    Backend,
+    Llama,
+    Qwen2,
+    Qwen3_5,
+    Gpt2,
+    GptNeoX,
+    Gemma,
+    Cohere,
+}
+
+/// Names of the generic classes, less `Fast`.
+const GENERIC: [&str; 4] = ["TokenizersBackend", "PythonBackend", "PreTrainedTokenizer", "MistralCommonBackend"];
+
+fn without_fast(name: &str) -> &str {
+    name.strip_suffix("Fast").unwrap_or(name)
+}
+
+impl Class {
+    /// The class of this name; generic, as in transformers, where no class has it.
+    fn named(name: &str) -> Result<Self> {
+        Ok(match without_fast(name) {
+            "LlamaTokenizer" => Self::Llama,
+            "Qwen2Tokenizer" => Self::Qwen2,
+            "Qwen3_5Tokenizer" => Self::Qwen3_5,
+            "GPT2Tokenizer" => Self::Gpt2,
+            "GPTNeoXTokenizer" => Self::GptNeoX,
+            "GemmaTokenizer" => Self::Gemma,
+            "CohereTokenizer" => Self::Cohere,
+            other => {
+                let stem = other.strip_suffix("Tokenizer").unwrap_or(other);
+                if OTHERS.split_whitespace().any(|known| known == stem) {
+                    let what = format!("tokenizers of the class {name} are not supported");
+                    return Err(Error::new(Kind::Unsupported, what).remedy(AS_THE_FILE_SAYS));
+                }
+                Self::Backend
+            }
+        })
+    }
+
+    /// The class that `AutoTokenizer` chooses for a model with this `config.json` and `tokenizer_config.json`, and whose family has
+    /// `rule`; `byte_level` is whether its `tokenizer.json` speaks of bytes.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] for a class whose tokens aren't known here.
+    pub fn choose(
+        rule: Option<&TokenizerRule>,
+        config: &Value,
+        tokenizer_config: &Map<String, Value>,
+        byte_level: bool,
+    ) -> Result<Self> {
+        let own = tokenizer_config.get("tokenizer_class").and_then(Value::as_str);
+        let of_model = config["tokenizer_class"].as_str();
+        let has_code = match tokenizer_config.get("auto_map") {
+            Some(Value::Array(_)) => true,
+            Some(map) => !map["AutoTokenizer"].is_null(),
+            None => false,
+        };
+        let is_trusted = rule.is_none_or(|rule| !rule.overrules);
+        let declared = own.or(of_model);
+        if let (Some(declared), false) = (declared, has_code) {
+            if without_fast(declared) == "LlamaTokenizer" && is_trusted && byte_level {
+                return Ok(Self::Backend);
+            }
+            if let Some(rule) = rule
+                && without_fast(&rule.class) != without_fast(declared)
+            {
+                let is_generic = GENERIC.contains(&without_fast(&rule.class));
+                let name = if is_trusted { declared } else { &rule.class };
+                return if is_generic { Ok(Self::Backend) } else { Self::named(name) };
+            }
+        }
+        match (declared, rule) {
+            (Some(name), _) => Self::named(name),
+            (None, Some(rule)) => Self::named(&rule.class),
+            (None, None) => Ok(Self::Backend),
+        }
+    }
+
+    /// Special tokens that the class has unless a file says otherwise.
+    pub fn defaults(self) -> &'static [(&'static str, Option<&'static str>)] {
+        const END: Option<&str> = Some("<|endoftext|>");
+        match self {
+            Self::Backend => &[],
+            Self::Llama => &[("unk_token", Some("<unk>")), ("bos_token", Some("<s>")), ("eos_token", Some("</s>"))],
+            Self::Qwen2 | Self::Qwen3_5 => {
+                &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)]
+            }
+            Self::Gpt2 => &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)],
+            Self::GptNeoX => {
+                &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", Some("<|padding|>"))]
+            }
+            Self::Gemma => &[
+                ("unk_token", Some("<unk>")),
+                ("bos_token", Some("<bos>")),
+                ("eos_token", Some("<eos>")),
+                ("pad_token", Some("<pad>")),
+                ("mask_token", Some("<mask>")),
+            ],
+            Self::Cohere => &[
+                ("unk_token", Some("<UNK>")),
+                ("bos_token", Some("<BOS_TOKEN>")),
+                ("eos_token", Some("<|END_OF_TURN_TOKEN|>")),
+                ("pad_token", Some("<PAD>")),
+                ("cls_token", Some("<CLS>")),
+                ("sep_token", Some("<SEP>")),
+                ("mask_token", Some("<MASK_TOKEN>")),
+            ],
+        }
+    }
+
+    /// The tokenizer that the class makes of `read`, the one of `tokenizer.json`; without its added tokens, which the settings list.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the class needs another model than the file has.
+    pub fn rebuild(self, read: Tokenizer, settings: &Settings, model_dir: &Path) -> Result<Tokenizer> {
+        if self == Self::Backend {
+            return Ok(read);
+        }
+        let ModelWrapper::BPE(model) = read.get_model() else {
+            let what = format!("transformers makes a BPE tokenizer of this file ({self:?}), which holds another model");
+            return Err(Error::new(Kind::Unsupported, what)
+                .file(model_dir.join(TOKENIZER_FILE))
+                .remedy(AS_THE_FILE_SAYS));
+        };
+        let mut tokenizer = Tokenizer::new(self.model(model.clone(), settings));
+        let prefix = settings.config.get("add_prefix_space").and_then(Value::as_bool);
+        let failed = |e| Error::new(Kind::Malformed, "cannot set up this tokenizer").source(e).file(model_dir);
+        if let Some(normalizer) = self.normalizer().map_err(failed)? {
+            tokenizer.with_normalizer(Some(normalizer)).map_err(failed)?;
+        }
+        tokenizer.with_pre_tokenizer(Some(self.pre_tokenizer(prefix, settings).map_err(failed)?));
+        // This class writes its own, which has no tokens where there is a tokenizer.json.
+        if self != Self::GptNeoX {
+            tokenizer.with_post_processor(read.get_post_processor().cloned());
+        }
+        Ok(tokenizer)
+    }
+
+    /// `model` with this class's way of handling what the vocabulary lacks.
+    fn model(self, mut model: BPE, settings: &Settings) -> BPE {
+        model.dropout = None;
+        model.ignore_merges = false;
+        model.continuing_subword_prefix = None;
+        model.end_of_word_suffix = None;
+        model.fuse_unk = matches!(self, Self::Llama | Self::Gemma);
+        model.byte_fallback = model.fuse_unk;
+        let unknown = if self == Self::Gemma { settings.named("unk_token") } else { None };
+        model.unk_token = unknown.map(str::to_owned);
+        model
+    }
+
+    fn normalizer(self) -> tokenizers::Result<Option<NormalizerWrapper>> {
+        Ok(match self {
+            Self::Qwen2 | Self::Qwen3_5 | Self::GptNeoX | Self::Cohere => Some(NFC.into()),
+            Self::Gemma => Some(Replace::new(" ", "▁")?.into()),
+            Self::Backend | Self::Llama | Self::Gpt2 => None,
+        })
+    }
+
+    fn pre_tokenizer(self, prefix: Option<bool>, settings: &Settings) -> tokenizers::Result<PreTokenizerWrapper> {
+        let isolated =
+            |pattern: &str| Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
+        let adds_space = prefix.unwrap_or(false);
+        Ok(match self {
+            Self::Llama => {
+                // An old class joined a space to every part of a text, not to the first alone.
+                let is_legacy = settings.config.get("legacy").and_then(Value::as_bool).unwrap_or(false);
+                let scheme = match prefix {
+                    Some(false) => PrependScheme::Never,
+                    _ if is_legacy => PrependScheme::Always,
+                    _ => PrependScheme::First,
+                };
+                Metaspace::new('▁', scheme, false).into()
+            }
+            Self::Qwen2 | Self::Qwen3_5 => {
+                let pattern = if self == Self::Qwen2 { QWEN2 } else { QWEN3_5 };
+                Sequence::new(vec![isolated(pattern)?.into(), ByteLevel::new(adds_space, true, false).into()]).into()
+            }
+            Self::Cohere => {
+                Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(adds_space, true, true).into()]).into()
+            }
+            Self::Gemma => Split::new(" ", SplitDelimiterBehavior::MergedWithPrevious, false)?.into(),
+            Self::Backend | Self::Gpt2 | Self::GptNeoX => ByteLevel::new(adds_space, true, true).into(),
+        })
+    }
+
+    /// Whether the class adds its special tokens once more, as ones that match anywhere.
+    pub fn adds_specials_again(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Cohere)
+    }
+
+    /// Whether what is added again keeps the way of matching that a file gave it.
+    pub fn keeps_matching(self, token: &Token) -> bool {
+        self == Self::Cohere && matches!(token, Token::Added(_))
+    }
+}
+
+const AS_THE_FILE_SAYS: &str = "set \"tokenizer_class\" to \"PreTrainedTokenizerFast\" in tokenizer_config.json, \
+    which takes tokenizer.json as it is, or give token ids: JSONL lines with \"input_ids\"";
+
+/// An error that names the file which names the class.
+pub(super) fn in_config(error: Error, model_dir: &Path) -> Error {
+    error.file(model_dir.join(TOKENIZER_CONFIG_FILE))
+}

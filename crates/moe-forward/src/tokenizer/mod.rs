@@ -1,0 +1,252 @@
+//! Text to token ids, as `AutoTokenizer.from_pretrained(folder)` of transformers 5 does it: `tokenizer.json`, and what the files
+//! beside it add.
+
+mod class;
+#[cfg(test)]
+mod golden;
+mod growth;
+mod settings;
+mod worker;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
+use moe_model::families;
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, Tokenizer};
+
+use class::Class;
+use settings::{Defaults, SETTINGS_FILES, Settings, Token};
+pub(crate) use settings::{TOKENIZER_CONFIG_FILE, read_config};
+use worker::Worker;
+
+/// The file that tells how text becomes tokens.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// A checkpoint's tokenizer.
+pub struct TextTokenizer {
+    tokenizer: Arc<Tokenizer>,
+    worker: Mutex<Worker>,
+    named: Vec<(String, String)>,
+    file: PathBuf,
+}
+
+impl TextTokenizer {
+    /// Reads the tokenizer of the checkpoint in `model_dir`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] without a `tokenizer.json`; [`Kind::Malformed`] for files that can't be understood;
+    /// [`Kind::Unsupported`] for a tokenizer that transformers would make in a way that isn't known here, and for
+    /// one that multiplies what it reads.
+    pub fn load(model_dir: &Path) -> Result<Self> {
+        let tokenizer_config = read_config(model_dir)?;
+        let file = tokenizer_file(model_dir, &tokenizer_config);
+        if file.symlink_metadata().is_err() {
+            return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
+                .file(model_dir)
+                .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
+        }
+        let bytes = read_whole(&file, json::MAX_JSON_BYTES)?;
+        let class = choose_class(model_dir, &tokenizer_config, &bytes)?;
+        let (dir, path, size) = (model_dir.to_owned(), file.clone(), bytes.len());
+        let mut named = Vec::new();
+        let (give, take) = std::sync::mpsc::channel();
+        let load = move || {
+            let (tokenizer, roles) = build(&dir, &path, bytes, tokenizer_config, class)?;
+            // Nobody is left to take them where loading took too long.
+            _ = give.send(roles);
+            Ok(tokenizer)
+        };
+        let (worker, tokenizer) = Worker::start(&file, size, load).map_err(|e| e.file(&file))?;
+        named.extend(take.into_iter().flatten());
+        Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
+    }
+
+    /// The token ids of `text`, with those that begin and end every text if `special_tokens`.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where the tokenizer fails on it, [`Kind::Unsupported`] where it takes too long.
+    pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
+    }
+
+    /// The texts of tokens with a role (`bos_token`, …), which chat templates can name.
+    pub fn named(&self) -> &[(String, String)] {
+        &self.named
+    }
+
+    /// The id of the token with this role.
+    pub fn id_of(&self, role: &str) -> Option<u32> {
+        let (_, text) = self.named.iter().find(|(known, _)| known == role)?;
+        self.tokenizer.token_to_id(text)
+    }
+
+    /// Ids of special tokens.
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let tokens = self.tokenizer.get_added_tokens_decoder();
+        tokens.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
+    }
+
+    /// Tokens that a model with an embedding of `vocab` rows has none for, by id.
+    pub fn beyond(&self, vocab: usize) -> Vec<(u32, String)> {
+        let tokens = self.tokenizer.get_vocab(true).into_iter();
+        let mut beyond: Vec<_> = tokens.filter(|(_, id)| *id as usize >= vocab).map(|(text, id)| (id, text)).collect();
+        beyond.sort();
+        beyond
+    }
+
+    /// Refuses `ids`, made by this tokenizer, that an embedding of `vocab` rows doesn't have.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`], naming the token.
+    pub fn check(&self, ids: &[u32], vocab: usize) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= vocab) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+        let what = format!("this tokenizer gives {token:?} the id {id}, but the model's vocabulary has {vocab}");
+        Err(Error::new(Kind::Unsupported, what)
+            .file(&self.file)
+            .remedy("resize the model's embeddings to its tokenizer (resize_token_embeddings), or take the token out"))
+    }
+}
+
+/// Tokens of the tokenizer in `model_dir` that a model with an embedding of `vocab` rows has none for, by id; none where
+/// there is no tokenizer.
+///
+/// # Errors
+/// As for [`TextTokenizer::load`].
+pub fn tokens_beyond_vocabulary(model_dir: &Path, vocab: usize) -> Result<Vec<(u32, String)>> {
+    if !has_tokenizer(model_dir) {
+        return Ok(Vec::new());
+    }
+    Ok(TextTokenizer::load(model_dir)?.beyond(vocab))
+}
+
+/// The ids of special tokens of the checkpoint in `model_dir`, as its tokenizer says; none without a tokenizer.
+///
+/// # Errors
+/// As for [`TextTokenizer::load`].
+pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
+    if !has_tokenizer(model_dir) {
+        return Ok(BTreeSet::new());
+    }
+    Ok(TextTokenizer::load(model_dir)?.special_ids())
+}
+
+fn has_tokenizer(model_dir: &Path) -> bool {
+    model_dir.join(TOKENIZER_FILE).symlink_metadata().is_ok()
+}
+
+/// The files of `model_dir` that decide which tokens its text becomes, those of chat templates included. Sorted.
+///
+/// # Errors
+/// [`Kind::Io`] where the directory can't be listed.
+pub fn tokenizer_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> =
+        SETTINGS_FILES.iter().chain([&TOKENIZER_FILE]).map(|name| model_dir.join(name)).collect();
+    files.push(tokenizer_file(model_dir, &read_config(model_dir).unwrap_or_default()));
+    files.extend(crate::chat::template_files(model_dir)?);
+    files.retain(|file| file.is_file());
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// `tokenizer.json`, or the file for newer versions that `fast_tokenizer_files` lists.
+fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> PathBuf {
+    /// The version of transformers whose choice this is.
+    const TRANSFORMERS: [u64; 2] = [5, 23];
+    let listed = tokenizer_config.get("fast_tokenizer_files").and_then(Value::as_array);
+    let mut versions: Vec<(&str, &str)> = Vec::new();
+    for name in listed.into_iter().flatten().filter_map(Value::as_str) {
+        let version = name.split_once("tokenizer.").and_then(|(_, rest)| rest.rsplit_once(".json"));
+        // A name, not a path that leads out of the folder.
+        versions.extend(version.filter(|_| !name.contains('/')).map(|(version, _)| (version, name)));
+    }
+    versions.sort();
+    let is_old_enough = |version: &str| {
+        let numbers: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
+        numbers.is_some_and(|numbers| numbers.as_slice() <= &TRANSFORMERS[..])
+    };
+    let newest = versions.iter().take_while(|(version, _)| is_old_enough(version)).last();
+    model_dir.join(newest.map_or(TOKENIZER_FILE, |(_, name)| name))
+}
+
+fn choose_class(model_dir: &Path, tokenizer_config: &Map<String, Value>, tokenizer: &[u8]) -> Result<Class> {
+    let path = model_dir.join(CONFIG_FILE);
+    let config: Value = if path.is_file() { json::read_tree(&path)? } else { Value::Null };
+    let family = config["model_type"].as_str().and_then(|model_type| families().get(model_type));
+    let rule = family.and_then(|family| family.tokenizer.as_ref());
+    const BYTES: &[u8] = b"\"ByteLevel\"";
+    let byte_level = tokenizer.windows(BYTES.len()).any(|window| window == BYTES);
+    Class::choose(rule, &config, tokenizer_config, byte_level).map_err(|e| class::in_config(e, model_dir))
+}
+
+/// The tokenizer that `class` makes of `bytes`, which stand in `file`, and the texts of tokens with a role.
+fn build(
+    model_dir: &Path,
+    file: &Path,
+    bytes: Vec<u8>,
+    tokenizer_config: Map<String, Value>,
+    class: Class,
+) -> Result<(Tokenizer, Vec<(String, String)>)> {
+    let malformed = |e: tokenizers::Error| {
+        Error::new(Kind::Malformed, "cannot understand this tokenizer")
+            .source(e)
+            .file(file)
+            .remedy("download tokenizer.json again")
+    };
+    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(bytes)).map_err(malformed)?;
+    let defaults = Defaults {
+        named: class.defaults(),
+        padding: tokenizer.get_padding().map(|padding| padding.pad_token.clone()),
+        added: tokenizer.get_added_tokens_decoder().into_iter().collect(),
+    };
+    let settings = Settings::read(model_dir, tokenizer_config, defaults)?;
+    // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
+    // to a billion tokens.
+    tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
+    let mut tokenizer = class.rebuild(tokenizer, &settings, model_dir)?;
+    growth::check(&tokenizer)?;
+    tokenizer.set_encode_special_tokens(settings.split_special_tokens);
+    let added = tokens_to_add(&tokenizer, &settings);
+    tokenizer.add_tokens(added).map_err(malformed)?;
+    if class.adds_specials_again() {
+        tokenizer.add_tokens(specials_again(class, &settings)).map_err(malformed)?;
+    }
+    let named = settings.named.iter().map(|(role, token)| (role.clone(), token.text().to_owned())).collect();
+    Ok((tokenizer, named))
+}
+
+/// What `TokenizersBackend.__init__` adds: listed tokens, then those with a role and extra ones that it doesn't have yet.
+fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> {
+    let mut known: BTreeSet<String> =
+        tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+    known.extend(settings.listed.values().map(|token| token.content.clone()));
+    let mut to_add: Vec<Token> = settings.listed.values().cloned().map(Token::Added).collect();
+    for token in settings.named.iter().map(|(_, token)| token).chain(&settings.extra) {
+        if !known.contains(token.text()) && !to_add.contains(token) {
+            to_add.push(token.clone());
+        }
+    }
+    let is_named = |text: &str| settings.named.iter().any(|(_, token)| token.text() == text);
+    let added = |token| match token {
+        Token::Text(text) => AddedToken::from(text, true),
+        Token::Added(token) => {
+            let is_special = token.special || is_named(&token.content);
+            token.special(is_special)
+        }
+    };
+    to_add.into_iter().map(added).collect()
+}
+
+fn specials_again(class: Class, settings: &Settings) -> Vec<AddedToken> {
+    let tokens = settings.named.iter().map(|(_, token)| token).chain(&settings.extra);
+    let again = |token: &Token| match token {
+        Token::Added(added) if class.keeps_matching(token) => added.clone().special(true),
+        _ => AddedToken::from(token.text(), true),
+    };
+    tokens.map(again).collect()
+}

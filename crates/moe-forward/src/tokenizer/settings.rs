@@ -1,0 +1,305 @@
+//! What the files beside `tokenizer.json` say of it, put together as transformers 5's `from_pretrained` does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{Error, Kind, Result, json};
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+/// The file that sets up a tokenizer: its class, its special tokens, its chat template.
+pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP_FILE: &str = "special_tokens_map.json";
+const ADDED_TOKENS_FILE: &str = "added_tokens.json";
+
+/// The files that hold settings and nothing else, each of them optional.
+pub(super) const SETTINGS_FILES: [&str; 3] = [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE];
+
+/// `SPECIAL_TOKENS_ATTRIBUTES` of transformers, in its order, by which new ids are given.
+const STANDARD: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A special token as a file names it: a text, or a text with its way of matching.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Token {
+    Text(String),
+    Added(AddedToken),
+}
+
+impl Token {
+    pub fn text(&self) -> &str {
+        match self {
+            Token::Text(text) => text,
+            Token::Added(token) => &token.content,
+        }
+    }
+}
+
+/// `tokenizer_config.json` as a tree; empty where there is none.
+pub(crate) fn read_config(model_dir: &Path) -> Result<Map<String, Value>> {
+    Ok(read_object(&model_dir.join(TOKENIZER_CONFIG_FILE))?.unwrap_or_default())
+}
+
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    // A link to nothing is not a missing file.
+    if path.symlink_metadata().is_err() { Ok(None) } else { json::read_tree(path).map(Some) }
+}
+
+/// All that decides which tokens are added to those of `tokenizer.json`.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    /// Tokens with a role (`bos_token`, …), in transformers' order; a role without a token is left out.
+    pub named: Vec<(String, Token)>,
+    /// Further special tokens.
+    pub extra: Vec<Token>,
+    /// Tokens that the files list with an id, by this id. New ones get another id all the same.
+    pub listed: BTreeMap<i64, AddedToken>,
+    /// Whether special tokens in a text are split like any other text.
+    pub split_special_tokens: bool,
+    /// The rest of `tokenizer_config.json`.
+    pub config: Map<String, Value>,
+}
+
+/// What comes from elsewhere than the files of [`SETTINGS_FILES`].
+pub(super) struct Defaults<'a> {
+    /// Roles that the tokenizer's class gives a token, or leaves without one, unless a file names it.
+    pub named: &'a [(&'a str, Option<&'a str>)],
+    /// The token that `tokenizer.json` pads with.
+    pub padding: Option<String>,
+    /// The added tokens of `tokenizer.json`, by id.
+    pub added: BTreeMap<u32, AddedToken>,
+}
+
+impl Settings {
+    /// Reads the files of `model_dir`, whose `tokenizer_config.json` is `config`.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] for what transformers refuses, too.
+    pub fn read(model_dir: &Path, mut config: Map<String, Value>, defaults: Defaults<'_>) -> Result<Self> {
+        let reader = Reader { path: model_dir.join(TOKENIZER_CONFIG_FILE) };
+        // Where there is a tokenizer.json, its post-processor alone says which tokens begin and end a text.
+        config.shift_remove("add_bos_token");
+        config.shift_remove("add_eos_token");
+        rename_additional(&mut config, |extra| extra.is_none_or(is_falsy));
+        let mut specific = reader.take_model_specific(&mut config)?;
+        let mut listed = BTreeMap::new();
+        let mut by_text = HashMap::new();
+        let mut later = Vec::new();
+        if let Some(decoder) = config.shift_remove("added_tokens_decoder") {
+            for (id, token) in reader.object(&decoder, "added_tokens_decoder")? {
+                let token = reader.added(token, None)?;
+                by_text.insert(token.content.clone(), token.clone());
+                listed.insert(reader.id(id)?, token);
+            }
+        } else {
+            later = read_special_tokens_map(model_dir, &mut config, &mut specific)?;
+            read_added_tokens(model_dir, &config, &mut listed)?;
+            listed.extend(defaults.added.into_iter().map(|(id, token)| (i64::from(id), token)));
+            by_text.extend(listed.values().map(|token| (token.content.clone(), token.clone())));
+        }
+        for (role, token) in defaults.named {
+            config.entry(*role).or_insert_with(|| token.map_or(Value::Null, Value::from));
+        }
+        if let Some(padding) = defaults.padding {
+            config.entry("pad_token").or_insert_with(|| padding.into());
+        }
+        rename_additional(&mut config, |extra| extra.is_none());
+        let mut named = Vec::new();
+        for role in STANDARD {
+            if let Some(token) = reader.token(role, config.get(role))? {
+                let known = by_text.get(token.text()).cloned().map(Token::Added);
+                named.push((role.to_owned(), known.unwrap_or(token)));
+            }
+        }
+        later.extend(specific);
+        for (role, token) in later {
+            match named.iter_mut().find(|(known, _)| *known == role) {
+                Some((_, known)) => *known = token,
+                None => named.push((role, token)),
+            }
+        }
+        // A standard role keeps its place whatever names it.
+        named.sort_by_key(|(role, _)| STANDARD.iter().position(|known| known == role).unwrap_or(STANDARD.len()));
+        let mut extra = Vec::new();
+        for token in reader.list(config.get("extra_special_tokens"))? {
+            extra.extend(reader.token("extra_special_tokens", Some(token))?);
+        }
+        let split_special_tokens = config.get("split_special_tokens").is_some_and(|value| !is_falsy(value));
+        Ok(Self { named, extra, listed, split_special_tokens, config })
+    }
+
+    /// The text of the token with this role.
+    pub fn named(&self, role: &str) -> Option<&str> {
+        self.named.iter().find(|(known, _)| known == role).map(|(_, token)| token.text())
+    }
+}
+
+/// Old files say `additional_special_tokens` where new ones say `extra_special_tokens`.
+fn rename_additional(config: &mut Map<String, Value>, is_missing: impl Fn(Option<&Value>) -> bool) {
+    if is_missing(config.get("extra_special_tokens"))
+        && let Some(tokens) = config.shift_remove("additional_special_tokens")
+    {
+        config.insert("extra_special_tokens".into(), tokens);
+    }
+}
+
+/// The roles that `special_tokens_map.json` gives tokens beside the standard ones; those go to `config`.
+fn read_special_tokens_map(
+    model_dir: &Path,
+    config: &mut Map<String, Value>,
+    specific: &mut Vec<(String, Token)>,
+) -> Result<Vec<(String, Token)>> {
+    let reader = Reader { path: model_dir.join(SPECIAL_TOKENS_MAP_FILE) };
+    let mut others = Vec::new();
+    for (key, mut value) in read_object(&reader.path)?.unwrap_or_default() {
+        if key == "extra_special_tokens" {
+            if let Value::Object(tokens) = &value {
+                specific.extend(reader.roles(tokens)?);
+                continue;
+            }
+            let mut tokens = reader.list(config.get(&key))?.to_vec();
+            for token in reader.list(Some(&value))? {
+                if !tokens.contains(token) {
+                    tokens.push(special(token));
+                }
+            }
+            value = tokens.into();
+        } else if value.is_object() {
+            value = special(&value);
+        }
+        let is_token = value.is_string() || value.is_object();
+        if key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token {
+            others.extend(reader.token(&key, Some(&value))?.map(|token| (key, token)));
+        } else {
+            config.insert(key, value);
+        }
+    }
+    Ok(others)
+}
+
+/// `token`, if it is an object, as one that is special whatever it says.
+fn special(token: &Value) -> Value {
+    let mut token = token.clone();
+    if let Value::Object(fields) = &mut token {
+        fields.insert("special".into(), true.into());
+    }
+    token
+}
+
+/// Tokens of `added_tokens.json`, which are special where a role or the list of extra ones says so.
+fn read_added_tokens(
+    model_dir: &Path,
+    config: &Map<String, Value>,
+    listed: &mut BTreeMap<i64, AddedToken>,
+) -> Result<()> {
+    let reader = Reader { path: model_dir.join(ADDED_TOKENS_FILE) };
+    let Some(tokens) = read_object(&reader.path)? else { return Ok(()) };
+    let mut specials = Vec::new();
+    for role in STANDARD {
+        specials.extend(reader.token(role, config.get(role))?);
+    }
+    for token in reader.list(config.get("extra_special_tokens"))? {
+        specials.extend(reader.token("extra_special_tokens", Some(token))?);
+    }
+    for (text, id) in tokens {
+        let id = id.as_i64().ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
+        let is_special = specials.iter().any(|token| token.text() == text);
+        listed.insert(id, AddedToken::from(text, is_special));
+    }
+    Ok(())
+}
+
+/// What Python takes for false.
+fn is_falsy(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// Values out of the file `path`, which errors name.
+struct Reader {
+    path: PathBuf,
+}
+
+impl Reader {
+    fn malformed(&self, what: String) -> Error {
+        Error::new(Kind::Malformed, what)
+            .file(&self.path)
+            .remedy("download the tokenizer's files again, or save the tokenizer anew with transformers")
+    }
+
+    fn object<'a>(&self, value: &'a Value, key: &str) -> Result<&'a Map<String, Value>> {
+        value.as_object().ok_or_else(|| self.malformed(format!("{key} is not an object")))
+    }
+
+    fn list<'a>(&self, value: Option<&'a Value>) -> Result<&'a [Value]> {
+        match value {
+            None | Some(Value::Null) => Ok(&[]),
+            Some(Value::Array(tokens)) => Ok(tokens),
+            Some(_) => Err(self.malformed("extra_special_tokens is not a list of tokens".into())),
+        }
+    }
+
+    fn id(&self, text: &str) -> Result<i64> {
+        text.trim().parse().map_err(|_| self.malformed(format!("the id {text:?} of an added token is not an integer")))
+    }
+
+    fn token(&self, role: &str, value: Option<&Value>) -> Result<Option<Token>> {
+        match value {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(Token::Text(text.clone()))),
+            Some(value @ Value::Object(_)) => Ok(Some(Token::Added(self.added(value, Some(role))?))),
+            Some(_) => Err(self.malformed(format!("{role} is neither a text nor an added token"))),
+        }
+    }
+
+    fn roles(&self, tokens: &Map<String, Value>) -> Result<Vec<(String, Token)>> {
+        let mut roles = Vec::new();
+        for (role, token) in tokens {
+            roles.extend(self.token(role, Some(token))?.map(|token| (role.clone(), token)));
+        }
+        Ok(roles)
+    }
+
+    /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a dictionary of extra tokens.
+    fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
+        let is_own = |(key, value): &(&String, &Value)| {
+            key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && (value.is_string() || value.is_object())
+        };
+        let keys: Vec<String> = config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
+        let mut roles = Vec::new();
+        for key in keys {
+            let token = self.token(&key, config.shift_remove(&key).as_ref())?;
+            roles.extend(token.map(|token| (key, token)));
+        }
+        if let Some(Value::Object(tokens)) = config.get("extra_special_tokens").cloned() {
+            config.shift_remove("extra_special_tokens");
+            roles.extend(self.roles(&tokens)?);
+        }
+        if roles.is_empty()
+            && let Some(Value::Object(tokens)) = config.get("model_specific_special_tokens")
+        {
+            roles = self.roles(tokens)?;
+        }
+        Ok(roles)
+    }
+
+    fn added(&self, value: &Value, role: Option<&str>) -> Result<AddedToken> {
+        let fields = self.object(value, role.unwrap_or("an added token"))?;
+        let Some(content) = fields.get("content").and_then(Value::as_str) else {
+            return Err(self.malformed("an added token has no content".into()));
+        };
+        let flag = |key: &str| fields.get(key).and_then(Value::as_bool);
+        let is_special = flag("special").unwrap_or(false);
+        Ok(AddedToken::from(content, is_special)
+            .single_word(flag("single_word").unwrap_or(false))
+            .lstrip(flag("lstrip").unwrap_or(false))
+            .rstrip(flag("rstrip").unwrap_or(false))
+            .normalized(flag("normalized").unwrap_or(!is_special)))
+    }
+}
