@@ -229,7 +229,8 @@ SPACES = [
 
 def constructs():
     cases = []
-    for t in TEMPLATES + SPACES:
+    more = (HERE / "more.txt").read_text().removesuffix("\n").split("\n---\n")
+    for t in TEMPLATES + SPACES + more:
         try:
             text, why = _compile_jinja_template(t).render(**V), None
         except Exception as e:

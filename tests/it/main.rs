@@ -26,3 +26,4 @@ mod remedies;
 mod resume;
 mod signals;
 mod terminal;
+mod tokens;

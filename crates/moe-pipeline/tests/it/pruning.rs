@@ -302,6 +302,10 @@ fn statistics_of_another_model_are_refused() {
         assert_eq!(error.kind(), Kind::Mismatch);
         assert!(error.to_string().contains(message), "{error}");
     };
+    let map = copy.join("special_tokens_map.json");
+    std::fs::write(&map, "{}").unwrap();
+    error("another tokenizer");
+    std::fs::remove_file(map).unwrap();
     std::fs::write(copy.join("tokenizer.json"), "{}").unwrap();
     error("another tokenizer");
     let weights = copy.join("model.safetensors");

@@ -1,7 +1,6 @@
 //! Running a template: statements, scopes and expressions.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,7 +13,8 @@ use super::{Fail, MAX_BYTES, MAX_STEPS, Outcome, STACK_BYTES, json, operators};
 
 /// Variables of a template, a loop's turn or a macro's call; what isn't here is looked for outside.
 pub(super) struct Scope {
-    vars: RefCell<HashMap<Name, Value>>,
+    /// A handful, which a list finds sooner than a table.
+    vars: RefCell<Vec<(Name, Value)>>,
     parent: Option<Rc<Scope>>,
 }
 
@@ -24,13 +24,17 @@ impl Scope {
     }
 
     pub fn set(&self, name: &Name, value: Value) {
-        self.vars.borrow_mut().insert(Arc::clone(name), value);
+        let mut vars = self.vars.borrow_mut();
+        match vars.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value,
+            None => vars.push((Arc::clone(name), value)),
+        }
     }
 
     fn get(&self, name: &str) -> Option<Value> {
         let mut scope = Some(self);
         while let Some(here) = scope {
-            if let Some(value) = here.vars.borrow().get(name) {
+            if let Some((_, value)) = here.vars.borrow().iter().find(|(known, _)| **known == *name) {
                 return Some(value.clone());
             }
             scope = here.parent.as_deref();
@@ -275,6 +279,7 @@ impl Interpreter {
         if let Some(filter) = &for_.filter {
             let mut kept = Vec::new();
             for item in items {
+                self.step(1024)?;
                 let inner = Scope::within(scope);
                 self.assign(&for_.target, item.clone(), &inner, scope)?;
                 if self.expr(filter, &inner)?.is_true() {
@@ -291,7 +296,8 @@ impl Interpreter {
         let state = Rc::new(state);
         let name: Name = "loop".into();
         for (index, item) in state.items.iter().enumerate() {
-            self.step(0)?;
+            // A turn has a scope to make, which takes as long as a few steps.
+            self.step(1024)?;
             state.at.set(index);
             let inner = Scope::within(scope);
             inner.set(&name, Value::Loop(Rc::clone(&state)));

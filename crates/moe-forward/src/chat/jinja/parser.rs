@@ -183,7 +183,7 @@ impl Parser {
 
     fn statement(&mut self) -> Outcome<StmtKind> {
         let Kind::Name(name) = self.kind().clone() else { return self.fail("tag name expected") };
-        let line = self.line();
+        let (line, start) = (self.line(), self.at);
         self.next();
         match name.as_str() {
             "for" => self.for_(),
@@ -193,7 +193,7 @@ impl Parser {
                 let name = self.expect_name()?;
                 let params = self.signature()?;
                 let body = self.whole("endmacro")?;
-                Ok(StmtKind::Macro(Arc::new(self.macro_(name, params, body, line))))
+                Ok(StmtKind::Macro(Arc::new(self.macro_(name, params, body, start))))
             }
             "call" => {
                 let params = if self.is_op("(") { self.signature()? } else { Vec::new() };
@@ -202,7 +202,7 @@ impl Parser {
                     return self.fail("expected a call");
                 }
                 let body = self.whole("endcall")?;
-                Ok(StmtKind::Call { macro_: Arc::new(self.macro_("caller".into(), params, body, line)), call })
+                Ok(StmtKind::Call { macro_: Arc::new(self.macro_("caller".into(), params, body, start)), call })
             }
             "filter" => {
                 let filters = self.filters(true)?;
@@ -256,11 +256,11 @@ impl Parser {
         }
     }
 
-    fn macro_(&self, name: Name, params: Vec<(Name, Option<Expr>)>, body: Body, line: usize) -> Macro {
+    fn macro_(&self, name: Name, params: Vec<(Name, Option<Expr>)>, body: Body, start: usize) -> Macro {
         // Jinja2 looks for these names in the body; giving them where they aren't asked for hides nothing.
         let uses = |wanted: &str| {
-            let within = self.tokens[..self.at].iter().rev().take_while(|token| token.line >= line);
-            within.into_iter().any(|token| matches!(&token.kind, Kind::Name(name) if name == wanted))
+            let is_wanted = |token: &Token| matches!(&token.kind, Kind::Name(name) if name == wanted);
+            self.tokens[start..self.at].iter().any(is_wanted)
         };
         Macro {
             takes_varargs: uses("varargs"),

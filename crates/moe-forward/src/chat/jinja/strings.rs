@@ -188,8 +188,24 @@ pub(super) fn is_cased(text: &str, upper: bool) -> bool {
 /// The first letter large, the others small.
 pub(super) fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
-    let first = chars.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    let first = chars.next().map(title_case).unwrap_or_default();
     first + &chars.as_str().to_lowercase()
+}
+
+/// `c` as it begins a word: of a letter that stands for two, only the first is large.
+fn title_case(c: char) -> String {
+    match c {
+        'Ǆ'..='ǆ' => "ǅ".into(),
+        'Ǉ'..='ǉ' => "ǈ".into(),
+        'Ǌ'..='ǌ' => "ǋ".into(),
+        'Ǳ'..='ǳ' => "ǲ".into(),
+        'ß' | 'ﬀ'..='ﬆ' | 'և' | 'ﬓ'..='ﬗ' => {
+            let mut large = c.to_uppercase();
+            let first: String = large.next().into_iter().collect();
+            first + &large.flat_map(char::to_lowercase).collect::<String>()
+        }
+        _ => c.to_uppercase().collect(),
+    }
 }
 
 fn titled(text: &str) -> String {
@@ -199,7 +215,7 @@ fn titled(text: &str) -> String {
         if inside {
             result.extend(c.to_lowercase());
         } else {
-            result.extend(c.to_uppercase());
+            result.push_str(&title_case(c));
         }
         inside = c.is_lowercase() || c.is_uppercase();
     }

@@ -1,0 +1,137 @@
+//! Text and conversations are the tokens that transformers makes of them.
+
+use std::fs;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use crate::common::{Sandbox, assert_none};
+
+fn rows(message: impl Fn(usize) -> Value) -> String {
+    (0..40).map(|index| json!({ "messages": message(index) }).to_string() + "\n").collect()
+}
+
+fn counted(sandbox: &Sandbox) -> u64 {
+    let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
+    found["domains"].as_array().unwrap().iter().map(|domain| domain["tokens"].as_u64().unwrap()).sum()
+}
+
+/// Gives the model embeddings for two more tokens.
+fn two_more_tokens(sandbox: &Sandbox) {
+    let path = sandbox.path("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let mut tensors = Vec::new();
+    for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
+        if name == "model.embed_tokens.weight" || name == "lm_head.weight" {
+            let row = data.len() / shape[0];
+            shape[0] += 2;
+            data.extend_from_within(..2 * row);
+        }
+        tensors.push((name, view.dtype(), shape, data));
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_conversation_with_tools_has_the_tokens_of_transformers() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/moe", "model");
+    let template = "{% if tools is not none %}TOOLS:{{ tools }}\n{% endif %}{% for m in messages %}\
+        {{ m['role'] + ': ' }}{% if m['content'] %}{{ m['content'] }}{% endif %}{% if m['tool_calls'] %}\
+        {% for c in m['tool_calls'] %}<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}{% endif %}\
+        {{ '\\n' }}{% endfor %}";
+    sandbox.write("model/chat_template.jinja", template);
+    let data = rows(|i| {
+        let arguments = json!({
+            "z": format!("a < b & c's > {i}"), "left": i, "city": "Zürich", "on": true, "none": null,
+        });
+        let call = json!({"type": "function", "function": {"name": "cmp", "arguments": arguments}});
+        json!([
+            {"role": "user", "content": format!("Is {i} < {}?", i + 1)},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+        ])
+    });
+    sandbox.write("chat.jsonl", data);
+    // transformers 5.23 on the same folder.
+    assert_eq!(counted(&sandbox), 3281);
+}
+
+#[test]
+fn special_tokens_that_only_the_config_lists_are_tokens() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "model");
+    model.set("vocab_size", json!(2050));
+    two_more_tokens(&sandbox);
+    let token = |content: &str| {
+        json!({"content": content, "lstrip": false, "rstrip": false, "normalized": false,
+               "single_word": false, "special": true})
+    };
+    model.edit_json("tokenizer_config.json", |config| {
+        config.insert(
+            "added_tokens_decoder".into(),
+            json!({"0": token("<|endoftext|>"), "2048": token("<|im_start|>"), "2049": token("<|im_end|>")}),
+        );
+    });
+    sandbox.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}",
+    );
+    let data = rows(|i| {
+        json!([
+            {"role": "user", "content": format!("What is {i} plus {i}?")},
+            {"role": "assistant", "content": format!("It is {}. ", 2 * i).repeat(8)},
+        ])
+    });
+    sandbox.write("chat.jsonl", data);
+    // transformers 5.23 on the same folder.
+    assert_eq!(counted(&sandbox), 3220);
+}
+
+#[test]
+fn tokens_without_an_embedding_are_refused_where_they_are_used() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/dense", "model");
+    sandbox.write("text.txt", "some words [PAD] and more of them");
+    model.edit_json("tokenizer_config.json", |config| _ = config.insert("pad_token".into(), json!("[PAD]")));
+    let complaints = ["\"[PAD]\"", "2048", "tokenizer.json", "resize_token_embeddings"];
+    assert_none(&Vec::from_iter(sandbox.refuses("eval model --data text.txt", 1, &complaints)));
+    sandbox.write("text.txt", "some words and more of them");
+    sandbox.run("eval model --data text.txt").succeeds();
+}
+
+#[test]
+fn templates_and_tokenizers_without_end_are_refused_at_once() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/dense", "model");
+    sandbox.write("chat.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi there my friend\"}]}\n");
+    sandbox.write("text.txt", "a few words");
+    let expressions = [
+        "{{".to_owned() + &"-".repeat(20_000) + "1}}",
+        "{{ 1".to_owned() + &"+1".repeat(50_000) + "}}",
+        "{{ x".to_owned() + &".y".repeat(50_000) + "}}",
+    ];
+    let mut problems = Vec::new();
+    for expression in expressions {
+        sandbox.write("model/chat_template.jinja", expression);
+        problems.extend(sandbox.refuses(
+            "eval model --data chat.jsonl --max-tokens 8",
+            1,
+            &["chat_template.jinja", "nested more than 1000 deep"],
+        ));
+    }
+    let replace = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "ee"});
+    let normalizers = [
+        json!({"type": "Sequence", "normalizers": vec![replace; 60]}),
+        json!({"type": "Prepend", "prepend": "e".repeat(100_000)}),
+    ];
+    for normalizer in normalizers {
+        model.edit_json("tokenizer.json", |tokenizer| _ = tokenizer.insert("normalizer".into(), normalizer));
+        problems.extend(sandbox.refuses("eval model --data text.txt", 1, &["tokenizer.json", "multiplies"]));
+    }
+    assert_none(&problems);
+}
