@@ -8,7 +8,8 @@ use serde_json::Value as Json;
 
 use super::ast::{Args, Comparison, Expr, ExprKind, For, Name, Stmt, StmtKind, Target};
 use super::calls::CallArgs;
-use super::value::{Dict, Function, Value, excess, held};
+use super::held::{excess, held};
+use super::value::{Dict, Function, Value};
 use super::{Fail, MAX_BYTES, MAX_STEPS, Outcome, STACK_BYTES, json, operators};
 
 /// Variables of a template, a loop's turn or a macro's call; what isn't here is looked for outside.

@@ -2,7 +2,8 @@
 
 use super::calls::CallArgs;
 use super::eval::Interpreter;
-use super::value::{Text, Value, float};
+use super::repr::float;
+use super::value::{Text, Value};
 use super::{Fail, Outcome, operators};
 
 /// How a value is laid out in its field.

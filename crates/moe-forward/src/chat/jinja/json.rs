@@ -1,6 +1,7 @@
 //! `tojson`, which transformers replaces by Python's `json.dumps`.
 
-use super::value::{Dict, Value, float};
+use super::repr::float;
+use super::value::{Dict, Value};
 use super::{Fail, MAX_BYTES, Outcome};
 
 /// A JSON value as Python has it.

@@ -6,12 +6,17 @@
 mod ast;
 mod calls;
 mod eval;
+mod expressions;
 mod filters;
 mod format;
+mod held;
 mod json;
 mod lexer;
+mod numbers;
 mod operators;
 mod parser;
+mod repr;
+mod sequences;
 mod strings;
 mod tests;
 mod value;

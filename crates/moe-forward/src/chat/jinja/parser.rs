@@ -1,8 +1,8 @@
-//! Tokens to statements, by the grammar of Jinja2 3.1, its precedences and its quirks.
+//! Tokens to statements, by the grammar of Jinja2 3.1.
 
 use std::sync::Arc;
 
-use super::ast::{Args, Binary, Body, Comparison, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Target};
+use super::ast::{Args, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Target};
 use super::lexer::{Kind, Token, tokenize};
 use super::{Fail, Outcome};
 
@@ -19,10 +19,10 @@ pub(super) fn parse(source: &str) -> Outcome<Body> {
     }
 }
 
-struct Parser {
+pub(super) struct Parser {
     tokens: Vec<Token>,
     at: usize,
-    depth: usize,
+    pub depth: usize,
     in_loop: usize,
 }
 
@@ -43,37 +43,37 @@ fn describe(kind: &Kind) -> String {
 }
 
 impl Parser {
-    fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &Kind {
         &self.tokens[self.at].kind
     }
 
-    fn line(&self) -> usize {
+    pub fn line(&self) -> usize {
         self.tokens[self.at].line
     }
 
-    fn look(&self) -> &Kind {
+    pub fn look(&self) -> &Kind {
         &self.tokens[(self.at + 1).min(self.tokens.len() - 1)].kind
     }
 
-    fn next(&mut self) -> Token {
+    pub fn next(&mut self) -> Token {
         let token = self.tokens[self.at].clone();
         self.at = (self.at + 1).min(self.tokens.len() - 1);
         token
     }
 
-    fn fail<T>(&self, what: impl Into<String>) -> Outcome<T> {
+    pub fn fail<T>(&self, what: impl Into<String>) -> Outcome<T> {
         Err(Fail::new(format!("{}, at {:?}", what.into(), describe(self.kind()))).at(self.line()))
     }
 
-    fn is_op(&self, operator: &str) -> bool {
+    pub fn is_op(&self, operator: &str) -> bool {
         matches!(self.kind(), Kind::Op(found) if *found == operator)
     }
 
-    fn is_name(&self, name: &str) -> bool {
+    pub fn is_name(&self, name: &str) -> bool {
         matches!(self.kind(), Kind::Name(found) if found == name)
     }
 
-    fn skip_op(&mut self, operator: &str) -> bool {
+    pub fn skip_op(&mut self, operator: &str) -> bool {
         let found = self.is_op(operator);
         if found {
             self.next();
@@ -81,7 +81,7 @@ impl Parser {
         found
     }
 
-    fn skip_name(&mut self, name: &str) -> bool {
+    pub fn skip_name(&mut self, name: &str) -> bool {
         let found = self.is_name(name);
         if found {
             self.next();
@@ -89,11 +89,11 @@ impl Parser {
         found
     }
 
-    fn expect_op(&mut self, operator: &str) -> Outcome<()> {
+    pub fn expect_op(&mut self, operator: &str) -> Outcome<()> {
         if self.skip_op(operator) { Ok(()) } else { self.fail(format!("expected {operator:?}")) }
     }
 
-    fn expect_name(&mut self) -> Outcome<Name> {
+    pub fn expect_name(&mut self) -> Outcome<Name> {
         match self.next().kind {
             Kind::Name(name) => Ok(name.into()),
             _ => {
@@ -114,22 +114,20 @@ impl Parser {
     }
 
     /// One level deeper, for as long as `parse` runs.
-    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
+    pub fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
         self.deeper()?;
         let result = parse(self);
         self.depth -= 1;
         result
     }
 
-    fn deeper(&mut self) -> Outcome<()> {
+    pub fn deeper(&mut self) -> Outcome<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return self.fail(format!("nested more than {MAX_DEPTH} deep"));
         }
         Ok(())
     }
-
-    // Statements.
 
     /// Statements up to a block that begins with one of `ends`, whose name is the next token then.
     fn body(&mut self, ends: &[&str]) -> Outcome<Body> {
@@ -376,382 +374,11 @@ impl Parser {
         Ok(filters)
     }
 
-    fn dotted_name(&mut self) -> Outcome<Name> {
+    pub fn dotted_name(&mut self) -> Outcome<Name> {
         let mut name = self.expect_name()?.to_string();
         while self.skip_op(".") {
             name = format!("{name}.{}", self.expect_name()?);
         }
         Ok(name.into())
-    }
-
-    // Expressions, from the loosest to the tightest.
-
-    fn tuple(&mut self, with_if: bool, ends: &[&str]) -> Outcome<Expr> {
-        let line = self.line();
-        let mut items = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if is_tuple && self.is_tuple_end(ends) {
-                break;
-            }
-            items.push(if with_if { self.expression()? } else { self.nested(Self::or)? });
-            if !self.skip_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
-        if !is_tuple && let Some(item) = items.pop() {
-            return Ok(item);
-        }
-        Ok(Expr { line, kind: ExprKind::Tuple(items) })
-    }
-
-    fn is_tuple_end(&self, ends: &[&str]) -> bool {
-        matches!(self.kind(), Kind::PrintEnd | Kind::BlockEnd)
-            || self.is_op(")")
-            || ends.iter().any(|end| self.is_name(end))
-    }
-
-    fn expression(&mut self) -> Outcome<Expr> {
-        self.nested(|parser| {
-            let line = parser.line();
-            let mut expr = parser.or()?;
-            let depth = parser.depth;
-            while parser.skip_name("if") {
-                parser.deeper()?;
-                let test = Box::new(parser.or()?);
-                let otherwise = if parser.skip_name("else") { Some(Box::new(parser.expression()?)) } else { None };
-                expr = Expr { line, kind: ExprKind::If { test, then: Box::new(expr), otherwise } };
-            }
-            parser.depth = depth;
-            Ok(expr)
-        })
-    }
-
-    /// Operators of one level, which group from the left: a long row of them is as deep as nested parentheses.
-    fn row(
-        &mut self,
-        operand: fn(&mut Self) -> Outcome<Expr>,
-        operator: fn(&mut Self) -> Option<fn(Box<Expr>, Box<Expr>) -> ExprKind>,
-    ) -> Outcome<Expr> {
-        let line = self.line();
-        let mut left = operand(self)?;
-        let depth = self.depth;
-        while let Some(make) = operator(self) {
-            self.deeper()?;
-            let right = operand(self)?;
-            left = Expr { line, kind: make(Box::new(left), Box::new(right)) };
-        }
-        self.depth = depth;
-        Ok(left)
-    }
-
-    fn or(&mut self) -> Outcome<Expr> {
-        self.row(Self::and, |parser| parser.skip_name("or").then_some(ExprKind::Or as _))
-    }
-
-    fn and(&mut self) -> Outcome<Expr> {
-        self.row(Self::not, |parser| parser.skip_name("and").then_some(ExprKind::And as _))
-    }
-
-    fn not(&mut self) -> Outcome<Expr> {
-        let line = self.line();
-        if self.skip_name("not") {
-            let inner = self.nested(Self::not)?;
-            return Ok(Expr { line, kind: ExprKind::Not(Box::new(inner)) });
-        }
-        self.compare()
-    }
-
-    fn comparison(&mut self) -> Option<Comparison> {
-        let found = match self.kind() {
-            Kind::Op("==") => Comparison::Eq,
-            Kind::Op("!=") => Comparison::Ne,
-            Kind::Op("<") => Comparison::Lt,
-            Kind::Op("<=") => Comparison::Le,
-            Kind::Op(">") => Comparison::Gt,
-            Kind::Op(">=") => Comparison::Ge,
-            Kind::Name(name) if name == "in" => Comparison::In,
-            Kind::Name(name) if name == "not" && matches!(self.look(), Kind::Name(next) if next == "in") => {
-                self.next();
-                Comparison::NotIn
-            }
-            _ => return None,
-        };
-        self.next();
-        Some(found)
-    }
-
-    fn compare(&mut self) -> Outcome<Expr> {
-        let line = self.line();
-        let left = self.sum()?;
-        let mut rest = Vec::new();
-        while let Some(comparison) = self.comparison() {
-            rest.push((comparison, self.sum()?));
-        }
-        if rest.is_empty() {
-            return Ok(left);
-        }
-        Ok(Expr { line, kind: ExprKind::Compare(Box::new(left), rest) })
-    }
-
-    fn sum(&mut self) -> Outcome<Expr> {
-        self.row(Self::concat, |parser| {
-            if parser.skip_op("+") {
-                Some(|left, right| ExprKind::Binary(Binary::Add, left, right))
-            } else if parser.skip_op("-") {
-                Some(|left, right| ExprKind::Binary(Binary::Sub, left, right))
-            } else {
-                None
-            }
-        })
-    }
-
-    fn concat(&mut self) -> Outcome<Expr> {
-        let line = self.line();
-        let mut parts = vec![self.product()?];
-        while self.skip_op("~") {
-            parts.push(self.product()?);
-        }
-        if parts.len() == 1
-            && let Some(part) = parts.pop()
-        {
-            return Ok(part);
-        }
-        Ok(Expr { line, kind: ExprKind::Concat(parts) })
-    }
-
-    fn product(&mut self) -> Outcome<Expr> {
-        self.row(Self::power, |parser| {
-            if parser.skip_op("*") {
-                Some(|left, right| ExprKind::Binary(Binary::Mul, left, right))
-            } else if parser.skip_op("/") {
-                Some(|left, right| ExprKind::Binary(Binary::Div, left, right))
-            } else if parser.skip_op("//") {
-                Some(|left, right| ExprKind::Binary(Binary::FloorDiv, left, right))
-            } else if parser.skip_op("%") {
-                Some(|left, right| ExprKind::Binary(Binary::Mod, left, right))
-            } else {
-                None
-            }
-        })
-    }
-
-    fn power(&mut self) -> Outcome<Expr> {
-        self.row(
-            |parser| parser.unary(true),
-            |parser| parser.skip_op("**").then_some(|left, right| ExprKind::Binary(Binary::Pow, left, right)),
-        )
-    }
-
-    fn unary(&mut self, with_filters: bool) -> Outcome<Expr> {
-        let line = self.line();
-        let expr = if self.skip_op("-") {
-            let inner = self.nested(|parser| parser.unary(false))?;
-            Expr { line, kind: ExprKind::Negative(Box::new(inner)) }
-        } else if self.skip_op("+") {
-            let inner = self.nested(|parser| parser.unary(false))?;
-            Expr { line, kind: ExprKind::Positive(Box::new(inner)) }
-        } else {
-            self.primary()?
-        };
-        self.behind(expr, with_filters)
-    }
-
-    /// What stands behind an expression: attributes, items, calls, and then filters and tests.
-    fn behind(&mut self, mut expr: Expr, with_filters: bool) -> Outcome<Expr> {
-        let depth = self.depth;
-        let mut filtered = false;
-        loop {
-            self.deeper()?;
-            let line = self.line();
-            let inner = expr;
-            if !filtered && self.skip_op(".") {
-                expr = self.attribute(inner, line)?;
-            } else if !filtered && self.skip_op("[") {
-                expr = self.subscript(inner, line)?;
-            } else if self.is_op("(") {
-                let args = self.args()?;
-                expr = Expr { line, kind: ExprKind::Call(Box::new(inner), args) };
-            } else if with_filters && self.skip_op("|") {
-                filtered = true;
-                let name = self.dotted_name()?;
-                let args = if self.is_op("(") { self.args()? } else { Args::default() };
-                expr = Expr { line, kind: ExprKind::Filter(Box::new(inner), name, args) };
-            } else if with_filters && self.skip_name("is") {
-                filtered = true;
-                expr = self.test(inner, line)?;
-            } else {
-                self.depth = depth;
-                return Ok(inner);
-            }
-        }
-    }
-
-    fn attribute(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
-        let kind = match self.next().kind {
-            Kind::Name(name) => ExprKind::Attr(Box::new(inner), name.into()),
-            Kind::Int(index) => ExprKind::Item(Box::new(inner), Box::new(Expr { line, kind: ExprKind::Int(index) })),
-            _ => return self.fail("expected name or number"),
-        };
-        Ok(Expr { line, kind })
-    }
-
-    fn subscript(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
-        let inner = Box::new(inner);
-        let mut slice = [None, None, None];
-        let mut colons = 0;
-        let mut items = Vec::new();
-        while !self.is_op("]") {
-            if self.skip_op(":") {
-                colons += 1;
-                if colons > 2 {
-                    return self.fail("expected ]");
-                }
-            } else if self.skip_op(",") {
-                items.extend(slice[0].take());
-                if colons > 0 {
-                    return self.fail("slices in several dimensions are not supported");
-                }
-            } else if slice[colons].is_some() {
-                return self.fail("expected ]");
-            } else {
-                slice[colons] = Some(self.expression()?);
-            }
-        }
-        self.expect_op("]")?;
-        if colons > 0 {
-            return Ok(Expr { line, kind: ExprKind::Slice(inner, Box::new(slice)) });
-        }
-        let index = match (slice[0].take(), items.is_empty()) {
-            (Some(index), true) => index,
-            (last, _) => {
-                items.extend(last);
-                Expr { line, kind: ExprKind::Tuple(items) }
-            }
-        };
-        Ok(Expr { line, kind: ExprKind::Item(inner, Box::new(index)) })
-    }
-
-    fn test(&mut self, inner: Expr, line: usize) -> Outcome<Expr> {
-        let negated = self.skip_name("not");
-        let name = self.dotted_name()?;
-        let starts_argument = match self.kind() {
-            Kind::Name(name) => !matches!(name.as_str(), "else" | "or" | "and"),
-            Kind::Str(_) | Kind::Int(_) | Kind::Float(_) | Kind::Op("[" | "{") => true,
-            _ => false,
-        };
-        let mut args = Args::default();
-        if self.is_op("(") {
-            args = self.args()?;
-        } else if starts_argument {
-            if self.is_name("is") {
-                return self.fail("You cannot chain multiple tests with is");
-            }
-            // Names like `in` and `if` are names here, too, as in Jinja2.
-            let primary = self.primary()?;
-            args.positional.push(self.behind(primary, false)?);
-        }
-        let test = Expr { line, kind: ExprKind::Test(Box::new(inner), name, args) };
-        Ok(if negated { Expr { line, kind: ExprKind::Not(Box::new(test)) } } else { test })
-    }
-
-    fn args(&mut self) -> Outcome<Args> {
-        self.expect_op("(")?;
-        let mut args = Args::default();
-        let mut first = true;
-        while !self.is_op(")") {
-            if !first {
-                self.expect_op(",")?;
-                if self.is_op(")") {
-                    break;
-                }
-            }
-            first = false;
-            if self.skip_op("*") {
-                args.list = Some(Box::new(self.expression()?));
-            } else if self.skip_op("**") {
-                args.dict = Some(Box::new(self.expression()?));
-            } else if matches!((self.kind(), self.look()), (Kind::Name(_), Kind::Op("="))) {
-                let name = self.expect_name()?;
-                self.next();
-                args.named.push((name, self.expression()?));
-            } else if args.named.is_empty() && args.list.is_none() && args.dict.is_none() {
-                args.positional.push(self.expression()?);
-            } else {
-                return self.fail("invalid syntax for function call expression");
-            }
-        }
-        self.expect_op(")")?;
-        Ok(args)
-    }
-
-    fn primary(&mut self) -> Outcome<Expr> {
-        let line = self.line();
-        let kind = match self.kind().clone() {
-            Kind::Name(name) => {
-                self.next();
-                match name.as_str() {
-                    "true" | "True" => ExprKind::Bool(true),
-                    "false" | "False" => ExprKind::Bool(false),
-                    "none" | "None" => ExprKind::None,
-                    _ => ExprKind::Name(name.into()),
-                }
-            }
-            Kind::Str(mut text) => {
-                self.next();
-                while let Kind::Str(more) = self.kind() {
-                    text.push_str(more);
-                    self.next();
-                }
-                ExprKind::Str(text.into())
-            }
-            Kind::Int(number) => {
-                self.next();
-                ExprKind::Int(number)
-            }
-            Kind::Float(number) => {
-                self.next();
-                ExprKind::Float(number)
-            }
-            Kind::Op("(") => {
-                self.next();
-                if self.skip_op(")") {
-                    return Ok(Expr { line, kind: ExprKind::Tuple(Vec::new()) });
-                }
-                let inner = self.tuple(true, &[])?;
-                self.expect_op(")")?;
-                return Ok(inner);
-            }
-            Kind::Op("[") => {
-                self.next();
-                ExprKind::List(self.items("]", Self::expression)?)
-            }
-            Kind::Op("{") => {
-                self.next();
-                ExprKind::Dict(self.items("}", |parser| {
-                    let key = parser.expression()?;
-                    parser.expect_op(":")?;
-                    Ok((key, parser.expression()?))
-                })?)
-            }
-            _ => return self.fail("unexpected token"),
-        };
-        Ok(Expr { line, kind })
-    }
-
-    fn items<T>(&mut self, end: &str, parse: fn(&mut Self) -> Outcome<T>) -> Outcome<Vec<T>> {
-        let mut items = Vec::new();
-        while !self.is_op(end) {
-            if !items.is_empty() {
-                self.expect_op(",")?;
-                if self.is_op(end) {
-                    break;
-                }
-            }
-            items.push(parse(self)?);
-        }
-        self.expect_op(end)?;
-        Ok(items)
     }
 }

@@ -3,7 +3,8 @@
 use super::calls::{CallArgs, integer, required, text};
 use super::eval::Interpreter;
 use super::lexer::is_space;
-use super::value::{Items, Text, Value, is_printable};
+use super::repr::is_printable;
+use super::value::{Items, Text, Value};
 use super::{Fail, Outcome, format, operators};
 
 /// Methods that are known here.

@@ -1,0 +1,61 @@
+//! What a template holds of memory and how deep its values are, counted by the values themselves: a template runs on a thread of its own.
+
+use std::cell::Cell;
+
+use super::value::Value;
+
+/// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
+const MAX_NESTING: usize = 1000;
+/// So many values may be compared with one another.
+const MAX_COMPARED: u64 = 50_000_000;
+
+thread_local! {
+    static HELD: Cell<usize> = const { Cell::new(0) };
+    static DEEPEST: Cell<usize> = const { Cell::new(0) };
+    static COMPARED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes of texts and lists that this thread's template holds.
+pub(super) fn held() -> usize {
+    HELD.get()
+}
+
+/// What this thread's template has too much of.
+pub(super) fn excess() -> Option<&'static str> {
+    if DEEPEST.get() > MAX_NESTING {
+        Some("nests values more than 1,000 deep")
+    } else if COMPARED.get() > MAX_COMPARED {
+        Some("runs out of fuel: it compares more than 50,000,000 values")
+    } else {
+        None
+    }
+}
+
+/// One level more than the deepest of `values`.
+pub(super) fn depth_of<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+    let depth = 1 + values.map(Value::depth).max().unwrap_or(0);
+    DEEPEST.set(DEEPEST.get().max(depth));
+    depth
+}
+
+/// Bytes that are held until this is dropped.
+pub(super) struct Charge(usize);
+
+impl Charge {
+    pub fn new(bytes: usize) -> Self {
+        HELD.set(HELD.get() + bytes);
+        Self(bytes)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        HELD.set(HELD.get().saturating_sub(self.0));
+    }
+}
+
+/// Counts a comparison of two values; false where there were too many, and the template's next step fails.
+pub(super) fn may_compare() -> bool {
+    COMPARED.set(COMPARED.get() + 1);
+    COMPARED.get() <= MAX_COMPARED
+}

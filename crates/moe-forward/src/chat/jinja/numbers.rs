@@ -1,0 +1,130 @@
+//! Filters of numbers.
+
+use super::calls::{CallArgs, integer, text};
+use super::value::{Text, Value};
+use super::{Fail, Outcome};
+
+/// What the filter `name` makes of a number, or of a text that is one.
+pub(super) fn filter(name: &str, value: &Value, args: CallArgs) -> Outcome<Value> {
+    match name {
+        "abs" => {
+            args.bind(name, []).map(|[]| ())?;
+            match (value.integer(), value.number()) {
+                (Some(number), _) => Ok(Value::Int(number.saturating_abs())),
+                (None, Some(number)) => Ok(Value::Float(number.abs())),
+                _ => Err(Fail::new(format!("bad operand type for abs(): '{}'", value.type_name()))),
+            }
+        }
+        "round" => {
+            let [precision, method] = args.bind(name, ["precision", "method"])?;
+            let precision = precision.map_or(Ok(0), |precision| integer(&precision, name))?;
+            let method = method.map_or(Ok(Text::new("common")), |method| text(&method, name))?;
+            round(value, precision, &method)
+        }
+        "float" => {
+            let [default] = args.bind(name, ["default"])?;
+            let found = value.number().or_else(|| value.text().and_then(parse_float));
+            Ok(found.map(Value::Float).or(default).unwrap_or(Value::Float(0.0)))
+        }
+        "int" => {
+            let [default, base] = args.bind(name, ["default", "base"])?;
+            let base = base.map_or(Ok(10), |base| integer(&base, name))?;
+            let found = match value.text() {
+                Some(text) => parse_integer(text, base).or_else(|| parse_float(text).and_then(truncated)),
+                None => value.integer().or_else(|| value.number().and_then(truncated)),
+            };
+            Ok(found.map(Value::Int).or(default).unwrap_or(Value::Int(0)))
+        }
+        _ => {
+            let [binary] = args.bind(name, ["binary"])?;
+            let bytes = value.number().or_else(|| value.text().and_then(parse_float));
+            let bytes = bytes.ok_or_else(|| Fail::new("could not convert to float"))?;
+            Ok(filesize(bytes, binary.is_some_and(|binary| binary.is_true())).into())
+        }
+    }
+}
+
+fn truncated(number: f64) -> Option<i128> {
+    (number.is_finite() && number.abs() < 1e38).then_some(number.trunc() as i128)
+}
+
+fn parse_float(text: &str) -> Option<f64> {
+    let text = text.trim().replace('_', "").to_lowercase();
+    // Rust takes the same words for infinity and NaN as Python does.
+    text.parse().ok()
+}
+
+fn parse_integer(text: &str, base: i128) -> Option<i128> {
+    let text = text.trim().replace('_', "").to_lowercase();
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, text.strip_prefix('+').unwrap_or(&text)),
+    };
+    let (prefix, named) = match digits.get(..2) {
+        Some("0x") => (16, true),
+        Some("0o") => (8, true),
+        Some("0b") => (2, true),
+        _ => (10, false),
+    };
+    let base = if base == 0 { prefix } else { base };
+    let digits = if named && base == prefix { &digits[2..] } else { digits };
+    let base = u32::try_from(base).ok().filter(|base| (2..=36).contains(base))?;
+    if digits.starts_with(['+', '-']) {
+        return None;
+    }
+    i128::from_str_radix(digits, base).ok().map(|number| sign * number)
+}
+
+fn round(value: &Value, precision: i128, method: &str) -> Outcome<Value> {
+    let Some(number) = value.number() else {
+        return Err(Fail::new(format!("type {} doesn't define __round__ method", value.type_name())));
+    };
+    let places = i32::try_from(precision.clamp(-400, 400)).unwrap_or(0);
+    match (method, value.integer()) {
+        ("common", Some(integer)) if places >= 0 => Ok(Value::Int(integer)),
+        ("common", Some(integer)) => {
+            // To the even one of two equally near tens, as Python rounds.
+            let unit = 10i128.checked_pow(places.unsigned_abs()).unwrap_or(i128::MAX);
+            let (down, rest) = (integer.div_euclid(unit), integer.rem_euclid(unit));
+            let up = rest * 2 > unit || rest * 2 == unit && down % 2 != 0;
+            Ok(Value::Int((down + i128::from(up)) * unit))
+        }
+        ("common", None) if places >= 0 => {
+            Ok(Value::Float(format!("{number:.*}", places as usize).parse().unwrap_or(number)))
+        }
+        ("common", None) => {
+            let unit = 10f64.powi(-places);
+            Ok(Value::Float((number / unit).round_ties_even() * unit))
+        }
+        ("ceil" | "floor", _) => {
+            let unit = 10f64.powi(places);
+            let scaled = number * unit;
+            let rounded = if method == "ceil" { scaled.ceil() } else { scaled.floor() };
+            Ok(Value::Float(rounded / unit))
+        }
+        _ => Err(Fail::new("method must be common, ceil or floor")),
+    }
+}
+
+fn filesize(bytes: f64, binary: bool) -> String {
+    let base: f64 = if binary { 1024.0 } else { 1000.0 };
+    let names: [&str; 8] = if binary {
+        ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB"]
+    } else {
+        ["kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"]
+    };
+    if bytes == 1.0 {
+        return "1 Byte".into();
+    }
+    if bytes < base {
+        return format!("{} Bytes", bytes.trunc());
+    }
+    let mut unit = base;
+    for (index, name) in names.iter().enumerate() {
+        unit *= base;
+        if bytes < unit || index + 1 == names.len() {
+            return format!("{:.1} {name}", base * bytes / unit);
+        }
+    }
+    String::new()
+}
