@@ -14,7 +14,7 @@ fn rows(message: impl Fn(usize) -> Value) -> String {
 
 fn counted(sandbox: &Sandbox) -> u64 {
     let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
-    found["domains"].as_array().unwrap().iter().map(|domain| domain["tokens"].as_u64().unwrap()).sum()
+    found["report"]["all"]["tokens"].as_u64().unwrap()
 }
 
 /// Gives the model embeddings for two more tokens.
