@@ -5,6 +5,9 @@ use super::ast::{Args, Binary, Comparison, Expr, ExprKind};
 use super::lexer::Kind;
 use super::parser::Parser;
 
+/// What two operands make.
+type Joined = fn(Box<Expr>, Box<Expr>) -> ExprKind;
+
 impl Parser {
     pub fn tuple(&mut self, with_if: bool, ends: &[&str]) -> Outcome<Expr> {
         let line = self.line();
@@ -52,7 +55,7 @@ impl Parser {
     fn row(
         &mut self,
         operand: fn(&mut Self) -> Outcome<Expr>,
-        operator: fn(&mut Self) -> Option<fn(Box<Expr>, Box<Expr>) -> ExprKind>,
+        operator: fn(&mut Self) -> Option<Joined>,
     ) -> Outcome<Expr> {
         let line = self.line();
         let mut left = operand(self)?;
