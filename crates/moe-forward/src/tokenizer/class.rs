@@ -164,7 +164,12 @@ impl Class {
         };
         let mut tokenizer = Tokenizer::new(self.model(model.clone(), settings));
         let prefix = settings.config.get("add_prefix_space").and_then(Value::as_bool);
-        let failed = |e| Error::new(Kind::Malformed, "cannot set up this tokenizer").source(e).file(model_dir);
+        let failed = |e| {
+            Error::new(Kind::Malformed, "cannot set up this tokenizer")
+                .source(e)
+                .file(model_dir.join(TOKENIZER_FILE))
+                .remedy(AS_THE_FILE_SAYS)
+        };
         if let Some(normalizer) = self.normalizer().map_err(failed)? {
             tokenizer.with_normalizer(Some(normalizer)).map_err(failed)?;
         }

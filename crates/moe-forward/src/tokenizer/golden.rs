@@ -92,6 +92,7 @@ fn a_template_with_a_token_that_is_not_there_is_refused() {
     let found = TextTokenizer::load(dir.path()).and_then(|tokenizer| tokenizer.encode("a", true));
     let error = found.unwrap_err();
     assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
+    assert!(error.to_string().contains("remedy"), "{error}");
 }
 
 #[test]

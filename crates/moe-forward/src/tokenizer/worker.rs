@@ -21,6 +21,8 @@ const SECONDS_PER_MIB: u64 = 60;
 const BYTES: usize = 512 << 20;
 const BYTES_PER_BYTE: usize = 256;
 
+const AGAIN: &str = "download tokenizer.json again";
+
 type Tokens = tokenizers::Result<Vec<u32>>;
 
 /// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the library can be stopped.
@@ -66,7 +68,9 @@ impl Worker {
         started.map_err(|e| Error::io("cannot start a thread for this tokenizer", file, e))?;
         match loaded.recv_timeout(Duration::from_secs(LOAD_SECONDS)) {
             Ok(Ok(tokenizer)) => Ok((Self { texts, tokens }, tokenizer?)),
-            Ok(Err(failed)) => Err(Error::new(Kind::Malformed, "cannot understand this tokenizer").source(failed)),
+            Ok(Err(error)) => {
+                Err(Error::new(Kind::Malformed, "cannot understand this tokenizer").source(error).remedy(AGAIN))
+            }
             Err(_) => Err(too_slow(LOAD_SECONDS, "to be set up")),
         }
     }
@@ -77,7 +81,7 @@ impl Worker {
     /// [`Kind::Malformed`] where the tokenizer fails, [`Kind::Unsupported`] where it takes too long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         let seconds = TEXT_SECONDS + SECONDS_PER_MIB * (text.len() as u64 >> 20);
-        let failed = || Error::new(Kind::Malformed, "the tokenizer failed");
+        let failed = || Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN);
         if self.texts.send((text.to_owned(), special_tokens)).is_err() {
             return Err(failed());
         }
