@@ -137,8 +137,6 @@ fn indexes() {
         case("no name", |c| c.set_index(Q, ""), &[INDEX, "outside"]),
         case("NUL in a name", |c| c.set_index(Q, "a\0b"), &[INDEX, "outside"]),
         case("a shard that is not there", |c| c.set_index(Q, "model-9.safetensors"), &[INDEX, "model-9.safetensors"]),
-        case("another shard", |c| c.set_index(Q, SECOND_SHARD), &[INDEX, SECOND_SHARD, Q]),
-        case("a tensor nobody holds", |c| c.set_index("model.ghost", SECOND_SHARD), &[INDEX, "model.ghost"]),
         case("a tensor in two shards", copy_third_shard, &["two shards", "more.safetensors", "model.layers.1."]),
         case("broken JSON", |c| c.truncate(INDEX, -20), &[INDEX, "JSON"]),
         case("empty", |c| c.truncate(INDEX, 0), &[INDEX, "JSON"]),

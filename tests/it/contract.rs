@@ -347,12 +347,13 @@ fn manifests_are_those_of_sha256sum() {
 #[test]
 fn the_hub_cache_lays_links() {
     let sandbox = Sandbox::new();
-    let blobs = sandbox.copy("families/mixtral/sharded/model", "blobs");
-    std::fs::create_dir(sandbox.path("snapshot")).unwrap();
-    for name in sandbox.names("blobs") {
-        std::os::unix::fs::symlink(blobs.path(&name), sandbox.path("snapshot").join(&name)).unwrap();
+    let blobs = sandbox.copy("families/mixtral/sharded/model", "models--o--n/blobs");
+    let snapshot = "models--o--n/snapshots/main";
+    std::fs::create_dir_all(sandbox.path(snapshot)).unwrap();
+    for name in sandbox.names("models--o--n/blobs") {
+        std::os::unix::fs::symlink(blobs.path(&name), sandbox.path(snapshot).join(&name)).unwrap();
     }
-    sandbox.run("verify snapshot").succeeds();
+    sandbox.run(&format!("verify {snapshot}")).succeeds();
 }
 
 #[test]

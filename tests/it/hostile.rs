@@ -242,7 +242,7 @@ fn configs_with_absurd_values() {
         case("heads 2^31", LLAMA, |c| c.set("num_attention_heads", json!(1u64 << 31)), &[CONFIG, "no sensible count"]),
         case("eps NaN", LLAMA, |c| c.set("rms_norm_eps", json!("NaN")), &[CONFIG, "rms_norm_eps"]),
         case("an infinite eps", LLAMA, |c| write_eps(c, "1e999"), &[CONFIG, "JSON"]),
-        case("a bare NaN", LLAMA, |c| write_eps(c, "NaN"), &[CONFIG, "JSON"]),
+        case("a bare NaN", LLAMA, |c| write_eps(c, "NaN"), &[CONFIG, "rms_norm_eps", "NaN"]),
         case("10^9 experts", MOE, |c| c.set("num_local_experts", json!(1e9 as u64)), &["gate.weight"]),
         case("-1 experts", MOE, |c| c.set("num_local_experts", json!(-1)), &[CONFIG, "num_local_experts"]),
         case("half an expert", MOE, |c| c.set("num_local_experts", json!(0.5)), &[CONFIG, "num_local_experts"]),
@@ -531,15 +531,15 @@ fn pipes_and_directories_in_place_of_files() {
 #[test]
 fn links_of_a_hub_cache_are_followed() {
     let sandbox = Sandbox::new();
-    let model = sandbox.copy(SHARDED, "hub/snapshots/main");
-    fs::create_dir(sandbox.path("hub/blobs")).unwrap();
-    for name in sandbox.names("hub/snapshots/main") {
-        fs::rename(model.path(&name), sandbox.path(&format!("hub/blobs/of-{name}"))).unwrap();
+    let model = sandbox.copy(SHARDED, "hub/models--o--n/snapshots/main");
+    fs::create_dir(sandbox.path("hub/models--o--n/blobs")).unwrap();
+    for name in sandbox.names("hub/models--o--n/snapshots/main") {
+        fs::rename(model.path(&name), sandbox.path(&format!("hub/models--o--n/blobs/of-{name}"))).unwrap();
         symlink(format!("../../blobs/of-{name}"), model.path(&name)).unwrap();
     }
-    sandbox.run("verify hub/snapshots/main").succeeds();
+    sandbox.run("verify hub/models--o--n/snapshots/main").succeeds();
     let before = sandbox.contents();
-    sandbox.run("prune hub/snapshots/main -o out --experts 4 --method random").succeeds();
+    sandbox.run("prune hub/models--o--n/snapshots/main -o out --experts 4 --method random").succeeds();
     assert!(outside(&sandbox, "out") == before);
     for name in sandbox.names("out") {
         assert!(sandbox.path("out").join(&name).symlink_metadata().unwrap().is_file(), "{name} is no file");

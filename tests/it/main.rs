@@ -24,6 +24,8 @@ mod pleasant;
 mod recipes;
 mod remedies;
 mod resume;
+mod side_files;
 mod signals;
 mod terminal;
 mod tokens;
+mod verify;

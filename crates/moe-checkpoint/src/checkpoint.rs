@@ -1,15 +1,16 @@
 //! Opening a checkpoint directory.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
-use crate::index::{INDEX_FILE, find_shards};
+use crate::folder::Folder;
+use crate::index::{INDEX_FILE, IndexFacts, find_shards};
 use crate::json;
+use crate::side_files::SideFiles;
 use crate::snapshot::Snapshot;
 use crate::stored::{SourceFile, Stored};
 
@@ -23,7 +24,9 @@ pub struct Checkpoint {
     config: Map<String, Value>,
     tensors: BTreeMap<String, Stored>,
     files: Vec<Arc<SourceFile>>,
-    side_files: Vec<PathBuf>,
+    side_files: SideFiles,
+    index: Option<IndexFacts>,
+    warnings: Vec<String>,
     snapshot: Snapshot,
 }
 
@@ -39,16 +42,23 @@ impl Checkpoint {
         if !config_path.is_file() {
             return Err(no_config(dir, &config_path));
         }
-        let side_files = side_files(dir)?;
+        let folder = Folder::of(dir)?;
+        folder.check_file(&config_path)?;
+        check_no_adapter(dir)?;
+        let mut side_files = SideFiles::of(&folder)?;
         let mut snapshot = Snapshot::default();
-        snapshot.extend(side_files.iter().chain([&config_path, &dir.join(INDEX_FILE)]));
-        let config: Map<String, Value> = json::read_tree(&config_path)?;
-        let index = find_shards(dir)?;
-        snapshot.extend(index.files.iter().map(|name| dir.join(name)));
+        snapshot.extend(side_files.carried.iter().map(|file| &file.path).chain([&config_path, &dir.join(INDEX_FILE)]));
+        let config: Map<String, Value> = json::read_python(&config_path)?;
+        let shards = find_shards(&folder, &config)?;
+        // What is read of the weights isn't left out.
+        side_files.left_out.retain(|name, _| !shards.files.contains(name) && name != INDEX_FILE);
+        snapshot.extend(shards.files.iter().map(|name| dir.join(name)));
         let mut tensors = BTreeMap::<String, Stored>::new();
-        let mut files = Vec::with_capacity(index.files.len());
-        for name in &index.files {
-            let (file, entries) = SourceFile::open(&dir.join(name))?;
+        let mut files = Vec::with_capacity(shards.files.len());
+        for name in &shards.files {
+            let path = dir.join(name);
+            folder.check_file(&path)?;
+            let (file, entries) = SourceFile::open(&path)?;
             for entry in entries {
                 let stored = Stored::of_file(&file, entry);
                 if let Some(first) = tensors.get(stored.name()) {
@@ -64,18 +74,19 @@ impl Checkpoint {
             }
             files.push(file);
         }
-        for (tensor, shard) in &index.weight_map {
-            if tensors.get(tensor).is_none_or(|t| !t.path().ends_with(shard)) {
-                return Err(Error::new(
-                    Kind::Missing,
-                    format!("the index says {shard} holds this tensor; it does not"),
-                )
-                .tensor(tensor)
-                .file(dir.join(INDEX_FILE))
-                .remedy("download the shard and the index again"));
+        let index = shards.index.map(|index| {
+            let mut facts = IndexFacts { has_metadata: index.has_metadata.0, ..IndexFacts::default() };
+            for (tensor, shard) in index.weight_map {
+                match tensors.get(&tensor) {
+                    None => facts.unheld.push(tensor),
+                    Some(held) if held.path() != dir.join(shard) => facts.misplaced.push(tensor),
+                    Some(_) => {}
+                }
             }
-        }
-        Ok(Self { dir: dir.to_owned(), config, tensors, files, side_files, snapshot })
+            facts
+        });
+        let warnings = shards.warnings;
+        Ok(Self { dir: dir.to_owned(), config, tensors, files, side_files, index, warnings, snapshot })
     }
 
     /// Where the checkpoint is.
@@ -98,10 +109,19 @@ impl Checkpoint {
         &self.files
     }
 
-    /// The files beside config and weights that a conversion carries along: tokenizer, templates,
-    /// generation config. Sorted; weights in other formats, receipts and hidden files are left out.
-    pub fn side_files(&self) -> &[PathBuf] {
+    /// The files beside config and weights: what a conversion carries along, and what it leaves.
+    pub fn side_files(&self) -> &SideFiles {
         &self.side_files
+    }
+
+    /// What the index says, where one was followed.
+    pub fn index(&self) -> Option<&IndexFacts> {
+        self.index.as_ref()
+    }
+
+    /// What is to be said of other weights in the same folder, a sentence each: which are read, and by whom.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Refuses a checkpoint of which a file has changed since it was opened.
@@ -113,43 +133,18 @@ impl Checkpoint {
     }
 }
 
-fn side_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e| Error::io("cannot list the checkpoint", dir, e);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
-        let name = path.file_name().and_then(OsStr::to_str);
-        if path.is_file() && name.is_some_and(is_side_file) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// An allow-list: what stock loaders read. Anything else in the folder (training logs, other weight
-/// formats, the source's own model card) says nothing true about the converted model.
-fn is_side_file(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "generation_config.json",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "chat_template.json",
-        "LICENSE",
-        "LICENSE.txt",
-        "LICENSE.md",
-        "NOTICE",
-        "USE_POLICY.md",
-    ];
-    let known = NAMES.contains(&name)
-        || name.starts_with("tokenizer")
-        || name.ends_with(".jinja")
-        || name.ends_with(".tiktoken");
-    // A line break would forge a line of SHA256SUMS.
-    known && !name.contains(char::is_control)
+/// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model; no other loader
+/// looks at it.
+fn check_no_adapter(dir: &Path) -> Result<()> {
+    const ADAPTER: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
+    let Some(found) = ADAPTER.iter().map(|name| dir.join(name)).find(|path| path.symlink_metadata().is_ok()) else {
+        return Ok(());
+    };
+    let what =
+        "an adapter lies in the model's folder: transformers applies it where PEFT is installed, other loaders don't";
+    Err(Error::new(Kind::Unsupported, what).file(found).remedy(
+        "merge it into the model (PEFT's merge_and_unload, then save_pretrained), or move its adapter_ files elsewhere",
+    ))
 }
 
 const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the safetensors files";

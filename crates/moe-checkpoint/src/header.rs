@@ -88,8 +88,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
                     if name == "__metadata__" {
-                        // Other readers want texts here, so a file with anything else is no use to anybody.
-                        map.next_value::<HashMap<String, String>>()?;
+                        // Other readers want texts here, or null, so a file with anything else is no use to anybody.
+                        map.next_value::<Option<HashMap<String, String>>>()?;
                         continue;
                     }
                     let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
@@ -221,6 +221,7 @@ mod tests {
             (one, 12, false),
             ("{}", 0, true),
             (r#"{"__metadata__":{"format":"pt"}}"#, 0, true),
+            (r#"{"__metadata__":null}"#, 0, true),
             (r#"{"__metadata__":{"format":1}}"#, 0, false),
             ("[]", 0, false),
             (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, false),

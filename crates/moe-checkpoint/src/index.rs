@@ -1,17 +1,25 @@
 //! Which files hold a checkpoint's tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Component, Path};
 
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
+use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
+use crate::folder::Folder;
 use crate::json;
 
 /// The index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The one file of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
+
+/// The config key by which transformers finds weights of another name.
+pub const EXPLICIT_KEY: &str = "transformers_weights";
 
 /// The name of shard `number` (from 0) of `count`; the single-file name where there is one.
 pub fn shard_file_name(number: usize, count: usize) -> String {
@@ -21,65 +29,247 @@ pub fn shard_file_name(number: usize, count: usize) -> String {
     }
 }
 
-/// What an index says: the shard files, and which one holds each tensor.
-pub(crate) struct Index {
+/// What an index says, and how it fits the files that it names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IndexFacts {
+    /// Whether it has an object `metadata`, without which transformers reads no index.
+    pub has_metadata: bool,
+    /// Tensors that it lists and no shard holds, which loaders don't mind.
+    pub unheld: Vec<String>,
+    /// Tensors that another shard holds than it says, likewise.
+    pub misplaced: Vec<String>,
+}
+
+/// The files that hold a checkpoint's tensors.
+pub(crate) struct Shards {
     pub files: BTreeSet<String>,
-    /// Empty without an index: the files themselves say what they hold.
-    pub weight_map: BTreeMap<String, String>,
+    /// The index that names them, if one does.
+    pub index: Option<RawIndex>,
+    /// What is to be said of other weights in the same folder.
+    pub warnings: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(expecting = "an object with a weight_map")]
-struct RawIndex {
-    weight_map: BTreeMap<String, String>,
+pub(crate) struct RawIndex {
+    pub weight_map: BTreeMap<String, String>,
+    #[serde(default, rename = "metadata")]
+    pub has_metadata: IsObject,
 }
 
-/// Finds the shard files of `dir`.
-pub(crate) fn find_shards(dir: &Path) -> Result<Index> {
-    let index = dir.join(INDEX_FILE);
-    if index.exists() {
-        if !index.is_file() {
-            return Err(Error::new(Kind::Malformed, "the index is not a regular file")
-                .file(&index)
-                .remedy("download the index again"));
+/// Whether a value is an object, which isn't kept.
+#[derive(Default)]
+pub(crate) struct IsObject(pub bool);
+
+impl<'de> Deserialize<'de> for IsObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IsObjectVisitor)
+    }
+}
+
+struct IsObjectVisitor;
+
+impl<'de> Visitor<'de> for IsObjectVisitor {
+    type Value = IsObject;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IsObject, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(IsObject(true))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IsObject, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(IsObject(false))
+    }
+
+    fn visit_unit<E>(self) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+}
+
+/// Finds the files with the tensors of the model in `folder`. Of several sets it takes the one that transformers takes:
+/// what the config names, then [`SINGLE_FILE`], then what [`INDEX_FILE`] names.
+pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Result<Shards> {
+    if let Some(named) = config.get(EXPLICIT_KEY).and_then(Value::as_str) {
+        return explicit(folder, named);
+    }
+    let (single, index) = (folder.path().join(SINGLE_FILE), folder.path().join(INDEX_FILE));
+    let mut found = match (single.exists(), index.exists()) {
+        (true, true) => single_beside_index(folder, &index)?,
+        (true, false) => Shards::of_file(SINGLE_FILE),
+        (false, true) => indexed(folder, &index)?,
+        (false, false) => unnamed(folder)?,
+    };
+    found.warnings.extend(others(folder, &found)?);
+    Ok(found)
+}
+
+impl Shards {
+    fn of_file(name: &str) -> Self {
+        Self { files: [name.to_owned()].into(), index: None, warnings: Vec::new() }
+    }
+}
+
+/// The file, or the index, that the config names.
+fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
+    let path = folder.path().join(named);
+    let is_index = named.ends_with(".safetensors.index.json");
+    if !is_plain(named) || !is_index && !named.ends_with(".safetensors") {
+        return Err(Error::new(Kind::Malformed, format!("config key {EXPLICIT_KEY:?} is {named:?}"))
+            .file(folder.path().join(CONFIG_FILE))
+            .remedy(
+                "transformers wants a .safetensors file in this folder, or an index of such: correct or remove the key",
+            ));
+    }
+    let mut found = if is_index { indexed(folder, &path)? } else { Shards::of_file(named) };
+    if ![SINGLE_FILE, INDEX_FILE].contains(&named) {
+        found.warnings.push(format!(
+            "config.json names {named} ({EXPLICIT_KEY}), which transformers and this program read: vLLM \
+             and SGLang don't know that key"
+        ));
+    }
+    Ok(found)
+}
+
+/// One file, and an index beside it that may name others.
+fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
+    // transformers doesn't look at the index here, so it need not be sound.
+    let Ok(other) = indexed(folder, index) else {
+        let mut found = Shards::of_file(SINGLE_FILE);
+        found.warnings.push(format!(
+            "{INDEX_FILE} beside {SINGLE_FILE} can't be followed: transformers and this program read {SINGLE_FILE} \
+             alone, vLLM and SGLang look at the index: remove it"
+        ));
+        return Ok(found);
+    };
+    if other.files.contains(SINGLE_FILE) {
+        let mut found = other;
+        if found.files.len() > 1 {
+            found.warnings.push(format!(
+                "{INDEX_FILE} names {SINGLE_FILE} and more: transformers reads {SINGLE_FILE} alone; vLLM, SGLang \
+                 and this program read all that the index names"
+            ));
         }
-        return read_index(&index);
+        return Ok(found);
     }
-    if dir.join(SINGLE_FILE).exists() {
-        return Ok(Index { files: [SINGLE_FILE.to_owned()].into(), weight_map: BTreeMap::new() });
-    }
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("cannot list the checkpoint", dir, e))?;
-    let names: BTreeSet<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    let mut found = Shards::of_file(SINGLE_FILE);
+    let shards = match other.files.len() {
+        1 => "the file".to_owned(),
+        count => format!("the {count} shards"),
+    };
+    found.warnings.push(format!(
+        "two sets of weights: {SINGLE_FILE}, which transformers and this program read, and {shards} of {INDEX_FILE}, \
+         which vLLM and SGLang read: remove the set that isn't meant"
+    ));
+    Ok(found)
+}
+
+/// What there is where no file has one of the usual names.
+fn unnamed(folder: &Folder) -> Result<Shards> {
+    let names = names(folder)?;
     let mut weights = names.iter().filter(|n| n.ends_with(".safetensors"));
     match (weights.next(), weights.next()) {
-        (Some(one), None) => Ok(Index { files: [one.clone()].into(), weight_map: BTreeMap::new() }),
+        (Some(one), None) => Ok(Shards::of_file(one)),
         (Some(_), Some(_)) => Err(Error::new(Kind::Missing, format!("several shards but no {INDEX_FILE}"))
-            .file(dir)
+            .file(folder.path())
             .remedy("download the index file too")),
         _ if names.iter().any(|n| n.ends_with(".bin") || n.ends_with(".pth") || n.ends_with(".pt")) => {
             Err(Error::new(Kind::Unsupported, "this checkpoint has pickled PyTorch weights only")
-                .file(dir)
+                .file(folder.path())
                 .remedy("save it as safetensors: model.save_pretrained(dir, safe_serialization=True)"))
         }
         _ => Err(Error::new(Kind::Missing, "no safetensors weights here")
-            .file(dir)
+            .file(folder.path())
             .remedy(format!("a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"))),
     }
 }
 
-fn read_index(path: &Path) -> Result<Index> {
-    let raw: RawIndex = json::read(path)?;
-    let files: BTreeSet<String> = raw.weight_map.values().cloned().collect();
+/// What other loaders do with the weights that `found` leaves unread.
+fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
+    let mut names = names(folder)?;
+    names.retain(|name| !found.files.contains(name) && !name.starts_with('.'));
+    let list = |wanted: &dyn Fn(&&String) -> bool| {
+        let wanted: Vec<_> = names.iter().filter(wanted).map(|name| name.escape_debug().to_string()).collect();
+        match wanted.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            [first, .., last] => Some(format!("{first} … {last} ({} files)", wanted.len())),
+        }
+    };
+    let mistral = |name: &&String| name.starts_with("consolidated") && name.ends_with(".safetensors");
+    let pickled = |name: &&String| {
+        let known = ["pytorch_model", "consolidated", "model"].iter().any(|start| name.starts_with(start));
+        known && [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
+    };
+    let beside_no_index = |name: &&String| found.index.is_none() && name.ends_with(".safetensors") && !mistral(name);
+    let read = "transformers and this program read the weights in Hugging Face's format";
+    let mut warnings = Vec::new();
+    if let Some(files) = list(&mistral) {
+        warnings.push(format!(
+            "a second set of weights, {files}: {read}, vLLM reads that instead: remove the set that isn't meant"
+        ));
+    }
+    // Shards of an index that isn't followed have been spoken of.
+    if let Some(files) = list(&beside_no_index).filter(|_| found.warnings.is_empty()) {
+        warnings.push(format!(
+            "{files} beside the weights: without an index, vLLM and SGLang read all .safetensors files; transformers \
+             and this program don't: move what isn't meant elsewhere"
+        ));
+    }
+    if let Some(files) = list(&pickled) {
+        warnings
+            .push(format!("a second set of weights, {files}, is not read: all loaders take .safetensors files first"));
+    }
+    Ok(warnings)
+}
+
+fn names(folder: &Folder) -> Result<BTreeSet<String>> {
+    let entries = std::fs::read_dir(folder.path());
+    let entries = entries.map_err(|e| Error::io("cannot list the checkpoint", folder.path(), e))?;
+    Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+}
+
+/// Whether `name` stays in the folder that it is a name in.
+fn is_plain(name: &str) -> bool {
+    let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    plain && !name.is_empty() && !name.contains('\0')
+}
+
+fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
+    folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
+    let index: RawIndex = json::read(path)?;
+    let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {
-        let mut components = Path::new(file).components();
-        let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
-        if !plain || file.contains('\0') {
+        if !is_plain(file) {
             return Err(Error::new(Kind::Malformed, format!("the index points outside the checkpoint: {file:?}"))
                 .file(path)
                 .remedy("shards must lie beside the index; don't trust this checkpoint"));
         }
-        let shard = path.with_file_name(file);
-        if !shard.is_file() {
+        if !folder.path().join(file).is_file() {
             return Err(Error::new(Kind::Missing, format!("the index names a shard that is not there: {file}"))
                 .file(path)
                 .remedy("download the missing shard"));
@@ -90,5 +280,5 @@ fn read_index(path: &Path) -> Result<Index> {
             .file(path)
             .remedy("download the index again"));
     }
-    Ok(Index { files, weight_map: raw.weight_map })
+    Ok(Shards { files, index: Some(index), warnings: Vec::new() })
 }

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod error;
+mod folder;
 mod header;
 mod index;
 pub mod json;
@@ -20,6 +21,7 @@ mod saved;
 mod scratch;
 mod shard;
 mod shown;
+mod side_files;
 mod snapshot;
 mod spill;
 mod staging;
@@ -29,8 +31,9 @@ mod writer;
 
 pub use checkpoint::{CONFIG_FILE, Checkpoint};
 pub use error::{Error, Kind, Result};
+pub use folder::Folder;
 pub use header::{Entry, MAX_HEADER_BYTES, encode_header, parse_header};
-pub use index::{INDEX_FILE, SINGLE_FILE, shard_file_name};
+pub use index::{EXPLICIT_KEY, INDEX_FILE, IndexFacts, SINGLE_FILE, shard_file_name};
 pub use locations::Locations;
 pub use manifest::{MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use quantization::Quantization;
@@ -39,6 +42,7 @@ pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use shown::{is_obeyed, shown, shown_path};
+pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{

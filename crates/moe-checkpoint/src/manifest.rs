@@ -27,7 +27,7 @@ impl Manifest {
     /// Reads the manifest of `dir`; `None` where there is none.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <plain file name>`.
+    /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <file name>`, the name one within the directory.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(MANIFEST_FILE);
         if !path.exists() {
@@ -48,6 +48,14 @@ impl Manifest {
         Ok(Some(Self { files }))
     }
 
+    /// Whether the manifest of `dir`, which says this, is written as this program writes it.
+    ///
+    /// # Errors
+    /// As for [`Manifest::read`].
+    pub fn is_as_written(&self, dir: &Path) -> Result<bool> {
+        Ok(read_text(&dir.join(MANIFEST_FILE), MAX_BYTES)? == self.to_text())
+    }
+
     /// The manifest as text, sorted by file name.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
@@ -58,11 +66,12 @@ impl Manifest {
     }
 }
 
-/// The hash and the plain file name of a line.
+/// The hash and the file name of a line.
 fn parse_line(line: &str) -> Option<(&str, &str)> {
     let (hash, name) = line.split_once("  ")?;
     let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
-    let is_plain = !["", ".", ".."].contains(&name) && !name.contains(['/', '\0']);
+    // Folders in the directory may be named, nothing outside of it, and nothing in two ways.
+    let is_plain = name.split('/').all(|part| !["", ".", ".."].contains(&part)) && !name.contains('\0');
     (is_hash && is_plain).then_some((hash, name))
 }
 
@@ -122,7 +131,7 @@ mod tests {
             assert_eq!(error.kind(), Kind::Malformed);
             assert!(error.to_string().contains("line") && error.to_string().contains("remedy"), "{error}");
         };
-        for name in ["../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b"] {
+        for name in ["../etc/passwd", "/etc/passwd", "..", ".", "", "a\0b", "a//b", "a/./b", "a/../b", "a/"] {
             refused(format!("{hash}  {name}\n"));
         }
         refused(format!("{hash}  twice\n{hash}  twice\n"));

@@ -266,6 +266,9 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
         ("hashes", hashes),
         ("tensors", format!("{} of the right shape and finite ({})", report.tensors, ByteSize(report.bytes))),
     ];
+    if !report.unlisted.is_empty() {
+        rows.push(("unlisted", format!("SHA256SUMS says nothing of {}", report.unlisted.join(", "))));
+    }
     if report.experts > 0 {
         rows.push(("experts", format!("all {} present in {} layers", report.experts, report.layers)));
     }

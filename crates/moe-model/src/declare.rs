@@ -1,9 +1,9 @@
 //! From layers back to names: the tensors and the config of a model under its family.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Scheme};
-use moe_checkpoint::{Dtype, Quantization};
+use moe_checkpoint::{Dtype, EXPLICIT_KEY, Quantization};
 use serde_json::{Map, Value, json};
 
 use crate::assembly::{Head, Model};
@@ -61,6 +61,9 @@ impl Model {
             // Loaders have a module of its own for it all the same.
             Head::Tied => namer.plain.push(module(names::HEAD).to_owned()),
         }
+        // A layer that loaders build behind the others may share modules with the model.
+        let mut seen = BTreeSet::new();
+        namer.plain.retain(|module| seen.insert(module.clone()));
         if let Some(quantization) = quantization {
             config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain, &namer.quantized));
         }
@@ -99,6 +102,9 @@ impl Model {
             raw.entry(key.clone()).or_insert_with(|| value.clone());
         }
         self.declare_dtype(&mut raw);
+        self.family.strict.mend(&mut raw);
+        // The result's weights have the usual names.
+        raw.remove(EXPLICIT_KEY);
         Ok(raw)
     }
 
@@ -135,7 +141,23 @@ fn leave_family(source: &Family, raw: &mut Map<String, Value>) {
     for (key, value) in source.defaults.iter().filter(|(_, v)| !v.is_null()) {
         raw.entry(key.clone()).or_insert_with(|| value.clone());
     }
-    raw.retain(|key, _| !source.own_keys.contains(key) && key != "auto_map");
+    raw.retain(|key, _| !source.own_keys.contains(key));
+    // Code of the source's model doesn't know the target's; a tokenizer stays what it is.
+    let code = raw.remove(AUTO_MAP_KEY).and_then(|code| if let Value::Object(code) = code { Some(code) } else { None });
+    let mut code = code.unwrap_or_default();
+    code.retain(|class, _| !is_of_model(class));
+    if !code.is_empty() {
+        raw.insert(AUTO_MAP_KEY.to_owned(), Value::Object(code));
+    }
+}
+
+/// The config key by which transformers finds a model's own code: an object of files and classes, by the class that
+/// loads them.
+pub const AUTO_MAP_KEY: &str = "auto_map";
+
+/// Whether `class` of an [`AUTO_MAP_KEY`] loads a config or a model, rather than a tokenizer or another processor.
+pub fn is_of_model(class: &str) -> bool {
+    class == "AutoConfig" || class.starts_with("AutoModel")
 }
 
 pub(crate) fn declare_bias<'a>(

@@ -24,15 +24,16 @@ mod window;
 
 pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
-pub use declare::Declaration;
+pub use declare::{AUTO_MAP_KEY, Declaration, is_of_model};
 pub use engines::{Answer, Verdict};
-pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, TokenizerRule, families, family};
+pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, Strict, TokenizerRule, families, family};
 pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
     QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;
+pub use read::{is_computed, is_headless};
 pub use rope::{Rope, RopeScaling};
 pub use weight::{Encoding, Make, Packed, Packing, Weight};
 pub use window::WindowRule;

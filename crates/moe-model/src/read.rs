@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Dtype, Quantization};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Dtype, Quantization, Stored};
 use serde_json::{Map, Value};
 
 use crate::assembly::{Head, Model};
@@ -23,8 +23,18 @@ pub(crate) mod names {
     pub const LAYERS: &str = "model.layers.";
     pub const ATTENTION_NORM: &str = "input_layernorm.weight";
     pub const FFN_NORM: &str = "post_attention_layernorm.weight";
-    /// Buffers that old writers saved; loaders compute them.
-    pub const IGNORED_SUFFIX: &str = "rotary_emb.inv_freq";
+    /// What a checkpoint of the model without a head leaves out of its names.
+    pub const MODEL: &str = "model.";
+    /// Buffers that old writers saved: tables of rotary embeddings and causal masks. Loaders compute them.
+    pub const IGNORED_SUFFIXES: [&str; 7] = [
+        "rotary_emb.inv_freq",
+        "rotary_emb.original_inv_freq",
+        "rotary_emb.cos_cached",
+        "rotary_emb.sin_cached",
+        "rotary_pos_emb.inv_freq",
+        ".masked_bias",
+        "attn.bias",
+    ];
 }
 
 impl Model {
@@ -42,7 +52,13 @@ impl Model {
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
     /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let tensors = checkpoint.tensors().iter().map(|(n, t)| (n.clone(), Weight::from(t.clone()))).collect();
+        let names: Vec<&String> = checkpoint.tensors().keys().collect();
+        let headless = is_headless(&names);
+        let named = |(name, stored): (&String, &Stored)| {
+            let name = if headless && is_of_layers(name) { names::MODEL.to_owned() + name } else { name.clone() };
+            (name, Weight::from(stored.clone()))
+        };
+        let tensors = checkpoint.tensors().iter().map(named).collect();
         Self::assemble(checkpoint.config().clone(), &checkpoint.dir().join(CONFIG_FILE), tensors)
     }
 
@@ -101,6 +117,18 @@ impl Model {
             extra,
         })
     }
+}
+
+/// Whether `names` are those of a model without a head, as AutoModel saves it: transformers puts `model.` before them.
+pub fn is_headless<S: AsRef<str>>(names: &[S]) -> bool {
+    let mut names = names.iter().map(AsRef::as_ref);
+    let has_layers = names.clone().any(is_of_layers);
+    has_layers && !names.any(|name| name.starts_with(names::MODEL))
+}
+
+/// Whether a name without `model.` is one of an embedding, a layer or the final norm.
+fn is_of_layers(name: &str) -> bool {
+    ["embed_tokens.", "layers.", "norm."].iter().any(|start| name.starts_with(start))
 }
 
 fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
@@ -188,7 +216,45 @@ impl Reader<'_> {
     /// A tied checkpoint may hold the matrix under the head's name only.
     fn embedding(&mut self, tied: bool, shape: &Shape) -> Result<Weight> {
         let only_head = tied && !self.tensors.contains_key(names::EMBED) && self.tensors.contains_key(names::HEAD);
+        if !only_head && !self.tensors.contains_key(names::EMBED) {
+            return Err(self.other_names());
+        }
         self.take(if only_head { names::HEAD } else { names::EMBED }, &[shape.vocab, shape.hidden])
+    }
+
+    /// Without an embedding: either it is missing, or all tensors have names that no loader expects.
+    fn other_names(&self) -> Error {
+        let bare = names::EMBED.strip_prefix(names::MODEL).expect("it starts so");
+        let seen = self.tensors.keys().find_map(|name| {
+            let whole = name.strip_suffix(names::EMBED).filter(|prefix| prefix.ends_with('.'));
+            let prefix = whole.or_else(|| name.strip_suffix(bare))?;
+            // A layer for multi-token prediction can have a table of its own.
+            (prefix.ends_with('.') && !prefix.starts_with(names::LAYERS)).then_some((name, prefix))
+        });
+        let Some((name, prefix)) = seen else {
+            let first: Vec<&str> = self.tensors.keys().take(3).map(String::as_str).collect();
+            let what = format!(
+                "a tensor that the config calls for is missing; what is there begins with {}",
+                first.join(", ")
+            );
+            return Error::new(Kind::Missing, what)
+                .tensor(names::EMBED)
+                .file(self.config.file)
+                .remedy("the checkpoint is incomplete, or config.json is of another model");
+        };
+        let what = format!(
+            "names of tensors have {prefix:?} in front, as in {name}: loaders find none of them and start at random"
+        );
+        let saved = match prefix {
+            "module." => "it was saved out of a DataParallel or DeepSpeed wrapper: save model.module instead",
+            "_orig_mod." => "it was saved out of torch.compile: save model._orig_mod instead",
+            "base_model.model." => "it was saved out of PEFT: save what merge_and_unload returns instead",
+            _ => "save the language model inside of it instead",
+        };
+        Error::new(Kind::Unsupported, what).tensor(names::EMBED).file(self.config.file).remedy(format!(
+            "{saved}; or take {prefix:?} out of all names, in the index too: with safetensors.torch, \
+             save_file({{k.removeprefix({prefix:?}): v for k, v in load_file(F).items()}}, F, {{\"format\": \"pt\"}})"
+        ))
     }
 
     /// `name` is the weight's; its bias has the same name with `.bias`.
@@ -248,7 +314,7 @@ impl Reader<'_> {
     /// What nobody took: carried, unless it lies in a layer, where it would mean something.
     fn rest(self) -> Result<BTreeMap<String, Weight>> {
         let mut rest = self.tensors;
-        rest.retain(|name, _| !name.ends_with(names::IGNORED_SUFFIX));
+        rest.retain(|name, _| !is_computed(name));
         match rest.iter().find(|(name, _)| name.starts_with(names::LAYERS)) {
             None => Ok(rest),
             Some((name, weight)) => Err(Error::new(
@@ -260,6 +326,11 @@ impl Reader<'_> {
             .remedy("config.json is of another model, or of a variant that is not supported")),
         }
     }
+}
+
+/// Whether the tensor `name` is a buffer that loaders compute themselves.
+pub fn is_computed(name: &str) -> bool {
+    names::IGNORED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The name of the bias that belongs to the weight `name`.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use moe_checkpoint::{CONFIG_FILE, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
-use moe_checkpoint::{Error, Kind, Result, read_whole};
+use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
@@ -197,11 +197,13 @@ pub fn convert(
     dir.add_hashes(summary.hashes);
     write_side_files(&mut dir, &prepared)?;
 
-    dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
-    dir.write(CARD_FILE, card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes())?;
     for (file, page) in report::pages(&receipt) {
         dir.write(&file, page.as_bytes())?;
     }
+    // What was written so far, the receipt answers for.
+    receipt.files.clone_from(dir.files());
+    dir.write(RECEIPT_FILE, json::to_pretty(&receipt).as_bytes())?;
+    dir.write(CARD_FILE, card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes())?;
     let training = TrainingDir::of(output);
     let (trained, saved) = (prepared.is_trained(), prepared.saves());
     if trained {
@@ -309,12 +311,8 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
     })
 }
 
-/// Config, tokenizer, templates and generation config.
+/// Config, tokenizer, templates, code and whatever else comes along.
 fn write_side_files(dir: &mut OutputDir, prepared: &Prepared<'_>) -> Result<()> {
-    dir.write(CONFIG_FILE, json::to_pretty(&prepared.declaration().config).as_bytes())?;
-    for path in prepared.checkpoint.side_files() {
-        let bytes = read_whole(path, json::MAX_JSON_BYTES)?;
-        dir.write(&path.file_name().unwrap_or_default().to_string_lossy(), &bytes)?;
-    }
-    Ok(())
+    dir.write(CONFIG_FILE, json::to_pretty_python(&prepared.declaration().config).as_bytes())?;
+    prepared.side_files.carried.iter().try_for_each(|file| dir.carry(&file.path, &file.name))
 }

@@ -80,6 +80,7 @@ pub fn eval(
     let mut snapshot = Snapshot::default();
     snapshot.extend(DataSpec::files(&options.data));
     let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
     let tokenize = TokenizeOptions {

@@ -60,6 +60,8 @@ pub struct Inspection {
     pub files: Vec<(String, u64)>,
     /// Tensors outside the layers that the family doesn't know.
     pub unknown_tensors: Vec<String>,
+    /// What is to be said of other weights in the same folder.
+    pub warnings: Vec<String>,
     /// What each pass says to this model.
     pub passes: Vec<Applicable>,
 }
@@ -166,6 +168,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         tensors: checkpoint.tensors().values().filter(|t: &&Stored| t.bytes() > 0).count(),
         files: checkpoint.files().iter().map(file).collect(),
         unknown_tensors: model.extra.keys().cloned().collect(),
+        warnings: checkpoint.warnings().to_vec(),
         passes: applicable(&model),
     })
 }

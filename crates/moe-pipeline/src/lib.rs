@@ -16,7 +16,6 @@ mod evaluation;
 mod fingerprint;
 mod gates;
 mod inspect;
-mod loaders;
 mod logits;
 mod markdown;
 mod observe;

@@ -33,6 +33,7 @@ pub fn write_logits(
     snapshot.add(tokens);
     let batch = Batch::from_json(tokens)?;
     let checkpoint = Checkpoint::open(model)?;
+    checkpoint.warnings().iter().for_each(|warning| progress.note(warning));
     let model = Model::read(&checkpoint)?;
     batch.check_vocabulary(model.vocab, tokens)?;
     let mut locations = Locations::default();

@@ -110,6 +110,7 @@ pub fn observe(
     let mut snapshot = Snapshot::default();
     snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
     let checkpoint = Checkpoint::open(dir)?;
+    checkpoint.warnings().iter().for_each(|warning| progress.note(warning));
     let model = Model::read(&checkpoint)?;
     if model.moes().next().is_none() {
         return Err(Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE"));

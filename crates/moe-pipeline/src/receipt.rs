@@ -78,6 +78,13 @@ pub struct Receipt {
     pub layers: Vec<LayerRecord>,
     /// What the user was warned of.
     pub warnings: Vec<String>,
+    /// What lay beside the source's weights and didn't come along, by name, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, &'static str>,
+    /// SHA-256 of what was written, by name: all that the manifest lists but this receipt and the model card, of which
+    /// a copy under another name has its own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 impl Receipt {

@@ -15,7 +15,7 @@ use crate::prepare::Prepared;
 use crate::progress::Quiet;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE};
 use crate::train::LOG_FILE;
-use crate::verify::check_hashes;
+use crate::verify::{check_hashes, listed};
 
 /// Whether `output` is the finished result of the same passes with the same options on the same bytes, written in the same way by the same
 /// build.
@@ -56,7 +56,8 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
         && sizes(&found) == sizes(&wanted);
-    let manifest = if same { Manifest::read(output).ok().flatten() } else { None };
+    // Whose list was changed, or to which something was added, isn't the result that was finished.
+    let manifest = if same { listed(output).ok().and_then(|(manifest, _)| manifest) } else { None };
     Ok(manifest.filter(|manifest| check_hashes(output, manifest, &Quiet).is_ok()))
 }
 

@@ -1,6 +1,7 @@
 //! The config of compressed-tensors.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
@@ -79,7 +80,10 @@ impl CompressedTensors {
         let same = formats.iter().all(|format| *format == formats[0]);
         let groups: Map<String, Value> =
             self.groups.iter().enumerate().map(|(index, group)| (format!("group_{index}"), group.declared())).collect();
-        let ignore: Vec<_> = self.ignore.iter().map(Target::text).chain(plain.iter().cloned()).collect();
+        // What was read of a config may name modules that are plain again.
+        let mut listed = BTreeSet::new();
+        let named = self.ignore.iter().map(Target::text).chain(plain.iter().cloned());
+        let ignore: Vec<String> = named.filter(|module| listed.insert(module.clone())).collect();
         json!({
             "config_groups": groups,
             "format": if same { formats[0] } else { "mixed-precision" },

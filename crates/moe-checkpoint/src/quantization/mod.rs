@@ -322,4 +322,21 @@ mod tests {
         assert!(with("/format", json!("marlin-24")).contains("marlin-24"));
         assert!(with("/config_groups", json!({})).contains("config_groups"));
     }
+
+    #[test]
+    fn a_module_that_is_ignored_is_listed_once() {
+        let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
+        let group = Group::linear(scheme);
+        let compressed = |ignore: &[&str]| {
+            let ignore = ignore.iter().map(|text| target::Target::parse(text).unwrap()).collect();
+            Quantization::Compressed(CompressedTensors { groups: vec![group.clone()], ignore })
+        };
+        let plain = ["lm_head", "model.layers.0.mlp.gate"].map(str::to_owned);
+        let once = ["re:.*norm", "lm_head", "model.layers.0.mlp.gate"];
+        let said = compressed(&["re:.*norm", "lm_head", "lm_head"]).declared(&plain, &[]);
+        assert_eq!(said["ignore"], json!(once));
+        // Read and written again, it stays so.
+        let again = read(said).unwrap().unwrap().declared(&plain, &[]);
+        assert_eq!(again["ignore"], json!(once));
+    }
 }

@@ -4,9 +4,9 @@ mod earlier;
 mod file;
 mod lock;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -158,6 +158,42 @@ impl OutputDir {
         Ok(())
     }
 
+    /// Copies the file `from`, of any size, to `name`, which may be in a folder, and lists it in the manifest.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be read or written.
+    pub fn carry(&mut self, from: &Path, name: &str) -> Result<()> {
+        let to = self.make_room(name)?;
+        let mut reader = File::open(from).map_err(|e| Error::io("cannot read this file", from, e))?;
+        let mut writer = File::create(&to).map_err(|e| Error::io("cannot write this file", &to, e))?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = reader.read(&mut buffer).map_err(|e| Error::io("cannot read this file", from, e))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            writer.write_all(&buffer[..read]).map_err(|e| Error::io("cannot write this file", &to, e))?;
+        }
+        writer.sync_all().map_err(|e| Error::io("cannot write this file", &to, e))?;
+        self.manifest.files.insert(name.to_owned(), hex(&hasher.finalize()));
+        Ok(())
+    }
+
+    /// The path of the file `name`, whose folders are made.
+    fn make_room(&self, name: &str) -> Result<PathBuf> {
+        let path = self.staging.join(name);
+        let folder = parent_of(&path);
+        fs::create_dir_all(&folder).map_err(|e| Error::io("cannot create this directory", &folder, e))?;
+        Ok(path)
+    }
+
+    /// SHA-256 of what was written and listed so far, by name.
+    pub fn files(&self) -> &BTreeMap<String, String> {
+        &self.manifest.files
+    }
+
     /// Writes the small file `name` without listing it: for what differs from run to run.
     ///
     /// # Errors
@@ -171,7 +207,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be copied.
     pub fn copy(&mut self, from: &Path, name: &str, hash: &str) -> Result<()> {
-        let (from, to) = (from.join(name), self.staging.join(name));
+        let (from, to) = (from.join(name), self.make_room(name)?);
         let copied = fs::copy(&from, &to).and_then(|_| File::open(&to)).and_then(|file| file.sync_all());
         copied.map_err(|e| Error::io("cannot copy this file", &from, e))?;
         self.manifest.files.insert(name.to_owned(), hash.to_owned());
@@ -189,7 +225,7 @@ impl OutputDir {
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        sync_directory(&self.staging).map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
+        sync_directories(&self.staging).map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
         // Nobody removes it from now on, nor has begun to.
         let mut unfinished = unfinished();
         if !unfinished.remove(&self.staging) {
@@ -374,6 +410,17 @@ fn parent_of(target: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
+}
+
+/// Waits until the names in `dir` and in its folders are on the disk.
+fn sync_directories(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    File::open(dir)?.sync_all()
 }
 
 fn clear_directory(dir: &Path) -> io::Result<()> {

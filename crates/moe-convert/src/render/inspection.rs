@@ -49,6 +49,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     if !i.unknown_tensors.is_empty() {
         rows.push(("unknown", i.unknown_tensors.join(", ")));
     }
+    rows.extend(i.warnings.iter().map(|warning| ("warning", warning.clone())));
     let dtypes = i.dtypes.iter().map(|(dtype, n)| vec![dtype.clone(), ByteSize(*n).to_string(), share(*n, bytes)]);
     let passes = i.passes.iter().map(|p| (p.pass, answer(p)));
     [

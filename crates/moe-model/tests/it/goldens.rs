@@ -270,3 +270,37 @@ fn caveats_are_those_of_what_a_model_has() {
         assert_eq!(caveats(case), [""; 0], "{case}");
     }
 }
+
+/// What `golden/families/strict.py` found by asking transformers.
+#[test]
+fn strict_types_are_those_of_transformers() {
+    let found = std::fs::read(golden("families/strict.json")).unwrap();
+    let found: std::collections::BTreeMap<String, moe_model::Strict> = serde_json::from_slice(&found).unwrap();
+    assert!(found.keys().eq(families().keys()));
+    for (name, family) in families() {
+        assert_eq!(family.strict, found[name], "{name}");
+    }
+    for case in cases() {
+        let model = Model::open(&case).unwrap();
+        assert_eq!(model.family.strict.refused(&model.config), [""; 0], "{}", case.display());
+        let declared = model.declare().unwrap().config;
+        assert_eq!(model.family.strict.refused(&declared), [""; 0], "{}", case.display());
+    }
+    // Whole numbers get a point where one is wanted.
+    let model = with_config("families/qwen3_moe/base/model", |c| _ = c.insert("initializer_range".into(), 1.into()));
+    assert_eq!(model.declare().unwrap().config["initializer_range"].to_string(), "1.0");
+}
+
+#[test]
+fn code_of_a_model_is_left_with_its_family_and_a_tokenizers_is_not() {
+    let map = serde_json::json!({ "AutoConfig": "c.C", "AutoModelForCausalLM": "m.M", "AutoTokenizer": ["t.T", null] });
+    let mut model = with_config("families/llama/base/model", |c| {
+        c.insert("auto_map".into(), map.clone());
+        c.insert("transformers_weights".into(), "model.safetensors".into());
+    });
+    let config = model.declare().unwrap().config;
+    assert_eq!(config["auto_map"], map);
+    assert!(!config.contains_key("transformers_weights"));
+    model.family = &families()["mistral"];
+    assert_eq!(model.declare().unwrap().config["auto_map"], serde_json::json!({ "AutoTokenizer": ["t.T", null] }));
+}

@@ -37,13 +37,16 @@ impl Hashes {
     }
 }
 
-/// SHA-256 of config, weights and what a conversion carries along.
+/// SHA-256 of config, weights and all that lies beside them and could be carried along, by name in the checkpoint's folder.
 fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
     let config = checkpoint.dir().join(CONFIG_FILE);
-    let files: Vec<&Path> =
-        std::iter::once(config.as_path()).chain(checkpoint.files().iter().map(|f| f.path())).collect();
-    let side_files = checkpoint.side_files().iter().map(PathBuf::as_path);
-    hash_files(&files.into_iter().chain(side_files).collect::<Vec<_>>())
+    let side_files = checkpoint.side_files().carried.iter().map(|file| file.path.as_path());
+    let read = checkpoint.files().iter().map(|file| file.path()).chain([config.as_path()]).chain(side_files);
+    let hash = |path: &Path| -> Result<(String, String)> {
+        let name = path.strip_prefix(checkpoint.dir()).unwrap_or(path);
+        Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))
+    };
+    read.collect::<Vec<_>>().par_iter().map(|path| hash(path)).collect()
 }
 
 /// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.

@@ -3,12 +3,13 @@
 mod applied;
 mod carry_out;
 mod hashes;
+mod side_files;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, ShardPlan, Spill, plan_shards};
+use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards};
 use moe_forward::Corpus;
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
@@ -34,6 +35,8 @@ pub(crate) struct Prepared<'p> {
     /// The passes; at least one.
     applied: Vec<Applied<'p>>,
     pub shards: Vec<ShardPlan>,
+    /// What comes along from the source beside config and weights.
+    pub side_files: SideFiles,
     writing: WritingOptions,
     dtype: &'static str,
     device: &'static str,
@@ -77,6 +80,8 @@ impl<'p> Prepared<'p> {
         }
         let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
         let shards = shards(&last.declaration, options.max_shard_size)?;
+        let side_files = side_files::of_result(&checkpoint, last.result.family);
+        side_files.check_readable()?;
         let held_out = last.pass.held_out();
         let held_out = held_out.map(|held_out| trust::corpus(&held_out, input, source.vocab)).transpose()?;
         Ok(Self {
@@ -84,6 +89,7 @@ impl<'p> Prepared<'p> {
             source,
             applied,
             shards,
+            side_files,
             writing: options.writing(),
             dtype: options.compute.dtype.as_str(),
             device: device_kind(&options.compute.device),
@@ -129,6 +135,11 @@ impl<'p> Prepared<'p> {
             }
         }
         warnings.extend(self.unchosen());
+        warnings.extend(self.checkpoint.warnings().iter().cloned());
+        for other in self.applied.iter().flat_map(|applied| &applied.others) {
+            warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", other.dir().display())));
+        }
+        warnings.extend(side_files::warnings(&self.side_files));
         warnings
     }
 
@@ -206,6 +217,8 @@ impl<'p> Prepared<'p> {
             pool: last.deciding.as_ref().and_then(|deciding| deciding.pulled),
             layers: last.plan.layers.clone(),
             warnings: self.warnings(),
+            left_out: self.side_files.left_out.clone(),
+            files: BTreeMap::new(),
         }
     }
 
@@ -228,7 +241,9 @@ impl<'p> Prepared<'p> {
 
     /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept until that is written.
     pub fn disk_bytes(&self, own: usize) -> u64 {
-        self.declaration().bytes() + self.own(own).iter().map(Applied::disk_bytes).sum::<u64>()
+        self.declaration().bytes()
+            + self.side_files.bytes()
+            + self.own(own).iter().map(Applied::disk_bytes).sum::<u64>()
     }
 
     /// Refuses sources that have changed since they were read.

@@ -70,6 +70,8 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         pool: None,
         layers: layers.into_iter().enumerate().map(record).collect(),
         warnings: Vec::new(),
+        left_out: BTreeMap::new(),
+        files: BTreeMap::new(),
     }
 }
 

@@ -1,16 +1,22 @@
-//! `verify`: hashes, shapes, finite values, every expert present, and what loaders would trip over.
+//! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders would trip over.
+
+mod listed;
+mod loaders;
+mod tokens;
 
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, MANIFEST_FILE, Manifest, Result, Stored, sha256_file};
+use moe_checkpoint::{Checkpoint, Error, Kind, Manifest, Result, Stored, is_weights};
 use moe_forward::float_dtype;
 use moe_math::encoding::first_non_finite;
 use moe_model::{Model, Verdict};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::loaders;
 use crate::progress::{Progress, Unit};
+
+pub(crate) use listed::{check_hashes, listed};
+pub(crate) use loaders::pointers;
 
 /// Tensors are read in parts of this many bytes.
 const PART_BYTES: u64 = 1 << 20;
@@ -22,6 +28,8 @@ pub struct VerifyReport {
     pub model_type: String,
     /// Files whose SHA-256 is the manifest's; `None` without a manifest.
     pub hashed_files: Option<usize>,
+    /// Files beside them that no manifest lists, and that change nothing for loaders where there is a receipt.
+    pub unlisted: Vec<String>,
     /// Tensors of the right shape, with finite values.
     pub tensors: usize,
     /// Their bytes.
@@ -42,13 +50,15 @@ pub struct VerifyReport {
 /// The first thing that is wrong, by file and tensor.
 pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     // What needs no weights comes first: it answers in milliseconds.
+    let (manifest, unlisted) = listed(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
-    let manifest = Manifest::read(dir)?;
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
-    if let Some(manifest) = manifest {
-        check_hashes(dir, &manifest, progress)?;
-    }
+    let (weights, small) = manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
+    // A damaged file is damaged, whatever loaders would say of it.
+    check_hashes(dir, &Manifest { files: small }, progress)?;
+    loaders::check(&checkpoint, &model)?;
+    check_hashes(dir, &Manifest { files: weights }, progress)?;
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
     progress.stage("check values", bytes, Unit::Bytes);
     let tensors: Vec<&Stored> = checkpoint.tensors().values().collect();
@@ -63,32 +73,13 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     Ok(VerifyReport {
         model_type: model.family.model_type.clone(),
         hashed_files,
+        unlisted,
         tensors: checkpoint.tensors().len(),
         bytes,
         layers: model.layers.len(),
         experts: model.moes().map(|(_, moe)| moe.experts.len()).sum(),
         notes: loaders::notes(&checkpoint, &model),
         engines: model.engines(),
-    })
-}
-
-pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
-    progress.stage("check hashes", manifest.files.len() as u64, Unit::Files);
-    manifest.files.par_iter().try_for_each(|(name, expected)| {
-        let path = dir.join(name);
-        if !path.is_file() {
-            return Err(Error::new(Kind::Missing, format!("{MANIFEST_FILE} lists a file that is not there"))
-                .file(&path)
-                .remedy("copy the directory again, whole"));
-        }
-        let actual = sha256_file(&path)?;
-        progress.advance(1);
-        if actual == *expected {
-            return Ok(());
-        }
-        Err(Error::new(Kind::Mismatch, format!("SHA-256 is {actual}, {MANIFEST_FILE} says {expected}"))
-            .file(&path)
-            .remedy("this file changed after it was written: copy or convert it again"))
     })
 }
 

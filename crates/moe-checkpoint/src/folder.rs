@@ -1,0 +1,132 @@
+//! A model's folder, which may come from anybody: what links in it may lead to.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// The folder of a model. A file is read if it lies in there, links resolved, or among the blobs of the hub
+/// cache that the folder is a snapshot of. A link to anything else would copy what its author can't read into
+/// what its reader publishes.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+    /// The same without links.
+    root: PathBuf,
+    /// Where a hub cache keeps the files of a snapshot.
+    blobs: Option<PathBuf>,
+}
+
+impl Folder {
+    /// The folder `path`, which is there.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be resolved.
+    pub fn of(path: &Path) -> Result<Self> {
+        let root = path.canonicalize().map_err(|e| Error::io("cannot resolve this directory", path, e))?;
+        // models--OWNER--NAME/snapshots/REVISION. The blobs aren't resolved: an archive can bring links of its own.
+        let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"));
+        let cached = snapshots.and_then(Path::parent).filter(|repository| {
+            let name = repository.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("models--")
+        });
+        Ok(Self { path: path.to_owned(), blobs: cached.map(|repository| repository.join("blobs")), root })
+    }
+
+    /// Where it is, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where `path`, which is in this folder, leads.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where that is out of bounds; [`Kind::Missing`] where a link leads nowhere.
+    pub fn resolve(&self, path: &Path) -> Result<PathBuf> {
+        let resolved = path.canonicalize().map_err(|e| match path.symlink_metadata() {
+            Ok(_) if e.kind() == io::ErrorKind::NotFound => Error::new(Kind::Missing, "this link leads nowhere")
+                .file(path)
+                .remedy("put the file there that it stands for, or remove the link"),
+            _ => Error::io("cannot resolve this path", path, e),
+        })?;
+        let in_blobs = self.blobs.as_ref().is_some_and(|blobs| resolved.starts_with(blobs));
+        if resolved.starts_with(&self.root) || in_blobs {
+            return Ok(resolved);
+        }
+        let what = format!("this leads out of the model's folder, to {}, and is not followed", resolved.display());
+        Err(Error::new(Kind::Unsupported, what).file(path).remedy(
+            "if you trust it, put what its links stand for in their place: cp -rL DIR COPY, or cp -rLl, which \
+                 takes no space on the same disk",
+        ))
+    }
+
+    /// Refuses `path`, which is in this folder, unless it leads to a regular file within bounds.
+    ///
+    /// # Errors
+    /// As for [`Folder::resolve`]; [`Kind::Malformed`] for a directory, a pipe or a device.
+    pub fn check_file(&self, path: &Path) -> Result<()> {
+        // Said first: of a pipe or a device nobody wants a copy.
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::new(Kind::Malformed, "this is not a regular file")
+                .file(path)
+                .remedy("put the file there that belongs to this model, or remove it"));
+        }
+        self.resolve(path).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_within_the_folder_and_into_the_blobs_of_its_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = dir.path().join("hub/models--owner--name");
+        let (snapshot, blobs) = (repository.join("snapshots/4f2a"), repository.join("blobs"));
+        let elsewhere = dir.path().join("hub/models--owner--other/blobs");
+        for made in [&snapshot, &blobs, &elsewhere] {
+            fs::create_dir_all(made).unwrap();
+            fs::write(made.join("file"), "words").unwrap();
+        }
+        fs::create_dir(snapshot.join("inner")).unwrap();
+        symlink("../../blobs/file", snapshot.join("blob")).unwrap();
+        symlink("blob", snapshot.join("chain")).unwrap();
+        symlink("../../../../hub/models--owner--other/blobs/file", snapshot.join("others")).unwrap();
+        symlink("others", snapshot.join("chain-out")).unwrap();
+        symlink("/etc/passwd", snapshot.join("absolute")).unwrap();
+        symlink("/dev/zero", snapshot.join("device")).unwrap();
+        symlink("inner", snapshot.join("directory")).unwrap();
+        symlink("nothing", snapshot.join("dangling")).unwrap();
+        symlink("turn", snapshot.join("turn")).unwrap();
+        let link = dir.path().join("a name for it");
+        symlink(&snapshot, &link).unwrap();
+        for path in [&snapshot, &link] {
+            let folder = Folder::of(path).unwrap();
+            for name in ["file", "blob", "chain"] {
+                folder.check_file(&path.join(name)).unwrap();
+            }
+            let refused = |name: &str| folder.check_file(&path.join(name)).unwrap_err().to_string();
+            for name in ["others", "chain-out", "absolute"] {
+                let message = refused(name);
+                assert!(message.contains("leads out") && message.contains(name) && message.contains("remedy"));
+            }
+            assert!(refused("directory").contains("not a regular file"));
+            assert!(refused("device").contains("not a regular file"));
+            assert!(refused("dangling").contains("leads nowhere"));
+            assert!(refused("turn").contains("cannot resolve"));
+        }
+        // Blobs that are a link themselves are somebody's trap.
+        fs::remove_dir_all(&blobs).unwrap();
+        symlink(&elsewhere, &blobs).unwrap();
+        assert!(Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).is_err());
+        // What only looks like a cache is none.
+        let plain = dir.path().join("plain/snapshots/1");
+        fs::create_dir_all(&plain).unwrap();
+        symlink(elsewhere.join("file"), plain.join("file")).unwrap();
+        assert!(Folder::of(&plain).unwrap().check_file(&plain.join("file")).is_err());
+    }
+}

@@ -1,0 +1,324 @@
+//! The files beside config and weights: which of them a conversion carries along.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::CONFIG_FILE;
+use crate::error::{Error, Kind, Result};
+use crate::folder::Folder;
+use crate::manifest::MANIFEST_FILE;
+
+/// A file that is carried along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SideFile {
+    /// Its name in the model's folder, with `/` between the names of folders.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The files beside a model's config and weights.
+#[derive(Debug, Clone, Default)]
+pub struct SideFiles {
+    /// Tokenizer, templates, code, licences and whatever else isn't known to be something else; sorted by name.
+    pub carried: Vec<SideFile>,
+    /// What stays behind, by name, and why. Names of folders, which stay as wholes, end in `/`.
+    pub left_out: BTreeMap<String, &'static str>,
+}
+
+/// The source's model card.
+const CARD_FILE: &str = "README.md";
+/// No model has more files. A folder of anybody's is walked no further.
+const MAX_FILES: usize = 1 << 16;
+/// Folders in folders.
+const MAX_DEPTH: usize = 8;
+/// What is larger, and none of the files that loaders know, is data rather than a part of the model.
+const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
+
+const WEIGHTS: &str = "weights or an archive, not read";
+const WRITTEN: &str = "written anew";
+const HIDDEN: &str = "hidden";
+const TRAINING: &str = "left by a training";
+const ENCODING: &str = "describes the source's encoding, as config.json does";
+
+impl SideFiles {
+    /// Of the model in `folder`.
+    ///
+    /// # Errors
+    /// What [`Folder::check_file`] refuses of files that would be carried; [`Kind::Io`] where a folder can't be listed.
+    pub fn of(folder: &Folder) -> Result<Self> {
+        let mut walk = Walk { folder, seen: BTreeSet::new(), files: 0, found: Self::default() };
+        walk.directory(folder.path(), "", 0)?;
+        let mut found = walk.found;
+        if found.left_out.keys().any(|name| name.starts_with("consolidated")) {
+            // The config of these weights.
+            found.leave_out(ENCODING, |name| name == "params.json");
+        }
+        found.carried.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// Leaves out what `does_not_apply` says of, because of `why`.
+    pub fn leave_out(&mut self, why: &'static str, does_not_apply: impl Fn(&str) -> bool) {
+        for file in self.carried.extract_if(.., |file| does_not_apply(&file.name)) {
+            self.left_out.insert(file.name, why);
+        }
+    }
+
+    /// Bytes of all that is carried.
+    pub fn bytes(&self) -> u64 {
+        self.carried.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Refuses what can't be read, before there is work to lose.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], naming the file.
+    pub fn check_readable(&self) -> Result<()> {
+        self.carried.iter().try_for_each(|file| {
+            File::open(&file.path).map(drop).map_err(|e| Error::io("cannot read this file", &file.path, e))
+        })
+    }
+}
+
+struct Walk<'f> {
+    folder: &'f Folder,
+    /// Directories that were walked, links resolved.
+    seen: BTreeSet<PathBuf>,
+    files: usize,
+    found: SideFiles,
+}
+
+impl Walk<'_> {
+    /// `prefix` is the name of `dir` in the model's folder, with a `/` at its end.
+    fn directory(&mut self, dir: &Path, prefix: &str, depth: usize) -> Result<()> {
+        let fail = |e| Error::io("cannot list the checkpoint", dir, e);
+        if !self.seen.insert(self.folder.resolve(dir)?) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            self.files += 1;
+            if self.files > MAX_FILES {
+                let what = format!("there are more than {MAX_FILES} files here, which no model has");
+                return Err(Error::new(Kind::Unsupported, what)
+                    .file(self.folder.path())
+                    .remedy("give a directory that holds the model alone"));
+            }
+            self.entry(&path, prefix, depth)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, prefix: &str, depth: usize) -> Result<()> {
+        let Some(name) = path.file_name().and_then(OsStr::to_str).filter(|name| !name.contains(char::is_control))
+        else {
+            // A line break would forge a line of SHA256SUMS.
+            let name = path.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string();
+            self.found.left_out.insert(prefix.to_owned() + &name, "its name can't be written to a list");
+            return Ok(());
+        };
+        let whole = prefix.to_owned() + name;
+        let is_dir = path.is_dir();
+        if prefix.is_empty() && (name == CONFIG_FILE || name == MANIFEST_FILE) {
+            return Ok(());
+        }
+        if prefix.is_empty() && name == CARD_FILE {
+            // What it says of licence and language is carried.
+            self.folder.check_file(path)?;
+        }
+        if let Some(why) = why_left_out(path, name, is_dir) {
+            self.found.left_out.insert(if is_dir { whole + "/" } else { whole }, why);
+            return Ok(());
+        }
+        if is_dir {
+            if depth == MAX_DEPTH {
+                self.found.left_out.insert(whole + "/", "too deep");
+                return Ok(());
+            }
+            return self.directory(path, &format!("{whole}/"), depth + 1);
+        }
+        self.folder.check_file(path)?;
+        let bytes = path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
+        if bytes > MAX_UNKNOWN_BYTES && !is_known(name) {
+            self.found.left_out.insert(whole, "too large for anything but weights or data");
+            return Ok(());
+        }
+        self.found.carried.push(SideFile { name: whole, path: path.to_owned(), bytes });
+        Ok(())
+    }
+}
+
+/// Whether loaders know files of this name.
+fn is_known(name: &str) -> bool {
+    const ENDS: [&str; 5] = [".json", ".jinja", ".py", ".model", ".tiktoken"];
+    name.starts_with("tokenizer") || ENDS.iter().any(|end| name.ends_with(end))
+}
+
+/// Why the file or folder `path` stays behind, if it does.
+fn why_left_out(path: &Path, name: &str, is_dir: bool) -> Option<&'static str> {
+    if name.starts_with('.') {
+        return Some(HIDDEN);
+    }
+    if is_dir {
+        return why_folder_left_out(path, name);
+    }
+    if is_weights(name) {
+        return Some(WEIGHTS);
+    }
+    // Names that a result has of its own. A card of the source says nothing true about the result, in any language.
+    const OWN: [&str; 4] = ["moe-convert.json", "run.json", "report.html", "training.jsonl"];
+    let is_page = name.starts_with("report-") && name.ends_with(".html");
+    if OWN.contains(&name) || is_page || name.to_ascii_lowercase().starts_with("readme") {
+        return Some(WRITTEN);
+    }
+    const TRAINED: [&str; 5] =
+        ["trainer_state.json", "trainer_log.jsonl", "all_results.json", "train_results.json", "eval_results.json"];
+    if TRAINED.contains(&name) || name.starts_with("events.out.tfevents") || name.ends_with(".log") {
+        return Some(TRAINING);
+    }
+    // vLLM reads some of these where config.json says nothing of quantization.
+    const ENCODINGS: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+    ENCODINGS.contains(&name).then_some(ENCODING)
+}
+
+fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
+    const OTHERS: [&str; 7] = ["original", "onnx", "openvino", "coreml", "gguf", "metal", "flax"];
+    const LEFT: [&str; 3] = ["runs", "wandb", "logs"];
+    if OTHERS.contains(&name) {
+        return Some("another format");
+    }
+    if LEFT.contains(&name) || name.starts_with("checkpoint-") || name.starts_with("global_step") {
+        return Some(TRAINING);
+    }
+    if name == "__pycache__" {
+        return Some("made by Python");
+    }
+    let mut entries = fs::read_dir(path).into_iter().flatten().flatten().take(MAX_FILES);
+    let has_weights = entries.any(|entry| entry.file_name().to_str().is_some_and(is_weights));
+    has_weights.then_some("holds weights of its own")
+}
+
+/// Whether a file of this name holds weights, of a model or of an optimizer, or lists them.
+pub fn is_weights(name: &str) -> bool {
+    const ENDS: [&str; 25] = [
+        "safetensors",
+        "bin",
+        "pt",
+        "pth",
+        "pt2",
+        "ckpt",
+        "msgpack",
+        "h5",
+        "hdf5",
+        "ot",
+        "gguf",
+        "ggml",
+        "onnx",
+        "onnx_data",
+        "tflite",
+        "mlmodel",
+        "llamafile",
+        "npz",
+        "pkl",
+        "pickle",
+        "pdparams",
+        "nemo",
+        "distcp",
+        "zip",
+        "tar",
+    ];
+    let listed = name.strip_suffix(".index.json").unwrap_or(name);
+    let end = listed.rsplit_once('.').map_or("", |(_, end)| end).to_ascii_lowercase();
+    let is_adapter = name.starts_with("adapter_") && name.ends_with(".json");
+    ENDS.contains(&end.as_str()) || is_adapter || name.ends_with(".tar.gz") || name.ends_with(".index.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn all_but_weights_and_what_is_known_to_be_none_of_the_model_comes_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let carried = [
+            "LICENSE",
+            "additional_chat_templates/deep/er.jinja",
+            "additional_chat_templates/tool_use.jinja",
+            "chat_template.jinja",
+            "configuration_x.py",
+            "generation_config.json",
+            "modeling_x.py",
+            "params.json",
+            "preprocessor_config.json",
+            "qwen.tiktoken",
+            "tekken.json",
+            "tiktoken.model",
+            "tokenizer.json",
+            "whatever",
+        ];
+        let left_out = [
+            ".git/",
+            ".gitattributes",
+            "README.md",
+            "README_zh.md",
+            "__pycache__/",
+            "adapter_config.json",
+            "checkpoint-500/",
+            "global_step3/",
+            "model.Q4_K_M.gguf",
+            "moe-convert.json",
+            "onnx/",
+            "optimizer.pt",
+            "original/",
+            "other/",
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model.bin.index.json",
+            "quantize_config.json",
+            "run.json",
+            "trainer_state.json",
+            "training_args.bin",
+        ];
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        };
+        carried.iter().chain(&["config.json", "SHA256SUMS", "other/x.safetensors"]).for_each(|name| write(name));
+        left_out.iter().for_each(|name| match name.strip_suffix('/') {
+            Some(folder) => write(&format!("{folder}/file")),
+            None => write(name),
+        });
+        // A folder that leads back isn't walked for ever.
+        symlink(".", dir.path().join("additional_chat_templates/back")).unwrap();
+        let folder = Folder::of(dir.path()).unwrap();
+        let mut found = SideFiles::of(&folder).unwrap();
+        let names = |found: &SideFiles| found.carried.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), carried);
+        assert_eq!(found.left_out.keys().collect::<Vec<_>>(), left_out);
+        found.leave_out("of another family", |name| name.ends_with(".py"));
+        assert_eq!(names(&found).len(), carried.len() - 2);
+        assert_eq!(found.left_out["modeling_x.py"], "of another family");
+        // The config of Mistral's own weights goes with them.
+        write("consolidated.safetensors");
+        assert!(SideFiles::of(&folder).unwrap().left_out.contains_key("params.json"));
+        // Sizes, unless loaders know the name.
+        let large = |name: &str| File::create(dir.path().join(name)).unwrap().set_len(MAX_UNKNOWN_BYTES + 1).unwrap();
+        large("corpus.txt");
+        large("tokenizer.large");
+        let found = SideFiles::of(&folder).unwrap();
+        assert!(found.left_out.contains_key("corpus.txt") && names(&found).contains(&"tokenizer.large".to_owned()));
+        // What leads out is refused, and so is what would never end.
+        symlink("/etc/passwd", dir.path().join("NOTICE")).unwrap();
+        assert!(SideFiles::of(&folder).unwrap_err().to_string().contains("NOTICE"));
+        fs::remove_file(dir.path().join("NOTICE")).unwrap();
+        symlink("/etc", dir.path().join("templates")).unwrap();
+        assert!(SideFiles::of(&folder).unwrap_err().to_string().contains("templates"));
+    }
+}

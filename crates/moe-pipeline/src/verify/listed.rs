@@ -1,0 +1,228 @@
+//! Whether a result is what it was written as: no file of it missing, changed or added.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use moe_checkpoint::{Error, Folder, Kind, MANIFEST_FILE, Manifest, Result, is_weights, json, sha256_file};
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use crate::card::CARD_FILE;
+use crate::progress::{Progress, Unit};
+use crate::receipt::{RECEIPT_FILE, RUN_FILE};
+use crate::train::LOG_FILE;
+
+/// Files that differ from run to run, which no manifest lists.
+const UNLISTED: [&str; 3] = [MANIFEST_FILE, RUN_FILE, LOG_FILE];
+/// No model has more files; a folder of anybody's is walked no further.
+const MAX_FILES: usize = 1 << 16;
+
+/// The manifest of `dir`, if there is one, and files that it doesn't list. A receipt says what it must list.
+///
+/// # Errors
+/// [`Kind::Missing`] and [`Kind::Mismatch`] where a manifest isn't the one that was written with the receipt, or where
+/// an unlisted file changes what loaders load.
+pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
+    if !dir.is_dir() {
+        return Ok((None, Vec::new()));
+    }
+    let folder = Folder::of(dir)?;
+    for name in [MANIFEST_FILE, RECEIPT_FILE] {
+        if dir.join(name).symlink_metadata().is_ok() {
+            folder.check_file(&dir.join(name))?;
+        }
+    }
+    let manifest = Manifest::read(dir)?;
+    let written = dir.join(RECEIPT_FILE).is_file();
+    let Some(manifest) = manifest else {
+        if written {
+            return Err(Error::new(
+                Kind::Missing,
+                format!("there is a receipt ({RECEIPT_FILE}), but no {MANIFEST_FILE}"),
+            )
+            .file(dir.join(MANIFEST_FILE))
+            .remedy("nothing says what these files should be: copy the directory again, whole, or convert again"));
+        }
+        return Ok((None, Vec::new()));
+    };
+    if written {
+        check_manifest(dir, &manifest)?;
+    }
+    let unlisted = unlisted(dir, &manifest)?;
+    let loaded: Vec<&str> = unlisted.iter().map(String::as_str).filter(|name| is_loaded(name)).collect();
+    if written && !loaded.is_empty() {
+        let what = format!("{MANIFEST_FILE} doesn't list what loaders would load: {}", loaded.join(", "));
+        return Err(Error::new(Kind::Mismatch, what).file(dir.join(loaded[0])).remedy(
+            "it was added after this result was written: move it elsewhere, or look at it before you load anything",
+        ));
+    }
+    Ok((Some(manifest), unlisted))
+}
+
+/// What a receipt says of the files beside it.
+#[derive(Deserialize)]
+struct Written {
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+}
+
+/// Refuses a manifest that isn't the one that was written together with the receipt.
+fn check_manifest(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let path = dir.join(MANIFEST_FILE);
+    let edited = |what: String| {
+        Error::new(Kind::Mismatch, what)
+            .file(&path)
+            .remedy("this list was changed after it was written: copy the directory again, whole, or convert again")
+    };
+    let Written { files } = json::read(&dir.join(RECEIPT_FILE))?;
+    for name in files.keys().map(String::as_str).chain([RECEIPT_FILE, CARD_FILE]) {
+        let Some(found) = manifest.files.get(name) else {
+            return Err(edited(format!("{name} isn't listed, though {RECEIPT_FILE} says that it was written")));
+        };
+        if files.get(name).is_some_and(|written| written != found) {
+            return Err(edited(format!("{name} has another SHA-256 here than in {RECEIPT_FILE}")));
+        }
+    }
+    // Receipts of earlier builds name no files; every manifest was written sorted, with nothing between its lines.
+    let known = |name: &String| files.contains_key(name) || [RECEIPT_FILE, CARD_FILE].contains(&name.as_str());
+    if let Some(name) = manifest.files.keys().find(|name| !files.is_empty() && !known(name)) {
+        return Err(edited(format!("{name} is listed, though {RECEIPT_FILE} doesn't say that it was written")));
+    }
+    if !manifest.is_as_written(dir)? {
+        return Err(edited("its lines aren't those that were written".to_owned()));
+    }
+    Ok(())
+}
+
+/// Files of `dir`, and of folders in it, that the manifest doesn't list; hidden folders as wholes, sorted.
+fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![String::new()];
+    let mut files = 0;
+    while let Some(prefix) = folders.pop() {
+        let folder = dir.join(&prefix);
+        let fail = |e| Error::io("cannot list this directory", &folder, e);
+        for entry in fs::read_dir(&folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            files += 1;
+            if files > MAX_FILES {
+                let what = format!("there are more than {MAX_FILES} files here, which no model has");
+                return Err(Error::new(Kind::Unsupported, what)
+                    .file(dir)
+                    .remedy("move what isn't the model's elsewhere"));
+            }
+            let shown = entry.file_name().to_string_lossy().escape_debug().to_string();
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            // A link to a folder isn't walked: it is a file that nobody wrote.
+            if entry.file_type().map_err(fail)?.is_dir() {
+                match shown.starts_with('.') {
+                    true => found.push(format!("{prefix}{shown}/")),
+                    false => folders.push(name + "/"),
+                }
+            } else if !manifest.files.contains_key(&name) && !UNLISTED.contains(&name.as_str()) {
+                found.push(format!("{prefix}{shown}"));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a loader may take the file `name` for a part of the model: weights, code, templates, configs, a tokenizer's
+/// files.
+fn is_loaded(name: &str) -> bool {
+    let (folder, file) = name.rsplit_once('/').map_or(("", name), |(folder, file)| (folder, file));
+    if file.starts_with('.') || folder.split('/').any(|part| part.starts_with('.')) || file.is_empty() {
+        return false;
+    }
+    if [".py", ".jinja"].iter().any(|end| file.ends_with(end)) {
+        return true;
+    }
+    const NAMES: [&str; 7] = [
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tekken.json",
+        "params.json",
+    ];
+    let is_config = file.ends_with(".json") && ["config", "chat_template"].iter().any(|part| file.contains(part));
+    let is_vocabulary = file.starts_with("tokenizer") || file.ends_with(".model") || file.ends_with(".tiktoken");
+    folder.is_empty() && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
+}
+
+/// Refuses files that aren't those that `manifest` lists.
+pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
+    if manifest.files.is_empty() {
+        return Ok(());
+    }
+    progress.stage("check hashes", manifest.files.len() as u64, Unit::Files);
+    let folder = Folder::of(dir)?;
+    manifest.files.par_iter().try_for_each(|(name, expected)| {
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Err(Error::new(Kind::Missing, format!("{MANIFEST_FILE} lists a file that is not there"))
+                .file(&path)
+                .remedy("copy the directory again, whole"));
+        }
+        folder.check_file(&path)?;
+        let actual = sha256_file(&path)?;
+        progress.advance(1);
+        if actual == *expected {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Mismatch, format!("SHA-256 is {actual}, {MANIFEST_FILE} says {expected}"))
+            .file(&path)
+            .remedy("this file changed after it was written: copy or convert it again"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_loaders_look_for_is_told_from_what_people_add() {
+        let loaded = [
+            "pytorch_model.bin",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+            "adapter_config.json",
+            "adapter_model.bin",
+            "modeling_x.py",
+            "deep/er/code.py",
+            "chat_template.jinja",
+            "chat_template.json",
+            "additional_chat_templates/tool_use.jinja",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "tokenizer.model",
+            "generation_config.json",
+            "preprocessor_config.json",
+            "hf_quant_config.json",
+            "vocab.json",
+            "merges.txt",
+            "config.json",
+            "tf_model.h5",
+            "params.json",
+            "qwen.tiktoken",
+        ];
+        let added = [
+            ".git/",
+            ".gitattributes",
+            ".cache/",
+            "LICENSE",
+            "notes.txt",
+            "results.json",
+            "plot.png",
+            "runs/model.bin",
+            ".hidden.py",
+            "README.md.orig",
+        ];
+        loaded.iter().for_each(|name| assert!(is_loaded(name), "{name}"));
+        added.iter().for_each(|name| assert!(!is_loaded(name), "{name}"));
+    }
+}

@@ -1,0 +1,264 @@
+//! `verify`: whether a result is what was written, and what loaders make of a checkpoint.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
+use crate::common::{Sandbox, assert_none, tensors};
+
+const LLAMA: &str = "families/llama/base/model";
+const QWEN3_MOE: &str = "families/qwen3_moe/base/model";
+const SHARDED: &str = "families/mixtral/sharded/model";
+const SUMS: &str = "out/SHA256SUMS";
+
+fn result() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.run("upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1").succeeds();
+    sandbox
+}
+
+#[test]
+fn a_list_of_hashes_that_was_changed_is_found() {
+    let sandbox = result();
+    let sums = String::from_utf8(sandbox.read(SUMS)).unwrap();
+    let without =
+        |name: &str| sums.lines().filter(|line| !line.ends_with(name)).fold(String::new(), |a, l| a + l + "\n");
+    let reversed = sums.lines().rev().fold(String::new(), |text, line| text + line + "\n");
+    let zeros = "0".repeat(64);
+    let mut problems = Vec::new();
+    for (change, text, complaint) in [
+        ("emptied", String::new(), "isn't listed"),
+        ("without weights", without("model.safetensors"), "model.safetensors isn't listed"),
+        ("without the config", without("config.json"), "config.json isn't listed"),
+        ("without the receipt", without("moe-convert.json"), "moe-convert.json isn't listed"),
+        ("without the card", without("README.md"), "README.md isn't listed"),
+        ("reversed", reversed, "lines"),
+        ("another hash", sums.replace(&sums[..64], &zeros), "SHA-256"),
+        ("a line more", format!("{sums}{zeros}  notes.txt\n"), "notes.txt is listed"),
+        ("a file twice", format!("{sums}{sums}"), "again"),
+        ("no list", "words\n".to_owned(), "line 1"),
+    ] {
+        sandbox.write(SUMS, text);
+        problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", complaint]).map(|p| format!("{change}: {p}")));
+    }
+    fs::remove_file(sandbox.path(SUMS)).unwrap();
+    problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", "receipt"]));
+    assert_none(&problems);
+    // A changed byte is found through the list, a changed receipt, too.
+    sandbox.write(SUMS, &sums);
+    sandbox.run("verify out").succeeds();
+    let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
+    // What --resume keeps is whole.
+    const AGAIN: &str = "upcycle golden/families/llama/base/model -o out --experts 2 --top-k 1 --resume";
+    sandbox.run(AGAIN).succeeds();
+    sandbox.write(SUMS, "");
+    sandbox.run(AGAIN).exits(2);
+    sandbox.write(SUMS, &sums);
+    sandbox.write("out/moe-convert.json", receipt.replace("\"seed\": 0", "\"seed\": 1") + " ");
+    sandbox.run("verify out").exits(1).says(&["moe-convert.json", "SHA-256"]);
+}
+
+#[test]
+fn added_files_are_named_and_refused_where_loaders_take_them() {
+    let sandbox = result();
+    let mut problems = Vec::new();
+    for name in [
+        "pytorch_model.bin",
+        "extra.safetensors",
+        "model.safetensors.index.json",
+        "consolidated.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "modeling_x.py",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "preprocessor_config.json",
+        "hf_quant_config.json",
+        "params.json",
+    ] {
+        sandbox.write(&format!("out/{name}"), "{}");
+        problems.extend(sandbox.refuses("verify out", 1, &[name]));
+        fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
+    }
+    assert_none(&problems);
+    for (name, shown) in [
+        (".git/config", ".git/"),
+        (".gitattributes", ".gitattributes"),
+        (".cache/huggingface/x", ".cache/"),
+        ("notes.txt", "notes.txt"),
+        ("figures/plot.png", "figures/plot.png"),
+    ] {
+        sandbox.write(&format!("out/{name}"), "words");
+        let outcome = sandbox.run("verify out --json").succeeds();
+        assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)), "{name}: {outcome}");
+    }
+    // Without a receipt, a list is somebody's of some files.
+    let sandbox = Sandbox::new();
+    sandbox.copy(LLAMA, "model");
+    sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();
+    let outcome = sandbox.run("verify model --json").succeeds();
+    assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!("config.json")), "{outcome}");
+}
+
+struct Case {
+    name: &'static str,
+    golden: &'static str,
+    damage: fn(&Checkpoint),
+    says: &'static [&'static str],
+}
+
+fn case(name: &'static str, golden: &'static str, damage: fn(&Checkpoint), says: &'static [&'static str]) -> Case {
+    Case { name, golden, damage, says }
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n";
+
+/// Each of them was seen to be refused by transformers 5.23 (AutoModelForCausalLM or AutoConfig, AutoTokenizer).
+#[test]
+fn what_loaders_refuse_is_not_sound() {
+    let cases = [
+        case(
+            "no metadata",
+            SHARDED,
+            |c| c.edit_json(INDEX, |index| _ = index.remove("metadata")),
+            &[INDEX, "metadata"],
+        ),
+        case("null metadata", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!(null)), &[INDEX, "metadata"]),
+        case("a list for it", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])), &[INDEX, "metadata"]),
+        case("two counts", "families/mixtral/base/model", |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
+        case("two counts, DeepSeek", "families/deepseek_v2/base/model", |c| c.set("num_experts", json!(4)), &["8"]),
+        case("an integer", LLAMA, |c| c.set("initializer_range", json!(1)), &["initializer_range 1", "decimal point"]),
+        case("an integer, MoE", QWEN3_MOE, |c| c.set("router_aux_loss_coef", json!(0)), &["router_aux_loss_coef 0"]),
+        case("a null", QWEN3_MOE, |c| c.set("use_cache", json!(null)), &["use_cache null", "true or false"]),
+        case("a float", LLAMA, |c| c.set("max_position_embeddings", json!(64.0)), &["max_position_embeddings 64.0"]),
+        case("no place for padding", LLAMA, |c| c.set("pad_token_id", json!(5000)), &["pad_token_id 5000"]),
+        case("another name", LLAMA, |c| c.rename(SHARD, "weights.safetensors"), &["weights.safetensors", "rename"]),
+        case(
+            "a pointer",
+            LLAMA,
+            |c| c.write("tokenizer.json", POINTER),
+            &["tokenizer.json", "Git LFS", "git lfs pull"],
+        ),
+        case("another pointer", LLAMA, |c| c.write("tokenizer.model", POINTER), &["tokenizer.model", "Git LFS"]),
+        case("half a tokenizer", LLAMA, |c| c.write("tokenizer.json", "{\"model\": "), &["tokenizer.json", "JSON"]),
+        case("an adapter beside", LLAMA, |c| c.write("adapter_config.json", "{}"), &["adapter", "merge_and_unload"]),
+        case(
+            "an adapter alone",
+            LLAMA,
+            |c| c.rename(SHARD, "adapter_model.safetensors"),
+            &["adapter", "merge_and_unload"],
+        ),
+        case("DataParallel", LLAMA, |c| prefixed(c, "module."), &["module.model.embed_tokens.weight", "removeprefix"]),
+        case("torch.compile", LLAMA, |c| prefixed(c, "_orig_mod."), &["\"_orig_mod.\"", "removeprefix"]),
+        case("PEFT", LLAMA, |c| prefixed(c, "base_model.model."), &["\"base_model.model.\"", "merge_and_unload"]),
+        case("several", LLAMA, |c| prefixed(c, "_orig_mod.module."), &["\"_orig_mod.module.\"", "removeprefix"]),
+    ];
+    let mut problems = Vec::new();
+    for Case { name, golden, damage, says } in cases {
+        let sandbox = Sandbox::new();
+        damage(&sandbox.copy(golden, "model"));
+        problems.extend(sandbox.refuses("verify model", 1, says).map(|p| format!("{name}: {p}")));
+    }
+    assert_none(&problems);
+}
+
+fn prefixed(checkpoint: &Checkpoint, prefix: &str) {
+    rename_all(checkpoint, |name| format!("{prefix}{name}"));
+}
+
+fn rename_all(checkpoint: &Checkpoint, rename: impl Fn(&str) -> String) {
+    checkpoint.edit_header(SHARD, |header| {
+        let entries = std::mem::take(header);
+        header.extend(entries.into_iter().map(|(name, entry)| match name.as_str() {
+            "__metadata__" => (name, entry),
+            tensor => (rename(tensor), entry),
+        }));
+    });
+}
+
+fn insert(checkpoint: &Checkpoint, name: &str) {
+    checkpoint.edit_header(SHARD, |header| {
+        header.insert(name.to_owned(), json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}));
+    });
+}
+
+/// transformers 5.23 was seen to load each of them without a missing weight. Beside each is what `verify` says of others.
+#[test]
+fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
+    const LAYER: &str = "model.layers.0.self_attn";
+    let cases = [
+        case("cos and sin", LLAMA, |c| insert(c, &format!("{LAYER}.rotary_emb.cos_cached")), &["ignore", "cos_cached"]),
+        case("frequencies", LLAMA, |c| insert(c, &format!("{LAYER}.rotary_emb.inv_freq")), &["ignore", "inv_freq"]),
+        case("a mask", QWEN3_MOE, |c| insert(c, &format!("{LAYER}.masked_bias")), &["ignore", "masked_bias"]),
+        case("a mask, dense", LLAMA, |c| insert(c, &format!("{LAYER}.masked_bias")), &["vLLM refuses", "masked_bias"]),
+        case("a value head", LLAMA, |c| insert(c, "v_head.summary.weight"), &["vLLM refuses", "v_head.summary"]),
+        case(
+            "no model.",
+            LLAMA,
+            |c| rename_all(c, |n| n.replacen("model.", "", 1)),
+            &["model.", "vLLM", "refuse them"],
+        ),
+        case(
+            "Infinity",
+            LLAMA,
+            |c| c.edit_bytes("config.json", |b| _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],")),
+            &[],
+        ),
+        case("null metadata", LLAMA, |c| c.edit_header(SHARD, |h| h["__metadata__"] = json!(null)), &[]),
+        case(
+            "a ghost",
+            SHARDED,
+            |c| c.set_index("model.ghost", "model-00002-of-00003.safetensors"),
+            &["model.ghost", "no shard"],
+        ),
+        case(
+            "another shard",
+            SHARDED,
+            |c| c.set_index("model.norm.weight", "model-00001-of-00003.safetensors"),
+            &["another shard"],
+        ),
+        case(
+            "beyond",
+            LLAMA,
+            |c| c.write("added_tokens.json", "{\"<|im_end|>\": 4096}"),
+            &["beyond", "<|im_end|>", "4096"],
+        ),
+        case("eos beyond", LLAMA, |c| c.set("eos_token_id", json!([1, 4097])), &["eos_token_id 4097", "beyond"]),
+        case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),
+    ];
+    let mut problems = Vec::new();
+    for Case { name, golden, damage, says } in cases {
+        let sandbox = Sandbox::new();
+        damage(&sandbox.copy(golden, "model"));
+        let outcome = sandbox.run("verify model");
+        let missing: Vec<_> = says.iter().filter(|text| !outcome.stdout.contains(**text)).collect();
+        if outcome.code != 0 || !missing.is_empty() {
+            problems.push(format!("{name}: lacks {missing:?}\n{}\n{outcome}", outcome.stdout));
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy(LLAMA, "model");
+    rename_all(&model, |name| name.replacen("model.", "", 1));
+    model.set("initializer_range", json!(1));
+    model.edit_bytes("config.json", |bytes| _ = bytes.splice(1..1, *b"\"limit\": [0.0, Infinity],"));
+    insert(&model, "layers.0.self_attn.rotary_emb.sin_cached");
+    sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
+    let config = String::from_utf8(sandbox.read("out/config.json")).unwrap();
+    assert!(config.contains("Infinity\n") && config.contains("\"initializer_range\": 1.0"), "{config}");
+    let written = tensors::read(&sandbox.path("out/model.safetensors"));
+    assert!(
+        written.contains_key("model.embed_tokens.weight") && !written.keys().any(|name| name.contains("sin_cached"))
+    );
+    sandbox.run("verify out").succeeds();
+}
