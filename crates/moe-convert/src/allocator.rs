@@ -1,10 +1,13 @@
-//! The program's memory: jemalloc, and an end to tokenizers that take too much of it.
+//! The program's memory: jemalloc, counted; what is unused goes back where it is too much, and tokenizers that take too much end.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::fs::File;
+use std::io::Read;
 use std::process::exit;
 use std::ptr::null_mut;
 
 use moe_forward::{allocated, freed};
+use moe_pipeline::{count_allocated, count_freed, resident_limit};
 use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
@@ -37,6 +40,22 @@ fn decay(milliseconds: isize) -> bool {
     took
 }
 
+/// Gives all unused memory back to the system. Buffers of many sizes, as those of experts with more or fewer tokens, never fill the
+/// holes that others left: without this a sweep held twice what it asked for, and more for every layer.
+fn purge() {
+    // SAFETY: the name ends in a zero, stands for all arenas, and takes and gives no value.
+    unsafe { mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+}
+
+/// Resident memory of this process, without touching the heap; 0 where the system doesn't say.
+fn resident_bytes() -> u64 {
+    let mut text = [0; 4096];
+    let read = File::open("/proc/self/status").and_then(|mut file| file.read(&mut text));
+    let status = read.ok().and_then(|read| str::from_utf8(&text[..read]).ok()).unwrap_or("");
+    let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    held.map_or(0, |kib: u64| kib * 1024)
+}
+
 struct Allocator;
 
 #[global_allocator]
@@ -53,33 +72,41 @@ static ALLOCATOR_OPTIONS: &[u8; 78] =
 // SAFETY: everything is jemalloc's; counting doesn't touch the heap until the program is about to end.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
+        taken(layout.size());
         // SAFETY: the caller's promises are those that jemalloc asks for.
         unsafe { Jemalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
+        taken(layout.size());
         // SAFETY: as for `alloc`.
         unsafe { Jemalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        freed(layout.size());
+        given_back(layout.size());
         // SAFETY: as for `alloc`.
         unsafe { Jemalloc.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        freed(layout.size());
+        taken(size);
+        given_back(layout.size());
         // SAFETY: as for `alloc`.
         unsafe { Jemalloc.realloc(pointer, layout, size) }
     }
 }
 
+fn given_back(bytes: usize) {
+    count_freed(bytes);
+    freed(bytes);
+}
+
 /// Ends the program where a tokenizer would take more than it may. No call returns between here and the library that could carry an error.
-fn count(bytes: usize) {
+fn taken(bytes: usize) {
+    if count_allocated(bytes) && resident_bytes() + bytes as u64 > resident_limit() {
+        purge();
+    }
     let Err(error) = allocated(bytes) else { return };
     say(&format!("error: {error}"));
     clear_away();

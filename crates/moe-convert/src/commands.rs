@@ -14,8 +14,8 @@ use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, PlannedOutput, Progress,
-    RECEIPT_FILE, Timings, WritingOptions, bench, convert, eval, inspect, is_finished, observe, peak_memory_bytes,
-    plan, recipe_schema, selftest, verify, write_logits,
+    RECEIPT_FILE, Timings, WritingOptions, bench, convert, eval, inspect, is_finished, observe, plan, recipe_schema,
+    selftest, verify, write_logits,
 };
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Man { dir, overwrite } => session.man(&dir, overwrite),
     };
     if session.common.timings {
-        bar::say(render::timings(&timings, peak_memory_bytes()).trim_end());
+        bar::say(render::timings(&timings).trim_end());
     }
     result
 }

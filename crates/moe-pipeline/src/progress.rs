@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use moe_checkpoint::Result;
 use moe_math::meter::{Meter, StageTime};
 
+use crate::live::peak_live_bytes_of_stage;
+
 /// Is told how far a run has come. Draws nothing unless an implementation does.
 pub trait Progress: Sync {
     /// A stage of `total` units begins; the one before it is over.
@@ -71,6 +73,9 @@ pub struct Stage {
     /// In how many parts it was done, where there were several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
+    /// The most bytes that the program had asked for and not given back at once, where they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_live_bytes: Option<u64>,
     /// Where its time lies.
     #[serde(skip_serializing_if = "Overlap::is_none")]
     pub overlap: Overlap,
@@ -126,6 +131,7 @@ impl Timings {
             bytes: (work.bytes > 0.0).then_some(work.bytes as u64),
             flops: (work.flops > 0.0).then_some(work.flops),
             calls: (calls > 1).then_some(calls),
+            peak_live_bytes: None,
             overlap: Overlap::WithinNext,
         };
         self.0.extend(meter.take().into_iter().map(stage));
@@ -138,7 +144,8 @@ impl Timings {
 
     fn push(&mut self, name: &str, time: Duration, bytes: Option<u64>, overlap: Overlap) {
         let (name, seconds) = (name.to_owned(), time.as_secs_f64());
-        self.0.push(Stage { name, seconds, bytes, flops: None, calls: None, overlap });
+        let peak_live_bytes = if overlap.is_none() { peak_live_bytes_of_stage() } else { None };
+        self.0.push(Stage { name, seconds, bytes, flops: None, calls: None, peak_live_bytes, overlap });
     }
 
     /// Adds a stage.

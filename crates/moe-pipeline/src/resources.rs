@@ -11,6 +11,7 @@ use moe_math::Compute;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::live::peak_live_bytes;
 use crate::progress::Timings;
 
 /// Which kind of device it is: others round in other ways.
@@ -149,6 +150,8 @@ pub(crate) struct RunRecord {
     pub unix_time: u64,
     pub seconds: f64,
     pub peak_memory_bytes: Option<u64>,
+    /// What of it the program asked for: see [`peak_live_bytes`].
+    pub peak_live_bytes: Option<u64>,
     pub timings: Timings,
 }
 
@@ -165,6 +168,7 @@ impl RunRecord {
             unix_time: unix_time.map_or(0, |t| t.as_secs()),
             seconds: timings.total(),
             peak_memory_bytes: peak_memory_bytes(),
+            peak_live_bytes: peak_live_bytes(),
             timings,
         }
     }

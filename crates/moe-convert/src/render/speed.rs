@@ -1,6 +1,9 @@
 //! What a machine makes of passes: time, rates and errors.
 
-use moe_pipeline::{BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings};
+use moe_pipeline::{
+    BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings, peak_live_bytes,
+    peak_memory_bytes,
+};
 
 use super::{facts, table};
 
@@ -39,10 +42,12 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
 }
 
 /// --timings.
-pub fn timings(timings: &Timings, peak: Option<u64>) -> String {
-    let rows = timings.0.iter().map(stage_row);
-    let peak = peak.map_or(String::new(), |b| format!("  peak memory {}\n", ByteSize(b)));
-    table(&["stage", "time", "rate"], rows) + &peak
+pub fn timings(timings: &Timings) -> String {
+    let memory = |stage: &Stage| stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string());
+    let rows = timings.0.iter().map(|stage| stage_row(stage).into_iter().chain([memory(stage)]).collect());
+    let peaks = [("peak memory", peak_memory_bytes()), ("peak live memory", peak_live_bytes())];
+    let peaks = peaks.into_iter().filter_map(|(name, bytes)| Some(format!("  {name} {}\n", ByteSize(bytes?))));
+    table(&["stage", "time", "rate", "live memory"], rows) + &peaks.collect::<String>()
 }
 
 /// Name, time and rate of a stage.
