@@ -8,6 +8,7 @@ mod common;
 mod architecture;
 mod bad_input;
 mod bad_requests;
+mod budget;
 mod contract;
 mod distill;
 mod full_disk;

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -81,10 +81,11 @@ struct Worker<T> {
 }
 
 impl<T: Send + 'static> Worker<T> {
-    fn start(run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static) -> Self {
+    fn start(run: impl FnOnce(Receiver<Order>, Sender<Result<T>>) -> Duration + Send + 'static) -> Result<Self> {
         let (orders, inbox) = sync_channel(BUFFERS);
         let (outbox, answers) = channel();
-        Self { orders: Some(orders), answers, thread: Some(spawn(move || run(inbox, outbox))) }
+        let thread = Builder::new().spawn(move || run(inbox, outbox)).map_err(no_thread)?;
+        Ok(Self { orders: Some(orders), answers, thread: Some(thread) })
     }
 
     /// Sends an order; a worker that has stopped says why.
@@ -116,8 +117,8 @@ impl Writer {
         for _ in 0..BUFFERS {
             let _ = pool.0.send(Vec::with_capacity(BUFFER_BYTES));
         }
-        let hash = Worker::start(hash_shards);
-        let disk = Worker::start(write_shards);
+        let hash = Worker::start(hash_shards)?;
+        let disk = Worker::start(write_shards)?;
         let summary = WriteSummary::default();
         let mut writer = Self {
             dir: dir.to_owned(),
@@ -299,6 +300,12 @@ impl Drop for Writer {
     }
 }
 
+fn no_thread(error: std::io::Error) -> Error {
+    Error::new(Kind::Io, "cannot start a thread that writes")
+        .source(error)
+        .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
+}
+
 /// Creates or replaces `path` with `bytes` and waits until they are on the disk.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
@@ -363,12 +370,13 @@ impl OpenShard {
         let file = File::create(&path).map_err(fail)?;
         let handle = file.try_clone().map_err(fail)?;
         let (flush, wanted) = sync_channel::<()>(1);
-        let flusher = spawn(move || {
+        let flush_all = move || {
             for () in wanted {
                 handle.sync_data()?;
             }
             handle.sync_all()
-        });
+        };
+        let flusher = Builder::new().spawn(flush_all).map_err(|e| no_thread(e).file(&path))?;
         Ok(Self { path, file, unflushed: 0, flush: Some(flush), flusher })
     }
 

@@ -1,13 +1,14 @@
 //! The program's memory: jemalloc, counted; what is unused goes back where it is too much, and tokenizers that take too much end.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::process::exit;
 use std::ptr::null_mut;
 
 use moe_forward::{allocated, freed};
-use moe_pipeline::{count_allocated, count_freed, resident_limit};
+use moe_pipeline::{ByteSize, count_allocated, count_freed, live_bytes, resident_limit};
 use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
@@ -74,13 +75,13 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         // SAFETY: the caller's promises are those that jemalloc asks for.
-        unsafe { Jemalloc.alloc(layout) }
+        given(layout.size(), || unsafe { Jemalloc.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
         // SAFETY: as for `alloc`.
-        unsafe { Jemalloc.alloc_zeroed(layout) }
+        given(layout.size(), || unsafe { Jemalloc.alloc_zeroed(layout) })
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -93,13 +94,46 @@ unsafe impl GlobalAlloc for Allocator {
         taken(size);
         given_back(layout.size());
         // SAFETY: as for `alloc`.
-        unsafe { Jemalloc.realloc(pointer, layout, size) }
+        given(size, || unsafe { Jemalloc.realloc(pointer, layout, size) })
     }
 }
 
 fn given_back(bytes: usize) {
     count_freed(bytes);
     freed(bytes);
+}
+
+/// What `allocate` gives for `bytes`: once more when unused memory has been given back, since an address space may be limited
+/// (`ulimit -v`), and full of it.
+fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
+    let pointer = allocate();
+    if !pointer.is_null() {
+        return pointer;
+    }
+    purge();
+    let pointer = allocate();
+    if pointer.is_null() {
+        out_of_memory(bytes);
+    }
+    pointer
+}
+
+/// Ends the program, which has no other way to say why: allocations are everywhere, and most callers abort where one fails.
+#[cold]
+fn out_of_memory(bytes: usize) -> ! {
+    thread_local! {
+        static ENDING: Cell<bool> = const { Cell::new(false) };
+    }
+    if ENDING.replace(true) {
+        // Not even the message fits.
+        signal_hook::low_level::exit(1);
+    }
+    let held = live_bytes().map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
+    let remedy = "lower --data-tokens, --batch-tokens or --sequence-length; --dry-run says how much a run needs; \
+                  or allow it more (ulimit -v)";
+    say(&format!("error: out of memory: the system doesn't give {}{held}; {remedy}", ByteSize(bytes as u64)));
+    clear_away();
+    exit(1);
 }
 
 /// Ends the program where a tokenizer would take more than it may. No call returns between here and the library that could carry an error.

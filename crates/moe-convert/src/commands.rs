@@ -13,9 +13,9 @@ use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ByteSize, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, PlannedOutput, Progress,
-    RECEIPT_FILE, Timings, WritingOptions, bench, convert, eval, inspect, is_finished, observe, plan, recipe_schema,
-    selftest, verify, write_logits,
+    BenchOptions, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
+    WritingOptions, bench, convert, eval, inspect, is_finished, observe, plan, recipe_schema, selftest, verify,
+    write_logits,
 };
 use serde::Serialize;
 
@@ -76,15 +76,19 @@ pub enum After {
     Steps,
 }
 
-/// Starts as many threads for computing; `main` has told candle of them.
+/// Starts the threads that compute, as many as asked for; `main` has told candle of them.
 fn start_threads(threads: Option<usize>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    if !(1..=1024).contains(&threads) {
-        return Err(Error::new(Kind::Usage, format!("--threads {threads}")).remedy("give 1 to 1024").into());
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = threads {
+        if !(1..=1024).contains(&threads) {
+            return Err(Error::new(Kind::Usage, format!("--threads {threads}")).remedy("give 1 to 1024").into());
+        }
+        pool = pool.num_threads(threads);
     }
-    let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    Ok(started.map_err(|e| {
-        Error::new(Kind::Io, format!("cannot start {threads} threads")).source(e).remedy("lower --threads")
+    // rayon would start them when the first is needed, and end the program if they can't be had.
+    Ok(pool.build_global().map_err(|e| {
+        let remedy = "lower --threads, or allow more processes (ulimit -u) and address space (ulimit -v)";
+        Error::new(Kind::Io, "cannot start the threads that compute").source(e).remedy(remedy)
     })?)
 }
 
@@ -137,7 +141,8 @@ impl Session {
     }
 
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
-        let shape = write_logits(model, tokens, output, overwrite, &self.compute, self.progress.as_ref())?;
+        let budget = self.common.memory_budget;
+        let shape = write_logits(model, tokens, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
         self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
             format!("logits {shape:?} f32 written to {}\n", shown_path(output))
         })
@@ -178,9 +183,6 @@ impl Session {
         timings: &mut Timings,
         after: After,
     ) -> Result<()> {
-        if self.common.memory_budget.is_some() {
-            self.check_budget(&plan(passes, passes.len(), false, input, output, options)?)?;
-        }
         let run = || convert(passes, input, output, options, self.progress.as_ref());
         // Layers that are fitted one by one while a pass decides have batches of one size: for them, memory that comes back in other places is
         // worse than what is kept.
@@ -200,7 +202,6 @@ impl Session {
         options: &ConvertOptions,
     ) -> Result<f64> {
         let planned = plan(passes, own, own == passes.len(), input, output, options)?;
-        self.check_budget(&planned)?;
         let planned = planned.timed(&self.compute)?;
         self.print(&planned, || render::plan(output, &planned))?;
         Ok(planned.time_estimate_seconds.unwrap_or(0.0))
@@ -221,17 +222,6 @@ impl Session {
         self.print(&serde_json::json!({ "finished": output }), || {
             format!("{} is finished already: same work, options, source and build\n", shown_path(output))
         })
-    }
-
-    fn check_budget(&self, planned: &PlannedOutput) -> Result<()> {
-        let estimate = planned.memory_estimate_bytes;
-        match self.common.memory_budget.filter(|b| estimate > b.0) {
-            None => Ok(()),
-            Some(budget) => {
-                let what = format!("this run holds about {} in memory, the budget is {budget}", ByteSize(estimate));
-                Err(Error::new(Kind::Usage, what).remedy(planned.memory_remedy.clone()).into())
-            }
-        }
     }
 
     /// Evaluates; a gate that isn't met comes beside what was measured.

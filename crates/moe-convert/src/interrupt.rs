@@ -42,7 +42,8 @@ pub fn give_way() {
 pub fn listen() {
     let listened = ending().filter(|signal| !stays_ignored(*signal));
     let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(listened) else { return };
-    std::thread::spawn(move || {
+    // A program that gets no thread for this says so where it needs one.
+    let _ = std::thread::Builder::new().spawn(move || {
         let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -17,6 +17,8 @@ use serde::Serialize;
 use crate::applicable::healing;
 use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
+use crate::live::live_bytes;
+use crate::memory;
 use crate::outputs::{check_places, check_plans};
 use crate::prepare::{Prepared, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
@@ -34,6 +36,9 @@ const MAX_PROBE_TOKENS: usize = 4096;
 const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
 pub(crate) const SLACK_BYTES: u64 = 4 << 20;
+
+/// What takes less memory.
+const LOWER: &str = "lower --data-tokens, --held-out-tokens, --batch-tokens or --probe-tokens";
 
 /// How a pass is run.
 #[derive(Debug, Clone)]
@@ -68,9 +73,6 @@ pub struct PlannedOutput {
     pub shards: Vec<(String, u64)>,
     /// Estimate of the most memory that the run holds at once, in bytes.
     pub memory_estimate_bytes: u64,
-    /// What would take less.
-    #[serde(skip)]
-    pub memory_remedy: String,
     /// Bytes that it needs on the disk of the output at once.
     pub disk_bytes: u64,
     /// About how many floating-point operations it takes.
@@ -127,6 +129,8 @@ pub fn plan(
     // The plans of those before are written by other runs.
     check_options(&passes[passes.len().saturating_sub(own)..], input, output, options)?;
     let mut prepared = Prepared::new(passes, input, output, options)?;
+    check_budget(&prepared, options, output)?;
+    let promised = memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)).0;
     let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
     if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
         prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
@@ -135,8 +139,7 @@ pub fn plan(
     Ok(PlannedOutput {
         receipt: prepared.receipt(),
         shards: prepared.shards.iter().map(size).collect(),
-        memory_estimate_bytes: prepared.memory_estimate(options.probe_tokens),
-        memory_remedy: prepared.memory_remedy(options.probe_tokens),
+        memory_estimate_bytes: promised,
         disk_bytes: prepared.disk_bytes(own),
         flops: prepared.flops(own),
         time_estimate_seconds: None,
@@ -162,6 +165,7 @@ pub fn convert(
     let meter = &options.compute.meter;
     meter.take();
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
+    check_budget(&prepared, options, output)?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
     let mut dir = OutputDir::create(output, output_options(options))?;
     dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
@@ -178,10 +182,15 @@ pub fn convert(
     progress.stage("write", prepared.declaration().bytes(), Unit::Bytes);
     let stop = AtomicBool::new(false);
     let (proof, summary) = std::thread::scope(|scope| {
-        let proof = scope.spawn(|| Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed)));
+        let prove = || Proof::new(&prepared, options, &stop).inspect_err(|_| stop.store(true, Relaxed));
+        let proof = std::thread::Builder::new().spawn_scoped(scope, prove).map_err(|e| {
+            Error::new(Kind::Io, "cannot start a thread that measures beside the writing")
+                .source(e)
+                .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
+        })?;
         let summary = write(&prepared, dir.path(), &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
-        (proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary)
-    });
+        Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
+    })?;
     // Whichever failed first stopped the other, which then says no more than that.
     let (proof, summary) = match (proof, summary) {
         (Err(error), _) if error.kind() != Kind::Stopped => return Err(error),
@@ -232,6 +241,12 @@ pub fn convert(
         hashing_seconds: summary.hashing.as_secs_f64(),
         engines: prepared.result().engines(),
         heals: healing(prepared.result()).refuses.is_none(),
+    })
+}
+
+fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {
+    memory::check_budget(options.memory_budget, &prepared.less_memory(), |budget| {
+        prepared.live_bytes(&ConvertOptions { memory_budget: Some(budget), ..options.clone() }, output)
     })
 }
 

@@ -9,6 +9,7 @@ use moe_passes::quantize::Pulled;
 use moe_passes::{CalibrationOptions, Decider, Decisions};
 
 use crate::convert::ConvertOptions;
+use crate::memory::{Text, Watched};
 use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::resources::storage;
@@ -43,6 +44,23 @@ impl Deciding {
     /// Most tokens of a sweep.
     pub fn most_tokens(&self) -> usize {
         self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
+    }
+
+    /// The most bytes that deciding on `source` holds, which has its hidden states where `options` say.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
+    pub fn live_bytes(&self, source: &Model, options: &ConvertOptions, scratch: &Path) -> Result<u64> {
+        let text = |tokens: usize, longest: usize| -> Result<Text> {
+            let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
+            Ok(Text { tokens, longest, storage })
+        };
+        let watched = Watched { left_out: self.decider.leaves_out(), converted: true };
+        let own = text(self.text.batch.tokens(), self.text.batch.longest())?;
+        let decided = own.resting(source, watched, &options.compute) + self.decider.working_bytes(self.most_tokens());
+        let decided = decided.max(own.sweep(source, watched, &options.compute));
+        let all = text(self.most_tokens(), self.text.batch.longest())?;
+        Ok(decided.max(all.sweep(source, Watched::default(), &options.compute)))
     }
 
     /// About how many floating-point operations deciding takes.

@@ -9,6 +9,7 @@ use moe_model::Model;
 use serde::Deserialize;
 
 use crate::gates::Gates;
+use crate::memory::{self, Text};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{ByteSize, storage};
 
@@ -90,7 +91,12 @@ pub fn eval(
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
-    let storage = storage(&opened, corpus.tokens(), memory_budget, compute, &std::env::temp_dir())?;
+    let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
+    memory::check_budget(memory_budget, "lower --max-tokens", |budget| {
+        let text = Text::of(&corpus, stored(Some(budget))?);
+        Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
+    })?;
+    let storage = stored(memory_budget)?;
     progress.stage("evaluate", opened.layers.len() as u64, Unit::Layers { tokens: corpus.tokens() });
     let report = evaluate(&opened, original.as_ref(), &corpus, &storage, compute, &mut LayerProgress(progress))?;
     checkpoints.iter().try_for_each(Checkpoint::check_unchanged)?;

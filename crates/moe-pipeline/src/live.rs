@@ -7,23 +7,71 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 /// A thread keeps to itself what it takes or gives back up to this many bytes: threads that all add to one number slow each
 /// other down. By so much, for each thread, the numbers here can be off.
 const UNREPORTED_BYTES: i64 = 64 << 10;
-
 /// How much is handed out between two looks at resident memory, at least.
 const LOOK_EVERY_BYTES: i64 = 32 << 20;
 /// What the allocator may hold beside a quarter of what is asked for: the program itself, stacks and spare pages.
 const SPARE_BYTES: u64 = 64 << 20;
 
-/// What was handed out since the last look.
-static TURNOVER: AtomicI64 = AtomicI64::new(0);
-static BUDGET: AtomicU64 = AtomicU64::new(u64::MAX);
-static HELD: AtomicI64 = AtomicI64::new(0);
-/// The most of the running stage.
-static PEAK: AtomicI64 = AtomicI64::new(0);
-/// The most of the stages before it.
-static EARLIER_PEAK: AtomicI64 = AtomicI64::new(0);
-
 thread_local! {
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
+}
+
+static LIVE: Live = Live::new();
+
+/// What is held of memory.
+struct Live {
+    held: AtomicI64,
+    /// The most of the running stage.
+    peak: AtomicI64,
+    /// The most of the stages before it.
+    earlier_peak: AtomicI64,
+    /// What was handed out since the last look at resident memory.
+    turnover: AtomicI64,
+    budget: AtomicU64,
+}
+
+impl Live {
+    const fn new() -> Self {
+        Self {
+            held: AtomicI64::new(0),
+            peak: AtomicI64::new(0),
+            earlier_peak: AtomicI64::new(0),
+            turnover: AtomicI64::new(0),
+            budget: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Adds `bytes`; whether now is the time to look at resident memory.
+    fn add(&self, bytes: i64) -> bool {
+        let held = self.held.fetch_add(bytes, Relaxed) + bytes;
+        // A peak is rare beside what is counted: reading first leaves the line with all threads.
+        if held > self.peak.load(Relaxed) {
+            self.peak.fetch_max(held, Relaxed);
+        }
+        let taken = bytes.max(0);
+        // Near a ceiling, looks must come more often.
+        let often = if self.budget.load(Relaxed) == u64::MAX { 1 } else { 4 };
+        let due = self.turnover.fetch_add(taken, Relaxed) + taken >= LOOK_EVERY_BYTES.max(held / 8) / often;
+        if due {
+            self.turnover.store(0, Relaxed);
+        }
+        due
+    }
+
+    fn peak(&self) -> i64 {
+        self.peak.load(Relaxed).max(self.earlier_peak.load(Relaxed))
+    }
+
+    fn end_stage(&self) -> i64 {
+        let peak = self.peak.swap(self.held.load(Relaxed), Relaxed);
+        self.earlier_peak.fetch_max(peak, Relaxed);
+        peak
+    }
+
+    fn resident_limit(&self) -> u64 {
+        let peak = self.peak().max(0) as u64;
+        (peak + peak / 4 + SPARE_BYTES).min(self.budget.load(Relaxed))
+    }
 }
 
 /// Counts `bytes` that the program's allocator is about to hand out. Whether now is the time to look at how much of what was given
@@ -44,45 +92,32 @@ fn count(bytes: i64) -> bool {
         return false;
     }
     UNREPORTED.set(0);
-    let held = HELD.fetch_add(unreported, Relaxed) + unreported;
-    // A peak is rare beside what is counted: reading first leaves the line with all threads.
-    if held > PEAK.load(Relaxed) {
-        PEAK.fetch_max(held, Relaxed);
-    }
-    let turnover = TURNOVER.fetch_add(unreported.max(0), Relaxed) + unreported.max(0);
-    let due = turnover >= LOOK_EVERY_BYTES.max(held / 8);
-    if due {
-        TURNOVER.store(0, Relaxed);
-    }
-    due
+    LIVE.add(unreported)
 }
 
 /// The most resident bytes that the allocator should keep the program at, so that resident memory follows from what is asked for.
 pub fn resident_limit() -> u64 {
-    let peak = PEAK.load(Relaxed).max(EARLIER_PEAK.load(Relaxed)).max(0) as u64;
-    (peak + peak / 4 + SPARE_BYTES).min(BUDGET.load(Relaxed))
+    LIVE.resident_limit()
 }
 
 /// Says that resident memory should stay below `budget` bytes.
-pub fn limit_resident_memory(budget: u64) {
-    BUDGET.store(budget, Relaxed);
+pub(crate) fn limit_resident_memory(budget: u64) {
+    LIVE.budget.store(budget, Relaxed);
 }
 
 /// Bytes that are held now. `None` where the program's allocator doesn't count.
 pub fn live_bytes() -> Option<u64> {
-    known(HELD.load(Relaxed))
+    known(LIVE.held.load(Relaxed))
 }
 
 /// The most bytes that were held at once. `None` where the program's allocator doesn't count.
 pub fn peak_live_bytes() -> Option<u64> {
-    known(PEAK.load(Relaxed).max(EARLIER_PEAK.load(Relaxed)))
+    known(LIVE.peak())
 }
 
 /// The most bytes that were held at once since this was called before: a stage ends.
 pub(crate) fn peak_live_bytes_of_stage() -> Option<u64> {
-    let peak = PEAK.swap(HELD.load(Relaxed), Relaxed);
-    EARLIER_PEAK.fetch_max(peak, Relaxed);
-    known(peak)
+    known(LIVE.end_stage())
 }
 
 fn known(bytes: i64) -> Option<u64> {
@@ -93,16 +128,30 @@ fn known(bytes: i64) -> Option<u64> {
 mod tests {
     use super::*;
 
+    const MEGABYTE: i64 = 1 << 20;
+
     #[test]
     fn what_is_held_at_once_is_counted() {
-        const MEGABYTE: usize = 1 << 20;
-        count_allocated(5 * MEGABYTE);
-        count_freed(4 * MEGABYTE);
-        (0..1000).for_each(|_| count_allocated(MEGABYTE / 1000));
-        let [held, peak] = [live_bytes(), peak_live_bytes()].map(|bytes| bytes.unwrap() as f64 / MEGABYTE as f64);
-        assert!((1.9..=2.0).contains(&held), "{held}");
-        assert!((5.0..5.1).contains(&peak), "{peak}");
-        let stages = [(); 2].map(|()| peak_live_bytes_of_stage().unwrap());
-        assert!(stages[0] > stages[1] && peak_live_bytes() == Some(stages[0]), "{stages:?}");
+        let live = Live::new();
+        for megabytes in [5, -4, 1] {
+            live.add(megabytes * MEGABYTE);
+        }
+        assert_eq!((live.held.load(Relaxed), live.peak()), (2 * MEGABYTE, 5 * MEGABYTE));
+        assert_eq!([live.end_stage(), live.end_stage()], [5 * MEGABYTE, 2 * MEGABYTE]);
+        assert_eq!(live.peak(), 5 * MEGABYTE);
+    }
+
+    #[test]
+    fn resident_memory_is_looked_at_after_so_much_turnover_and_has_a_limit() {
+        let live = Live::new();
+        let due = |_| {
+            let due = live.add(16 * MEGABYTE);
+            live.add(-16 * MEGABYTE);
+            due
+        };
+        assert_eq!([0; 4].map(due), [false, true, false, true]);
+        assert_eq!(live.resident_limit(), (20 + 64) << 20);
+        live.budget.store(7, Relaxed);
+        assert_eq!(live.resident_limit(), 7);
     }
 }

@@ -6,12 +6,14 @@ use std::path::Path;
 use moe_checkpoint::{
     Checkpoint, Dtype, Entry, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file, encode_header,
 };
-use moe_forward::{Batch, Head, Sweep};
+use moe_forward::{Batch, Head, Storage, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
 
+use crate::memory::{self, Text};
 use crate::outputs::LOGITS;
 use crate::progress::{LayerProgress, Progress, Unit};
+use crate::resources::ByteSize;
 
 /// Tokens whose logits are computed at once.
 const TOKEN_BLOCK: usize = 1024;
@@ -26,6 +28,7 @@ pub fn write_logits(
     tokens: &Path,
     output: &Path,
     overwrite: bool,
+    memory_budget: Option<ByteSize>,
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<[usize; 2]> {
@@ -40,6 +43,9 @@ pub fn write_logits(
     [checkpoint.dir(), tokens].into_iter().for_each(|path| locations.reads(path));
     locations.writes(output)?;
     check_file(output, &LOGITS, overwrite)?;
+    let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
+    let needed = memory::logits(&model, &text, TOKEN_BLOCK, compute);
+    memory::check_budget(memory_budget, "give fewer tokens", |_| Ok(needed))?;
     let file = StagedFile::create(output)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(&model, &batch, compute)?;

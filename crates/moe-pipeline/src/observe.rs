@@ -16,6 +16,7 @@ use moe_passes::{CalibrationOptions, LayerStatistics};
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{self, Fingerprint};
+use crate::memory::{self, Text, Watched};
 use crate::outputs::STATISTICS;
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
@@ -187,7 +188,13 @@ fn sweep(
         },
     );
     let tokens = calibration.batch.tokens();
-    let storage = storage(model, tokens, memory_budget, compute, directory_of(output))?;
+    let stored = |budget| storage(model, tokens, budget, compute, directory_of(output));
+    let watched = Watched { left_out: !options.no_left_out, converted: false };
+    memory::check_budget(memory_budget, "lower --data-tokens, or give --no-left-out", |budget| {
+        let text = Text { tokens, longest: calibration.batch.longest(), storage: stored(Some(budget))? };
+        Ok(text.sweep(model, watched, compute))
+    })?;
+    let storage = stored(memory_budget)?;
     progress.stage(&format!("observe {tokens} tokens"), model.layers.len() as u64, Unit::Layers { tokens });
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;
     let mut layers = BTreeMap::new();

@@ -192,12 +192,14 @@ impl Decider for Distiller {
         self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
     }
 
-    fn working_bytes(&self) -> u64 {
+    fn working_bytes(&self, tokens: usize) -> u64 {
         // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
         let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
         // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
-        let training = 4 * (5 * 3 * width * hidden + 2 * LOOKED_AT as u64 * hidden) + GATHERED_BYTES as u64;
+        let tokens = tokens as u64;
+        let gathered = (4 * 2 * tokens * hidden).min(GATHERED_BYTES as u64);
+        let training = 4 * (5 * 3 * width * hidden + 2 * tokens.min(LOOKED_AT as u64) * hidden) + gathered;
         let training = if self.options.training.trains() { training } else { 0 };
         fit.max(training)
     }

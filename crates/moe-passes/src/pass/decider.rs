@@ -40,9 +40,15 @@ pub trait Decider: Converter + Send + Sync {
     /// About how many floating-point operations deciding on `tokens` tokens in sequences of `sequence` takes.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The most bytes that it holds beside the sweep's states and a layer's weights.
-    fn working_bytes(&self) -> u64 {
+    /// The most bytes that it holds, for so many tokens, beside the sweep's states and a layer's weights.
+    fn working_bytes(&self, tokens: usize) -> u64 {
+        let _ = tokens;
         0
+    }
+
+    /// Whether each expert is left out in turn to see what that does.
+    fn leaves_out(&self) -> bool {
+        false
     }
 
     /// Is told the tokens that are about to come.

@@ -19,7 +19,7 @@ use super::encode::{Store, scale_dtype};
 use super::options::{Method, Part, QuantizeOptions, Samples};
 use super::pool::Scan;
 use super::samples::{Counts, ExpertSamples, Route, Routed, Rule, Sampler};
-use super::solve::{ExpertRecord, Solved, Solver, Task, failed};
+use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
 use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
@@ -262,6 +262,16 @@ impl Decider for Quantizer {
             hessians + experts * (factors + codes)
         };
         forward + self.model.moes().map(|(_, moe)| layer(moe)).sum::<f64>()
+    }
+
+    fn working_bytes(&self, tokens: usize) -> u64 {
+        let of_layer = |(_, moe): (usize, &Moe)| {
+            let (experts, hidden) = (moe.experts.len(), self.model.hidden);
+            let routed = (tokens * moe.router.top_k / experts.max(1)).min(tokens);
+            let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
+            solve::working_bytes(experts, [width, hidden], routed)
+        };
+        self.model.moes().map(of_layer).max().unwrap_or(0)
     }
 
     fn looks_ahead(&self) -> bool {

@@ -107,6 +107,15 @@ type Pair = (Codes, Codes);
 /// Of each task, `[tokens, width]` in parts.
 type Activations = Vec<Vec<Tensor>>;
 
+/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, each on about `routed` tokens.
+pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed: usize) -> u64 {
+    let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
+    let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
+    // Three matrices, two of them dequantized; both Hessians, each beside its factor; activations.
+    let of_one = 4 * (5 * width * hidden + hidden.pow(2) + 2 * width.pow(2) + width * routed);
+    (together * of_one) as u64
+}
+
 impl Solver<'_> {
     /// Solves all `tasks`, as many together as memory holds, and hands each on to `done`. Gives what `done` made of them
     /// and, where tasks say what is routed to them, the sum of their outputs for all tokens.

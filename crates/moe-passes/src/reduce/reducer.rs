@@ -187,6 +187,19 @@ impl Decider for Reducer {
         forward.attention + forward.networks * (2.0 + all_experts)
     }
 
+    fn working_bytes(&self, tokens: usize) -> u64 {
+        let hidden = self.model.hidden;
+        let Needs { sample_every, inputs, .. } = self.method.needs();
+        let inputs = if inputs { tokens * hidden * 4 } else { 0 };
+        // Of each expert the sum of outputs on sampled tokens, for every group of tokens.
+        let outputs = if sample_every > 0 { 8 * self.size.before * hidden * self.groups.len().max(2) } else { 0 };
+        (inputs + outputs) as u64
+    }
+
+    fn leaves_out(&self) -> bool {
+        self.method.needs().left_out
+    }
+
     fn looks_ahead(&self) -> bool {
         !self.options.no_super_expert_guard
     }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json, sha256_bytes};
-use moe_forward::{Corpus, DataSpec, ForwardWork, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
     Decider, Decisions, Effect, Kept, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText,
 };
 
+use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
+use crate::memory::{Text, Watched};
 use crate::statistics::StatisticsFile;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
@@ -238,19 +240,24 @@ impl<'p> Applied<'p> {
     pub(super) fn disk_bytes(&self) -> u64 {
         let made = self.declaration.tensors.iter().map(|(_, weight)| weight).filter(|weight| weight.stored().is_none());
         let made = if self.pass.spills() { made.map(moe_model::Weight::bytes).sum() } else { 0 };
-        made + self.training.as_ref().map_or(0, |task| Need::of(&self.plan.model, &task.training).disk_bytes())
+        made + self.training.as_ref().map_or(0, |task| Need::disk_bytes(&self.plan.model, &task.training))
     }
 
-    /// Bytes of hidden states, of a training, and of what deciding holds beside.
-    pub(super) fn working_bytes(&self) -> u64 {
-        /// Hidden states, normalised ones, a network's activations and what is made of them, in f32.
-        const STATES: usize = 8;
-        let decided = self.deciding.iter().map(Deciding::most_tokens);
-        let surveyed = self.texts.iter().map(|text| text.batch().tokens()).chain(decided).max().unwrap_or(0);
-        let trained = self.training.as_ref().map(|task| Need::of(&self.plan.model, &task.training).bytes(false));
-        let working = self.deciding.iter().map(|deciding| deciding.decider.working_bytes()).sum::<u64>();
-        let survey = (surveyed * self.source.hidden * 4 * STATES) as u64 + working;
-        survey.max(trained.unwrap_or(0))
+    /// Live bytes of surveys, decisions and training; hidden states lie in `scratch` where they don't fit.
+    pub(super) fn live_bytes(&self, options: &ConvertOptions, scratch: &Path) -> Result<u64> {
+        let surveyed = self.texts.iter().map(|text| {
+            let batch = text.batch();
+            let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
+            text.sweep(&self.source, Watched::default(), &options.compute)
+        });
+        let decided = self.deciding.iter().map(|deciding| deciding.live_bytes(&self.source, options, scratch));
+        let decided = decided.sum::<Result<u64>>()?;
+        let trained = self.training.as_ref().map(|task| {
+            let teacher = task.training.teacher.and(self.models.first());
+            let need = task.need(&self.plan.model, teacher, options.memory_budget, &options.compute, scratch);
+            need.map(|need| need.planned(options.memory_budget))
+        });
+        Ok(surveyed.max().unwrap_or(0).max(decided).max(trained.transpose()?.unwrap_or(0)))
     }
 }
 

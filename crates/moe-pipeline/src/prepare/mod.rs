@@ -17,8 +17,9 @@ use moe_passes::{Effect, Identity, Pass, Sources};
 
 use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
+use crate::memory::{self, Text};
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
-use crate::resources::{ByteSize, device_kind, directory_of};
+use crate::resources::{ByteSize, device_kind, directory_of, storage};
 use crate::train::{self, TrainingRecord};
 use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
@@ -255,34 +256,34 @@ impl<'p> Prepared<'p> {
         self.applied.iter().try_for_each(Applied::check_unchanged)
     }
 
-    /// What takes less memory than [`Self::memory_estimate`], by what takes most of it.
-    pub fn memory_remedy(&self, probe_tokens: usize) -> String {
-        let less = match self.memory_estimate(0) < self.memory_estimate(probe_tokens) {
-            true => "lower --probe-tokens".to_owned(),
-            false => match self.applied.iter().find_map(|applied| applied.training.as_ref()) {
-                Some(task) => train::less_memory(&task.training),
-                None => "lower --data-tokens or --sequence-length".to_owned(),
-            },
-        };
-        format!("{less}, or raise --memory-budget")
+    /// What takes less memory than this run does.
+    pub fn less_memory(&self) -> String {
+        match self.applied.iter().find_map(|applied| applied.training.as_ref()) {
+            Some(task) => train::less_memory(&task.training),
+            None => "lower --data-tokens, --held-out-tokens, --probe-tokens or --sequence-length".to_owned(),
+        }
     }
 
-    /// The probe's largest tensors: the head in f32 beside logits of both models, or a layer's weights; and hidden states of what is
-    /// found out before.
-    pub fn memory_estimate(&self, probe_tokens: usize) -> u64 {
-        const WRITER_BYTES: u64 = 64 << 20;
-        let (mut first, mut found_out) = (0, 0);
+    /// The most bytes that the run asks for at once beyond those that are held now, with everything planned and no weight read.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a budget that no block of tokens fits in.
+    pub fn live_bytes(&self, options: &ConvertOptions, output: &Path) -> Result<u64> {
+        let scratch = directory_of(output);
+        let (mut first, mut largest) = (0, 0);
         while first < self.applied.len() {
             let end = self.end_of_sweep(first);
-            found_out = found_out.max(self.applied[first..end].iter().map(Applied::working_bytes).sum());
+            let together = self.applied[first..end].iter().map(|applied| applied.live_bytes(options, scratch));
+            largest = largest.max(together.sum::<Result<u64>>()?);
             first = end;
         }
-        if probe_tokens == 0 {
-            return WRITER_BYTES + found_out;
+        let (source, result, compute) = (&self.source, self.result(), &options.compute);
+        if let Some(corpus) = &self.held_out {
+            let storage = storage(source, corpus.tokens(), options.memory_budget, compute, scratch)?;
+            largest = largest.max(memory::evaluation(result, Some(source), &Text::of(corpus, storage), compute));
         }
-        let head = (self.source.vocab * self.source.hidden * 4) as u64;
-        let logits = (self.source.vocab * probe_tokens * 8 * 6) as u64;
-        WRITER_BYTES + found_out.max(head + logits)
+        let tensors = &self.declaration().tensors;
+        Ok(largest.max(memory::writing(source, result, tensors, options.probe_tokens, compute)))
     }
 }
 

@@ -22,6 +22,7 @@ use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
 use order::Order;
 use trainer::{Task, Trainer};
 
+use crate::memory::{self, Text};
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
@@ -65,6 +66,28 @@ impl TrainingTask {
         Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out: held_out.transpose()?, training })
     }
 
+    /// Memory that training `model` takes; held-out text is measured beside `teacher`.
+    ///
+    /// # Errors
+    /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of held-out tokens fits in.
+    pub fn need(
+        &self,
+        model: &Model,
+        teacher: Option<&Model>,
+        memory_budget: Option<ByteSize>,
+        compute: &Compute,
+        scratch: &Path,
+    ) -> Result<Need> {
+        let measured = match &self.held_out {
+            Some(corpus) => {
+                let storage = storage(model, corpus.tokens(), memory_budget, compute, scratch)?;
+                memory::evaluation(model, teacher, &Text::of(corpus, storage), compute)
+            }
+            None => 0,
+        };
+        Ok(Need::of(model, &self.training, teacher, measured, compute))
+    }
+
     /// Those of `options` that decide what comes of it: the others may be changed when it goes on.
     pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
         if let Some(options) = options.as_object_mut() {
@@ -100,7 +123,8 @@ impl Subject<'_> {
         let TrainingTask { training, text, held_out } = self.task;
         // What can't be gone on from is refused before anything is computed.
         let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
-        let need = Need::of(self.model, training);
+        let scratch = directory_of(self.output);
+        let need = self.task.need(self.model, self.teacher, self.memory_budget, self.compute, scratch)?;
         let keep_graphs = need.check(training, self.memory_budget)?;
         let sequences: Vec<Vec<u32>> = text.domains.iter().flat_map(|domain| domain.sequences.clone()).collect();
         let precision = match training.options.precision {
@@ -108,7 +132,6 @@ impl Subject<'_> {
             Precision::Bf16 => DType::BF16,
         };
         let parameters = Parameters::read(self.model, &training.parts, precision, self.compute)?;
-        let scratch = directory_of(self.output);
         let reference = training
             .teacher
             .zip(self.teacher)
@@ -148,7 +171,7 @@ impl Subject<'_> {
             stopped_early: outcome.stopped_early,
             written: outcome.written,
             tokens: outcome.steps.iter().map(|step| step.tokens as u64).sum(),
-            memory_estimate_bytes: need.bytes(false),
+            memory_estimate_bytes: need.bytes(keep_graphs),
             curve: record::thinned(&outcome.steps),
             measurements: outcome.measurements,
             before,

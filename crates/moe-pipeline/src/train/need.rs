@@ -1,10 +1,14 @@
 //! How much memory a training needs, checked before it starts.
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::train::{Parameters, Part};
+use moe_forward::Storage;
+use moe_forward::train::{Parameters, Part, TeacherKind};
+use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
 use moe_passes::Training;
 
+use crate::live::live_bytes;
+use crate::memory::{self, Text, Watched};
 use crate::resources::{ByteSize, available_memory_bytes};
 
 /// What makes `training` take less memory.
@@ -16,87 +20,127 @@ pub(crate) fn less_memory(training: &Training) -> String {
     }
 }
 
-/// Memory that a training needs, in bytes.
+/// f32 value, m and v, which stay.
+const BYTES_A_PARAMETER: u64 = 12;
+/// Sum of gradients, once the way back has come to the first layer.
+const GRADIENT_BYTES: u64 = 4;
+/// f32 value, m and v, and the best as files have it; old and new while one replaces the other.
+const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
+/// Copies of states in a layer's graph and its gradients.
+const STATES: usize = 20;
+/// The head, and what a teacher says, are found for as many tokens at a time as have logits of this many bytes.
+const LOGIT_BYTES: usize = 64 << 20;
+/// Logits, their softmax, gradients and what is made of them.
+const LOGIT_COPIES: usize = 7;
+/// Tokens that a teacher which is kept runs on together.
+const TEACHER_TOKENS: usize = 4096;
+
+/// Memory that a training needs, in live bytes.
 pub(crate) struct Need {
-    /// Values, gradients, moments and copies of what is trained.
+    /// Values and moments of what is trained.
     trained: u64,
-    /// One layer's weights and graph.
+    gradients: u64,
+    /// One layer's graph, with weights that aren't trained.
     layer: u64,
     /// Layers whose graphs can be kept.
     layers: u64,
-    /// What enters each layer, and logits.
+    /// What enters each layer.
     states: u64,
-    /// Its state on the disk.
-    saved: u64,
+    /// The head, with logits and their gradients.
+    head: u64,
+    /// What a teacher or a measurement holds while no graph is there.
+    beside: u64,
 }
 
 impl Need {
-    /// Of training `model` so.
-    pub fn of(model: &Model, training: &Training) -> Self {
-        /// f32 value, gradient, sum of gradients, m, v, and what is measured and kept as best.
-        const BYTES_A_PARAMETER: u64 = 28;
-        /// Logits, their softmax, gradients and what is made of them.
-        const LOGITS: u64 = 6 * (64 << 20);
-        /// Copies of states in a layer's graph and its gradients.
-        const STATES: usize = 24;
-        /// f32 value, m and v, and the best as files have it; old and new while one replaces the other.
-        const SAVED_BYTES_A_PARAMETER: u64 = 2 * (12 + 4);
+    /// Of training `model` so, with a `teacher`, measured on text that takes `measured` bytes to evaluate.
+    pub fn of(model: &Model, training: &Training, teacher: Option<&Model>, measured: u64, compute: &Compute) -> Self {
         let elements = Parameters::elements(model, &training.parts) as u64;
-        let tokens = training.options.batch_tokens.max(training.text.sequence_length);
         let length = training.text.sequence_length;
-        let layer = |layer: &Layer| {
-            let (width, weights) = match &layer.ffn {
-                Ffn::Dense(expert) => (expert.width(), 3 * expert.width() * model.hidden),
-                Ffn::Moe(moe) => {
-                    let width = moe.experts.first().map_or(0, Expert::width);
-                    let shared = moe.shared.as_ref().map_or(0, |shared| shared.expert.width());
-                    let all = width * moe.experts.len() + shared;
-                    (width * moe.router.top_k + shared, 3 * all * model.hidden)
-                }
-            };
-            let of_token = STATES * model.hidden + 8 * width + 4 * model.heads * length;
-            4 * (tokens * of_token + weights) as u64
-        };
+        let tokens = training.options.batch_tokens.max(length);
+        let embeddings = Parameters::elements(model, &[moe_forward::train::Part::Embeddings]) as u64;
+        let trains_head = training.parts.contains(&moe_forward::train::Part::Embeddings);
+        let taught = teacher.zip(training.teacher).map_or(0, |(teacher, options)| {
+            let together = if options.kind == TeacherKind::Logits { tokens } else { TEACHER_TOKENS.max(length) };
+            let text = Text { tokens: together, longest: length, storage: Storage::default() };
+            text.sweep(teacher, Watched::default(), compute).max(head_bytes(teacher, together, 3))
+        });
         Self {
             trained: elements * BYTES_A_PARAMETER,
-            layer: model.layers.iter().map(layer).max().unwrap_or(0),
+            gradients: elements * GRADIENT_BYTES,
+            layer: model
+                .layers
+                .iter()
+                .map(|layer| graph_bytes(model, layer, tokens, length, compute))
+                .max()
+                .unwrap_or(0),
             layers: model.layers.len() as u64,
-            states: (model.layers.len() * tokens * model.hidden * 4) as u64 + LOGITS,
-            saved: elements * SAVED_BYTES_A_PARAMETER,
+            states: (model.layers.len() * tokens * model.hidden * 4) as u64,
+            head: head_bytes(model, tokens, LOGIT_COPIES) + if trains_head { 8 * embeddings } else { 0 },
+            beside: taught.max(measured),
         }
     }
 
-    /// What is saved of it on the disk, at most.
-    pub fn disk_bytes(&self) -> u64 {
-        self.saved
+    /// What is saved of training `model` so on the disk, at most.
+    pub fn disk_bytes(model: &Model, training: &Training) -> u64 {
+        Parameters::elements(model, &training.parts) as u64 * SAVED_BYTES_A_PARAMETER
     }
 
     /// All of it, with the graphs of all layers or of one.
     pub fn bytes(&self, keep_graphs: bool) -> u64 {
-        self.trained + self.states + self.layer * if keep_graphs { self.layers } else { 1 }
+        let kept = if keep_graphs { self.layer * self.layers } else { 0 };
+        // A layer's gradients take about as much as its graph.
+        let back = self.gradients + kept.max(self.layer) + self.layer;
+        self.trained + self.states + (kept + self.head).max(back).max(self.beside)
+    }
+
+    /// What it will hold under `budget`.
+    pub fn planned(&self, budget: Option<ByteSize>) -> u64 {
+        self.bytes(self.keeps_graphs(budget))
+    }
+
+    /// Whether there is room to keep all graphs.
+    fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
+        memory::resident(self.bytes(true) + live_bytes().unwrap_or(0)) <= ByteSize(room(budget) / 2)
     }
 
     /// Whether there is room to keep all graphs of `training`, which this is the need of.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] where there isn't even room for one.
     pub fn check(&self, training: &Training, budget: Option<ByteSize>) -> Result<bool> {
-        let available = available_memory_bytes();
-        let room = match (budget, available) {
-            (Some(budget), Some(available)) => budget.0.min(available),
-            (Some(budget), None) => budget.0,
-            (None, Some(available)) => available,
-            (None, None) => u64::MAX,
-        };
-        if self.bytes(false) > room {
-            let what = format!(
-                "this training holds about {} in memory, there is room for {}",
-                ByteSize(self.bytes(false)),
-                ByteSize(room)
-            );
-            let larger = match budget.is_some_and(|budget| budget.0 <= room) {
-                true => "raise --memory-budget",
-                false => "use a larger machine",
-            };
+        let (needed, room) = (memory::resident(self.bytes(false) + live_bytes().unwrap_or(0)), ByteSize(room(budget)));
+        if needed > room {
+            let what = format!("this training holds about {needed} in memory, there is room for {room}");
+            let is_budget = budget.is_some_and(|budget| budget <= room);
+            let larger = if is_budget { "raise --memory-budget" } else { "use a larger machine" };
             return Err(Error::new(Kind::Usage, what).remedy(format!("{}, or {larger}", less_memory(training))));
         }
-        Ok(self.bytes(true) <= room / 2)
+        Ok(self.keeps_graphs(budget))
     }
+}
+
+fn room(budget: Option<ByteSize>) -> u64 {
+    let available = available_memory_bytes().unwrap_or(u64::MAX);
+    budget.map_or(available, |budget| budget.0.min(available))
+}
+
+/// The head of `model` for `tokens` tokens, with so many copies of their logits.
+fn head_bytes(model: &Model, tokens: usize, copies: usize) -> u64 {
+    let rows = (LOGIT_BYTES / 4 / model.vocab.max(1)).clamp(1, tokens);
+    // As it is stored, and widened there and back.
+    model.head_weight().bytes() + (4 * (2 * model.vocab * model.hidden + copies * rows * model.vocab)) as u64
+}
+
+/// A layer's graph for `tokens` tokens in sequences of `length`, with its weights.
+fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize, compute: &Compute) -> u64 {
+    let width = match &layer.ffn {
+        Ffn::Dense(expert) => expert.width(),
+        Ffn::Moe(moe) => {
+            let width = moe.experts.first().map_or(0, Expert::width);
+            width * moe.router.top_k + moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
+        }
+    };
+    let of_token = STATES * model.hidden + 7 * width + 2 * model.heads * length;
+    4 * (tokens * of_token) as u64 + memory::layer_bytes(layer, compute)
 }

@@ -1,0 +1,285 @@
+//! How much memory a run holds, said before it starts: the live bytes of its largest stage, and what resident memory follows from
+//! them. Every term names a buffer of the stage that it is of; `tests/it/budget.rs` compares promises with what was held.
+
+use moe_checkpoint::{Error, Kind, Result};
+use moe_forward::{Corpus, Storage};
+use moe_math::Compute;
+use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
+
+use crate::live::{limit_resident_memory, live_bytes};
+use crate::resources::ByteSize;
+
+/// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
+const PROGRAM_BYTES: u64 = 40 << 20;
+/// Sequences attend together up to so many tokens, queries of a block see all keys at once, and experts run on so many tokens.
+const ATTENTION_TOKENS: usize = 4096;
+const QUERY_BLOCK: usize = 256;
+const EXPERT_TOKENS: usize = 4096;
+/// Outputs that are kept to leave experts out.
+const LEFT_OUT_BYTES: usize = 512 << 20;
+/// Log-probabilities of a block are in f64 and take at most this.
+const LOGIT_BYTES: usize = 64 << 20;
+/// Up to so many rows a product reads a matrix as it is stored; for more it is widened to f32.
+const FEW_ROWS: usize = 128;
+/// Buffers of the writer: eight of 2 MiB.
+const WRITER_BYTES: u64 = 16 << 20;
+/// Of what a token is kept beside its states: its id in its sequence and in the batch, and its group.
+const TEXT_BYTES_A_TOKEN: u64 = 16;
+
+/// Resident memory of a run that asks for `live` bytes at once. The allocator gives back what is more than a quarter and 64 MiB above
+/// that (see [`crate::resident_limit`]); what it holds lies between.
+pub(crate) fn resident(live: u64) -> ByteSize {
+    ByteSize(PROGRAM_BYTES + live + live / 8)
+}
+
+/// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget otherwise. `live` says what the work
+/// asks for at once under a budget, beyond what is held now: with less of it, hidden states go to a file and graphs aren't kept.
+///
+/// # Errors
+/// [`Kind::Usage`] then, with the least budget that works and what to lower.
+pub(crate) fn check_budget(
+    budget: Option<ByteSize>,
+    lower: &str,
+    live: impl Fn(ByteSize) -> Result<u64>,
+) -> Result<()> {
+    let Some(budget) = budget else { return Ok(()) };
+    let held = live_bytes().unwrap_or(0);
+    let needed = |budget| live(budget).map_or(ByteSize(u64::MAX), |live| resident(live + held));
+    if needed(budget) > budget {
+        let least = least_budget(budget, needed);
+        let what = format!("this run holds at least about {least} in memory, the budget is {budget}");
+        let remedy = format!("give --memory-budget {}MB or more, or {lower}", least.0.div_ceil(1_000_000));
+        return Err(Error::new(Kind::Usage, what).remedy(remedy));
+    }
+    // What is handed out between two looks isn't resident yet when it is looked at.
+    limit_resident_memory(budget.0 - budget.0 / 8);
+    Ok(())
+}
+
+/// The least budget above `too_small` that holds what is needed under it, to a megabyte.
+fn least_budget(too_small: ByteSize, needed: impl Fn(ByteSize) -> ByteSize) -> ByteSize {
+    let holds = |bytes: u64| needed(ByteSize(bytes)) <= ByteSize(bytes);
+    let mut enough = too_small.0.max(1_000_000);
+    while !holds(enough) && enough < u64::MAX / 2 {
+        enough *= 2;
+    }
+    let mut short = too_small.0;
+    while enough - short > 500_000 {
+        let middle = short + (enough - short) / 2;
+        if holds(middle) { enough = middle } else { short = middle }
+    }
+    ByteSize(enough)
+}
+
+/// Text on its way through a model.
+#[derive(Debug, Clone)]
+pub(crate) struct Text {
+    pub tokens: usize,
+    /// Of its longest sequence.
+    pub longest: usize,
+    pub storage: Storage,
+}
+
+/// What a sweep is watched for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Watched {
+    /// Each expert is left out in turn.
+    pub left_out: bool,
+    /// The layer is run again as it became, beside what it gave before.
+    pub converted: bool,
+}
+
+impl Text {
+    /// All of `corpus`.
+    pub fn of(corpus: &Corpus, storage: Storage) -> Self {
+        let longest = corpus.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(0);
+        Self { tokens: corpus.tokens(), longest, storage }
+    }
+
+    fn block(&self) -> usize {
+        self.storage.block_tokens.unwrap_or(usize::MAX).max(self.longest).min(self.tokens)
+    }
+
+    /// States of all tokens where they are in memory, of a block where they lie in a scratch file.
+    fn states(&self, hidden: usize) -> u64 {
+        let tokens = if self.storage.scratch.is_some() { self.block() } else { self.tokens };
+        (tokens * hidden * 4) as u64
+    }
+
+    /// Live bytes of a sweep of `model` on this text, beside what watches it.
+    pub fn sweep(&self, model: &Model, watched: Watched, compute: &Compute) -> u64 {
+        let layers = model.layers.iter().map(|layer| self.layer(model, layer, watched, compute));
+        self.kept(model, watched) + layers.max().unwrap_or(0)
+    }
+
+    /// Live bytes of such a sweep between its blocks: states, and weights that all blocks need.
+    pub fn resting(&self, model: &Model, watched: Watched, compute: &Compute) -> u64 {
+        let weights = model.layers.iter().map(|layer| layer_bytes(layer, compute)).max().unwrap_or(0);
+        self.kept(model, watched) + if self.tokens > self.block() { weights } else { 0 }
+    }
+
+    fn kept(&self, model: &Model, watched: Watched) -> u64 {
+        let kept = if watched.converted { 2 } else { 1 };
+        kept * self.states(model.hidden) + self.tokens as u64 * TEXT_BYTES_A_TOKEN
+    }
+
+    fn layer(&self, model: &Model, layer: &Layer, watched: Watched, compute: &Compute) -> u64 {
+        let block = self.block();
+        let several = self.tokens > block;
+        let state = (model.hidden * 4) as u64;
+        let attention = stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute);
+        let (kept, largest) = match &layer.ffn {
+            Ffn::Dense(network) => (expert_bytes(network, compute), expert_bytes(network, compute)),
+            Ffn::Moe(moe) => (mixture_bytes(moe, compute), largest_expert(moe, compute)),
+        };
+        let weights = attention + if several { kept } else { largest };
+        let attending =
+            attention_work(model, &layer.attention, block.min(ATTENTION_TOKENS.max(self.longest)), self.longest);
+        // What attention gave, normalised; the sum of outputs, and its parts put together.
+        let around = 4 * block as u64 * state;
+        let running = match &layer.ffn {
+            Ffn::Dense(network) => network_work(model, network, block.min(EXPERT_TOKENS), block),
+            Ffn::Moe(moe) => {
+                let shared = moe
+                    .shared
+                    .as_ref()
+                    .map_or(0, |shared| network_work(model, &shared.expert, block.min(EXPERT_TOKENS), block));
+                self.mixture(model, moe, block, watched).max(shared)
+            }
+        };
+        weights + (2 * block as u64 * state + attending).max(around + running)
+    }
+
+    fn mixture(&self, model: &Model, moe: &Moe, block: usize, watched: Watched) -> u64 {
+        let (top_k, experts) = (moe.router.top_k, moe.experts.len().max(1));
+        // The most popular expert gets about one and a half times its even share.
+        let of_one = (3 * block * top_k / experts / 2).clamp(1, block).min(EXPERT_TOKENS);
+        let widest = moe.experts.iter().max_by_key(|expert| expert.elements());
+        let running = widest.map_or(0, |expert| network_work(model, expert, of_one, of_one));
+        let routing = (block * experts * 4 * 3 + block * top_k * 16) as u64;
+        let kept = if watched.left_out && experts > top_k {
+            let outputs = (top_k * block * model.hidden * 4).min(LEFT_OUT_BYTES) as u64;
+            // Outputs, put together, half as many of further ones, both together, and as numbers of the host.
+            outputs * 11 / 2
+        } else {
+            0
+        };
+        routing + running.max(kept)
+    }
+}
+
+/// Buffers of attention on `tokens` tokens in sequences of `longest`.
+fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: usize) -> u64 {
+    let widths: usize = attention.linears().iter().map(|linear| linear.weight.shape()[0]).sum();
+    let widened = attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
+    let widened = if tokens > FEW_ROWS { widened } else { 0 };
+    let scores = 2 * model.heads * QUERY_BLOCK.min(longest) * longest;
+    // Queries, keys and values as they come and turned; states normalised and given.
+    4 * (tokens * (2 * widths + model.hidden) + scores + widened) as u64
+}
+
+/// Buffers of a network that runs on `tokens` tokens at a time, whose outputs are those of `all`.
+fn network_work(model: &Model, network: &Expert, tokens: usize, all: usize) -> u64 {
+    let widened = if tokens > FEW_ROWS { network.width() * model.hidden } else { 0 };
+    4 * (tokens * (2 * model.hidden + 3 * network.width()) + widened + (all - tokens.min(all)) * model.hidden) as u64
+}
+
+/// Bytes of `weights` in memory: matrices stay as they are stored, but for quantized ones.
+fn stored<'w>(weights: impl Iterator<Item = &'w Weight>, compute: &Compute) -> u64 {
+    weights.map(|weight| loaded(weight, compute)).sum()
+}
+
+fn loaded(weight: &Weight, compute: &Compute) -> u64 {
+    match weight.encoding() {
+        moe_model::Encoding::Plain => weight.bytes(),
+        _ => (weight.elements() * compute.dtype.size_in_bytes()) as u64,
+    }
+}
+
+fn expert_bytes(expert: &Expert, compute: &Compute) -> u64 {
+    stored(expert.linears().into_iter().map(|linear| &linear.weight), compute)
+}
+
+/// Experts that are made of the same bytes are loaded once.
+fn mixture_bytes(moe: &Moe, compute: &Compute) -> u64 {
+    let mut all = 0;
+    for (index, expert) in moe.experts.iter().enumerate() {
+        if index == 0 || !expert.same_source(&moe.experts[index - 1]) {
+            all += expert_bytes(expert, compute);
+        }
+    }
+    all + moe.shared.as_ref().map_or(0, |shared| expert_bytes(&shared.expert, compute))
+}
+
+fn largest_expert(moe: &Moe, compute: &Compute) -> u64 {
+    let shared = moe.shared.iter().map(|shared| &shared.expert);
+    moe.experts.iter().chain(shared).map(|expert| expert_bytes(expert, compute)).max().unwrap_or(0)
+}
+
+/// Live bytes of a layer's weights, all of them.
+pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
+    let attention = stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute);
+    attention
+        + match &layer.ffn {
+            Ffn::Dense(network) => expert_bytes(network, compute),
+            Ffn::Moe(moe) => mixture_bytes(moe, compute),
+        }
+}
+
+fn head_bytes(model: &Model, rows: usize, compute: &Compute) -> u64 {
+    let widened = if rows > FEW_ROWS { (model.vocab * model.hidden * 4) as u64 } else { 0 };
+    loaded(model.head_weight(), compute) + widened
+}
+
+/// Live bytes of evaluating `model` on `text`, beside `original` if there is one.
+pub(crate) fn evaluation(model: &Model, original: Option<&Model>, text: &Text, compute: &Compute) -> u64 {
+    let first = text.sweep(model, Watched::default(), compute);
+    let rows = (LOGIT_BYTES / 8 / model.vocab.max(1)).clamp(1, text.longest.max(1));
+    let logits = (rows * model.vocab) as u64;
+    let states = text.states(model.hidden);
+    let head = head_bytes(model, rows, compute);
+    let Some(original) = original else {
+        // Logits, in f64, and what their logarithm takes.
+        return first.max(states + head + logits * (4 + 8 + 10));
+    };
+    let own = loaded(model.head_weight(), compute);
+    let second = states + own + text.sweep(original, Watched::default(), compute);
+    let both = 2 * states + own + head_bytes(original, rows, compute) + logits * (8 + 8 + 8 + 10);
+    first.max(second).max(both)
+}
+
+/// Live bytes of writing the logits of `tokens` tokens.
+pub(crate) fn logits(model: &Model, text: &Text, block: usize, compute: &Compute) -> u64 {
+    let rows = block.min(text.tokens);
+    // Logits, then their numbers beside bytes, which grow as they are written.
+    let written = head_bytes(model, rows, compute) + (rows * model.vocab * (4 + 3)) as u64;
+    let sweep = text.sweep(model, Watched::default(), compute);
+    sweep.max(text.states(model.hidden) + written)
+}
+
+/// Live bytes of writing `tensors` beside the comparison of `result` with `source` on `probe_tokens` tokens.
+pub(crate) fn writing(
+    source: &Model,
+    result: &Model,
+    tensors: &[(String, Weight)],
+    probe_tokens: usize,
+    compute: &Compute,
+) -> u64 {
+    // What is made is made in f32, in one or two buffers, then encoded.
+    let made = tensors.iter().filter(|(_, weight)| weight.stored().is_none());
+    let made = made.map(|(_, weight)| weight.bytes() + 8 * weight.elements() as u64).max().unwrap_or(0);
+    let writing = WRITER_BYTES + made;
+    if probe_tokens == 0 {
+        return writing;
+    }
+    let text = Text { tokens: probe_tokens, longest: probe_tokens, storage: Storage::default() };
+    let of = |model: &Model| text.sweep(model, Watched::default(), compute);
+    // Both run in step, and what the result is made of is kept of the source; an expert that is made is made as it is run.
+    let shared = result.layers.iter().map(|layer| layer_bytes(layer, compute)).max().unwrap_or(0);
+    let sweeps = of(source).max(of(result))
+        + made
+        + shared.min(source.layers.iter().map(|l| layer_bytes(l, compute)).max().unwrap_or(0));
+    let logits = (probe_tokens * source.vocab) as u64;
+    let head = head_bytes(source, probe_tokens, compute) + logits * (2 * 4 + 3 * 8);
+    writing + sweeps.max(head)
+}

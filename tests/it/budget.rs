@@ -1,0 +1,180 @@
+//! Memory is promised honestly, and a budget is a ceiling or an error before work starts.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeMap;
+
+use crate::common::{Outcome, Sandbox};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+const HIDDEN: usize = 256;
+const WIDTH: usize = 512;
+const VOCAB: usize = 24_000;
+const LAYERS: usize = 3;
+
+/// A dense checkpoint of 18 MB, most of it a vocabulary as large as real ones are, and one of 8 experts made of it.
+fn models(sandbox: &Sandbox) {
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
+    shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
+    for layer in 0..LAYERS {
+        let mut add =
+            |name: &str, shape: &[usize]| shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape.into());
+        add("input_layernorm", &[HIDDEN]);
+        add("post_attention_layernorm", &[HIDDEN]);
+        for projection in ["q", "k", "v", "o"] {
+            add(&format!("self_attn.{projection}_proj"), &[HIDDEN, HIDDEN]);
+        }
+        add("mlp.gate_proj", &[WIDTH, HIDDEN]);
+        add("mlp.up_proj", &[WIDTH, HIDDEN]);
+        add("mlp.down_proj", &[HIDDEN, WIDTH]);
+    }
+    // Numbers of bf16 between 2⁻⁷ and 2⁻⁵, of either sign: no two rows are alike.
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (0x3c00 + ((state >> 16) & 0x80ff)) as u16
+    };
+    let data: BTreeMap<String, Vec<u8>> = shapes
+        .iter()
+        .map(|(name, shape)| (name.clone(), (0..shape.iter().product()).flat_map(|_| next().to_le_bytes()).collect()))
+        .collect();
+    let views = shapes.iter().map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
+    let dir = sandbox.path("dense");
+    std::fs::create_dir(&dir).unwrap();
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "vocab_size": VOCAB, "tie_word_embeddings": true,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    sandbox.run("upcycle dense -o moe --experts 8 --top-k 2 --noise-std 1e-2").succeeds();
+    for (name, sequences) in [("text.jsonl", 24), ("held.jsonl", 4)] {
+        let mut ids = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % VOCAB
+        };
+        let sequences: Vec<Vec<usize>> = (0..sequences).map(|_| (0..512).map(|_| ids()).collect()).collect();
+        let lines: String = sequences.iter().map(|ids| format!("{{\"input_ids\": {ids:?}}}\n")).collect();
+        sandbox.write(name, lines);
+        sandbox.write(&format!("{name}.ids"), format!("{sequences:?}"));
+    }
+}
+
+/// Every command that promises memory.
+const CONVERSIONS: [(&str, &str); 14] = [
+    ("upcycle", "dense --experts 8 --top-k 2"),
+    ("upcycle", "dense --experts 8 --top-k 2 --noise-std 1e-2"),
+    ("prune", "moe --experts 4 --data text.jsonl"),
+    ("prune", "moe --experts 4 --stats stats.safetensors --held-out held.jsonl"),
+    ("merge", "moe --experts 4 --data text.jsonl"),
+    ("quantize", "moe --scheme w4a16 --data text.jsonl --min-samples 0.1"),
+    ("quantize", "moe --scheme w4a16 --include attention --data text.jsonl --min-samples 0.1"),
+    ("quantize", "moe --scheme w4a16 --method rtn --include attention"),
+    (
+        "quantize",
+        "moe --scheme w4a16 --data held.jsonl --pool text.jsonl --pool-tokens 8192 --pool-take 4096 --min-samples 0.1",
+    ),
+    ("distill", "moe --width 256 --steps 4 --data text.jsonl"),
+    ("heal", "moe --train router --steps 2 --data text.jsonl --batch-tokens 1024"),
+    ("heal", "moe --train experts --steps 2 --data text.jsonl --batch-tokens 1024 --held-out held.jsonl"),
+    ("heal", "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k"),
+    ("quantize", "moe --scheme fp8 --held-out held.jsonl"),
+];
+
+/// Commands that only say how much they need where a budget is too small.
+const OTHERS: [&str; 4] = [
+    "observe moe -o stats.safetensors --data text.jsonl",
+    "eval moe --data held.jsonl",
+    "eval moe --against dense --data held.jsonl",
+    "logits moe --tokens held.jsonl.ids -o logits.safetensors",
+];
+
+/// The size behind `before` in `text`, in bytes.
+fn size(text: &str, before: &str) -> Option<f64> {
+    let mut words = text.split_once(before)?.1.split_whitespace();
+    let number: f64 = words.next()?.parse().ok()?;
+    let unit = words.next()?.trim_end_matches(',');
+    [("kB", 1e3), ("MB", 1e6), ("GB", 1e9)].iter().find(|(name, _)| *name == unit).map(|(_, unit)| number * unit)
+}
+
+fn peak(sandbox: &Sandbox, line: &str) -> f64 {
+    let outcome = sandbox.run(&format!("{line} --quiet --timings --threads 2"));
+    assert_eq!(outcome.code, 0, "{line}: {}", outcome.stderr);
+    size(&outcome.stderr, "  peak memory ").unwrap()
+}
+
+/// How far a promise may be from what was held: a quarter, and what a process this small holds beside.
+fn is_honest(promised: f64, held: f64) -> bool {
+    const SMALL: f64 = 24e6;
+    (promised - held).abs() < 0.25 * held + SMALL
+}
+
+/// What a run says that has too little.
+fn refused(sandbox: &Sandbox, line: &str, budget: &str) -> Outcome {
+    let outcome = sandbox.run(&format!("{line} --quiet --memory-budget {budget}"));
+    assert_eq!(outcome.code, 2, "{line}: {}", outcome.stderr);
+    outcome
+}
+
+#[test]
+fn what_is_promised_is_what_is_held() {
+    let sandbox = Sandbox::new();
+    models(&sandbox);
+    let mut problems = Vec::new();
+    let mut compare = |line: &str, promised: f64, held: f64| {
+        println!("{line}: promised {:.0} MB, held {:.0} MB", promised / 1e6, held / 1e6);
+        if !is_honest(promised, held) {
+            problems.push(format!("{line}: promised {:.0} MB, held {:.0} MB", promised / 1e6, held / 1e6));
+        }
+    };
+    for line in OTHERS {
+        let text = refused(&sandbox, line, "50MB").stderr;
+        let promised = size(&text, "at least about ").unwrap_or_else(|| panic!("{text}"));
+        let held = peak(&sandbox, &format!("{line} --memory-budget {}", (promised * 1.01) as u64));
+        compare(line, promised, held);
+        assert!(held < 1.01 * promised, "{line}: {promised} became {held}");
+    }
+    for (index, (command, options)) in CONVERSIONS.iter().enumerate() {
+        let line = format!("{command} {options} -o out-{index}");
+        let plan = sandbox.run(&format!("{line} --dry-run --quiet"));
+        let promised = size(&plan.stdout, "memory      about ").unwrap_or_else(|| panic!("{line}: {}", plan.stderr));
+        compare(&line, promised, peak(&sandbox, &line));
+    }
+    crate::common::assert_none(&problems);
+}
+
+#[test]
+fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
+    let sandbox = Sandbox::new();
+    models(&sandbox);
+    for line in [
+        "prune moe --experts 4 --no-super-expert-guard --data text.jsonl --held-out held.jsonl -o pruned",
+        "heal moe --train experts --steps 2 --data text.jsonl --batch-tokens 1024 -o healed",
+    ] {
+        let text = refused(&sandbox, line, "60MB").stderr;
+        assert!(!sandbox.path(line.split_whitespace().last().unwrap()).exists());
+        let least = text.split_once("--memory-budget ").unwrap().1.split_once("MB").unwrap().0;
+        let held = peak(&sandbox, &format!("{line} --memory-budget {least}MB"));
+        let least: f64 = least.parse().unwrap();
+        println!("{line}: at least {least} MB, held {:.0} MB", held / 1e6);
+        assert!(held < least * 1e6, "{line}: {held}, {least} MB");
+    }
+}
+
+#[test]
+fn an_address_space_that_is_too_small_is_an_error() {
+    let sandbox = Sandbox::new();
+    models(&sandbox);
+    for (kib, line) in [
+        (400_000, "heal moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 -o healed"),
+        (400_000, "eval moe --data held.jsonl"),
+    ] {
+        let outcome = sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
+        assert_eq!(outcome.code, 1, "{line}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("out of memory") && outcome.stderr.contains("--dry-run"), "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+        let left: Vec<_> = sandbox.names("").into_iter().filter(|name| name.starts_with('.')).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
