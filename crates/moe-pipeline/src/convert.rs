@@ -37,9 +37,6 @@ const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
 pub(crate) const SLACK_BYTES: u64 = 4 << 20;
 
-/// What takes less memory.
-const LOWER: &str = "lower --data-tokens, --held-out-tokens, --batch-tokens or --probe-tokens";
-
 /// How a pass is run.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
