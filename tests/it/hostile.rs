@@ -350,7 +350,12 @@ fn text_tokenizers_and_templates() {
         ("lines.jsonl", deep.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
         ("lines.jsonl", deep_messages.as_bytes(), "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
         ("lines.jsonl", b"{\"text\": \"\xff\"}", "eval model --data lines.jsonl", &["lines.jsonl", "UTF-8"]),
-        ("lines.jsonl", b"\xef\xbb\xbf{\"text\": \"a\"}", "eval model --data lines.jsonl", &["lines.jsonl", "line 1"]),
+        (
+            "lines.jsonl",
+            b"\xef\xbb\xbf{\"text\": \"a\"}",
+            "eval model --data lines.jsonl",
+            &["lines.jsonl", "nothing to predict"],
+        ),
         (
             "lines.jsonl",
             b"{\"input_ids\": [1, 4294967296]}",

@@ -28,5 +28,6 @@ mod resume;
 mod side_files;
 mod signals;
 mod terminal;
+mod text;
 mod tokens;
 mod verify;

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
 use crate::index::{INDEX_FILE, IndexFacts, find_shards};
 use crate::json;
+use crate::regular::file_exists;
 use crate::side_files::SideFiles;
 use crate::snapshot::Snapshot;
 use crate::stored::{SourceFile, Stored};
@@ -39,7 +40,7 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self> {
         check_directory(dir)?;
         let config_path = dir.join(CONFIG_FILE);
-        if !config_path.is_file() {
+        if !file_exists(&config_path)? {
             return Err(no_config(dir, &config_path));
         }
         let folder = Folder::of(dir)?;

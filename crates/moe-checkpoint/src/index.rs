@@ -12,6 +12,7 @@ use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
 use crate::json;
+use crate::regular::file_exists;
 
 /// The index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -269,7 +270,7 @@ fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
                 .file(path)
                 .remedy("shards must lie beside the index; don't trust this checkpoint"));
         }
-        if !folder.path().join(file).is_file() {
+        if !file_exists(&folder.path().join(file))? {
             return Err(Error::new(Kind::Missing, format!("the index names a shard that is not there: {file}"))
                 .file(path)
                 .remedy("download the missing shard"));

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::regular::{file_exists, open_file};
 use crate::whole::read_text;
 
 /// The manifest's file name.
@@ -30,7 +30,7 @@ impl Manifest {
     /// [`Kind::Malformed`] where a line is not `<64 hex digits>  <file name>`, the name one within the directory.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(MANIFEST_FILE);
-        if !path.exists() {
+        if !file_exists(&path)? {
             return Ok(None);
         }
         let mut files = BTreeMap::new();
@@ -80,7 +80,7 @@ fn parse_line(line: &str) -> Option<(&str, &str)> {
 /// # Errors
 /// [`Kind::Io`] where it can't be read.
 pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io("cannot open this file", path, e))?;
+    let mut file = open_file(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -89,6 +89,22 @@ pub fn sha256_file(path: &Path) -> Result<String> {
             return Ok(hex(&hasher.finalize()));
         }
         hasher.update(&buffer[..read]);
+    }
+}
+
+/// The SHA-256 of bytes that come one after the other.
+#[derive(Debug, Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all of them, in hexadecimal.
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
     }
 }
 

@@ -9,6 +9,7 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Kind, Result};
 use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
+use crate::regular::open_file;
 
 /// An open safetensors file whose header has been checked.
 ///
@@ -28,17 +29,10 @@ impl SourceFile {
     /// # Errors
     /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is no valid safetensors file.
     pub fn open(path: &Path) -> Result<(Arc<Self>, Vec<Entry>)> {
-        // Looked at before it is opened: opening a pipe would wait for its writer.
-        let metadata = path.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?;
         let truncated =
             |what: String| Error::new(Kind::Malformed, what).file(path).remedy("download or copy the file again");
-        if !metadata.is_file() {
-            return Err(Error::new(Kind::Malformed, "this shard is not a regular file")
-                .file(path)
-                .remedy("weights lie in files: copy it to one"));
-        }
-        let file = File::open(path).map_err(|e| Error::io("cannot open this shard", path, e))?;
-        let bytes = metadata.len();
+        let file = open_file(path)?;
+        let bytes = file.metadata().map_err(|e| Error::io("cannot open this shard", path, e))?.len();
         if bytes < 8 {
             return Err(truncated(format!("{bytes} bytes are too few for a safetensors file")));
         }

@@ -1,28 +1,23 @@
 //! Small files that are read whole, with a limit on their size.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
+use crate::regular::open_file;
 
 /// The bytes of the file `path`, of which there may be `max_bytes`.
 ///
 /// # Errors
 /// [`Kind::Io`] where it can't be read, [`Kind::Malformed`] where it is larger, or no regular file.
 pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    // Looked at before it is opened: opening a pipe would wait for its writer.
-    let metadata = path.metadata().map_err(|e| Error::io("cannot open this file", path, e))?;
-    let malformed = |what: String| Error::new(Kind::Malformed, what).file(path);
-    if !metadata.is_file() {
-        return Err(malformed("this is not a regular file".to_owned()).remedy("give a file where a file is wanted"));
-    }
-    let file = File::open(path).map_err(|e| Error::io("cannot open this file", path, e))?;
+    let file = open_file(path)?;
     let mut bytes = Vec::new();
     // A file that grows meanwhile must not get past the limit.
     file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|e| Error::io("cannot read this file", path, e))?;
     if bytes.len() as u64 > max_bytes {
-        return Err(malformed(format!("this file has more than {max_bytes} bytes"))
+        return Err(Error::new(Kind::Malformed, format!("this file has more than {max_bytes} bytes"))
+            .file(path)
             .remedy("no file of its kind is that large: is it the right one?"));
     }
     Ok(bytes)

@@ -142,7 +142,8 @@ mod tests {
             weight: Some(weight),
             sequences: sequences.iter().map(|s| s.to_vec()).collect(),
         };
-        Corpus { domains: vec![domain("a", 3.0, &[&[1, 2, 0], &[3, 4]]), domain("b", 1.0, &[&[5; 10], &[6; 5]])] }
+        let domains = vec![domain("a", 3.0, &[&[1, 2, 0], &[3, 4]]), domain("b", 1.0, &[&[5; 10], &[6; 5]])];
+        Corpus { domains, texts: Vec::new() }
     }
 
     #[test]

@@ -1,24 +1,23 @@
 //! Text for evaluation and calibration: files with a label and a weight, tokenised into windows.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json};
+use moe_checkpoint::{Error, Kind, Result};
 use moe_math::sampling;
 use serde::Deserialize;
 
-use crate::batch::{Batch, check_ids};
-use crate::chat::ChatTemplate;
-use crate::tokenizer::TextTokenizer;
+use crate::batch::Batch;
+use crate::text::{Encoder, Places, Stream, TextFile, Windows};
+use crate::text_read::{How, TextRead};
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct DataSpec {
     /// The domain; the file's name without extension unless given.
     pub label: String,
-    /// Text, or JSONL if the name ends in `.jsonl`.
+    /// Text, or records of JSON: its content says which.
     pub path: PathBuf,
     /// Its share in pooled figures, if given.
     pub weight: Option<f64>,
@@ -72,6 +71,8 @@ pub struct TokenizeOptions {
     pub pack: bool,
     /// Which windows are kept: drawn at random with this seed; the first ones without.
     pub sample: Option<u64>,
+    /// As many bytes the tokens of a label may take, at most.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The sequences of one label.
@@ -86,87 +87,92 @@ pub struct Domain {
 }
 
 /// Tokenised data, a domain for each label in order of first appearance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Corpus {
     /// The domains.
     pub domains: Vec<Domain>,
+    /// What was read of each file, in the order in which they are given.
+    pub texts: Vec<TextRead>,
 }
 
 impl Corpus {
     /// Reads and tokenises `specs` with the tokenizer of the checkpoint in `model_dir`.
     ///
+    /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows aren't drawn. Where they are drawn, a label
+    /// of more than [`WHOLE_BYTES`], and of more than [`WHOLE_BYTES_PER_TOKEN`] for each token that is wanted, is read at places that the seed
+    /// draws; of others all windows are made, and then drawn.
+    ///
     /// # Errors
-    /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Malformed`] for lines that are no JSON of a
-    /// known form, [`Kind::Usage`] where nothing is left to predict.
+    /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Unsupported`] for a file of another format, [`Kind::Malformed`] for lines
+    /// that are no record of a known form, [`Kind::Usage`] where nothing is left to predict.
     pub fn load(specs: &[DataSpec], model_dir: &Path, options: TokenizeOptions) -> Result<Self> {
         if options.sequence_length < 2 {
             return Err(Error::new(Kind::Usage, "a sequence length below 2 leaves nothing to predict")
                 .remedy("raise --sequence-length"));
         }
-        if let Some(spec) = specs.iter().find(|s| !s.path.is_file()) {
-            let what = match spec.path.metadata() {
-                Ok(found) if found.is_dir() => "a directory is no data file",
-                // It is read several times: for its tokens, and for its hash in the receipt.
-                Ok(_) => "a pipe or device is no data file",
-                Err(_) => "no such data file",
-            };
-            return Err(Error::new(Kind::Missing, what).file(&spec.path).remedy("check --data"));
-        }
-        if let Some(spec) = specs.iter().find(|s| s.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"))) {
-            return Err(Error::new(Kind::Usage, "a .json file is no text")
-                .file(&spec.path)
-                .remedy("name it .jsonl where each line is a document; jq -c '.[]' makes such lines of an array"));
-        }
-        if let (Some(with), Some(without)) =
-            (specs.iter().find(|s| s.weight.is_some()), specs.iter().find(|s| s.weight.is_none()))
-        {
-            let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
-            return Err(Error::new(Kind::Usage, what)
-                .file(&without.path)
-                .remedy("give every file of --data @WEIGHT, or none"));
-        }
-        let mut source = Documents { model_dir, vocab: options.vocab, tokenizer: None, template: None, padding: None };
+        let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        check_weights(specs)?;
+        let mut encoder = Encoder::new(model_dir, options.vocab);
+        let mut texts: Vec<Option<TextRead>> = specs.iter().map(|_| None).collect();
         let mut domains: Vec<Domain> = Vec::new();
-        for spec in specs {
-            let mut documents = Vec::new();
-            let mut tokens = 0;
-            source
-                .for_each(&spec.path, &mut |ids, given| {
-                    check_ids(&ids, options.vocab)?;
-                    tokens += given;
-                    documents.push(ids);
-                    Ok(())
-                })
-                .map_err(|e| e.file(&spec.path))?;
-            if options.pack {
-                documents = vec![documents.concat()];
+        for (first, DataSpec { label, weight, .. }) in specs.iter().enumerate() {
+            if domains.iter().any(|domain| domain.label == *label) {
+                continue;
             }
-            let windows = documents.iter().flat_map(|ids| ids.chunks(options.sequence_length));
-            let windows: Vec<Vec<u32>> = windows.filter(|w| w.len() >= 2).map(<[u32]>::to_vec).collect();
-            if windows.is_empty() {
-                let (what, remedy) = match tokens > 0 && documents.iter().all(Vec::is_empty) {
-                    true => ("every token of this data is padding", "give sequences with tokens that aren't masked"),
-                    false => (
-                        "this data has no two tokens in a row: nothing to predict",
-                        "give text with at least a sentence",
-                    ),
-                };
-                return Err(Error::new(Kind::Usage, what).file(&spec.path).remedy(remedy));
-            }
-            match domains.iter_mut().find(|d| d.label == spec.label) {
-                Some(domain) => domain.sequences.extend(windows),
-                None => domains.push(Domain { label: spec.label.clone(), weight: spec.weight, sequences: windows }),
-            }
-        }
-        if let Some(limit) = options.max_tokens {
-            for (index, domain) in domains.iter_mut().enumerate() {
-                if let Some(seed) = options.sample {
-                    draw(&mut domain.sequences, limit, &mut sampling::generator(seed, index as u64));
+            let own: Vec<usize> = (first..specs.len()).filter(|at| specs[*at].label == *label).collect();
+            let own_files: Vec<&TextFile> = own.iter().map(|at| &files[*at]).collect();
+            let stream = domains.len() as u64;
+            let mut random = options.sample.map(|seed| sampling::generator(seed, stream));
+            let limit = options.max_tokens.map(|limit| limit.max(2));
+            let bytes = own_files.iter().map(|file| file.len()).sum();
+            let (mut sequences, read) = match (random.as_mut(), limit) {
+                (Some(random), Some(limit)) if is_large(bytes, limit) => {
+                    drawn(&own_files, &mut encoder, options, limit, random)?
                 }
-                truncate(&mut domain.sequences, limit);
+                (_, limit) => from_beginning(&own_files, &mut encoder, options, limit.filter(|_| random.is_none()))?,
+            };
+            if let Some(limit) = limit {
+                if let Some(random) = random.as_mut() {
+                    draw(&mut sequences, limit, random);
+                }
+                truncate(&mut sequences, limit);
             }
+            let made: usize = read.iter().map(|read| read.tokens).sum();
+            let kept: usize = sequences.iter().map(Vec::len).sum();
+            for (at, mut read) in own.iter().zip(read) {
+                read.has_more |= kept < made;
+                texts[*at] = Some(read);
+            }
+            domains.push(Domain { label: label.clone(), weight: *weight, sequences });
         }
-        Ok(Self { domains })
+        Ok(Self { domains, texts: texts.into_iter().flatten().collect() })
+    }
+
+    /// What was read, and why not all of it is here, in words: for those who say that it is too little.
+    pub fn account(&self) -> String {
+        let sum = |count: fn(&TextRead) -> usize| self.texts.iter().map(count).sum::<usize>();
+        let read = sum(|text| text.tokens);
+        let beyond = read.saturating_sub(self.tokens());
+        let parts = [
+            (beyond, "are beyond the number of tokens that was asked for"),
+            (
+                sum(|text| text.alone),
+                "stood alone at the end of a document or window, where there is nothing to predict",
+            ),
+            (sum(|text| text.padding), "are masked or padding"),
+        ];
+        let dropped: Vec<String> =
+            parts.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
+        let read = format!(
+            "{} tokens of {} documents were read",
+            read + sum(|t| t.alone) + sum(|t| t.padding),
+            sum(|t| t.documents)
+        );
+        if dropped.is_empty() {
+            format!("{read}, and all were kept")
+        } else {
+            format!("{read}: {}", dropped.join(", "))
+        }
     }
 
     /// All sequences, end to end.
@@ -206,140 +212,103 @@ fn truncate(sequences: &mut Vec<Vec<u32>>, limit: usize) {
     });
 }
 
-/// Reads documents as token ids; the tokenizer and the chat template are loaded when first needed.
-struct Documents<'a> {
-    model_dir: &'a Path,
-    vocab: usize,
-    tokenizer: Option<TextTokenizer>,
-    template: Option<ChatTemplate>,
-    padding: Option<Padding>,
+/// A label that isn't larger is read whole, so that its windows are drawn from all that there are.
+pub const WHOLE_BYTES: u64 = 4 << 20;
+/// Nor is one that is so small for what is wanted of it.
+pub const WHOLE_BYTES_PER_TOKEN: u64 = 16;
+
+/// What a token takes while text is read: four bytes here, in a batch, and where a window grows.
+const BYTES_A_TOKEN: u64 = 16;
+
+fn is_large(bytes: u64, wanted_tokens: usize) -> bool {
+    bytes > WHOLE_BYTES.max(WHOLE_BYTES_PER_TOKEN.saturating_mul(wanted_tokens as u64))
 }
 
-/// The token that fills up sequences, if there is one, and whether it also means something.
-#[derive(Clone, Copy)]
-struct Padding {
-    id: Option<u32>,
-    also_end: bool,
+fn open(spec: &DataSpec) -> Result<TextFile> {
+    TextFile::open(&spec.path).map_err(|error| {
+        let name = format!("{}={}", spec.label, spec.path.display());
+        // Only what stands before "=" made it another file.
+        if error.kind() == Kind::Missing && Path::new(&name).exists() {
+            let what = format!("no such data file; {:?} was taken for its label", spec.label);
+            return Error::new(Kind::Missing, what)
+                .file(&spec.path)
+                .remedy(format!("to mean the file {name}, give ./{name}"));
+        }
+        error
+    })
 }
 
-impl Padding {
-    /// What the config of the checkpoint in `dir` says.
-    fn read(dir: &Path) -> Result<Self> {
-        let config: serde_json::Value = json::read_tree(&dir.join(CONFIG_FILE))?;
-        let ids = |key: &str| -> Vec<u32> {
-            let one = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            match &config[key] {
-                serde_json::Value::Array(ids) => ids.iter().filter_map(one).collect(),
-                id => one(id).into_iter().collect(),
-            }
-        };
-        let id = ids("pad_token_id").first().copied();
-        let also_end = id.is_some_and(|id| ids("eos_token_id").contains(&id) || ids("bos_token_id").contains(&id));
-        Ok(Self { id, also_end })
-    }
-
-    /// `ids` without padding at either end; of a token that means something too, one is left.
-    fn removed(self, ids: &[u32]) -> Vec<u32> {
-        let Some(pad) = self.id else { return ids.to_vec() };
-        let is_pad = |id: &&u32| **id == pad;
-        let (left, right) = (ids.iter().take_while(is_pad).count(), ids.iter().rev().take_while(is_pad).count());
-        if left == ids.len() {
-            return Vec::new();
-        }
-        let spared = usize::from(self.also_end);
-        ids[left.saturating_sub(spared)..ids.len() - right.saturating_sub(spared)].to_vec()
-    }
+fn check_weights(specs: &[DataSpec]) -> Result<()> {
+    let with = specs.iter().find(|spec| spec.weight.is_some());
+    let without = specs.iter().find(|spec| spec.weight.is_none());
+    let (Some(with), Some(without)) = (with, without) else { return Ok(()) };
+    let what = format!("{:?} has a weight, {:?} has none", with.label, without.label);
+    Err(Error::new(Kind::Usage, what).file(&without.path).remedy("give every file of --data @WEIGHT, or none"))
 }
 
-#[derive(Deserialize)]
-struct Line {
-    text: Option<String>,
-    messages: Option<serde_json::Value>,
-    tools: Option<serde_json::Value>,
-    input_ids: Option<Vec<u32>>,
-    attention_mask: Option<Vec<u32>>,
+/// All windows of a label's files, or the first ones that make up `enough` tokens; and what was read.
+fn from_beginning(
+    files: &[&TextFile],
+    encoder: &mut Encoder<'_>,
+    options: TokenizeOptions,
+    enough: Option<usize>,
+) -> Result<(Vec<Vec<u32>>, Vec<TextRead>)> {
+    let mut windows = Windows::new(options.sequence_length, options.pack);
+    let mut texts = Vec::new();
+    for file in files {
+        if enough.is_some_and(|enough| windows.tokens >= enough) {
+            texts.push(TextRead::of(file, &Windows::default(), &Windows::default(), How::Beginning(0)));
+            continue;
+        }
+        let before = windows.counts();
+        let most = options.memory_bytes.map(|bytes| (bytes / BYTES_A_TOKEN) as usize);
+        let stream = Stream { file, encoder, vocab: options.vocab, enough, most };
+        let end = stream.read(&mut windows).map_err(|e| e.file(file.path()))?;
+        if windows.tokens == before.tokens {
+            return Err(nothing_to_predict(&windows, &before).file(file.path()));
+        }
+        let how = if end < file.len() { How::Beginning(end) } else { How::Whole };
+        texts.push(TextRead::of(file, &windows, &before, how));
+    }
+    Ok((windows.done, texts))
 }
 
-impl Documents<'_> {
-    /// Gives `take` each document's token ids without padding, and how many there were with it.
-    fn for_each(&mut self, path: &Path, take: &mut dyn FnMut(Vec<u32>, usize) -> Result<()>) -> Result<()> {
-        let fail = |e| Error::io("cannot read this data file", path, e);
-        if path.extension().is_none_or(|e| e != "jsonl") {
-            let text = std::fs::read_to_string(path).map_err(fail)?;
-            let ids = self.encode(&text, true)?;
-            let given = ids.len();
-            return take(ids, given);
+/// Windows at places of a label's files that `random` draws; and what was read.
+fn drawn(
+    files: &[&TextFile],
+    encoder: &mut Encoder<'_>,
+    options: TokenizeOptions,
+    tokens: usize,
+    random: &mut impl rand_core::RngCore,
+) -> Result<(Vec<Vec<u32>>, Vec<TextRead>)> {
+    let TokenizeOptions { sequence_length: length, vocab, pack, .. } = options;
+    let drawn = Places { files, encoder, vocab, length, tokens }.draw(random)?;
+    let mut windows = Windows::new(length, pack);
+    let mut texts = Vec::new();
+    for (file, drawn) in files.iter().zip(drawn) {
+        let before = windows.counts();
+        for document in &drawn.documents {
+            windows.push(document);
+            windows.end_document();
         }
-        let lines = BufReader::new(std::fs::File::open(path).map_err(fail)?).lines();
-        for (number, line) in lines.enumerate() {
-            let line = line.map_err(fail)?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let malformed = |what: String| {
-                Error::new(Kind::Malformed, format!("line {}: {what}", number + 1))
-                    .file(path)
-                    .remedy("each line is an object with \"text\", \"messages\" or \"input_ids\"")
-            };
-            let parsed: Line = serde_json::from_str(&line).map_err(|e| malformed(e.to_string()))?;
-            let (ids, given) = match parsed {
-                Line { input_ids: Some(ids), attention_mask: Some(mask), .. } => {
-                    if mask.len() != ids.len() {
-                        let what = format!("{} token ids, but an attention_mask of {}", ids.len(), mask.len());
-                        return Err(malformed(what));
-                    }
-                    let seen = ids.iter().zip(&mask).filter(|(_, mask)| **mask != 0);
-                    (seen.map(|(id, _)| *id).collect(), ids.len())
-                }
-                Line { input_ids: Some(ids), .. } => (self.padding()?.removed(&ids), ids.len()),
-                Line { text: Some(text), .. } => {
-                    let ids = self.encode(&text, true)?;
-                    let given = ids.len();
-                    (ids, given)
-                }
-                Line { messages: Some(messages), tools, .. } => {
-                    let text = self.render(&messages, tools.as_ref()).map_err(|e| e.file(path))?;
-                    // The template writes the special tokens itself.
-                    let ids = self.encode(&text, false)?;
-                    let given = ids.len();
-                    (ids, given)
-                }
-                _ => return Err(malformed("none of the known keys".into())),
-            };
-            take(ids, given)?;
-        }
-        Ok(())
+        windows.end_file();
+        windows.padding += drawn.padding;
+        texts.push(TextRead::of(file, &windows, &before, How::Places { cells: drawn.cells, digest: drawn.digest }));
     }
+    if windows.done.is_empty() {
+        return Err(nothing_to_predict(&windows, &Windows::default()).file(files[0].path()));
+    }
+    Ok((windows.done, texts))
+}
 
-    fn padding(&mut self) -> Result<Padding> {
-        match self.padding {
-            Some(padding) => Ok(padding),
-            None => Ok(*self.padding.insert(Padding::read(self.model_dir)?)),
-        }
-    }
-
-    fn encode(&mut self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
-        let vocab = self.vocab;
-        let tokenizer = self.tokenizer()?;
-        let ids = tokenizer.encode(text, special_tokens)?;
-        tokenizer.check(&ids, vocab)?;
-        Ok(ids)
-    }
-
-    fn tokenizer(&mut self) -> Result<&TextTokenizer> {
-        if self.tokenizer.is_none() {
-            self.tokenizer = Some(TextTokenizer::load(self.model_dir)?);
-        }
-        Ok(self.tokenizer.as_ref().expect("it was just loaded"))
-    }
-
-    fn render(&mut self, messages: &serde_json::Value, tools: Option<&serde_json::Value>) -> Result<String> {
-        if self.template.is_none() {
-            let named = self.tokenizer()?.named().to_vec();
-            self.template = Some(ChatTemplate::load(self.model_dir, named)?);
-        }
-        self.template.as_ref().expect("it was just loaded").render(messages, tools)
-    }
+/// Nothing was found since there was what `before` counted.
+fn nothing_to_predict(found: &Windows, before: &Windows) -> Error {
+    let (alone, padding) = (found.alone - before.alone, found.padding - before.padding);
+    let (what, remedy) = match (alone, padding) {
+        (0, 1..) => ("every token of this data is padding", "give sequences with tokens that aren't masked"),
+        _ => ("this data has no two tokens in a row: nothing to predict", "give text with at least a sentence"),
+    };
+    Error::new(Kind::Usage, what).remedy(remedy)
 }
 
 #[cfg(test)]
@@ -372,21 +341,17 @@ mod tests {
                 std::fs::write(&spec.path, "words").unwrap();
                 spec
             };
-            let options = TokenizeOptions { sequence_length: 8, vocab: 9, max_tokens: None, pack: false, sample: None };
+            let options = TokenizeOptions {
+                sequence_length: 8,
+                vocab: 9,
+                max_tokens: None,
+                pack: false,
+                ..TokenizeOptions::default()
+            };
             Corpus::load(&specs.iter().map(file).collect::<Vec<_>>(), dir.path(), options).err().unwrap().to_string()
         };
-        assert!(refused(&["a.txt", "b.JSON"]).contains("name it .jsonl"));
+        assert!(refused(&["a.txt", "b.JSON"]).contains("jq -c"));
         assert!(refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none"));
-    }
-
-    #[test]
-    fn padding_is_dropped_at_both_ends() {
-        let padding = |also_end| Padding { id: Some(0), also_end };
-        assert_eq!(padding(false).removed(&[0, 0, 1, 0, 2, 0]), [1, 0, 2]);
-        assert_eq!(padding(true).removed(&[0, 0, 1, 0, 2, 0]), [0, 1, 0, 2, 0]);
-        assert_eq!(padding(true).removed(&[1, 2]), [1, 2]);
-        assert_eq!(padding(true).removed(&[0, 0]), [0; 0]);
-        assert_eq!(Padding { id: None, also_end: false }.removed(&[0, 1]), [0, 1]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Seeded sampling: the same seed and stream give the same numbers, whatever the threads.
 
+use std::collections::BTreeMap;
+
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
@@ -52,6 +54,38 @@ pub fn choose(count: usize, n: usize, generator: &mut impl RngCore) -> Vec<usize
     all
 }
 
+/// All numbers below `n` in random order, each drawn when it is asked for: a few out of very many need no list of all.
+#[derive(Debug)]
+pub struct Shuffled<'a, R> {
+    /// What lies at places that the list of all would have been changed at.
+    moved: BTreeMap<u64, u64>,
+    next: u64,
+    n: u64,
+    generator: &'a mut R,
+}
+
+impl<'a, R: RngCore> Shuffled<'a, R> {
+    /// Those below `n`, in an order that `generator` decides.
+    pub fn new(n: u64, generator: &'a mut R) -> Self {
+        Self { moved: BTreeMap::new(), next: 0, n, generator }
+    }
+}
+
+impl<R: RngCore> Iterator for Shuffled<'_, R> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let i = self.next;
+        if i == self.n {
+            return None;
+        }
+        self.next += 1;
+        let j = i + (unit(self.generator) * (self.n - i) as f64) as u64;
+        let first = self.moved.remove(&i).unwrap_or(i);
+        Some(if i == j { first } else { self.moved.insert(j, first).unwrap_or(j) })
+    }
+}
+
 /// `count` token ids below `vocab`.
 pub fn token_ids(count: usize, vocab: usize, generator: &mut impl RngCore) -> Vec<u32> {
     (0..count).map(|_| (unit(generator) * vocab as f64) as u32).collect()
@@ -77,6 +111,16 @@ mod tests {
         assert_eq!(draw(1, 2), draw(1, 2));
         assert_ne!(draw(1, 2), draw(1, 3));
         assert_ne!(draw(1, 2), draw(2, 2));
+    }
+
+    #[test]
+    fn numbers_that_are_drawn_one_by_one_are_those_of_the_whole_list() {
+        for n in [1, 2, 7, 100] {
+            let one_by_one: Vec<usize> = Shuffled::new(n, &mut generator(3, n)).map(|i| i as usize).collect();
+            assert_eq!(one_by_one, choose(n as usize, n as usize, &mut generator(3, n)));
+        }
+        assert_eq!(Shuffled::new(0, &mut generator(0, 0)).next(), None);
+        assert!(Shuffled::new(1 << 40, &mut generator(0, 0)).take(5).all(|i| i < 1 << 40));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::pass::HeldOut;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CalibrationOptions {
-    /// Calibration text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages" or
-    /// "input_ids". Weights, where all labels have one, are their shares in decisions.
+    /// Calibration text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages",
+    /// "conversations" or "input_ids". Weights, where all labels have one, are their shares in decisions.
     #[arg(long, value_name = "DATA", help_heading = "Calibration")]
     #[serde(default)]
     pub data: Vec<DataSpec>,
@@ -20,7 +20,8 @@ pub struct CalibrationOptions {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed.
+    /// At most this many tokens of each label, in windows drawn at random by --seed: from all of it, or, where it is large
+    /// (4 MiB, and 16 bytes for each of these tokens), at places of it, so that it isn't read whole.
     #[arg(long, value_name = "TOKENS", default_value_t = 65_536, help_heading = "Calibration")]
     #[serde(default = "default_data_tokens")]
     pub data_tokens: usize,
@@ -59,7 +60,7 @@ pub struct HeldOutOptions {
     #[serde(default)]
     pub held_out: Vec<DataSpec>,
 
-    /// At most this many tokens of each label of --held-out.
+    /// At most this many tokens of each label of --held-out, the first ones.
     #[arg(long, value_name = "TOKENS", default_value_t = default_held_out_tokens(), help_heading = "Measuring")]
     #[serde(default = "default_held_out_tokens")]
     pub held_out_tokens: usize,

@@ -207,7 +207,8 @@ impl RouterOptions {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Text")]
 pub struct TrainingText {
-    /// Text to train on as PATH or LABEL=PATH; a text file, or JSONL with "text", "messages" or "input_ids".
+    /// Text to train on as PATH or LABEL=PATH; a text file, or JSONL with "text", "messages",
+    /// "conversations" or "input_ids".
     #[arg(long, value_name = "DATA", required = true)]
     pub data: Vec<DataSpec>,
 
@@ -216,7 +217,8 @@ pub struct TrainingText {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed [default: all].
+    /// At most this many tokens of each label, in windows drawn at random by --seed, of large text at places of it
+    /// [default: all].
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
     pub data_tokens: Option<usize>,
@@ -231,7 +233,7 @@ pub struct TrainingText {
     #[serde(default)]
     pub held_out: Vec<DataSpec>,
 
-    /// At most this many tokens of each label of --held-out.
+    /// At most this many tokens of each label of --held-out, the first ones.
     #[arg(long, value_name = "TOKENS", default_value_t = default_held_out_tokens())]
     #[serde(default = "default_held_out_tokens")]
     pub held_out_tokens: usize,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use moe_checkpoint::{CONFIG_FILE, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, read_whole};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
@@ -214,7 +214,7 @@ pub fn convert(
     let (trained, saved) = (prepared.is_trained(), prepared.saves());
     if trained {
         let log = training.log();
-        let lines = std::fs::read(&log).map_err(|e| Error::io("cannot read this log", &log, e))?;
+        let lines = read_whole(&log, json::MAX_JSON_BYTES)?;
         // Times differ from run to run.
         dir.write_unlisted(LOG_FILE, &lines)?;
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::Result;
-use moe_forward::{Calibration, EvalReport, Observer, Sweep};
+use moe_forward::{Calibration, Corpus, EvalReport, Observer, Sweep, TextRead};
 use moe_model::Model;
 use moe_passes::quantize::Pulled;
 use moe_passes::{CalibrationOptions, Decider, Decisions};
@@ -19,6 +19,8 @@ use crate::trust::StageReport;
 pub(crate) struct Deciding {
     pub decider: Box<dyn Decider>,
     text: Calibration,
+    /// What was read for it, and for the pool.
+    pub read: Vec<TextRead>,
     /// Text of which some may join.
     pool: Option<Calibration>,
     /// What did, once that is known.
@@ -35,10 +37,13 @@ impl Deciding {
     /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
     pub fn new(decider: Box<dyn Decider>, input: &Path, vocab: usize) -> Result<Self> {
         let read = |text: &CalibrationOptions| calibration(text, input, vocab);
-        let text = read(decider.text())?;
-        let pool = decider.pool_text().map(|text| read(&text)).transpose()?;
-        decider.check_text(&text, pool.as_ref())?;
-        Ok(Self { decider, text, pool, pulled: None })
+        let (text, corpus) = read(decider.text())?;
+        let (pool, of_pool) = decider.pool_text().map(|text| read(&text)).transpose()?.unzip();
+        // What is too little is so for a reason that isn't seen in the text.
+        decider.check_text(&text, pool.as_ref()).map_err(|error| error.source(account(&text, &corpus)))?;
+        let of_pool: Option<Corpus> = of_pool;
+        let read = corpus.texts.into_iter().chain(of_pool.into_iter().flat_map(|pool| pool.texts)).collect();
+        Ok(Self { decider, text, read, pool, pulled: None })
     }
 
     /// Most tokens of a sweep.
@@ -189,4 +194,12 @@ pub(crate) fn decide_together(
         progress.advance(1);
     }
     Ok(())
+}
+
+/// What became of all tokens of a text.
+fn account(text: &Calibration, corpus: &Corpus) -> String {
+    let special = text.batch.tokens() as u64 - text.counted();
+    let special =
+        if special > 0 { format!(", {special} are special, which --mask-special leaves out") } else { String::new() };
+    format!("{}{special}", corpus.account())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Result, Snapshot};
-use moe_forward::{Corpus, DataSpec, EvalReport, TokenizeOptions, evaluate};
+use moe_forward::{Corpus, DataSpec, EvalReport, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
 use serde::Deserialize;
@@ -17,7 +17,8 @@ use crate::resources::{ByteSize, storage};
 #[derive(Debug, Clone, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct EvalOptions {
-    /// Held-out text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text", "messages" or "input_ids".
+    /// Held-out text as PATH, LABEL=PATH or LABEL=PATH@WEIGHT; a text file, or JSONL with "text",
+    /// "messages", "conversations" or "input_ids".
     #[arg(long, value_name = "DATA", required = true)]
     pub data: Vec<DataSpec>,
 
@@ -26,7 +27,7 @@ pub struct EvalOptions {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label.
+    /// At most this many tokens of each label, the first ones; the rest isn't read.
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
     pub max_tokens: Option<usize>,
@@ -88,9 +89,11 @@ pub fn eval(
         sequence_length: options.sequence_length,
         vocab: opened.vocab,
         max_tokens: options.max_tokens,
+        memory_bytes: memory_budget.map(|budget| budget.0),
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
+    corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
     memory::check_budget(memory_budget, "lower --max-tokens", |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);

@@ -1,8 +1,9 @@
 //! What tells in milliseconds whether a checkpoint is the one that statistics or a plan were made of.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Result, sha256_bytes, sha256_file};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file};
 use moe_forward::tokenizer_files;
 use moe_math::Compute;
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ fn of_tokenizer(dir: &Path) -> Result<Option<String>> {
 }
 
 /// Hash of all that decides what comes of a run, the build of the program and what it computes on included: a run that was killed may go
-/// on only where it is the same.
+/// on only where it is the same. Of texts that are read in parts, `digests` has the hash of what was read.
 ///
 /// # Errors
 /// What reading returns.
@@ -63,6 +64,7 @@ pub(crate) fn of_run<'a>(
     compute: &Compute,
     models: impl IntoIterator<Item = &'a Checkpoint>,
     texts: impl IntoIterator<Item = &'a Path>,
+    digests: &BTreeMap<PathBuf, String>,
 ) -> Result<String> {
     let all = serde_json::json!({
         "version": VERSION,
@@ -72,11 +74,22 @@ pub(crate) fn of_run<'a>(
         "device": device_kind(&compute.device),
         "options": options,
         "models": models.into_iter().map(Fingerprint::of).collect::<Result<Vec<_>>>()?,
-        "texts": texts.into_iter().map(sha256_file).collect::<Result<Vec<_>>>()?,
+        "texts": texts.into_iter().map(|path| sha256_of(path, digests)).collect::<Result<Vec<_>>>()?,
     });
     Ok(sha256_bytes(all.to_string().as_bytes()))
 }
 
+/// The hash of a file, or of what was read of it.
+///
+/// # Errors
+/// What reading returns.
+pub(crate) fn sha256_of(path: &Path, digests: &BTreeMap<PathBuf, String>) -> Result<String> {
+    match digests.get(path) {
+        Some(digest) => Ok(digest.clone()),
+        None => sha256_file(path),
+    }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io("cannot read this file", path, e))
+    read_whole(path, json::MAX_JSON_BYTES)
 }

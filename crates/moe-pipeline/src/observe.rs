@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file};
 use moe_forward::{
-    Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TokenizeOptions, special_tokens,
+    Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TextRead, TokenizeOptions, digests_of,
+    special_tokens,
 };
 use moe_math::Compute;
 use moe_math::load::Load;
@@ -73,21 +74,24 @@ pub struct ObservedLayer {
     pub largest_output: f64,
 }
 
-/// Tokens for a sweep over the checkpoint in `dir`.
+/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them.
 ///
 /// # Errors
 /// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
-pub(crate) fn calibration(options: &CalibrationOptions, dir: &Path, vocab: usize) -> Result<Calibration> {
+pub(crate) fn calibration(options: &CalibrationOptions, dir: &Path, vocab: usize) -> Result<(Calibration, Corpus)> {
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
         vocab,
         max_tokens: Some(options.data_tokens),
         pack: options.pack,
         sample: Some(options.seed),
+        ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, dir, tokenize)?;
     let uncounted = if options.mask_special { special_tokens(dir)? } else { Default::default() };
-    Calibration::new(&corpus, &uncounted)
+    let calibration = Calibration::new(&corpus, &uncounted)?;
+    // Its tokens are the calibration's: what is left says what was read.
+    Ok((calibration, corpus))
 }
 
 /// Observes the checkpoint `dir`, adds statistics of `options.add`, and writes `output`.
@@ -124,8 +128,11 @@ pub fn observe(
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
     let mut tokens = 0;
+    let mut digests = BTreeMap::new();
     if !options.calibration.data.is_empty() {
-        let calibration = calibration(&options.calibration, dir, model.vocab)?;
+        let (calibration, read) = calibration(&options.calibration, dir, model.vocab)?;
+        read.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
+        digests = digests_of(&read.texts)?;
         tokens = calibration.batch.tokens();
         groups.clone_from(&calibration.groups);
         layers = sweep(&model, &calibration, options, output, memory_budget, compute, progress)?;
@@ -138,7 +145,8 @@ pub fn observe(
     let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
-    let about = About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options, compute)?));
+    let about =
+        About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options, &digests, compute)?));
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
@@ -151,13 +159,23 @@ pub fn observe(
 /// What reading returns.
 pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute: &Compute) -> Result<bool> {
     let Ok(file) = StatisticsFile::open(output) else { return Ok(false) };
-    Ok(file.about().run == Some(hash_of_run(&Checkpoint::open(dir)?, options, compute)?))
+    let checkpoint = Checkpoint::open(dir)?;
+    let mut digests = BTreeMap::new();
+    if !options.calibration.data.is_empty() {
+        digests = digests_of(&calibration(&options.calibration, dir, Model::read(&checkpoint)?.vocab)?.1.texts)?;
+    }
+    Ok(file.about().run == Some(hash_of_run(&checkpoint, options, &digests, compute)?))
 }
 
-fn hash_of_run(checkpoint: &Checkpoint, options: &ObserveOptions, compute: &Compute) -> Result<String> {
+fn hash_of_run(
+    checkpoint: &Checkpoint,
+    options: &ObserveOptions,
+    digests: &BTreeMap<PathBuf, String>,
+    compute: &Compute,
+) -> Result<String> {
     let texts = options.calibration.data.iter().map(|spec| spec.path.as_path());
     let read = texts.chain(options.add.iter().map(PathBuf::as_path));
-    fingerprint::of_run(&serde_json::json!(options), compute, [checkpoint], read)
+    fingerprint::of_run(&serde_json::json!(options), compute, [checkpoint], read, digests)
 }
 
 impl ObservedLayer {

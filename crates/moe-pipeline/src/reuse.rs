@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{MANIFEST_FILE, Manifest, OutputDir, Result, json, read_text, read_whole, sha256_file};
+use moe_checkpoint::{
+    MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, json, read_text, read_whole, sha256_file,
+};
 use moe_passes::Pass;
 use serde_json::Value;
 
@@ -29,7 +31,7 @@ pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
 /// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged.
 fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Option<Manifest>> {
     let receipt = output.join(RECEIPT_FILE);
-    if !receipt.is_file() {
+    if !file_exists(&receipt)? {
         return Ok(None);
     }
     let found: Value = json::read(&receipt)?;
@@ -86,7 +88,7 @@ pub fn copy_finished(
     // What varies from run to run is the other run's.
     for name in [RUN_FILE, LOG_FILE] {
         let path = from.join(name);
-        if path.is_file() {
+        if file_exists(&path)? {
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
     }

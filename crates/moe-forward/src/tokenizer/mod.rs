@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, json, read_whole};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole};
 use moe_model::families;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use class::Class;
 use settings::{Defaults, SETTINGS_FILES, Settings, Token};
@@ -43,7 +43,7 @@ impl TextTokenizer {
     pub fn load(model_dir: &Path) -> Result<Self> {
         let tokenizer_config = read_config(model_dir)?;
         let file = tokenizer_file(model_dir, &tokenizer_config);
-        if file.symlink_metadata().is_err() {
+        if !file_exists(&file)? {
             return Err(Error::new(Kind::Missing, "this checkpoint has no tokenizer.json, which text needs")
                 .file(model_dir)
                 .remedy("add tokenizer.json, or give token ids: JSONL lines with \"input_ids\""));
@@ -71,6 +71,15 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         worker.encode(text, special_tokens).map_err(|e| e.file(&self.file))
+    }
+
+    /// The same tokens with where they stand in `text`.
+    ///
+    /// # Errors
+    /// As for [`Self::encode`].
+    pub(crate) fn places(&self, text: &str, special_tokens: bool) -> Result<Encoding> {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        worker.places(text, special_tokens).map_err(|e| e.file(&self.file))
     }
 
     /// The texts of tokens with a role (`bos_token`, …), which chat templates can name.
@@ -118,7 +127,7 @@ impl TextTokenizer {
 /// # Errors
 /// As for [`TextTokenizer::load`].
 pub fn tokens_beyond_vocabulary(model_dir: &Path, vocab: usize) -> Result<Vec<(u32, String)>> {
-    if !has_tokenizer(model_dir) {
+    if !file_exists(&model_dir.join(TOKENIZER_FILE))? {
         return Ok(Vec::new());
     }
     Ok(TextTokenizer::load(model_dir)?.beyond(vocab))
@@ -129,14 +138,10 @@ pub fn tokens_beyond_vocabulary(model_dir: &Path, vocab: usize) -> Result<Vec<(u
 /// # Errors
 /// As for [`TextTokenizer::load`].
 pub fn special_tokens(model_dir: &Path) -> Result<BTreeSet<u32>> {
-    if !has_tokenizer(model_dir) {
+    if !file_exists(&model_dir.join(TOKENIZER_FILE))? {
         return Ok(BTreeSet::new());
     }
     Ok(TextTokenizer::load(model_dir)?.special_ids())
-}
-
-fn has_tokenizer(model_dir: &Path) -> bool {
-    model_dir.join(TOKENIZER_FILE).symlink_metadata().is_ok()
 }
 
 /// The files of `model_dir` that decide which tokens its text becomes, those of chat templates included. Sorted.
@@ -176,7 +181,7 @@ fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> Pa
 
 fn choose_class(model_dir: &Path, tokenizer_config: &Map<String, Value>, tokenizer: &[u8]) -> Result<Class> {
     let path = model_dir.join(CONFIG_FILE);
-    let config: Value = if path.is_file() { json::read_tree(&path)? } else { Value::Null };
+    let config: Value = if file_exists(&path)? { json::read_tree(&path)? } else { Value::Null };
     let family = config["model_type"].as_str().and_then(|model_type| families().get(model_type));
     let rule = family.and_then(|family| family.tokenizer.as_ref());
     const BYTES: &[u8] = b"\"ByteLevel\"";

@@ -7,7 +7,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use moe_checkpoint::{Error, Kind, Result};
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 use crate::allowance::limited;
 use crate::guarded::guarded;
@@ -23,12 +23,19 @@ const BYTES_PER_BYTE: usize = 256;
 
 const AGAIN: &str = "download tokenizer.json again";
 
-type Tokens = tokenizers::Result<Vec<u32>>;
+/// A text to make tokens of.
+struct Job {
+    text: String,
+    /// With those that begin and end every text.
+    special_tokens: bool,
+    /// With where each token stands in the text, which takes longer.
+    places: bool,
+}
 
 /// A thread that makes tokens of texts. It is left behind where it takes too long: no call into the library can be stopped.
 pub(super) struct Worker {
-    texts: Sender<(String, bool)>,
-    tokens: Receiver<Tokens>,
+    jobs: Sender<Job>,
+    done: Receiver<tokenizers::Result<Encoding>>,
 }
 
 impl Worker {
@@ -41,8 +48,8 @@ impl Worker {
         bytes: usize,
         load: impl FnOnce() -> Result<Tokenizer> + Send + 'static,
     ) -> Result<(Self, Arc<Tokenizer>)> {
-        let (texts, inbox) = channel::<(String, bool)>();
-        let (outbox, tokens) = channel();
+        let (jobs, inbox) = channel::<Job>();
+        let (outbox, done) = channel();
         let (ready, loaded) = channel();
         let path = file.to_owned();
         let serve = move || {
@@ -55,10 +62,14 @@ impl Worker {
             let tokenizer = Arc::clone(tokenizer);
             _ = ready.send(Ok(Ok(Arc::clone(&tokenizer))));
             // The channel closes where nobody wants tokens any more.
-            for (text, special_tokens) in inbox {
+            for Job { text, special_tokens, places } in inbox {
                 let allowed = BYTES + BYTES_PER_BYTE * text.len();
-                let encode = || Ok(tokenizer.encode_fast(text, special_tokens)?.get_ids().to_vec());
-                let found = limited(&path, allowed, || guarded(encode));
+                let found = limited(&path, allowed, || {
+                    guarded(|| match places {
+                        true => tokenizer.encode(text, special_tokens),
+                        false => tokenizer.encode_fast(text, special_tokens),
+                    })
+                });
                 if outbox.send(found).is_err() {
                     return;
                 }
@@ -67,7 +78,7 @@ impl Worker {
         let started = Builder::new().name("tokenizer".into()).spawn(serve);
         started.map_err(|e| Error::io("cannot start a thread for this tokenizer", file, e))?;
         match loaded.recv_timeout(Duration::from_secs(LOAD_SECONDS)) {
-            Ok(Ok(tokenizer)) => Ok((Self { texts, tokens }, tokenizer?)),
+            Ok(Ok(tokenizer)) => Ok((Self { jobs, done }, tokenizer?)),
             Ok(Err(error)) => {
                 Err(Error::new(Kind::Malformed, "cannot understand this tokenizer").source(error).remedy(AGAIN))
             }
@@ -80,13 +91,25 @@ impl Worker {
     /// # Errors
     /// [`Kind::Malformed`] where the tokenizer fails, [`Kind::Unsupported`] where it takes too long.
     pub fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>> {
+        Ok(self.run(text, special_tokens, false)?.get_ids().to_vec())
+    }
+
+    /// The same tokens with where they stand.
+    ///
+    /// # Errors
+    /// As for [`Self::encode`].
+    pub fn places(&self, text: &str, special_tokens: bool) -> Result<Encoding> {
+        self.run(text, special_tokens, true)
+    }
+
+    fn run(&self, text: &str, special_tokens: bool, places: bool) -> Result<Encoding> {
         let seconds = TEXT_SECONDS + SECONDS_PER_MIB * (text.len() as u64 >> 20);
         let failed = || Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN);
-        if self.texts.send((text.to_owned(), special_tokens)).is_err() {
+        if self.jobs.send(Job { text: text.to_owned(), special_tokens, places }).is_err() {
             return Err(failed());
         }
-        match self.tokens.recv_timeout(Duration::from_secs(seconds)) {
-            Ok(Ok(ids)) => Ok(ids),
+        match self.done.recv_timeout(Duration::from_secs(seconds)) {
+            Ok(Ok(encoding)) => Ok(encoding),
             Ok(Err(error)) => Err(failed().source(error)),
             Err(RecvTimeoutError::Timeout) => Err(too_slow(seconds, &format!("for {} bytes of text", text.len()))),
             Err(RecvTimeoutError::Disconnected) => Err(failed()),

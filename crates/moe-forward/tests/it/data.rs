@@ -1,5 +1,7 @@
 //! Token ids in lines come back as windows, whatever their number and length.
 
+use std::path::{Path, PathBuf};
+
 use moe_forward::{Corpus, DataSpec, TokenizeOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -39,4 +41,100 @@ proptest! {
         ids[at] = id;
         prop_assert_eq!(load(&[ids], 8, false), None);
     }
+}
+
+/// A checkpoint's folder with the tokenizer of `golden/models/moe` and the template that the golden conversations were written by.
+fn tokenizer(template: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(golden("models/moe/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    std::fs::copy(golden("models/moe/tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    dir
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
+}
+
+fn spec(path: &Path) -> DataSpec {
+    DataSpec { label: "data".into(), path: path.to_owned(), weight: None }
+}
+
+#[test]
+fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
+    let expected = std::fs::read_to_string(golden("data/expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
+    let dir = tokenizer(expected["template"].as_str().unwrap());
+    let options = TokenizeOptions { sequence_length: 100_000, vocab: 1 << 20, ..TokenizeOptions::default() };
+    let documents = expected["documents"].as_object().unwrap();
+    assert!(documents.len() >= 25);
+    for (name, wanted) in documents {
+        let corpus = Corpus::load(&[spec(&golden("data/files").join(name))], dir.path(), options);
+        let corpus = corpus.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let wanted: Vec<Vec<u32>> = serde_json::from_value(wanted.clone()).unwrap();
+        assert_eq!(corpus.domains[0].sequences, wanted, "{name}");
+        // What its name doesn't say is said.
+        let said = corpus.texts[0].note().is_some();
+        assert_eq!(said, ["no-ending", "lines.jsonl.txt"].contains(&name.as_str()), "{name}");
+    }
+}
+
+/// Text of 6 MB, of which a sample is read at places, as prose, as records and as one record.
+#[test]
+fn a_sample_of_a_large_text_is_of_the_seed_alone() {
+    let text = std::fs::read_to_string(golden("text/english.calibration.txt")).unwrap();
+    let dir = tokenizer("");
+    let path = |name: &str| dir.path().join(name);
+    let lines: Vec<String> = text.lines().map(|line| serde_json::json!({ "text": line }).to_string()).collect();
+    std::fs::write(path("prose"), text.repeat(150)).unwrap();
+    std::fs::write(path("records"), (lines.join("\n") + "\n").repeat(130)).unwrap();
+    std::fs::write(path("record"), serde_json::json!({ "id": 1, "text": text.repeat(150) }).to_string()).unwrap();
+    for name in ["prose", "records", "record"] {
+        let load = |seed, max_tokens, pack| {
+            let options = TokenizeOptions {
+                sequence_length: 128,
+                vocab: 1 << 20,
+                max_tokens: Some(max_tokens),
+                sample: Some(seed),
+                pack,
+                ..TokenizeOptions::default()
+            };
+            Corpus::load(&[spec(&path(name))], dir.path(), options).unwrap()
+        };
+        for (tokens, pack) in [(2, false), (1000, false), (5000, true)] {
+            let corpus = load(1, tokens, pack);
+            assert_eq!(corpus.tokens(), tokens, "{name}");
+            assert!(corpus.texts[0].note().is_some_and(|note| note.contains("places")), "{name}");
+        }
+        let windows = |seed| load(seed, 1000, false).domains.remove(0).sequences;
+        assert_eq!(windows(1), windows(1), "{name}");
+        assert_ne!(windows(1), windows(2), "{name}");
+        // Prefixes of one document are read from the beginning, and no further than they go.
+        let options = TokenizeOptions {
+            sequence_length: 64,
+            vocab: 1 << 20,
+            max_tokens: Some(1000),
+            ..TokenizeOptions::default()
+        };
+        let first = Corpus::load(&[spec(&path(name))], dir.path(), options).unwrap();
+        assert_eq!(first.tokens(), 1000);
+        assert!(first.texts[0].has_more && first.texts[0].tokens < 100_000, "{name}");
+    }
+}
+
+#[test]
+fn text_that_memory_does_not_hold_is_refused() {
+    let dir = tokenizer("");
+    let path = dir.path().join("text");
+    std::fs::write(&path, "some words ".repeat(10_000)).unwrap();
+    let options = TokenizeOptions {
+        sequence_length: 64,
+        vocab: 1 << 20,
+        memory_bytes: Some(10_000),
+        ..TokenizeOptions::default()
+    };
+    let error = Corpus::load(&[spec(&path)], dir.path(), options).unwrap_err().to_string();
+    assert!(error.contains("--memory-budget") && error.contains("--data-tokens"), "{error}");
+    Corpus::load(&[spec(&path)], dir.path(), TokenizeOptions { max_tokens: Some(100), ..options }).unwrap();
 }

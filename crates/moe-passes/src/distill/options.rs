@@ -5,6 +5,7 @@ use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result, family};
 use serde::{Deserialize, Serialize};
 
 use super::block::Training;
+use super::observe::HELD_OUT_EVERY;
 use super::score::Score;
 use super::select::Select;
 use super::weights::{padded, undecided};
@@ -212,7 +213,10 @@ impl DistillOptions {
         match self.down {
             _ if deciding == 0 => usage("this text is one window or none that counts", remedy),
             Down::Ridge if deciding < wanted => usage(
-                format!("{deciding} tokens are too few to fit {width} neurons to: --down ridge wants {wanted}"),
+                format!(
+                    "{deciding} tokens are too few to fit {width} neurons to: --down ridge wants {wanted}; {held_out} \
+                     more are held out, every {HELD_OUT_EVERY}th window"
+                ),
                 format!("{remedy}, or use --down measured"),
             ),
             Down::Ridge if held_out == 0 => usage(

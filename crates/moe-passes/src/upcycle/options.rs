@@ -197,7 +197,7 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub data: Vec<DataSpec>,
 
-    /// At most this many tokens of each label of --data.
+    /// At most this many tokens of each label of --data, the first ones.
     #[arg(long, value_name = "TOKENS", default_value_t = 4096, help_heading = "Routers")]
     #[serde(default = "survey_tokens")]
     pub data_tokens: usize,

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, json, sha256_bytes};
-use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TokenizeOptions, load_prompts};
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, file_exists, json, sha256_bytes};
+use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
@@ -16,6 +16,7 @@ use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
 use crate::memory::{Text, Watched};
+use crate::resources::ByteSize;
 use crate::statistics::StatisticsFile;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
@@ -26,6 +27,7 @@ pub(super) struct Place<'a> {
     pub checkpoint: &'a Checkpoint,
     pub compute: &'a Compute,
     pub spill: &'a Arc<Spill>,
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// A pass applied to a model.
@@ -39,6 +41,8 @@ pub(crate) struct Applied<'p> {
     pub result: Model,
     /// The text of each of the plan's surveys.
     pub texts: Vec<SurveyText>,
+    /// What was read for them.
+    survey_reads: Vec<TextRead>,
     /// The checkpoints that it reads beside, in order.
     pub others: Vec<Checkpoint>,
     /// Their models.
@@ -63,7 +67,7 @@ pub(crate) struct Applied<'p> {
 impl<'p> Applied<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
     pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
-        let Place { input, checkpoint, compute, spill } = *place;
+        let Place { input, checkpoint, compute, spill, memory_budget } = *place;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
@@ -97,9 +101,13 @@ impl<'p> Applied<'p> {
         check_tokenizers(input, pass.others())?;
         let (declaration, result) = declared(&plan)?;
         snapshot.extend(texts(pass, &plan, decider.as_deref()));
-        let texts = plan.surveys.iter().map(|survey| load(&survey.text, input, source.vocab)).collect::<Result<_>>()?;
+        let mut survey_reads = Vec::new();
+        let mut texts = Vec::new();
+        for survey in &plan.surveys {
+            texts.push(load(&survey.text, input, source.vocab, &mut survey_reads)?);
+        }
         let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
-        let read = |training| TrainingTask::read(training, checkpoint, source.vocab);
+        let read = |training| TrainingTask::read(training, checkpoint, source.vocab, memory_budget);
         let training = pass.training().map(read).transpose()?;
         Ok(Self {
             pass,
@@ -108,6 +116,7 @@ impl<'p> Applied<'p> {
             declaration,
             result,
             texts,
+            survey_reads,
             others,
             models,
             others_differ,
@@ -183,6 +192,13 @@ impl<'p> Applied<'p> {
         let decider = self.deciding.as_ref().map(|deciding| deciding.decider.as_ref());
         let statistics = self.pass.statistics().map(Path::to_owned);
         texts(self.pass, &self.plan, decider).into_iter().chain(statistics).collect()
+    }
+
+    /// What was read of text that isn't measured on.
+    pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
+        let deciding = self.deciding.iter().flat_map(|deciding| &deciding.read);
+        let trained = self.training.iter().flat_map(TrainingTask::reads);
+        self.survey_reads.iter().chain(deciding).chain(trained)
     }
 
     /// The given plan, held-out text, and text that is trained on.
@@ -298,7 +314,8 @@ fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Resul
     Ok(file)
 }
 
-fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText> {
+/// Reads the text of a survey; `reads` is told what was read.
+fn load(text: &TextSource, model_dir: &Path, vocab: usize, reads: &mut Vec<TextRead>) -> Result<SurveyText> {
     match text {
         TextSource::Data { specs, sequence_length, max_tokens } => {
             let options = TokenizeOptions {
@@ -307,7 +324,10 @@ fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText>
                 max_tokens: Some(*max_tokens),
                 ..TokenizeOptions::default()
             };
-            Ok(SurveyText::Data(Corpus::load(specs, model_dir, options)?.batch()))
+            let corpus = Corpus::load(specs, model_dir, options)?;
+            let batch = corpus.batch();
+            reads.extend(corpus.texts);
+            Ok(SurveyText::Data(batch))
         }
         TextSource::Prompts { path, sets } => {
             let prompts = load_prompts(path, model_dir, *sets)?;
@@ -321,7 +341,7 @@ fn load(text: &TextSource, model_dir: &Path, vocab: usize) -> Result<SurveyText>
 fn check_tokenizers(base: &Path, others: &[PathBuf]) -> Result<()> {
     let read = |dir: &Path| -> Result<Option<serde_json::Value>> {
         let path = dir.join(TOKENIZER_FILE);
-        if path.is_file() { json::read(&path).map(Some) } else { Ok(None) }
+        if file_exists(&path)? { json::read(&path).map(Some) } else { Ok(None) }
     };
     let Some(wanted) = (if others.is_empty() { None } else { read(base)? }) else { return Ok(()) };
     for other in others.iter().filter(|other| *other != base) {

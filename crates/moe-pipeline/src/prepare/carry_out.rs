@@ -185,7 +185,7 @@ impl Prepared<'_> {
         let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
         let read = before.iter().flat_map(|applied| &applied.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
-        fingerprint::of_run(&options, compute, models, texts)
+        fingerprint::of_run(&options, compute, models, texts, &self.digests)
     }
 
     /// Trains what pass `index` plans, if that is what it does; whether it is.

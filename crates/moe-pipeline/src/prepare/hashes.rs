@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, sha256_file};
 use rayon::prelude::*;
 
+use crate::fingerprint::sha256_of;
 use crate::receipt::Receipt;
 
 /// SHA-256 of what was read.
@@ -16,17 +17,18 @@ pub(crate) struct Hashes {
 }
 
 impl Hashes {
-    /// Hashes `source`, `others` and `texts`.
+    /// Hashes `source`, `others` and `texts`; of texts that are read in parts, `digests` has the hash of what was read.
     pub(super) fn of<'a>(
         source: &Checkpoint,
         others: impl Iterator<Item = &'a Checkpoint>,
         texts: &[PathBuf],
+        digests: &BTreeMap<PathBuf, String>,
     ) -> Result<Self> {
         let texts: Vec<&Path> = texts.iter().map(PathBuf::as_path).collect();
         Ok(Self {
             source: hash_checkpoint(source)?,
             others: others.map(hash_checkpoint).collect::<Result<_>>()?,
-            texts: hash_files(&texts)?,
+            texts: hash_files(&texts, digests)?,
         })
     }
 
@@ -50,12 +52,12 @@ fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> 
 }
 
 /// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.
-fn hash_files(paths: &[&Path]) -> Result<BTreeMap<String, String>> {
+fn hash_files(paths: &[&Path], digests: &BTreeMap<PathBuf, String>) -> Result<BTreeMap<String, String>> {
     let paths: BTreeSet<&Path> = paths.iter().copied().collect();
     let unique = |path: &Path| paths.iter().filter(|other| other.file_name() == path.file_name()).count() == 1;
     let hash = |path: &&Path| -> Result<(String, String)> {
         let name = path.file_name().filter(|_| unique(path)).unwrap_or(path.as_os_str());
-        Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))
+        Ok((name.to_string_lossy().into_owned(), sha256_of(path, digests)?))
     };
     paths.par_iter().map(hash).collect()
 }

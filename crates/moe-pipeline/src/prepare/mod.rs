@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards};
-use moe_forward::Corpus;
+use moe_forward::{Corpus, TextRead, digests_of};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{Effect, Identity, Pass, Sources};
@@ -45,6 +45,8 @@ pub(crate) struct Prepared<'p> {
     spill: Arc<Spill>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
+    /// Hashes of what was read of texts that were read in parts.
+    digests: BTreeMap<PathBuf, String>,
     /// What it measured behind each stage of deciding, where there are several.
     pub stages: Vec<StageReport>,
     /// How a pass's model was trained, once one was.
@@ -73,7 +75,13 @@ impl<'p> Prepared<'p> {
         let checkpoint = Checkpoint::open(input)?;
         let source = Model::read(&checkpoint)?;
         let spill = Arc::new(Spill::new(directory_of(output)));
-        let place = Place { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill };
+        let place = Place {
+            input,
+            checkpoint: &checkpoint,
+            compute: &options.compute,
+            spill: &spill,
+            memory_budget: options.memory_budget,
+        };
         let mut applied: Vec<Applied<'p>> = Vec::new();
         for pass in passes {
             let model = applied.last().map_or(&source, |before| &before.result).clone();
@@ -85,10 +93,13 @@ impl<'p> Prepared<'p> {
         side_files.check_readable()?;
         let held_out = last.pass.held_out();
         let held_out = held_out.map(|held_out| trust::corpus(&held_out, input, source.vocab)).transpose()?;
+        let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
+        let digests = digests_of(reads)?;
         Ok(Self {
             checkpoint,
             source,
             applied,
+            digests,
             shards,
             side_files,
             writing: options.writing(),
@@ -135,6 +146,11 @@ impl<'p> Prepared<'p> {
                 warnings.push(warning.clone());
             }
         }
+        for note in self.reads().filter_map(TextRead::note) {
+            if !warnings.contains(&note) {
+                warnings.push(note);
+            }
+        }
         warnings.extend(self.unchosen());
         warnings.extend(self.checkpoint.warnings().iter().cloned());
         for other in self.applied.iter().flat_map(|applied| &applied.others) {
@@ -142,6 +158,12 @@ impl<'p> Prepared<'p> {
         }
         warnings.extend(side_files::warnings(&self.side_files));
         warnings
+    }
+
+    /// What was read of all text.
+    fn reads(&self) -> impl Iterator<Item = &TextRead> {
+        let held_out = self.held_out.iter().flat_map(|held_out| &held_out.texts);
+        self.applied.iter().flat_map(Applied::reads).chain(held_out)
     }
 
     /// Experts of the result that are chosen together, where a pass made such and none behind it changed their number.
@@ -162,12 +184,14 @@ impl<'p> Prepared<'p> {
         let trust: Vec<_> = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref()).collect();
         let [dead, all] = [trust.iter().map(|t| t.load.dead).sum::<usize>(), trust.iter().map(|t| t.experts[0]).sum()];
         (dead > 0).then(|| {
-            let what =
-                format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known");
-            match self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
-                true => format!("{what}: add statistics of more text (observe --add)"),
-                false => format!("{what}: give more --data"),
-            }
+            let more = if self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
+                "add statistics of more text (observe --add)"
+            } else if self.reads().any(|read| read.has_more) {
+                "raise --data-tokens"
+            } else {
+                "give more --data"
+            };
+            format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
         })
     }
 
@@ -226,7 +250,7 @@ impl<'p> Prepared<'p> {
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
         let texts: Vec<PathBuf> = self.applied.iter().flat_map(Applied::files).collect();
-        Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts)
+        Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts, &self.digests)
     }
 
     fn own(&self, own: usize) -> &[Applied<'p>] {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use moe_checkpoint::{Checkpoint, Result};
 use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Part, Reference, Scale, Trainee};
-use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TokenizeOptions, evaluate};
+use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
@@ -52,13 +52,18 @@ pub(crate) struct TrainingTask {
 }
 
 impl TrainingTask {
-    /// Reads the text by the tokenizer of `source`, of so many tokens.
+    /// Reads the text by the tokenizer of `source`, of so many tokens; text that `memory` doesn't hold is refused.
     ///
     /// # Errors
     /// As for [`Corpus::load`].
-    pub fn read(training: Training, source: &Checkpoint, vocab: usize) -> Result<Self> {
+    pub fn read(training: Training, source: &Checkpoint, vocab: usize, memory: Option<ByteSize>) -> Result<Self> {
         let text = &training.text;
-        let options = TokenizeOptions { sequence_length: text.sequence_length, vocab, ..TokenizeOptions::default() };
+        let options = TokenizeOptions {
+            sequence_length: text.sequence_length,
+            vocab,
+            memory_bytes: memory.map(|budget| budget.0),
+            ..TokenizeOptions::default()
+        };
         let trained =
             TokenizeOptions { max_tokens: text.data_tokens, pack: text.pack, sample: Some(text.seed), ..options };
         let measured = TokenizeOptions { max_tokens: Some(text.held_out_tokens), ..options };
@@ -86,6 +91,11 @@ impl TrainingTask {
             None => 0,
         };
         Ok(Need::of(model, &self.training, teacher, measured, compute))
+    }
+
+    /// What was read of its text.
+    pub fn reads(&self) -> impl Iterator<Item = &TextRead> {
+        self.text.texts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.texts))
     }
 
     /// Those of `options` that decide what comes of it: the others may be changed when it goes on.

@@ -1,0 +1,97 @@
+//! Opening files for reading: all that this program reads is opened here, and none of it can be a pipe.
+//!
+//! Opening a FIFO waits for somebody to write to it, and reading a device may never end. So whatever isn't a regular
+//! file is refused by name, before it is opened and once more when it is open: its name may be another's by then.
+
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::error::{Error, Kind, Result};
+
+/// Opens the regular file `path` for reading.
+///
+/// # Errors
+/// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] where it can't be opened.
+pub fn open_file(path: &Path) -> Result<File> {
+    let fail = |e| Error::io("cannot open this file", path, e);
+    // Opening a device can do something by itself, so it isn't even tried.
+    check(path, &path.metadata().map_err(fail)?)?;
+    // Without O_NONBLOCK, a pipe that has just taken the name would still be waited for. Regular files ignore it.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
+    check(path, &file.metadata().map_err(fail)?)?;
+    Ok(file)
+}
+
+/// Whether there is a regular file `path`, for files that may be missing.
+///
+/// # Errors
+/// [`Kind::Malformed`] where something else has the name; [`Kind::Io`] where that can't be seen.
+pub fn file_exists(path: &Path) -> Result<bool> {
+    match path.metadata() {
+        Ok(metadata) => check(path, &metadata).map(|()| true),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(Error::io("cannot read this file", path, e)),
+    }
+}
+
+fn check(path: &Path, metadata: &Metadata) -> Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let (what, remedy) = match kind_of(metadata.file_type()) {
+        "directory" => ("a directory", "give a file where a file is wanted"),
+        "pipe" => ("a pipe", "write what comes out of it to a file, and give that: it is read more than once"),
+        "socket" => ("a socket", "give a file where a file is wanted"),
+        _ => ("a device", "copy what is wanted of it to a file, and give that"),
+    };
+    Err(Error::new(Kind::Malformed, format!("{what} is not a regular file")).file(path).remedy(remedy))
+}
+
+fn kind_of(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_fifo() => "pipe",
+        () if kind.is_socket() => "socket",
+        () => "device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused_by_name_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "words").unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+        std::os::unix::fs::symlink(path("pipe"), path("link")).unwrap();
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        open_file(&path("file")).unwrap();
+        assert!(file_exists(&path("file")).unwrap());
+        assert!(!file_exists(&path("missing")).unwrap());
+        assert_eq!(open_file(&path("missing")).unwrap_err().kind(), Kind::Io);
+        let special = [
+            (path("pipe"), "a pipe"),
+            (path("link"), "a pipe"),
+            (path("socket"), "a socket"),
+            (dir.path().to_owned(), "a directory"),
+            ("/dev/zero".into(), "a device"),
+        ];
+        for (special, what) in special {
+            for error in [open_file(&special).unwrap_err(), file_exists(&special).unwrap_err()] {
+                let said = error.to_string();
+                let named = said.contains(&*special.to_string_lossy()) && said.contains("remedy");
+                assert!(error.kind() == Kind::Malformed && said.contains(what) && named, "{said}");
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Parts of a text as characters: of prose as it stands, of a string of JSON with its escapes resolved.
+
+use std::ops::Range;
+
+use moe_checkpoint::{Error, Kind, Result};
+
+use super::reader::Reader;
+
+/// The longest thing that may not be cut: a surrogate pair, as two escapes.
+const LONGEST: u64 = 12;
+/// As far back an escape is looked for that tells which backslashes begin one.
+const LOOK_BACK: u64 = 4096;
+
+/// A text within a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Passage {
+    /// Its bytes.
+    pub range: Range<u64>,
+    /// Whether it is a string of JSON.
+    pub is_escaped: bool,
+}
+
+impl Passage {
+    /// The characters from `at`, which is one's beginning, up to about `bytes` further; and where they end.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] for what isn't UTF-8, or no string of JSON; what reading returns.
+    pub fn part(&self, reader: &mut Reader<'_>, at: u64, bytes: u64) -> Result<(String, u64)> {
+        self.decoded(reader, at..at.saturating_add(bytes.max(LONGEST)).min(self.range.end))
+    }
+
+    /// The characters that lie in `range` whole, which begins with one; and where they end.
+    ///
+    /// # Errors
+    /// As for [`Self::part`].
+    pub fn decoded(&self, reader: &mut Reader<'_>, range: Range<u64>) -> Result<(String, u64)> {
+        let at = range.start;
+        let is_last = range.end == self.range.end;
+        let raw = reader.bytes(range)?;
+        let decoded = if self.is_escaped { unescaped(raw, is_last) } else { plain(raw, is_last) };
+        let (text, used) = decoded.map_err(|(place, what)| {
+            let error = Error::new(Kind::Malformed, format!("byte {}: {what}", at + place as u64));
+            let path = reader.file.path();
+            let latin_1 = "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.txt";
+            error.file(path).remedy(match self.is_escaped {
+                true => "write the file again, as Python's json does, or leave this record out".to_owned(),
+                false => latin_1.replace("FILE", &path.to_string_lossy()),
+            })
+        })?;
+        Ok((text, at + used as u64))
+    }
+
+    /// Where the first character begins at `at` or behind it.
+    ///
+    /// # Errors
+    /// What reading returns.
+    pub fn boundary(&self, reader: &mut Reader<'_>, at: u64) -> Result<u64> {
+        let at = at.min(self.range.end);
+        let from = at.saturating_sub(LOOK_BACK).max(self.range.start);
+        let window = reader.bytes(from..(at + LONGEST).min(self.range.end))?;
+        let wanted = (at - from) as usize;
+        let mut place = if self.is_escaped { escape_before(window, wanted).unwrap_or(0) } else { wanted };
+        if self.is_escaped && !window[place..wanted].contains(&b'\\') {
+            place = wanted;
+        }
+        while place < wanted {
+            place += width(&window[place..]);
+        }
+        while window.get(place).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            place += 1;
+        }
+        // The second half of a pair, whose first half lies before.
+        if self.is_escaped && low_surrogate(&window[place.min(window.len())..]) {
+            place += 6;
+        }
+        Ok((from + place as u64).min(self.range.end))
+    }
+}
+
+/// The last backslash up to `wanted` that surely begins an escape: none stands before it.
+fn escape_before(window: &[u8], wanted: usize) -> Option<usize> {
+    let begins = |at: &usize| window[*at] == b'\\' && *at > 0 && window[*at - 1] != b'\\';
+    (0..wanted).rev().find(begins)
+}
+
+/// Bytes of the character, or the escape, that `text` begins with.
+fn width(text: &[u8]) -> usize {
+    match text {
+        [b'\\', b'u', ..] => 6,
+        [b'\\', ..] => 2,
+        [first, ..] if *first >= 0xf0 => 4,
+        [first, ..] if *first >= 0xe0 => 3,
+        [first, ..] if *first >= 0xc0 => 2,
+        _ => 1,
+    }
+}
+
+fn low_surrogate(text: &[u8]) -> bool {
+    unit(text).is_some_and(|unit| (0xdc00..0xe000).contains(&unit))
+}
+
+/// The code unit of the escape `\uXXXX` that `text` begins with.
+fn unit(text: &[u8]) -> Option<u32> {
+    let digits = text.strip_prefix(b"\\u")?.get(..4)?;
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+/// Text and bytes used of it; else the place and what is wrong there.
+type Decoded = Result<(String, usize), (usize, String)>;
+
+fn plain(raw: &[u8], is_last: bool) -> Decoded {
+    match std::str::from_utf8(raw) {
+        Ok(text) => Ok((text.to_owned(), raw.len())),
+        // A character that is cut in two belongs to the next part.
+        Err(e) if e.error_len().is_none() && !is_last => {
+            let used = e.valid_up_to();
+            Ok((String::from_utf8_lossy(&raw[..used]).into_owned(), used))
+        }
+        Err(e) => Err((e.valid_up_to(), "this is not UTF-8".to_owned())),
+    }
+}
+
+fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
+    let mut text = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    while at < raw.len() {
+        let run = memchr::memchr(b'\\', &raw[at..]).unwrap_or(raw.len() - at);
+        text.extend_from_slice(&raw[at..at + run]);
+        at += run;
+        if at == raw.len() {
+            break;
+        }
+        let Some((character, used)) = escape(&raw[at..], is_last).map_err(|what| (at, what))? else { break };
+        text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+        at += used;
+    }
+    match String::from_utf8(text) {
+        Ok(text) => Ok((text, at)),
+        Err(e) if e.utf8_error().error_len().is_none() && !is_last => {
+            let kept = e.utf8_error().valid_up_to();
+            let bytes = e.into_bytes();
+            // What is cut off is plain: an escape is a whole character.
+            Ok((String::from_utf8_lossy(&bytes[..kept]).into_owned(), at - (bytes.len() - kept)))
+        }
+        Err(_) => Err((0, "this is not UTF-8".to_owned())),
+    }
+}
+
+/// The character of the escape that `raw` begins with, and its bytes; none where it goes on in the next part.
+fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
+    let cut = |needed: usize| raw.len() < needed && !is_last;
+    let bad = || "this is no escape of JSON".to_owned();
+    if cut(2) {
+        return Ok(None);
+    }
+    let character = match raw.get(1) {
+        Some(b'n') => '\n',
+        Some(b't') => '\t',
+        Some(b'r') => '\r',
+        Some(b'b') => '\u{8}',
+        Some(b'f') => '\u{c}',
+        Some(byte @ (b'"' | b'\\' | b'/')) => char::from(*byte),
+        Some(b'u') => {
+            if cut(6) {
+                return Ok(None);
+            }
+            let first = unit(raw).ok_or_else(bad)?;
+            if !(0xd800..0xe000).contains(&first) {
+                return Ok(char::from_u32(first).map(|character| (character, 6)));
+            }
+            if cut(12) {
+                return Ok(None);
+            }
+            let second = unit(&raw[6..]).filter(|second| first < 0xdc00 && (0xdc00..0xe000).contains(second));
+            let Some(second) = second else {
+                return Err("half of a surrogate pair is no character, and no tokenizer takes it".to_owned());
+            };
+            let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+            return char::from_u32(code).map(|character| Some((character, 12))).ok_or_else(bad);
+        }
+        _ => return Err(bad()),
+    };
+    Ok(Some((character, 2)))
+}

@@ -1,0 +1,388 @@
+//! A sample of a large text, read at places that a seed draws, so that it takes the time of the sample and not of the text.
+//!
+//! The label's files are divided into cells of eight bytes for each token of a window, and cells are drawn without replacement until they
+//! gave enough tokens. A cell gives the documents that begin in it; of a document that is longer than a cell, the first window of what lies in
+//! the cell. So each document has the same chance, and of long ones each part.
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+
+use moe_checkpoint::{Hasher, Result};
+use moe_math::sampling::Shuffled;
+use rand_core::RngCore;
+
+use super::encoder::Encoder;
+use super::escaped::Passage;
+use super::reader::Reader;
+use super::recognize::Format;
+use super::record::parse;
+use super::scan::{Scanned, scan};
+use super::source::TextFile;
+use super::stream::{MAX_RECORD_BYTES, malformed, tokenize_record, too_long};
+use crate::batch::check_ids;
+
+/// More than nearly any token has, so that a cell holds a window.
+const CELL_BYTES_PER_TOKEN: u64 = 8;
+const LEAST_CELL_BYTES: u64 = 1 << 10;
+/// A passage is tokenized with so much of what stands before it, which its first tokens depend on.
+const CONTEXT_BYTES: u64 = 256;
+
+/// How a sample is taken.
+pub(crate) struct Places<'a, 'e> {
+    /// The label's files.
+    pub files: &'a [&'a TextFile],
+    /// Makes tokens.
+    pub encoder: &'a mut Encoder<'e>,
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// Tokens of a window.
+    pub length: usize,
+    /// Tokens that are wanted.
+    pub tokens: usize,
+}
+
+/// What was drawn of a file.
+pub(crate) struct Drawn {
+    /// Documents, and parts of long ones, in the order of the file.
+    pub documents: Vec<Vec<u32>>,
+    /// Tokens that are masked or padding.
+    pub padding: usize,
+    /// Cells that were read, and how many there are.
+    pub cells: [u64; 2],
+    /// SHA-256 of all bytes that what was drawn depends on.
+    pub digest: String,
+}
+
+impl Places<'_, '_> {
+    /// Draws cells by `random`, and gives for each file what is in them.
+    ///
+    /// # Errors
+    /// As for [`super::Stream::read`].
+    pub fn draw(self, random: &mut impl RngCore) -> Result<Vec<Drawn>> {
+        let Self { files, encoder, vocab, length, tokens } = self;
+        let cell = (CELL_BYTES_PER_TOKEN * length.min(tokens) as u64).max(LEAST_CELL_BYTES);
+        // Were cells always to begin at the same places, what lies behind their first windows would be in no sample.
+        let phase = random.next_u64() % cell;
+        let mut sampled: Vec<FileSample<'_>> = files.iter().map(|file| FileSample::new(file, cell, phase)).collect();
+        let all = sampled.iter().map(|file| file.cells).sum();
+        let mut found = 0;
+        for mut index in Shuffled::new(all, random) {
+            if found >= tokens {
+                break;
+            }
+            let place = sampled.iter().position(|file| {
+                let is_here = index < file.cells;
+                index -= if is_here { 0 } else { file.cells };
+                is_here
+            });
+            let file = &mut sampled[place.expect("cells are those of all files")];
+            found += file.read(index, encoder, vocab, length).map_err(|e| e.file(file.reader.file.path()))?;
+        }
+        Ok(sampled.into_iter().map(FileSample::drawn).collect())
+    }
+}
+
+/// A file while it is sampled.
+struct FileSample<'a> {
+    reader: Reader<'a>,
+    cell: u64,
+    phase: u64,
+    cells: u64,
+    /// Lines longer than a cell that were met: where they begin, where they end, and what they hold.
+    long: BTreeMap<u64, (u64, Scanned)>,
+    /// What was found by cell.
+    found: BTreeMap<u64, Vec<Vec<u32>>>,
+    padding: usize,
+    hasher: Hasher,
+}
+
+/// Something in a cell.
+enum Unit {
+    /// A line that is a record.
+    Record(Range<u64>),
+    /// A part of a document.
+    Part { passage: Passage, part: Range<u64> },
+}
+
+impl<'a> FileSample<'a> {
+    fn new(file: &'a TextFile, cell: u64, phase: u64) -> Self {
+        let mut hasher = Hasher::default();
+        hasher.update(format!("{} bytes, cells of {cell} from {phase}", file.len()).as_bytes());
+        Self {
+            reader: Reader::new(file),
+            cell,
+            phase,
+            cells: (file.len() + phase).div_ceil(cell),
+            long: BTreeMap::new(),
+            found: BTreeMap::new(),
+            padding: 0,
+            hasher,
+        }
+    }
+
+    fn drawn(self) -> Drawn {
+        Drawn {
+            cells: [self.found.len() as u64, self.cells],
+            documents: self.found.into_values().flatten().collect(),
+            padding: self.padding,
+            digest: self.hasher.finish(),
+        }
+    }
+
+    /// Reads a cell, and returns how many tokens it gave.
+    fn read(&mut self, index: u64, encoder: &mut Encoder<'_>, vocab: usize, length: usize) -> Result<usize> {
+        let start = (index * self.cell).saturating_sub(self.phase);
+        let end = ((index + 1) * self.cell - self.phase).min(self.reader.file.len());
+        self.hash(start..end)?;
+        let mut documents = Vec::new();
+        for unit in self.units(start..end)? {
+            let ids = match unit {
+                Unit::Record(line) => self.record(line, encoder)?,
+                Unit::Part { passage, part } => self.part(passage, part, encoder, length)?,
+            };
+            check_ids(&ids, vocab)?;
+            documents.push(ids);
+        }
+        let tokens = documents.iter().map(Vec::len).filter(|tokens| *tokens >= 2).sum();
+        self.found.insert(index, documents);
+        Ok(tokens)
+    }
+
+    /// What is in a cell.
+    fn units(&mut self, cell: Range<u64>) -> Result<Vec<Unit>> {
+        let mut units = Vec::new();
+        if self.reader.file.format == Format::Prose {
+            let passage = Passage { range: 0..self.reader.file.len(), is_escaped: false };
+            units.push(Unit::Part { passage, part: cell });
+            return Ok(units);
+        }
+        let mut start = match self.long.range(..=cell.start).next_back() {
+            Some((start, (end, _))) if cell.start <= *end => *start,
+            _ => self.reader.line_start(cell.start)?,
+        };
+        while start < cell.end {
+            let end = match self.long.get(&start) {
+                Some((end, _)) => *end,
+                None => self.reader.line_end(start)?,
+            };
+            let begins_here = cell.contains(&start);
+            match self.long_line(start..end)? {
+                None if begins_here => units.push(Unit::Record(start..end)),
+                None => {}
+                Some(Scanned::Text(range)) => {
+                    let part = range.start.max(cell.start)..range.end.min(cell.end);
+                    if part.start < part.end {
+                        units.push(Unit::Part { passage: Passage { range, is_escaped: true }, part });
+                    }
+                }
+                Some(Scanned::Other) if !begins_here => {}
+                Some(Scanned::Other) if end - start > MAX_RECORD_BYTES => {
+                    return Err(malformed(self.reader.file, &place(start), &too_long(end - start)));
+                }
+                Some(Scanned::Other) => units.push(Unit::Record(start..end)),
+                Some(Scanned::Malformed(what)) => return Err(malformed(self.reader.file, &place(start), &what)),
+            }
+            start = end + 1;
+        }
+        Ok(units)
+    }
+
+    /// What a line holds, if it is longer than a cell.
+    fn long_line(&mut self, line: Range<u64>) -> Result<Option<Scanned>> {
+        if line.end - line.start <= self.cell {
+            return Ok(None);
+        }
+        if let Some((_, scanned)) = self.long.get(&line.start) {
+            return Ok(Some(scanned.clone()));
+        }
+        let scanned = scan(&mut self.reader, line.clone())?;
+        // All that is taken of the line but its text, which is hashed where it is read.
+        self.hasher.update(format!("{line:?} {scanned:?}").as_bytes());
+        self.long.insert(line.start, (line.end, scanned.clone()));
+        Ok(Some(scanned))
+    }
+
+    fn record(&mut self, line: Range<u64>, encoder: &mut Encoder<'_>) -> Result<Vec<u32>> {
+        self.hash(line.clone())?;
+        let (file, at) = (self.reader.file, place(line.start));
+        let line = self.reader.bytes(line)?;
+        if line.trim_ascii().is_empty() {
+            return Ok(Vec::new());
+        }
+        let record = parse(line).map_err(|what| malformed(file, &at, &what))?;
+        let mut ids = Vec::new();
+        let mut take = |found: &[u32]| {
+            ids.extend_from_slice(found);
+            Ok(ControlFlow::Continue(()))
+        };
+        let (_, padding) = tokenize_record(encoder, record, &mut take)?;
+        self.padding += padding;
+        Ok(ids)
+    }
+
+    /// The first window of a part of a document.
+    fn part(
+        &mut self,
+        passage: Passage,
+        part: Range<u64>,
+        encoder: &mut Encoder<'_>,
+        length: usize,
+    ) -> Result<Vec<u32>> {
+        let is_first = part.start == passage.range.start;
+        // The part may be less than a character.
+        let start = passage.boundary(&mut self.reader, part.start)?.min(part.end);
+        let before = part.start.saturating_sub(CONTEXT_BYTES).max(passage.range.start);
+        let before = passage.boundary(&mut self.reader, before)?.min(start);
+        self.hash(before..part.end)?;
+        let mut text = self.text(&passage, before..start)?;
+        let context = text.len();
+        text.push_str(&self.text(&passage, start..part.end)?);
+        // A document's beginning has the tokens that stand before a document.
+        let mut tokens = encoder.placed(&text, is_first)?;
+        if part.end < passage.range.end {
+            while tokens.last().is_some_and(|token| token.is_special) {
+                tokens.pop();
+            }
+        }
+        let own = tokens.iter().filter(|token| token.is_special || token.start >= context);
+        Ok(own.map(|token| token.id).take(length).collect())
+    }
+
+    /// The characters that begin in `range`.
+    fn text(&mut self, passage: &Passage, range: Range<u64>) -> Result<String> {
+        Ok(passage.decoded(&mut self.reader, range)?.0)
+    }
+
+    fn hash(&mut self, range: Range<u64>) -> Result<()> {
+        let bytes = self.reader.bytes(range.clone())?;
+        self.hasher.update(format!("{range:?}").as_bytes());
+        self.hasher.update(bytes);
+        Ok(())
+    }
+}
+
+fn place(at: u64) -> String {
+    format!("the line that begins at byte {at}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write as _;
+    use std::path::{Path, PathBuf};
+
+    use moe_math::sampling;
+
+    use super::*;
+
+    const LENGTH: usize = 64;
+
+    fn golden(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
+    }
+
+    fn english() -> String {
+        std::fs::read_to_string(golden("text/english.calibration.txt")).unwrap()
+    }
+
+    fn sample(path: &Path, tokens: usize, seed: u64) -> (Drawn, BTreeSet<Vec<u32>>) {
+        let model = golden("models/moe");
+        let file = TextFile::open(path).unwrap();
+        let mut encoder = Encoder::new(&model, 1 << 20);
+        let places = Places { files: &[&file], encoder: &mut encoder, vocab: 1 << 20, length: LENGTH, tokens };
+        let drawn = places.draw(&mut sampling::generator(seed, 0)).unwrap().remove(0);
+        let documents = drawn.documents.iter().cloned().collect();
+        (drawn, documents)
+    }
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    /// What is drawn of one long document are windows of its tokens, wherever they begin, with or without JSON around it.
+    #[test]
+    fn parts_of_a_long_text_have_the_tokens_of_the_whole_text() {
+        let text = english();
+        let whole = Encoder::new(&golden("models/moe"), 1 << 20).encode(&text, true).unwrap();
+        let ascii: String = text.chars().fold(String::new(), |mut ascii, character| {
+            match character {
+                'e' => ascii.push_str("\\u0065"),
+                '"' => ascii.push_str("\\\""),
+                '\n' => ascii.push_str("\\n"),
+                other => ascii.push(other),
+            }
+            ascii
+        });
+        let record = format!("{{\"id\": [1, {{\"a\": \"}}\"}}], \"text\": \"{ascii}\", \"more\": NaN}}\n");
+        for text in [text.clone(), record.clone(), format!("{record}{record}")] {
+            let (_dir, path) = written(&text);
+            let (drawn, documents) = sample(&path, 2000, 1);
+            assert!(drawn.cells[0] >= 2000 / LENGTH as u64 && drawn.cells[0] < drawn.cells[1]);
+            for document in documents {
+                assert!(document.len() <= LENGTH);
+                // The text's last token may be cut.
+                let inner = &document[..document.len().saturating_sub(1)];
+                assert!(whole.windows(inner.len().max(1)).any(|window| window == inner), "{document:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_draw_other_places_and_the_same_seed_the_same() {
+        let (_dir, path) = written(&english());
+        let draw = |seed| sample(&path, 1000, seed);
+        assert_eq!(draw(1).1, draw(1).1);
+        assert_eq!(draw(1).0.digest, draw(1).0.digest);
+        assert!(draw(1).1.is_disjoint(&draw(2).1));
+        assert_ne!(draw(1).0.digest, draw(2).0.digest);
+    }
+
+    #[test]
+    fn short_records_are_drawn_whole_and_all_of_them_where_all_are_wanted() {
+        let mut lines = String::new();
+        for (number, verse) in english().lines().enumerate() {
+            let verse: String = verse.chars().take(90).collect();
+            writeln!(lines, "{}", serde_json::json!({ "text": format!("{number} {verse}") })).unwrap();
+            lines.push_str(if number % 3 == 0 { "\n  \n" } else { "" });
+        }
+        let (_dir, path) = written(&lines);
+        let model = golden("models/moe");
+        let mut encoder = Encoder::new(&model, 1 << 20);
+        let all: BTreeSet<Vec<u32>> = lines
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap();
+                encoder.encode(record["text"].as_str().unwrap(), true).unwrap()
+            })
+            .collect();
+        let (some, documents) = sample(&path, 3000, 5);
+        let documents: BTreeSet<_> = documents.into_iter().filter(|ids| !ids.is_empty()).collect();
+        assert!(documents.is_subset(&all) && documents.len() > 10, "{:?}", some.cells);
+        let (every, documents) = sample(&path, usize::MAX, 5);
+        let documents: BTreeSet<_> = documents.into_iter().filter(|ids| !ids.is_empty()).collect();
+        assert_eq!(every.cells[0], every.cells[1]);
+        assert_eq!(documents, all);
+    }
+
+    #[test]
+    fn what_a_result_depends_on_changes_its_hash_and_nothing_else_does() {
+        let text = english();
+        let (_dir, path) = written(&text);
+        let (before, documents) = sample(&path, 500, 3);
+        let mut changed = [0; 2];
+        for at in (0..text.len()).step_by(911) {
+            let mut other = text.clone().into_bytes();
+            other[at] = if other[at] == b'q' { b'z' } else { b'q' };
+            std::fs::write(&path, other).unwrap();
+            let (after, others) = sample(&path, 500, 3);
+            // Same hash, same documents.
+            assert!(after.digest != before.digest || others == documents);
+            changed[usize::from(after.digest != before.digest)] += 1;
+        }
+        assert!(changed[0] > 10 && changed[1] > 1, "{changed:?}");
+    }
+}

@@ -1,0 +1,133 @@
+//! A data file whose content is known for what it is.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{Error, Kind, Result, Scratch, open_file};
+
+use super::recognize::{Content, Format, HEAD_BYTES, recognize};
+use super::unpack::{lines_of_array, unpacked};
+
+/// A data file, read by position.
+pub(crate) struct TextFile {
+    path: PathBuf,
+    bytes: Bytes,
+    /// Where the text begins: behind a byte order mark.
+    start: u64,
+    end: u64,
+    /// What it holds.
+    pub format: Format,
+    /// How it was made readable, where it isn't so as it lies there.
+    pub unpacked: Option<&'static str>,
+}
+
+/// Where its bytes are.
+enum Bytes {
+    File(File),
+    /// In a nameless file, since the file itself can't be read by position.
+    Scratch(Scratch),
+}
+
+impl TextFile {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// [`Kind::Missing`] where there is no such file, [`Kind::Malformed`] where it is no regular one,
+    /// [`Kind::Unsupported`] for a known format that isn't text.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            return Err(Error::new(Kind::Missing, "no such data file").file(path).remedy("check --data"));
+        }
+        let file = open_file(path)?;
+        let end = file.metadata().map_err(|e| Error::io("cannot read this data file", path, e))?.len();
+        let file = Self::whole(path, Bytes::File(file), end);
+        file.recognized(path).map_err(|e| e.file(path))
+    }
+
+    fn whole(path: &Path, bytes: Bytes, end: u64) -> Self {
+        Self { path: path.to_owned(), bytes, start: 0, end, format: Format::Prose, unpacked: None }
+    }
+
+    /// Finds out what it holds, which is called `name`.
+    fn recognized(mut self, name: &Path) -> Result<Self> {
+        let mut head = vec![0; (self.end as usize).min(HEAD_BYTES)];
+        self.read_at(0, &mut head)?;
+        let is_all = head.len() as u64 == self.end;
+        match recognize(name, &head, is_all)? {
+            Content::Text { format, start } => {
+                (self.format, self.start) = (format, start);
+                Ok(self)
+            }
+            Content::Gzip if self.unpacked.is_some() => {
+                Err(Error::new(Kind::Unsupported, "this is gzip within gzip").remedy("unpack it first: gunzip"))
+            }
+            Content::Gzip => {
+                let Bytes::File(file) = &self.bytes else { unreachable!("a scratch file was unpacked") };
+                let (scratch, end) = unpacked(file)?;
+                let mut inner = Self::whole(&self.path, Bytes::Scratch(scratch), end);
+                inner.unpacked = Some("gzip");
+                inner.recognized(&name.with_extension(""))
+            }
+            Content::Array { start } => {
+                self.start = start;
+                let (scratch, end) = lines_of_array(&self)?;
+                let mut lines = Self::whole(&self.path, Bytes::Scratch(scratch), end);
+                lines.format = Format::Records;
+                lines.unpacked = Some("a JSON array");
+                Ok(lines)
+            }
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its name says the same of it as its content.
+    pub fn is_named_so(&self) -> bool {
+        let ending = |path: &Path| path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+        let ending = match ending(&self.path).as_str() {
+            "gz" => ending(&self.path.with_extension("")),
+            _ => ending(&self.path),
+        };
+        match self.format {
+            Format::Prose => true,
+            Format::Records => matches!(ending.as_str(), "jsonl" | "ndjson" | "jl" | "json"),
+        }
+    }
+
+    /// How many bytes of text there are.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether its bytes are those of the file, in their places.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.bytes, Bytes::File(_))
+    }
+
+    /// Fills `buffer` with the text's bytes from `at` on.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], as where the file has become shorter.
+    pub fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => file
+                .read_exact_at(buffer, self.start + at)
+                .map_err(|e| Error::io("cannot read this data file", &self.path, e)),
+            Bytes::Scratch(scratch) => scratch.read_at(self.start + at, buffer),
+        }
+    }
+
+    /// What it was taken for, in words.
+    pub fn taken_for(&self) -> String {
+        let format = match self.format {
+            Format::Prose => "plain text, one document",
+            Format::Records => "JSON Lines, a document a line",
+        };
+        self.unpacked.map_or(format.to_owned(), |packed| format!("{format}, out of {packed}"))
+    }
+}

@@ -1,0 +1,187 @@
+//! Documents of a data file in their order, tokenized into windows as they come.
+
+use std::ops::ControlFlow;
+
+use moe_checkpoint::{Error, Kind, Result};
+
+use super::encoder::Encoder;
+use super::escaped::Passage;
+use super::pieces::{Held, Parts as _, Read, Take, tokenize};
+use super::reader::Reader;
+use super::recognize::Format;
+use super::record::{Record, parse};
+use super::scan::{Scanned, scan};
+use super::source::TextFile;
+use super::windows::Windows;
+use crate::batch::check_ids;
+
+/// A file that isn't larger is checked to its end, though enough was read of it.
+const CHECKED_BYTES: u64 = 4 << 20;
+/// Records that aren't longer are read at once.
+const HELD_BYTES: u64 = 1 << 20;
+/// Records of text are read in parts; of others this is the longest.
+pub(super) const MAX_RECORD_BYTES: u64 = 64 << 20;
+
+/// Reads a data file from its beginning.
+pub(crate) struct Stream<'a, 'e> {
+    /// The file.
+    pub file: &'a TextFile,
+    /// Makes its tokens.
+    pub encoder: &'a mut Encoder<'e>,
+    /// Size of the vocabulary.
+    pub vocab: usize,
+    /// It may stop when there are windows of so many tokens.
+    pub enough: Option<usize>,
+    /// More tokens than these are too many to hold.
+    pub most: Option<usize>,
+}
+
+impl Stream<'_, '_> {
+    /// Fills `windows`, and returns where it stopped: at the end, if it hadn't enough.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] for a line that is no record; [`Kind::Usage`] for ids beyond the vocabulary; what reading and the
+    /// tokenizer return.
+    pub fn read(self, windows: &mut Windows) -> Result<u64> {
+        let Self { file, encoder, vocab, enough, most } = self;
+        let mut reader = Reader::new(file);
+        let mut at = 0;
+        let mut number = 0u64;
+        while at < file.len() && (!has_enough(windows, enough) || file.len() <= CHECKED_BYTES) {
+            if file.format == Format::Prose {
+                let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
+                let passage = Passage { range: 0..file.len(), is_escaped: false };
+                let mut parts = Read { reader: &mut reader, passage, at: 0 };
+                let flow = tokenize(encoder, &mut parts, true, &mut take)?;
+                while file.len() <= CHECKED_BYTES && parts.next()?.is_some() {}
+                at = parts.at;
+                if flow.is_continue() {
+                    windows.end_document();
+                }
+                break;
+            }
+            let end = reader.line_end(at)?;
+            number += 1;
+            let line = at..end;
+            let scanned = if end - at <= HELD_BYTES { Scanned::Other } else { scan(&mut reader, line.clone())? };
+            let flow = match scanned {
+                Scanned::Text(range) => {
+                    let passage = Passage { range: range.clone(), is_escaped: true };
+                    let mut parts = Read { reader: &mut reader, passage, at: range.start };
+                    at = end + 1;
+                    if has_enough(windows, enough) {
+                        continue;
+                    }
+                    let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
+                    tokenize(encoder, &mut parts, true, &mut take)?
+                }
+                Scanned::Other if end - at <= MAX_RECORD_BYTES => {
+                    let line = reader.bytes(line)?;
+                    at = end + 1;
+                    if line.trim_ascii().is_empty() {
+                        continue;
+                    }
+                    let record = parse(line).map_err(|what| malformed(file, &format!("line {number}"), &what))?;
+                    if has_enough(windows, enough) {
+                        continue;
+                    }
+                    let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
+                    let (flow, padding) = tokenize_record(encoder, record, &mut take)?;
+                    windows.padding += padding;
+                    flow
+                }
+                Scanned::Other => return Err(malformed(file, &format!("line {number}"), &too_long(end - at))),
+                Scanned::Malformed(what) => return Err(malformed(file, &format!("line {number}"), &what)),
+            };
+            at = end + 1;
+            if flow.is_continue() {
+                windows.end_document();
+            }
+        }
+        // A window that isn't full is one, if it is the text's end rather than ours.
+        if !has_enough(windows, enough) {
+            windows.end_file();
+        }
+        Ok(at.min(file.len()))
+    }
+}
+
+/// Puts tokens into `windows`, which want `enough` and may hold `most`.
+fn take_ids(
+    windows: &mut Windows,
+    ids: &[u32],
+    vocab: usize,
+    [enough, most]: [Option<usize>; 2],
+) -> Result<ControlFlow<()>> {
+    check_ids(ids, vocab)?;
+    windows.push(ids);
+    if has_enough(windows, enough) {
+        return Ok(ControlFlow::Break(()));
+    }
+    check_memory(windows, most)?;
+    Ok(ControlFlow::Continue(()))
+}
+
+fn check_memory(windows: &Windows, most: Option<usize>) -> Result<()> {
+    match most {
+        Some(most) if windows.tokens > most => {
+            let what = format!("this text has more than the {most} tokens that --memory-budget holds");
+            Err(Error::new(Kind::Usage, what)
+                .remedy("say how many are wanted (--data-tokens; --max-tokens of eval), or raise --memory-budget"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
+    enough.is_some_and(|enough| windows.tokens >= enough)
+}
+
+/// Gives `take` the tokens of `record`; and how many of its tokens are masked or padding.
+pub(super) fn tokenize_record(
+    encoder: &mut Encoder<'_>,
+    record: Record,
+    take: Take<'_>,
+) -> Result<(ControlFlow<()>, usize)> {
+    match record {
+        Record::Text(text) => Ok((tokenize(encoder, &mut Held(&text), true, take)?, 0)),
+        Record::Messages(messages, tools) => {
+            let text = encoder.render(&messages, tools.as_ref())?;
+            // The template writes the special tokens itself.
+            Ok((tokenize(encoder, &mut Held(&text), false, take)?, 0))
+        }
+        Record::Ids(ids, mask) => {
+            let seen = match mask {
+                Some(mask) => ids.iter().zip(mask).filter(|(_, seen)| *seen).map(|(id, _)| *id).collect(),
+                None => encoder.unpadded(&ids)?,
+            };
+            Ok((take(&seen)?, ids.len() - seen.len()))
+        }
+    }
+}
+
+pub(super) fn too_long(bytes: u64) -> String {
+    format!(
+        "{} MB in one record that isn't \"text\", which must be held whole; the most is {} MB",
+        bytes / 1_000_000,
+        MAX_RECORD_BYTES / 1_000_000
+    )
+}
+
+/// No record at `place`.
+pub(super) fn malformed(file: &TextFile, place: &str, what: &str) -> Error {
+    let remedy = match what {
+        _ if what.contains("surrogate pair") => {
+            "leave the record out, or write its text anew: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        }
+        _ if what.contains("EOF") || what.contains("line ends") => {
+            "write each record on a line of its own: jq -c . FILE > data.jsonl"
+        }
+        _ if what.contains("UTF-8") || what.contains("unicode") => {
+            "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl"
+        }
+        _ => "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"",
+    };
+    let remedy = remedy.replace("FILE", &file.path().to_string_lossy());
+    Error::new(Kind::Malformed, format!("{place}: {what}")).file(file.path()).remedy(remedy)
+}

@@ -1,0 +1,143 @@
+//! What can't be read by position as it lies there, written to a nameless file where it can: gzip, and lists of records.
+
+use std::fs::File;
+use std::io::Read;
+
+use flate2::read::MultiGzDecoder;
+use moe_checkpoint::{Error, Kind, Result, Scratch};
+
+use super::source::TextFile;
+
+const CHUNK_BYTES: usize = 1 << 20;
+/// Text is packed to a tenth; a small file that claims to be a hundred times more was made to fill a disk.
+const MAX_RATIO: u64 = 100;
+/// What that doesn't matter for.
+const SMALL_BYTES: u64 = 1 << 30;
+
+/// What the gzip file `file` holds, and its bytes.
+pub(super) fn unpacked(file: &File) -> Result<(Scratch, u64)> {
+    let scratch = scratch()?;
+    let packed = file.metadata().map_or(0, |metadata| metadata.len());
+    let most = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
+    let mut unpacker = MultiGzDecoder::new(file);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut end = 0;
+    loop {
+        let read = unpacker.read(&mut chunk).map_err(|e| {
+            Error::new(Kind::Malformed, "this gzip file can't be unpacked")
+                .source(e)
+                .remedy("check it by gzip -t, and download it again")
+        })?;
+        if read == 0 {
+            return Ok((scratch, end));
+        }
+        scratch.write_at(end, &chunk[..read]).map_err(no_room)?;
+        end += read as u64;
+        if end > most {
+            let what = format!("this gzip file of {packed} bytes holds more than {most}");
+            return Err(Error::new(Kind::Unsupported, what)
+                .remedy("unpack it first (gunzip -k), and give the part that is wanted"));
+        }
+    }
+}
+
+/// The elements of the list of JSON that `file` is, a line each, and their bytes.
+pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
+    let scratch = scratch()?;
+    let mut lines = Lines::default();
+    let (mut at, mut end) = (0, 0);
+    while at < file.len() {
+        let mut chunk = vec![0; CHUNK_BYTES.min((file.len() - at) as usize)];
+        file.read_at(at, &mut chunk)?;
+        at += chunk.len() as u64;
+        lines.split(&mut chunk).map_err(malformed)?;
+        scratch.write_at(end, &chunk).map_err(no_room)?;
+        end += chunk.len() as u64;
+    }
+    if lines.state != State::Behind {
+        return Err(malformed("the list isn't closed".to_owned()));
+    }
+    Ok((scratch, end))
+}
+
+fn scratch() -> Result<Scratch> {
+    Scratch::create(&std::env::temp_dir()).map_err(no_room)
+}
+
+fn no_room(error: Error) -> Error {
+    Error::new(Kind::Io, "there is no room to unpack this data file")
+        .source(error)
+        .remedy("set TMPDIR to a folder on a disk with more room, or unpack it yourself")
+}
+
+fn malformed(what: String) -> Error {
+    Error::new(Kind::Malformed, what).remedy("give a list of records, or records line by line: jq -c '.[]' makes such")
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Before,
+    Within,
+    Behind,
+}
+
+/// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them become line breaks, and line breaks
+/// within them spaces.
+#[derive(Default)]
+struct Lines {
+    state: State,
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Lines {
+    fn split(&mut self, chunk: &mut [u8]) -> Result<(), String> {
+        for byte in chunk {
+            if self.in_string {
+                self.in_string = self.is_escaped || *byte != b'"';
+                self.is_escaped = !self.is_escaped && *byte == b'\\';
+                continue;
+            }
+            match (self.state, *byte) {
+                (State::Before, b'[') => (self.state, *byte) = (State::Within, b'\n'),
+                (State::Within, b'"') => self.in_string = true,
+                (State::Within, b'[' | b'{') => self.depth += 1,
+                (State::Within, b']') if self.depth == 0 => (self.state, *byte) = (State::Behind, b'\n'),
+                (State::Within, b']' | b'}') => {
+                    self.depth = self.depth.checked_sub(1).ok_or("a bracket is closed that wasn't opened")?;
+                }
+                (State::Within, b',') if self.depth == 0 => *byte = b'\n',
+                (State::Within, b'\n' | b'\r') => *byte = b' ',
+                (State::Before | State::Behind, byte) if !byte.is_ascii_whitespace() => {
+                    return Err(format!("{:?} outside of the list", char::from(byte)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_of_a_list_become_lines() {
+        let split = |text: &str, chunk: usize| {
+            let mut bytes = text.as_bytes().to_vec();
+            let mut lines = Lines::default();
+            let split = bytes.chunks_mut(chunk).try_for_each(|chunk| lines.split(chunk));
+            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == State::Behind))
+        };
+        let text = "[{\"a\": \"],\\\"\\\\\",\n \"b\": [1, 2]}, {\"c\": {}}\n]\n";
+        let wanted = "\n{\"a\": \"],\\\"\\\\\",  \"b\": [1, 2]}\n {\"c\": {}} \n\n";
+        for chunk in [1, 3, 100] {
+            assert_eq!(split(text, chunk), Ok((wanted.to_owned(), true)));
+        }
+        assert_eq!(split("[{}", 9), Ok(("\n{}".to_owned(), false)));
+        assert!(split("[{}] x", 9).is_err() && split("[}]", 9).is_err());
+    }
+}

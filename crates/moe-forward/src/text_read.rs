@@ -1,0 +1,143 @@
+//! What was read of a data file, for receipts and messages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{Hasher, Result, open_file, sha256_bytes};
+use std::io::Read as _;
+
+use crate::text::{TextFile, Windows};
+
+/// Files that aren't larger are hashed whole, however much was read of them: that takes a tenth of a second.
+const HASHED_BYTES: u64 = 64 << 20;
+/// What stands before the hash of what was read of a file, where that isn't the file's.
+const OF_PARTS: &str = "parts:";
+
+/// What was read of a data file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextRead {
+    /// The file.
+    pub path: PathBuf,
+    /// What it was taken for, in words.
+    pub taken_for: String,
+    /// Whether its name says the same.
+    pub is_named_so: bool,
+    /// Documents that were read; at places, parts of long ones count as such.
+    pub documents: usize,
+    /// Tokens in windows.
+    pub tokens: usize,
+    /// Tokens that stood alone in a window, and were dropped: there is nothing to predict.
+    pub alone: usize,
+    /// Tokens that were dropped since they are masked, or padding.
+    pub padding: usize,
+    /// Whether the file, or its label, holds more than was wanted.
+    pub has_more: bool,
+    /// How it was read.
+    how: How,
+    /// Bytes of text.
+    bytes: u64,
+    /// Whether the text's bytes are the file's.
+    is_plain: bool,
+}
+
+/// How a file was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum How {
+    /// To its end.
+    Whole,
+    /// So many bytes of it.
+    Beginning(u64),
+    /// At places that were drawn.
+    Places {
+        /// Cells that were read, and all.
+        cells: [u64; 2],
+        /// Hash of all that what was found depends on.
+        digest: String,
+    },
+}
+
+impl TextRead {
+    /// What `windows` has that wasn't there `before`, out of `file`.
+    pub(crate) fn of(file: &TextFile, windows: &Windows, before: &Windows, how: How) -> Self {
+        Self {
+            path: file.path().to_owned(),
+            taken_for: file.taken_for(),
+            is_named_so: file.is_named_so(),
+            documents: windows.documents - before.documents,
+            tokens: windows.tokens - before.tokens,
+            alone: windows.alone - before.alone,
+            padding: windows.padding - before.padding,
+            has_more: how != How::Whole,
+            how,
+            bytes: file.len(),
+            is_plain: file.is_plain(),
+        }
+    }
+
+    /// What a user should know of it; nothing where the file is what its name says and was read whole.
+    pub fn note(&self) -> Option<String> {
+        let places = match &self.how {
+            How::Places { cells: [read, all], .. } => {
+                Some(format!("read at {read} of {all} places, which the seed drew"))
+            }
+            _ => None,
+        };
+        let taken = (!self.is_named_so).then(|| format!("taken for {}", self.taken_for));
+        let said: Vec<String> = taken.into_iter().chain(places).collect();
+        (!said.is_empty()).then(|| format!("{}: {}", self.path.display(), said.join("; ")))
+    }
+
+    /// The hash of what was read, where the file is large and only part of it was: one that another content of the rest doesn't
+    /// change, since it changes no result either.
+    fn digest_of_parts(&self) -> Result<Option<String>> {
+        if self.bytes <= HASHED_BYTES || !self.is_plain {
+            return Ok(None);
+        }
+        match &self.how {
+            How::Whole => Ok(None),
+            How::Places { digest, .. } => Ok(Some(digest.clone())),
+            How::Beginning(end) => beginning(&self.path, self.bytes, *end).map(Some),
+        }
+    }
+}
+
+/// The hash of the first `end` bytes of a file, and of its size.
+fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
+    let mut hasher = Hasher::default();
+    hasher.update(format!("{end} of {bytes} bytes").as_bytes());
+    let mut left = open_file(path)?.take(end);
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        let read = left.read(&mut chunk).map_err(|e| moe_checkpoint::Error::io("cannot read this file", path, e))?;
+        if read == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&chunk[..read]);
+    }
+}
+
+/// The hashes of those of `texts` of which only parts were read: `parts:` and the SHA-256 of the file's size and of all bytes that
+/// the result depends on. Other files are to be hashed whole.
+///
+/// # Errors
+/// What reading returns.
+pub fn digests_of<'a>(texts: impl IntoIterator<Item = &'a TextRead>) -> Result<BTreeMap<PathBuf, String>> {
+    let mut parts: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
+    let mut whole: Vec<&Path> = Vec::new();
+    for text in texts {
+        match text.digest_of_parts()? {
+            Some(digest) => parts.entry(&text.path).or_default().push(digest),
+            None => whole.push(&text.path),
+        }
+    }
+    // What is read whole for another purpose is hashed whole.
+    let of_parts = parts.into_iter().filter(|(path, _)| !whole.contains(path));
+    Ok(of_parts.map(|(path, digests)| (path.to_owned(), joined(&digests))).collect())
+}
+
+fn joined(digests: &[String]) -> String {
+    match digests {
+        [one] => format!("{OF_PARTS}{one}"),
+        many => format!("{OF_PARTS}{}", sha256_bytes(many.concat().as_bytes())),
+    }
+}

@@ -1,0 +1,146 @@
+//! Text of any size and form: what is read of it, what that takes, and what is said.
+
+use std::fs;
+
+use crate::common::{BINARY, Outcome, Sandbox, assert_none};
+
+/// English, as often as it takes to fill about `bytes`.
+fn english(bytes: usize) -> String {
+    let text = fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt")).unwrap();
+    text.repeat(bytes.div_ceil(text.len()))
+}
+
+/// Peak memory that `--timings` prints, in MB.
+fn peak(outcome: &Outcome) -> f64 {
+    let line =
+        outcome.stderr.lines().find(|line| line.to_lowercase().contains("peak")).unwrap_or_else(|| panic!("{outcome}"));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let unit = words.iter().position(|word| word.trim_matches(',').ends_with('B') && word.len() <= 3).unwrap();
+    let scale = if words[unit].starts_with('G') { 1000.0 } else { 1.0 };
+    words[unit - 1].parse::<f64>().unwrap() * scale
+}
+
+/// Held whole, the text of each took 150 times its bytes: 3 GB.
+#[test]
+fn memory_does_not_grow_with_the_text() {
+    let sandbox = Sandbox::new();
+    let text = english(20 << 20);
+    let line = text.replace('\n', " ");
+    sandbox.write("small.txt", english(100_000));
+    sandbox.write("prose.txt", &text);
+    sandbox.write("line.txt", &line);
+    sandbox.write("record.jsonl", serde_json::json!({ "text": line }).to_string());
+    let observe = |file: &str| {
+        let line = format!(
+            "observe golden/models/moe -o st --overwrite --data {file} --data-tokens 64 --sequence-length 64 --no-left-out \
+             --memory-budget 200MB --timings"
+        );
+        peak(&sandbox.run(&line).succeeds())
+    };
+    let small = observe("small.txt");
+    for file in ["prose.txt", "line.txt", "record.jsonl"] {
+        let large = observe(file);
+        assert!(large < small + 30.0, "{file}: {large} MB, and {small} MB for a small text");
+    }
+    // From its beginning, too.
+    let line = "eval golden/models/dense --data line.txt --max-tokens 64 --sequence-length 64 --timings";
+    let outcome = sandbox.run(line).succeeds();
+    assert!(peak(&outcome) < 200.0, "{outcome}");
+}
+
+#[test]
+fn a_sample_of_a_large_text_depends_on_the_seed_and_nothing_else() {
+    let sandbox = Sandbox::new();
+    sandbox.write("large.txt", english(5 << 20));
+    let statistics = |options: &str| {
+        let line = format!(
+            "observe golden/models/moe -o st --overwrite --data large.txt --data-tokens 512 --sequence-length 128 \
+             --no-left-out {options}"
+        );
+        sandbox.run(&line).succeeds().says(&["large.txt", "places"]);
+        sandbox.read("st")
+    };
+    let first = statistics("--threads 1");
+    assert!(first == statistics("--threads 2 --memory-budget 150MB"));
+    assert!(first != statistics("--seed 1"));
+}
+
+#[test]
+fn what_is_not_text_is_refused_with_a_way_on() {
+    let sandbox = Sandbox::new();
+    let utf_16: Vec<u8> = "\u{feff}some words here".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let record = r#"{"text": "some words here"}"#;
+    sandbox.write("data.parquet", b"PAR1\0\0\0\0PAR1");
+    sandbox.write("utf16.txt", utf_16);
+    sandbox.write("object.json", r#"{"data": []}"#);
+    sandbox.write("half.jsonl", format!("{record}\n{}", r#"{"text": "half \ud83d of it"}"#));
+    sandbox.write("pretty.jsonl", "{\n  \"text\": \"a\"\n}");
+    sandbox.write("alpaca.jsonl", r#"{"instruction": "add", "output": "3"}"#);
+    sandbox.write("cut.gz", b"\x1f\x8b\x08\x00\x00");
+    sandbox.write("a=b.txt", "some words here");
+    let cases: &[(&str, i32, &[&str])] = &[
+        ("data.parquet", 1, &["Parquet", "read_parquet"]),
+        ("utf16.txt", 1, &["UTF-16", "iconv -f UTF-16"]),
+        ("object.json", 1, &["line 1", "\"data\""]),
+        ("half.jsonl --max-tokens 2", 1, &["line 2", "surrogate pair"]),
+        ("pretty.jsonl", 1, &["line 1", "jq -c ."]),
+        ("alpaca.jsonl", 1, &["line 1", "\"instruction\", \"output\"", "\"text\""]),
+        ("cut.gz", 1, &["gzip"]),
+        ("a=b.txt", 1, &["./a=b.txt"]),
+    ];
+    let refused = |(file, code, complaints): &(&str, i32, &[&str])| {
+        let name = file.split(' ').next().unwrap_or(file);
+        let complaints = [*complaints, &[name.rsplit('=').next().unwrap_or(name)]].concat();
+        sandbox.refuses(&format!("eval golden/models/dense --data {file}"), *code, &complaints)
+    };
+    assert_none(&cases.iter().filter_map(refused).collect::<Vec<_>>());
+    sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
+}
+
+/// A pipe in the place of any file that is read: nobody writes to it, so whoever opens it waits.
+#[test]
+fn no_input_is_waited_for() {
+    let observe = "observe golden/models/moe -o out --data ids.jsonl";
+    let prune = "prune golden/models/moe -o out --experts 12";
+    let cases = [
+        "eval golden/models/dense --data pipe".to_owned(),
+        "eval golden/models/dense --data a=pipe@0.5".to_owned(),
+        "logits golden/models/dense --tokens pipe -o out".to_owned(),
+        format!("{observe} --add pipe"),
+        format!("{prune} --data pipe"),
+        format!("{prune} --stats pipe"),
+        "prune golden/models/moe -o out --plan pipe".to_owned(),
+        format!("{prune} --method random --held-out pipe"),
+        "quantize golden/models/moe -o out --scheme w4a16 --data ids.jsonl --pool pipe --min-samples 1".to_owned(),
+        "heal golden/models/moe -o out --data pipe".to_owned(),
+        "heal golden/models/moe -o out --data ids.jsonl --held-out pipe".to_owned(),
+        "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts pipe".to_owned(),
+        "run pipe".to_owned(),
+    ];
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
+    sandbox.shell("mkfifo pipe").succeeds();
+    let mut problems = Vec::new();
+    for line in cases {
+        let outcome = sandbox.shell(&format!("timeout -s KILL 20 '{BINARY}' {line}"));
+        let said = ["pipe", "remedy"].iter().all(|word| outcome.stderr.contains(word));
+        if ![1, 2].contains(&outcome.code) || !said {
+            problems.push(outcome.to_string());
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn too_little_text_says_what_became_of_it() {
+    let sandbox = Sandbox::new();
+    let record = format!(r#"{{"input_ids": {:?}}}"#, (0..33).collect::<Vec<u32>>());
+    sandbox.write("some.jsonl", vec![record; 100].join("\n"));
+    let line = "distill golden/models/moe -o out --data some.jsonl --sequence-length 32 --data-tokens 1024";
+    let problem = sandbox.refuses(
+        line,
+        2,
+        &["896 tokens are too few", "128 more are held out", "3300 tokens of 100 documents", "2176", "100 stood alone"],
+    );
+    assert_none(&problem.into_iter().collect::<Vec<_>>());
+}
