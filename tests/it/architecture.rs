@@ -134,8 +134,8 @@ fn build_scripts_download_nothing() {
         let loads =
             |word: &String| is_below(word, "std::net") || ["http", "curl", "wget"].iter().any(|w| word.contains(w));
         assert_eq!(script.words.iter().find(|word| loads(word)), None, "{}", path.display());
-        // What it runs is named by the variable of this name alone.
-        assert_eq!(runs(path), BTreeSet::from(["& nvcc".to_owned()]), "{}", path.display());
+        // What it runs, if anything, is named by the variable of this name alone.
+        assert_eq!(runs(path).iter().find(|program| *program != "& nvcc"), None, "{}", path.display());
     }
 }
 

@@ -308,7 +308,7 @@ fn links_in_a_model_lead_to_what_is_kept() {
         .succeeds();
     let line = "prune view -o out --experts 3 --method random --overwrite";
     assert_none(&sandbox.refuses(line, 2, &INSIDE).into_iter().collect::<Vec<_>>());
-    sandbox.run("prune view -o out2 --experts 3 --method random").succeeds();
+    sandbox.run("prune view -o out2 --experts 3 --method random").exits(1).says(&["not followed", "cp -rL"]);
 }
 
 #[test]

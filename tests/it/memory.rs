@@ -127,8 +127,9 @@ fn peak_memory_does_not_grow_with_layers_or_experts() {
     ];
     for (what, small, large) in measured {
         println!("{what}: {:.1} MB, then {:.1} MB", small / 1e6, large / 1e6);
-        // A tenth, since layers differ in how many tokens an expert gets; a megabyte for names and shapes of 15 layers.
-        assert!(large < 1.1 * small + 1e6, "{what}: {:.1} MB became {:.1} MB", small / 1e6, large / 1e6);
+        // A tenth, since layers differ in how many tokens an expert gets; a megabyte for names and shapes of 15 layers, and one for the buffer
+        // of a second thread, which a small model may have no work for.
+        assert!(large < 1.1 * small + 2e6, "{what}: {:.1} MB became {:.1} MB", small / 1e6, large / 1e6);
     }
 }
 

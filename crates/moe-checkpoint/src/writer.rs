@@ -481,8 +481,15 @@ mod tests {
     fn a_directory_that_vanishes_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
-        let result = Writer::create(&gone, plan_shards(&declared(), 1 << 30).unwrap())
-            .and_then(|mut w| w.push("a", &vec![0; 5 << 20]));
-        assert_eq!(result.unwrap_err().kind(), Kind::Io);
+        let write = || {
+            let mut writer = Writer::create(&gone, plan_shards(&declared(), 1 << 30)?)?;
+            writer.push("a", &vec![0; 5 << 20])?;
+            writer.push("empty", &[])?;
+            writer.push("b", &[0; 21])?;
+            writer.push("c", &[0; 21])?;
+            // What was pushed may still be on its way; nothing is finished that wasn't written.
+            writer.finish()
+        };
+        assert_eq!(write().unwrap_err().kind(), Kind::Io);
     }
 }

@@ -21,7 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   moe-convert inspect golden/models/dense
   moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2
-  moe-convert eval target/moe-8x --data golden/text/english.heldout.txt --against golden/models/dense
+  moe-convert eval target/moe-8x --against golden/models/dense --data golden/text/code.heldout.txt
   moe-convert run recipes/quickstart.toml
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 128 + N stopped by signal N (130: Ctrl-C).
@@ -113,7 +113,8 @@ pub enum Command {
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
         moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency --stats target/stats\n  \
+        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency \\\n    \
+        --stats target/stats\n  \
         moe-convert prune golden/models/moe -o target/edited --experts 12 --stats target/stats \\\n    \
         --dry-run --plan-out target/plan.json\n  \
         moe-convert prune golden/models/moe -o target/edited --plan target/plan.json\n\ndocs/pruning.md is the guide.")]
@@ -127,16 +128,19 @@ pub enum Command {
         --data golden/text/english.calibration.txt --data-tokens 4096\n  \
         moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
         --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe --stats target/stats\n\n\
+        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe \\\n    \
+        --stats target/stats\n\n\
         docs/pruning.md is the guide.")]
     Merge(Convert<MergeOptions>),
 
     /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
     #[command(after_help = "Examples:\n  \
-        moe-convert quantize golden/models/moe -o target/w4 --per-expert --scheme w4a16 --data-tokens 4096 \\\n    \
-        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert quantize golden/models/moe -o target/w3 --scheme w3a16 --group-size 32 --data-tokens 4096 \\\n    \
-        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n  \
+        moe-convert quantize golden/models/moe -o target/w4 --per-expert --scheme w4a16 \\\n    \
+        --data-tokens 4096 --data english=golden/text/english.calibration.txt \\\n    \
+        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert quantize golden/models/moe -o target/w3 --scheme w3a16 --group-size 32 \\\n    \
+        --data-tokens 4096 --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt\n  \
         moe-convert quantize golden/models/moe -o target/fp8 --scheme fp8-block\n\n\
         docs/quantization.md is the guide.")]
     Quantize(Convert<QuantizeOptions>),
@@ -145,8 +149,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         moe-convert distill golden/models/moe -o target/dense --data-tokens 4096 \\\n    \
         --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert distill golden/models/moe -o target/wide --width 1024 --down ridge --data-tokens 8192 \\\n    \
-        --data golden/text/english.calibration.txt --held-out golden/text/english.heldout.txt\n\n\
+        moe-convert distill golden/models/moe -o target/wide --width 1024 --down ridge \\\n    \
+        --data-tokens 8192 --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt\n\n\
         docs/distillation.md is the guide.")]
     Distill(Convert<DistillOptions>),
 

@@ -52,7 +52,7 @@ pub fn leave_one_out_cosine(sums: &Sums) -> Vec<f64> {
 }
 
 /// AIMER (2603.18492) of all weights of an expert together, (‖W‖₁/N) / √(‖W‖_F²/N): here GREATER is pruned first, so
-/// callers negate it. 0 for weights that are all zero.
+/// callers negate it. 0 for weights that are all zero, NaN where one is not finite.
 pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
     let (mut absolute, mut squares, mut count) = (0f64, 0f64, 0f64);
     for weight in weights {
@@ -61,7 +61,7 @@ pub fn aimer(weights: impl IntoIterator<Item = f32>) -> f64 {
         squares += weight * weight;
         count += 1.0;
     }
-    if squares > 0.0 { absolute / count / (squares / count).sqrt() } else { 0.0 }
+    if squares == 0.0 { 0.0 } else { absolute / count / (squares / count).sqrt() }
 }
 
 /// The round in which each expert falls when tokens vote for their first `top_k` experts, the one with the fewest votes
@@ -128,6 +128,7 @@ mod tests {
         assert!((aimer([2.0, -2.0, 2.0]) - 1.0).abs() < 1e-12);
         assert!((aimer([3.0, 0.0, 0.0]) - 1.0 / 3f64.sqrt()).abs() < 1e-12);
         assert_eq!(aimer([0.0]), 0.0);
+        assert!(aimer([1.0, f32::NAN]).is_nan() && aimer([1.0, f32::INFINITY]).is_nan());
     }
 
     #[test]

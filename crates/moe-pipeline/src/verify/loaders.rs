@@ -3,10 +3,9 @@
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, json, read_whole,
 };
+use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Model, is_computed, is_headless};
 use serde_json::{Map, Value};
-
-use super::tokens;
 
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
@@ -250,10 +249,13 @@ fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
 fn of_tokens(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let vocab = model.vocab as u64;
     let mut notes = Vec::new();
-    if let Some((id, token, file)) = tokens::largest(checkpoint.dir()).filter(|(id, ..)| *id >= vocab) {
-        notes.push(format!(
-            "{file} has tokens beyond the vocabulary of {vocab}, such as {token:?} ({id}): loaders fail where text has them"
-        ));
+    match tokens_beyond_vocabulary(checkpoint.dir(), model.vocab) {
+        Ok(beyond) => notes.extend(beyond.last().map(|(id, token)| {
+            format!(
+                "the tokenizer has tokens beyond the vocabulary of {vocab}, such as {token:?} ({id}): loaders fail where text has them"
+            )
+        })),
+        Err(error) => notes.push(format!("text can't be tokenized here: {}", error.briefly())),
     }
     let generation = json::read_python(&checkpoint.dir().join("generation_config.json")).unwrap_or_default();
     for (file, config) in [(CONFIG_FILE, checkpoint.config()), ("generation_config.json", &generation)] {

@@ -2,7 +2,6 @@
 
 mod listed;
 mod loaders;
-mod tokens;
 
 use std::path::Path;
 
