@@ -30,14 +30,12 @@ pub(super) enum Start {
 
 /// The record that `line` holds, else what is wrong with it.
 pub(super) fn parse(line: &[u8]) -> Result<Record, String> {
-    let fields = match serde_json::from_slice::<Fields<'_>>(line) {
-        Ok(fields) => fields.record(),
-        Err(error) => match without_nan(line) {
-            Some(line) => serde_json::from_slice::<Fields<'_>>(&line).map_err(|e| said(&e))?.record(),
-            None => return Err(said(&error)),
-        },
+    let error = match serde_json::from_slice::<Fields<'_>>(line) {
+        Ok(fields) => return fields.record(),
+        Err(error) => error,
     };
-    fields
+    let Some(line) = without_nan(line) else { return Err(said(&error)) };
+    serde_json::from_slice::<Fields<'_>>(&line).map_err(|e| said(&e))?.record()
 }
 
 /// Whether `line` begins with an object of JSON that has a key.

@@ -225,8 +225,10 @@ fn a_scratch_file_changes_nothing() {
     const TIMES: usize = 16;
     const BUDGET: &str = "85MB";
     let tokens = read_json("pruning/tokens.json");
-    let windows = |label: &str| -> Vec<Value> { tokens[label].as_array().unwrap().repeat(TIMES) };
-    let text = Text::new(&[("english", &windows("english").into()), ("code", &windows("code").into())]);
+    let windows = |label: &str| -> Value {
+        std::iter::repeat_n(tokens[label].as_array().unwrap(), TIMES).flatten().cloned().collect()
+    };
+    let text = Text::new(&[("english", &windows("english")), ("code", &windows("code"))]);
     let options = text.with_data("experts = 12");
     let bytes = |budget: Option<&str>| {
         let output = text.path("out");
