@@ -21,7 +21,8 @@ fuzz_target!(|lines: &[u8]| {
     }
     let spec = DataSpec { label: "lines".into(), path: write("lines.jsonl", lines), weight: Some(0.5) };
     for pack in [false, true] {
-        let options = TokenizeOptions { sequence_length: 8, vocab: 101, max_tokens: Some(64), pack, ..Default::default() };
+        let options =
+            TokenizeOptions { sequence_length: 8, vocab: 101, max_tokens: Some(64), pack, ..Default::default() };
         let Some(corpus) = accepted(Corpus::load(std::slice::from_ref(&spec), &BASE.dir(), options)) else { continue };
         assert!(corpus.domains.iter().flat_map(|d| &d.sequences).all(|s| (2..=8).contains(&s.len())));
         assert!(corpus.tokens() <= 64 && corpus.batch().ids.iter().all(|id| *id < 101));

@@ -8,8 +8,14 @@ use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, TokenizeOptions, special_tok
 use moe_fuzz::{Base, accepted, let_caught_panics_pass, write};
 
 static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/llama/base/model", "model"));
-const OPTIONS: TokenizeOptions =
-    TokenizeOptions { sequence_length: 8, vocab: 101, max_tokens: Some(64), pack: true, sample: Some(1) };
+const OPTIONS: TokenizeOptions = TokenizeOptions {
+    sequence_length: 8,
+    vocab: 101,
+    max_tokens: Some(64),
+    pack: true,
+    sample: Some(1),
+    memory_bytes: None,
+};
 
 fuzz_target!(init: let_caught_panics_pass(), |input: &[u8]| {
     let (tokenizer, text) = match input.iter().position(|byte| *byte == 0) {

@@ -9,6 +9,7 @@ use crate::common::{Sandbox, assert_none, tensors};
 
 const LLAMA: &str = "families/llama/base/model";
 const QWEN3_MOE: &str = "families/qwen3_moe/base/model";
+const TRAINED: &str = "models/moe";
 const SHARDED: &str = "families/mixtral/sharded/model";
 const SUMS: &str = "out/SHA256SUMS";
 
@@ -225,9 +226,10 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
         ),
         case(
             "beyond",
-            LLAMA,
+            TRAINED,
             |c| c.write("added_tokens.json", "{\"<|im_end|>\": 4096}"),
-            &["beyond", "<|im_end|>", "4096"],
+            // As transformers numbers it.
+            &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
         ),
         case("eos beyond", LLAMA, |c| c.set("eos_token_id", json!([1, 4097])), &["eos_token_id 4097", "beyond"]),
         case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),

@@ -222,14 +222,14 @@ fn by_domain_of(file: &StatisticsFile, layer: usize, like: &StatisticsFile) -> V
 /// Hidden states of so much text take more than a quarter of the budget, so that they lie in a file.
 #[test]
 fn a_scratch_file_changes_nothing() {
-    const TIMES: usize = 16;
-    const BUDGET: &str = "85MB";
+    const TIMES: usize = 32;
+    const BUDGET: &str = "90MB";
     let tokens = read_json("pruning/tokens.json");
     let windows = |label: &str| -> Value {
         std::iter::repeat_n(tokens[label].as_array().unwrap(), TIMES).flatten().cloned().collect()
     };
     let text = Text::new(&[("english", &windows("english")), ("code", &windows("code"))]);
-    let options = text.with_data("experts = 12");
+    let options = text.with_data("experts = 12\nmethod = \"frequency\"");
     let bytes = |budget: Option<&str>| {
         let output = text.path("out");
         let run = ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run() };
