@@ -99,7 +99,7 @@ impl Corpus {
     /// Reads and tokenises `specs` with the tokenizer of the checkpoint in `model_dir`.
     ///
     /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows aren't drawn. Where they are drawn, a label
-    /// of more than [`WHOLE_BYTES`], and of more than [`WHOLE_BYTES_PER_TOKEN`] for each token that is wanted, is read at places that the seed
+    /// of more than 4 MiB, and of more than 16 bytes for each token that is wanted, is read at places that the seed
     /// draws; of others all windows are made, and then drawn.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! - **At places** ([`Places`]): a large text of which a sample is wanted is divided into cells, and cells are drawn by the seed
 //!   until they gave enough tokens, so that neither time nor memory grows with the file.
 //!
-//! Either way a long document is tokenized in pieces ([`Pieces`]) that overlap, cut where both sides give the same tokens.
+//! Either way a long document is tokenized in pieces (`pieces`) that overlap, cut where both sides give the same tokens.
 
 mod encoder;
 mod escaped;
