@@ -167,7 +167,8 @@ def paired(out):
 
 
 def lettered(out, name, of):
-    """A golden with a tokenizer: each of some letters is a token, all others are one."""
+    """A golden with a tokenizer: each of some letters is a token, and all others are one. transformers makes byte-level BPE of whatever
+    Qwen's models have, so that theirs is that, without a merge; others are no token there."""
     _, source, tokens, dense = golden(of)
     to = out / "dense" / name
     shutil.copytree(source, to)
@@ -175,6 +176,10 @@ def lettered(out, name, of):
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "post_processor": None}
     tokenizer |= {"decoder": {"type": "Fuse"}, "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}}
     tokenizer["model"] = {"type": "WordLevel", "vocab": {letter: at for at, letter in enumerate(letters)}, "unk_token": "?"}
+    if name.startswith("qwen"):
+        vocabulary = {letter.replace(" ", "Ġ"): at for at, letter in enumerate(letters)}
+        tokenizer["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        tokenizer["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
     (to / "tokenizer.json").write_text(json.dumps(tokenizer))
     return name, to, tokens, dense
 
