@@ -104,10 +104,13 @@ pub fn to_pretty_python<T: Serialize>(value: &T) -> String {
     ["Infinity", "-Infinity", "NaN"].into_iter().fold(text, unquote)
 }
 
-/// Whether `file` begins as what Git keeps in the place of a large file.
+/// What a file begins with that Git keeps in the place of a large one.
+pub const LFS_POINTER: &[u8; 23] = b"version https://git-lfs";
+
+/// Whether `file` is such a one.
 fn is_lfs_pointer(file: &File) -> bool {
-    let mut start = [0; 23];
-    file.read_exact_at(&mut start, 0).is_ok() && start == *b"version https://git-lfs"
+    let mut start = [0; LFS_POINTER.len()];
+    file.read_exact_at(&mut start, 0).is_ok() && start == *LFS_POINTER
 }
 
 const DAMAGED: &str = "this file is damaged: download or copy it again";

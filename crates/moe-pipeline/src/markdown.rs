@@ -73,7 +73,7 @@ fn in_a_line(c: char) -> char {
     }
 }
 
-/// Most backticks that follow each other.
+/// The length of the longest run of backticks.
 fn longest_run(text: &str) -> usize {
     text.split(|c| c != '`').map(str::len).max().unwrap_or(0)
 }

@@ -23,7 +23,7 @@ const LOGIT_BYTES: usize = 64 << 20;
 const FEW_ROWS: usize = 128;
 /// Buffers of the writer: eight of 2 MiB.
 const WRITER_BYTES: u64 = 16 << 20;
-/// Of what a token is kept beside its states: its id in its sequence and in the batch, and its group.
+/// What is kept of a token beside its states: its id in its sequence and in the batch, and its group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
 /// Resident memory of a run that asks for `live` bytes at once. The allocator gives back what is more than a quarter and 64 MiB above

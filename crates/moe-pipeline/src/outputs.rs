@@ -55,7 +55,7 @@ fn is_plan(plan: &Value) -> bool {
 /// Checks whether the summary of a recipe may be appended to what is at `path`: Markdown, or nothing.
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, or the path is no file's; [`Kind::Missing`] where its directory isn't there.
+/// [`Kind::Usage`] where something else is there, or the path can't be a file's; [`Kind::Missing`] where its directory isn't there.
 pub fn check_summary(path: &Path) -> Result<()> {
     const MARKDOWN: FileKind = FileKind { content: "Markdown", holds: is_markdown };
     // Nothing is replaced, so that nobody need allow it.

@@ -24,7 +24,7 @@ pub struct FileKind {
 /// `overwrite`, a file of this kind.
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, or the path is no file's; [`Kind::Missing`] where its directory isn't there.
+/// [`Kind::Usage`] where something else is there, or the path can't be a file's; [`Kind::Missing`] where its directory isn't there.
 pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<()> {
     let parent = parent_of(path);
     if !parent.is_dir() {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+use moe_checkpoint::json::LFS_POINTER;
 use moe_checkpoint::{Error, Kind, Result};
 
 use super::record::{Start, object_start};
@@ -56,7 +57,7 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
     (b"\x80\x04\x95", "a pickle", "write its text, or JSON Lines, first"),
     (b"\x89HDF", "HDF5", "write its text, or JSON Lines, first"),
     (b"SQLite format 3\0", "an SQLite database", "write its text, or JSON Lines, first"),
-    (b"version https://git-lfs", "a pointer of Git LFS to the data", "fetch the data: git lfs pull"),
+    (LFS_POINTER, "a pointer of Git LFS to the data", "fetch the data: git lfs pull"),
     (b"\xff\xfe\0\0", "UTF-32", "write it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > data.txt"),
     (b"\0\0\xfe\xff", "UTF-32", "write it as UTF-8: iconv -f UTF-32 -t UTF-8 FILE > data.txt"),
     (b"\xff\xfe", "UTF-16", UTF_16),

@@ -9,7 +9,7 @@ use moe_math::routing::Routing;
 use moe_math::{Compute, RouterDtype};
 use moe_model::{Model, Router, RouterPrecision, families};
 
-/// Of a gate in f32, and of a logit: sums in another order.
+/// How far a gate in f32 and a logit may be off, since sums have another order.
 const SUM: f32 = 1e-6;
 
 fn golden(path: &str) -> PathBuf {

@@ -123,7 +123,7 @@ pub(crate) fn pointers(files: &SideFiles) -> Vec<String> {
 
 fn is_pointer(file: &SideFile) -> bool {
     file.bytes <= MAX_POINTER_BYTES
-        && read_whole(&file.path, MAX_POINTER_BYTES).is_ok_and(|text| text.starts_with(b"version https://git-lfs"))
+        && read_whole(&file.path, MAX_POINTER_BYTES).is_ok_and(|text| text.starts_with(json::LFS_POINTER))
 }
 
 /// Notes on `checkpoint`, one sentence each.

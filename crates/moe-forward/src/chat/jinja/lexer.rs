@@ -112,7 +112,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// `text` before a delimiter with `sign`; what indents a block or comment is no text.
+    /// `text` before a delimiter with `sign`; what indents a block or comment doesn't count as text.
     fn stripped<'t>(&self, text: &'t str, sign: Option<u8>, is_print: bool) -> &'t str {
         if sign == Some(b'-') {
             return text.trim_end_matches(is_space);
