@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -82,6 +83,15 @@ impl StagedFile {
         let staging = partial(path)?;
         let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).open(&staging);
         let file = locked(path, &staging, open)?;
+        let others = file.metadata().is_ok_and(|found| found.nlink() > 1);
+        if others {
+            return Err(Error::new(
+                Kind::Usage,
+                "a file under the hidden name that this output needs has another name, too",
+            )
+            .file(&staging)
+            .remedy("no run of this program made it: remove this name of it"));
+        }
         // What a killed run left behind.
         file.set_len(0).map_err(|e| Error::io("cannot write this file", path, e))?;
         unfinished().insert(staging.clone());

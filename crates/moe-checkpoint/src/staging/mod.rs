@@ -184,8 +184,17 @@ impl OutputDir {
     /// The path of the file `name`, whose folders are made.
     fn make_room(&self, name: &str) -> Result<PathBuf> {
         let path = self.staging.join(name);
-        let folder = parent_of(&path);
-        fs::create_dir_all(&folder).map_err(|e| Error::io("cannot create this directory", &folder, e))?;
+        // Not the hidden directory itself, which a signal may just have removed.
+        let mut folder = self.staging.clone();
+        for part in Path::new(name).parent().into_iter().flat_map(Path::components) {
+            folder.push(part);
+            match fs::create_dir(&folder) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io("cannot create this directory", &folder, e));
+                }
+                _ => {}
+            }
+        }
         Ok(path)
     }
 
@@ -397,13 +406,31 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 /// [`Kind::Io`] where something can't be removed.
 pub fn remove_unfinished() -> Result<()> {
     let mut unfinished = unfinished();
-    let remove = |path: &PathBuf| {
-        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-        removed.map_err(|e| Error::io("cannot remove this", path, e))
-    };
+    let remove = |path: &PathBuf| removed(path).map_err(|e| Error::io("cannot remove this", path, e));
     let removed: Vec<Result<()>> = std::mem::take(&mut *unfinished).iter().map(remove).collect();
     removed.into_iter().collect()
 }
+
+/// Removes `path` and what is in it. Who still writes there may put a file into a directory that was just found empty.
+fn removed(path: &Path) -> io::Result<()> {
+    const TRIES: usize = 100;
+    let once = || if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let mut result = once();
+    for _ in 1..TRIES {
+        match &result {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => std::thread::sleep(PAUSE),
+            _ => break,
+        }
+        result = once();
+    }
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// How long is waited between two tries to remove a directory.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
 fn parent_of(target: &Path) -> PathBuf {
     match target.parent() {
