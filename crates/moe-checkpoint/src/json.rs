@@ -43,7 +43,7 @@ pub fn read_expecting<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<
     parse(path, MAX_JSON_BYTES, remedy)
 }
 
-/// Stands before the name of a number that Python writes and JSON has no word for, within a text.
+/// Stands before a number, within a text, that Python reads and JSON's readers don't keep.
 const NO_JSON: char = '\u{f8ff}';
 
 /// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`. They become texts that
@@ -54,7 +54,7 @@ const NO_JSON: char = '\u{f8ff}';
 pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
     let bytes = read_whole(path, MAX_TREE_BYTES)?;
     let parsed = match std::str::from_utf8(&bytes) {
-        Ok(text) => serde_json::from_str(&quoted(text)),
+        Ok(text) => serde_json::from_str(&keep_numbers(text)),
         Err(_) => serde_json::from_slice(&bytes),
     };
     parsed.map_err(|e| malformed(e, path, DAMAGED))
@@ -66,42 +66,103 @@ pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
 /// As for [`read`].
 pub fn check_python(path: &Path) -> Result<()> {
     let text = read_text(path, MAX_JSON_BYTES)?;
-    serde_json::from_str::<IgnoredAny>(&quoted(&text)).map(drop).map_err(|e| malformed(e, path, DAMAGED))
+    serde_json::from_str::<IgnoredAny>(&keep_numbers(&text)).map(drop).map_err(|e| malformed(e, path, DAMAGED))
 }
 
 /// Whether Python reads `value`, which [`read_python`] read, as a float.
 pub fn is_float(value: &Value) -> bool {
-    value.is_f64() || value.as_str().is_some_and(|text| text.starts_with(NO_JSON))
+    value.is_f64() || value.as_str().and_then(kept_number).is_some_and(|number| !is_integer(number))
 }
 
-/// `text` with quotes about `Infinity` and its kin.
-fn quoted(text: &str) -> Cow<'_, str> {
-    if !["Infinity", "NaN"].iter().any(|word| text.contains(word)) {
+/// The number that [`keep_numbers`] made the text `value` of, as it stood there.
+pub fn kept_number(value: &str) -> Option<&str> {
+    value.strip_prefix(NO_JSON)
+}
+
+/// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`, infinities, integers of more than 64
+/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts.
+pub fn keep_numbers(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let mut kept = String::new();
+    let (mut at, mut copied) = (0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => at = string_end(bytes, at),
+            b'-' | b'0'..=b'9' | b'N' | b'I' => {
+                let length = bytes[at..].iter().take_while(|byte| is_of_number(**byte)).count();
+                let number = &text[at..at + length];
+                if is_lost(number) {
+                    kept.push_str(&text[copied..at]);
+                    kept.extend(['"', NO_JSON].into_iter().chain(number.chars()).chain(['"']));
+                    copied = at + length;
+                }
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    if copied == 0 {
         return Cow::Borrowed(text);
     }
-    let mut quoted = String::with_capacity(text.len() + 64);
-    let (mut rest, mut in_text) = (text, false);
-    while let Some(first) = rest.chars().next() {
-        let word = ["Infinity", "-Infinity", "NaN"].into_iter().find(|word| !in_text && rest.starts_with(word));
-        if let Some(word) = word {
-            quoted.extend(['"', NO_JSON].into_iter().chain(word.chars()).chain(['"']));
-            rest = &rest[word.len()..];
-            continue;
+    kept.push_str(&text[copied..]);
+    Cow::Owned(kept)
+}
+
+/// Where the string ends that begins at `start`: behind its quote, or at the end.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
         }
-        in_text ^= first == '"';
-        let escape = if in_text && first == '\\' { rest.chars().nth(1) } else { None };
-        quoted.push(first);
-        quoted.extend(escape);
-        rest = &rest[first.len_utf8() + escape.map_or(0, char::len_utf8)..];
     }
-    Cow::Owned(quoted)
+    bytes.len()
+}
+
+fn is_of_number(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
+}
+
+fn is_integer(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether `number` is one that Python reads, and serde_json doesn't, or as another.
+fn is_lost(number: &str) -> bool {
+    if is_integer(number) {
+        // JSON has no leading zeros.
+        let is_plain = !number.trim_start_matches('-').starts_with('0') || number.len() == 1;
+        return number == "-0" || is_plain && number.parse::<i64>().is_err() && number.parse::<u64>().is_err();
+    }
+    let is_word = matches!(number, "NaN" | "Infinity" | "-Infinity");
+    is_word || number.ends_with(|c: char| c.is_ascii_digit()) && number.parse().is_ok_and(f64::is_infinite)
 }
 
 /// As [`to_pretty`], with what [`read_python`] found beyond JSON as it was.
 pub fn to_pretty_python<T: Serialize>(value: &T) -> String {
-    let text = to_pretty(value);
-    let unquote = |text: String, word: &str| text.replace(&format!("\"{NO_JSON}{word}\""), word);
-    ["Infinity", "-Infinity", "NaN"].into_iter().fold(text, unquote)
+    with_kept_numbers(&to_pretty(value))
+}
+
+/// `value`, which [`read_python`] read, on one line.
+pub fn shown(value: &Value) -> String {
+    with_kept_numbers(&value.to_string())
+}
+
+/// The JSON `text` with the numbers again that [`keep_numbers`] made texts of.
+fn with_kept_numbers(text: &str) -> String {
+    let start = format!("\"{NO_JSON}");
+    let mut parts = text.split(&start);
+    let mut written = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // The number ends with its text.
+        let (number, rest) = part.split_once('"').unwrap_or((part, ""));
+        written.push_str(number);
+        written.push_str(rest);
+    }
+    written
 }
 
 /// What a file begins with that Git keeps in the place of a large one.
@@ -141,6 +202,26 @@ pub fn to_pretty<T: Serialize>(value: &T) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_kept_as_they_stand() {
+        let cases = [
+            ("[1, -1, 0, 1.5, 1e5, 18446744073709551615]", None),
+            ("{\"NaN\": \"Infinity \\\" NaN\"}", None),
+            ("[NaN, -Infinity, Infinity]", Some("[\"@NaN\", \"@-Infinity\", \"@Infinity\"]")),
+            (
+                "[18446744073709551616, -9223372036854775809]",
+                Some("[\"@18446744073709551616\", \"@-9223372036854775809\"]"),
+            ),
+            ("{\"a\":-0,\"b\":-0.0,\"c\":1e400}", Some("{\"a\":\"@-0\",\"b\":-0.0,\"c\":\"@1e400\"}")),
+            // These are no numbers for Python either.
+            ("[01, 1e, Nan, -, +1, 007]", None),
+        ];
+        for (text, wanted) in cases {
+            let wanted = wanted.map_or(text.to_owned(), |wanted| wanted.replace('@', &NO_JSON.to_string()));
+            assert_eq!(keep_numbers(text), wanted, "{text}");
+        }
+    }
 
     #[test]
     fn what_python_writes_beyond_json_is_read_and_written_back() {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use moe_checkpoint::json;
 use serde_json::{Map, Value};
 
 use crate::family::{Family, Flag};
@@ -53,7 +54,7 @@ impl<'a> Config<'a> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64().filter(|n| *n <= i32::MAX as u64) {
                 Some(n) => Ok(Some(n as usize)),
-                None => Err(self.error(key, &format!("is {value}, which is no sensible count"))),
+                None => Err(self.error(key, &format!("is {}, not a sensible count", json::shown(value)))),
             },
         }
     }
@@ -75,7 +76,7 @@ impl<'a> Config<'a> {
     /// [`Kind::Malformed`] where it is missing or no boolean.
     pub fn bool(&self, key: &str) -> Result<bool> {
         let value = self.required(key)?;
-        value.as_bool().ok_or_else(|| self.error(key, &format!("is {value}, not true or false")))
+        value.as_bool().ok_or_else(|| self.error(key, &format!("is {}, not true or false", json::shown(value))))
     }
 
     /// A finite number that may be missing or null.
@@ -87,7 +88,7 @@ impl<'a> Config<'a> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
                 Some(x) => Ok(Some(x)),
-                None => Err(self.error(key, &format!("is {value}, not a number"))),
+                None => Err(self.error(key, &format!("is {}, not a number", json::shown(value)))),
             },
         }
     }

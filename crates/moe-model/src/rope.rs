@@ -104,7 +104,7 @@ impl<'a> Keys<'a> {
             None => Ok(None),
             Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
                 Some(x) => Ok(Some(x)),
-                None => Err(self.error(key, &format!("is {value}, not a number"))),
+                None => Err(self.error(key, &format!("is {}, not a number", moe_checkpoint::json::shown(value)))),
             },
         }
     }

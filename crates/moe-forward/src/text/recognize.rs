@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use moe_checkpoint::json::LFS_POINTER;
+use moe_checkpoint::json::{LFS_POINTER, keep_numbers};
 use moe_checkpoint::{Error, Kind, Result};
+use serde::de::IgnoredAny;
 
 use super::record::{Start, object_start};
 
@@ -96,20 +97,40 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
     {
         return Ok(Content::Array { start });
     }
-    if matches!(ending.as_str(), "jsonl" | "ndjson" | "jl") {
+    if is_named_for_lines(name) {
         return Ok(records);
     }
     let line_end = body.iter().position(|byte| *byte == b'\n');
     let line = &body[..line_end.unwrap_or(body.len())];
     match object_start(line) {
         Start::Whole => Ok(records),
+        // It lacks all keys, as the error will say.
+        _ if line.trim_ascii() == b"{}" => Ok(records),
         // It is longer than what is looked at, so that no line end was seen.
         Start::Open if line_end.is_none() && !is_all => Ok(records),
-        _ if ending == "json" => refused(
-            "a JSON file that is neither a list of records nor a record a line",
+        _ if ending == "json" || is_json(body, is_all) => refused(
+            "JSON that is neither a list of records nor a record a line",
             "pick its records: jq -c '.[]' FILE > data.jsonl (or '.data[]', as they are called in it)",
         ),
         _ => Ok(Content::Text { format: Format::Prose, start }),
+    }
+}
+
+/// Whether a part of the name says that the file has a record of JSON in each line, as in `a.jsonl.txt`.
+fn is_named_for_lines(name: &Path) -> bool {
+    const WORDS: [&str; 5] = ["jsonl", "jsonlines", "ndjson", "ldjson", "jl"];
+    let name = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+    name.split('.').skip(1).any(|part| WORDS.contains(&part))
+}
+
+/// Whether `text` is an object or a list of JSON, and nothing else; or begins so, where it isn't all there is.
+fn is_json(text: &[u8], is_all: bool) -> bool {
+    if !matches!(text.first(), Some(b'{' | b'[')) {
+        return false;
+    }
+    match serde_json::from_str::<IgnoredAny>(&keep_numbers(&String::from_utf8_lossy(text))) {
+        Ok(_) => true,
+        Err(error) => error.is_eof() && !is_all,
     }
 }
 
@@ -142,14 +163,17 @@ mod tests {
         }
         let with_mark = [BOM, RECORD.as_bytes()].concat();
         assert_eq!(of("a", &with_mark).unwrap(), Content::Text { format: Format::Records, start: 3 });
-        assert_eq!(of("a.jsonl", "no JSON").unwrap(), records);
+        for name in ["a.jsonl", "a.jsonl.bak", "a.jsonlines", "A.LDJSON"] {
+            assert_eq!(of(name, "no JSON").unwrap(), records);
+        }
+        assert_eq!(of("a.txt", format!("{{}}\n{RECORD}")).unwrap(), records);
         // A record that is longer than what is looked at.
         assert_eq!(recognize(Path::new("a"), br#"{"text": "and so on"#, false).unwrap(), records);
     }
 
     #[test]
     fn prose_is_prose() {
-        for text in ["words", "{ words }", "{\n  \"a\": 1\n}", "[1] first, [2] second", "", "{}\n", "{\"cut", "a\0b"] {
+        for text in ["words", "{ words }", "[1] first, [2] second", "", "{\"cut", "a\0b"] {
             let prose = Content::Text { format: Format::Prose, start: 0 };
             assert_eq!(of("a.txt", text).unwrap(), prose, "{text}");
         }
@@ -178,6 +202,15 @@ mod tests {
             let error = of("a.bin", text).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains(remedy), "{error}");
         }
-        assert!(of("a.json", "{\n \"data\": [] }").unwrap_err().to_string().contains("jq -c"));
+        for (name, text) in [
+            ("a.json", "{\n \"data\": [] }"),
+            ("a", "{\n  \"text\": NaN\n}"),
+            ("a.txt", "[\"one\", \"two\"]"),
+            ("a", "[[1, 2]]"),
+        ] {
+            assert!(of(name, text).unwrap_err().to_string().contains("jq -c"), "{name} {text}");
+        }
+        // More of it than is looked at.
+        assert!(recognize(Path::new("a.txt"), b"[\"one\", \"tw", false).is_err());
     }
 }

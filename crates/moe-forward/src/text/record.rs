@@ -1,11 +1,12 @@
 //! A line of JSON Lines, read as Python's `json` reads it: NaN and infinities, the last of two equal keys, any mask of truth values.
 
-use std::borrow::Cow;
 use std::fmt;
 
+use moe_checkpoint::json::{keep_numbers, kept_number};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// A document, before it is tokenized.
 #[derive(Debug, PartialEq)]
@@ -30,12 +31,9 @@ pub(super) enum Start {
 
 /// The record that `line` holds, else what is wrong with it.
 pub(super) fn parse(line: &[u8]) -> Result<Record, String> {
-    let error = match serde_json::from_slice::<Fields<'_>>(line) {
-        Ok(fields) => return fields.record(),
-        Err(error) => error,
-    };
-    let Some(line) = without_nan(line) else { return Err(said(&error)) };
-    serde_json::from_slice::<Fields<'_>>(&line).map_err(|e| said(&e))?.record()
+    let line = std::str::from_utf8(line).map_err(|e| format!("this is not UTF-8: {e}"))?;
+    let line = keep_numbers(line);
+    serde_json::from_str::<Fields<'_>>(&line).map_err(|e| said(&e))?.record()
 }
 
 /// Whether `line` begins with an object of JSON that has a key.
@@ -44,8 +42,9 @@ pub(super) fn object_start(line: &[u8]) -> Start {
     if !is_object {
         return Start::Other;
     }
-    let line = without_nan(line).map_or(Cow::Borrowed(line), Cow::Owned);
-    match serde_json::Deserializer::from_slice(&line).into_iter::<IgnoredAny>().next() {
+    // A character may be cut at the end of what was read.
+    let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    match serde_json::Deserializer::from_str(&keep_numbers(valid)).into_iter::<IgnoredAny>().next() {
         Some(Ok(_)) => Start::Whole,
         Some(Err(error)) if error.is_eof() => Start::Open,
         _ => Start::Other,
@@ -53,58 +52,24 @@ pub(super) fn object_start(line: &[u8]) -> Start {
 }
 
 fn said(error: &serde_json::Error) -> String {
-    let text = error.to_string().replace("expected u32", "expected a token id");
+    let text = error.to_string();
     if text.contains("surrogate") || text.contains("end of hex escape") {
         return format!("{text}: half of a surrogate pair is no character, and no tokenizer takes it");
     }
     text
 }
 
-/// `line` with `null` in the place of NaN and infinities, which Python writes; none where it has no such.
-fn without_nan(line: &[u8]) -> Option<Vec<u8>> {
-    let mut found = false;
-    let mut clean = Vec::new();
-    let mut at = 0;
-    while at < line.len() {
-        let rest = &line[at..];
-        if rest[0] == b'"' {
-            let end = string_end(rest);
-            clean.extend_from_slice(&rest[..end]);
-            at += end;
-            continue;
-        }
-        let name = [&b"NaN"[..], b"Infinity", b"-Infinity"].into_iter().find(|name| rest.starts_with(name));
-        clean.extend_from_slice(name.map_or(&rest[..1], |_| b"null"));
-        at += name.map_or(1, <[u8]>::len);
-        found |= name.is_some();
-    }
-    found.then_some(clean)
-}
-
-/// Where the string ends that `text` begins with: behind its quote, or at the end.
-fn string_end(text: &[u8]) -> usize {
-    let mut at = 1;
-    while let Some(found) = memchr::memchr2(b'"', b'\\', text.get(at..).unwrap_or_default()) {
-        at += found;
-        if text[at] == b'"' {
-            return at + 1;
-        }
-        at += 2;
-    }
-    text.len()
-}
-
-/// What a line holds of what we know.
+/// What a line holds of what we know; each is read when it is needed, since Python minds nothing in what nobody asks for.
 #[derive(Default)]
 struct Fields<'a> {
-    text: Option<String>,
-    messages: Option<Value>,
-    conversations: Option<Value>,
-    tools: Option<Value>,
-    input_ids: Option<Vec<u32>>,
-    attention_mask: Option<Vec<Truth>>,
+    text: Option<&'a RawValue>,
+    messages: Option<&'a RawValue>,
+    conversations: Option<&'a RawValue>,
+    tools: Option<&'a RawValue>,
+    input_ids: Option<&'a RawValue>,
+    attention_mask: Option<&'a RawValue>,
     /// Names of its other keys.
-    others: Vec<Cow<'a, str>>,
+    others: Vec<String>,
 }
 
 /// A name that isn't known is said with a few of its neighbours.
@@ -113,23 +78,37 @@ const MAX_OTHERS: usize = 8;
 impl Fields<'_> {
     fn record(self) -> Result<Record, String> {
         let Fields { text, messages, conversations, tools, input_ids, attention_mask, others } = self;
-        if let Some(ids) = input_ids {
-            let Some(mask) = attention_mask else { return Ok(Record::Ids(ids, None)) };
+        if let Some(ids) = input_ids.map(read::<Option<Vec<Id>>>).transpose()?.flatten() {
+            let ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
+            let mask = attention_mask.map(read::<Option<Vec<Truth>>>).transpose()?.flatten();
+            let Some(mask) = mask else { return Ok(Record::Ids(ids, None)) };
             if mask.len() != ids.len() {
                 return Err(format!("{} token ids, but an attention_mask of {}", ids.len(), mask.len()));
             }
             return Ok(Record::Ids(ids, Some(mask.into_iter().map(|Truth(seen)| seen).collect())));
         }
-        match (text, messages, conversations) {
-            (Some(text), _, _) => Ok(Record::Text(text)),
-            (None, Some(Value::Array(messages)), _) => Ok(Record::Messages(messages.into(), tools)),
-            (None, Some(_), _) => Err("\"messages\" is not a list".to_owned()),
-            (None, None, Some(Value::Array(turns))) => Ok(Record::Messages(share_gpt(turns)?, tools)),
-            (None, None, Some(_)) => Err("\"conversations\" is not a list".to_owned()),
-            (None, None, None) if others.is_empty() => Err("none of the known keys".to_owned()),
-            (None, None, None) => Err(format!("none of the known keys, but \"{}\"", others.join("\", \""))),
+        if let Some(text) = text.map(read::<Option<String>>).transpose()?.flatten() {
+            return Ok(Record::Text(text));
         }
+        let conversation =
+            match (messages.map(read::<Value>).transpose()?, conversations.map(read::<Value>).transpose()?) {
+                (Some(Value::Array(messages)), _) => Value::from(messages),
+                (None | Some(Value::Null), Some(Value::Array(turns))) => share_gpt(turns)?,
+                (None | Some(Value::Null), None | Some(Value::Null)) if others.is_empty() => {
+                    return Err("none of the known keys".to_owned());
+                }
+                (None | Some(Value::Null), None | Some(Value::Null)) => {
+                    return Err(format!("none of the known keys, but \"{}\"", others.join("\", \"")));
+                }
+                (None | Some(Value::Null), Some(_)) => return Err("\"conversations\" is not a list".to_owned()),
+                (Some(_), _) => return Err("\"messages\" is not a list".to_owned()),
+            };
+        Ok(Record::Messages(conversation, tools.map(read::<Value>).transpose()?))
     }
+}
+
+fn read<'a, T: Deserialize<'a>>(value: &'a RawValue) -> Result<T, String> {
+    serde_json::from_str(value.get()).map_err(|e| said(&e))
 }
 
 /// ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); turns that are messages already stay as they are.
@@ -156,7 +135,7 @@ fn share_gpt(turns: Vec<Value>) -> Result<Value, String> {
     turns.into_iter().map(message).collect::<Result<Vec<_>, _>>().map(Value::from)
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
         impl<'de> Visitor<'de> for Object {
@@ -169,26 +148,79 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Fields::default();
                 // As in Python, a key that comes again takes the place of the first.
-                while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-                    match &*key {
-                        "text" => fields.text = map.next_value()?,
-                        "messages" => fields.messages = map.next_value()?,
-                        "conversations" => fields.conversations = map.next_value()?,
-                        "tools" => fields.tools = map.next_value()?,
-                        "input_ids" => fields.input_ids = map.next_value()?,
-                        "attention_mask" => fields.attention_mask = map.next_value()?,
+                while let Some(Key(key)) = map.next_key()? {
+                    let field = match key.as_str() {
+                        "text" => &mut fields.text,
+                        "messages" => &mut fields.messages,
+                        "conversations" => &mut fields.conversations,
+                        "tools" => &mut fields.tools,
+                        "input_ids" => &mut fields.input_ids,
+                        "attention_mask" => &mut fields.attention_mask,
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             if fields.others.len() < MAX_OTHERS {
                                 fields.others.push(key);
                             }
+                            continue;
                         }
-                    }
+                    };
+                    *field = Some(map.next_value()?);
                 }
                 Ok(fields)
             }
         }
         deserializer.deserialize_map(Object)
+    }
+}
+
+/// A key, in which half of a surrogate pair is no mistake: nobody asks for such a one.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Key, E> {
+                Ok(Key(String::from_utf8_lossy(bytes).into_owned()))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+/// A token id, for which Python takes -0, too.
+struct Id(u32);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a token id")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Id, E> {
+                let unexpected = serde::de::Unexpected::Unsigned(id);
+                u32::try_from(id).map(Id).map_err(|_| E::invalid_value(unexpected, &self))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Id, E> {
+                match kept_number(text) {
+                    Some("-0") => Ok(Id(0)),
+                    Some(number) => Err(E::custom(format!("{number} is not a token id"))),
+                    None => Err(E::invalid_type(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Number)
     }
 }
 
@@ -212,6 +244,17 @@ impl<'de> Deserialize<'de> for Truth {
 
             fn visit_u64<E>(self, value: u64) -> Result<Truth, E> {
                 Ok(Truth(value != 0))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Truth, E> {
+                Ok(Truth(value != 0))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Truth, E> {
+                // NaN and what is too large for others is true.
+                kept_number(text)
+                    .map(|number| Truth(number != "-0"))
+                    .ok_or_else(|| E::invalid_type(serde::de::Unexpected::Str(text), &self))
             }
 
             fn visit_f64<E>(self, value: f64) -> Result<Truth, E> {
@@ -247,8 +290,12 @@ mod tests {
             (r#"{"text": "a", "text": "b"}"#, "b"),
             (r#"{"text": "fine \ud83d\ude00"}"#, "fine 😀"),
             ("\t{\"text\": \"a\"} \r", "a"),
-            // Half a pair where nobody looks.
+            // Half a pair, and other mistakes, where nobody looks.
             (r#"{"text": "a", "other": "\ud83d"}"#, "a"),
+            (r#"{"text": "a", "\ud83d": 1}"#, "a"),
+            (r#"{"text": "a", "messages": [{"content": "\ud83d"}], "tools": "\ud83d"}"#, "a"),
+            (r#"{"text": "a", "attention_mask": 1}"#, "a"),
+            (r#"{"text": "a", "input_ids": null}"#, "a"),
             (r#"{"other": {"text": 5}, "text": "a", "messages": null}"#, "a"),
         ];
         for (line, wanted) in cases {
@@ -267,7 +314,8 @@ mod tests {
             (r#"{"conversations": [{"from": "weather", "value": "a"}]}"#, "\"weather\""),
             (r#"{"input_ids": [1, 2], "attention_mask": [1]}"#, "2 token ids, but an attention_mask of 1"),
             (r#"{"input_ids": [1, -100]}"#, "-100"),
-            (r#"{"input_ids": [NaN]}"#, "null"),
+            (r#"{"input_ids": [NaN]}"#, "NaN is not a token id"),
+            (r#"{"text": 5, "messages": []}"#, "expected a string"),
             (r#"{"text": "a"},"#, "trailing"),
             ("{}", "none of the known keys"),
             ("[]", "an object"),
@@ -281,7 +329,7 @@ mod tests {
 
     #[test]
     fn masks_are_truth_values() {
-        for mask in ["[1, 0, 1]", "[true, false, true]", "[1.0, 0.0, 2]"] {
+        for mask in ["[1, 0, 1]", "[true, false, true]", "[1.0, 0.0, 2]", "[-1, -0, NaN]"] {
             let line = format!(r#"{{"input_ids": [5, 6, 7], "attention_mask": {mask}}}"#);
             let wanted = Record::Ids(vec![5, 6, 7], Some(vec![true, false, true]));
             assert_eq!(parse(line.as_bytes()), Ok(wanted), "{line}");

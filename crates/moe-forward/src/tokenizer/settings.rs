@@ -42,7 +42,7 @@ pub(crate) fn read_config(model_dir: &Path) -> Result<Map<String, Value>> {
 
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     // A link to nothing is not a missing file.
-    if path.symlink_metadata().is_err() { Ok(None) } else { json::read_tree(path).map(Some) }
+    if path.symlink_metadata().is_err() { Ok(None) } else { json::read_python(path).map(Some) }
 }
 
 /// All that decides which tokens are added to those of `tokenizer.json`.

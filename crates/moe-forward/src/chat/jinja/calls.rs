@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::ast::Macro;
 use super::eval::{Interpreter, Scope};
 use super::value::{Dict, Function, Items, Namespace, Text, Value, View};
-use super::{Fail, Outcome, operators, strings};
+use super::{ENTRY_BYTES, Fail, Outcome, operators, strings};
 
 /// Jinja2's sandbox allows for so many numbers in a range.
 const MAX_RANGE: i128 = 100_000;
@@ -135,7 +135,11 @@ impl Interpreter {
     fn call_function(&mut self, function: Function, args: CallArgs) -> Outcome<Value> {
         match function {
             Function::Range => range(args),
-            Function::Dict => Ok(dict(args)?.into_value()),
+            Function::Dict => {
+                let copied = args.positional.iter().filter_map(Value::length).sum::<usize>() + args.named.len();
+                self.step(copied * ENTRY_BYTES)?;
+                Ok(dict(args)?.into_value())
+            }
             Function::Namespace => {
                 let namespace = Namespace::default();
                 for (name, value) in dict(args)?.entries() {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
@@ -10,7 +11,7 @@ use super::ast::{Args, Comparison, Expr, ExprKind, For, Name, Stmt, StmtKind, Ta
 use super::calls::CallArgs;
 use super::held::{excess, held};
 use super::value::{Dict, Function, Value};
-use super::{Fail, MAX_BYTES, MAX_STEPS, Outcome, STACK_BYTES, json, operators};
+use super::{ENTRY_BYTES, Fail, MAX_BYTES, MAX_SECONDS, MAX_STEPS, Outcome, STACK_BYTES, json, operators};
 
 /// Variables of a template, a loop's turn or a macro's call; what isn't here is looked for outside.
 pub(super) struct Scope {
@@ -105,6 +106,7 @@ enum Flow {
 
 pub(super) struct Interpreter {
     steps: u64,
+    since: Instant,
     /// An address at the start of the stack.
     base: usize,
     /// Scopes that macros hold, which hold the macros.
@@ -114,7 +116,8 @@ pub(super) struct Interpreter {
 /// The text that `body` makes of `variables`.
 pub(super) fn render(body: &[Stmt], variables: &[(&str, Json)]) -> Outcome<String> {
     let marker = 0u8;
-    let mut interpreter = Interpreter { steps: 0, base: (&raw const marker).addr(), captured: Vec::new() };
+    let mut interpreter =
+        Interpreter { steps: 0, since: Instant::now(), base: (&raw const marker).addr(), captured: Vec::new() };
     let globals = Rc::new(Scope { vars: RefCell::default(), parent: None });
     let functions = [
         ("range", Function::Range),
@@ -130,7 +133,7 @@ pub(super) fn render(body: &[Stmt], variables: &[(&str, Json)]) -> Outcome<Strin
         globals.set(&name.into(), Value::Function(function));
     }
     for (name, value) in variables {
-        globals.set(&(*name).into(), json::value(value));
+        globals.set(&(*name).into(), json::value(value)?);
     }
     let mut out = String::new();
     let result = interpreter.body(body, &globals, &mut out);
@@ -143,10 +146,15 @@ pub(super) fn render(body: &[Stmt], variables: &[(&str, Json)]) -> Outcome<Strin
 impl Interpreter {
     /// Counts a step, and what it costs beside to handle `bytes` bytes.
     pub fn step(&mut self, bytes: usize) -> Outcome<()> {
+        let before = self.steps;
         self.steps += 1 + bytes as u64 / 256;
         if self.steps > MAX_STEPS {
             let what = "the template runs out of fuel: more than 10,000,000 steps for a conversation";
             return Err(Fail::new(what));
+        }
+        // Asked for at every 256th step, or what takes as long.
+        if (self.steps ^ before) >> 8 != 0 && self.since.elapsed() > Duration::from_secs(MAX_SECONDS) {
+            return Err(Fail::new(format!("the template runs for more than {MAX_SECONDS} s for a conversation")));
         }
         if let Some(what) = excess() {
             return Err(Fail::new(format!("the template {what}")));
@@ -361,6 +369,7 @@ impl Interpreter {
             let Value::Dict(dict) = self.expr(dict, scope)? else {
                 return Err(Fail::new("argument after ** must be a mapping"));
             };
+            self.step(dict.entries().len() * ENTRY_BYTES)?;
             for (key, value) in dict.entries() {
                 found.named.push((key.to_text()?, value.clone()));
             }

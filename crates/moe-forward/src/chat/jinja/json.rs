@@ -1,28 +1,50 @@
 //! `tojson`, which transformers replaces by Python's `json.dumps`.
 
+use moe_checkpoint::json::kept_number;
+
 use super::repr::float;
 use super::value::{Dict, Value};
 use super::{Fail, MAX_BYTES, Outcome};
 
-/// A JSON value as Python has it.
-pub(super) fn value(json: &serde_json::Value) -> Value {
-    match json {
+/// A JSON value as Python has it, in which numbers that `moe_checkpoint::json::keep_numbers` has kept are numbers again.
+///
+/// # Errors
+/// For an integer of more than 128 bits.
+pub(super) fn value(json: &serde_json::Value) -> Outcome<Value> {
+    Ok(match json {
         serde_json::Value::Null => Value::None,
         serde_json::Value::Bool(value) => Value::Bool(*value),
         serde_json::Value::Number(number) => {
             let integer = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
             integer.map_or_else(|| Value::Float(number.as_f64().unwrap_or(f64::NAN)), Value::Int)
         }
-        serde_json::Value::String(text) => text.as_str().into(),
-        serde_json::Value::Array(items) => items.iter().map(value).collect::<Vec<_>>().into(),
+        serde_json::Value::String(text) => match kept_number(text) {
+            Some(number) => kept(number)?,
+            None => text.as_str().into(),
+        },
+        serde_json::Value::Array(items) => items.iter().map(value).collect::<Outcome<Vec<_>>>()?.into(),
         serde_json::Value::Object(fields) => {
             let mut dict = Dict::default();
             for (key, field) in fields {
-                dict.insert(key.as_str().into(), value(field));
+                dict.insert(key.as_str().into(), value(field)?);
             }
             dict.into_value()
         }
-    }
+    })
+}
+
+fn kept(number: &str) -> Outcome<Value> {
+    Ok(match number {
+        "NaN" => Value::Float(f64::NAN),
+        "Infinity" => Value::Float(f64::INFINITY),
+        "-Infinity" => Value::Float(f64::NEG_INFINITY),
+        _ => match number.parse::<i128>() {
+            Ok(integer) => Value::Int(integer),
+            // What has a point or an exponent overflows, as in Python.
+            Err(_) if number.contains(['.', 'e', 'E']) => Value::Float(number.parse().unwrap_or(f64::NAN)),
+            Err(_) => return Err(Fail::new("an integer of more than 128 bits is not supported")),
+        },
+    })
 }
 
 /// The arguments of `tojson`.

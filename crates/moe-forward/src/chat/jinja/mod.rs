@@ -27,6 +27,10 @@ use serde_json::Value as Json;
 
 /// A conversation takes a few hundred steps a message.
 const MAX_STEPS: u64 = 10_000_000;
+/// What it costs to copy an entry of a list or dictionary, in bytes of text that cost as much.
+const ENTRY_BYTES: usize = 256;
+/// How long a template may run, whatever its steps are: a long conversation takes milliseconds.
+const MAX_SECONDS: u64 = 30;
 /// What texts and lists may take at once. A conversation takes a few times its own size.
 pub(super) const MAX_BYTES: usize = 512 << 20;
 /// A level of a template takes some 10 KiB of the stack; Python's limit allows for a few hundred.

@@ -13,6 +13,8 @@ impl Interpreter {
         match name {
             "count" | "length" => {
                 args.bind(name, []).map(|[]| ())?;
+                // Characters are counted.
+                self.step(value.text().map_or(0, str::len))?;
                 let what = || Fail::new(format!("object of type '{}' has no len()", value.type_name()));
                 value.length().map(|length| Value::Int(length as i128)).ok_or_else(what)
             }

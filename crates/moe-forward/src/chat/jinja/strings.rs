@@ -5,7 +5,7 @@ use super::eval::Interpreter;
 use super::lexer::is_space;
 use super::repr::is_printable;
 use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, format, operators};
+use super::{ENTRY_BYTES, Fail, Outcome, format, operators};
 
 /// Methods that are known here.
 pub(super) const METHODS: [&str; 43] = [
@@ -70,11 +70,14 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
                 Some(separator) => split(own, &text(&separator, method)?, limit, method == "rsplit")?,
                 None => split_words(own, limit, method == "rsplit"),
             };
+            run.step(parts.len() * ENTRY_BYTES)?;
             Ok(listed(parts))
         }
         "splitlines" => {
             let [keep] = args.bind(method, ["keepends"])?;
-            Ok(listed(lines(own, keep.is_some_and(|keep| keep.is_true()))))
+            let lines = lines(own, keep.is_some_and(|keep| keep.is_true()));
+            run.step(lines.len() * ENTRY_BYTES)?;
+            Ok(listed(lines))
         }
         "join" => {
             let [items] = args.bind(method, ["iterable"])?;
