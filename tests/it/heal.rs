@@ -46,7 +46,8 @@ fn routers_alone_are_trained_unless_told_otherwise() {
     let log = String::from_utf8(sandbox.read("healed/training.jsonl")).unwrap();
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.iter().filter(|line| line["loss"].is_number()).count(), 6);
-    assert!(lines[0]["load"][0]["counts"].is_array() && lines[0]["tokens_per_second"].is_number());
+    assert!(lines[0]["settings"]["learning_rate"].is_number());
+    assert!(lines[1]["load"][0]["counts"].is_array() && lines[1]["tokens_per_second"].is_number());
     let page = String::from_utf8(sandbox.read("healed/report.html")).unwrap();
     for text in ["Nothing was held out", "Load-balancing loss", "<svg", "Expert load"] {
         assert!(page.contains(text), "{text}");

@@ -123,6 +123,12 @@ impl SavedFolder {
         name == MARK_FILE || self.others.contains(&name) || is_hidden(name) || begins_as_steps_do()
     }
 
+    /// Whether nothing lies here but the mark, the file `other` and what was about to be written.
+    pub fn holds_only(&self, other: &str) -> bool {
+        let known = |name: &String| name == MARK_FILE || name == other || is_hidden(name);
+        self.names().is_ok_and(|names| names.iter().all(known))
+    }
+
     /// Removes what runs have written here, and the folder if nothing else is in it.
     ///
     /// # Errors

@@ -14,11 +14,12 @@ use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
+use crate::train::Settings;
 use crate::trust::HeldOutReport;
 
 pub(crate) use front::{Carried, carried};
 
-pub(crate) const CARD_FILE: &str = "README.md";
+pub(crate) use moe_checkpoint::CARD_FILE;
 
 /// What the card of the checkpoint `output` calls it.
 pub(crate) fn name_of(output: &Path) -> Cow<'_, str> {
@@ -146,6 +147,13 @@ fn trained(receipt: &Receipt) -> String {
         training.tokens,
         training.written
     );
+    for settings in &training.settings {
+        let Settings { after_step, learning_rate, clip, patience } = settings;
+        let _ = writeln!(
+            text,
+            "\nAfter step {after_step}: learning rate {learning_rate}, gradients clipped to a norm of {clip}, patience {patience}."
+        );
+    }
     let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else { return text };
     text.push_str("\n| held-out text | loss before | after |\n|---|--:|--:|\n");
     for (before, after) in before.rows().zip(after.rows()) {

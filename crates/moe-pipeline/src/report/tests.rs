@@ -230,6 +230,7 @@ fn a_training_shows_its_curves() {
         tokens: 20_480,
         memory_estimate_bytes: 1,
         curve: (1..=40).map(step).collect(),
+        settings: Vec::new(),
         measurements: vec![measured(0, 3.5), measured(20, 3.25), measured(40, 3.3)],
         before: Some(held_out("english", 3.5)),
         after: Some(held_out("english", 3.25)),

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically};
+use moe_checkpoint::{
+    Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
+};
 use serde_json::Value;
 
 /// What a training of the whole model goes on from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
-/// A line of JSON for each step and each measurement.
-pub(crate) const LOG_FILE: &str = "training.jsonl";
 /// Years of steps.
 const MAX_LOG_BYTES: u64 = 4 << 30;
 
@@ -61,6 +61,14 @@ impl TrainingDir {
         self.0.open(key, resume)
     }
 
+    /// Removes it if a run that failed has saved nothing there to go on from.
+    pub fn remove_unless_saved(&self) {
+        if self.0.holds_only(LOG_FILE) {
+            // The error of the run says more than what became of a log.
+            let _ = self.0.remove();
+        }
+    }
+
     /// Removes it, since all that it was for is in the result.
     ///
     /// # Errors
@@ -70,15 +78,23 @@ impl TrainingDir {
     }
 }
 
-/// The log of the training in `saved`, of which `steps` steps were taken before: later lines are dropped.
+/// The log of the training in `saved`, of which `steps` steps were taken before: later lines are dropped. With it comes
+/// what it says already.
 ///
 /// # Errors
 /// [`Kind::Malformed`] where the lines of a step that was taken are not there; [`Kind::Io`].
-pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<File> {
+pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<(File, String)> {
     let path = saved.path(LOG_FILE);
     let kept = if steps > 0 { lines_until(&path, steps)? } else { String::new() };
     write_file_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
-    open_to_append(&path)
+    Ok((open_to_append(&path)?, kept))
+}
+
+/// How many steps the log of `saved` has, of a training that was stopped; 0 where there is none.
+pub(super) fn logged_steps(saved: &Saved) -> u64 {
+    let text = read_text(&saved.path(LOG_FILE), MAX_LOG_BYTES).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["loss"].is_number()).filter_map(|line| line["step"].as_u64()).max().unwrap_or(0)
 }
 
 /// The lines of the log `path` that are of the first `steps` steps, each of which has one.

@@ -5,6 +5,7 @@ mod log;
 mod need;
 mod order;
 mod record;
+mod settings;
 mod state;
 mod trainer;
 
@@ -20,15 +21,17 @@ use moe_model::Model;
 use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
 
 use order::Order;
+use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
 use crate::memory::{self, Text};
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
-pub(crate) use dir::{LOG_FILE, TrainingDir};
+pub(crate) use dir::TrainingDir;
 pub(crate) use need::{Need, less_memory};
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
+pub use settings::Settings;
 
 /// A model that shall be trained, and what with.
 pub(crate) struct Subject<'a> {
@@ -107,9 +110,6 @@ impl TrainingTask {
     }
 }
 
-/// Options that may be changed when a training goes on.
-const CHANGEABLE: [&str; 3] = ["learning-rate", "clip", "patience"];
-
 /// What is said of a training that has nothing to find.
 pub(crate) const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert";
@@ -172,7 +172,8 @@ impl Subject<'_> {
         };
         progress.stage("train", training.options.steps, Unit::Steps);
         let trainer = Trainer { parameters: &parameters, options: &training.options, saved: &saved, progress };
-        let outcome = trainer.run(&mut task)?;
+        // A folder in which nothing lies to go on from would only be in the way of the next run.
+        let outcome = trainer.run(&mut task).inspect_err(|_| TrainingDir::of(self.output).remove_unless_saved())?;
         let model = parameters.applied(self.model, &outcome.encoded);
         let [before, after] = outcome.reports.map_or([None, None], |reports| reports.map(Some));
         let record = TrainingRecord {
@@ -183,6 +184,7 @@ impl Subject<'_> {
             tokens: outcome.steps.iter().map(|step| step.tokens as u64).sum(),
             memory_estimate_bytes: need.bytes(keep_graphs),
             curve: record::thinned(&outcome.steps),
+            settings: outcome.settings,
             measurements: outcome.measurements,
             before,
             after,

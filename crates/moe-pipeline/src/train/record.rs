@@ -5,6 +5,8 @@ use moe_forward::train::{LayerCounts, Losses};
 use moe_math::load::Load;
 use serde::Serialize;
 
+use super::settings::Settings;
+
 /// One step, or the mean of some neighbouring ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct StepRecord {
@@ -110,6 +112,9 @@ pub struct TrainingRecord {
     pub memory_estimate_bytes: u64,
     /// Losses; of a long run means of neighbouring steps.
     pub curve: Vec<StepRecord>,
+    /// What options were from a step on, where it went on with others than it began with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Settings>,
     /// Measurements on held-out text.
     pub measurements: Vec<Measurement>,
     /// Held-out text before training, beside the teacher if there is one.

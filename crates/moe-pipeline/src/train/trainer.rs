@@ -1,19 +1,21 @@
 //! The training loop: steps of AdamW on the gradients of a task, measured and saved as it goes.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use moe_checkpoint::{Error, Kind, Result, Saved};
+use moe_checkpoint::{Error, Kind, LOG_FILE, Result, Saved};
 use moe_forward::EvalReport;
 use moe_forward::train::{Gradients, LayerCounts, Losses, Parameter, Parameters, add_counts};
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
 
-use super::dir::{LOG_FILE, STATE_FILE, open_log};
+use super::dir::{STATE_FILE, logged_steps, open_log};
 use super::log::{describe_load, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
+use super::settings::Settings;
 use super::state::{Size, State};
 use crate::progress::Progress;
 
@@ -48,6 +50,8 @@ pub(crate) struct Outcome {
     pub steps: Vec<StepRecord>,
     pub stopped_early: bool,
     pub measurements: Vec<Measurement>,
+    /// What options were from a step on; none where they stayed what they were.
+    pub settings: Vec<Settings>,
     /// Load up to the first measurement, and since the last but one.
     pub load: [Vec<LayerCounts>; 2],
     /// Before training, and of what is written.
@@ -70,6 +74,7 @@ struct Running<'t> {
     moments: Vec<Moments>,
     state: State,
     log: std::fs::File,
+    settings: Vec<Settings>,
     /// Load since the last measurement.
     load: Vec<LayerCounts>,
     /// Layers that the user was warned of.
@@ -89,6 +94,7 @@ impl Trainer<'_> {
         let before = task.measure(&self.parameters.encoded()?)?;
         let mut running = self.start(task, resumed, before.as_ref())?;
         let stopped_early = running.train(task)?;
+        let settings = if running.settings.len() > 1 { running.settings } else { Vec::new() };
         let State { step, best, steps, measurements, load, best_bytes, .. } = running.state;
         let (encoded, written) = match best {
             Some(best) => (best_bytes, best),
@@ -100,18 +106,35 @@ impl Trainer<'_> {
             None => task.measure(&encoded)?,
         };
         let reports = before.zip(after).map(|(before, after)| [before, after]);
-        Ok(Outcome { encoded, written, steps, stopped_early, measurements, load, reports })
+        Ok(Outcome { encoded, written, steps, stopped_early, measurements, settings, load, reports })
     }
 
     /// Where a killed training was, if there is one to go on with.
     fn resumed(&self) -> Result<Option<State>> {
         let path = self.saved.path(STATE_FILE);
         if !self.saved.resumes() || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-            return Ok(None);
+            return self.begins_anew(&path).map(|()| None);
         }
         let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
         let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
         State::read(&path, self.saved.key(), &sizes).map(Some)
+    }
+
+    /// Refuses to begin anew where a state must have been saved, which is gone.
+    fn begins_anew(&self, state: &Path) -> Result<()> {
+        let (steps, every) = (if self.saved.resumes() { logged_steps(self.saved) } else { 0 }, self.options.eval_every);
+        if steps == 0 {
+            return Ok(());
+        }
+        // The log of a step is written before the state.
+        if every > 0 && steps > every {
+            let what = format!("{steps} steps were taken, but what was saved of them is not here");
+            return Err(Error::new(Kind::Missing, what)
+                .file(state)
+                .remedy("put the file back, or begin anew without --resume and with --overwrite"));
+        }
+        self.progress.note(&format!("nothing was saved before step {steps}: training begins anew"));
+        Ok(())
     }
 
     fn start(&self, task: &mut dyn Task, resumed: Option<State>, before: Option<&EvalReport>) -> Result<Running<'_>> {
@@ -128,9 +151,13 @@ impl Trainer<'_> {
             state.best = Some(0);
             state.best_bytes = self.parameters.encoded()?;
         }
-        let log = open_log(self.saved, state.step)?;
+        let (log, said) = open_log(self.saved, state.step)?;
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
-        Ok(Running { trainer: self, moments, state, log, load: Vec::new(), warned: Vec::new(), best_report })
+        let settings = Settings::of_log(&said);
+        let (load, warned) = (Vec::new(), Vec::new());
+        let mut running = Running { trainer: self, moments, state, log, settings, load, warned, best_report };
+        running.note_settings()?;
+        Ok(running)
     }
 
     fn restore(&self, state: &mut State, moments: &mut [Moments]) -> Result<()> {
@@ -237,9 +264,13 @@ impl Running<'_> {
         if error.named_file().is_some() {
             return Ok(error);
         }
-        self.save()?;
         let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
-        let stopped = Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER);
+        let stopped = if self.state.step == 0 {
+            Error::new(Kind::Numeric, what).remedy("lower --learning-rate, or check the data and the model's weights")
+        } else {
+            self.save()?;
+            Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER)
+        };
         Ok(match tensor_line(&error) {
             Some(tensor) => stopped.tensor(tensor),
             None => stopped,
@@ -303,6 +334,16 @@ impl Running<'_> {
         self.state.write(&self.trainer.saved.path(STATE_FILE))?;
         self.state.values = Vec::new();
         Ok(())
+    }
+
+    /// Notes options that are others than before.
+    fn note_settings(&mut self) -> Result<()> {
+        let settings = Settings::new(self.state.step, self.trainer.options);
+        if self.settings.last().is_some_and(|last| last.same(&settings)) {
+            return Ok(());
+        }
+        self.settings.push(settings);
+        self.write_line(&settings.line())
     }
 
     fn write_line(&mut self, line: &serde_json::Value) -> Result<()> {
