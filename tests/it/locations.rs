@@ -286,7 +286,20 @@ fn overwrite_keeps_what_no_run_has_written() {
         sandbox.write("out/SHA256SUMS", other);
         problems.extend(sandbox.refuses(&again, 2, &["remedy"]));
     }
+    let more = [sums.as_slice(), format!("{}  zzz\n", "0".repeat(64)).as_bytes()].concat();
+    sandbox.write("out/SHA256SUMS", more);
+    problems.extend(sandbox.refuses(&again, 2, &["SHA256SUMS", "zzz is listed"]));
     sandbox.write("out/SHA256SUMS", sums);
+    // What a run has written may have been edited since.
+    for (name, text) in [("README.md", "my card"), ("config.json", "{}"), ("run.json", "{\"runs\": 1}")] {
+        let before = sandbox.read(&format!("out/{name}"));
+        sandbox.write(&format!("out/{name}"), text);
+        problems.extend(sandbox.refuses(&again, 2, &[name, "--overwrite would remove"]));
+        sandbox.write(&format!("out/{name}"), before);
+    }
+    sandbox.write("out/training.jsonl", "{\"step\": 1}\n");
+    problems.extend(sandbox.refuses(&again, 2, &["training.jsonl", "--overwrite would remove"]));
+    fs::remove_file(sandbox.path("out/training.jsonl")).unwrap();
     // A receipt alone doesn't make a folder a result.
     sandbox.shell("mkdir mine; cp out/moe-convert.json mine; echo years > mine/thesis.tex").succeeds();
     problems.extend(sandbox.refuses(&again.replace("-o out", "-o mine"), 2, &["mine", "SHA256SUMS"]));
@@ -323,6 +336,7 @@ fn pages_of_the_manual_replace_pages_alone() {
     fs::remove_file(sandbox.path("pages/moe-convert-prune.1")).unwrap();
     symlink("../thesis.tex", sandbox.path("pages/moe-convert-prune.1")).unwrap();
     problems.extend(sandbox.refuses("man pages --overwrite", 2, &["moe-convert-prune.1", "is a link"]));
+    problems.extend(sandbox.refuses("man m", 2, &["config.json", "man pages have no place"]));
     assert_none(&problems);
 }
 

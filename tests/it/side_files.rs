@@ -155,9 +155,14 @@ fn side_files_are_looked_at_before_the_work() {
     sized("corpus.txt", 300 << 20);
     sandbox.run(UPCYCLE).succeeds();
     assert!(sandbox.json("out/moe-convert.json")["left_out"]["corpus.txt"].as_str().unwrap().contains("large"));
-    // What loaders know comes along whatever its size, and more than a disk holds is refused before anything is read.
-    sized("tokenizer.model", 1 << 42);
-    sandbox.run(&UPCYCLE.replace("out", "again")).exits(1).says(&["the output takes", "remedy"]);
+    // What loaders know is never so large, and is refused before anything is read.
+    for name in ["tokenizer.model", "generation_config.json", "chat_template.jinja", "tokenization_x.py"] {
+        sized(name, 2 << 30);
+        sandbox.run(&UPCYCLE.replace("out", "again")).exits(1).says(&[name, "no file of this name", "remedy"]);
+        model.remove(name);
+    }
+    model.write("generation_config.json", "{");
+    sandbox.run(&UPCYCLE.replace("out", "said")).succeeds().says(&["generation_config.json is not JSON"]);
     assert!(!sandbox.names(".").iter().any(|name| name.contains("again")));
 }
 
@@ -167,7 +172,7 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
     // A sharded model, and beside it a whole file of other values.
     for (name, options) in [("model", "--max-shard-size 30KB"), ("base", "")] {
         sandbox.run(&format!("upcycle golden/{LLAMA} -o {name} --experts 4 --top-k 1 {options}")).succeeds();
-        ["moe-convert.json", "SHA256SUMS"]
+        ["moe-convert.json", "SHA256SUMS", "run.json"]
             .iter()
             .for_each(|file| fs::remove_file(sandbox.path(name).join(file)).unwrap());
     }
@@ -199,6 +204,37 @@ fn of_two_sets_of_weights_transformers_is_read_and_both_are_named() {
         assert!(said.contains(name) && said.contains(who), "{said}");
         model.remove(name);
     }
+    // So are files that no index names, and indexes of a variant.
+    sandbox.shell("rm model/model-*.safetensors").succeeds();
+    fs::remove_file(model.path(SHARD)).unwrap();
+    fs::copy(base.path(SHARD), model.path("whole.safetensors")).unwrap();
+    model.edit_json(INDEX, |index| {
+        index["weight_map"]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+            .for_each(|shard| *shard = json!("./whole.safetensors"));
+    });
+    model.make_directory(SHARD);
+    for name in ["model-00009-of-00009.safetensors", "MODEL.safetensors", "other.safetensors.index.json"] {
+        model.write(name, "x");
+        let said = sandbox.run("verify model").succeeds().stdout;
+        assert!(said.contains(name), "{said}");
+        model.remove(name);
+    }
+    assert!(!sandbox.run("verify model").succeeds().stdout.contains("move what isn't meant"));
+    fs::remove_dir(model.path(SHARD)).unwrap();
+    fs::copy(base.path(SHARD), model.path(SHARD)).unwrap();
+    model.edit_json(INDEX, |index| {
+        let files = ["whole.safetensors", SHARD].into_iter().cycle();
+        index["weight_map"]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+            .zip(files)
+            .for_each(|(shard, file)| *shard = json!(file));
+    });
+    sandbox.run("verify model").exits(1).says(&["model.safetensors", "remedy"]);
 }
 
 #[test]

@@ -82,6 +82,8 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
         "preprocessor_config.json",
         "hf_quant_config.json",
         "params.json",
+        "modules.json",
+        "1_Pooling/config.json",
     ] {
         sandbox.write(&format!("out/{name}"), "{}");
         problems.extend(sandbox.refuses("verify out", 1, &[name]));
@@ -99,7 +101,22 @@ fn added_files_are_named_and_refused_where_loaders_take_them() {
         let outcome = sandbox.run("verify out --json").succeeds();
         assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!(shown)), "{name}: {outcome}");
     }
-    // Without a receipt, a list is somebody's of some files.
+    // What a run writes are files.
+    sandbox.shell("mv out/run.json elsewhere; ln -s ../elsewhere out/run.json").succeeds();
+    let outcome = sandbox.run("verify out --json").succeeds();
+    assert!(outcome.json()["unlisted"].as_array().unwrap().contains(&json!("run.json")), "{outcome}");
+    // Without its receipt, a result is none, whatever its list says.
+    sandbox.shell("mv elsewhere out/run.json; rm out/moe-convert.json").succeeds();
+    let sums = sandbox.read(SUMS);
+    for list in [Some(&sums[..]), Some(b""), None] {
+        match list {
+            Some(list) => sandbox.write(SUMS, list),
+            None => fs::remove_file(sandbox.path(SUMS)).unwrap(),
+        }
+        problems.extend(sandbox.refuses("verify out", 1, &["moe-convert.json", "receipt"]));
+    }
+    assert_none(&problems);
+    // Without any trace of one, a list is somebody's of some files.
     let sandbox = Sandbox::new();
     sandbox.copy(LLAMA, "model");
     sandbox.shell("cd model && sha256sum model.safetensors > SHA256SUMS").succeeds();

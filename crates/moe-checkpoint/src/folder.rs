@@ -26,11 +26,8 @@ impl Folder {
     pub fn of(path: &Path) -> Result<Self> {
         let root = path.canonicalize().map_err(|e| Error::io("cannot resolve this directory", path, e))?;
         // models--OWNER--NAME/snapshots/REVISION. The blobs aren't resolved: an archive can bring links of its own.
-        let snapshots = root.parent().filter(|parent| parent.ends_with("snapshots"));
-        let cached = snapshots.and_then(Path::parent).filter(|repository| {
-            let name = repository.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("models--")
-        });
+        let given = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let cached = repository_of(&root).or_else(|| repository_of(&given)?.canonicalize().ok());
         Ok(Self { path: path.to_owned(), blobs: cached.map(|repository| repository.join("blobs")), root })
     }
 
@@ -76,6 +73,13 @@ impl Folder {
     }
 }
 
+/// The repository of a hub cache that `snapshot` is of, by its name.
+fn repository_of(snapshot: &Path) -> Option<PathBuf> {
+    let repository = snapshot.parent().filter(|parent| parent.ends_with("snapshots"))?.parent()?;
+    let name = repository.file_name()?.to_string_lossy();
+    name.starts_with("models--").then(|| repository.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -119,6 +123,10 @@ mod tests {
             assert!(refused("dangling").contains("leads nowhere"));
             assert!(refused("turn").contains("cannot resolve"));
         }
+        // A repository that was moved to another disk.
+        fs::rename(&repository, dir.path().join("elsewhere")).unwrap();
+        symlink("../elsewhere", &repository).unwrap();
+        Folder::of(&snapshot).unwrap().check_file(&snapshot.join("blob")).unwrap();
         // Blobs that are a link themselves are somebody's trap.
         fs::remove_dir_all(&blobs).unwrap();
         symlink(&elsewhere, &blobs).unwrap();

@@ -42,12 +42,16 @@ pub struct IndexFacts {
 }
 
 /// The files that hold a checkpoint's tensors.
+#[derive(Default)]
 pub(crate) struct Shards {
     pub files: BTreeSet<String>,
     /// The index that names them, if one does.
     pub index: Option<RawIndex>,
+    index_name: Option<String>,
     /// What is to be said of other weights in the same folder.
     pub warnings: Vec<String>,
+    /// Files of those that this says enough of.
+    spoken_of: BTreeSet<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -115,15 +119,17 @@ impl<'de> Visitor<'de> for IsObjectVisitor {
 /// Finds the files with the tensors of the model in `folder`. Of several sets it takes the one that transformers takes:
 /// what the config names, then [`SINGLE_FILE`], then what [`INDEX_FILE`] names.
 pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Result<Shards> {
-    if let Some(named) = config.get(EXPLICIT_KEY).and_then(Value::as_str) {
-        return explicit(folder, named);
-    }
     let (single, index) = (folder.path().join(SINGLE_FILE), folder.path().join(INDEX_FILE));
-    let mut found = match (single.exists(), index.exists()) {
-        (true, true) => single_beside_index(folder, &index)?,
-        (true, false) => Shards::of_file(SINGLE_FILE),
-        (false, true) => indexed(folder, &index)?,
-        (false, false) => unnamed(folder)?,
+    // A folder of such a name is none of the weights, for transformers either.
+    let is_there = |path: &Path| path.exists() && !path.is_dir();
+    let mut found = match config.get(EXPLICIT_KEY).and_then(Value::as_str) {
+        Some(named) => explicit(folder, named)?,
+        None => match (is_there(&single), is_there(&index)) {
+            (true, true) => single_beside_index(folder, &index)?,
+            (true, false) => Shards::of_file(SINGLE_FILE),
+            (false, true) => indexed(folder, &index)?,
+            (false, false) => unnamed(folder)?,
+        },
     };
     found.warnings.extend(others(folder, &found)?);
     Ok(found)
@@ -131,7 +137,7 @@ pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Resul
 
 impl Shards {
     fn of_file(name: &str) -> Self {
-        Self { files: [name.to_owned()].into(), index: None, warnings: Vec::new() }
+        Self { files: [name.to_owned()].into(), ..Self::default() }
     }
 }
 
@@ -161,6 +167,7 @@ fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
     // transformers doesn't look at the index here, so it need not be sound.
     let Ok(other) = indexed(folder, index) else {
         let mut found = Shards::of_file(SINGLE_FILE);
+        found.spoken_of.insert(INDEX_FILE.to_owned());
         found.warnings.push(format!(
             "{INDEX_FILE} beside {SINGLE_FILE} can't be followed: transformers and this program read {SINGLE_FILE} \
              alone, vLLM and SGLang look at the index: remove it"
@@ -178,6 +185,7 @@ fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
         return Ok(found);
     }
     let mut found = Shards::of_file(SINGLE_FILE);
+    found.spoken_of = other.files.iter().cloned().chain([INDEX_FILE.to_owned()]).collect();
     let shards = match other.files.len() {
         1 => "the file".to_owned(),
         count => format!("the {count} shards"),
@@ -212,7 +220,10 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
 /// What other loaders do with the weights that `found` leaves unread.
 fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
     let mut names = names(folder)?;
-    names.retain(|name| !found.files.contains(name) && !name.starts_with('.'));
+    names.retain(|name| {
+        let is_read = found.files.contains(name) || found.index_name.as_ref() == Some(name);
+        !is_read && !found.spoken_of.contains(name) && !name.starts_with('.')
+    });
     let list = |wanted: &dyn Fn(&&String) -> bool| {
         let wanted: Vec<_> = names.iter().filter(wanted).map(|name| name.escape_debug().to_string()).collect();
         match wanted.as_slice() {
@@ -226,7 +237,9 @@ fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
         let known = ["pytorch_model", "consolidated", "model"].iter().any(|start| name.starts_with(start));
         known && [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
     };
-    let beside_no_index = |name: &&String| found.index.is_none() && name.ends_with(".safetensors") && !mistral(name);
+    let unread = |name: &&String| name.to_ascii_lowercase().ends_with(".safetensors") && !mistral(name);
+    // A variant, as transformers calls it, has an index of its own: model.safetensors.index.fp16.json.
+    let index = |name: &&String| name.contains(".safetensors.index") && name.ends_with(".json");
     let read = "transformers and this program read the weights in Hugging Face's format";
     let mut warnings = Vec::new();
     if let Some(files) = list(&mistral) {
@@ -234,11 +247,19 @@ fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
             "a second set of weights, {files}: {read}, vLLM reads that instead: remove the set that isn't meant"
         ));
     }
-    // Shards of an index that isn't followed have been spoken of.
-    if let Some(files) = list(&beside_no_index).filter(|_| found.warnings.is_empty()) {
+    if let Some(files) = list(&unread) {
+        let who = match found.index {
+            Some(_) => "no index names it, so that neither transformers nor this program reads it",
+            None => {
+                "without an index, vLLM and SGLang read all .safetensors files; transformers and this program don't"
+            }
+        };
+        warnings.push(format!("{files} beside the weights: {who}: move what isn't meant elsewhere"));
+    }
+    if let Some(files) = list(&index) {
         warnings.push(format!(
-            "{files} beside the weights: without an index, vLLM and SGLang read all .safetensors files; transformers \
-             and this program don't: move what isn't meant elsewhere"
+            "{files}, an index of other weights, is not followed by transformers and this program unless it is asked \
+             for: move what isn't meant elsewhere"
         ));
     }
     if let Some(files) = list(&pickled) {
@@ -251,7 +272,15 @@ fn others(folder: &Folder, found: &Shards) -> Result<Vec<String>> {
 fn names(folder: &Folder) -> Result<BTreeSet<String>> {
     let entries = std::fs::read_dir(folder.path());
     let entries = entries.map_err(|e| Error::io("cannot list the checkpoint", folder.path(), e))?;
-    Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+    // A folder holds no tensors, whatever it is called.
+    let files = entries.flatten().filter(|entry| !entry.path().is_dir());
+    Ok(files.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// `name` without a `./` before it, which leads nowhere.
+fn without_dot(name: String) -> String {
+    let plain = name.trim_start_matches("./");
+    if plain.len() == name.len() { name } else { plain.to_owned() }
 }
 
 /// Whether `name` stays in the folder that it is a name in.
@@ -262,7 +291,8 @@ fn is_plain(name: &str) -> bool {
 
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
-    let index: RawIndex = json::read(path)?;
+    let mut index: RawIndex = json::read(path)?;
+    index.weight_map.values_mut().for_each(|file| *file = without_dot(std::mem::take(file)));
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {
         if !is_plain(file) {
@@ -281,5 +311,6 @@ fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
             .file(path)
             .remedy("download the index again"));
     }
-    Ok(Shards { files, index: Some(index), warnings: Vec::new() })
+    let index_name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(Shards { files, index: Some(index), index_name, ..Shards::default() })
 }

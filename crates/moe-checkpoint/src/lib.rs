@@ -18,6 +18,7 @@ mod locations;
 mod manifest;
 pub mod quantization;
 mod regular;
+mod result;
 mod saved;
 mod scratch;
 mod shard;
@@ -39,6 +40,7 @@ pub use locations::Locations;
 pub use manifest::{Hasher, MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
+pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_run_record};
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
@@ -48,8 +50,7 @@ pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{
-    FileKind, OutputDir, OutputOptions, StagedFile, check_file, open_to_append, remove_unfinished,
-    write_file_atomically,
+    Existing, FileKind, OutputDir, StagedFile, check_file, open_to_append, remove_unfinished, write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
 pub use whole::{read_text, read_whole};

@@ -9,6 +9,7 @@ use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
 use crate::manifest::MANIFEST_FILE;
+use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 
 /// A file that is carried along.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,18 +31,24 @@ pub struct SideFiles {
     pub left_out: BTreeMap<String, &'static str>,
 }
 
-/// The source's model card.
-const CARD_FILE: &str = "README.md";
 /// No model has more files. A folder of anybody's is walked no further.
 const MAX_FILES: usize = 1 << 16;
 /// Folders in folders.
 const MAX_DEPTH: usize = 8;
 /// What is larger, and none of the files that loaders know, is data rather than a part of the model.
 const MAX_UNKNOWN_BYTES: u64 = 256 << 20;
+/// Tokenizers of a million tokens take a tenth of it.
+const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
+/// Configs, templates and code take some kilobytes.
+const MAX_CONFIG_BYTES: u64 = 64 << 20;
+/// A file under one of the endings that weights share with tokens and tables is larger where it holds weights.
+const MAX_TABLE_BYTES: u64 = 64 << 20;
 
-const WEIGHTS: &str = "weights or an archive, not read";
-const WRITTEN: &str = "written anew";
+const WEIGHTS: &str = "weights, not read";
+const WRITTEN: &str = "the result has its own";
 const HIDDEN: &str = "hidden";
+const PYTHON: &str = "made by Python";
+const FORMAT: &str = "the model in another format";
 const TRAINING: &str = "left by a training";
 const ENCODING: &str = "describes the source's encoding, as config.json does";
 
@@ -74,14 +81,30 @@ impl SideFiles {
         self.carried.iter().map(|file| file.bytes).sum()
     }
 
-    /// Refuses what can't be read, before there is work to lose.
+    /// Refuses what can't be read, or can't be what its name says, before there is work to lose.
     ///
     /// # Errors
-    /// [`Kind::Io`], naming the file.
+    /// [`Kind::Io`] and [`Kind::Malformed`], naming the file.
     pub fn check_readable(&self) -> Result<()> {
         self.carried.iter().try_for_each(|file| {
-            File::open(&file.path).map(drop).map_err(|e| Error::io("cannot read this file", &file.path, e))
+            File::open(&file.path).map_err(|e| Error::io("cannot read this file", &file.path, e))?;
+            match most_bytes(file.name.rsplit('/').next().unwrap_or_default()) {
+                Some(most) if file.bytes > most => {
+                    let what =
+                        format!("this takes {} bytes, and no file of this name takes more than {most}", file.bytes);
+                    Err(Error::new(Kind::Malformed, what)
+                        .file(&file.path)
+                        .remedy("it is damaged: download or copy it again, or move it elsewhere"))
+                }
+                _ => Ok(()),
+            }
         })
+    }
+
+    /// What stays behind and somebody may miss, with the reason: not weights, hidden files, nor what a result has its own of.
+    pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let missed = self.left_out.iter().filter(|(_, why)| ![WEIGHTS, WRITTEN, HIDDEN, PYTHON, FORMAT].contains(why));
+        missed.map(|(name, why)| (name.as_str(), *why))
     }
 }
 
@@ -131,7 +154,9 @@ impl Walk<'_> {
             // What it says of licence and language is carried.
             self.folder.check_file(path)?;
         }
-        if let Some(why) = why_left_out(path, name, is_dir) {
+        let own = if prefix.is_empty() { why_own(name) } else { None };
+        let why = own.or_else(|| if is_dir { why_folder_left_out(path, name) } else { why_left_out(path, name) });
+        if let Some(why) = why {
             self.found.left_out.insert(if is_dir { whole + "/" } else { whole }, why);
             return Ok(());
         }
@@ -144,7 +169,7 @@ impl Walk<'_> {
         }
         self.folder.check_file(path)?;
         let bytes = path.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?.len();
-        if bytes > MAX_UNKNOWN_BYTES && !is_known(name) {
+        if bytes > MAX_UNKNOWN_BYTES && most_bytes(name).is_none() {
             self.found.left_out.insert(whole, "too large for anything but weights or data");
             return Ok(());
         }
@@ -153,28 +178,36 @@ impl Walk<'_> {
     }
 }
 
-/// Whether loaders know files of this name.
-fn is_known(name: &str) -> bool {
-    const ENDS: [&str; 5] = [".json", ".jinja", ".py", ".model", ".tiktoken"];
-    name.starts_with("tokenizer") || ENDS.iter().any(|end| name.ends_with(end))
+/// The most bytes that a file of this name takes, if loaders know files of this name.
+fn most_bytes(name: &str) -> Option<u64> {
+    const TOKENIZERS: [&str; 4] = [".model", ".tiktoken", "vocab.txt", "merges.txt"];
+    if name.starts_with("tokenizer") || name.starts_with("vocab") || TOKENIZERS.iter().any(|end| name.ends_with(end)) {
+        return Some(MAX_TOKENIZER_BYTES);
+    }
+    if name == "tekken.json" {
+        return Some(MAX_TOKENIZER_BYTES);
+    }
+    [".json", ".jinja", ".py"].iter().any(|end| name.ends_with(end)).then_some(MAX_CONFIG_BYTES)
 }
 
-/// Why the file or folder `path` stays behind, if it does.
-fn why_left_out(path: &Path, name: &str, is_dir: bool) -> Option<&'static str> {
+/// Why what has this name in the model's folder itself stays behind: a result has files of its own under these names.
+/// A card of the source says nothing true about the result, in any language.
+fn why_own(name: &str) -> Option<&'static str> {
+    const OWN: [&str; 4] = [RECEIPT_FILE, RUN_FILE, "report.html", LOG_FILE];
+    let is_page = name.starts_with("report-") && name.ends_with(".html");
+    let lower = name.to_ascii_lowercase();
+    let is_card = lower == "readme" || lower.starts_with("readme.") || lower.starts_with("readme_");
+    let is_code = lower.ends_with(".py");
+    (OWN.contains(&name) || is_page || is_card && !is_code).then_some(WRITTEN)
+}
+
+/// Why the file `path` stays behind, if it does.
+fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     if name.starts_with('.') {
         return Some(HIDDEN);
     }
-    if is_dir {
-        return why_folder_left_out(path, name);
-    }
-    if is_weights(name) {
+    if holds_weights(path, name) {
         return Some(WEIGHTS);
-    }
-    // Names that a result has of its own. A card of the source says nothing true about the result, in any language.
-    const OWN: [&str; 4] = ["moe-convert.json", "run.json", "report.html", "training.jsonl"];
-    let is_page = name.starts_with("report-") && name.ends_with(".html");
-    if OWN.contains(&name) || is_page || name.to_ascii_lowercase().starts_with("readme") {
-        return Some(WRITTEN);
     }
     const TRAINED: [&str; 5] =
         ["trainer_state.json", "trainer_log.jsonl", "all_results.json", "train_results.json", "eval_results.json"];
@@ -187,20 +220,59 @@ fn why_left_out(path: &Path, name: &str, is_dir: bool) -> Option<&'static str> {
 }
 
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
-    const OTHERS: [&str; 7] = ["original", "onnx", "openvino", "coreml", "gguf", "metal", "flax"];
-    const LEFT: [&str; 3] = ["runs", "wandb", "logs"];
-    if OTHERS.contains(&name) {
-        return Some("another format");
-    }
-    if LEFT.contains(&name) || name.starts_with("checkpoint-") || name.starts_with("global_step") {
-        return Some(TRAINING);
+    if name.starts_with('.') {
+        return Some(HIDDEN);
     }
     if name == "__pycache__" {
-        return Some("made by Python");
+        return Some(PYTHON);
     }
+    // A shard of the result may have this name.
+    if is_weights(name) {
+        return Some(WEIGHTS);
+    }
+    const OTHERS: [&str; 7] = ["original", "onnx", "openvino", "coreml", "gguf", "metal", "flax"];
+    const LEFT: [&str; 3] = ["runs", "wandb", "logs"];
+    let why = if OTHERS.contains(&name) {
+        FORMAT
+    } else if LEFT.contains(&name) || name.starts_with("checkpoint-") || name.starts_with("global_step") {
+        TRAINING
+    } else {
+        return None;
+    };
+    // Code may lie in a folder of any name, and import the model's.
     let mut entries = fs::read_dir(path).into_iter().flatten().flatten().take(MAX_FILES);
-    let has_weights = entries.any(|entry| entry.file_name().to_str().is_some_and(is_weights));
-    has_weights.then_some("holds weights of its own")
+    let has_code = entries.any(|entry| entry.file_name().to_str().is_some_and(|name| name.ends_with(".py")));
+    (!has_code).then_some(why)
+}
+
+/// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the same endings.
+fn holds_weights(path: &Path, name: &str) -> bool {
+    const SHARED: [&str; 7] = [".bin", ".npz", ".pkl", ".pickle", ".zip", ".tar", ".tar.gz"];
+    const NAMES: [&str; 17] = [
+        "model",
+        "pytorch_model",
+        "adapter_model",
+        "consolidated",
+        "optimizer",
+        "scheduler",
+        "training_args",
+        "rng_state",
+        "random_states",
+        "diffusion_pytorch_model",
+        "flax_model",
+        "tf_model",
+        "weights",
+        "checkpoint",
+        "ggml",
+        "lora",
+        "mp_rank",
+    ];
+    let lower = name.to_ascii_lowercase();
+    if !is_weights(name) || !SHARED.iter().any(|end| lower.ends_with(end)) {
+        return is_weights(name);
+    }
+    let is_large = path.metadata().map_or(true, |file| file.len() > MAX_TABLE_BYTES);
+    is_large || NAMES.iter().any(|start| lower.starts_with(start))
 }
 
 /// Whether a file of this name holds weights, of a model or of an optimizer, or lists them.
@@ -258,9 +330,15 @@ mod tests {
             "params.json",
             "preprocessor_config.json",
             "qwen.tiktoken",
+            "readme.py",
+            "runs/again.py",
+            "spiece.bin",
+            "sub/README.md",
+            "sub/run.json",
             "tekken.json",
             "tiktoken.model",
             "tokenizer.json",
+            "vocab.zip",
             "whatever",
         ];
         let left_out = [
@@ -272,16 +350,20 @@ mod tests {
             "adapter_config.json",
             "checkpoint-500/",
             "global_step3/",
+            "logs/",
             "model.Q4_K_M.gguf",
             "moe-convert.json",
             "onnx/",
             "optimizer.pt",
             "original/",
-            "other/",
+            "other.onnx/",
+            "other/x.safetensors",
             "pytorch_model-00001-of-00002.bin",
             "pytorch_model.bin.index.json",
             "quantize_config.json",
+            "report.html/",
             "run.json",
+            "runs/optimizer.pt",
             "trainer_state.json",
             "training_args.bin",
         ];
@@ -290,7 +372,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, name).unwrap();
         };
-        carried.iter().chain(&["config.json", "SHA256SUMS", "other/x.safetensors"]).for_each(|name| write(name));
+        carried.iter().chain(&["config.json", "SHA256SUMS"]).for_each(|name| write(name));
         left_out.iter().for_each(|name| match name.strip_suffix('/') {
             Some(folder) => write(&format!("{folder}/file")),
             None => write(name),
@@ -303,7 +385,7 @@ mod tests {
         assert_eq!(names(&found), carried);
         assert_eq!(found.left_out.keys().collect::<Vec<_>>(), left_out);
         found.leave_out("of another family", |name| name.ends_with(".py"));
-        assert_eq!(names(&found).len(), carried.len() - 2);
+        assert_eq!(names(&found).len(), carried.len() - 4);
         assert_eq!(found.left_out["modeling_x.py"], "of another family");
         // The config of Mistral's own weights goes with them.
         write("consolidated.safetensors");

@@ -8,7 +8,9 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
-use moe_checkpoint::{Error, FileKind, Result, check_file, read_text, write_file_atomically};
+use moe_checkpoint::{
+    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, check_file, read_text, write_file_atomically,
+};
 
 use crate::cli::Cli;
 
@@ -35,6 +37,13 @@ const MAX_PAGE_BYTES: u64 = 1 << 20;
 /// # Errors
 /// Where `dir` can't be made or written to, or something else has the name of a page; none is written then.
 pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
+    for name in [CONFIG_FILE, RECEIPT_FILE] {
+        if dir.join(name).symlink_metadata().is_ok() {
+            return Err(Error::new(Kind::Usage, "this directory holds a model, in which man pages have no place")
+                .file(dir.join(name))
+                .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
+        }
+    }
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use moe_checkpoint::{CONFIG_FILE, OutputDir, OutputOptions, ShardPlan, WriteSummary, Writer, json};
+use moe_checkpoint::{CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, WriteSummary, Writer, json};
 use moe_checkpoint::{Error, Kind, Result, read_whole};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
@@ -26,7 +26,7 @@ use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report;
 use crate::resources::{ByteSize, RunRecord};
-use crate::train::{LOG_FILE, TrainingDir};
+use crate::train::TrainingDir;
 use crate::trust;
 use crate::writing::WritingOptions;
 
@@ -164,7 +164,7 @@ pub fn convert(
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     check_budget(&prepared, options, output)?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
-    let mut dir = OutputDir::create(output, output_options(options))?;
+    let mut dir = OutputDir::create(output, existing(options))?;
     dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
     prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
     let mut receipt = prepared.receipt();
@@ -278,7 +278,7 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
     }
     if input.is_dir() {
         check_places(passes, input, output, &[])?;
-        OutputDir::check(output, output_options(options))?;
+        OutputDir::check(output, existing(options))?;
         check_plans(passes, options.overwrite)?;
     }
     if passes.iter().any(|pass| pass.trains()) {
@@ -289,8 +289,8 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
     Ok(())
 }
 
-pub(crate) fn output_options(options: &ConvertOptions) -> OutputOptions<'static> {
-    OutputOptions { overwrite: options.overwrite, replaceable_if: RECEIPT_FILE, unlisted: &[RUN_FILE, LOG_FILE] }
+pub(crate) fn existing(options: &ConvertOptions) -> Existing {
+    if options.overwrite { Existing::Replaced } else { Existing::Kept }
 }
 
 fn numeric(error: candle_core::Error) -> Error {

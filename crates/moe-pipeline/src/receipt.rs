@@ -16,10 +16,7 @@ use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
 use crate::writing::WritingOptions;
 
-/// The receipt's file name.
-pub const RECEIPT_FILE: &str = "moe-convert.json";
-/// The file with times, memory and host.
-pub const RUN_FILE: &str = "run.json";
+pub use moe_checkpoint::{RECEIPT_FILE, RUN_FILE};
 
 /// What `moe-convert.json` says.
 #[derive(Debug, Clone, Serialize)]

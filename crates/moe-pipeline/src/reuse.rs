@@ -5,18 +5,17 @@
 use std::path::Path;
 
 use moe_checkpoint::{
-    MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, json, read_text, read_whole, sha256_file,
+    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, json, read_text, read_whole, sha256_file,
 };
 use moe_passes::Pass;
 use serde_json::Value;
 
 use crate::card::{self, CARD_FILE, name_of};
-use crate::convert::{ConvertOptions, SLACK_BYTES, output_options};
+use crate::convert::{ConvertOptions, SLACK_BYTES, existing};
 use crate::outputs::check_places;
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE};
-use crate::train::LOG_FILE;
 use crate::verify::{check_hashes, listed};
 
 /// Whether `output` is the finished result of the same passes with the same options on the same bytes, written in the same way by the same
@@ -77,7 +76,7 @@ pub fn copy_finished(
 ) -> Result<bool> {
     let Ok(Some(Manifest { files })) = finished(passes, input, from, options) else { return Ok(false) };
     check_places(passes, input, output, &[from])?;
-    let mut dir = OutputDir::create(output, output_options(options))?;
+    let mut dir = OutputDir::create(output, existing(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());
     dir.require_space(sizes.map(|file| file.len()).sum::<u64>() + SLACK_BYTES)?;
     for (name, hash) in files.iter().filter(|(name, _)| ![MANIFEST_FILE, CARD_FILE].contains(&name.as_str())) {

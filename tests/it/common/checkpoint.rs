@@ -35,6 +35,10 @@ impl Checkpoint {
         fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
+    pub fn make_directory(&self, name: &str) {
+        fs::create_dir(self.path(name)).unwrap();
+    }
+
     /// Puts an empty directory where the file `name` was.
     pub fn make_directory_of(&self, name: &str) {
         self.remove(name);

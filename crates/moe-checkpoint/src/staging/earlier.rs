@@ -3,15 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::OutputOptions;
 use crate::error::{Error, Kind, Result};
-use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
+use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_run_record, is_training_log};
+use crate::side_files::is_weights;
 
-/// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing else lies.
+/// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing
+/// else lies and no small file was changed. Weights aren't hashed: that would take minutes.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what would be lost.
-pub(super) fn check(target: &Path, options: OutputOptions<'_>) -> Result<()> {
+pub(super) fn check(target: &Path) -> Result<()> {
     let kind = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?.file_type();
     if kind.is_symlink() {
         return Err(Error::new(Kind::Usage, "the output exists and is a link, which was not written by moe-convert")
@@ -22,13 +24,14 @@ pub(super) fn check(target: &Path, options: OutputOptions<'_>) -> Result<()> {
     if entries.as_ref().is_ok_and(|has_some| !has_some) {
         return Ok(());
     }
-    if !target.join(options.replaceable_if).is_file() {
+    if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
         return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
             .file(target)
             .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
     }
-    let listed = match Manifest::read(target) {
-        Ok(Some(manifest)) => manifest,
+    let (written, listed) = match Manifest::read(target) {
+        // A damaged receipt is no reason to keep what is to be made again.
+        Ok(Some(listed)) => (consistent(Written::read(target).unwrap_or_default(), target, &listed), listed),
         Ok(None) | Err(_) => {
             let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
             return Err(Error::new(Kind::Usage, what)
@@ -36,36 +39,86 @@ pub(super) fn check(target: &Path, options: OutputOptions<'_>) -> Result<()> {
                 .remedy("remove the output yourself, or choose another name"));
         }
     };
-    match foreign(target, Path::new(""), &listed, options)? {
-        None => Ok(()),
-        Some(file) => Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
+    let written = written.map_err(|error| {
+        let what = format!("the output exists, and its {MANIFEST_FILE} isn't the one that was written with it");
+        Error::new(Kind::Usage, what)
+            .file(target.join(MANIFEST_FILE))
+            .source(error.briefly())
+            .remedy("remove the output yourself, or choose another name")
+    })?;
+    let earlier = Earlier { target, listed: &listed, is_trained: written.is_trained() };
+    if let Some(file) = earlier.foreign(Path::new(""))? {
+        return Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
             .file(target.join(file))
-            .remedy("move it elsewhere, or choose another output")),
+            .remedy("move it elsewhere, or choose another output"));
+    }
+    match earlier.changed()? {
+        None => Ok(()),
+        Some(file) => {
+            Err(Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
+                .file(file)
+                .remedy("move it elsewhere, or choose another output"))
+        }
     }
 }
 
-/// Something in the folder `below` of `target` that is not the result's.
-fn foreign(target: &Path, below: &Path, listed: &Manifest, options: OutputOptions<'_>) -> Result<Option<PathBuf>> {
-    let dir = target.join(below);
-    let fail = |e| Error::io("cannot look through this earlier result", &dir, e);
-    let mut entries = fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let (name, kind) = (below.join(entry.file_name()), entry.file_type().map_err(fail)?);
-        let shown = name.to_string_lossy();
-        let is_ours = || {
-            let unlisted = [MANIFEST_FILE, options.replaceable_if].into_iter().chain(options.unlisted.iter().copied());
-            listed.files.contains_key(shown.as_ref()) || unlisted.into_iter().any(|ours| ours == shown)
-        };
-        if kind.is_dir() {
-            let lists_some = listed.files.keys().any(|file| Path::new(file).starts_with(&name));
-            let found = if lists_some { foreign(target, &name, listed, options)? } else { Some(name) };
+fn consistent(written: Written, target: &Path, listed: &Manifest) -> Result<Written> {
+    written.check(target, listed).map(|()| written)
+}
+
+/// A result whose receipt and manifest agree.
+struct Earlier<'a> {
+    target: &'a Path,
+    listed: &'a Manifest,
+    is_trained: bool,
+}
+
+impl Earlier<'_> {
+    /// Something in the folder `below` that is not the result's.
+    fn foreign(&self, below: &Path) -> Result<Option<PathBuf>> {
+        let dir = self.target.join(below);
+        let fail = |e| Error::io("cannot look through this earlier result", &dir, e);
+        let mut entries = fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (name, kind) = (below.join(entry.file_name()), entry.file_type().map_err(fail)?);
+            let found = if kind.is_dir() {
+                let lists_some = self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
+                if lists_some { self.foreign(&name)? } else { Some(name) }
+            } else if kind.is_file() && self.is_ours(&name) {
+                None
+            } else {
+                Some(name)
+            };
             if found.is_some() {
                 return Ok(found);
             }
-        } else if !is_ours() {
-            return Ok(Some(name));
+        }
+        Ok(None)
+    }
+
+    /// Whether a run has written the file `name`, as far as its name tells, and what no manifest lists, its content.
+    fn is_ours(&self, name: &Path) -> bool {
+        let path = self.target.join(name);
+        match name.to_str() {
+            Some(MANIFEST_FILE) => true,
+            Some(RUN_FILE) => is_run_record(&path),
+            Some(LOG_FILE) => self.is_trained && is_training_log(&path),
+            Some(name) => self.listed.files.contains_key(name),
+            None => false,
         }
     }
-    Ok(None)
+
+    /// A file that isn't what was written. Weights are taken for what they were; a receipt is nobody's but a run's.
+    fn changed(&self) -> Result<Option<PathBuf>> {
+        let small = self.listed.files.iter().filter(|(name, _)| !is_weights(name) && *name != RECEIPT_FILE);
+        for (name, hash) in small {
+            let path = self.target.join(name);
+            // What somebody has removed is nobody's loss any more.
+            if path.symlink_metadata().is_ok() && sha256_file(&path)? != *hash {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
 }

@@ -83,14 +83,10 @@ impl StagedFile {
         let staging = partial(path)?;
         let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).open(&staging);
         let file = locked(path, &staging, open)?;
-        let others = file.metadata().is_ok_and(|found| found.nlink() > 1);
-        if others {
-            return Err(Error::new(
-                Kind::Usage,
-                "a file under the hidden name that this output needs has another name, too",
-            )
-            .file(&staging)
-            .remedy("no run of this program made it: remove this name of it"));
+        // Another name would be another file of somebody's, which is emptied here.
+        if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
+            let what = "no run of this program made this, which has the hidden name that the output needs";
+            return Err(Error::new(Kind::Usage, what).file(&staging).remedy("remove it, or choose another output"));
         }
         // What a killed run left behind.
         file.set_len(0).map_err(|e| Error::io("cannot write this file", path, e))?;

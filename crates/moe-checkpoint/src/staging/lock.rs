@@ -13,12 +13,25 @@ use crate::error::{Error, Kind, Result};
 /// What `open` opens at `hidden`, locked. It is tried again where a run that ends has just taken that away from there.
 pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result<File>) -> Result<File> {
     const TRIES: usize = 1000;
-    let fail = |e: io::Error| Error::io("cannot create the output", hidden, e);
+    let fail = |e: io::Error| {
+        let error = Error::io("cannot create the output", hidden, e);
+        match hidden.symlink_metadata() {
+            Ok(_) => {
+                error.remedy("a run needs this name for what it writes: remove what has it, or choose another output")
+            }
+            Err(_) => error,
+        }
+    };
+    let mut vanished = None;
     for _ in 0..TRIES {
         let file = match open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && hidden.parent().is_some_and(Path::is_dir) => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && hidden.parent().is_some_and(Path::is_dir) => {
+                vanished = Some(e);
+                continue;
+            }
             other => other.map_err(fail)?,
         };
+        vanished = None;
         lock(target, &file)?;
         let of_file = file.metadata().map_err(fail)?;
         let there = fs::symlink_metadata(hidden);
@@ -26,7 +39,8 @@ pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result
             return Ok(file);
         }
     }
-    Err(busy(target))
+    // Some directories, such as those of /proc, take no files and say so in this way.
+    Err(vanished.map_or_else(|| busy(target), fail))
 }
 
 /// Locks `file`, which is, or becomes, `target`.

@@ -22,15 +22,14 @@ pub use file::{FileKind, StagedFile, check_file, open_to_append, write_file_atom
 
 use lock::{lock, locked, options_of};
 
-/// How an output directory may be created.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OutputOptions<'a> {
-    /// Replace an existing output, if it has the file `replaceable_if`.
-    pub overwrite: bool,
-    /// The file that marks a directory as written by this program.
-    pub replaceable_if: &'a str,
-    /// Files of a result that its manifest doesn't list.
-    pub unlisted: &'a [&'a str],
+/// What becomes of an earlier result in the place of an output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and the new one is refused.
+    #[default]
+    Kept,
+    /// The new one replaces it, unless something lies in it that no run has written.
+    Replaced,
 }
 
 /// A directory being written: it lies hidden beside its final place until [`OutputDir::commit`].
@@ -41,9 +40,7 @@ pub struct OutputDir {
     staging: PathBuf,
     manifest: Manifest,
     committed: bool,
-    overwrite: bool,
-    replaceable_if: String,
-    unlisted: Vec<String>,
+    existing: Existing,
     /// Holds the lock on the staging directory.
     _lock: File,
 }
@@ -55,25 +52,26 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in it; [`Kind::Missing`] where its
     /// parent directory can't be had.
-    pub fn check(target: &Path, options: OutputOptions<'_>) -> Result<()> {
+    pub fn check(target: &Path, existing: Existing) -> Result<()> {
+        partial(target)?;
         let parent = parent_of(target);
         // The parent may not exist yet; what exists of it decides where it would lie.
-        let existing = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-        let existing = existing.canonicalize().map_err(|e| Error::io("cannot resolve this path", existing, e))?;
-        if !existing.is_dir() {
+        let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+        let nearest = nearest.canonicalize().map_err(|e| Error::io("cannot resolve this path", nearest, e))?;
+        if !nearest.is_dir() {
             return Err(Error::new(Kind::Usage, "the output's parent is not a directory")
-                .file(&existing)
+                .file(&nearest)
                 .remedy("choose another output"));
         }
         if target.symlink_metadata().is_err() {
             return Ok(());
         }
-        if !options.overwrite {
+        if existing == Existing::Kept {
             return Err(Error::new(Kind::Usage, "the output exists")
                 .file(target)
                 .remedy("remove it, choose another name, or give --overwrite"));
         }
-        earlier::check(target, options)
+        earlier::check(target)
     }
 
     /// Refuses an output that another run is writing, without touching the disk.
@@ -92,10 +90,10 @@ impl OutputDir {
     ///
     /// # Errors
     /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
-    pub fn create(target: &Path, options: OutputOptions<'_>) -> Result<Self> {
+    pub fn create(target: &Path, existing: Existing) -> Result<Self> {
         // What ends in `/.` can't be renamed.
         let target: &Path = &target.components().collect::<PathBuf>();
-        Self::check(target, options)?;
+        Self::check(target, existing)?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let staging = partial(target)?;
@@ -111,7 +109,7 @@ impl OutputDir {
         if target.symlink_metadata().is_err() && aside.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             // A run was killed between two renames.
             rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
-            Self::check(target, options).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
+            Self::check(target, existing).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         }
         // What a killed run left behind; nobody holds its lock.
         clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
@@ -121,9 +119,7 @@ impl OutputDir {
             staging,
             manifest: Manifest::default(),
             committed: false,
-            overwrite: options.overwrite,
-            replaceable_if: options.replaceable_if.to_owned(),
-            unlisted: options.unlisted.iter().map(|name| (*name).to_owned()).collect(),
+            existing,
             _lock: lock,
         })
     }
@@ -153,7 +149,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be written.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_synced(&self.staging.join(name), bytes)?;
+        write_synced(&self.make_room(name)?, bytes)?;
         self.manifest.files.insert(name.to_owned(), hex(&Sha256::digest(bytes)));
         Ok(())
     }
@@ -183,6 +179,9 @@ impl OutputDir {
 
     /// The path of the file `name`, whose folders are made.
     fn make_room(&self, name: &str) -> Result<PathBuf> {
+        if !unfinished().contains(&self.staging) {
+            return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
+        }
         let path = self.staging.join(name);
         // Not the hidden directory itself, which a signal may just have removed.
         let mut folder = self.staging.clone();
@@ -208,7 +207,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be written.
     pub fn write_unlisted(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_synced(&self.staging.join(name), bytes)
+        write_synced(&self.make_room(name)?, bytes)
     }
 
     /// Copies the file `name` of the directory `from`, which has the SHA-256 `hash`, and lists it in the manifest.
@@ -255,7 +254,7 @@ impl OutputDir {
     /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
     /// which is then returned.
     fn move_to_target(&self) -> Result<Option<PathBuf>> {
-        if self.overwrite && self.may_replace() {
+        if self.existing == Existing::Replaced && self.may_replace() {
             // It is removed under a hidden name: a run that begins there must not take it for its own.
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
             let replaced = earlier.as_ref().and_then(|_| replace(&self.staging, &self.target).ok());
@@ -271,9 +270,7 @@ impl OutputDir {
 
     /// Whether what has the output's name now, long after it was checked, is still a result and nothing else.
     fn may_replace(&self) -> bool {
-        let unlisted: Vec<&str> = self.unlisted.iter().map(String::as_str).collect();
-        let options = OutputOptions { overwrite: true, replaceable_if: &self.replaceable_if, unlisted: &unlisted };
-        earlier::check(&self.target, options).is_ok()
+        earlier::check(&self.target).is_ok()
     }
 
     fn failed(&self, error: io::Error) -> Error {
@@ -370,14 +367,24 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// What a file system takes for the name of a file, without its directories.
+const MAX_NAME_BYTES: usize = 255;
+
 /// What `target` is called until it is complete.
 fn partial(target: &Path) -> Result<PathBuf> {
-    match target.file_name() {
-        Some(_) => Ok(hidden(target, "partial")),
-        None => Err(Error::new(Kind::Usage, "the output has no name")
+    let Some(name) = target.file_name() else {
+        return Err(Error::new(Kind::Usage, "the output has no name")
             .file(target)
-            .remedy("give a path that ends in a name of its own")),
+            .remedy("give a path that ends in a name of its own"));
+    };
+    // The longer of its two hidden names must be one that file systems take.
+    let length = hidden(target, "replaced").file_name().unwrap_or_default().len();
+    if length > MAX_NAME_BYTES {
+        let most = MAX_NAME_BYTES - (length - name.len());
+        let what = format!("the output's name takes {} bytes; {most} are left for it beside hidden ones", name.len());
+        return Err(Error::new(Kind::Usage, what).file(target).remedy("choose a shorter name"));
     }
+    Ok(hidden(target, "partial"))
 }
 
 /// The hidden name beside `target` of a directory or file that is in the state `state`.
@@ -464,10 +471,10 @@ fn clear_directory(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 
-    const OPTIONS: OutputOptions<'_> =
-        OutputOptions { overwrite: false, replaceable_if: "receipt", unlisted: &["run"] };
-    const OVERWRITE: OutputOptions<'_> = OutputOptions { overwrite: true, ..OPTIONS };
+    const OPTIONS: Existing = Existing::Kept;
+    const OVERWRITE: Existing = Existing::Replaced;
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -483,10 +490,18 @@ mod tests {
         assert!(error.contains("Input/output error") && !error.contains("cannot move"), "{error}");
     }
 
+    /// What differs from run to run.
+    const RUN: &str = r#"{"source": "", "device": "Cpu", "unix_time": 0, "timings": []}"#;
+
     /// Makes a result.
-    fn finish(target: &Path, options: OutputOptions<'_>) -> Result<()> {
-        let mut output = OutputDir::create(target, options)?;
-        output.write("receipt", b"x")?;
+    fn finish(target: &Path, existing: Existing) -> Result<()> {
+        finish_saying(target, existing, "{}")
+    }
+
+    fn finish_saying(target: &Path, existing: Existing, receipt: &str) -> Result<()> {
+        let mut output = OutputDir::create(target, existing)?;
+        output.write(RECEIPT_FILE, receipt.as_bytes())?;
+        output.write(CARD_FILE, b"words")?;
         output.commit()
     }
 
@@ -495,15 +510,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         let mut output = OutputDir::create(&target, OPTIONS).unwrap();
-        output.write("receipt", b"x").unwrap();
+        output.write(RECEIPT_FILE, b"{}").unwrap();
         assert!(!target.exists());
         drop(output);
         assert!(names(dir.path()).is_empty());
 
         let mut output = OutputDir::create(&target, OPTIONS).unwrap();
-        output.write("receipt", b"x").unwrap();
+        output.write(RECEIPT_FILE, b"{}").unwrap();
         output.commit().unwrap();
-        assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
+        assert_eq!(names(&target), ["SHA256SUMS", "moe-convert.json"]);
         assert_eq!(names(dir.path()), ["out"]);
     }
 
@@ -512,7 +527,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
         let mut output = OutputDir::create(&target, OPTIONS).unwrap();
-        output.write("receipt", b"x").unwrap();
+        output.write(RECEIPT_FILE, b"{}").unwrap();
         let staging = output.path().to_owned();
         unfinished().remove(&staging);
         assert_eq!(output.commit().unwrap_err().kind(), Kind::Stopped);
@@ -529,20 +544,68 @@ mod tests {
         assert_eq!(OutputDir::create(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
         assert_eq!(OutputDir::create(&target, OVERWRITE).unwrap_err().kind(), Kind::Usage);
         // A mark alone makes nobody else's files ours.
-        fs::write(target.join("receipt"), "").unwrap();
+        fs::write(target.join(RECEIPT_FILE), "").unwrap();
         let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
         assert!(error.contains("SHA256SUMS"), "{error}");
         fs::remove_dir_all(&target).unwrap();
         finish(&target, OPTIONS).unwrap();
         finish(&target, OVERWRITE).unwrap();
-        fs::write(target.join("run"), "what differs from run to run").unwrap();
+        fs::write(target.join(RUN_FILE), RUN).unwrap();
         finish(&target, OVERWRITE).unwrap();
-        assert_eq!(names(&target), ["SHA256SUMS", "receipt"]);
+        assert_eq!(names(&target), ["README.md", "SHA256SUMS", "moe-convert.json"]);
         assert_eq!(names(dir.path()), ["out"]);
         // An empty folder is nobody's loss.
         fs::remove_dir_all(&target).unwrap();
         fs::create_dir(&target).unwrap();
         finish(&target, OVERWRITE).unwrap();
+    }
+
+    #[test]
+    fn overwrite_keeps_changes_to_what_it_has_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let thesis = dir.path().join("thesis");
+        fs::write(&thesis, "{}").unwrap();
+        let other_sums = format!("{}  zzz\n", "0".repeat(64));
+        finish(&target, OPTIONS).unwrap();
+        let sums = fs::read_to_string(target.join(MANIFEST_FILE)).unwrap();
+        for (name, text) in [
+            (CARD_FILE, "a card that somebody has edited"),
+            (RECEIPT_FILE, "{\"tool\": {\"build\": \"x\"}}"),
+            (RUN_FILE, "{\"runs\": 7}"),
+            (LOG_FILE, "{\"step\": 1}\n"),
+            (MANIFEST_FILE, &format!("{other_sums}{sums}")),
+        ] {
+            let before = fs::read(target.join(name)).ok();
+            fs::write(target.join(name), text).unwrap();
+            let error = OutputDir::create(&target, OVERWRITE).map(drop).expect_err(name);
+            assert!(error.kind() == Kind::Usage && error.to_string().contains("remedy"), "{name}: {error}");
+            assert_eq!(fs::read_to_string(target.join(name)).unwrap(), text);
+            match before {
+                Some(bytes) => fs::write(target.join(name), bytes).unwrap(),
+                None => fs::remove_file(target.join(name)).unwrap(),
+            }
+        }
+        for name in [CARD_FILE, RECEIPT_FILE, MANIFEST_FILE, RUN_FILE] {
+            let before = fs::read(target.join(name)).ok();
+            let _ = fs::remove_file(target.join(name));
+            std::os::unix::fs::symlink(&thesis, target.join(name)).unwrap();
+            assert!(OutputDir::create(&target, OVERWRITE).is_err(), "{name} is a link");
+            fs::remove_file(target.join(name)).unwrap();
+            before.into_iter().for_each(|bytes| fs::write(target.join(name), bytes).unwrap());
+        }
+        finish_saying(&target, OVERWRITE, "{\"training\": {}}").unwrap();
+        fs::write(target.join(LOG_FILE), "{\"step\": 1, \"loss\": 2}\n").unwrap();
+        finish(&target, OVERWRITE).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_refused_with_the_length_that_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = OutputDir::check(&dir.path().join("a".repeat(234)), OPTIONS).unwrap_err().to_string();
+        assert!(error.contains("234 bytes") && error.contains("233 are left"), "{error}");
+        finish(&dir.path().join("a".repeat(233)), OPTIONS).unwrap();
+        finish(&dir.path().join("a".repeat(233)), OVERWRITE).unwrap();
     }
 
     #[test]
@@ -565,7 +628,7 @@ mod tests {
         }
         // What comes while the run works is kept, too.
         let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
-        output.write("receipt", b"new").unwrap();
+        output.write(RECEIPT_FILE, b"{}").unwrap();
         fs::write(target.join("thesis.tex"), "words").unwrap();
         let error = output.commit().unwrap_err().to_string();
         assert!(error.contains("out-2"), "{error}");
@@ -597,13 +660,13 @@ mod tests {
         let target = dir.path().join("out");
         for options in [OPTIONS, OVERWRITE] {
             let mut output = OutputDir::create(&target, options).unwrap();
-            output.write("receipt", b"x").unwrap();
+            output.write(RECEIPT_FILE, b"{}").unwrap();
             fs::create_dir(&target).unwrap();
             fs::write(target.join("thesis.tex"), "words").unwrap();
             let error = output.commit().unwrap_err().to_string();
             assert!(error.contains("out-2") && error.contains("in the way"), "{error}");
             assert_eq!(fs::read_to_string(target.join("thesis.tex")).unwrap(), "words");
-            assert_eq!(names(&dir.path().join("out-2")), ["SHA256SUMS", "receipt"]);
+            assert_eq!(names(&dir.path().join("out-2")), ["SHA256SUMS", "moe-convert.json"]);
             assert_eq!(names(dir.path()), ["out", "out-2"]);
             fs::remove_dir_all(&target).unwrap();
             fs::remove_dir_all(dir.path().join("out-2")).unwrap();
@@ -631,14 +694,12 @@ mod tests {
         let target = dir.path().join("out");
         finish(&target, OPTIONS).unwrap();
         let staging = dir.path().join("new");
-        fs::create_dir(&staging).unwrap();
-        fs::write(staging.join("receipt"), "new").unwrap();
-        fs::write(staging.join(MANIFEST_FILE), "").unwrap();
+        finish_saying(&staging, OPTIONS, "{\"new\": 1}").unwrap();
         // What was being removed when an earlier run was killed.
         fs::create_dir(aside(&target)).unwrap();
         assert_eq!(replace_by_turns(&staging, &target).unwrap(), aside(&target));
-        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "new");
-        assert_eq!(fs::read_to_string(aside(&target).join("receipt")).unwrap(), "x");
+        assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{\"new\": 1}");
+        assert_eq!(fs::read_to_string(aside(&target).join(RECEIPT_FILE)).unwrap(), "{}");
         // A new one that can't be moved leaves the earlier one where it was.
         assert!(replace_by_turns(&staging, &target).is_err());
         assert_eq!(names(dir.path()), ["out"]);
@@ -646,10 +707,10 @@ mod tests {
         fs::rename(&target, aside(&target)).unwrap();
         assert_eq!(finish(&target, OPTIONS).unwrap_err().kind(), Kind::Usage);
         assert_eq!(names(dir.path()), ["out"]);
-        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{\"new\": 1}");
         fs::rename(&target, aside(&target)).unwrap();
         finish(&target, OVERWRITE).unwrap();
-        assert_eq!(fs::read_to_string(target.join("receipt")).unwrap(), "x");
+        assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{}");
         assert_eq!(names(dir.path()), ["out"]);
     }
 

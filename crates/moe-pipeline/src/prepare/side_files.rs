@@ -7,7 +7,7 @@ use moe_checkpoint::{Checkpoint, SideFiles, json, read_text};
 use moe_model::{AUTO_MAP_KEY, Family, is_of_model};
 use serde_json::{Map, Value};
 
-use crate::verify::pointers;
+use crate::verify::{not_json, pointers};
 
 /// Why code stays behind.
 const OTHER_FAMILY: &str = "of the source's family";
@@ -47,6 +47,12 @@ pub(super) fn warnings(files: &SideFiles) -> Vec<String> {
             left.join(", ")
         ));
     }
+    let missed: Vec<String> =
+        files.missed().filter(|(_, why)| *why != OTHER_FAMILY).map(|(name, why)| format!("{name} ({why})")).collect();
+    if !missed.is_empty() {
+        warnings.push(format!("these stay behind: {}", missed.join(", ")));
+    }
+    warnings.extend(not_json(files).into_iter().map(|name| format!("{name} is not JSON: loaders trip over it")));
     warnings
 }
 

@@ -1,20 +1,16 @@
 //! Whether a result is what it was written as: no file of it missing, changed or added.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use moe_checkpoint::{Error, Folder, Kind, MANIFEST_FILE, Manifest, Result, is_weights, json, sha256_file};
+use moe_checkpoint::{
+    Error, Folder, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, UNLISTED_FILES, Written,
+    is_run_record, is_weights, sha256_file,
+};
 use rayon::prelude::*;
-use serde::Deserialize;
 
-use crate::card::CARD_FILE;
 use crate::progress::{Progress, Unit};
-use crate::receipt::{RECEIPT_FILE, RUN_FILE};
-use crate::train::LOG_FILE;
 
-/// Files that differ from run to run, which no manifest lists.
-const UNLISTED: [&str; 3] = [MANIFEST_FILE, RUN_FILE, LOG_FILE];
 /// No model has more files; a folder of anybody's is walked no further.
 const MAX_FILES: usize = 1 << 16;
 
@@ -35,6 +31,12 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
     }
     let manifest = Manifest::read(dir)?;
     let written = dir.join(RECEIPT_FILE).is_file();
+    if !written && is_run_record(&dir.join(RUN_FILE)) {
+        let what = format!("{RUN_FILE} is of a run that wrote a receipt here, {RECEIPT_FILE}, which is not there");
+        return Err(Error::new(Kind::Missing, what)
+            .file(dir.join(RECEIPT_FILE))
+            .remedy("copy the directory again, whole, or convert again"));
+    }
     let Some(manifest) = manifest else {
         if written {
             return Err(Error::new(
@@ -47,7 +49,11 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
         return Ok((None, Vec::new()));
     };
     if written {
-        check_manifest(dir, &manifest)?;
+        Written::read(dir)?.check(dir, &manifest)?;
+    } else if manifest.files.is_empty() {
+        return Err(Error::new(Kind::Mismatch, format!("{MANIFEST_FILE} lists no file"))
+            .file(dir.join(MANIFEST_FILE))
+            .remedy("copy the directory again, whole; a list that was never filled may be removed"));
     }
     let unlisted = unlisted(dir, &manifest)?;
     let loaded: Vec<&str> = unlisted.iter().map(String::as_str).filter(|name| is_loaded(name)).collect();
@@ -58,41 +64,6 @@ pub(crate) fn listed(dir: &Path) -> Result<(Option<Manifest>, Vec<String>)> {
         ));
     }
     Ok((Some(manifest), unlisted))
-}
-
-/// What a receipt says of the files beside it.
-#[derive(Deserialize)]
-struct Written {
-    #[serde(default)]
-    files: BTreeMap<String, String>,
-}
-
-/// Refuses a manifest that isn't the one that was written together with the receipt.
-fn check_manifest(dir: &Path, manifest: &Manifest) -> Result<()> {
-    let path = dir.join(MANIFEST_FILE);
-    let edited = |what: String| {
-        Error::new(Kind::Mismatch, what)
-            .file(&path)
-            .remedy("this list was changed after it was written: copy the directory again, whole, or convert again")
-    };
-    let Written { files } = json::read(&dir.join(RECEIPT_FILE))?;
-    for name in files.keys().map(String::as_str).chain([RECEIPT_FILE, CARD_FILE]) {
-        let Some(found) = manifest.files.get(name) else {
-            return Err(edited(format!("{name} isn't listed, though {RECEIPT_FILE} says that it was written")));
-        };
-        if files.get(name).is_some_and(|written| written != found) {
-            return Err(edited(format!("{name} has another SHA-256 here than in {RECEIPT_FILE}")));
-        }
-    }
-    // Receipts of earlier builds name no files; every manifest was written sorted, with nothing between its lines.
-    let known = |name: &String| files.contains_key(name) || [RECEIPT_FILE, CARD_FILE].contains(&name.as_str());
-    if let Some(name) = manifest.files.keys().find(|name| !files.is_empty() && !known(name)) {
-        return Err(edited(format!("{name} is listed, though {RECEIPT_FILE} doesn't say that it was written")));
-    }
-    if !manifest.is_as_written(dir)? {
-        return Err(edited("its lines aren't those that were written".to_owned()));
-    }
-    Ok(())
 }
 
 /// Files of `dir`, and of folders in it, that the manifest doesn't list; hidden folders as wholes, sorted.
@@ -120,7 +91,11 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
                     true => found.push(format!("{prefix}{shown}/")),
                     false => folders.push(name + "/"),
                 }
-            } else if !manifest.files.contains_key(&name) && !UNLISTED.contains(&name.as_str()) {
+                continue;
+            }
+            // A run writes files, no links.
+            let is_run = UNLISTED_FILES.contains(&name.as_str()) && entry.file_type().map_err(fail)?.is_file();
+            if !manifest.files.contains_key(&name) && !is_run {
                 found.push(format!("{prefix}{shown}"));
             }
         }
@@ -139,7 +114,8 @@ fn is_loaded(name: &str) -> bool {
     if [".py", ".jinja"].iter().any(|end| file.ends_with(end)) {
         return true;
     }
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 8] = [
+        "modules.json",
         "vocab.json",
         "vocab.txt",
         "merges.txt",
@@ -148,9 +124,11 @@ fn is_loaded(name: &str) -> bool {
         "tekken.json",
         "params.json",
     ];
+    // A folder for each module of a sentence-transformers model: 1_Pooling.
+    let is_module = folder.split('_').next().is_some_and(|number| !number.is_empty() && number.parse::<u8>().is_ok());
     let is_config = file.ends_with(".json") && ["config", "chat_template"].iter().any(|part| file.contains(part));
     let is_vocabulary = file.starts_with("tokenizer") || file.ends_with(".model") || file.ends_with(".tiktoken");
-    folder.is_empty() && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
+    (folder.is_empty() || is_module) && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
 }
 
 /// Refuses files that aren't those that `manifest` lists.
@@ -209,6 +187,9 @@ mod tests {
             "tf_model.h5",
             "params.json",
             "qwen.tiktoken",
+            "modules.json",
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
         ];
         let added = [
             ".git/",

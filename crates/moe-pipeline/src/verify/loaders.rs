@@ -1,7 +1,8 @@
 //! What stock loaders do with a checkpoint whose files are sound by themselves: refuse it, or trip over something.
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, json, read_whole,
+    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, SourceFile, json,
+    read_whole,
 };
 use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Model, is_computed, is_headless};
@@ -17,6 +18,7 @@ const MAX_POINTER_BYTES: u64 = 1024;
 pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     let mut refused = Vec::new();
     refused.extend(of_index(checkpoint));
+    refused.extend(of_single_file(checkpoint));
     refused.extend(of_name(checkpoint));
     refused.extend(of_config(checkpoint.config(), model));
     refused.extend(of_side_files(checkpoint.side_files()));
@@ -44,6 +46,17 @@ fn of_index(checkpoint: &Checkpoint) -> Option<Refused> {
     without.then(|| {
         let what = "the index has no object \"metadata\", without which transformers doesn't load it";
         Refused::new(what, INDEX_FILE, "add \"metadata\": {} to it; any pass of this program writes a whole index")
+    })
+}
+
+/// transformers looks at no index where there is a file of the usual name.
+fn of_single_file(checkpoint: &Checkpoint) -> Option<Refused> {
+    let named = checkpoint.config().contains_key(moe_checkpoint::EXPLICIT_KEY);
+    let is_single = |file: &SourceFile| file.path().file_name().is_some_and(|name| name == SINGLE_FILE);
+    let files = checkpoint.files();
+    (!named && files.len() > 1 && files.iter().any(|file| is_single(file))).then(|| {
+        let what = format!("the index names {SINGLE_FILE} and more, of which transformers reads {SINGLE_FILE} alone");
+        Refused::new(what, SINGLE_FILE, "rename it to what shards are called, in the index too; any pass does that")
     })
 }
 
@@ -92,6 +105,15 @@ fn of_side_files(files: &SideFiles) -> Vec<Refused> {
     let pointers = pointers(files).into_iter();
     let mut refused: Vec<_> =
         pointers.map(|what| Refused::new(what, first, "fetch what they stand for: git lfs pull")).collect();
+    for name in not_json(files) {
+        let what = format!("{name} is not JSON");
+        refused.push(Refused::new(what, name, "this file is damaged: download or copy it again"));
+    }
+    refused
+}
+
+/// Files that loaders read as JSON, and Python can't.
+pub(crate) fn not_json(files: &SideFiles) -> Vec<&str> {
     const JSON: [&str; 8] = [
         "tokenizer.json",
         "tokenizer_config.json",
@@ -102,13 +124,9 @@ fn of_side_files(files: &SideFiles) -> Vec<Refused> {
         "chat_template.json",
         "tekken.json",
     ];
-    for file in files.carried.iter().filter(|file| JSON.contains(&file.name.as_str())) {
-        if json::check_python(&file.path).is_err() && !is_pointer(file) {
-            let what = format!("{} is not JSON", file.name);
-            refused.push(Refused::new(what, &file.name, "this file is damaged: download or copy it again"));
-        }
-    }
-    refused
+    let read = files.carried.iter().filter(|file| JSON.contains(&file.name.as_str()));
+    let damaged = read.filter(|file| json::check_python(&file.path).is_err() && !is_pointer(file));
+    damaged.map(|file| file.name.as_str()).collect()
 }
 
 /// Files that are pointers of Git LFS, in a sentence; none where there are none.

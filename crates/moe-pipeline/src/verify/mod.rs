@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::progress::{Progress, Unit};
 
 pub(crate) use listed::{check_hashes, listed};
-pub(crate) use loaders::pointers;
+pub(crate) use loaders::{not_json, pointers};
 
 /// Tensors are read in parts of this many bytes.
 const PART_BYTES: u64 = 1 << 20;
