@@ -1,9 +1,9 @@
 //! What can't be read by position as it lies there, written to a nameless file where it can: gzip, and lists of records.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, Read};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use moe_checkpoint::{Error, Kind, Result, Scratch};
 
 use super::source::TextFile;
@@ -19,7 +19,7 @@ pub(super) fn unpacked(file: &File) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
     let packed = file.metadata().map_or(0, |metadata| metadata.len());
     let most = SMALL_BYTES.max(packed.saturating_mul(MAX_RATIO));
-    let mut unpacker = MultiGzDecoder::new(file);
+    let mut unpacker = Members::new(BufReader::with_capacity(CHUNK_BYTES, file));
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut end = 0;
     loop {
@@ -38,6 +38,49 @@ pub(super) fn unpacked(file: &File) -> Result<(Scratch, u64)> {
             return Err(Error::new(Kind::Unsupported, what)
                 .remedy("unpack it first (gunzip -k), and give the part that is wanted"));
         }
+    }
+}
+
+/// All members of a gzip file, one after the other, as Python's `gzip` reads them: with zeros between them and behind the last,
+/// which tapes and block devices pad files with.
+struct Members<R: BufRead> {
+    /// The one that is read; None behind the last.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Members<R> {
+    fn new(reader: R) -> Self {
+        Self { member: Some(GzDecoder::new(reader)) }
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let rest = self.member.take().map(GzDecoder::into_inner);
+            self.member = rest.map(behind_zeros).transpose()?.flatten().map(GzDecoder::new);
+        }
+        Ok(0)
+    }
+}
+
+/// `reader` behind the zeros that it begins with; None where nothing else comes.
+fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
+    loop {
+        let held = reader.fill_buf()?;
+        let zeros = held.iter().take_while(|byte| **byte == 0).count();
+        if held.is_empty() {
+            return Ok(None);
+        }
+        if zeros < held.len() {
+            reader.consume(zeros);
+            return Ok(Some(reader));
+        }
+        reader.consume(zeros);
     }
 }
 
@@ -122,7 +165,42 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use super::*;
+
+    fn member(text: &str) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// As `gzip.decompress` of Python 3.11 takes them, and refuses them.
+    #[test]
+    fn gzip_is_read_to_its_end_as_python_reads_it() {
+        let (a, b, zeros) = (member("a"), member("b"), [0; 3000]);
+        let cases: [(Vec<u8>, Option<&str>); 8] = [
+            (a.clone(), Some("a")),
+            ([&a[..], &zeros].concat(), Some("a")),
+            ([&a[..], &b].concat(), Some("ab")),
+            ([&a[..], &zeros, &b, &zeros].concat(), Some("ab")),
+            ([&a[..], b"x"].concat(), None),
+            ([&a[..], &zeros, b"rest"].concat(), None),
+            ([&a[..], &b[..12]].concat(), None),
+            ([&zeros, &a[..]].concat(), None),
+        ];
+        for (bytes, wanted) in cases {
+            for capacity in [1, 100, 1 << 16] {
+                let mut text = String::new();
+                let mut members = Members::new(BufReader::with_capacity(capacity, &bytes[..]));
+                let read = members.read_to_string(&mut text);
+                assert_eq!(read.ok().map(|_| text.as_str()), wanted, "{capacity}");
+            }
+        }
+    }
 
     #[test]
     fn elements_of_a_list_become_lines() {
