@@ -8,7 +8,7 @@ mod growth;
 mod settings;
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -231,16 +231,18 @@ fn tokens_to_add(tokenizer: &Tokenizer, settings: &Settings) -> Vec<AddedToken> 
         tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
     known.extend(settings.listed.values().map(|token| token.content.clone()));
     let mut to_add: Vec<Token> = settings.listed.values().cloned().map(Token::Added).collect();
+    // There may be as many of them as a vocabulary has. What is listed is known by its text already.
+    let mut seen: HashSet<&Token> = HashSet::new();
     for token in settings.named.iter().map(|(_, token)| token).chain(&settings.extra) {
-        if !known.contains(token.text()) && !to_add.contains(token) {
+        if !known.contains(token.text()) && seen.insert(token) {
             to_add.push(token.clone());
         }
     }
-    let is_named = |text: &str| settings.named.iter().any(|(_, token)| token.text() == text);
+    let named: HashSet<&str> = settings.named.iter().map(|(_, token)| token.text()).collect();
     let added = |token| match token {
         Token::Text(text) => AddedToken::from(text, true),
         Token::Added(token) => {
-            let is_special = token.special || is_named(&token.content);
+            let is_special = token.special || named.contains(token.content.as_str());
             token.special(is_special)
         }
     };

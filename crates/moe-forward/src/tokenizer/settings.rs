@@ -1,6 +1,6 @@
 //! What the files beside `tokenizer.json` say of it, put together as transformers 5's `from_pretrained` does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Result, json};
@@ -20,7 +20,7 @@ const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A special token as a file names it: a text, or a text with its way of matching.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Token {
     Text(String),
     Added(AddedToken),
@@ -194,16 +194,16 @@ fn read_added_tokens(
 ) -> Result<()> {
     let reader = Reader { path: model_dir.join(ADDED_TOKENS_FILE) };
     let Some(tokens) = read_object(&reader.path)? else { return Ok(()) };
-    let mut specials = Vec::new();
+    let mut specials = HashSet::new();
     for role in STANDARD {
-        specials.extend(reader.token(role, config.get(role))?);
+        specials.extend(reader.token(role, config.get(role))?.map(|token| token.text().to_owned()));
     }
     for token in reader.list(config.get("extra_special_tokens"))? {
-        specials.extend(reader.token("extra_special_tokens", Some(token))?);
+        specials.extend(reader.token("extra_special_tokens", Some(token))?.map(|token| token.text().to_owned()));
     }
     for (text, id) in tokens {
         let id = id.as_i64().ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
-        let is_special = specials.iter().any(|token| token.text() == text);
+        let is_special = specials.contains(&text);
         listed.insert(id, AddedToken::from(text, is_special));
     }
     Ok(())
