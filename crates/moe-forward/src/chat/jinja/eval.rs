@@ -398,6 +398,9 @@ impl Interpreter {
             }
             ExprKind::Name(name) => {
                 let found = scope.get(name);
+                if found.is_none() && &**name == "self" {
+                    return Err(Fail::new("blocks by their names (self.name()) are not supported"));
+                }
                 found.unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined")))
             }
             ExprKind::List(items) => self.list(items, scope)?.into(),

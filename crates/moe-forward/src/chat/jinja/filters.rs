@@ -2,9 +2,10 @@
 
 use super::calls::{CallArgs, integer, required, text};
 use super::eval::Interpreter;
+use super::lexer::is_space;
 use super::sequences::pair;
 use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, format, json, numbers, operators, strings};
+use super::{Fail, Outcome, format, json, letters, numbers, operators, strings};
 
 /// All filters of Jinja2 3.1.
 pub(super) const NAMES: [&str; 54] = [
@@ -95,7 +96,8 @@ impl Interpreter {
             }
             "tojson" => tojson(&value, args),
             "join" => self.join(&value, args),
-            "pprint" | "random" | "striptags" | "urlize" | "wordwrap" | "xmlattr" => {
+            "xmlattr" => xmlattr(&value, args),
+            "pprint" | "random" | "striptags" | "urlize" | "wordwrap" => {
                 Err(Fail::new(format!("the filter '{name}' is not supported")))
             }
             _ if NAMES.contains(&name) => self.text_filter(name, &value, args),
@@ -159,7 +161,7 @@ impl Interpreter {
                 Ok(match name {
                     "upper" => own.to_uppercase().into(),
                     "lower" => own.to_lowercase().into(),
-                    "capitalize" => strings::capitalized(&own).into(),
+                    "capitalize" => letters::capitalized(&own).into(),
                     "title" => titled(&own).into(),
                     "safe" => Value::Markup(Text::new(own)),
                     "string" if value.text().is_some() => value.clone(),
@@ -198,17 +200,14 @@ impl Interpreter {
     }
 }
 
-/// Jinja2's own idea of where words begin.
+/// Jinja2's own idea of where words begin. Each is made small by itself, so that a sigma is final by its own word alone.
 fn titled(text: &str) -> String {
+    let is_gap = |c: char| is_space(c) || "-({[<".contains(c);
     let mut result = String::new();
-    let mut begins = true;
-    for c in text.chars() {
-        if begins {
-            result.extend(c.to_uppercase());
-        } else {
-            result.extend(c.to_lowercase());
-        }
-        begins = c.is_whitespace() || "-({[<".contains(c);
+    for word in text.split_inclusive(is_gap) {
+        let mut letters = word.chars();
+        result.extend(letters.next().into_iter().flat_map(char::to_uppercase));
+        result.push_str(&letters.as_str().to_lowercase());
     }
     result
 }
@@ -243,6 +242,27 @@ fn urlencode(value: &Value, own: &str) -> Outcome<String> {
         parts.push(format!("{}={}", quoted(&key.to_text()?, true), quoted(&value.to_text()?, true)));
     }
     Ok(parts.join("&"))
+}
+
+fn xmlattr(value: &Value, args: CallArgs) -> Outcome<Value> {
+    let [space] = args.bind("xmlattr", ["autospace"])?;
+    let Value::Dict(attributes) = value else {
+        return Err(Fail::new(format!("xmlattr wants a dictionary, not '{}'", value.type_name())));
+    };
+    let mut parts = Vec::new();
+    for (key, value) in
+        attributes.entries().iter().filter(|(_, value)| !matches!(value, Value::None | Value::Undefined(_)))
+    {
+        let key = key.to_text()?;
+        if key.contains(|c: char| is_space(c) || "/>=".contains(c)) {
+            return Err(Fail::new(format!("Invalid character in attribute name: {key:?}")));
+        }
+        let text = value.to_text()?;
+        let text = if matches!(value, Value::Markup(_)) { text } else { operators::escaped(&text) };
+        parts.push(format!("{}=\"{text}\"", operators::escaped(&key)));
+    }
+    let begin = if !parts.is_empty() && space.is_none_or(|space| space.is_true()) { " " } else { "" };
+    Ok(format!("{begin}{}", parts.join(" ")).into())
 }
 
 fn truncate(own: &str, args: CallArgs) -> Outcome<Value> {

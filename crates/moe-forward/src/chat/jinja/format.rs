@@ -4,7 +4,7 @@ use super::calls::CallArgs;
 use super::eval::Interpreter;
 use super::repr::float;
 use super::value::{Text, Value};
-use super::{Fail, Outcome, operators};
+use super::{Fail, Outcome, operators, repr};
 
 /// How a value is laid out in its field.
 #[derive(Default, Clone)]
@@ -276,10 +276,11 @@ pub(super) fn percent(run: &mut Interpreter, pattern: &Text, values: &Value) -> 
 
 fn converted(mut spec: Spec, kind: char, value: &Value) -> Outcome<String> {
     if matches!(kind, 's' | 'r' | 'a') {
-        let text = if kind == 's' { value.to_text()? } else { value.repr()? };
-        if kind == 'a' && !text.is_ascii() {
-            return Err(Fail::new("%a of text beyond ASCII is not supported"));
-        }
+        let text = match kind {
+            's' => value.to_text()?,
+            'r' => value.repr()?,
+            _ => repr::ascii(&value.repr()?),
+        };
         spec.align = Some(spec.align.unwrap_or('>'));
         spec.zero = false;
         return spec.apply(&text.into());
@@ -358,6 +359,7 @@ fn formatted(run: &mut Interpreter, pattern: &str, args: &CallArgs, next: &mut u
             "" => {}
             "s" => value = value.to_text()?.into(),
             "r" => value = value.repr()?.into(),
+            "a" => value = repr::ascii(&value.repr()?).into(),
             _ => return Err(Fail::new(format!("the conversion '!{conversion}' is not supported"))),
         }
         let spec = formatted(run, spec, args, next, depth - 1)?;

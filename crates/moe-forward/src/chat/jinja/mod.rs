@@ -11,6 +11,7 @@ mod filters;
 mod format;
 mod held;
 mod json;
+mod letters;
 mod lexer;
 mod numbers;
 mod operators;

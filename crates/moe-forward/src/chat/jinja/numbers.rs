@@ -1,6 +1,8 @@
 //! Filters of numbers.
 
 use super::calls::{CallArgs, integer, text};
+use super::letters::with_ascii_digits;
+use super::lexer::is_space;
 use super::value::{Text, Value};
 use super::{Fail, Outcome};
 
@@ -48,14 +50,23 @@ fn truncated(number: f64) -> Option<i128> {
     (number.is_finite() && number.abs() < 1e38).then_some(number.trunc() as i128)
 }
 
+/// `text` as Python's `int` and `float` read it: without space around it, with digits of any script, which single underscores may
+/// part. None where an underscore stands elsewhere.
+fn digits(text: &str, is_digit: fn(char) -> bool) -> Option<String> {
+    let text = with_ascii_digits(text.trim_matches(is_space)).to_lowercase();
+    let bytes: Vec<char> = text.chars().collect();
+    let parts = |at: usize| at > 0 && is_digit(bytes[at - 1]) && bytes.get(at + 1).is_some_and(|c| is_digit(*c));
+    let is_wrong = bytes.iter().enumerate().any(|(at, c)| *c == '_' && !parts(at));
+    (!is_wrong).then(|| text.replace('_', ""))
+}
+
 fn parse_float(text: &str) -> Option<f64> {
-    let text = text.trim().replace('_', "").to_lowercase();
     // Rust takes the same words for infinity and NaN as Python does.
-    text.parse().ok()
+    digits(text, |c| c.is_ascii_digit())?.parse().ok()
 }
 
 fn parse_integer(text: &str, base: i128) -> Option<i128> {
-    let text = text.trim().replace('_', "").to_lowercase();
+    let text = digits(text, |c| c.is_ascii_alphanumeric())?;
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1, digits),
         None => (1, text.strip_prefix('+').unwrap_or(&text)),
@@ -66,6 +77,10 @@ fn parse_integer(text: &str, base: i128) -> Option<i128> {
         Some("0b") => (2, true),
         _ => (10, false),
     };
+    // Without a base, a number of several digits can't begin with 0.
+    if base == 0 && !named && digits.starts_with('0') && digits.bytes().any(|digit| digit != b'0') {
+        return None;
+    }
     let base = if base == 0 { prefix } else { base };
     let digits = if named && base == prefix { &digits[2..] } else { digits };
     let base = u32::try_from(base).ok().filter(|base| (2..=36).contains(base))?;

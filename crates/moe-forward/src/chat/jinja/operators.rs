@@ -96,7 +96,6 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
         Value::Range { .. } => UNKNOWN[19..].contains(&name),
         Value::View(..) => name == "mapping",
         Value::Markup(_) => strings::METHODS.contains(&name) || UNKNOWN[..4].contains(&name),
-        Value::Macro(_) => matches!(name, "arguments" | "catch_kwargs" | "catch_varargs" | "caller"),
         _ => false,
     };
     if known {
@@ -104,6 +103,13 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
     }
     Ok(match object {
         Value::Loop(state) => state.attribute(name),
+        Value::Macro(macro_) if name == "arguments" => {
+            let names = macro_.0.params.iter().map(|(name, _)| Value::from(&**name));
+            Some(Value::Tuple(Items::new(names.collect())))
+        }
+        Value::Macro(macro_) if name == "catch_kwargs" => Some(Value::Bool(macro_.0.takes_kwargs)),
+        Value::Macro(macro_) if name == "catch_varargs" => Some(Value::Bool(macro_.0.takes_varargs)),
+        Value::Macro(macro_) if name == "caller" => Some(Value::Bool(macro_.0.takes_caller)),
         Value::Macro(macro_) if name == "name" => Some((&*macro_.0.name).into()),
         Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
         Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),

@@ -212,7 +212,7 @@ impl Parser {
                     if !values.is_empty() {
                         self.expect_op(",")?;
                     }
-                    let target = self.target(&[])?;
+                    let target = self.target()?;
                     self.expect_op("=")?;
                     values.push((target, self.expression()?));
                 }
@@ -289,7 +289,7 @@ impl Parser {
     }
 
     fn for_(&mut self) -> Outcome<StmtKind> {
-        let target = self.target(&["in"])?;
+        let target = self.target()?;
         if !self.skip_name("in") {
             return self.fail("expected in");
         }
@@ -321,7 +321,7 @@ impl Parser {
     }
 
     fn set(&mut self) -> Outcome<StmtKind> {
-        let target = self.target(&[])?;
+        let target = self.target()?;
         if self.skip_op("=") {
             return Ok(StmtKind::Set(target, self.tuple(true, &[])?));
         }
@@ -329,11 +329,12 @@ impl Parser {
         Ok(StmtKind::SetBlock { target, filters, body: self.whole("endset")? })
     }
 
-    fn target(&mut self, ends: &[&str]) -> Outcome<Target> {
+    /// What is assigned to. As in Jinja2, a comma at its end wants parentheses.
+    fn target(&mut self) -> Outcome<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
-            if is_tuple && (self.is_op("=") || self.is_op(")") || ends.iter().any(|end| self.is_name(end))) {
+            if is_tuple && self.is_op(")") {
                 break;
             }
             targets.push(self.one_target()?);
@@ -353,7 +354,7 @@ impl Parser {
 
     fn one_target(&mut self) -> Outcome<Target> {
         if self.skip_op("(") {
-            let target = self.nested(|parser| parser.target(&[]))?;
+            let target = self.nested(|parser| parser.target())?;
             self.expect_op(")")?;
             return Ok(target);
         }

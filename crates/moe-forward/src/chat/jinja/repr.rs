@@ -130,12 +130,25 @@ fn quoted(text: &str, out: &mut String) {
             }
             ' '..='~' => out.push(c),
             _ if u32::from(c) > 0x7f && is_printable(c) => out.push(c),
-            _ => match u32::from(c) {
-                code @ 0..=0xff => out.push_str(&format!("\\x{code:02x}")),
-                code @ 0x100..=0xffff => out.push_str(&format!("\\u{code:04x}")),
-                code => out.push_str(&format!("\\U{code:08x}")),
-            },
+            _ => escape(c, out),
         }
     }
     out.push(quote);
+}
+
+fn escape(c: char, out: &mut String) {
+    match u32::from(c) {
+        code @ 0..=0xff => out.push_str(&format!("\\x{code:02x}")),
+        code @ 0x100..=0xffff => out.push_str(&format!("\\u{code:04x}")),
+        code => out.push_str(&format!("\\U{code:08x}")),
+    }
+}
+
+/// Python's `ascii` of what has the `repr` that is given.
+pub(super) fn ascii(repr: &str) -> String {
+    let mut result = String::with_capacity(repr.len());
+    for c in repr.chars() {
+        if c.is_ascii() { result.push(c) } else { escape(c, &mut result) }
+    }
+    result
 }

@@ -3,9 +3,8 @@
 use super::calls::{CallArgs, integer, required, text};
 use super::eval::Interpreter;
 use super::lexer::is_space;
-use super::repr::is_printable;
 use super::value::{Items, Text, Value};
-use super::{ENTRY_BYTES, Fail, Outcome, format, operators};
+use super::{ENTRY_BYTES, Fail, Outcome, format, letters, operators};
 
 /// Methods that are known here.
 pub(super) const METHODS: [&str; 43] = [
@@ -150,80 +149,19 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
 
 /// Methods without arguments.
 fn plain(own: &str, method: &str) -> Value {
-    let all = |holds: fn(char) -> bool| Value::Bool(!own.is_empty() && own.chars().all(holds));
     match method {
         "upper" => own.to_uppercase().into(),
-        "lower" | "casefold" if method == "lower" || own.is_ascii() => own.to_lowercase().into(),
-        "casefold" => own.to_lowercase().replace('ß', "ss").replace('ς', "σ").into(),
-        "capitalize" => capitalized(own).into(),
-        "title" => titled(own).into(),
-        "swapcase" => own
-            .chars()
-            .map(|c| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() })
-            .collect::<String>()
-            .into(),
-        "isdigit" | "isdecimal" | "isnumeric" => all(char::is_numeric),
-        "isalpha" => all(char::is_alphabetic),
-        "isalnum" => all(char::is_alphanumeric),
-        "isspace" => all(is_space),
-        "isupper" => Value::Bool(is_cased(own, true)),
-        "islower" => Value::Bool(is_cased(own, false)),
-        "istitle" => Value::Bool(own.chars().any(char::is_alphabetic) && titled(own) == own),
-        "isascii" => Value::Bool(own.is_ascii()),
-        "isprintable" => Value::Bool(own.chars().all(|c| c == ' ' || is_printable(c) && !c.is_control())),
-        _ => {
-            let mut chars = own.chars();
-            let starts = chars.next().is_some_and(|c| c == '_' || c.is_alphabetic());
-            Value::Bool(starts && chars.all(|c| c == '_' || c.is_alphanumeric()))
-        }
+        "lower" => own.to_lowercase().into(),
+        "casefold" => letters::casefolded(own).into(),
+        "capitalize" => letters::capitalized(own).into(),
+        "title" => letters::titled(own).into(),
+        "swapcase" => letters::swapped(own).into(),
+        _ => Value::Bool(letters::is(own, method)),
     }
 }
 
 fn listed(parts: Vec<&str>) -> Value {
     parts.into_iter().map(Value::from).collect::<Vec<_>>().into()
-}
-
-/// Whether `text` has letters with a case, and all of this one.
-pub(super) fn is_cased(text: &str, upper: bool) -> bool {
-    let wrong = |c: char| if upper { c.is_lowercase() } else { c.is_uppercase() };
-    text.chars().any(|c| c.is_lowercase() || c.is_uppercase()) && !text.chars().any(wrong)
-}
-
-/// The first letter large, the others small.
-pub(super) fn capitalized(text: &str) -> String {
-    let mut chars = text.chars();
-    let first = chars.next().map(title_case).unwrap_or_default();
-    first + &chars.as_str().to_lowercase()
-}
-
-/// `c` as it begins a word: of a letter that stands for two, only the first is large.
-fn title_case(c: char) -> String {
-    match c {
-        'Ǆ'..='ǆ' => "ǅ".into(),
-        'Ǉ'..='ǉ' => "ǈ".into(),
-        'Ǌ'..='ǌ' => "ǋ".into(),
-        'Ǳ'..='ǳ' => "ǲ".into(),
-        'ß' | 'ﬀ'..='ﬆ' | 'և' | 'ﬓ'..='ﬗ' => {
-            let mut large = c.to_uppercase();
-            let first: String = large.next().into_iter().collect();
-            first + &large.flat_map(char::to_lowercase).collect::<String>()
-        }
-        _ => c.to_uppercase().collect(),
-    }
-}
-
-fn titled(text: &str) -> String {
-    let mut result = String::with_capacity(text.len());
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            result.extend(c.to_lowercase());
-        } else {
-            result.push_str(&title_case(c));
-        }
-        inside = c.is_lowercase() || c.is_uppercase();
-    }
-    result
 }
 
 /// `own` without `chars`, or white space, at the ends that `method` names.

@@ -4,7 +4,7 @@ use super::ast::Comparison;
 use super::calls::{CallArgs, integer, required};
 use super::eval::Interpreter;
 use super::value::Value;
-use super::{Fail, Outcome, filters, operators, strings};
+use super::{Fail, Outcome, filters, letters, operators};
 
 const NAMES: [&str; 39] = [
     "odd",
@@ -89,8 +89,8 @@ impl Interpreter {
             "true" => matches!(value, Value::Bool(true)),
             "integer" => matches!(value, Value::Int(_)),
             "float" => matches!(value, Value::Float(_)),
-            "lower" => strings::is_cased(&value.to_text()?, false),
-            "upper" => strings::is_cased(&value.to_text()?, true),
+            "lower" => letters::is_cased(&value.to_text()?, false),
+            "upper" => letters::is_cased(&value.to_text()?, true),
             "string" => value.text().is_some(),
             "mapping" => matches!(value, Value::Dict(_)),
             "number" => value.number().is_some(),

@@ -1,0 +1,182 @@
+//! Letters, their cases and digits, as Python's texts know them.
+
+use unicode_general_category::{GeneralCategory, get_general_category};
+
+use super::lexer::is_space;
+use super::repr::is_printable;
+
+/// Whether Python's `text.method()` is true, for one of its methods in `is…`.
+pub(super) fn is(text: &str, method: &str) -> bool {
+    let all = |holds: fn(char) -> bool| !text.is_empty() && text.chars().all(holds);
+    match method {
+        "isdecimal" => all(|c| decimal(c).is_some()),
+        "isdigit" => all(is_digit),
+        "isnumeric" => all(is_numeric),
+        "isalpha" => all(is_letter),
+        "isalnum" => all(|c| is_letter(c) || is_numeric(c)),
+        "isspace" => all(is_space),
+        "isupper" => is_cased(text, true),
+        "islower" => is_cased(text, false),
+        "istitle" => is_titled(text),
+        "isascii" => text.is_ascii(),
+        "isprintable" => text.chars().all(|c| c == ' ' || is_printable(c) && !c.is_control()),
+        _ => is_identifier(text),
+    }
+}
+
+/// The value of a decimal digit of any script.
+pub(super) fn decimal(c: char) -> Option<u32> {
+    let is_decimal = |c: char| get_general_category(c) == GeneralCategory::DecimalNumber;
+    if c.is_ascii() || !is_decimal(c) {
+        return c.to_digit(10);
+    }
+    // Unicode has them in runs from 0 to 9; a run may follow another.
+    let before = (1..).take_while(|by| char::from_u32(u32::from(c) - by).is_some_and(is_decimal));
+    Some(before.count() as u32 % 10)
+}
+
+/// `text` with ASCII's digits in the place of those of other scripts, as Python's `int` and `float` read it.
+pub(super) fn with_ascii_digits(text: &str) -> String {
+    text.chars().map(|c| decimal(c).and_then(|digit| char::from_digit(digit, 10)).unwrap_or(c)).collect()
+}
+
+/// Decimal digits, and those in circles, above or below the line (Unicode 14, as Python 3.11 has it).
+fn is_digit(c: char) -> bool {
+    decimal(c).is_some()
+        || matches!(c, '\u{b2}'..='\u{b3}' | '\u{b9}' | '\u{1369}'..='\u{1371}' | '\u{19da}' | '\u{2070}' | '\u{2074}'..='\u{2079}' | '\u{2080}'..='\u{2089}' | '\u{2460}'..='\u{2468}' | '\u{2474}'..='\u{247c}' | '\u{2488}'..='\u{2490}' | '\u{24ea}' | '\u{24f5}'..='\u{24fd}' | '\u{24ff}' | '\u{2776}'..='\u{277e}' | '\u{2780}'..='\u{2788}' | '\u{278a}'..='\u{2792}' | '\u{10a40}'..='\u{10a43}' | '\u{10e60}'..='\u{10e68}' | '\u{11052}'..='\u{1105a}' | '\u{1f100}'..='\u{1f10a}')
+}
+
+/// Ideographs that stand for numbers (Unicode 14, as Python 3.11 has them).
+const NUMBERS: &str = "㐅㒃㠪㭍一七万三九二五亖亿什仟仨伍佰億兆兩八六十千卄卅卌叁参參叄四壱壹幺廾廿弌弍\
+    弎弐拾捌柒漆玖百肆萬貮貳贰阡陆陌陸零參拾兩零六陸什𠀁𠁤𠃢𠄡𠤪𠦃𠦌𠦜𠫪𠫽𠬙𢎐𢦘𣬛𦉭\
+    廾";
+
+fn is_numeric(c: char) -> bool {
+    c.is_numeric() || NUMBERS.contains(c)
+}
+
+fn is_letter(c: char) -> bool {
+    use GeneralCategory::{LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter};
+    let letters = [LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter];
+    letters.contains(&get_general_category(c))
+}
+
+/// Whether `c` is one letter that stands for a large and a small one.
+fn is_title_case(c: char) -> bool {
+    get_general_category(c) == GeneralCategory::TitlecaseLetter
+}
+
+fn has_case(c: char) -> bool {
+    c.is_lowercase() || c.is_uppercase() || is_title_case(c)
+}
+
+/// Whether `text` has letters with a case, and all of this one.
+pub(super) fn is_cased(text: &str, upper: bool) -> bool {
+    let has_this = |c: char| if upper { c.is_uppercase() } else { c.is_lowercase() };
+    text.chars().any(has_case) && text.chars().filter(|c| has_case(*c)).all(has_this)
+}
+
+fn is_titled(text: &str) -> bool {
+    let (mut inside, mut found) = (false, false);
+    for c in text.chars() {
+        if has_case(c) && c.is_lowercase() != inside {
+            return false;
+        }
+        inside = has_case(c);
+        found |= inside;
+    }
+    found
+}
+
+fn is_identifier(text: &str) -> bool {
+    let mut chars = text.chars();
+    let starts = chars.next().is_some_and(|c| c == '_' || c.is_alphabetic());
+    starts && chars.all(|c| c == '_' || c.is_alphanumeric())
+}
+
+/// Each character of `text` with its small one. What that is for a sigma depends on its neighbours.
+fn with_small(text: &str) -> impl Iterator<Item = (char, String)> {
+    let small = text.to_lowercase();
+    let mut at = 0;
+    text.chars().map(move |c| {
+        let end = at + small[at..].chars().take(c.to_lowercase().count()).map(char::len_utf8).sum::<usize>();
+        let own = small[at..end].to_owned();
+        at = end;
+        (c, own)
+    })
+}
+
+/// The first letter large, the others small.
+pub(super) fn capitalized(text: &str) -> String {
+    let letter = |(at, (c, small)): (usize, (char, String))| if at == 0 { title_case(c) } else { small };
+    with_small(text).enumerate().map(letter).collect()
+}
+
+/// The first letter of each word large, the others small.
+pub(super) fn titled(text: &str) -> String {
+    let mut inside = false;
+    let mut result = String::with_capacity(text.len());
+    for (c, small) in with_small(text) {
+        result.push_str(&if inside { small } else { title_case(c) });
+        inside = has_case(c);
+    }
+    result
+}
+
+/// Small letters large, and large ones small.
+pub(super) fn swapped(text: &str) -> String {
+    let letter = |(c, small): (char, String)| match c {
+        _ if c.is_uppercase() => small,
+        _ if c.is_lowercase() => c.to_uppercase().collect(),
+        _ => c.into(),
+    };
+    with_small(text).map(letter).collect()
+}
+
+/// `text` as it is compared without regard to case.
+pub(super) fn casefolded(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // A letter of its own, though its large one is that of i.
+            'ı' => result.push(c),
+            'ẞ' => result.push_str("ss"),
+            // Cherokee had large letters first.
+            'Ꭰ'..='Ᏽ' => result.push(c),
+            'ᏸ'..='ᏽ' | 'ꭰ'..='ꮿ' => result.extend(c.to_uppercase()),
+            _ => c.to_uppercase().for_each(|large| result.extend(large.to_lowercase())),
+        }
+    }
+    result
+}
+
+fn iota_below(c: char) -> char {
+    if c == 'Ι' { '\u{345}' } else { c }
+}
+
+/// The first of `large` as it is, the others small.
+fn first_large(mut large: impl Iterator<Item = char>) -> String {
+    let first: String = large.next().into_iter().collect();
+    first + &large.flat_map(char::to_lowercase).collect::<String>()
+}
+
+/// `c` as it begins a word: of a letter that stands for two, only the first is large.
+fn title_case(c: char) -> String {
+    match c {
+        'Ǆ'..='ǆ' => "ǅ".into(),
+        'Ǉ'..='ǉ' => "ǈ".into(),
+        'Ǌ'..='ǌ' => "ǋ".into(),
+        'Ǳ'..='ǳ' => "ǲ".into(),
+        'ß' | 'ﬀ'..='ﬆ' | 'և' | 'ﬓ'..='ﬗ' => first_large(c.to_uppercase()),
+        // Georgian has large letters for whole words alone.
+        'ა'..='ჺ' | 'ჽ'..='ჿ' => c.into(),
+        // Greek with iota below has single large letters, eight behind the small ones.
+        'ᾀ'..='ᾇ' | 'ᾐ'..='ᾗ' | 'ᾠ'..='ᾧ' => char::from_u32(u32::from(c) + 8).unwrap_or(c).into(),
+        'ᾳ' | 'ῃ' | 'ῳ' => char::from_u32(u32::from(c) + 9).unwrap_or(c).into(),
+        'ᾲ' | 'ᾴ' | 'ᾷ' | 'ῂ' | 'ῄ' | 'ῇ' | 'ῲ' | 'ῴ' | 'ῷ' => {
+            c.to_uppercase().map(iota_below).collect()
+        }
+        _ if is_title_case(c) => c.into(),
+        _ => c.to_uppercase().collect(),
+    }
+}
