@@ -3,8 +3,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// The most bytes that may be in use: inputs have 64 KiB at most.
-const MAX_BYTES: usize = 256 << 20;
+/// The most bytes that may be in use, unless a target asks for more: inputs have 64 KiB at most.
+static MAX_BYTES: AtomicUsize = AtomicUsize::new(256 << 20);
+
+/// Lets a target use `bytes`, where the program itself allows for more than inputs need.
+pub fn allow(bytes: usize) {
+    MAX_BYTES.store(bytes, Relaxed);
+}
 
 struct Bounded;
 
@@ -49,7 +54,7 @@ unsafe impl GlobalAlloc for Bounded {
 
 /// Counts `bytes` in, if there is room for them.
 fn claim(bytes: usize) -> bool {
-    let fits = IN_USE.fetch_add(bytes, Relaxed).saturating_add(bytes) <= MAX_BYTES;
+    let fits = IN_USE.fetch_add(bytes, Relaxed).saturating_add(bytes) <= MAX_BYTES.load(Relaxed);
     if !fits {
         IN_USE.fetch_sub(bytes, Relaxed);
     }

@@ -2,6 +2,8 @@
 
 mod bounded;
 
+pub use bounded::allow;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
