@@ -166,13 +166,17 @@ fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
 fn an_address_space_that_is_too_small_is_an_error() {
     let sandbox = Sandbox::new();
     models(&sandbox);
-    for (kib, line) in [
-        (400_000, "heal moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 -o healed"),
-        (400_000, "eval moe --data held.jsonl"),
+    for (kib, line, remedy) in [
+        (
+            400_000,
+            "heal moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 -o healed",
+            "remedy: lower --batch-tokens",
+        ),
+        (400_000, "eval moe --data held.jsonl", "remedy: lower --max-tokens"),
     ] {
         let outcome = sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet"));
         assert_eq!(outcome.code, 1, "{line}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("out of memory") && outcome.stderr.contains("--dry-run"), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("out of memory") && outcome.stderr.contains(remedy), "{}", outcome.stderr);
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
         let left: Vec<_> = sandbox.names("").into_iter().filter(|name| name.starts_with('.')).collect();
         assert!(left.is_empty(), "{left:?}");

@@ -68,6 +68,9 @@ impl Error {
             io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("give a file where a file is wanted"),
             io::ErrorKind::InvalidData => Some("this is not UTF-8 text: convert it first"),
             io::ErrorKind::UnexpectedEof => Some("download or copy the file again"),
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
+                Some("allow more processes and threads (ulimit -u) and address space (ulimit -v)")
+            }
             _ => Some("check that the disk and the file are sound, then try again"),
         };
         let mut error = Self::new(Kind::Io, what).file(file).source(source);

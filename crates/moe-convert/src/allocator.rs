@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::process::exit;
 use std::ptr::null_mut;
+use std::sync::OnceLock;
 
 use moe_forward::{allocated, freed};
 use moe_pipeline::{ByteSize, count_allocated, count_freed, live_bytes, resident_limit};
@@ -27,6 +28,14 @@ pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
     let result = run();
     decay(KEPT);
     result
+}
+
+/// What makes the command that runs hold less.
+static REMEDY: OnceLock<&str> = OnceLock::new();
+
+/// Keeps `remedy` for an error that comes when nothing can be looked up any more.
+pub fn remember_remedy(remedy: &'static str) {
+    _ = REMEDY.set(remedy);
 }
 
 /// Whether jemalloc took it, as it does wherever there is one arena.
@@ -129,9 +138,9 @@ fn out_of_memory(bytes: usize) -> ! {
         signal_hook::low_level::exit(1);
     }
     let held = live_bytes().map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
-    let remedy = "lower --data-tokens, --batch-tokens or --sequence-length; --dry-run says how much a run needs; \
-                  or allow it more (ulimit -v)";
-    say(&format!("error: out of memory: the system doesn't give {}{held}; {remedy}", ByteSize(bytes as u64)));
+    let remedy = REMEDY.get().unwrap_or(&"lower --threads");
+    let what = format!("error: out of memory: the system doesn't give {}{held}", ByteSize(bytes as u64));
+    say(&format!("{what}\n  remedy: {remedy}; or allow it more (ulimit -v)"));
     clear_away();
     exit(1);
 }

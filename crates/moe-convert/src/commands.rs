@@ -14,12 +14,12 @@ use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    WritingOptions, bench, convert, eval, inspect, is_finished, observe, plan, recipe_schema, selftest, verify,
-    write_logits,
+    WritingOptions, bench, convert, eval, inspect, is_finished, observe, passed_budget, plan, recipe_schema, selftest,
+    verify, write_logits,
 };
 use serde::Serialize;
 
-use crate::allocator::giving_back;
+use crate::allocator::{giving_back, remember_remedy};
 use crate::bar;
 use crate::cli::{Cli, Command, Common, ComputeType, RouterType, Writing};
 use crate::{manual, render};
@@ -28,6 +28,7 @@ use recipe::{How, Reports};
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
     start_threads(cli.common.threads)?;
+    remember_remedy(less_memory(&cli.command));
     let session = Session::new(cli.common)?;
     let mut timings = Timings::default();
     let meter = session.compute.meter.clone();
@@ -64,7 +65,28 @@ pub fn run(cli: Cli) -> Result<()> {
     if session.common.timings {
         bar::say(render::timings(&timings).trim_end());
     }
+    // Not a note, which --quiet is for: a promise was broken.
+    let passed = session.common.memory_budget.and_then(passed_budget);
+    passed.iter().for_each(|warning| bar::say(&format!("warning: {warning}")));
     result
+}
+
+/// What makes `command` hold less, by options that it has.
+fn less_memory(command: &Command) -> &'static str {
+    match command {
+        Command::Heal(_) => {
+            "lower --batch-tokens, --sequence-length or --held-out-tokens, or train fewer parts (--train router)"
+        }
+        Command::Upcycle(_) => "lower --data-tokens, --sequence-length or --probe-tokens",
+        Command::Prune(_) | Command::Merge(_) | Command::Quantize(_) | Command::Distill(_) => {
+            "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens"
+        }
+        Command::Observe { .. } => "lower --data-tokens or --sequence-length",
+        Command::Eval { .. } => "lower --max-tokens or --sequence-length",
+        Command::Logits { .. } => "give fewer tokens at once",
+        Command::Run { .. } => "lower data-tokens, batch-tokens or sequence-length of the step",
+        _ => "lower --threads",
+    }
 }
 
 /// What comes after a conversion.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
 
 use moe_checkpoint::Result;
 use moe_math::encoding::Encoded;
@@ -26,9 +27,14 @@ impl Ahead {
         let coming: VecDeque<Weight> = weights.filter(lies_plain).collect();
         let (send, read) = sync_channel(AHEAD);
         std::thread::scope(|scope| {
+            let mut coming = coming;
             if !coming.is_empty() {
                 let weights = coming.clone();
-                scope.spawn(move || read_all(&weights, &send));
+                let reader = Builder::new().spawn_scoped(scope, move || read_all(&weights, &send));
+                if reader.is_err() {
+                    // Where no thread can start, each weight is read when it is needed.
+                    coming.clear();
+                }
             }
             let ahead = Self { coming: RefCell::new(coming), read };
             work(&ahead)

@@ -120,7 +120,7 @@ pub fn evaluate(
     sweep.run(&mut counter)?;
     let load = counter.finish();
     let hidden = Scored { head: Head::load(model, compute)?, sweep };
-    let mut choices = Choices::default();
+    let mut choices = Choices { tokens: batch.tokens(), layers: Vec::new() };
     let reference = original
         .map(|original| -> Result<Scored<'_>> {
             let mut sweep = Sweep::stored(original, &batch, compute, storage)?;
@@ -262,14 +262,22 @@ fn pool(corpus: &Corpus, domains: &[DomainReport], pooled_rare: Option<f64>) -> 
     }
 }
 
-/// The experts that a token goes to, and their weights.
-type TokenChoices = Vec<(u32, f32)>;
-
 /// Where all tokens went.
 #[derive(Default)]
 struct Choices {
-    /// Layer, number of experts, and each token's choices with their weights.
-    layers: Vec<(usize, usize, Vec<TokenChoices>)>,
+    /// All tokens that are to come.
+    tokens: usize,
+    layers: Vec<LayerChoices>,
+}
+
+/// Where all tokens went in a layer.
+struct LayerChoices {
+    layer: usize,
+    experts: usize,
+    /// Experts that each token goes to.
+    top_k: usize,
+    /// These experts with their weights, token by token.
+    chosen: Vec<(u32, f32)>,
 }
 
 impl Choices {
@@ -277,13 +285,13 @@ impl Choices {
     /// tokens choose; zeros without experts.
     fn rare_mass(&self, tokens: usize) -> Vec<f64> {
         let mut mass = vec![0.0; tokens];
-        for (_, experts, choices) in &self.layers {
+        for LayerChoices { experts, top_k, chosen, .. } in &self.layers {
             let mut counts = vec![0u64; *experts];
-            choices.iter().flatten().for_each(|(expert, _)| counts[*expert as usize] += 1);
+            chosen.iter().for_each(|(expert, _)| counts[*expert as usize] += 1);
             let mut order: Vec<usize> = (0..*experts).collect();
             order.sort_by_key(|expert| counts[*expert]);
             let rare = &order[..experts / 4];
-            for (mass, choices) in mass.iter_mut().zip(choices) {
+            for (mass, choices) in mass.iter_mut().zip(chosen.chunks_exact(*top_k)) {
                 let of = |chosen: &mut dyn Iterator<Item = &(u32, f32)>| {
                     chosen.map(|(_, gate)| f64::from(*gate)).sum::<f64>()
                 };
@@ -298,14 +306,13 @@ impl Choices {
 
 impl Observer for Choices {
     fn routed(&mut self, layer: usize, _: &Tensor, routing: &Routing) -> Result<()> {
-        if self.layers.last().is_none_or(|(last, ..)| *last != layer) {
-            self.layers.push((layer, routing.experts, Vec::new()));
+        if self.layers.last().is_none_or(|last| last.layer != layer) {
+            // Room for all tokens at once: a vector that grows holds twice as much while it does.
+            let chosen = Vec::with_capacity(self.tokens * routing.top_k);
+            self.layers.push(LayerChoices { layer, experts: routing.experts, top_k: routing.top_k, chosen });
         }
-        let (.., choices) = self.layers.last_mut().expect("it was just pushed");
-        let chosen = routing.selected.chunks_exact(routing.top_k).zip(routing.weights.chunks_exact(routing.top_k));
-        choices.extend(
-            chosen.map(|(experts, gates)| experts.iter().copied().zip(gates.iter().copied()).collect::<Vec<_>>()),
-        );
+        let last = self.layers.last_mut().expect("it was just pushed");
+        last.chosen.extend(routing.selected.iter().copied().zip(routing.weights.iter().copied()));
         Ok(())
     }
 }
@@ -368,13 +375,9 @@ mod tests {
 
     #[test]
     fn tokens_weigh_as_much_as_their_rare_experts() {
-        let first = vec![
-            vec![(0, 0.5), (1, 0.5)],
-            vec![(0, 0.9), (3, 0.1)],
-            vec![(1, 0.6), (2, 0.4)],
-            vec![(1, 1.0), (2, 1.0)],
-        ];
-        let choices = Choices { layers: vec![(0, 4, first), (1, 4, vec![vec![(0, 1.0)]; 4])] };
+        let first = [[(0, 0.5), (1, 0.5)], [(0, 0.9), (3, 0.1)], [(1, 0.6), (2, 0.4)], [(1, 1.0), (2, 1.0)]].concat();
+        let layer = |layer, top_k, chosen| LayerChoices { layer, experts: 4, top_k, chosen };
+        let choices = Choices { tokens: 4, layers: vec![layer(0, 2, first), layer(1, 1, vec![(0, 1.0); 4])] };
         // Expert 3 is the rare one of layer 0; in layer 1 three have none, and the first of them is it.
         let mass = choices.rare_mass(4);
         assert!((mass[1] - 0.05).abs() < 1e-7 && [0, 2, 3].iter().all(|token| mass[*token] == 0.0), "{mass:?}");

@@ -218,7 +218,7 @@ pub fn convert(
         // Times differ from run to run.
         dir.write_unlisted(LOG_FILE, &lines)?;
     }
-    let record = RunRecord::now(input, &options.compute, timings.clone());
+    let record = RunRecord::now(input, &options.compute, options.memory_budget, timings.clone());
     dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
     // Only of sources that stayed as they were is the receipt true.
     prepared.check_unchanged()?;

@@ -50,6 +50,7 @@ pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use live::{count_allocated, count_freed, live_bytes, peak_live_bytes, resident_limit};
 pub use logits::write_logits;
 pub use markdown::{MarkdownCode, MarkdownText};
+pub use memory::passed_budget;
 pub use observe::{Observation, ObserveOptions, ObservedLayer, is_observed, observe};
 pub use outputs::{JUNIT, check_summary};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};

@@ -150,13 +150,16 @@ pub(crate) struct RunRecord {
     pub unix_time: u64,
     pub seconds: f64,
     pub peak_memory_bytes: Option<u64>,
+    /// What it should have been held to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_budget_bytes: Option<u64>,
     /// What of it the program asked for: see [`peak_live_bytes`].
     pub peak_live_bytes: Option<u64>,
     pub timings: Timings,
 }
 
 impl RunRecord {
-    pub fn now(source: &std::path::Path, compute: &Compute, timings: Timings) -> Self {
+    pub fn now(source: &Path, compute: &Compute, memory_budget: Option<ByteSize>, timings: Timings) -> Self {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),
@@ -168,6 +171,7 @@ impl RunRecord {
             unix_time: unix_time.map_or(0, |t| t.as_secs()),
             seconds: timings.total(),
             peak_memory_bytes: peak_memory_bytes(),
+            memory_budget_bytes: memory_budget.map(|budget| budget.0),
             peak_live_bytes: peak_live_bytes(),
             timings,
         }

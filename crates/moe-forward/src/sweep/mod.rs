@@ -125,7 +125,7 @@ impl<'a> Sweep<'a> {
         let loaded = LoadedLayer::load(loader, self.model, layer)?;
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
-            let normed = self.ffn_input(index, &attended, &loaded)?;
+            let normed = self.checked_ffn_input(index, layer, &attended, &loaded)?;
             observer.ffn_input(index, &normed)?;
             let out = ffn::forward(loader, index, &layer.ffn, &normed, observer)?;
             let hidden = self.leave(index, layer, block, &attended, &out)?;
@@ -156,6 +156,7 @@ impl<'a> Sweep<'a> {
         if converter.converts_attention() {
             for block in 0..self.blocks.len() {
                 self.attention(index, &loaded, block, &mut |linear, tokens, x| {
+                    finite::check(x, &format!("the attention of layer {index}"), attention_weights(layer))?;
                     converter.attention_input(index, linear, tokens, x)
                 })?;
             }
@@ -171,9 +172,12 @@ impl<'a> Sweep<'a> {
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
             if let Some(originals) = &mut originals {
-                let normed = self.ffn_input(index, &attended, &loaded)?;
+                let normed = self.checked_ffn_input(index, layer, &attended, &loaded)?;
                 converter.ffn_input(index, &normed)?;
-                originals.set(block, ffn::forward(loader, index, &layer.ffn, &normed, converter)?)?;
+                let out = ffn::forward(loader, index, &layer.ffn, &normed, converter)?;
+                // What is decided on this layer would blame another tensor.
+                finite::check(&out, &format!("the feed-forward network of layer {index}"), network_weights(layer))?;
+                originals.set(block, out)?;
             }
             self.states.set(block, attended)?;
         }
@@ -257,6 +261,19 @@ impl<'a> Sweep<'a> {
         self.norm(attended, &layer.ffn_norm).context(|| format!("a norm of layer {index}"))
     }
 
+    /// The same, refused where it is not finite: observers would blame the weights that they look at.
+    fn checked_ffn_input(
+        &self,
+        index: usize,
+        layer: &Layer,
+        attended: &Tensor,
+        loaded: &LoadedLayer,
+    ) -> Result<Tensor> {
+        let normed = self.ffn_input(index, attended, loaded)?;
+        finite::check(&normed, &format!("the attention of layer {index}"), attention_weights(layer))?;
+        Ok(normed)
+    }
+
     /// The states with which `block` leaves layer `index`.
     fn leave(&mut self, index: usize, layer: &Layer, block: usize, attended: &Tensor, out: &Tensor) -> Result<Tensor> {
         let hidden = (attended + out).context(|| format!("layer {index}"))?;
@@ -332,9 +349,21 @@ fn group_spans(spans: &[Range<usize>]) -> impl Iterator<Item = &[Range<usize>]> 
 }
 
 pub(crate) fn weights_of(layer: &Layer) -> Vec<&Weight> {
+    let mut weights = attention_weights(layer);
+    weights.extend(network_weights(layer));
+    weights
+}
+
+/// The weights that make what enters the feed-forward network.
+fn attention_weights(layer: &Layer) -> Vec<&Weight> {
     let mut weights = vec![&layer.attention_norm, &layer.ffn_norm];
-    let mut linears = layer.attention.linears();
     weights.extend(layer.attention.norms());
+    weights.extend(layer.attention.linears().into_iter().flat_map(|l| std::iter::once(&l.weight).chain(&l.bias)));
+    weights
+}
+
+fn network_weights(layer: &Layer) -> Vec<&Weight> {
+    let (mut weights, mut linears) = (Vec::new(), Vec::new());
     match &layer.ffn {
         Ffn::Dense(expert) => linears.extend(expert.linears()),
         Ffn::Moe(moe) => {

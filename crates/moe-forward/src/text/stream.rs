@@ -118,19 +118,20 @@ fn take_ids(
     if has_enough(windows, enough) {
         return Ok(ControlFlow::Break(()));
     }
-    check_memory(windows, most)?;
+    check_memory(windows, enough, most)?;
     Ok(ControlFlow::Continue(()))
 }
 
-fn check_memory(windows: &Windows, most: Option<usize>) -> Result<()> {
-    match most {
-        Some(most) if windows.tokens > most => {
-            let what = format!("this text has more than the {most} tokens that --memory-budget holds");
-            Err(Error::new(Kind::Usage, what)
-                .remedy("say how many are wanted (--data-tokens; --max-tokens of eval), or raise --memory-budget"))
-        }
-        _ => Ok(()),
-    }
+/// Refuses more tokens than `most`, of which its user wants `wanted`.
+fn check_memory(windows: &Windows, wanted: Option<usize>, most: Option<usize>) -> Result<()> {
+    let Some(most) = most.filter(|most| windows.tokens > *most) else { return Ok(()) };
+    let what = format!("this text has more than the {most} tokens that --memory-budget holds");
+    let fewer = match wanted {
+        Some(wanted) => format!("ask for {most} tokens or fewer instead of {wanted}"),
+        None => format!("ask for {most} tokens or fewer"),
+    };
+    Err(Error::new(Kind::Usage, what)
+        .remedy(format!("{fewer} (--data-tokens; --max-tokens of eval), or raise --memory-budget")))
 }
 
 fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {

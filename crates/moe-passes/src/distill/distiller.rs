@@ -11,7 +11,7 @@ use moe_math::meter::Work;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{GATHERED_BYTES, LOOKED_AT, Learned, Lessons, Training, train};
+use super::block::{GATHERED_BYTES, LOOKED_AT, Learned, Lessons, Training, step_bytes, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
@@ -199,7 +199,10 @@ impl Decider for Distiller {
         // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
         let tokens = tokens as u64;
         let gathered = (4 * 2 * tokens * hidden).min(GATHERED_BYTES as u64);
-        let training = 4 * (5 * 3 * width * hidden + 2 * tokens.min(LOOKED_AT as u64) * hidden) + gathered;
+        // Samples of each block, then put together.
+        let samples = 2 * gathered + 4 * 2 * tokens.min(LOOKED_AT as u64) * hidden;
+        let batch = tokens.min(self.options.training.batch_tokens as u64);
+        let training = 4 * 5 * 3 * width * hidden + samples + step_bytes(batch, width, hidden);
         let training = if self.options.training.trains() { training } else { 0 };
         fit.max(training)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_forward::{Batch, DataSpec, Observer, Prompts};
-use moe_model::Result;
+use moe_model::{Model, Result};
 use serde_json::Value;
 
 /// One sweep over the original model, from which weights of the converted one follow.
@@ -72,6 +72,9 @@ pub trait Surveyor: Observer + Send + Sync {
     /// # Errors
     /// What reading weights returns.
     fn begin(&mut self, text: &SurveyText) -> Result<()>;
+
+    /// The most bytes that it holds while it looks at `tokens` tokens of `model`, beside the sweep's own. All of them come at once.
+    fn working_bytes(&self, model: &Model, tokens: usize) -> u64;
 
     /// What it found, by layer, for the receipt.
     fn found(&self) -> BTreeMap<usize, Value>;

@@ -60,6 +60,14 @@ impl Method for Pruning {
         self.criterion.needs()
     }
 
+    fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
+        match self.criterion {
+            Criterion::Exhaustive => exhaustive::best_subset_bytes(model.hidden, experts, tokens),
+            Criterion::RankedChoice => exhaustive::ranked_choice_bytes(model.hidden, experts, tokens),
+            _ => 0,
+        }
+    }
+
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced> {
         if self.criterion == Criterion::Exhaustive {
             return Ok(Reduced::unmerged(exhaustive::best_subset(layer)?, Vec::new()));

@@ -31,6 +31,22 @@ fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {
     Error::new(Kind::Numeric, format!("cannot compare the experts of layer {}", layer.index)).source(error)
 }
 
+/// The most bytes that [`ranked_choice`] holds beside its inputs.
+pub(super) fn ranked_choice_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
+    // Inputs in one piece; logits, scores and choices of the router, then each token's ranking.
+    let ranking = size_of::<Vec<u32>>() + 4 * experts;
+    (tokens * (4 * hidden + 5 * 4 * experts + ranking)) as u64
+}
+
+/// The most bytes that [`best_subset`] holds beside its inputs.
+pub(super) fn best_subset_bytes(hidden: usize, experts: usize, tokens: usize) -> u64 {
+    let used = tokens.min(MOST_TOKENS);
+    // A thread holds Z' of one subset in f64, in two copies.
+    let mixed = 16 * rayon::current_num_threads() + 8;
+    // Outputs of all experts, and as numbers of the host.
+    (tokens * 4 * hidden + used * hidden * (8 * experts + mixed)) as u64
+}
+
 /// The round in which each expert falls ([`saliency::ranked_choice`]).
 pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
     let scores = router_scores(layer.moe, &all_inputs(layer)?, layer.compute)?;

@@ -32,6 +32,12 @@ pub(crate) trait Method: Send + Sync {
     /// What it needs to see beyond sums.
     fn needs(&self) -> Needs;
 
+    /// The most bytes that deciding a layer of `experts` experts holds, where it has kept the inputs of `tokens` tokens, beside these.
+    fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
+        let _ = (model, experts, tokens);
+        0
+    }
+
     /// Decides one layer.
     fn reduce(&self, layer: &LayerView<'_>) -> Result<Reduced>;
 }

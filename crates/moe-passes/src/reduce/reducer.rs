@@ -193,7 +193,7 @@ impl Decider for Reducer {
         let inputs = if inputs { tokens * hidden * 4 } else { 0 };
         // Of each expert the sum of outputs on sampled tokens, for every group of tokens.
         let outputs = if sample_every > 0 { 8 * self.size.before * hidden * self.groups.len().max(2) } else { 0 };
-        (inputs + outputs) as u64
+        (inputs + outputs) as u64 + self.method.working_bytes(&self.model, self.size.before, tokens)
     }
 
     fn leaves_out(&self) -> bool {

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use moe_forward::{Observer, neuron_activations, to_f32};
 use moe_math::kmeans::{Metric, Options, balanced_kmeans};
 use moe_math::{Compute, sampling};
-use moe_model::{Error, Expert, Family, Kind, Result};
+use moe_model::{Error, Expert, Family, Kind, Model, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -230,6 +230,13 @@ struct ActivationSurvey {
 impl Surveyor for ActivationSurvey {
     fn begin(&mut self, _: &SurveyText) -> Result<()> {
         Ok(())
+    }
+
+    fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
+        let widths = self.layers.values().map(|(sets, _)| sets.network.width());
+        let width = widths.max().unwrap_or(0);
+        // Activations with what they are made of; then as rows of the host, beside which neurons are active and their clusters' points.
+        4 * (tokens * (6 * width + 2 * model.hidden)) as u64
     }
 
     fn found(&self) -> BTreeMap<usize, Value> {

@@ -261,10 +261,12 @@ impl<'p> Applied<'p> {
 
     /// Live bytes of surveys, decisions and training; hidden states lie in `scratch` where they don't fit.
     pub(super) fn live_bytes(&self, options: &ConvertOptions, scratch: &Path) -> Result<u64> {
-        let surveyed = self.texts.iter().map(|text| {
+        let surveyed = self.plan.surveys.iter().zip(&self.texts).map(|(survey, text)| {
             let batch = text.batch();
+            // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
             let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
             text.sweep(&self.source, Watched::default(), &options.compute)
+                + survey.surveyor.working_bytes(&self.source, batch.tokens())
         });
         let decided = self.deciding.iter().map(|deciding| deciding.live_bytes(&self.source, options, scratch));
         let decided = decided.sum::<Result<u64>>()?;
