@@ -27,7 +27,7 @@ pub use idle::{routers_are_idle, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
-    Plan, Pool, Sources, Survey, SurveyText, Surveyor, TextSource,
+    Plan, Pool, Sources, Survey, SurveyText, Surveyor, SweptText, TextSource,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

@@ -62,9 +62,11 @@ impl Deciding {
         };
         let watched = Watched { left_out: self.decider.leaves_out(), converted: true };
         let own = text(self.text.batch.tokens(), self.text.batch.longest())?;
-        let decided = own.resting(source, watched, &options.compute) + self.decider.working_bytes(self.most_tokens());
-        let decided = decided.max(own.sweep(source, watched, &options.compute));
         let all = text(self.most_tokens(), self.text.batch.longest())?;
+        // What joins of the pool is decided on, too.
+        let working = self.decider.working_bytes(all.swept());
+        let decided = own.resting(source, watched, &options.compute) + working;
+        let decided = decided.max(own.sweep(source, watched, &options.compute));
         Ok(decided.max(all.sweep(source, Watched::default(), &options.compute)))
     }
 

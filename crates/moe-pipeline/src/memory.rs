@@ -5,6 +5,7 @@ use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::{Corpus, Storage};
 use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
+use moe_passes::SweptText;
 
 use crate::live::{limit_resident_memory, live_bytes};
 use crate::resources::{ByteSize, peak_memory_bytes};
@@ -112,6 +113,11 @@ impl Text {
         Self { tokens: corpus.tokens(), longest, storage }
     }
 
+    /// The same for what decides in a sweep.
+    pub fn swept(&self) -> SweptText {
+        SweptText { tokens: self.tokens, block: self.block(), in_memory: self.storage.scratch.is_none() }
+    }
+
     fn block(&self) -> usize {
         self.storage.block_tokens.unwrap_or(usize::MAX).max(self.longest).min(self.tokens)
     }
@@ -134,6 +140,15 @@ impl Text {
         self.kept(model, watched) + if self.tokens > self.block() { weights } else { 0 }
     }
 
+    /// Live bytes of a sweep of which something looks at what enters feed-forward networks, and holds `working` bytes while it does.
+    pub fn surveyed(&self, model: &Model, working: u64, compute: &Compute) -> u64 {
+        let weights = model.layers.iter().map(|layer| attention_bytes(layer, compute)).max().unwrap_or(0);
+        // What attention gave, and that normalised.
+        let entering = 2 * self.states(model.hidden) + weights;
+        let looked_at = self.kept(model, Watched::default()) + entering + working;
+        self.sweep(model, Watched::default(), compute).max(looked_at)
+    }
+
     fn kept(&self, model: &Model, watched: Watched) -> u64 {
         let kept = if watched.converted { 2 } else { 1 };
         kept * self.states(model.hidden) + self.tokens as u64 * TEXT_BYTES_A_TOKEN
@@ -143,7 +158,7 @@ impl Text {
         let block = self.block();
         let several = self.tokens > block;
         let state = (model.hidden * 4) as u64;
-        let attention = stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute);
+        let attention = attention_bytes(layer, compute);
         let (kept, largest) = match &layer.ffn {
             Ffn::Dense(network) => (expert_bytes(network, compute), expert_bytes(network, compute)),
             Ffn::Moe(moe) => (mixture_bytes(moe, compute), largest_expert(moe, compute)),
@@ -232,10 +247,13 @@ fn largest_expert(moe: &Moe, compute: &Compute) -> u64 {
     moe.experts.iter().chain(shared).map(|expert| expert_bytes(expert, compute)).max().unwrap_or(0)
 }
 
+fn attention_bytes(layer: &Layer, compute: &Compute) -> u64 {
+    stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute)
+}
+
 /// Live bytes of a layer's weights, all of them.
 pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
-    let attention = stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute);
-    attention
+    attention_bytes(layer, compute)
         + match &layer.ffn {
             Ffn::Dense(network) => expert_bytes(network, compute),
             Ffn::Moe(moe) => mixture_bytes(moe, compute),

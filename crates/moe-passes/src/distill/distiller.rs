@@ -19,7 +19,7 @@ use super::weights::kept;
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources};
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources, SweptText};
 
 /// Decides layer by layer.
 pub(super) struct Distiller {
@@ -192,12 +192,12 @@ impl Decider for Distiller {
         self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
     }
 
-    fn working_bytes(&self, tokens: usize) -> u64 {
+    fn working_bytes(&self, text: SweptText) -> u64 {
         // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);
         let fit = if self.options.down == Down::Ridge { 8 * (4 * width * width + 5 * width * hidden) } else { 0 };
         // In f32 three matrices: they, their gradients, two moments, and the best; and what is looked at.
-        let tokens = tokens as u64;
+        let tokens = text.tokens as u64;
         let gathered = (4 * 2 * tokens * hidden).min(GATHERED_BYTES as u64);
         // Samples of each block, then put together.
         let samples = 2 * gathered + 4 * 2 * tokens.min(LOOKED_AT as u64) * hidden;

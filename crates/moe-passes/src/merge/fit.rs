@@ -5,7 +5,7 @@ use moe_forward::{LoadedRouter, expert_output, neuron_activations};
 use moe_math::Compute;
 use moe_math::least_squares::LeastSquares;
 use moe_math::routing::Routing;
-use moe_model::{Error, Expert, Kind, Result, Weight};
+use moe_model::{Error, Expert, Kind, Model, Moe, Result, Weight};
 
 use super::weights::held;
 use crate::reduce::LayerView;
@@ -70,6 +70,20 @@ impl<'a> Fit<'a> {
         }
         Ok(sum)
     }
+}
+
+/// The most bytes that fitting a layer of `experts` experts holds beside the inputs of `tokens` tokens.
+pub(super) fn working_bytes(model: &Model, experts: usize, tokens: usize) -> u64 {
+    let of_layer = |moe: &Moe| {
+        let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
+        // In f64 inputs, activations and outputs of a block; an expert's matrices, and the sums of the least squares.
+        let block = tokens.min(TOKEN_BLOCK) * (2 * model.hidden + 3 * width);
+        let matrices = 4 * width * model.hidden + 2 * width.pow(2);
+        // Scores of all experts, and which are chosen.
+        let routing = tokens * (4 * experts + 8 * moe.router.top_k);
+        (8 * (block + matrices) + routing) as u64
+    };
+    model.moes().map(|(_, moe)| of_layer(moe)).max().unwrap_or(0)
 }
 
 /// The tokens that chose any of `group`, ascending.

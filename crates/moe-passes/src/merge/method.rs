@@ -3,10 +3,10 @@
 use moe_math::meter::Work;
 use moe_math::saliency;
 use moe_math::statistics::{Quantity, Sums};
-use moe_model::{Expert, Result};
+use moe_model::{Expert, Model, Result};
 
 use super::dern;
-use super::fit::Fit;
+use super::fit::{self, Fit};
 use super::groups::{Division, Similarity, coefficients, of_layer};
 use super::neurons::{self, Permutations};
 use super::options::{Grouping, MergeMethod, usage};
@@ -98,6 +98,13 @@ impl Method for Merging {
             left_out: false,
             sample_every: if by_outputs { self.sample_every } else { 0 },
             inputs: self.method == MergeMethod::Mergemoe,
+        }
+    }
+
+    fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
+        match self.method {
+            MergeMethod::Mergemoe => fit::working_bytes(model, experts, tokens),
+            _ => 0,
         }
     }
 

@@ -11,6 +11,17 @@ use super::LayerRecord;
 use crate::calibrate::CalibrationOptions;
 use crate::quantize::Pulled;
 
+/// How text goes through a sweep.
+#[derive(Debug, Clone, Copy)]
+pub struct SweptText {
+    /// All of its tokens.
+    pub tokens: usize,
+    /// Tokens that go through a layer together.
+    pub block: usize,
+    /// Whether hidden states of all tokens are in memory, rather than in a scratch file.
+    pub in_memory: bool,
+}
+
 /// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted ones before it.
 pub trait Decider: Converter + Send + Sync {
     /// The text.
@@ -40,9 +51,9 @@ pub trait Decider: Converter + Send + Sync {
     /// About how many floating-point operations deciding on `tokens` tokens in sequences of `sequence` takes.
     fn flops(&self, tokens: usize, sequence: usize) -> f64;
 
-    /// The most bytes that it holds, for so many tokens, beside the sweep's states and a layer's weights.
-    fn working_bytes(&self, tokens: usize) -> u64 {
-        let _ = tokens;
+    /// The most bytes that it holds for `text`, beside the sweep's states and a layer's weights.
+    fn working_bytes(&self, text: SweptText) -> u64 {
+        let _ = text;
         0
     }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::train::Training;
 
-pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool};
+pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool, SweptText};
 pub use record::{Effect, Identity, Kept, LayerRecord};
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 

@@ -24,7 +24,7 @@ use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::finite_values;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources};
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources, SweptText};
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
@@ -264,12 +264,17 @@ impl Decider for Quantizer {
         forward + self.model.moes().map(|(_, moe)| layer(moe)).sum::<f64>()
     }
 
-    fn working_bytes(&self, tokens: usize) -> u64 {
+    fn working_bytes(&self, text: SweptText) -> u64 {
         let of_layer = |(_, moe): (usize, &Moe)| {
             let (experts, hidden) = (moe.experts.len(), self.model.hidden);
-            let routed = (tokens * moe.router.top_k / experts.max(1)).min(tokens);
+            let shared = |tokens: usize| (tokens * moe.router.top_k / experts.max(1)).min(tokens);
+            let routed = shared(text.tokens);
             let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-            solve::working_bytes(experts, [width, hidden], routed)
+            let seen = if self.options.samples() == Samples::AllExperts { text.block } else { shared(text.block) };
+            // Where there is room for them, the experts' outputs are summed for all tokens.
+            let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
+            let sums = if summed { text.tokens * hidden * 4 } else { 0 };
+            solve::working_bytes(experts, [width, hidden], routed, seen) + sums as u64
         };
         self.model.moes().map(of_layer).max().unwrap_or(0)
     }

@@ -107,13 +107,16 @@ type Pair = (Codes, Codes);
 /// Of each task, `[tokens, width]` in parts.
 type Activations = Vec<Vec<Tensor>>;
 
-/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, each on about `routed` tokens.
-pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed: usize) -> u64 {
+/// The most bytes that solving the `experts` networks of `width` by `hidden` of a layer holds, to each of which about `routed` tokens go, and
+/// which sees `seen` tokens of a block.
+pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed: usize, seen: usize) -> u64 {
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
     // Three matrices, two of them dequantized; both Hessians, each beside its factor; activations.
     let of_one = 4 * (5 * width * hidden + hidden.pow(2) + 2 * width.pow(2) + width * routed);
-    (together * of_one) as u64
+    // Each thread runs one expert on a block: its inputs, gate, up and what they make together.
+    let running = together.min(rayon::current_num_threads()) * 4 * seen * (hidden + 3 * width);
+    (together * of_one + running) as u64
 }
 
 impl Solver<'_> {

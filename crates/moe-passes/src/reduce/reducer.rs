@@ -19,7 +19,7 @@ use super::mtp::decide_mtp;
 use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size, check_saliency};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources};
+use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources, SweptText};
 
 /// Decides from statistics, or from weights alone where the method needs none.
 pub(super) fn decide_now(
@@ -187,7 +187,8 @@ impl Decider for Reducer {
         forward.attention + forward.networks * (2.0 + all_experts)
     }
 
-    fn working_bytes(&self, tokens: usize) -> u64 {
+    fn working_bytes(&self, text: SweptText) -> u64 {
+        let tokens = text.tokens;
         let hidden = self.model.hidden;
         let Needs { sample_every, inputs, .. } = self.method.needs();
         let inputs = if inputs { tokens * hidden * 4 } else { 0 };

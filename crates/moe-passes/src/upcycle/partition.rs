@@ -235,8 +235,8 @@ impl Surveyor for ActivationSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let widths = self.layers.values().map(|(sets, _)| sets.network.width());
         let width = widths.max().unwrap_or(0);
-        // Activations with what they are made of; then as rows of the host, beside which neurons are active and their clusters' points.
-        4 * (tokens * (6 * width + 2 * model.hidden)) as u64
+        // Activations, then as rows of the host; which neurons are active, these as points, and two copies within k-means.
+        4 * (tokens * (6 * width + model.hidden / 4)) as u64
     }
 
     fn found(&self) -> BTreeMap<usize, Value> {

@@ -110,8 +110,8 @@ impl Surveyor for RouterSurvey {
     fn working_bytes(&self, model: &Model, tokens: usize) -> u64 {
         let (hidden, rows) = (model.hidden, self.options.router_rows());
         let of_token = match self.options.router {
-            // Own directions beside the points that k-means centres and scales, distances, and what each costs.
-            RouterInit::Kmeans => 5 * hidden + 3 * rows + 8,
+            // Own directions, beside which k-means centres and scales them; distances, and what each costs.
+            RouterInit::Kmeans => 3 * hidden + 3 * rows + 8,
             // States by prompt, put together, without their mean.
             _ => 4 * hidden + 3 * rows,
         };

@@ -15,7 +15,7 @@ use moe_passes::{
 use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
 use crate::fingerprint::Fingerprint;
-use crate::memory::{Text, Watched};
+use crate::memory::Text;
 use crate::resources::ByteSize;
 use crate::statistics::StatisticsFile;
 use crate::train::{Need, TrainingRecord, TrainingTask};
@@ -265,8 +265,8 @@ impl<'p> Applied<'p> {
             let batch = text.batch();
             // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
             let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
-            text.sweep(&self.source, Watched::default(), &options.compute)
-                + survey.surveyor.working_bytes(&self.source, batch.tokens())
+            let working = survey.surveyor.working_bytes(&self.source, batch.tokens());
+            text.surveyed(&self.source, working, &options.compute)
         });
         let decided = self.deciding.iter().map(|deciding| deciding.live_bytes(&self.source, options, scratch));
         let decided = decided.sum::<Result<u64>>()?;
