@@ -60,7 +60,7 @@ impl Deciding {
             let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
             Ok(Text { tokens, longest, storage })
         };
-        let watched = Watched { left_out: self.decider.leaves_out(), converted: true };
+        let watched = Watched { left_out: self.decider.leaves_out(), converted: self.decider.observes() };
         let own = text(self.text.batch.tokens(), self.text.batch.longest())?;
         let all = text(self.most_tokens(), self.text.batch.longest())?;
         // What joins of the pool is decided on, too.

@@ -171,8 +171,8 @@ impl<'a> Sweep<'a> {
             observes.then(|| States::new(&self.blocks, self.model.hidden, scratch, self.compute)).transpose()?;
         for block in 0..self.blocks.len() {
             let attended = self.attention(index, &loaded, block, &mut |_, _, _| Ok(()))?;
+            let normed = self.checked_ffn_input(index, layer, &attended, &loaded)?;
             if let Some(originals) = &mut originals {
-                let normed = self.checked_ffn_input(index, layer, &attended, &loaded)?;
                 converter.ffn_input(index, &normed)?;
                 let out = ffn::forward(loader, index, &layer.ffn, &normed, converter)?;
                 // What is decided on this layer would blame another tensor.

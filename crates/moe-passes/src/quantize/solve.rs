@@ -112,11 +112,14 @@ type Activations = Vec<Vec<Tensor>>;
 pub(super) fn working_bytes(experts: usize, [width, hidden]: [usize; 2], routed: usize, seen: usize) -> u64 {
     let of_batch = 4 * (hidden.max(width).pow(2) + width * routed);
     let together = (BATCH_BYTES / of_batch.max(1)).clamp(1, experts.max(1));
+    let (product, square) = (width * hidden, width.pow(2));
     // Three matrices, two of them dequantized; both Hessians, each beside its factor; activations.
-    let of_one = 4 * (5 * width * hidden + hidden.pow(2) + 2 * width.pow(2) + width * routed);
+    let solving = 4 * (5 * product + hidden.pow(2) + 2 * square + width * routed);
+    // Two matrices that are multiplied by, and the Hessian that is summed; activations.
+    let summing = 4 * (2 * product + hidden.pow(2) + square + width * routed);
     // Each thread runs one expert on a block: its inputs, gate, up and what they make together.
     let running = together.min(rayon::current_num_threads()) * 4 * seen * (hidden + 3 * width);
-    (together * of_one + running) as u64
+    (together * solving).max(together * summing + running) as u64
 }
 
 impl Solver<'_> {
@@ -406,6 +409,13 @@ fn record(task: &Task<'_>, [input, neurons]: [&Factored; 2], error: Option<f64>)
 pub(super) fn unsolved(layer: usize, what: &str, error: QuantizeError) -> Error {
     let remedy = match error {
         QuantizeError::Singular { .. } => "give more --data, a greater --damping or --shrinkage, or --method rtn",
+        // Inputs are finite, or the sweep had named the weight that is not.
+        QuantizeError::NotFinite => {
+            let message = format!("what reaches {what} in layer {layer} is too large to be squared in f32");
+            let remedy = "look for norms and projections of this layer, or those before it, that are far too large; \
+                          or give --method rtn, which looks at no text";
+            return Error::new(Kind::Numeric, message).source(error).remedy(remedy);
+        }
         _ => "find out with eval which weights or tokens make it so",
     };
     let message = format!("the Hessian of what reaches {what} can't be solved in layer {layer}");

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::experts::stream;
-use super::routers::{Routers, data_source, failed, first_line, own_directions, scaled_rows};
+use super::routers::{Routers, check_inputs, data_source, failed, first_line, own_directions, scaled_rows};
 use super::{Init, PartitionBy, RouterInit, UpcycleOptions};
 use crate::part::{Neurons, Partition, Surveyed};
 use crate::pass::{Survey, SurveyText, Surveyor};
@@ -247,6 +247,7 @@ impl Surveyor for ActivationSurvey {
 impl Observer for ActivationSurvey {
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
         let Some((sets, rows)) = self.layers.get(&layer).cloned() else { return Ok(()) };
+        check_inputs(layer, &x.to_dtype(DType::F32).map_err(|e| failed("FFN inputs", e))?)?;
         let name = sets.network.gate.weight.name().to_owned();
         let activations = neuron_activations(&sets.network, x, &self.compute)?;
         let tokens: Vec<Vec<f32>> =

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, IndexOp, Tensor};
 use moe_forward::{Observer, Prompts, embed};
-use moe_math::kmeans::{Metric, Options, kmeans};
+use moe_math::kmeans::{ClusterError, Metric, Options, kmeans};
 use moe_math::temperature::scale_to_entropy;
 use moe_math::{Compute, sampling};
 use moe_model::{Error, Kind, Model, Result, Router, Weight};
@@ -202,12 +202,18 @@ impl RouterSurvey {
     /// lie in that space, and a row's logit on x is its product with what is left of x. So the expert that a token
     /// goes to first is that of its cluster.
     fn centroids(&self, layer: usize, x: &Tensor, found: &mut serde_json::Map<String, Value>) -> Result<Tensor> {
+        check_inputs(layer, x)?;
         let own = own_directions(x).map_err(|e| failed("FFN inputs", e))?;
         let mut random = sampling::generator(self.options.seed, stream(layer));
         let options = Options { metric: Metric::Cosine, max_iterations: MAX_ITERATIONS };
         let clusters = kmeans(&own, self.options.router_rows(), &options, &mut random).map_err(|e| {
-            Error::new(Kind::Usage, format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e)))
-                .remedy("give more --data, or raise --data-tokens")
+            let what = format!("k-means of the FFN inputs of layer {layer}: {}", first_line(&e));
+            match e {
+                ClusterError::NotFinite { .. } | ClusterError::NoDirection { .. } => {
+                    Error::new(Kind::Numeric, what).remedy(NO_ROUTER)
+                }
+                _ => Error::new(Kind::Usage, what).remedy("give more --data, or raise --data-tokens"),
+            }
         })?;
         let mut sizes = vec![0usize; self.options.router_rows()];
         clusters.assignment.iter().for_each(|cluster| sizes[*cluster as usize] += 1);
@@ -247,6 +253,23 @@ impl Direction {
 /// What is particular to each row of `x`, `[tokens, hidden]`: without their mean, and any component along it.
 pub(super) fn own_directions(x: &Tensor) -> candle_core::Result<Tensor> {
     Direction::of_mean(x)?.removed(x)
+}
+
+/// What to do where no text tells rows of a router.
+const NO_ROUTER: &str = "look for norms and projections of this layer, or those before it, that are far too large or zero; \
+                         or give --router normal, which looks at no text";
+
+/// Refuses inputs `x` of layer `layer`, finite as they are, that no router can be made of, whatever the text is.
+pub(super) fn check_inputs(layer: usize, x: &Tensor) -> Result<()> {
+    let squares = x.sqr().and_then(|x| x.sum_all()?.to_scalar::<f32>()).map_err(|e| failed("FFN inputs", e))?;
+    let what = match squares {
+        // A norm makes nothing of states whose squares are infinite.
+        0.0 => "is zero, as a norm makes it of states that are too large to be squared in f32",
+        squares if squares.is_finite() => return Ok(()),
+        _ => "is too large to be squared in f32",
+    };
+    let what = format!("what reaches the feed-forward network of layer {layer} {what}");
+    Err(Error::new(Kind::Numeric, what).remedy(NO_ROUTER))
 }
 
 /// Rows of unit length times the scale at which the mean entropy of routing `x` is the share `entropy` of its maximum;
