@@ -42,6 +42,82 @@ fn what_is_not_finite_is_named() {
     assert!(!sandbox.path("plan.json").exists());
 }
 
+/// What every pass on text does with a model whose layer 1 has NaN in a weight: whatever looks at activations first, that weight is named,
+/// not one that only saw them.
+#[test]
+fn the_weight_that_makes_activations_not_finite_is_named() {
+    let sandbox = Sandbox::new();
+    let passes = [
+        "distill MOE --width 128 --down measured --steps 2",
+        "distill MOE --width 256 --down measured --init mean --steps 0",
+        "quantize MOE --scheme w4a16 --min-samples 0.1",
+        "quantize MOE --scheme w4a16 --include attention --min-samples 0.1",
+        "prune MOE --experts 8 --no-super-expert-guard",
+        "merge MOE --experts 8 --method mergemoe --no-super-expert-guard",
+        "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
+        "upcycle DENSE --experts 4 --top-k 2 --init partition --partition-by activations --router activations",
+    ];
+    let shared = ["self_attn.v_proj", "self_attn.q_proj", "input_layernorm", "post_attention_layernorm"];
+    let mut problems = Vec::new();
+    for (index, weight) in shared.into_iter().chain(["mlp.experts.3.down_proj", "mlp.gate"]).enumerate() {
+        let name = format!("model.layers.1.{weight}.weight");
+        // Weights are bf16 here: this is two of them, and the second is no number.
+        let [moe, dense] = ["moe", "dense"].map(|model| format!("{model}-{index}"));
+        sandbox.copy("models/moe", &moe).set_f32(&name, 2, f32::NAN);
+        if shared.contains(&weight) {
+            sandbox.copy("models/dense", &dense).set_f32(&name, 2, f32::NAN);
+        }
+        for pass in passes.iter().filter(|pass| shared.contains(&weight) || pass.contains("MOE")) {
+            let line = format!("{} -o out {TEXT}", pass.replace("MOE", &moe).replace("DENSE", &dense));
+            let complaints = ["element 5 is not finite", name.as_str(), "model.safetensors", "sound checkpoint"];
+            problems.extend(sandbox.refuses(&line, 1, &complaints));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// Weights that are finite but far too large are not blamed on the text, where more of it would not help.
+#[test]
+fn what_is_too_large_is_not_blamed_on_the_text() {
+    let sandbox = Sandbox::new();
+    let name = "model.layers.1.post_attention_layernorm.weight";
+    // In bf16: two of them, the second 1e19.
+    sandbox.copy("models/moe", "moe").set_f32(name, 2, 1e19);
+    sandbox.copy("models/dense", "dense").set_f32(name, 2, 1e19);
+    let upcycle = "upcycle dense -o out --experts 4 --top-k 2";
+    let problems = [
+        (format!("quantize moe -o out --scheme w4a16 --min-samples 0.1 {TEXT}"), "--method rtn"),
+        (format!("{upcycle} --router kmeans {TEXT}"), "--router normal"),
+        (
+            format!("{upcycle} --init partition --partition-by activations --router activations {TEXT}"),
+            "--router normal",
+        ),
+    ]
+    .map(|(line, remedy)| sandbox.refuses(&line, 1, &["layer 1", "too large", remedy]));
+    assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
+    // Its squares overflow f32, and yet all errors that are reported are numbers.
+    let distilled =
+        sandbox.run(&format!("distill moe -o distilled --width 128 --down measured --steps 2 {TEXT}")).succeeds();
+    assert!(!distilled.stdout.contains("NaN") && !distilled.stdout.contains("inf"), "{distilled}");
+}
+
+/// Who has said how many tokens are wanted is not told to say so.
+#[test]
+fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
+    let sandbox = Sandbox::new();
+    let ids: Vec<usize> = (0..512).map(|id| id % 250).collect();
+    sandbox.write("ids.jsonl", format!("{}\n", json!({ "input_ids": ids })).repeat(1500));
+    let eval = "eval golden/models/moe --data ids.jsonl --memory-budget 1MB";
+    sandbox.run(eval).exits(2).says(&["tokens or fewer (", "--max-tokens"]);
+    let asked = sandbox.run(&format!("{eval} --max-tokens 700000")).exits(2);
+    let most =
+        asked.stderr.split_once("ask for ").and_then(|(_, rest)| rest.split_once(" tokens or fewer instead of 700000"));
+    let most = most.unwrap_or_else(|| panic!("{asked}")).0.to_owned();
+    // With as many, that error is gone.
+    let fewer = sandbox.run(&format!("{eval} --max-tokens {most}"));
+    assert!(!fewer.stderr.contains("tokens or fewer"), "{fewer}");
+}
+
 /// Routers over experts that are alike decide nothing.
 #[test]
 fn a_training_that_can_change_nothing_is_warned_of() {

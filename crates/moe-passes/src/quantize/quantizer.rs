@@ -23,7 +23,7 @@ use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
 use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
-use crate::part::finite_values;
+use crate::part::{finite_values, read_finite};
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources, SweptText};
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
@@ -364,6 +364,8 @@ impl Converter for Quantizer {
             let layer = decided(rounded_layer(&self.options, moe, schemes, &store)?, record);
             return Ok(Some(self.keep(index, layer).into()));
         }
+        // The block hasn't run: a router that is not finite would make Hessians so that are an expert's.
+        moe.router.weights().try_for_each(|weight| read_finite(weight).map(drop))?;
         let (packed, routed) = self.packed(index, moe, schemes, inputs)?;
         record.quantized = packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self.options.quantized(moe, |place, matrix, _| {
