@@ -65,10 +65,11 @@ done
 # What was replaced is removed under the hidden name: who begins then must not lose what it writes there. Either may be refused.
 removing() { [[ -e $hidden && ! -e $output/old ]]; }
 has_shards() { [[ $(echo "$hidden"/model-*-of-*) != *\** ]]; }
-run quantize-rtn golden/models/moe "$output"
-# Many files take long to remove; only listed ones are a result's.
-(cd "$output" && touch old && seq 10000 | xargs touch && seq -f "$(sha256sum </dev/null | cut -c1-64)  %.0f" 10000 >>SHA256SUMS &&
-  echo "$(sha256sum </dev/null | cut -c1-64)  old" >>SHA256SUMS)
+# Many files take long to remove; only what a run has written is a result's, such as files that lay beside the source's weights.
+many=$work/many
+cp -rL golden/models/moe "$many"
+(cd "$many" && touch old && seq 10000 | xargs touch)
+run quantize-rtn "$many" "$output"
 start upcycle golden/models/dense "$output" --overwrite
 first=$pid
 if stop_when removing; then
