@@ -4,8 +4,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, TokenizeOptions};
-use moe_fuzz::{Base, accepted, allow, let_caught_panics_pass, write};
+use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE};
+use moe_fuzz::{Base, TOKENIZED, accepted, allow, let_caught_panics_pass, write};
 
 static BASE: LazyLock<Base> = LazyLock::new(|| {
     let base = Base::of("families/llama/base/model", "model");
@@ -15,14 +15,6 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
 const RECORD: &[u8] = br#"{"messages": [{"role": "system", "content": "one"}, {"role": "user", "content": "two, three"},
     {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1.5, "y": [true, null]}}}]}],
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}"#;
-const OPTIONS: TokenizeOptions = TokenizeOptions {
-    sequence_length: 8,
-    vocab: 101,
-    max_tokens: Some(64),
-    pack: true,
-    sample: Some(1),
-    memory_bytes: None,
-};
 
 /// What a template may take (512 MiB), and what else holds its text by then.
 const MAX_BYTES: usize = 900 << 20;
@@ -41,5 +33,5 @@ fuzz_target!(init: init(), |input: &[u8]| {
     // A record is a line.
     let line: Vec<u8> = record.into_iter().filter(|byte| *byte != b'\n').chain([b'\n']).collect();
     let spec = DataSpec { label: "text".into(), path: write("record.jsonl", &line), weight: None };
-    accepted(Corpus::load(&[spec], &BASE.dir(), OPTIONS));
+    accepted(Corpus::load(&[spec], &BASE.dir(), TOKENIZED));
 });

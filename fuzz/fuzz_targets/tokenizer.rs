@@ -4,18 +4,10 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, TokenizeOptions, special_tokens};
-use moe_fuzz::{Base, accepted, let_caught_panics_pass, write};
+use moe_forward::{Corpus, DataSpec, TOKENIZER_FILE, special_tokens};
+use moe_fuzz::{Base, TOKENIZED, accepted, let_caught_panics_pass, write};
 
 static BASE: LazyLock<Base> = LazyLock::new(|| Base::of("families/llama/base/model", "model"));
-const OPTIONS: TokenizeOptions = TokenizeOptions {
-    sequence_length: 8,
-    vocab: 101,
-    max_tokens: Some(64),
-    pack: true,
-    sample: Some(1),
-    memory_bytes: None,
-};
 
 fuzz_target!(init: let_caught_panics_pass(), |input: &[u8]| {
     let (tokenizer, text) = match input.iter().position(|byte| *byte == 0) {
@@ -25,6 +17,6 @@ fuzz_target!(init: let_caught_panics_pass(), |input: &[u8]| {
     BASE.write(TOKENIZER_FILE, tokenizer);
     accepted(special_tokens(&BASE.dir()));
     let spec = DataSpec { label: "text".into(), path: write("text.txt", text), weight: None };
-    let Some(corpus) = accepted(Corpus::load(&[spec], &BASE.dir(), OPTIONS)) else { return };
-    assert!(corpus.batch().ids.iter().all(|id| (*id as usize) < OPTIONS.vocab));
+    let Some(corpus) = accepted(Corpus::load(&[spec], &BASE.dir(), TOKENIZED)) else { return };
+    assert!(corpus.batch().ids.iter().all(|id| (*id as usize) < TOKENIZED.vocab));
 });

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use moe_checkpoint::{CONFIG_FILE, Result};
+use moe_forward::TokenizeOptions;
 use moe_math::Compute;
 use moe_pipeline::{ByteSize, ConvertOptions};
 use serde_json::Value;
@@ -89,6 +90,16 @@ pub fn quantized_bases() -> Vec<Base> {
     ];
     bases.map(|(golden, name)| Base::of(golden, name)).into()
 }
+
+/// How little text becomes tokens of the base that targets on text share.
+pub const TOKENIZED: TokenizeOptions = TokenizeOptions {
+    sequence_length: 8,
+    vocab: 101,
+    max_tokens: Some(64),
+    pack: true,
+    sample: Some(1),
+    memory_bytes: None,
+};
 
 /// How a pass is planned: on the CPU, with nothing measured.
 pub fn options() -> ConvertOptions {
