@@ -154,8 +154,15 @@ impl Walk<'_> {
             // What it says of licence and language is carried.
             self.folder.check_file(path)?;
         }
-        let own = if prefix.is_empty() { why_own(name) } else { None };
-        let why = own.or_else(|| if is_dir { why_folder_left_out(path, name) } else { why_left_out(path, name) });
+        let why = if name.starts_with('.') {
+            Some(HIDDEN)
+        } else if prefix.is_empty() && is_own(name) {
+            Some(WRITTEN)
+        } else if is_dir {
+            why_folder_left_out(path, name)
+        } else {
+            why_left_out(path, name)
+        };
         if let Some(why) = why {
             self.found.left_out.insert(if is_dir { whole + "/" } else { whole }, why);
             return Ok(());
@@ -181,31 +188,26 @@ impl Walk<'_> {
 /// The most bytes that a file of this name takes, if loaders know files of this name.
 fn most_bytes(name: &str) -> Option<u64> {
     const TOKENIZERS: [&str; 4] = [".model", ".tiktoken", "vocab.txt", "merges.txt"];
-    if name.starts_with("tokenizer") || name.starts_with("vocab") || TOKENIZERS.iter().any(|end| name.ends_with(end)) {
-        return Some(MAX_TOKENIZER_BYTES);
-    }
-    if name == "tekken.json" {
+    let is_tokenizer = name.starts_with("tokenizer") || name.starts_with("vocab") || name == "tekken.json";
+    if is_tokenizer || TOKENIZERS.iter().any(|end| name.ends_with(end)) {
         return Some(MAX_TOKENIZER_BYTES);
     }
     [".json", ".jinja", ".py"].iter().any(|end| name.ends_with(end)).then_some(MAX_CONFIG_BYTES)
 }
 
-/// Why what has this name in the model's folder itself stays behind: a result has files of its own under these names.
-/// A card of the source says nothing true about the result, in any language.
-fn why_own(name: &str) -> Option<&'static str> {
+/// Whether a result has a file of its own under this name, in the model's folder itself. A card of the source says
+/// nothing true about the result, in any language.
+fn is_own(name: &str) -> bool {
     const OWN: [&str; 4] = [RECEIPT_FILE, RUN_FILE, "report.html", LOG_FILE];
     let is_page = name.starts_with("report-") && name.ends_with(".html");
     let lower = name.to_ascii_lowercase();
     let is_card = lower == "readme" || lower.starts_with("readme.") || lower.starts_with("readme_");
     let is_code = lower.ends_with(".py");
-    (OWN.contains(&name) || is_page || is_card && !is_code).then_some(WRITTEN)
+    OWN.contains(&name) || is_page || is_card && !is_code
 }
 
-/// Why the file `path` stays behind, if it does.
+/// Why the file `path`, which isn't hidden, stays behind, if it does.
 fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
-    if name.starts_with('.') {
-        return Some(HIDDEN);
-    }
     if holds_weights(path, name) {
         return Some(WEIGHTS);
     }
@@ -219,10 +221,8 @@ fn why_left_out(path: &Path, name: &str) -> Option<&'static str> {
     ENCODINGS.contains(&name).then_some(ENCODING)
 }
 
+/// The same of the folder `path`.
 fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
-    if name.starts_with('.') {
-        return Some(HIDDEN);
-    }
     if name == "__pycache__" {
         return Some(PYTHON);
     }
