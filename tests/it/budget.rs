@@ -211,3 +211,35 @@ fn an_address_space_that_is_too_small_is_an_error() {
         assert!(left.is_empty(), "{left:?}");
     }
 }
+
+/// Whatever the limit is, a run succeeds or says why it can't, and leaves nothing half-written.
+#[test]
+fn any_address_space_gives_a_result_or_an_error() {
+    let sandbox = Sandbox::new();
+    models(&sandbox);
+    let lines = [
+        "observe moe -o seen.safetensors --data text.jsonl",
+        "prune moe --experts 4 --data text.jsonl -o out",
+        "quantize moe --scheme w4a16 --data text.jsonl --min-samples 0.1 -o out",
+        "heal moe --train router --steps 1 --data text.jsonl --batch-tokens 1024 -o out",
+        "distill moe --width 256 --steps 2 --data text.jsonl -o out",
+        "upcycle dense --experts 8 --top-k 2 --router kmeans --data text.jsonl -o out",
+        "eval moe --data held.jsonl",
+    ];
+    let mut problems = Vec::new();
+    for (index, line) in lines.into_iter().enumerate() {
+        // All sizes are others, from what threads alone need to more than what the runs do.
+        for step in 0..5 {
+            let kib = 70_000 + 61_003 * step + 7_001 * index;
+            let outcome =
+                sandbox.shell(&format!("ulimit -v {kib}; moe-convert {line} --threads 2 --quiet --overwrite"));
+            let said = outcome.code == 0
+                || (outcome.code == 1 && ["error: ", "  remedy: "].iter().all(|part| outcome.stderr.contains(part)));
+            let left = sandbox.names("").into_iter().any(|name| name.starts_with('.'));
+            if !said || left || outcome.stderr.contains("panicked") {
+                problems.push(format!("ulimit -v {kib}; {line}: {}: {}", outcome.code, outcome.stderr));
+            }
+        }
+    }
+    crate::common::assert_none(&problems);
+}

@@ -127,6 +127,10 @@ fn given(bytes: usize, allocate: impl Fn() -> *mut u8) -> *mut u8 {
     pointer
 }
 
+/// What is said where nothing can be allocated, so that nothing can be looked up either.
+const NOTHING_FITS: &[u8] =
+    b"error: out of memory: the system gives none\n  remedy: allow more address space (ulimit -v)\n";
+
 /// Ends the program, which has no other way to say why: allocations are everywhere, and most callers abort where one fails.
 #[cold]
 fn out_of_memory(bytes: usize) -> ! {
@@ -134,7 +138,9 @@ fn out_of_memory(bytes: usize) -> ! {
         static ENDING: Cell<bool> = const { Cell::new(false) };
     }
     if ENDING.replace(true) {
-        // Not even the message fits.
+        // Not even a message with numbers fits.
+        // SAFETY: the pointer and the length are those of a constant.
+        unsafe { libc::write(libc::STDERR_FILENO, NOTHING_FITS.as_ptr().cast(), NOTHING_FITS.len()) };
         signal_hook::low_level::exit(1);
     }
     let held = live_bytes().map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
