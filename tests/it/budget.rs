@@ -78,7 +78,7 @@ const CONVERSIONS: [(&str, &str); 25] = [
     ("distill", "moe --width 256 --steps 4 --data text.jsonl"),
     ("heal", "moe --train router --steps 1 --data text.jsonl --batch-tokens 1024"),
     ("heal", "moe --train experts --steps 1 --data text.jsonl --batch-tokens 1024 --held-out held.jsonl"),
-    ("heal", "moe --train all --steps 1 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k"),
+    ("heal", "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k"),
     ("quantize", "moe --scheme fp8 --held-out held.jsonl"),
     ("upcycle", "dense --experts 8 --top-k 2 --router kmeans --data text.jsonl"),
     (
