@@ -3,11 +3,12 @@
 use crate::common::{Sandbox, assert_none};
 
 /// A gate, a limit that nothing keeps, and what the remedy says.
-const BAD: [(&str, &str, &str); 10] = [
+const BAD: [(&str, &str, &str); 11] = [
     ("min-agreement", "90", "0.9 for 90 %"),
-    ("min-agreement", "-0.1", "from 0 to 1"),
-    ("min-agreement", "nan", "from 0 to 1"),
-    ("min-agreement", "inf", "from 0 to 1"),
+    ("min-agreement", "0", "above 0, at most 1"),
+    ("min-agreement", "-0.1", "above 0, at most 1"),
+    ("min-agreement", "nan", "above 0, at most 1"),
+    ("min-agreement", "inf", "above 0, at most 1"),
     ("max-kl", "-1", "from 0 on"),
     ("max-kl", "nan", "from 0 on"),
     ("max-kl", "inf", "from 0 on"),

@@ -130,6 +130,14 @@ impl Error {
         self
     }
 
+    /// The error with what it says and its remedy in other words.
+    #[must_use]
+    pub fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
+        self.0.what = words(&self.0.what);
+        self.0.remedy = self.0.remedy.as_deref().map(words);
+        self
+    }
+
     /// What went wrong and the remedy, in a line.
     pub fn briefly(&self) -> String {
         let remedy = self.0.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));

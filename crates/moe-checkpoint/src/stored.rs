@@ -42,9 +42,12 @@ impl SourceFile {
         let mut length = [0; 8];
         read(&mut length, 0)?;
         if length == *b"version " {
-            return Err(Error::new(Kind::Malformed, "this is no weights but a pointer of Git LFS to them")
-                .file(path)
-                .remedy("fetch them: git lfs pull"));
+            return Err(Error::new(
+                Kind::Malformed,
+                "this file is a Git LFS pointer, not the weights that it stands for",
+            )
+            .file(path)
+            .remedy("fetch them: git lfs pull"));
         }
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > bytes - 8 {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use moe_math::DeviceChoice;
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions, WritingOptions};
@@ -26,6 +26,32 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 a quality gate not met, 128 + N stopped by signal N (130: Ctrl-C).
 Results go to stdout, everything else to stderr.";
+
+impl Cli {
+    /// Reads `arguments`, the program's name first.
+    pub fn read<T: Into<std::ffi::OsString> + Clone>(
+        arguments: impl IntoIterator<Item = T>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = taking_negatives(Self::command());
+        let mut matches = command.try_get_matches_from_mut(arguments)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// `command` with options that take negative numbers for values: that they are wrong is better said by the option than by clap, which takes
+/// them for options that there aren't.
+fn taking_negatives(command: clap::Command) -> clap::Command {
+    let of_arg = |arg: clap::Arg| {
+        let is_size = arg.get_value_parser().type_id() == std::any::TypeId::of::<ByteSize>();
+        match arg.is_positional() || !arg.get_action().takes_values() {
+            true => arg,
+            // A size has a unit: no number for clap.
+            false if is_size => arg.allow_hyphen_values(true),
+            false => arg.allow_negative_numbers(true),
+        }
+    };
+    command.mut_args(of_arg).mut_subcommands(taking_negatives)
+}
 
 /// The command that `arguments` call, the program's name first; none where they call none.
 pub fn called(arguments: &[String]) -> Option<clap::Command> {
@@ -217,7 +243,7 @@ pub enum Command {
     Run {
         /// Recipe file
         recipe: PathBuf,
-        /// Replace a variable of the recipe, by TOML where it is no text
+        /// Replace a variable of the recipe, by TOML where it is not a text
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
         set: Vec<(String, String)>,
         /// Go on with trainings that were killed

@@ -7,15 +7,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, json, shown, shown_path};
+use moe_checkpoint::{Error, Kind, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ConvertOptions, EvalOptions, MeasuredGate, ObserveOptions, Progress, RECEIPT_FILE, Timings,
-    WritingOptions, bench, convert, eval, inspect, is_finished, observe, passed_budget, plan, recipe_schema, selftest,
-    verify, write_logits,
+    BenchOptions, ConvertOptions, EvalOptions, ObserveOptions, Progress, RECEIPT_FILE, Timings, WritingOptions, bench,
+    convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema, selftest, verify,
+    write_logits,
 };
 use serde::Serialize;
 
@@ -262,10 +262,7 @@ impl Session {
         if failures.is_empty() {
             return Ok((report, Ok(())));
         }
-        let text: Vec<_> = failures.iter().map(MeasuredGate::describe).collect();
-        let error = Error::new(Kind::Gate, format!("quality gate not met: {}", text.join("; "))).file(model);
-        let remedy = "keep more of the model, calibrate on more text or heal it; or loosen the gate";
-        Ok((report, Err(error.remedy(remedy))))
+        Ok((report, Err(not_met(&failures, model))))
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
@@ -282,7 +279,7 @@ impl Session {
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
         let pages = manual::write(dir, overwrite)?;
         self.print(&serde_json::json!({ "pages": pages }), || {
-            format!("{} pages written to {}\n", pages.len(), shown_path(dir))
+            format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir))
         })
     }
 

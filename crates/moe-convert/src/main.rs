@@ -13,12 +13,11 @@ mod usage;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use moe_checkpoint::Kind;
 
 fn main() -> ExitCode {
     calm_panics();
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
     };

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use moe_checkpoint::{shown, shown_path};
+use moe_checkpoint::{counted, shown, shown_path};
 use moe_passes::{Identity, UpcycleOptions};
 use moe_pipeline::{
     ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
@@ -258,7 +258,7 @@ pub fn duration(seconds: f64) -> String {
 /// `verify`.
 pub fn verification(model: &Path, report: &VerifyReport) -> String {
     let hashes = match report.hashed_files {
-        Some(files) => format!("{files} files match SHA256SUMS"),
+        Some(files) => format!("{} match SHA256SUMS", counted(files as u64, "file")),
         None => "no SHA256SUMS: not checked".to_owned(),
     };
     let mut rows = vec![
@@ -270,7 +270,7 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
         rows.push(("unlisted", format!("SHA256SUMS says nothing of {}", report.unlisted.join(", "))));
     }
     if report.experts > 0 {
-        rows.push(("experts", format!("all {} present in {} layers", report.experts, report.layers)));
+        rows.push(("experts", format!("all {} present in {}", report.experts, counted(report.layers as u64, "layer"))));
     }
     rows.extend(report.engines.iter().map(|verdict| ("engine", verdict.to_string())));
     rows.extend(report.notes.iter().map(|note| ("loaders", note.clone())));

@@ -15,30 +15,35 @@ pub fn report(error: &clap::Error) -> ExitCode {
     } else {
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let command = called(&arguments);
-        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), per_cent(error)));
+        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), number(error)));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// What to write for a share that was given in per cent; none for another error.
-fn per_cent(error: &clap::Error) -> Option<String> {
+/// What to write instead of a text that is not the number that an option takes; none for another error.
+fn number(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return None };
-    let number = value.trim().strip_suffix('%')?.trim_end();
-    let share: f64 = number.parse().ok().filter(|share: &f64| share.is_finite())?;
-    let is_share = error.to_string().contains(NO_FLOAT);
-    Some(match is_share {
-        true => format!("write {number} % as {}", share / 100.0),
-        false => "this option takes a number, not a share".to_owned(),
-    })
+    let said = error.to_string();
+    let example = PLAIN.iter().find(|(of_rust, ..)| said.contains(of_rust)).map(|(.., example)| example)?;
+    let share: Option<f64> = value.trim().strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
+    match share.filter(|share| share.is_finite()) {
+        Some(share) if said.contains("<SHARE>") => Some(format!("write {share} % as {}", share / 100.0)),
+        Some(_) => Some(format!("this option takes a number, not a share: give {example}")),
+        None => Some(format!("give {example}")),
+    }
 }
 
-/// What Rust says of texts that are no numbers, and what is said instead.
-const NO_FLOAT: &str = "invalid float literal";
-const PLAIN: [(&str, &str); 2] = [(NO_FLOAT, "not a number"), ("invalid digit found in string", "not a whole number")];
+/// What Rust says of texts that are not numbers, what is said instead, and what is right.
+const PLAIN: [(&str, &str, &str); 4] = [
+    ("invalid float literal", "not a number", "a number, such as 0.5"),
+    ("invalid digit found in string", "not a whole number of 0 or more", "a whole number, such as 4"),
+    ("number too large to fit in target type", "too large a number", "a smaller number, such as 4"),
+    ("cannot parse integer from empty string", "not a whole number of 0 or more", "a whole number, such as 4"),
+];
 
 /// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
 fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> String {
-    let text = &PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain)| text.replace(of_rust, plain));
+    let text = &PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain, _)| text.replace(of_rust, plain));
     let after = |start: &'static str| text.lines().filter_map(move |line| line.trim_start().strip_prefix(start));
     // No option takes what begins with a hyphen.
     let is_remedy = |tip: &&str| !tip.starts_with("to pass '-");
@@ -52,20 +57,19 @@ fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> Str
     }
     let help = || format!("see moe-convert {}--help", command.map_or(String::new(), |command| format!("{command} ")));
     let given = || if remedies.is_empty() { help() } else { remedies.join("; ") };
-    error + "\n  remedy: " + &remedy.unwrap_or_else(given)
+    let remedy = remedy.map_or_else(given, |remedy| format!("{remedy}; {}", help()));
+    error + "\n  remedy: " + &remedy
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::cli::Cli;
 
     fn refused(line: &str) -> String {
-        let error = Cli::try_parse_from(line.split(' ')).err();
+        let error = Cli::read(line.split(' ')).err();
         let text = error.as_ref().map(|error| error.render().to_string());
-        three_parts(&text.unwrap_or_default(), line.split(' ').nth(1), error.as_ref().and_then(per_cent))
+        three_parts(&text.unwrap_or_default(), line.split(' ').nth(1), error.as_ref().and_then(number))
     }
 
     #[test]
@@ -78,7 +82,7 @@ mod tests {
         );
         assert_eq!(
             refused("moe-convert verify model --memory-budget much"),
-            "error: invalid value 'much' for '--memory-budget <SIZE>': \"much\" is no size\n  \
+            "error: invalid value 'much' for '--memory-budget <SIZE>': \"much\" is not a size\n  \
              remedy: write it as 5GB, 8GiB, 500MiB or in bytes"
         );
     }
@@ -93,6 +97,11 @@ mod tests {
             ),
             ("moe-convert eval model --data t --min-agreement 99.5%", "not a number", "write 99.5 % as 0.995"),
             ("moe-convert prune model -o out --experts 50%", "not a whole number", "takes a number, not a share"),
+            ("moe-convert quantize model -o out --target-bits 50%", "not a number", "takes a number, not a share"),
+            ("moe-convert verify model --memory-budget 50%", "not a size", "write it as 5GB"),
+            ("moe-convert verify model --memory-budget -5GB", "not a size", "write it as 5GB"),
+            ("moe-convert upcycle model -o out --experts -4 --top-k 1", "not a whole number", "such as 4"),
+            ("moe-convert prune model -o out --seed 99999999999999999999", "too large", "a smaller number"),
             ("moe-convert prune model -o out --keep much", "not a number", "see moe-convert prune --help"),
             ("moe-convert quantize model -o out --scheme w8a8", "no scheme \"w8a8\"", "fp8 is what engines run"),
             ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),
@@ -109,11 +118,6 @@ mod tests {
         assert!(error.contains("unrecognized subcommand 'quantise'") && error.contains("remedy: a similar"), "{error}");
         let error = refused("moe-convert prune model -o out --methd reap");
         assert!(error.contains("unexpected argument '--methd'") && error.contains("remedy: a similar"), "{error}");
-        let error = refused("moe-convert upcycle model -o out --experts -4 --top-k 1");
-        assert!(
-            error.contains("unexpected argument '-4'") && error.contains("remedy: see moe-convert upcycle"),
-            "{error}"
-        );
         let error = refused("moe-convert prune model -o out --method best");
         assert!(
             error.contains("[possible values: reap, ") && error.contains("\n  remedy: see moe-convert prune"),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, counted};
 use moe_math::sampling;
 use serde::Deserialize;
 
@@ -38,6 +38,12 @@ impl FromStr for DataSpec {
             Some((label, rest)) if !label.is_empty() && !label.contains('/') => (Some(label), rest),
             _ => (None, text),
         };
+        let percent = rest.rsplit_once('@').and_then(|(path, weight)| Some((path, weight.strip_suffix('%')?)));
+        if let Some((path, Ok(percent))) = percent.map(|(path, number)| (path, number.trim().parse::<f64>())) {
+            let what = format!("cannot understand --data {text:?}: its weight is in per cent");
+            let label = label.map_or(String::new(), |label| format!("{label}="));
+            return Err(Error::new(Kind::Usage, what).remedy(format!("write {label}{path}@{}", percent / 100.0)));
+        }
         let (path, weight) = match rest.rsplit_once('@').map(|(path, weight)| (path, weight.parse::<f64>())) {
             Some((path, Ok(weight))) => (path, Some(weight)),
             _ => (rest, None),
@@ -154,24 +160,21 @@ impl Corpus {
         let read = sum(|text| text.tokens);
         let beyond = read.saturating_sub(self.tokens());
         let parts = [
-            (beyond, "are beyond the number of tokens that was asked for"),
-            (
-                sum(|text| text.alone),
-                "stood alone at the end of a document or window, where there is nothing to predict",
-            ),
-            (sum(|text| text.padding), "are masked or padding"),
+            (beyond, "beyond the number of tokens that was asked for"),
+            (sum(|text| text.alone), "alone at the end of a document or window, where there is nothing to predict"),
+            (sum(|text| text.padding), "masked or padding"),
         ];
         let dropped: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
         let read = format!(
-            "{} tokens of {} documents were read",
-            read + sum(|t| t.alone) + sum(|t| t.padding),
-            sum(|t| t.documents)
+            "{} of {} were read",
+            counted((read + sum(|t| t.alone) + sum(|t| t.padding)) as u64, "token"),
+            counted(sum(|t| t.documents) as u64, "document")
         );
         if dropped.is_empty() {
             format!("{read}, and all were kept")
         } else {
-            format!("{read}: {}", dropped.join(", "))
+            format!("{read}, of which these were left out: {}", dropped.join(", "))
         }
     }
 
@@ -326,9 +329,10 @@ mod tests {
         assert_eq!(spec("code=x.jsonl@0.2"), ("code".into(), "x.jsonl".into(), Some(0.2)));
         assert_eq!(spec("a/k=v.txt"), ("k=v".into(), "a/k=v.txt".into(), None));
         assert_eq!(spec("x@home.txt"), ("x@home".into(), "x@home.txt".into(), None));
-        for bad in ["", "code=", "a@0", "a@-1", "a@nan"] {
+        for bad in ["", "code=", "a@0", "a@-1", "a@nan", "a@50%"] {
             assert!(bad.parse::<DataSpec>().is_err(), "{bad:?}");
         }
+        assert!("c=a@50%".parse::<DataSpec>().unwrap_err().to_string().contains("write c=a@0.5"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Options of everything that looks at calibration text.
 
 use moe_forward::DataSpec;
+use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::HeldOut;
@@ -54,7 +55,7 @@ fn default_data_tokens() -> usize {
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HeldOutOptions {
-    /// Held-out text, as for --data, on which the result is measured against the original, and a control beside it where the
+    /// Held-out text, as for --data, on which the result is measured against the original, and a baseline beside it where the
     /// pass has one.
     #[arg(long, value_name = "DATA", help_heading = "Measuring")]
     #[serde(default)]
@@ -70,7 +71,46 @@ fn default_held_out_tokens() -> usize {
     16_384
 }
 
+/// Refuses windows and limits in which there is no token to predict; `limit` is the option and its value.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Result<()> {
+    if sequence_length < 2 {
+        let what = format!("--sequence-length {sequence_length} leaves no token to predict");
+        return Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 512"));
+    }
+    match limit {
+        Some((option, tokens @ 0..2)) => {
+            let what = format!("{option} {tokens} leaves no token to predict");
+            Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 65536"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl CalibrationOptions {
+    /// Refuses numbers that leave nothing to look at.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        check_windows(self.sequence_length, Some(("--data-tokens", self.data_tokens)))
+    }
+}
+
 impl HeldOutOptions {
+    /// Refuses a limit that leaves nothing to measure on.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.held_out_tokens {
+            tokens @ 0..2 => {
+                Err(Error::new(Kind::Usage, format!("--held-out-tokens {tokens} leaves no token to predict"))
+                    .remedy("give at least 2, such as 16384; without --held-out nothing is measured"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The text, in windows like those of `calibration`; none without files.
     pub(crate) fn text(&self, calibration: &CalibrationOptions) -> Option<HeldOut<'_>> {
         let sequence_length = calibration.sequence_length;

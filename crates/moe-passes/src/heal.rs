@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use moe_checkpoint::counted;
 use moe_forward::DataSpec;
 use moe_forward::train::{Parameters, Part, TeacherKind};
-use moe_model::{Error, Kind, Result};
+use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, Traini
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HealOptions {
-    /// What is trained, several words with commas. Biases for choosing, and layers for multi-token prediction, always stay.
+    /// What is trained, several words with commas. Expert correction biases, and layers for multi-token prediction, always stay.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "router")]
     #[serde(default = "router")]
     pub train: Vec<Trained>,
@@ -104,6 +105,10 @@ fn default_teacher_tokens() -> usize {
     64
 }
 
+fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
+    Err(Error::new(Kind::Usage, what).remedy(remedy))
+}
+
 impl HealOptions {
     fn parts(&self) -> Vec<Part> {
         let parts = |trained: &Trained| match trained {
@@ -128,25 +133,11 @@ impl HealOptions {
     }
 
     fn check(&self, sources: &Sources<'_>) -> Result<()> {
-        let usage = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
-        self.training.check()?;
-        self.routers.check()?;
+        self.check_options()?;
         if sources.model.quantization.is_some() {
             return Err(Error::new(Kind::Unsupported, "quantized weights can't be trained")
                 .file(&sources.model.config_file)
                 .remedy("heal the unquantized checkpoint, then quantize the result"));
-        }
-        if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
-            return usage("training takes no weights of labels", "leave @WEIGHT out, and give more or less of a text");
-        }
-        if !(0.0..=1.0).contains(&self.from_weight) {
-            return usage("--from-weight is no share", "give a number from 0 to 1");
-        }
-        if self.from.is_none() && (self.from_weight != whole() || self.teacher != TeacherTokens::Full) {
-            return usage("there is no teacher to listen to", "give --from ORIGINAL");
-        }
-        if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
-            return usage("a teacher that says nothing", "give --teacher-tokens of at least one");
         }
         if let Some(teacher) = sources.others.first().filter(|teacher| teacher.vocab != sources.model.vocab) {
             let what = format!("a teacher of {} tokens can't teach a model of {}", teacher.vocab, sources.model.vocab);
@@ -154,14 +145,27 @@ impl HealOptions {
                 .file(&teacher.config_file)
                 .remedy("give the original, which has the same tokenizer"));
         }
-        if self.training.patience > 0 && self.text.held_out.is_empty() {
-            return usage("--patience needs something to measure on", "give --held-out TEXT");
+        self.check_parts(sources.model)
+    }
+
+    /// Refuses to train what `model` doesn't have.
+    fn check_parts(&self, model: &Model) -> Result<()> {
+        if self.train.contains(&Trained::All) {
+            return Ok(());
         }
-        if Parameters::elements(sources.model, &self.parts()) == 0 {
-            let words = "this model has none of what --train says";
-            return Err(Error::new(Kind::Usage, words)
-                .file(&sources.model.config_file)
-                .remedy("a dense model has no routers and experts: give --train all"));
+        for (trained, part, name) in [
+            (Trained::Router, Part::Routers, "routers"),
+            (Trained::Experts, Part::Experts, "experts"),
+            (Trained::Shared, Part::Shared, "shared experts"),
+        ] {
+            if self.train.contains(&trained) && Parameters::elements(model, &[part]) == 0 {
+                let remedy = match model.moes().next() {
+                    None => "it is a dense model: give --train all, or --train attention,norms,embeddings",
+                    Some(_) => "leave that word out of --train, such as --train router,experts",
+                };
+                let what = format!("this model has no {name} to train");
+                return Err(Error::new(Kind::Usage, what).file(&model.config_file).remedy(remedy));
+            }
         }
         Ok(())
     }
@@ -193,6 +197,31 @@ impl Pass for HealOptions {
         self.from.as_slice()
     }
 
+    fn check_options(&self) -> Result<()> {
+        self.training.check()?;
+        self.routers.check()?;
+        self.text.check()?;
+        if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
+            return usage("training takes no weights of labels", "leave @WEIGHT out, and give more or less of a text");
+        }
+        if !(0.0..=1.0).contains(&self.from_weight) {
+            return usage(format!("--from-weight {} is not a share", self.from_weight), "give a number from 0 to 1");
+        }
+        if self.from.is_none() && (self.from_weight != whole() || self.teacher != TeacherTokens::Full) {
+            return usage(
+                "--from-weight and --teacher say how a teacher is used, and there is none",
+                "give --from ORIGINAL",
+            );
+        }
+        if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
+            return usage("--teacher-tokens 0 leaves the teacher nothing to say", "give at least 1; the default is 64");
+        }
+        if self.training.patience > 0 && self.text.held_out.is_empty() {
+            return usage("--patience needs something to measure on", "give --held-out TEXT");
+        }
+        Ok(())
+    }
+
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check(sources)?;
         let model = sources.model.clone();
@@ -200,11 +229,16 @@ impl Pass for HealOptions {
         let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
         let (kept, why) = match self.training.steps {
             0 => (Kept::Exactly, "no step is taken".to_owned()),
-            steps => (Kept::No, format!("{} trained for up to {steps} steps", words.join(", "))),
+            steps => (Kept::No, format!("{} trained for up to {}", words.join(", "), counted(steps, "step"))),
         };
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
         if !model.mtp.is_empty() {
             warnings.push("layers for multi-token prediction are not trained along".to_owned());
+        }
+        if self.training.learning_rate > 1.0 {
+            let rate = self.training.learning_rate;
+            let what = "AdamW moves each weight by up to the learning rate in a step";
+            warnings.push(format!("{what}, and {rate} is more than weights are large: 1e-4 is usual"));
         }
         let effects = vec![Effect::new("train", kept, why)];
         Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1 })

@@ -20,7 +20,7 @@ mod reduce;
 mod train;
 pub mod upcycle;
 
-pub use calibrate::{CalibrationOptions, HeldOutOptions};
+pub use calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
 pub use idle::{routers_are_idle, same_bytes, same_source};

@@ -6,12 +6,14 @@ use moe_forward::train::{BalanceOver, Part, TeacherKind};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::calibrate::check_windows;
+
 /// How training goes.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Training")]
 pub struct TrainOptions {
-    /// Most steps; 0 trains nothing.
+    /// Maximum number of steps; 0 trains nothing.
     #[arg(long, value_name = "N", default_value_t = default_steps())]
     #[serde(default = "default_steps")]
     pub steps: u64,
@@ -26,7 +28,7 @@ pub struct TrainOptions {
     #[serde(default = "one")]
     pub accumulate: usize,
 
-    /// Greatest learning rate of AdamW (β 0.9 and 0.95), which falls to 0 along half a cosine.
+    /// Peak learning rate of AdamW (β 0.9 and 0.95), which falls to 0 along half a cosine.
     #[arg(long, value_name = "RATE", default_value_t = default_learning_rate())]
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
@@ -41,7 +43,7 @@ pub struct TrainOptions {
     #[serde(default = "default_weight_decay")]
     pub weight_decay: f64,
 
-    /// Greatest norm of all gradients together; 0 for no limit.
+    /// Maximum norm of all gradients together; 0 for no limit.
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     #[serde(default = "one_f64")]
     pub clip: f64,
@@ -110,19 +112,27 @@ impl TrainOptions {
         let sizes =
             [("--learning-rate", self.learning_rate), ("--weight-decay", self.weight_decay), ("--clip", self.clip)];
         if let Some((option, value)) = sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
-            return Err(Error::new(Kind::Usage, format!("{option} {value}")).remedy("give a number of 0 or more"));
+            let what = format!("{option} {value} is negative or not a number");
+            return Err(Error::new(Kind::Usage, what).remedy("give a number of 0 or more"));
+        }
+        if self.learning_rate == 0.0 && self.steps > 0 {
+            return Err(Error::new(Kind::Usage, "--learning-rate 0 trains nothing")
+                .remedy("give a positive number, such as 1e-4; or --steps 0"));
         }
         if self.batch_tokens == 0 || self.accumulate == 0 {
-            return Err(Error::new(Kind::Usage, "a step without tokens")
+            return Err(Error::new(Kind::Usage, "--batch-tokens or --accumulate is 0: a step would have no tokens")
                 .remedy("give --batch-tokens and --accumulate of 1 or more"));
         }
         if self.warmup() > self.steps {
-            let what = format!("a warm-up of {} steps, of {} in all", self.warmup(), self.steps);
+            let what = format!("a warm-up of {} steps is longer than all {} steps", self.warmup(), self.steps);
             return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
         }
         if self.patience > 0 && self.eval_every == 0 {
-            return Err(Error::new(Kind::Usage, "--patience counts measurements, and there is one alone")
-                .remedy("give --eval-every, or leave --patience out"));
+            return Err(Error::new(
+                Kind::Usage,
+                "--patience counts measurements, and without --eval-every there is only one",
+            )
+            .remedy("give --eval-every, or leave --patience out"));
         }
         Ok(())
     }
@@ -182,12 +192,14 @@ impl RouterOptions {
     pub fn check(&self) -> Result<()> {
         let sizes = [("--balance", Some(self.balance)), ("--z-loss", Some(self.z_loss))];
         let bad = |value: f64| !(value >= 0.0 && value.is_finite());
-        if let Some((option, _)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
-            return Err(Error::new(Kind::Usage, format!("{option} is no weight")).remedy("give a number of 0 or more"));
+        if let Some((option, value)) = sizes.into_iter().find(|(_, value)| value.is_some_and(bad)) {
+            return Err(Error::new(Kind::Usage, format!("{option} {} is not a weight", value.unwrap_or_default()))
+                .remedy("give a number of 0 or more"));
         }
         match self.capacity_factor {
             Some(factor) if !(factor > 0.0 && factor.is_finite()) => {
-                Err(Error::new(Kind::Usage, format!("--capacity-factor {factor}")).remedy("give a number above 0"))
+                Err(Error::new(Kind::Usage, format!("--capacity-factor {factor} lets no expert take a token"))
+                    .remedy("give a number above 0"))
             }
             _ => Ok(()),
         }
@@ -250,6 +262,17 @@ fn default_sequence_length() -> usize {
 
 fn default_held_out_tokens() -> usize {
     8192
+}
+
+impl TrainingText {
+    /// Refuses numbers that leave nothing to train or to measure on.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        check_windows(self.sequence_length, self.data_tokens.map(|tokens| ("--data-tokens", tokens)))?;
+        check_windows(self.sequence_length, Some(("--held-out-tokens", self.held_out_tokens)))
+    }
 }
 
 /// How a planned model is trained before it is written.

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use moe_checkpoint::json;
+use moe_checkpoint::{counted, json};
 use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept, MergeOptions};
 
@@ -141,9 +141,9 @@ fn how_it_was_made(receipt: &Receipt, heading: &str) -> String {
 fn trained(receipt: &Receipt) -> String {
     let Some(training) = &receipt.training else { return String::new() };
     let mut text = format!(
-        "\n## How it was trained\n\n{} of its weights, for {} steps on {} tokens; these are the weights of step {}. `{REPORT_FILE}` has the curves.\n",
+        "\n## How it was trained\n\n{} of its weights, for {} on {} tokens; these are the weights of step {}. `{REPORT_FILE}` has the curves.\n",
         millions(training.parameters),
-        training.steps,
+        counted(training.steps, "step"),
         training.tokens,
         training.written
     );

@@ -6,6 +6,7 @@ use moe_checkpoint::{Checkpoint, Result, Snapshot};
 use moe_forward::{Corpus, DataSpec, EvalReport, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
+use moe_passes::check_windows;
 use serde::Deserialize;
 
 use crate::gates::Gates;
@@ -53,6 +54,7 @@ impl EvalOptions {
     /// # Errors
     /// As for [`Gates::check`].
     pub(crate) fn check(&self, has_original: bool) -> Result<()> {
+        check_windows(self.sequence_length, self.max_tokens.map(|tokens| ("--max-tokens", tokens)))?;
         self.gates.check(has_original, &self.labels())
     }
 
@@ -79,6 +81,7 @@ pub fn eval(
 ) -> Result<EvalReport> {
     options.check(original.is_some())?;
     options.check_golden()?;
+    options.gates.check_size(model)?;
     let mut snapshot = Snapshot::default();
     snapshot.extend(DataSpec::files(&options.data));
     let checkpoints = std::iter::once(model).chain(original).map(Checkpoint::open).collect::<Result<Vec<_>>>()?;

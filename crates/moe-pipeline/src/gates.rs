@@ -13,15 +13,15 @@ use crate::resources::ByteSize;
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Gates {
-    /// Gate: greatest mean KL to the original, in nats, 0 or more (needs --against).
+    /// Gate: maximum mean KL to the original, in nats, 0 or more (needs --against).
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_kl: Option<f64>,
 
-    /// Gate: greatest increase of the loss over the original's, in nats; a negative one asks for a gain (needs --against).
+    /// Gate: maximum increase of the loss over the original's, in nats; a negative one asks for a gain (needs --against).
     #[arg(long, value_name = "NATS", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,
 
-    /// Gate: least share of tokens, from 0 to 1, whose most probable next token is the original's (needs --against).
+    /// Gate: minimum share of tokens, above 0 and at most 1, whose most probable next token is the original's (needs --against).
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub min_agreement: Option<f64>,
 
@@ -30,7 +30,7 @@ pub struct Gates {
     #[serde(default)]
     pub domain: Vec<DomainGate>,
 
-    /// Gate: greatest size of all weight files, such as 5GB.
+    /// Gate: maximum size of all weight files, such as 5GB.
     #[arg(long, value_name = "SIZE")]
     pub max_bytes: Option<ByteSize>,
 
@@ -85,12 +85,12 @@ impl Figure {
                 limit,
                 "give a number of nats, such as 0.05, or -0.5 where the loss must fall by that",
             )),
-            Self::Agreement if (0.0..=1.0).contains(&limit) => Ok(()),
+            Self::Agreement if limit > 0.0 && limit <= 1.0 => Ok(()),
             Self::Agreement if (2.0..=100.0).contains(&limit) => {
-                let share = format!("give a share from 0 to 1: {} for {limit} %", limit / 100.0);
+                let share = format!("give a share above 0, at most 1: {} for {limit} %", limit / 100.0);
                 Err(usage(self.gate(), limit, share))
             }
-            Self::Agreement => Err(usage(self.gate(), limit, "give a share from 0 to 1, such as 0.9")),
+            Self::Agreement => Err(usage(self.gate(), limit, "give a share above 0, at most 1, such as 0.9")),
         }
     }
 
@@ -108,7 +108,8 @@ fn check_distance(gate: &str, limit: f64) -> Result<()> {
 }
 
 fn usage(gate: &str, limit: f64, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, format!("no measurement can be held to `{gate}` = {limit}")).remedy(remedy)
+    Error::new(Kind::Usage, format!("`{gate}` = {limit} is not a limit that a measurement can meet or miss"))
+        .remedy(remedy)
 }
 
 /// A gate for one label.
@@ -179,6 +180,27 @@ impl MeasuredGate {
 }
 
 const MAX_BYTES: &str = "max-bytes";
+const GOLDEN: &str = "golden-tolerance";
+
+/// The error of gates that the checkpoint `model` doesn't meet.
+pub fn not_met(failures: &[MeasuredGate], model: &Path) -> Error {
+    let text: Vec<_> = failures.iter().map(MeasuredGate::describe).collect();
+    let what = format!("quality gate not met: {}", text.join("; "));
+    let mut remedies: Vec<&str> = failures.iter().map(|gate| remedy(&gate.gate)).collect();
+    remedies.dedup();
+    Error::new(Kind::Gate, what).file(model).remedy(remedies.join("; "))
+}
+
+/// What helps where `gate` isn't met.
+fn remedy(gate: &str) -> &'static str {
+    match gate {
+        MAX_BYTES => "use fewer bits or keep fewer experts, or raise max-bytes",
+        _ if gate.starts_with(GOLDEN) => {
+            "find what changed since the golden file was written: model, text or build; where that is meant, write it anew with eval --json"
+        }
+        _ => "keep more of the model, calibrate on more text or heal it; or loosen the gate",
+    }
+}
 
 /// With six decimals, where those say anything.
 fn figure(value: f64) -> String {
@@ -253,15 +275,30 @@ impl Gates {
             let name = format!("{} of {label}", figure.gate());
             gates.extend(rows.map(|row| beside(name.clone(), *figure, *limit, row)));
         }
-        if let Some(limit) = self.max_bytes {
-            let bytes = Checkpoint::open(model)?.files().iter().map(|file| file.bytes()).sum::<u64>();
-            let (gate, met) = (MAX_BYTES.to_owned(), bytes <= limit.0);
-            gates.push(MeasuredGate { gate, limit: limit.0 as f64, measured: bytes as f64, met });
-        }
+        gates.extend(self.size(model)?);
         if let Some(path) = &self.golden {
             gates.extend(self.beside_golden(report, path)?);
         }
         Ok(gates)
+    }
+
+    /// The size gate of the checkpoint `model`, which needs no evaluation.
+    fn size(&self, model: &Path) -> Result<Option<MeasuredGate>> {
+        let Some(limit) = self.max_bytes else { return Ok(None) };
+        let bytes = Checkpoint::open(model)?.files().iter().map(|file| file.bytes()).sum::<u64>();
+        let (gate, met) = (MAX_BYTES.to_owned(), bytes <= limit.0);
+        Ok(Some(MeasuredGate { gate, limit: limit.0 as f64, measured: bytes as f64, met }))
+    }
+
+    /// Refuses a checkpoint that is too large, before hours go into its evaluation.
+    ///
+    /// # Errors
+    /// [`Kind::Gate`] then; what reading the checkpoint's headers returns.
+    pub fn check_size(&self, model: &Path) -> Result<()> {
+        match self.size(model)?.filter(|gate| !gate.met) {
+            Some(gate) => Err(not_met(&[gate], model)),
+            None => Ok(()),
+        }
     }
 
     /// How far losses and KL are from those of the golden file.
@@ -386,9 +423,9 @@ mod tests {
             (|g, limit| g.max_loss_increase = Some(limit), "nats", &[0.0, -0.5, 3.0], &[nan, infinite, -infinite]),
             (
                 |g, limit| g.min_agreement = Some(limit),
-                "from 0 to 1",
-                &[0.0, 0.9, 1.0],
-                &[90.0, 1.01, -0.1, nan, infinite],
+                "above 0, at most 1",
+                &[1e-9, 0.9, 1.0],
+                &[0.0, 90.0, 1.01, -0.1, nan, infinite],
             ),
             (|g, limit| g.golden_tolerance = Some(limit), "from 0 on", &[0.0, 1.0], &[-1.0, nan, infinite]),
         ];

@@ -45,7 +45,7 @@ pub use card::identity as describe_identity;
 pub use convert::{Conversion, ConvertOptions, PlannedOutput, convert, plan};
 pub use evaluation::{EvalOptions, eval};
 pub use fingerprint::Fingerprint;
-pub use gates::{DomainGate, Gates, MeasuredGate};
+pub use gates::{DomainGate, Gates, MeasuredGate, not_met};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
 pub use live::{count_allocated, count_freed, live_bytes, peak_live_bytes, resident_limit};
 pub use logits::write_logits;

@@ -72,11 +72,6 @@ impl Step {
         std::iter::once(self.command.as_str()).chain(passes.iter().map(|pass| pass.name()))
     }
 
-    /// Whether it runs `name`, as its command or as one of its passes.
-    fn runs(&self, name: &str) -> bool {
-        self.commands().any(|command| command == name)
-    }
-
     /// Its command, and what was chosen for it.
     pub fn name(&self) -> String {
         let command = match &self.kind {
@@ -135,6 +130,7 @@ struct RawRecipe {
     /// Keys of every step that runs a command, where the step itself doesn't have them.
     #[serde(default)]
     defaults: BTreeMap<String, toml::Table>,
+    #[serde(default)]
     step: Vec<toml::Table>,
 }
 
@@ -166,18 +162,14 @@ impl Recipe {
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step", "add a [[step]] with run = \"COMMAND\" and what that needs"));
         }
+        check_defaults(&raw)?;
         let source = Source::new(text);
         let mut expansion =
             Expansion { source, defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
         expansion.steps(&raw.step, "")?;
         let Expansion { mut variables, steps, .. } = expansion;
-        if let Some(name) = raw.defaults.keys().find(|name| !steps.iter().any(|step| step.runs(name))) {
-            let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
-            let guess = guess(name, commands.iter().copied());
-            let commands = commands.into_iter().collect::<Vec<_>>().join(", ");
-            let what = format!("[defaults.{name}]: no step runs {name:?}{guess}");
-            return Err(usage(what, format!("name a command that a step runs ({commands}), or remove the table")));
-        }
+        let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
+        check_defaults_run(&raw.defaults, &commands)?;
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
             let what = format!("[vars] {name}: nothing uses ${{{name}}}");
             return Err(usage(what, "use it, correct the name where it is used, or remove it"));
@@ -190,6 +182,38 @@ impl Recipe {
 
 fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::new(Kind::Usage, what).remedy(remedy)
+}
+
+/// Refuses defaults of what no step runs before steps are looked at, which would lack the keys that were meant for them.
+fn check_defaults(raw: &RawRecipe) -> Result<()> {
+    let mut commands = BTreeSet::new();
+    named_runs(&raw.step, &mut commands);
+    // What a variable names is known when the steps are.
+    if commands.iter().any(|command| command.contains("${")) {
+        let all: Vec<&str> = all_commands();
+        return check_defaults_run(&raw.defaults, &all.into_iter().collect());
+    }
+    check_defaults_run(&raw.defaults, &commands)
+}
+
+/// Collects what `steps`, their passes and the steps of blocks run, as it is written.
+fn named_runs<'t>(steps: impl IntoIterator<Item = &'t toml::Table>, commands: &mut BTreeSet<&'t str>) {
+    for step in steps {
+        commands.extend(step.get("run").and_then(toml::Value::as_str));
+        for inner in ["step", "pass"] {
+            let tables = step.get(inner).and_then(toml::Value::as_array).into_iter().flatten();
+            named_runs(tables.filter_map(toml::Value::as_table).collect::<Vec<_>>(), commands);
+        }
+    }
+}
+
+/// Refuses defaults of what isn't among `commands`.
+fn check_defaults_run(defaults: &BTreeMap<String, toml::Table>, commands: &BTreeSet<&str>) -> Result<()> {
+    let Some(name) = defaults.keys().find(|name| !commands.contains(name.as_str())) else { return Ok(()) };
+    let guess = guess(name, commands.iter().copied());
+    let commands = commands.iter().copied().collect::<Vec<_>>().join(", ");
+    let what = format!("[defaults.{name}]: no step runs {name:?}{guess}");
+    Err(usage(what, format!("name a command that a step runs ({commands}), or remove the table")))
 }
 
 /// What is no TOML, or no table of a recipe.
@@ -212,6 +236,9 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         let what = "every step has a key \"run\" that names its command";
         usage(what, format!("add run = \"{}\" or another command: {}", UpcycleOptions::NAME, all_commands().join(", ")))
     })?;
+    if all_commands().contains(&command.as_str()) {
+        check_keys(&table, &schema::keys_of_step(&command))?;
+    }
     let model: Option<PathBuf> = take(&mut table, "model")?;
     let model = model.ok_or_else(|| missing("model", "\"CHECKPOINT\""))?;
     let label = take(&mut table, "label")?;
@@ -225,12 +252,16 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         }
         "observe" => {
             let (output, overwrite) = take_output(&mut table)?;
-            StepKind::Observe { output, overwrite, options: options(table)? }
+            let options: ObserveOptions = rest(table)?;
+            if !options.calibration.data.is_empty() {
+                options.calibration.check().map_err(with_keys)?;
+            }
+            StepKind::Observe { output, overwrite, options }
         }
         "eval" => {
             let against: Option<PathBuf> = take(&mut table, "against")?;
             let options: EvalOptions = rest(table)?;
-            options.check(against.is_some())?;
+            options.check(against.is_some()).map_err(with_keys)?;
             StepKind::Eval { against, options }
         }
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
@@ -268,18 +299,49 @@ const PASSES: [&str; 6] = [
 ];
 
 fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
-    Ok(match name {
+    let pass: Box<dyn Pass> = match name {
         UpcycleOptions::NAME => Box::new(rest::<UpcycleOptions>(table)?),
-        PruneOptions::NAME => Box::new(options::<PruneOptions>(table)?),
-        MergeOptions::NAME => Box::new(options::<MergeOptions>(table)?),
-        HealOptions::NAME => Box::new(options::<HealOptions>(table)?),
-        QuantizeOptions::NAME => Box::new(options::<QuantizeOptions>(table)?),
-        DistillOptions::NAME => Box::new(options::<DistillOptions>(table)?),
+        PruneOptions::NAME => Box::new(rest::<PruneOptions>(table)?),
+        MergeOptions::NAME => Box::new(rest::<MergeOptions>(table)?),
+        HealOptions::NAME => Box::new(rest::<HealOptions>(table)?),
+        QuantizeOptions::NAME => Box::new(rest::<QuantizeOptions>(table)?),
+        DistillOptions::NAME => Box::new(rest::<DistillOptions>(table)?),
         other => {
             let what = format!("there is no pass {other:?}, only {}{}", PASSES.join(", "), guess(other, PASSES));
             return Err(usage(what, "give run one of these"));
         }
-    })
+    };
+    // What can be known to be wrong now must not be found when the steps before have run for hours.
+    pass.check_options().map_err(with_keys)?;
+    Ok(pass)
+}
+
+/// `error` of options of the command line, as keys of a recipe.
+fn with_keys(error: Error) -> Error {
+    error.reworded(as_keys)
+}
+
+/// `--max-kl` as `max-kl` in backticks.
+fn as_keys(text: &str) -> String {
+    let is_of_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let mut parts = text.split("--");
+    let mut made = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c| !is_of_key(c)).unwrap_or(part.len());
+        let (key, after) = part.split_at(end);
+        // Another command's option stays one.
+        let stays = key.is_empty() || ["help", "json"].contains(&key) || made.ends_with("observe ");
+        made += &if stays { format!("--{part}") } else { format!("`{key}`{after}") };
+    }
+    made
+}
+
+/// Refuses keys that aren't `known`.
+fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
+    match table.keys().find(|key| !known.contains(key)) {
+        Some(key) => Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", ")))),
+        None => Ok(()),
+    }
 }
 
 /// The passes of a step that runs several.
@@ -300,7 +362,11 @@ fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
 fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
     let name: Option<String> = take(&mut table, "run")?;
     let remedy = || format!("add run = \"{}\" or another of {}", PruneOptions::NAME, PASSES.join(", "));
-    parse_pass(&name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?, table)
+    let name = name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
+    if PASSES.contains(&name.as_str()) {
+        check_keys(&table, &schema::keys_of_pass(&name))?;
+    }
+    parse_pass(&name, table)
 }
 
 #[derive(Deserialize)]
@@ -367,19 +433,6 @@ fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
 /// The keys of [`WritingOptions`].
 const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
 
-/// Options that are put together of several groups, which serde can't check for unknown keys.
-fn options<T: DeserializeOwned + clap::Args>(table: toml::Table) -> Result<T> {
-    let command = T::augment_args(clap::Command::new(""));
-    let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
-    match table.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(key) => {
-            let (known, of_steps) = (known.join(", "), "model, output, overwrite, max-shard-size, probe-tokens");
-            Err(of_serde(&format!("unknown field `{key}`, expected one of {of_steps}, {known}")))
-        }
-        None => rest(table),
-    }
-}
-
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
     let read =
         |table: toml::Table| toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| plain(&e.to_string()));
@@ -391,7 +444,9 @@ fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
             read(others).map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_: T| true)
         };
         match table.keys().find(is_subject) {
-            Some(key) if !error.contains(&format!("`{key}`")) => format!("{error} in `{key}`"),
+            Some(key) if ![format!("`{key}`"), format!("`{key}.")].iter().any(|named| error.contains(named)) => {
+                format!("{error} in `{key}`")
+            }
             _ => error,
         }
     });

@@ -48,7 +48,8 @@ impl FromStr for ByteSize {
             UNITS.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
         let number: Option<f64> = number.trim().parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
         number.map(|x| Self((x * unit as f64) as u64)).filter(|size| size.0 > 0).ok_or_else(|| {
-            Error::new(Kind::Usage, format!("{text:?} is no size")).remedy("write it as 5GB, 8GiB, 500MiB or in bytes")
+            Error::new(Kind::Usage, format!("{text:?} is not a size"))
+                .remedy("write it as 5GB, 8GiB, 500MiB or in bytes")
         })
     }
 }
@@ -66,7 +67,30 @@ impl fmt::Display for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+/// Takes a size as text, and a number of bytes as an integer, too.
+struct SizeVisitor;
+
+impl serde::de::Visitor<'_> for SizeVisitor {
+    type Value = ByteSize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size such as \"5GB\" or a number of bytes")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ByteSize, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+        bytes.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+        bytes.to_string().parse().map_err(E::custom)
     }
 }
 

@@ -91,7 +91,7 @@ impl StatisticsFile {
         let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| {
             let what = e.to_string();
-            malformed(format!("this is no file of statistics: {}", what.lines().next().unwrap_or_default()))
+            malformed(format!("this is not a file of statistics: {}", what.lines().next().unwrap_or_default()))
         })?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();

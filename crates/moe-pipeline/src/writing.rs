@@ -8,7 +8,7 @@ use crate::resources::ByteSize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct WritingOptions {
-    /// Most bytes of a weights file
+    /// Maximum size of a weights file
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
 

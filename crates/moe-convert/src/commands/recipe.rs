@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, Kind, check_file, open_to_append, shown, shown_path, write_file_atomically};
+use moe_checkpoint::{Error, Kind, check_file, counted, open_to_append, shown, shown_path, write_file_atomically};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
@@ -76,7 +76,7 @@ impl Session {
             }
         }
         if failed.is_none() && !how.dry_run {
-            self.progress.note(&format!("{}: {count} steps, all done", recipe.name));
+            self.progress.note(&format!("{}: {} done", recipe.name, counted(count as u64, "step")));
         }
         if planned.len() > 1 {
             let all = render::duration(planned.iter().sum());

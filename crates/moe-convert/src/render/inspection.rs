@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::shown_path;
+use moe_checkpoint::{counted, shown_path};
 use moe_model::{GroupScore, Scoring};
 use moe_pipeline::{Applicable, ByteSize, Inspection, MoeSummary};
 
@@ -16,7 +16,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         ("attention", attention(i)),
     ];
     if let Some(window) = i.window {
-        rows.push(("window", format!("{window} tokens in {} layers", i.sliding_layers)));
+        rows.push(("window", format!("{window} tokens in {}", layers(i.sliding_layers))));
     }
     if let Some(moe) = &i.moe {
         rows.push((
@@ -35,8 +35,8 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     let tied = if i.tied { ", tied to the head" } else { "" };
     rows.push(("vocabulary", format!("{} tokens{tied}", i.vocab)));
     let bytes = i.dtypes.values().sum();
-    let files = if i.files.len() == 1 { "1 file".to_owned() } else { format!("{} files", i.files.len()) };
-    rows.push(("weights", format!("{} in {} tensors, {files}", ByteSize(bytes), i.tensors)));
+    let (tensors, files) = (counted(i.tensors as u64, "tensor"), counted(i.files.len() as u64, "file"));
+    rows.push(("weights", format!("{} in {tensors}, {files}", ByteSize(bytes))));
     if let Some(quantization) = &i.quantization {
         rows.push((
             "quantized",
@@ -44,7 +44,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
         ));
     }
     if i.multi_token_layers > 0 {
-        rows.push(("prediction", format!("{} layers for further tokens, carried but not run", i.multi_token_layers)));
+        rows.push(("prediction", format!("{} for further tokens, carried but not run", layers(i.multi_token_layers))));
     }
     if !i.unknown_tensors.is_empty() {
         rows.push(("unknown", i.unknown_tensors.join(", ")));

@@ -1,5 +1,6 @@
 //! A training in tables.
 
+use moe_checkpoint::counted;
 use moe_forward::DomainReport;
 use moe_pipeline::{LoadChange, Receipt, TrainingRecord};
 
@@ -9,9 +10,9 @@ use super::{count, or_dash, table};
 pub fn fact(training: &TrainingRecord) -> String {
     let early = if training.stopped_early { ", stopped early" } else { "" };
     format!(
-        "{} weights for {} steps on {} tokens{early}; written: step {}",
+        "{} weights for {} on {} tokens{early}; written: step {}",
         count(training.parameters),
-        training.steps,
+        counted(training.steps, "step"),
         count(training.tokens as usize),
         training.written
     )

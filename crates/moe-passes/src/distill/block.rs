@@ -47,7 +47,7 @@ pub struct Training {
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
 
-    /// Greatest learning rate of AdamW, as a share of the root mean square of each matrix; it rises over the first twentieth of
+    /// Peak learning rate of AdamW, as a share of the root mean square of each matrix; it rises over the first twentieth of
     /// the steps and falls along a cosine.
     #[arg(long, value_name = "RATE", default_value_t = default_learning_rate(), help_heading = "Training")]
     #[serde(default = "default_learning_rate")]
@@ -78,9 +78,10 @@ impl Training {
         match self {
             _ if !self.trains() => Ok(()),
             Self { batch_tokens: 0, .. } => usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say"),
-            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => {
-                usage(format!("--learning-rate {learning_rate} is no rate"), "give a positive number, 0.1 say")
-            }
+            Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => usage(
+                format!("--learning-rate {learning_rate} is not a learning rate"),
+                "give a positive number, such as 0.1",
+            ),
             _ => Ok(()),
         }
     }

@@ -57,6 +57,10 @@ impl Pass for DistillOptions {
         "mean of the experts"
     }
 
+    fn check_options(&self) -> Result<()> {
+        self.check_values()
+    }
+
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         let source = sources.model;
         let width = self.check(source)?;

@@ -56,7 +56,7 @@ pub struct DistillOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure the mean of the experts beside.
+    /// Don't measure the baseline, the mean of the experts, beside the result.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_control: bool,
@@ -144,6 +144,17 @@ impl DistillOptions {
             ));
         }
         check_biases(model)?;
+        self.check_values()?;
+        self.width(model).map_err(of_file)
+    }
+
+    /// Refuses what can't work with any model.
+    pub(super) fn check_values(&self) -> Result<()> {
+        self.calibration.check()?;
+        self.measuring.check()?;
+        if self.width == Some(0) {
+            return usage("--width 0 leaves no network", "give at least 1, or leave --width out");
+        }
         if self.calibration.data.is_empty() {
             return usage("gates are measured on text", "give --data TEXT");
         }
@@ -157,8 +168,7 @@ impl DistillOptions {
         if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
             return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
         }
-        self.training.check()?;
-        self.width(model).map_err(of_file)
+        self.training.check()
     }
 
     fn width(&self, model: &Model) -> Result<usize> {
@@ -189,6 +199,7 @@ impl DistillOptions {
             };
             if width < least {
                 let what = match self.init {
+                    // Nothing else is less than one.
                     Init::Random => "--width 0 leaves no network".to_owned(),
                     Init::Select if self.down == Down::Uniform => format!(
                         "--width {width} leaves no room for an expert of {each} neurons beside {shared} shared ones"

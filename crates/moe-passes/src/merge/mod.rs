@@ -28,6 +28,7 @@ use moe_model::{Model, Result};
 use serde_json::Value;
 
 use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
+use crate::reduce::Method as _;
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
 
@@ -54,6 +55,12 @@ impl Pass for MergeOptions {
 
     fn statistics(&self) -> Option<&Path> {
         self.reduce.stats.as_deref()
+    }
+
+    fn check_options(&self) -> Result<()> {
+        self.reduce.check_numbers()?;
+        self.check_method()?;
+        self.reduce.check_sources(self.merging().needs())
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {

@@ -29,7 +29,7 @@ pub enum MergeMethod {
     /// The most chosen experts stay; neurons of others join the most similar kept ones (2509.10377).
     #[default]
     Dern,
-    /// Clusters as hc-smoe, plain means: the control.
+    /// Clusters as hc-smoe, plain means: the baseline.
     Average,
 }
 
@@ -58,12 +58,12 @@ pub struct MergeOptions {
     #[serde(default)]
     pub grouping: Option<Grouping>,
 
-    /// Most experts of a group, for ream [default: 16].
+    /// Maximum number of experts of a group, for ream [default: 16].
     #[arg(long, value_name = "N")]
     #[serde(default)]
     pub group_cap: Option<usize>,
 
-    /// Least cosine at which a dropped neuron joins a kept one, for dern; below, it is lost [default: 0.3].
+    /// Minimum cosine at which a dropped neuron joins a kept one, for dern; below, it is lost [default: 0.3].
     #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
     #[serde(default)]
     pub dern_threshold: Option<f64>,
@@ -96,12 +96,6 @@ impl MergeOptions {
         let size = self.reduce.size(sources)?;
         self.check_method()?;
         self.reduce.check_sources(self.merging().needs())?;
-        if self.sample_every.is_some() && self.reduce.stats.is_some() {
-            return Err(usage(
-                "--sample-every says what a sweep over --data looks at; these statistics are finished",
-                "leave --sample-every out, or give it to observe",
-            ));
-        }
         if self.method == MergeMethod::Ream {
             self.check_cap(model, &size)?;
         }
@@ -110,7 +104,7 @@ impl MergeOptions {
     }
 
     /// Refuses options of other methods, and values without meaning.
-    fn check_method(&self) -> Result<()> {
+    pub(super) fn check_method(&self) -> Result<()> {
         use MergeMethod::{Average, Dern, HcSmoe, Ream};
         let given = [
             ("--grouping", self.grouping.is_some(), [Ream].as_slice(), "ream"),
@@ -126,11 +120,20 @@ impl MergeOptions {
                 ));
             }
         }
+        if self.sample_every.is_some() && self.reduce.stats.is_some() {
+            return Err(usage(
+                "--sample-every says what a sweep over --data looks at; these statistics are finished",
+                "leave --sample-every out, or give it to observe",
+            ));
+        }
         if self.sample_every == Some(0) {
             return Err(usage("--sample-every 0 looks at no token", "give at least 1"));
         }
-        if self.dern_threshold.is_some_and(|cosine| !(-1.0..=1.0).contains(&cosine)) {
-            return Err(usage("--dern-threshold is no cosine", "give a number from -1 to 1"));
+        if self.group_cap == Some(0) {
+            return Err(usage("--group-cap 0 lets no group have an expert", "give at least 1; the default is 16"));
+        }
+        if let Some(cosine) = self.dern_threshold.filter(|cosine| !(-1.0..=1.0).contains(cosine)) {
+            return Err(usage(format!("--dern-threshold {cosine} is not a cosine"), "give a number from -1 to 1"));
         }
         Ok(())
     }

@@ -41,6 +41,12 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// Refuses options that can't work with any model, and ones that contradict each other. Nothing is read.
+    ///
+    /// # Errors
+    /// [`moe_model::Kind::Usage`], with a message that begins with the option where its value alone is wrong.
+    fn check_options(&self) -> Result<()>;
+
     /// Validates the options against the models and says what will be done.
     ///
     /// # Errors

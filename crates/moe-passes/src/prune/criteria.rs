@@ -34,7 +34,7 @@ pub enum Criterion {
     Exhaustive,
     /// The expert with the fewest votes goes, its votes pass to the tokens' next choices, and so on; needs --data.
     RankedChoice,
-    /// Drawn by --seed: the control.
+    /// Drawn by --seed: the baseline.
     Random,
 }
 

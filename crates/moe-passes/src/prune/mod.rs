@@ -62,7 +62,7 @@ impl PruneOptions {
     fn given(&self, sources: &Sources<'_>) -> Result<Option<PrunePlan>> {
         let Some(value) = sources.given_plan else { return Ok(None) };
         PrunePlan::deserialize(value).map(Some).map_err(|e| {
-            let error = Error::new(Kind::Malformed, "this is no plan of pruning").source(e);
+            let error = Error::new(Kind::Malformed, "this is not a plan for pruning").source(e);
             self.in_plan(error.remedy("give a file that prune --plan-out has written"))
         })
     }
@@ -87,12 +87,7 @@ impl PruneOptions {
         if sources.given_plan.is_some() {
             return Ok(size);
         }
-        let needs = self.method().needs();
-        self.reduce.check_sources(needs)?;
-        if !needs.sums && self.blend != Blend::Pool {
-            return Err(Error::new(Kind::Usage, "this method looks at no domains")
-                .remedy("leave --blend out, or choose another --method"));
-        }
+        self.check_options()?;
         self.method().check(sources.model, &size)?;
         Ok(size)
     }
@@ -131,6 +126,21 @@ impl Pass for PruneOptions {
     fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
         let method = serde_json::to_value(self.method).ok().and_then(|m| m.as_str().map(str::to_owned));
         serde_json::to_value(PrunePlan::new(method.unwrap_or_default(), model, decisions)).unwrap_or_default()
+    }
+
+    fn check_options(&self) -> Result<()> {
+        // A given plan says how many experts stay, and nothing is looked at.
+        if self.plan.is_some() {
+            return Ok(());
+        }
+        self.reduce.check_numbers()?;
+        let needs = self.method().needs();
+        self.reduce.check_sources(needs)?;
+        if !needs.sums && self.blend != Blend::Pool {
+            return Err(Error::new(Kind::Usage, "this method looks at no domains")
+                .remedy("leave --blend out, or choose another --method"));
+        }
+        Ok(())
     }
 
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {

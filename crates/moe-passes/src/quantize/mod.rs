@@ -60,8 +60,13 @@ impl Pass for QuantizeOptions {
             .collect()
     }
 
-    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+    fn check_options(&self) -> Result<()> {
         self.check()?;
+        self.quantization().map(drop)
+    }
+
+    fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
+        self.check_options()?;
         let quantization = self.quantization()?;
         self.check_model(sources.model)?;
         let mut model = sources.model.clone();

@@ -331,6 +331,8 @@ impl QuantizeOptions {
 
     /// Refuses what contradicts itself, whatever the model.
     pub(super) fn check(&self) -> Result<()> {
+        self.calibration.check()?;
+        self.measuring.check()?;
         if self.group_size != -1 && self.group_size < 1 {
             return Err(usage(
                 format!("groups of {} columns", self.group_size),

@@ -75,7 +75,7 @@ pub(crate) fn check_padding(index: usize, moe: &Moe) -> Result<()> {
     }
     let what = match moe.router.groups {
         Some(_) => "a router that chooses groups first would rank a group by experts that stand for nothing",
-        None => "a router without a bias for choosing has no row that is never selected",
+        None => "a router without an expert correction bias has no row that is never selected",
     };
     Err(Error::new(Kind::Unsupported, format!("{what} (layer {index})"))
         .tensor(moe.router.weight.name())

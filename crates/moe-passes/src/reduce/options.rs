@@ -34,7 +34,7 @@ pub struct ReduceOptions {
     pub keep_mass: Option<f64>,
 
     /// Deal --experts × layers out so that every layer keeps the same share of that sum, and pad layers that keep fewer
-    /// with experts that are never selected; needs --stats and routers with a bias for choosing.
+    /// with experts that are never selected; needs --stats and routers with an expert correction bias.
     #[arg(long, conflicts_with = "keep_mass")]
     #[serde(default)]
     pub equal_mass: bool,
@@ -51,7 +51,7 @@ pub struct ReduceOptions {
     pub stats: Option<PathBuf>,
 
     /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th percentile and a tenth of the
-    /// greatest in the model. Without this they are always kept.
+    /// largest in the model. Without this they are always kept.
     #[arg(long)]
     #[serde(default)]
     pub no_super_expert_guard: bool,
@@ -67,7 +67,7 @@ pub struct ReduceOptions {
     #[allow(missing_docs)]
     pub measuring: HeldOutOptions,
 
-    /// Don't measure a random choice of experts beside.
+    /// Don't measure the baseline, a random choice of experts, beside the result.
     #[arg(long, help_heading = "Measuring")]
     #[serde(default)]
     pub no_control: bool,
@@ -114,6 +114,21 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
     let fitting: Vec<_> = (1..=before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
     Err(Error::new(Kind::Usage, format!("{problem} (layer {index})"))
         .remedy(format!("give --experts as one of {}", fitting.join(", "))))
+}
+
+fn no_number() -> Error {
+    Error::new(Kind::Usage, "nothing says how many experts stay").remedy("give --experts N or --keep SHARE")
+}
+
+/// Refuses a share that leaves nothing, or more than there is.
+fn check_share(option: &str, share: Option<f64>) -> Result<()> {
+    match share {
+        Some(share) if !(share > 0.0 && share <= 1.0) => {
+            let remedy = format!("give a number above 0, at most 1{}", of_percent(share));
+            Err(Error::new(Kind::Usage, format!("{option} {share} is not a share")).remedy(remedy))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What was meant by a share that may be per cent, for a remedy.
@@ -182,34 +197,39 @@ impl ReduceOptions {
         }
     }
 
+    /// Refuses numbers that no model can have, and none or several that say how many experts stay.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub(crate) fn check_numbers(&self) -> Result<()> {
+        check_share("--keep", self.keep)?;
+        check_share("--keep-mass", self.keep_mass)?;
+        let usage = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
+        if self.experts == Some(0) {
+            return usage("--experts 0 leaves no expert", "give at least the model's top-k");
+        }
+        if self.divisible_by == 0 {
+            return usage("--divisible-by 0 divides nothing", "give at least 1");
+        }
+        match [self.experts.is_some(), self.keep.is_some(), self.keep_mass.is_some()] {
+            [false, false, false] => Err(no_number()),
+            [true, false, false] | [false, true, false] | [false, false, true] => Ok(()),
+            _ => usage("--experts, --keep and --keep-mass each say how many experts stay", "give one of the three"),
+        }
+    }
+
     /// The number of experts that all layers keep alike.
     fn uniform(&self, sources: &Sources<'_>) -> Result<Size> {
         let model = sources.model;
         let before = expert_count(model)?;
+        self.check_numbers()?;
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
-        let asked = match (self.experts, self.keep) {
-            (None, None) if self.keep_mass.is_some_and(|share| share > 0.0 && share <= 1.0) => {
-                least_uniform(&self.masses(sources)?, self.keep_mass.unwrap_or(1.0)).max(greatest_top_k(model))
-            }
-            (None, None) if self.keep_mass.is_some() => {
-                let share = self.keep_mass.unwrap_or_default();
-                let remedy = format!("give a number above 0, at most 1{}", of_percent(share));
-                return usage(format!("--keep-mass {share} is not a share"), &remedy);
-            }
-            (Some(experts), None) => experts,
-            (None, Some(keep)) if keep > 0.0 && keep <= 1.0 => ((before as f64 * keep).round() as usize).max(1),
-            (None, Some(keep)) => {
-                let remedy = format!("give a number above 0, at most 1{}", of_percent(keep));
-                return usage(format!("--keep {keep} is not a share"), &remedy);
-            }
-            (None, None) => {
-                return usage("nothing says how many experts stay".into(), "give --experts N or --keep SHARE");
-            }
-            (Some(_), Some(_)) => return usage("--experts and --keep say the same".into(), "give one of the two"),
+        let asked = match (self.experts, self.keep, self.keep_mass) {
+            (Some(experts), ..) => experts,
+            (None, Some(keep), _) => ((before as f64 * keep).round() as usize).max(1),
+            (None, None, Some(share)) => least_uniform(&self.masses(sources)?, share).max(greatest_top_k(model)),
+            (None, None, None) => return Err(no_number()),
         };
-        if self.divisible_by == 0 {
-            return usage("--divisible-by 0".into(), "give at least 1");
-        }
         let after = asked.next_multiple_of(self.divisible_by);
         if after > before || after == 0 {
             return usage(
@@ -245,9 +265,11 @@ impl ReduceOptions {
     /// Refuses what contradicts itself, or doesn't give a method with these `needs` what it looks at.
     pub(crate) fn check_sources(&self, needs: Needs) -> Result<()> {
         let error = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
+        self.calibration.check()?;
+        self.measuring.check()?;
         match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
             (false, true, _) => error(
-                "--stats decides on the original model, --data in sequence over converted layers",
+                "--stats decides on the original model, --data layer by layer on what the converted layers before give",
                 "give one of the two",
             ),
             (true, false, true) => error(

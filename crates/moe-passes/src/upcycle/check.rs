@@ -62,7 +62,7 @@ impl UpcycleOptions {
             return usage("an MoE needs at least one expert and a top-k of at least one", "raise --experts or --top-k");
         }
         if experts > 65_536 {
-            return usage(format!("{experts} experts"), "give at most 65536");
+            return usage(format!("--experts {experts} is too many"), "give at most 65536");
         }
         if top_k > experts {
             return usage(
@@ -79,7 +79,7 @@ impl UpcycleOptions {
         }
         if self.shared_experts == 0 || self.shared_experts > 1024 {
             return usage(
-                format!("--shared-experts {}", self.shared_experts),
+                format!("--shared-experts {} is out of range", self.shared_experts),
                 "give 1 to 1024; --shared-fraction 0 silences it",
             );
         }
@@ -92,22 +92,28 @@ impl UpcycleOptions {
     }
 
     fn check_numbers(&self) -> Result<()> {
-        let share = |x: f64| (0.0..=1.0).contains(&x);
-        if ![self.noise_fraction, self.shared_fraction, self.drop_fraction].into_iter().all(share) {
-            return usage(
-                "a share lies between 0 and 1",
-                "check --noise-fraction, --shared-fraction and --drop-fraction",
-            );
+        for (option, share) in [
+            ("--noise-fraction", self.noise_fraction),
+            ("--shared-fraction", self.shared_fraction),
+            ("--drop-fraction", self.drop_fraction),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                return usage(format!("{option} {share} is not a share"), "give a number from 0 to 1, such as 0.5");
+            }
         }
         if !(0.0..1.0).contains(&self.router_entropy) {
             return usage(
                 format!("--router-entropy {} is not below 1", self.router_entropy),
-                "give a share of the greatest entropy, such as 0.9, or 0 to leave rows unscaled",
+                "give a share of the maximum entropy, such as 0.9, or 0 to leave rows unscaled",
             );
         }
-        let std = |x: f64| (0.0..=1e6).contains(&x);
-        if !std(self.noise_std) || !self.router_std.is_none_or(std) {
-            return usage("a standard deviation is a number from 0 to 1e6", "check --noise-std and --router-std");
+        for (option, std) in [("--noise-std", Some(self.noise_std)), ("--router-std", self.router_std)] {
+            if let Some(std) = std.filter(|std| !(0.0..=1e6).contains(std)) {
+                return usage(
+                    format!("{option} {std} is not a standard deviation"),
+                    "give a number from 0 to 1e6, such as 0.02",
+                );
+            }
         }
         if self.router_std() == 0.0 && !self.router.is_surveyed() && self.granularity > 1 && self.top_k < self.experts {
             return usage(
@@ -116,7 +122,10 @@ impl UpcycleOptions {
             );
         }
         if self.data_tokens < 2 {
-            return usage(format!("--data-tokens {}", self.data_tokens), "give some thousand");
+            return usage(
+                format!("--data-tokens {} leaves nothing to learn from", self.data_tokens),
+                "give some thousands, such as 65536",
+            );
         }
         Ok(())
     }

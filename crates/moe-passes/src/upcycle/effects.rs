@@ -38,7 +38,7 @@ fn experts(options: &UpcycleOptions) -> Effect {
     let UpcycleOptions { granularity, experts, top_k, .. } = *options;
     match options.init {
         Init::Drop if options.drop_fraction > 0.0 => {
-            let why = format!("a share {} of every expert's neurons is drawn anew", options.drop_fraction);
+            let why = format!("a share {} of every expert's neurons is reinitialized", options.drop_fraction);
             Effect::new("--init drop", Kept::No, why)
         }
         Init::Partition if top_k < experts => {

@@ -61,6 +61,10 @@ impl Pass for UpcycleOptions {
         &self.models
     }
 
+    fn check_options(&self) -> Result<()> {
+        self.check()
+    }
+
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check()?;
         let dense = sources.model;
@@ -117,7 +121,7 @@ impl UpcycleOptions {
 
 fn network<'a>(model: &'a Model, index: usize, target: &Family) -> Result<&'a Expert> {
     let Ffn::Dense(ffn) = &model.layers[index].ffn else {
-        return Err(Error::new(Kind::Usage, format!("layer {index} is no dense layer")));
+        return Err(Error::new(Kind::Usage, format!("layer {index} is not a dense layer")));
     };
     if let Some(bias) = ffn.linears().iter().find_map(|l| l.bias.as_ref()) {
         let what = format!("{} experts have no biases, but this feed-forward network has", target.model_type);

@@ -15,7 +15,7 @@ pub enum Init {
     /// Every expert is a copy of the dense feed-forward network or, with --granularity, of one of its shards.
     #[default]
     Copy,
-    /// Copies with a share of neurons drawn anew, so that experts differ (Drop-Upcycling).
+    /// Copies with a share of neurons reinitialized, so that experts differ (Drop-Upcycling).
     Drop,
     /// The network's neurons are dealt out among the experts (LLaMA-MoE, CMoE).
     Partition,
@@ -131,7 +131,7 @@ pub struct UpcycleOptions {
     #[serde(default)]
     pub attention: Rest,
 
-    /// With --init drop: share of an expert's neurons that are drawn anew.
+    /// With --init drop: share of an expert's neurons that are reinitialized.
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, help_heading = "Experts")]
     #[serde(default = "half")]
     pub drop_fraction: f64,

@@ -65,7 +65,7 @@ impl Scales {
             _ => format!("shard {} of {g} of {}", i % g, from(i)),
         };
         let drop = match options.init {
-            Init::Drop => format!(", a share {} of its neurons drawn anew", options.drop_fraction),
+            Init::Drop => format!(", a share {} of its neurons reinitialized", options.drop_fraction),
             _ => String::new(),
         };
         let expert = |i: usize| format!("{}{}{drop}{noise}", what(i), self.routed);

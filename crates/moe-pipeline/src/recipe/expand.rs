@@ -56,6 +56,22 @@ impl Expansion<'_> {
         }
     }
 
+    /// `table`, which runs `name`, with the defaults instead of what the step itself says, and the keys of these: what a step overrides must
+    /// be right as well. Values with variables are left out, which may not be there for this step.
+    fn with_defaults_first(&self, name: &str, table: &Table) -> (Table, Vec<String>) {
+        let mut idle = table.clone();
+        let defaults = self.defaults.get(name).into_iter().flatten();
+        let overridden = defaults.filter(|(key, value)| table.contains_key(*key) && !value.to_string().contains("${"));
+        let overridden: Vec<String> = overridden
+            .map(|(key, value)| {
+                idle.insert(key.clone(), value.clone());
+                key.clone()
+            })
+            .collect();
+        self.fill_in(name, &mut idle, &[]);
+        (idle, overridden)
+    }
+
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
         // Defaults go by what runs.
         let passes = table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten();
@@ -64,6 +80,7 @@ impl Expansion<'_> {
         let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
         named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
+        let (mut idle, overridden) = self.with_defaults_first(&name, &table);
         self.fill_in(&name, &mut table, &[]);
         for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) {
@@ -72,6 +89,8 @@ impl Expansion<'_> {
         }
         let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
         runs.push(name.clone());
+        let idle = self.replace(&mut idle).and_then(|()| check_idle(idle, &overridden));
+        idle.map_err(|error| self.wrong_default(&name, error))?;
         let step = self.replace(&mut table).and_then(|()| parse_step(table));
         if self.steps.len() == MAX_STEPS {
             let what = format!("its blocks make more than {MAX_STEPS} steps");
@@ -102,9 +121,17 @@ impl Expansion<'_> {
             }
             _ => {
                 let line = self.source.line(place, error.what()).map_or(String::new(), |line| format!("line {line}, "));
-                error.within(&format!("{line}step {place} ({name})"))
+                let name = if name == "?" { String::new() } else { format!(" ({name})") };
+                error.within(&format!("{line}step {place}{name}"))
             }
         }
+    }
+
+    /// What is wrong with a default of `command` that a step doesn't use.
+    fn wrong_default(&self, command: &str, error: Error) -> Error {
+        let line = self.source.key_of_defaults(command, error.what());
+        let line = line.map_or(String::new(), |key| format!("line {}, ", key.line));
+        error.within(&format!("{line}[defaults.{command}]"))
     }
 
     fn block(&mut self, mut table: Table, place: &str) -> Result<()> {
@@ -186,6 +213,27 @@ impl Expansion<'_> {
             },
         }
     }
+}
+
+/// Refuses values of the keys `overridden` in a step that has them from defaults, where each by itself is wrong. That they don't go together
+/// with what the step says is nothing: they aren't used there.
+fn check_idle(idle: Table, overridden: &[String]) -> Result<()> {
+    if overridden.is_empty() {
+        return Ok(());
+    }
+    match parse_step(idle) {
+        Err(error) if overridden.iter().any(|key| is_of_value(error.what(), key)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `what` says that the value of `key` is wrong by itself.
+fn is_of_value(what: &str, key: &str) -> bool {
+    let is_typed = ["invalid", "unknown variant"].iter().any(|start| what.starts_with(start));
+    let number = what.strip_prefix(&format!("`{key}` ")).and_then(|rest| rest.split(' ').next());
+    number.is_some_and(|number| number.parse::<f64>().is_ok())
+        || what.starts_with(&format!("{key}: "))
+        || (is_typed && what.contains(&format!("in `{key}")))
 }
 
 /// The tables under `pass` of a step that runs several.

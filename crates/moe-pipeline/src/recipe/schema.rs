@@ -76,6 +76,17 @@ pub fn recipe_schema() -> Value {
     })
 }
 
+/// The keys of a step that runs `command`.
+pub(super) fn keys_of_step(command: &str) -> Vec<String> {
+    let keys = commands().into_iter().find(|(name, _)| *name == command);
+    std::iter::once("run".to_owned()).chain(keys.into_iter().flat_map(|(_, keys)| keys).map(|(key, _)| key)).collect()
+}
+
+/// The keys of a pass `name` within a step.
+pub(super) fn keys_of_pass(name: &str) -> Vec<String> {
+    keys_of_step(name).into_iter().filter(|key| !OF_STEPS.contains(&key.as_str())).collect()
+}
+
 /// Every command with its keys.
 fn commands() -> Vec<(&'static str, Map<String, Value>)> {
     fn writing<T: Args>(what: &str) -> Map<String, Value> {

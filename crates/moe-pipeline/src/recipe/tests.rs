@@ -170,7 +170,7 @@ fn mistakes_are_named() {
         command.contains("there is no command \"verfiy\"") && command.contains("; did you mean verify?"),
         "{command}"
     );
-    assert!(with("run = \"verify\"", "").contains("step 2 (?): every step has a key \"run\""));
+    assert!(with("run = \"verify\"", "").contains("step 2: every step has a key \"run\""));
     assert!(with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts").contains("no variable \"oops\""));
     assert!(message("step = 3", &[]).contains("line 1"));
     assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
@@ -210,10 +210,13 @@ fn remedies_fit_the_mistake() {
         (step("run = \"upcycle\"\noutput = \"o\"\nexperts = 2"), "remedy: add this key to the step"),
         (step("output = \"o\""), "remedy: add run = "),
         (step(&format!("{eval}gates = {{ max-kl = -1 }}")), "remedy: give a number of nats from 0 on"),
-        (step(&format!("{eval}gates = {{ min-agreement = 90 }}")), "remedy: give a share from 0 to 1: 0.9 for 90 %"),
+        (
+            step(&format!("{eval}gates = {{ min-agreement = 90 }}")),
+            "remedy: give a share above 0, at most 1: 0.9 for 90 %",
+        ),
         (step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")), "remedy: give a number of nats from 0 on"),
         (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
-        (step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"), "remedy: give --against ORIGINAL"),
+        (step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"), "remedy: give `against` ORIGINAL"),
         (message("x = ", &[]), "remedy: correct the TOML"),
         (message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]), "remedy: correct the name, or define x"),
     ] {
@@ -221,4 +224,90 @@ fn remedies_fit_the_mistake() {
     }
     let gate = step(&format!("{eval}gates = {{ max-kl = -1 }}"));
     assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
+}
+
+/// A step that lacks a key because that is mistyped, or because a table of defaults is, isn't blamed for lacking it.
+#[test]
+fn mistyped_keys_and_tables_are_what_is_named() {
+    let step = "[[step]]\nrun = \"upcycle\"\nmodel = \"m\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
+    let prune = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\nkeep = 0.5\n";
+    let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\n";
+    for (text, parts) in [
+        (step.replace("model", "modle"), ["line 3, step 1 (upcycle): unknown field `modle`", "did you mean model?"]),
+        (step.replace("experts", "expert"), ["line 5, step 1 (upcycle): unknown field `expert`", "mean experts?"]),
+        (
+            format!("[defaults.upcycl]\nmodel = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
+            ["[defaults.upcycl]: no step runs \"upcycl\"", "did you mean upcycle?"],
+        ),
+        (
+            format!("[defaults.upcycle]\nmodle = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
+            ["line 2, [defaults.upcycle]: unknown field `modle`", "did you mean model?"],
+        ),
+        (format!("{prune}keeep = 1"), ["unknown field `keeep`", "keep, keep-mass, label, "]),
+        (format!("{passes}keep = 0.5\nmodel = \"x\""), ["pass 1: unknown field `model`", "expected one of run, "]),
+        (String::new(), ["the recipe has no step", "add a [[step]]"]),
+    ] {
+        let error = message(&text, &[]);
+        assert!(parts.iter().all(|part| error.contains(part)), "{text}: {error}");
+    }
+}
+
+/// What can be known to be wrong without a model is found before the first step, also in defaults that all steps override.
+#[test]
+fn values_are_checked_before_any_step() {
+    let step = |rest: &str| format!("[[step]]\nmodel = \"m\"\noutput = \"o\"\n{rest}");
+    let prune = "run = \"prune\"\ndata = [\"t\"]\n";
+    for (text, what, remedy) in [
+        (step(&format!("{prune}keep = 75")), "line 6, step 1 (prune): `keep` 75 is not a share", "0.75 for 75 %"),
+        (step(&format!("{prune}keep = 0.5\ndivisible-by = 0")), "`divisible-by` 0", "give at least 1"),
+        (step(&format!("{prune}keep = 0.5\nexperts = 2")), "`experts`, `keep` and `keep-mass`", "one of the three"),
+        (step(&format!("{prune}keep = 0.5\ndata-tokens = 0")), "`data-tokens` 0", "give at least 2"),
+        (step(&format!("{prune}keep = 0.5\nsequence-length = 1")), "`sequence-length` 1", "give at least 2"),
+        (step("run = \"prune\"\nkeep = 0.5"), "nothing says which experts matter", "give `data` TEXT"),
+        (step("run = \"heal\"\ndata = [\"t\"]\nlearning-rate = 0.0"), "`learning-rate` 0", "give a positive number"),
+        (step("run = \"distill\"\ndata = [\"t\"]\nwidth = 0"), "`width` 0 leaves no network", "at least 1"),
+        (
+            step("run = \"upcycle\"\nexperts = 2\ntop-k = 1\nshared-fraction = 50"),
+            "line 7, step 1 (upcycle): `shared-fraction` 50 is not a share",
+            "from 0 to 1",
+        ),
+        (
+            step("run = \"merge\"\nkeep = 0.5\ndata = [\"t\"]\ndern-threshold = 2.0"),
+            "`dern-threshold` 2 is not a cosine",
+            "from -1 to 1",
+        ),
+        (
+            format!("[defaults.prune]\nkeep = 75\n{}", step(&format!("{prune}keep = 0.5"))),
+            "line 2, [defaults.prune]: `keep` 75 is not a share",
+            "0.75",
+        ),
+        (
+            format!("[defaults.prune]\nkeep = \"half\"\n{}", step(&format!("{prune}keep = 0.5"))),
+            "line 2, [defaults.prune]: invalid type",
+            "give a value of the kind",
+        ),
+    ] {
+        let error = message(&text, &[]);
+        assert!(error.contains(what) && error.contains(remedy), "{text}\n{error}");
+    }
+    // What a step overrides need not go together with what the step says.
+    let random =
+        format!("[defaults.prune]\nmethod = \"reap\"\n{}", step("run = \"prune\"\nkeep = 0.5\nmethod = \"random\""));
+    Recipe::parse(&random, &[], "x").unwrap();
+}
+
+#[test]
+fn sizes_may_be_numbers_of_bytes() {
+    let text = "[[step]]\nrun = \"eval\"\nmodel = \"m\"\ndata = [\"t\"]\ngates = { max-bytes = 4000000 }";
+    Recipe::parse(text, &[], "x").unwrap();
+    assert!(message(&text.replace("4000000", "-4"), &[]).contains("is not a size"));
+}
+
+#[test]
+fn options_become_keys() {
+    assert_eq!(as_keys("--keep 75: give --experts N"), "`keep` 75: give `experts` N");
+    assert_eq!(
+        as_keys("give moe-convert x --help; a -- b; observe --add"),
+        "give moe-convert x --help; a -- b; observe --add"
+    );
 }

@@ -29,7 +29,7 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
             "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
         }
         None if receipt.pass == QuantizeOptions::NAME => "",
-        None => "No random control was measured (`--no-control`).",
+        None => "No random baseline was measured (`--no-control`).",
     };
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
     let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {

@@ -63,7 +63,7 @@ fn tiles(receipt: &Receipt) -> Vec<[String; 3]> {
             signed(all.and_then(DomainReport::loss_change)),
             match control {
                 Some(_) => format!("the mean of the experts: {}", signed(control)),
-                None => "no control".to_owned(),
+                None => "no baseline".to_owned(),
             },
         ),
         tile(

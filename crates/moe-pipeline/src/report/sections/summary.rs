@@ -85,7 +85,7 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
             signed(all.and_then(DomainReport::loss_change)),
             match control {
                 Some(_) => format!("a random choice: {}", signed(control)),
-                None => "no random control".to_owned(),
+                None => "no random baseline".to_owned(),
             },
         ),
         tile(
