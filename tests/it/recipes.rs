@@ -563,3 +563,52 @@ fn the_recipe_in_the_guide_can_run() {
     let outcome = sandbox.run("run recipe.toml --dry-run").succeeds();
     assert_eq!(outcome.stdout.matches("would write ").count(), 8);
 }
+
+/// What a step's options do to its model is planned before the first step runs: on models that are there, and on those that the
+/// steps before it make of them.
+#[test]
+fn options_that_do_not_fit_a_model_come_before_any_step() {
+    let upcycle =
+        "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"made\"\nexperts = 4\ntop-k = 2\n";
+    let data = "data = [\"golden/text/english.calibration.txt\"]\n";
+    let moe = "model = \"golden/models/moe\"\noutput = \"x\"\n";
+    for (step, complaints) in [
+        (
+            format!("run = \"prune\"\n{moe}experts = 99\n{data}"),
+            vec!["step 2 (prune)", "99 experts can't be kept of 24"],
+        ),
+        (
+            format!("run = \"prune\"\nmodel = \"made\"\noutput = \"x\"\nexperts = 1\n{data}"),
+            vec!["step 2 (prune)", "fewer than the 2"],
+        ),
+        (
+            format!("run = \"merge\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nkeep = 0.5\n{data}"),
+            vec!["step 2 (merge)", "no mixture"],
+        ),
+        (format!("run = \"heal\"\n{moe}train = [\"shared\"]\n{data}"), vec!["step 2 (heal)", "no shared experts"]),
+        (format!("run = \"distill\"\n{moe}width = 99999\n{data}"), vec!["step 2 (distill)", "99999"]),
+        (format!("run = \"upcycle\"\n{moe}experts = 4\ntop-k = 2\n"), vec!["step 2 (upcycle)", "golden/models/moe"]),
+        (
+            format!(
+                "run = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nexperts = 4\ntop-k = 2\nlayers = \"9\"\n"
+            ),
+            vec!["step 2 (upcycle)", "layer"],
+        ),
+        (
+            format!("run = \"observe\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\n{data}"),
+            vec!["step 2 (observe)", "no mixture"],
+        ),
+        (
+            format!(
+                "run = \"eval\"\nmodel = \"golden/models/moe\"\nagainst = \"golden/families/llama/base/model\"\n{data}"
+            ),
+            vec!["step 2 (eval)", "vocabularies of 2048 and 101"],
+        ),
+    ] {
+        let sandbox = sandbox(&format!("{upcycle}[[step]]\n{step}"));
+        let outcome = sandbox.run("run recipe.toml");
+        assert!(outcome.code == 1 || outcome.code == 2, "{step}: {outcome}");
+        outcome.says(&complaints).says(&["remedy: "]);
+        assert_eq!(sandbox.names("."), ["golden", "recipe.toml"], "{step}");
+    }
+}

@@ -95,6 +95,18 @@ impl EvalReport {
     }
 }
 
+/// Refuses models whose distributions of next tokens can't be compared.
+///
+/// # Errors
+/// [`Kind::Mismatch`] where they have different vocabularies.
+pub fn check_vocabularies(model: &Model, original: &Model) -> Result<()> {
+    if model.vocab == original.vocab {
+        return Ok(());
+    }
+    let what = format!("vocabularies of {} and {} tokens can't be compared", model.vocab, original.vocab);
+    Err(Error::new(Kind::Mismatch, what).file(&original.config_file).remedy("compare models with the same tokenizer"))
+}
+
 /// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden states are kept.
 ///
 /// # Errors
@@ -107,12 +119,7 @@ pub fn evaluate(
     compute: &Compute,
     observer: &mut dyn Observer,
 ) -> Result<EvalReport> {
-    if let Some(original) = original.filter(|o| o.vocab != model.vocab) {
-        let what = format!("vocabularies of {} and {} tokens can't be compared", model.vocab, original.vocab);
-        return Err(Error::new(Kind::Mismatch, what)
-            .file(&original.config_file)
-            .remedy("compare models with the same tokenizer"));
-    }
+    original.map_or(Ok(()), |original| check_vocabularies(model, original))?;
     let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);
     let mut counter = LoadCounter::new(corpus, observer);

@@ -41,7 +41,7 @@ pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};
 pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
 pub use difference::{Difference, logit_difference};
-pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, evaluate};
+pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, check_vocabularies, evaluate};
 pub use ffn::{ExpertsOn, expert_output, experts_on, neuron_activations, router_scores};
 pub use finite::not_finite;
 pub use guarded::panic_is_caught;

@@ -117,9 +117,7 @@ pub fn observe(
     let checkpoint = Checkpoint::open(dir)?;
     checkpoint.warnings().iter().for_each(|warning| progress.note(warning));
     let model = Model::read(&checkpoint)?;
-    if model.moes().next().is_none() {
-        return Err(Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE"));
-    }
+    check_mixtures(&model, dir)?;
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
@@ -151,6 +149,14 @@ pub fn observe(
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
     Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
+}
+
+/// Refuses a model, that of the checkpoint `dir`, without experts to observe.
+pub(crate) fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
+    match model.moes().next() {
+        Some(_) => Ok(()),
+        None => Err(Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE")),
+    }
 }
 
 /// Whether `output` holds what observing the checkpoint `dir` gives.

@@ -3,6 +3,7 @@
 mod check;
 mod expand;
 mod guess;
+mod models;
 mod outcome;
 mod schema;
 mod source;

@@ -31,6 +31,7 @@ impl Session {
         recipe.check_inputs()?;
         recipe.check_outputs(path, &reports.paths())?;
         reports.check()?;
+        recipe.check_models(&self.compute)?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
         let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };

@@ -8,16 +8,13 @@ use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFil
 use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{
-    Decider, Decisions, Effect, Kept, LayerStatistics, Pass, Plan, Sources, SurveyText, TextSource, TrainingText,
-};
+use moe_passes::{Decider, Decisions, Effect, Kept, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
 
+use super::beside::Beside;
 use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
-use crate::fingerprint::Fingerprint;
 use crate::memory::Text;
 use crate::resources::ByteSize;
-use crate::statistics::StatisticsFile;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
 /// Where a pass finds what it reads, and what it makes goes.
@@ -43,13 +40,8 @@ pub(crate) struct Applied<'p> {
     pub texts: Vec<SurveyText>,
     /// What was read for them.
     survey_reads: Vec<TextRead>,
-    /// The checkpoints that it reads beside, in order.
-    pub others: Vec<Checkpoint>,
-    /// Their models.
-    pub models: Vec<Model>,
-    others_differ: bool,
-    statistics: Option<StatisticsFile>,
-    given_plan: Option<serde_json::Value>,
+    /// What it reads beside the source and text.
+    pub beside: Beside,
     /// What decides in a sweep.
     pub deciding: Option<Deciding>,
     /// What was decided, once it is.
@@ -70,32 +62,8 @@ impl<'p> Applied<'p> {
         let Place { input, checkpoint, compute, spill, memory_budget } = *place;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
-        let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
-        let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
-        let of = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        // What an earlier pass makes is no checkpoint that is given.
-        let others_differ = pass.others().iter().any(|other| !first || of(other) != of(input));
-        let statistics = pass.statistics().map(|path| match first {
-            true => open_statistics(path, &source, checkpoint),
-            false => Err(Error::new(
-                Kind::Usage,
-                "statistics are of a checkpoint, but this pass converts what another makes",
-            )
-            .file(path)
-            .remedy("give --data; or write what the pass before makes, and observe that")),
-        });
-        let statistics = statistics.transpose()?;
-        let given_plan: Option<serde_json::Value> = pass.given_plan().map(json::read_tree).transpose()?;
-        let sources = Sources {
-            model: &source,
-            others: &models,
-            others_differ,
-            compute,
-            statistics: statistics.as_ref().map(|file| file as &dyn LayerStatistics),
-            given_plan: given_plan.as_ref(),
-            spill: Some(spill),
-            decisions: None,
-        };
+        let beside = Beside::read(pass, &source, first, checkpoint)?;
+        let sources = beside.sources(&source, compute, Some(spill), None);
         let plan = pass.plan(&sources)?;
         let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
@@ -117,11 +85,7 @@ impl<'p> Applied<'p> {
             result,
             texts,
             survey_reads,
-            others,
-            models,
-            others_differ,
-            statistics,
-            given_plan,
+            beside,
             deciding,
             decisions: None,
             training,
@@ -138,16 +102,7 @@ impl<'p> Applied<'p> {
         spill: &'a Arc<Spill>,
         decisions: Option<&'a Decisions>,
     ) -> Sources<'a> {
-        Sources {
-            model: &self.source,
-            others: &self.models,
-            others_differ: self.others_differ,
-            compute,
-            statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
-            given_plan: self.given_plan.as_ref(),
-            spill: Some(spill),
-            decisions,
-        }
+        self.beside.sources(&self.source, compute, Some(spill), decisions)
     }
 
     /// Applies the pass anew to `source`, whose layers have become what they were only planned to be.
@@ -208,7 +163,7 @@ impl<'p> Applied<'p> {
 
     /// Refuses what has changed since it was read.
     pub(super) fn check_unchanged(&self) -> Result<()> {
-        self.others.iter().try_for_each(Checkpoint::check_unchanged)?;
+        self.beside.others.iter().try_for_each(Checkpoint::check_unchanged)?;
         self.snapshot.check()
     }
 
@@ -271,7 +226,7 @@ impl<'p> Applied<'p> {
         let decided = self.deciding.iter().map(|deciding| deciding.live_bytes(&self.source, options, scratch));
         let decided = decided.sum::<Result<u64>>()?;
         let trained = self.training.as_ref().map(|task| {
-            let teacher = task.training.teacher.and(self.models.first());
+            let teacher = task.training.teacher.and(self.beside.models.first());
             let need = task.need(&self.plan.model, teacher, options.memory_budget, &options.compute, scratch);
             need.map(|need| need.planned(options.memory_budget))
         });
@@ -308,12 +263,6 @@ pub(super) fn declared(plan: &Plan) -> Result<(Declaration, Model)> {
     let declaration = plan.model.declare().map_err(|e| e.file(&plan.model.config_file))?;
     let result = declaration.reread()?;
     Ok((declaration, result))
-}
-
-fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
-    let file = StatisticsFile::open(path)?;
-    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
-    Ok(file)
 }
 
 /// Reads the text of a survey; `reads` is told what was read.

@@ -183,7 +183,7 @@ impl Prepared<'_> {
         };
         let earlier: Vec<PathBuf> = before.iter().flat_map(Applied::files).collect();
         let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
-        let read = before.iter().flat_map(|applied| &applied.others);
+        let read = before.iter().flat_map(|applied| &applied.beside.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
         fingerprint::of_run(&options, compute, models, texts, &self.digests)
     }
@@ -198,7 +198,8 @@ impl Prepared<'_> {
     ) -> Result<bool> {
         let applied = &self.applied[index];
         let Some(task) = &applied.training else { return Ok(false) };
-        let teacher = task.training.teacher.and_then(|_| applied.others.first().zip(applied.models.first()));
+        let teacher =
+            task.training.teacher.and_then(|_| applied.beside.others.first().zip(applied.beside.models.first()));
         let (own, texts) = (task.deciding(applied.pass.options()), applied.further_files());
         let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
         let key = self.key(index, own, &options.compute, &texts, teacher_read)?;

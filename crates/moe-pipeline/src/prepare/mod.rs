@@ -1,6 +1,7 @@
 //! Passes applied to checkpoints, validated down to every output name and every text before the first weight is read.
 
 mod applied;
+mod beside;
 mod carry_out;
 mod hashes;
 mod side_files;
@@ -25,6 +26,7 @@ use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
 
 pub(crate) use applied::Applied;
+pub(crate) use beside::check_passes;
 pub(crate) use hashes::Hashes;
 
 use applied::Place;
@@ -153,7 +155,7 @@ impl<'p> Prepared<'p> {
         }
         warnings.extend(self.unchosen());
         warnings.extend(self.checkpoint.warnings().iter().cloned());
-        for other in self.applied.iter().flat_map(|applied| &applied.others) {
+        for other in self.applied.iter().flat_map(|applied| &applied.beside.others) {
             warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", other.dir().display())));
         }
         warnings.extend(side_files::warnings(&self.side_files));
@@ -217,7 +219,7 @@ impl<'p> Prepared<'p> {
                 sha256: BTreeMap::new(),
             }
         };
-        let others = self.applied.iter().flat_map(|applied| applied.others.iter().zip(&applied.models));
+        let others = self.applied.iter().flat_map(|applied| applied.beside.others.iter().zip(&applied.beside.models));
         let effects = self.effects();
         Receipt {
             tool: Tool::this(),
@@ -250,7 +252,12 @@ impl<'p> Prepared<'p> {
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
         let texts: Vec<PathBuf> = self.applied.iter().flat_map(Applied::files).collect();
-        Hashes::of(&self.checkpoint, self.applied.iter().flat_map(|applied| &applied.others), &texts, &self.digests)
+        Hashes::of(
+            &self.checkpoint,
+            self.applied.iter().flat_map(|applied| &applied.beside.others),
+            &texts,
+            &self.digests,
+        )
     }
 
     fn own(&self, own: usize) -> &[Applied<'p>] {

@@ -166,7 +166,7 @@ impl Recipe {
 
 impl Step {
     /// What it reads, text apart.
-    fn reads(&self) -> Vec<&Path> {
+    pub(super) fn reads(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = match &self.kind {
             StepKind::Convert { passes, .. } => passes
                 .iter()

@@ -1,0 +1,96 @@
+//! What a pass reads beside the model that it converts, and what can be said on that alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use moe_checkpoint::{Checkpoint, Error, Kind, Result, Spill, json};
+use moe_math::Compute;
+use moe_model::Model;
+use moe_passes::{Decisions, LayerStatistics, Pass, Sources};
+
+use super::applied::declared;
+use crate::fingerprint::Fingerprint;
+use crate::statistics::StatisticsFile;
+
+/// Other checkpoints, statistics and a given plan.
+pub(crate) struct Beside {
+    /// The checkpoints of [`Pass::others`], in order.
+    pub others: Vec<Checkpoint>,
+    /// Their models.
+    pub models: Vec<Model>,
+    others_differ: bool,
+    statistics: Option<StatisticsFile>,
+    given_plan: Option<serde_json::Value>,
+}
+
+impl Beside {
+    /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first` pass.
+    pub fn read(pass: &dyn Pass, model: &Model, first: bool, checkpoint: &Checkpoint) -> Result<Self> {
+        let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
+        // What an earlier pass makes is not a checkpoint that is given.
+        let others_differ = pass.others().iter().any(|other| !first || real(other) != real(checkpoint.dir()));
+        let statistics = pass.statistics().map(|path| match first {
+            true => open_statistics(path, model, checkpoint),
+            false => Err(Error::new(
+                Kind::Usage,
+                "statistics are of a checkpoint, but this pass converts what another makes",
+            )
+            .file(path)
+            .remedy("give --data; or write what the pass before makes, and observe that")),
+        });
+        let statistics = statistics.transpose()?;
+        let given_plan = pass.given_plan().map(json::read_tree).transpose()?;
+        Ok(Self { others, models, others_differ, statistics, given_plan })
+    }
+
+    /// All that the pass has to convert `model`.
+    pub fn sources<'a>(
+        &'a self,
+        model: &'a Model,
+        compute: &'a Compute,
+        spill: Option<&'a Arc<Spill>>,
+        decisions: Option<&'a Decisions>,
+    ) -> Sources<'a> {
+        Sources {
+            model,
+            others: &self.models,
+            others_differ: self.others_differ,
+            compute,
+            statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
+            given_plan: self.given_plan.as_ref(),
+            spill,
+            decisions,
+        }
+    }
+}
+
+/// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where configs and shapes alone say that
+/// they can't run. No weight and no text is read.
+///
+/// # Errors
+/// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
+pub(crate) fn check_passes(
+    passes: &[&dyn Pass],
+    checkpoint: &Checkpoint,
+    model: &Model,
+    compute: &Compute,
+) -> Result<()> {
+    let mut model = model.clone();
+    for (index, pass) in passes.iter().enumerate() {
+        let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
+        let plan = pass.plan(&beside.sources(&model, compute, None, None))?;
+        model = declared(&plan)?.1;
+    }
+    Ok(())
+}
+
+fn real(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_owned())
+}
+
+fn open_statistics(path: &Path, model: &Model, checkpoint: &Checkpoint) -> Result<StatisticsFile> {
+    let file = StatisticsFile::open(path)?;
+    file.check_model(model, &Fingerprint::of(checkpoint)?, checkpoint.dir())?;
+    Ok(file)
+}
