@@ -6,6 +6,8 @@ use moe_forward::{Corpus, DataSpec, TokenizeOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::common::golden;
+
 const VOCAB: usize = 50;
 
 fn load(documents: &[Vec<u32>], sequence_length: usize, pack: bool) -> Option<Vec<Vec<u32>>> {
@@ -51,10 +53,6 @@ fn tokenizer(template: &str) -> tempfile::TempDir {
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     dir
-}
-
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
 }
 
 fn spec(path: &Path) -> DataSpec {

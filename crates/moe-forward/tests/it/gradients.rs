@@ -8,9 +8,7 @@ use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parame
 use moe_math::Compute;
 use moe_model::Model;
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::golden;
 
 const PLAIN: Objective = Objective::NEXT_TOKENS;
 

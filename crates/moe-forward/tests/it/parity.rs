@@ -8,12 +8,10 @@ use moe_math::Compute;
 use moe_math::routing::{Rule, route};
 use moe_model::{Expert, Ffn, Make, Model, Result, Weight};
 
+use crate::common::golden;
+
 /// Largest absolute error of a logit; their standard deviation is about 1.
 const TOLERANCE: f32 = 1e-4;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
 
 struct Case {
     name: String,

@@ -7,9 +7,7 @@ use moe_forward::{Batch, Head, Silent, Sweep};
 use moe_math::Compute;
 use moe_model::{Encoding, Model};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::golden;
 
 fn floats(file: &Path, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(file).unwrap();

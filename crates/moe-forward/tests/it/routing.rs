@@ -9,12 +9,10 @@ use moe_math::routing::Routing;
 use moe_math::{Compute, RouterDtype};
 use moe_model::{Model, Router, RouterPrecision, families};
 
+use crate::common::golden;
+
 /// How far a gate in f32 and a logit may be off, since sums have another order.
 const SUM: f32 = 1e-6;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
 
 /// What transformers did with some states.
 struct Golden {

@@ -11,12 +11,10 @@ use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_model::Model;
 use serde_json::Value;
 
+use crate::common::golden;
+
 /// Largest error of a parameter's gradient, relative to its norm.
 const TOLERANCE: f64 = 1e-4;
-
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
 
 fn json(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(golden(path)).unwrap()).unwrap()

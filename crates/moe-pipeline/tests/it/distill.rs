@@ -12,21 +12,11 @@ use moe_passes::{DistillOptions, Identity, Pass, UpcycleOptions};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 use serde::de::DeserializeOwned;
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, run_again, values};
 
 fn run<P: Pass + DeserializeOwned>(input: &Path, output: &Path, toml: &str) -> Result<Receipt, Error> {
     let options: P = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
-    let run = ConvertOptions {
-        overwrite: true,
-        max_shard_size: ByteSize(5_000_000_000),
-        probe_tokens: 8,
-        compute: Compute::cpu(),
-        memory_budget: None,
-        resume: false,
-    };
-    Ok(convert(&[&options], input, output, &run, &Quiet)?.receipt)
+    Ok(convert(&[&options], input, output, &run_again(), &Quiet)?.receipt)
 }
 
 /// `sequences` of 16 ids each, below `vocab`, in a file; the options that name it and train nothing.
@@ -60,10 +50,6 @@ fn kl(receipt: &Receipt) -> f64 {
 
 fn layers(receipt: &Receipt) -> Vec<&DistilledLayer> {
     receipt.layers.iter().map(|layer| layer.distilled.as_ref().unwrap()).collect()
-}
-
-fn values(weight: &Weight) -> Vec<f32> {
-    encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap()).unwrap()
 }
 
 /// Every tensor of `dense` is in `found` under its name, with its bytes, and nothing else is.

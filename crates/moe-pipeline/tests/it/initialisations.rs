@@ -7,9 +7,7 @@ use moe_math::{Compute, encoding};
 use moe_model::{Expert, Ffn, Kind, Model, Moe, Weight};
 use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, values};
 
 fn try_plan(toml: &str, dense: &Model, others: &[Model]) -> moe_checkpoint::Result<Plan> {
     let options: UpcycleOptions = toml::from_str(toml).unwrap_or_else(|e| panic!("{toml}: {e}"));
@@ -23,10 +21,6 @@ fn plan(toml: &str, dense: &Model) -> Plan {
 
 fn dense() -> Model {
     Model::open(&golden("models/dense")).unwrap()
-}
-
-fn values(weight: &Weight) -> Vec<f32> {
-    encoding::decode_f32(&weight.read().unwrap(), moe_forward::candle_dtype(weight).unwrap()).unwrap()
 }
 
 fn network(model: &Model, layer: usize) -> &Expert {

@@ -3,6 +3,7 @@
 // A panic is a test's report.
 #![allow(clippy::unwrap_used)]
 
+mod common;
 mod distill;
 mod initialisations;
 mod merge;

@@ -8,13 +8,7 @@ use moe_model::{Model, Moe};
 use moe_passes::{MergeOptions, Pass, Sources};
 use moe_pipeline::{ByteSize, ConvertOptions, ObserveOptions, Quiet, convert, observe, verify};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
-
-fn text(name: &str) -> String {
-    golden(&format!("text/{name}.calibration.txt")).display().to_string()
-}
+use crate::common::{calibration_text, golden, run};
 
 fn options(toml: &str) -> MergeOptions {
     toml::from_str(toml).unwrap()
@@ -22,18 +16,7 @@ fn options(toml: &str) -> MergeOptions {
 
 /// 24 experts of the built-in MoE, from 512 tokens of text.
 fn with_data(toml: &str) -> MergeOptions {
-    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128", text("english")))
-}
-
-fn run() -> ConvertOptions {
-    ConvertOptions {
-        overwrite: false,
-        resume: false,
-        max_shard_size: ByteSize(5_000_000_000),
-        probe_tokens: 8,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    }
+    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 512\nsequence-length = 128", calibration_text("english")))
 }
 
 fn merge(options: &MergeOptions, output: &Path) -> Result<Model, Error> {
@@ -110,7 +93,7 @@ fn statistics_without_samples_are_refused_and_with_them_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let stats = dir.path().join("stats");
     let see = |sample_every: usize| {
-        let toml = format!("sample-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256", text("code"));
+        let toml = format!("sample-every = {sample_every}\ndata = [{:?}]\ndata-tokens = 256", calibration_text("code"));
         let options: ObserveOptions = toml::from_str(&toml).unwrap();
         observe(&golden("models/moe"), &options, &stats, true, None, &Compute::cpu(), &Quiet).unwrap();
     };

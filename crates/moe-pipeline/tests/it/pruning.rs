@@ -13,9 +13,7 @@ use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
 use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 use serde_json::Value;
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, run_again};
 
 fn read_json(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden(path)).unwrap()).unwrap()
@@ -77,20 +75,9 @@ impl Text {
     }
 }
 
-fn run() -> ConvertOptions {
-    ConvertOptions {
-        overwrite: true,
-        resume: false,
-        max_shard_size: "5GB".parse().unwrap(),
-        probe_tokens: 0,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    }
-}
-
 /// The experts that each layer keeps.
 fn kept(options: &PruneOptions, model: &Path, output: &Path) -> Vec<Vec<usize>> {
-    let done = convert(&[options], model, output, &run(), &Quiet).unwrap();
+    let done = convert(&[options], model, output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet).unwrap();
     let expert = |text: &String| text.strip_prefix("expert ").unwrap().parse().unwrap();
     let mut kept: Vec<Vec<usize>> =
         done.receipt.layers.iter().map(|layer| layer.experts.iter().map(expert).collect()).collect();
@@ -277,7 +264,7 @@ fn a_report_is_written_and_is_the_same_again() {
     options.reduce.measuring.held_out_tokens = 256;
     let report = |name: &str| {
         let output = text.path(name);
-        convert(&[&options], &moe(), &output, &run(), &Quiet).unwrap();
+        convert(&[&options], &moe(), &output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet).unwrap();
         assert!(std::fs::read_to_string(output.join("SHA256SUMS")).unwrap().contains("  report.html"));
         assert!(std::fs::read_to_string(output.join("README.md")).unwrap().contains("report.html"));
         std::fs::read_to_string(output.join("report.html")).unwrap()
@@ -288,7 +275,8 @@ fn a_report_is_written_and_is_the_same_again() {
 
     // By weights alone there is nothing to report of layers, and the page says why.
     let options: PruneOptions = toml::from_str("experts = 12\nmethod = 'aimer'").unwrap();
-    convert(&[&options], &moe(), &text.path("weights"), &run(), &Quiet).unwrap();
+    convert(&[&options], &moe(), &text.path("weights"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+        .unwrap();
     let page = std::fs::read_to_string(text.path("weights").join("report.html")).unwrap();
     assert!(page.contains("no figures by layer") && page.contains("looks at no data"));
 }
@@ -305,7 +293,9 @@ fn statistics_of_another_model_are_refused() {
     let mut options: PruneOptions = toml::from_str("experts = 12").unwrap();
     options.reduce.stats = Some(stats.clone());
     let error = |message: &str| {
-        let error = convert(&[&options], &copy, &text.path("out"), &run(), &Quiet).unwrap_err();
+        let error =
+            convert(&[&options], &copy, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+                .unwrap_err();
         assert_eq!(error.kind(), Kind::Mismatch);
         assert!(error.to_string().contains(message), "{error}");
     };
@@ -325,7 +315,10 @@ fn statistics_of_another_model_are_refused() {
     assert!(!text.path("out").exists());
     // A ranking by leaving experts out needs statistics that say what that does.
     options.method = toml::from_str::<PruneOptions>("method = \"leave-one-out\"").unwrap().method;
-    let message = convert(&[&options], &moe(), &text.path("out"), &run(), &Quiet).unwrap_err().to_string();
+    let message =
+        convert(&[&options], &moe(), &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+            .unwrap_err()
+            .to_string();
     assert!(message.contains("--no-left-out"), "{message}");
 }
 
@@ -365,7 +358,10 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
     let pruned = |guard: &str| {
         let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-control = true\n{guard}"));
         options.reduce.measuring.held_out.clone_from(&options.reduce.calibration.data);
-        let receipt = convert(&[&options], &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
+        let receipt =
+            convert(&[&options], &model, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+                .unwrap()
+                .receipt;
         let trust = receipt.layers[1].trust.clone().unwrap();
         let kl = receipt.held_out.unwrap().result.all.against.unwrap().kl;
         (trust.clusters.contains(&vec![rarest]), trust.super_experts, kl)
@@ -420,7 +416,10 @@ fn groups_are_kept_apart_and_mixing_them_would_hurt() {
     let model = planted_groups(&text);
     let pruned = |options: &mut PruneOptions| {
         options.reduce.measuring.held_out.clone_from(&text.calibration().data);
-        let receipt = convert(&[options], &model, &text.path("out"), &run(), &Quiet).unwrap().receipt;
+        let receipt =
+            convert(&[options], &model, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+                .unwrap()
+                .receipt;
         (receipt.layers[0].experts.clone(), receipt.held_out.unwrap().result.all.against.unwrap().kl)
     };
     let mut options = text.with_data("method = \"frequency\"\nexperts = 4\nno-super-expert-guard = true");
@@ -464,7 +463,9 @@ fn layers_that_keep_fewer_experts_are_padded_with_ones_that_are_never_chosen() {
     for experts in top_k..before {
         options.reduce.experts = Some(experts);
         let output = text.path("out");
-        let receipt = convert(&[&options], &model, &output, &run(), &Quiet).unwrap().receipt;
+        let receipt = convert(&[&options], &model, &output, &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
+            .unwrap()
+            .receipt;
         let kept: Vec<usize> = receipt.layers.iter().filter_map(|l| Some(l.trust.as_ref()?.clusters.len())).collect();
         assert_eq!(kept.iter().sum::<usize>(), experts * kept.len());
         let pruned = Model::open(&output).unwrap();

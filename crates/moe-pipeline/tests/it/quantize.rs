@@ -10,13 +10,7 @@ use moe_passes::QuantizeOptions;
 use moe_passes::quantize::{ExpertRecord, Pulled};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
-
-fn text(name: &str) -> String {
-    golden(&format!("text/{name}.calibration.txt")).display().to_string()
-}
+use crate::common::{calibration_text, golden, run_again};
 
 fn options(toml: &str) -> QuantizeOptions {
     toml::from_str(toml).unwrap()
@@ -24,22 +18,11 @@ fn options(toml: &str) -> QuantizeOptions {
 
 /// Calibrated on 1,024 tokens of English.
 fn with_data(toml: &str) -> QuantizeOptions {
-    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128", text("english")))
-}
-
-fn run() -> ConvertOptions {
-    ConvertOptions {
-        overwrite: true,
-        resume: false,
-        max_shard_size: ByteSize(5_000_000_000),
-        probe_tokens: 8,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    }
+    options(&format!("{toml}\ndata = [{:?}]\ndata-tokens = 1024\nsequence-length = 128", calibration_text("english")))
 }
 
 fn quantize(options: &QuantizeOptions, model: &Path, output: &Path) -> Result<(Model, Receipt), Error> {
-    let receipt = convert(&[options], model, output, &run(), &Quiet)?.receipt;
+    let receipt = convert(&[options], model, output, &run_again(), &Quiet)?.receipt;
     Ok((Model::open(output)?, receipt))
 }
 
@@ -181,7 +164,8 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
     };
     let (topped_up, receipt) = measured("");
     assert!(receipt.pool.is_none());
-    let pool = format!("pool = [{:?}, {:?}]\npool-tokens = 4096", text("spanish"), text("arithmetic"));
+    let pool =
+        format!("pool = [{:?}, {:?}]\npool-tokens = 4096", calibration_text("spanish"), calibration_text("arithmetic"));
     let (fewer, receipt) = measured(&pool);
     let Pulled { scanned, joined, short } = receipt.pool.unwrap();
     assert_eq!(scanned, [64, 8192]);
@@ -231,7 +215,7 @@ fn the_same_bytes_come_out_again_and_through_a_scratch_file() {
     let options = with_data("per-expert = true\ngroup-size = 32\nact-order = true\nclip-search = true");
     let written = |name: &str, budget: Option<ByteSize>| {
         let output = dir.path().join(name);
-        let run = ConvertOptions { memory_budget: budget, ..run() };
+        let run = ConvertOptions { memory_budget: budget, ..run_again() };
         convert(&[&options], &golden("models/moe"), &output, &run, &Quiet).unwrap();
         std::fs::read(output.join("model.safetensors")).unwrap()
     };

@@ -11,9 +11,7 @@ use moe_passes::UpcycleOptions;
 use moe_pipeline::{ConvertOptions, Quiet, convert};
 use serde_json::{Value, json};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, run};
 
 /// The prompts of golden/mergekit/configs.py, as their reference was made of.
 fn prompts() -> Value {
@@ -40,15 +38,7 @@ impl Run {
         let text = toml.replace("${prompts}", &file.display().to_string());
         let text = text.replace("${golden}", &golden("").display().to_string());
         let options: UpcycleOptions = toml::from_str(&text).unwrap();
-        let run = ConvertOptions {
-            overwrite: false,
-            resume: false,
-            max_shard_size: "5GB".parse().unwrap(),
-            probe_tokens: 8,
-            compute: Compute::cpu(),
-            memory_budget: None,
-        };
-        let done = convert(&[&options], &golden(input), &directory.path().join("out"), &run, &Quiet).unwrap();
+        let done = convert(&[&options], &golden(input), &directory.path().join("out"), &run(), &Quiet).unwrap();
         Self { directory, receipt: serde_json::to_value(&done.receipt).unwrap() }
     }
 

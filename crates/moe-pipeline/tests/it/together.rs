@@ -8,20 +8,7 @@ use moe_checkpoint::{Kind, json, sha256_file};
 use moe_math::Compute;
 use moe_pipeline::{ByteSize, Conversion, ConvertOptions, Quiet, Recipe, StepKind, convert, is_finished};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
-
-fn run() -> ConvertOptions {
-    ConvertOptions {
-        overwrite: false,
-        resume: false,
-        max_shard_size: ByteSize(5_000_000_000),
-        probe_tokens: 8,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    }
-}
+use crate::common::{golden, run};
 
 /// A folder with text of two vocabularies.
 struct Place(tempfile::TempDir);

@@ -9,9 +9,7 @@ use moe_model::{Ffn, Kind, Model};
 use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, convert};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, run};
 
 fn options(toml: &str) -> UpcycleOptions {
     toml::from_str(toml).unwrap()
@@ -113,14 +111,7 @@ fn without_normalisation_a_large_router_loses_identity_and_the_plan_says_so() {
 }
 
 fn written(input: &Path, output: &Path, toml: &str, shard: &str) -> moe_pipeline::Conversion {
-    let options_of_run = ConvertOptions {
-        overwrite: false,
-        resume: false,
-        max_shard_size: shard.parse::<ByteSize>().unwrap(),
-        probe_tokens: 16,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    };
+    let options_of_run = ConvertOptions { max_shard_size: shard.parse().unwrap(), probe_tokens: 16, ..run() };
     convert(&[&options(toml)], input, output, &options_of_run, &Quiet).unwrap()
 }
 

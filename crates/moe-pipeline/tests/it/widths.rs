@@ -10,9 +10,7 @@ use moe_passes::QuantizeOptions;
 use moe_passes::quantize::LayerWidths;
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
-fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(path)
-}
+use crate::common::{golden, run_again};
 
 /// Groups of 32, on 512 tokens of English and of code each.
 fn options(toml: &str) -> QuantizeOptions {
@@ -23,15 +21,7 @@ fn options(toml: &str) -> QuantizeOptions {
 }
 
 fn quantize(options: &QuantizeOptions, output: &Path) -> Result<(Model, Receipt), Error> {
-    let run = ConvertOptions {
-        overwrite: true,
-        resume: false,
-        max_shard_size: ByteSize(5_000_000_000),
-        probe_tokens: 8,
-        compute: Compute::cpu(),
-        memory_budget: None,
-    };
-    let receipt = convert(&[options], &golden("models/moe"), output, &run, &Quiet)?.receipt;
+    let receipt = convert(&[options], &golden("models/moe"), output, &run_again(), &Quiet)?.receipt;
     Ok((Model::open(output)?, receipt))
 }
 
