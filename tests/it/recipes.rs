@@ -589,9 +589,7 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
         (format!("run = \"distill\"\n{moe}width = 99999\n{data}"), vec!["step 2 (distill)", "99999"]),
         (format!("run = \"upcycle\"\n{moe}experts = 4\ntop-k = 2\n"), vec!["step 2 (upcycle)", "golden/models/moe"]),
         (
-            format!(
-                "run = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nexperts = 4\ntop-k = 2\nlayers = \"9\"\n"
-            ),
+            "run = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nexperts = 4\ntop-k = 2\nlayers = \"9\"\n".to_string(),
             vec!["step 2 (upcycle)", "layer"],
         ),
         (

@@ -1,6 +1,6 @@
 //! Token ids in lines come back as windows, whatever their number and length.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_forward::{Corpus, DataSpec, TokenizeOptions};
 use proptest::collection::vec;

@@ -1,7 +1,5 @@
 //! Gradients of whole models.
 
-use std::path::{Path, PathBuf};
-
 use candle_core::{DType, Tensor};
 use moe_forward::Batch;
 use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Part, Scale, Trainee};

@@ -1,6 +1,6 @@
 //! Forward parity with transformers on every golden, and proof that the goldens bite.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::Tensor;
 use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};

@@ -1,6 +1,6 @@
 //! Quantized checkpoints that other libraries wrote (golden/quantize/checkpoints) beside transformers' logits from them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_checkpoint::SourceFile;
 use moe_forward::{Batch, Head, Silent, Sweep};

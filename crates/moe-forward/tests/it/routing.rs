@@ -1,7 +1,6 @@
 //! Routers in the model's dtype beside transformers in bfloat16, on the same states (golden/routing).
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::LoadedRouter;

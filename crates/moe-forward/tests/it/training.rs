@@ -1,7 +1,6 @@
 //! Losses, gradients and a run of training beside PyTorch's, through transformers' own models: golden/training.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;

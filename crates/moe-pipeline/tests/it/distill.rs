@@ -1,15 +1,15 @@
 //! Distillation from checkpoint to checkpoint: what is exact is exact, and what is measured is what other code measures.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Error, Kind};
 use moe_forward::{Batch, ObserverOptions, StatisticsObserver, Sweep};
+use moe_math::Compute;
 use moe_math::statistics::Quantity;
-use moe_math::{Compute, encoding};
-use moe_model::{Model, Weight};
+use moe_model::Model;
 use moe_passes::distill::DistilledLayer;
 use moe_passes::{DistillOptions, Identity, Pass, UpcycleOptions};
-use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
+use moe_pipeline::{Quiet, Receipt, convert, verify};
 use serde::de::DeserializeOwned;
 
 use crate::common::{golden, run_again, values};

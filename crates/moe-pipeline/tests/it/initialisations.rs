@@ -1,9 +1,9 @@
 //! Ways of making experts: what each one's weights are, and what they promise of the function.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_forward::{Batch, Silent, logit_difference};
-use moe_math::{Compute, encoding};
+use moe_math::Compute;
 use moe_model::{Expert, Ffn, Kind, Model, Moe, Weight};
 use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
 

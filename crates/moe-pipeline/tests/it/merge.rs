@@ -1,12 +1,12 @@
 //! Merging from checkpoint to checkpoint: written, read again, and refused where it can't work.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_checkpoint::{Error, Kind};
 use moe_math::Compute;
 use moe_model::{Model, Moe};
 use moe_passes::{MergeOptions, Pass, Sources};
-use moe_pipeline::{ByteSize, ConvertOptions, ObserveOptions, Quiet, convert, observe, verify};
+use moe_pipeline::{ObserveOptions, Quiet, convert, observe, verify};
 
 use crate::common::{calibration_text, golden, run};
 

@@ -13,7 +13,7 @@ use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
 use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 use serde_json::Value;
 
-use crate::common::{golden, run_again};
+use crate::common::{golden, run, run_again};
 
 fn read_json(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden(path)).unwrap()).unwrap()

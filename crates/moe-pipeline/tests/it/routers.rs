@@ -1,14 +1,12 @@
 //! Routers made of text: prompts beside mergekit and transformers, k-means by what it promises.
 
-use std::path::{Path, PathBuf};
-
 use candle_core::Tensor;
 use moe_checkpoint::Checkpoint;
 use moe_forward::{Batch, Corpus, Observer, Prompts, Sweep, TokenizeOptions, load_prompts};
 use moe_math::{Compute, encoding};
 use moe_model::Model;
 use moe_passes::UpcycleOptions;
-use moe_pipeline::{ConvertOptions, Quiet, convert};
+use moe_pipeline::{Quiet, convert};
 use serde_json::{Value, json};
 
 use crate::common::{golden, run};

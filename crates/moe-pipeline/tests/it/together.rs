@@ -5,8 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Kind, json, sha256_file};
-use moe_math::Compute;
-use moe_pipeline::{ByteSize, Conversion, ConvertOptions, Quiet, Recipe, StepKind, convert, is_finished};
+use moe_pipeline::{Conversion, Quiet, Recipe, StepKind, convert, is_finished};
 
 use crate::common::{golden, run};
 

@@ -7,7 +7,7 @@ use moe_forward::{Batch, Silent, logit_difference};
 use moe_math::Compute;
 use moe_model::{Ffn, Kind, Model};
 use moe_passes::{Identity, Pass, Plan, Sources, UpcycleOptions};
-use moe_pipeline::{ByteSize, ConvertOptions, Quiet, convert};
+use moe_pipeline::{ConvertOptions, Quiet, convert};
 
 use crate::common::{golden, run};
 

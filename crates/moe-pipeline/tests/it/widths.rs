@@ -1,14 +1,13 @@
 //! Mixed precision from checkpoint to checkpoint: within the target, the best of what was measured, and written as it is read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moe_checkpoint::Error;
 use moe_checkpoint::quantization::Scheme;
-use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::QuantizeOptions;
 use moe_passes::quantize::LayerWidths;
-use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
+use moe_pipeline::{Quiet, Receipt, convert, verify};
 
 use crate::common::{golden, run_again};
 
