@@ -99,7 +99,7 @@ fn options_of_eval() {
         ("eval golden/models/dense --data ids.jsonl --max-kl 0.1", 2, &["gate", "--against"]),
         ("eval golden/models/dense --data ids.jsonl --max-loss-increase 0.1", 2, &["--against"]),
         ("eval golden/models/dense --data ids.jsonl --min-agreement 0.9", 2, &["--against"]),
-        ("eval golden/models/dense --data ids.jsonl --sequence-length 1", 2, &["sequence length"]),
+        ("eval golden/models/dense --data ids.jsonl --sequence-length 1", 2, &["--sequence-length 1", "at least 2"]),
         (
             "eval golden/models/dense --data ids.jsonl --against golden/families/llama/base/model",
             1,
@@ -503,7 +503,7 @@ fn distilling() {
         ("distill {} -o d", 2, vec!["--data"]),
         ("distill golden/models/dense -o d --data some.jsonl", 2, vec!["no mixture of experts", "upcycle"]),
         ("distill {} -o d --data some.jsonl --width 3073", 2, vec!["3073", "3072"]),
-        ("distill {} -o d --data some.jsonl --width 0", 2, vec!["--width 0", "1 or more"]),
+        ("distill {} -o d --data some.jsonl --width 0", 2, vec!["--width 0", "at least 1"]),
         ("distill {} -o d --data some.jsonl --init mean --width 127", 2, vec!["127", "128"]),
         ("distill {} -o d --data some.jsonl --init mean --score cp", 2, vec!["--score", "--init"]),
         ("distill {} -o d --data some.jsonl --score cp", 2, vec!["--score", "--select experts"]),

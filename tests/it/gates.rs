@@ -59,7 +59,7 @@ fn recipes_are_refused_before_their_first_step() {
         refused(recipe(&format!("{gate} = {limit}"), original), &["line 12", "step 2 (eval)", gate, range]);
         refused(recipe(&format!("domain = [\"t:{gate}={limit}\"]"), original), &["step 2 (eval)", gate, range]);
     }
-    refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "--against"]);
+    refused(recipe("max-kl = 1", ""), &["step 2 (eval)", "`against`"]);
     refused(recipe("domain = [\"u:max-kl=1\"]", original), &["step 2 (eval)", "labels are t"]);
     let golden = "golden = \"golden/models/dense.eval.json\"";
     refused(recipe(golden, original), &["step 2 (eval)", "a label \"english\""]);

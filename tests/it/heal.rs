@@ -174,7 +174,7 @@ fn what_cannot_work_is_refused() {
         (format!("heal {moe} -o x {text} --capacity-factor 0"), 2, &["--capacity-factor"]),
         (format!("heal {moe} -o x {text} --from-weight 0.5"), 2, &["--from ORIGINAL"]),
         (format!("heal {moe} -o x {text} --from {moe} --from-weight 2"), 2, &["--from-weight"]),
-        (format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"), 2, &["at least one"]),
+        (format!("heal {moe} -o x {text} --from {moe} --teacher top-k --teacher-tokens 0"), 2, &["at least 1"]),
         (format!("heal {moe} -o x {text} --from golden/families/qwen3_moe/base/model"), 1, &["tokens", "tokenizer"]),
         (format!("heal {moe} -o x --data a=golden/text/english.calibration.txt@0.5"), 2, &["@WEIGHT"]),
         (format!("heal {moe} -o x --data nowhere.txt"), 1, &["nowhere.txt"]),

@@ -366,10 +366,10 @@ fn what_is_missing_is_said_before_any_step() {
     let step =
         |run: &str| format!("\n[[step]]\nrun = \"{run}\"\nmodel = \"${{out}}/moe\"\noutput = \"${{out}}/{run}\"\n");
     for (run, key) in [
-        ("upcycle", "experts = 4\ntop-k = 2\nprompts = \"none.txt\""),
+        ("upcycle", "experts = 4\ntop-k = 2\nrouter = \"prompts\"\nprompts = \"none.txt\""),
         ("prune", "keep = 0.5\ndata = [\"none.txt\"]"),
-        ("merge", "keep = 0.5\nheld-out = [\"x=none.txt\"]"),
-        ("quantize", "pool = [\"none.txt\"]"),
+        ("merge", "keep = 0.5\ndata = [\"golden/text/english.calibration.txt\"]\nheld-out = [\"x=none.txt\"]"),
+        ("quantize", "data = [\"golden/text/english.calibration.txt\"]\npool = [\"none.txt\"]"),
         ("distill", "data = [\"none.txt\"]"),
         ("heal", "data = [\"none.txt\"]"),
     ] {
@@ -537,7 +537,7 @@ fn dry_runs_check_every_combination() {
     assert!(before == sandbox.contents());
     let negative = MATRIX.replace("std = 0.03", "std = -1.0");
     sandbox.write("recipe.toml", negative);
-    sandbox.run("run recipe.toml --dry-run").exits(2).says(&["step 8 (upcycle; noise much, seed 0)", "noise-std"]);
+    sandbox.run("run recipe.toml --dry-run").exits(2).says(&["step 2.1 (upcycle; noise much, seed 0)", "noise-std"]);
 }
 
 #[test]

@@ -140,7 +140,13 @@ fn too_little_text_says_what_became_of_it() {
     let problem = sandbox.refuses(
         line,
         2,
-        &["896 tokens are too few", "128 more are held out", "3300 tokens of 100 documents", "2176", "100 stood alone"],
+        &[
+            "896 tokens are too few",
+            "128 more are held out",
+            "3300 tokens of 100 documents",
+            "2176",
+            "100 alone at the end",
+        ],
     );
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }

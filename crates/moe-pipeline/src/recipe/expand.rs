@@ -56,20 +56,22 @@ impl Expansion<'_> {
         }
     }
 
-    /// `table`, which runs `name`, with the defaults instead of what the step itself says, and the keys of these: what a step overrides must
-    /// be right as well. Values with variables are left out, which may not be there for this step.
-    fn with_defaults_first(&self, name: &str, table: &Table) -> (Table, Vec<String>) {
-        let mut idle = table.clone();
+    /// The keys of `table`, which runs `name`, that override a default. Values with variables are left out, which may not be there
+    /// for this step.
+    fn overridden(&self, name: &str, table: &Table) -> Vec<String> {
         let defaults = self.defaults.get(name).into_iter().flatten();
         let overridden = defaults.filter(|(key, value)| table.contains_key(*key) && !value.to_string().contains("${"));
-        let overridden: Vec<String> = overridden
-            .map(|(key, value)| {
-                idle.insert(key.clone(), value.clone());
-                key.clone()
-            })
-            .collect();
-        self.fill_in(name, &mut idle, &[]);
-        (idle, overridden)
+        overridden.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Refuses defaults that `step`, which runs `name` and is right by itself, overrides: they must be right as well.
+    fn check_overridden(&mut self, name: &str, mut step: Table, overridden: &[String]) -> Result<()> {
+        let defaults = self.defaults.get(name).into_iter().flatten();
+        step.extend(
+            defaults.map(|(key, value)| (key.clone(), value.clone())).filter(|(key, _)| overridden.contains(key)),
+        );
+        let checked = self.replace(&mut step).and_then(|()| check_idle(step, overridden));
+        checked.map_err(|error| self.wrong_default(name, error))
     }
 
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
@@ -80,7 +82,7 @@ impl Expansion<'_> {
         let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
         named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
-        let (mut idle, overridden) = self.with_defaults_first(&name, &table);
+        let overridden = self.overridden(&name, &table);
         self.fill_in(&name, &mut table, &[]);
         for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) {
@@ -89,16 +91,18 @@ impl Expansion<'_> {
         }
         let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
         runs.push(name.clone());
-        let idle = self.replace(&mut idle).and_then(|()| check_idle(idle, &overridden));
-        idle.map_err(|error| self.wrong_default(&name, error))?;
-        let step = self.replace(&mut table).and_then(|()| parse_step(table));
         if self.steps.len() == MAX_STEPS {
             let what = format!("its blocks make more than {MAX_STEPS} steps");
             return Err(usage(what, "give blocks fewer choices, or make several recipes"));
         }
+        let written = (!overridden.is_empty()).then(|| table.clone());
+        let step = self.replace(&mut table).and_then(|()| parse_step(table));
         let chosen = self.chosen.join(", ");
-        let shown = if chosen.is_empty() { name } else { format!("{name}; {chosen}") };
+        let shown = if chosen.is_empty() { name.clone() } else { format!("{name}; {chosen}") };
         let step = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
+        if let Some(written) = written {
+            self.check_overridden(&name, written, &overridden)?;
+        }
         self.steps.push(Step { chosen, ..step });
         Ok(())
     }
@@ -218,9 +222,6 @@ impl Expansion<'_> {
 /// Refuses values of the keys `overridden` in a step that has them from defaults, where each by itself is wrong. That they don't go together
 /// with what the step says is nothing: they aren't used there.
 fn check_idle(idle: Table, overridden: &[String]) -> Result<()> {
-    if overridden.is_empty() {
-        return Ok(());
-    }
     match parse_step(idle) {
         Err(error) if overridden.iter().any(|key| is_of_value(error.what(), key)) => Err(error),
         _ => Ok(()),

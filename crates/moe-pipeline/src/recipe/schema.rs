@@ -1,6 +1,8 @@
 //! The JSON Schema of recipes, for editors: made of the options that commands have on the command line.
 
 use std::any::TypeId;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Args};
@@ -76,15 +78,22 @@ pub fn recipe_schema() -> Value {
     })
 }
 
-/// The keys of a step that runs `command`.
-pub(super) fn keys_of_step(command: &str) -> Vec<String> {
-    let keys = commands().into_iter().find(|(name, _)| *name == command);
-    std::iter::once("run".to_owned()).chain(keys.into_iter().flat_map(|(_, keys)| keys).map(|(key, _)| key)).collect()
+/// The keys of a step that runs `command`; none if no step can.
+pub(super) fn keys_of_step(command: &str) -> Option<&'static [String]> {
+    // Asked for each of thousands of steps.
+    static KEYS: LazyLock<BTreeMap<&'static str, Vec<String>>> = LazyLock::new(|| {
+        let with_run = |keys: Map<String, Value>| {
+            ["run".to_owned()].into_iter().chain(keys.into_iter().map(|(key, _)| key)).collect()
+        };
+        commands().into_iter().map(|(name, keys)| (name, with_run(keys))).collect()
+    });
+    KEYS.get(command).map(Vec::as_slice)
 }
 
 /// The keys of a pass `name` within a step.
 pub(super) fn keys_of_pass(name: &str) -> Vec<String> {
-    keys_of_step(name).into_iter().filter(|key| !OF_STEPS.contains(&key.as_str())).collect()
+    let keys = keys_of_step(name).unwrap_or_default().iter();
+    keys.filter(|key| !OF_STEPS.contains(&key.as_str())).cloned().collect()
 }
 
 /// Every command with its keys.

@@ -44,7 +44,7 @@ fn defaults_fill_in_what_a_step_leaves_out() {
 
 #[test]
 fn merging_is_a_step() {
-    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4";
+    let text = "[[step]]\nrun = \"merge\"\nmodel = \"moe\"\noutput = \"x\"\nexperts = 12\nmethod = \"hc-smoe\"\nsample-every = 4\ndata = [\"t\"]";
     let options = options(&Recipe::parse(text, &[], "x").unwrap().steps[0]);
     assert_eq!((&options["sample-every"], &options["experts"]), (&4.into(), &12.into()));
     assert!(message(&format!("{text}\ncap = 3"), &[]).contains("step 1 (merge): unknown field `cap`"));
@@ -234,7 +234,7 @@ fn mistyped_keys_and_tables_are_what_is_named() {
     let passes = "[[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\n";
     for (text, parts) in [
         (step.replace("model", "modle"), ["line 3, step 1 (upcycle): unknown field `modle`", "did you mean model?"]),
-        (step.replace("experts", "expert"), ["line 5, step 1 (upcycle): unknown field `expert`", "mean experts?"]),
+        (step.replace("experts", "expertss"), ["line 5, step 1 (upcycle): unknown field `expertss`", "mean experts?"]),
         (
             format!("[defaults.upcycl]\nmodel = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
             ["[defaults.upcycl]: no step runs \"upcycl\"", "did you mean upcycle?"],
@@ -243,7 +243,7 @@ fn mistyped_keys_and_tables_are_what_is_named() {
             format!("[defaults.upcycle]\nmodle = \"m\"\n{}", step.replace("model = \"m\"\n", "")),
             ["line 2, [defaults.upcycle]: unknown field `modle`", "did you mean model?"],
         ),
-        (format!("{prune}keeep = 1"), ["unknown field `keeep`", "keep, keep-mass, label, "]),
+        (format!("{prune}keeep = 1"), ["unknown field `keeep`", "keep, keep-mass, "]),
         (format!("{passes}keep = 0.5\nmodel = \"x\""), ["pass 1: unknown field `model`", "expected one of run, "]),
         (String::new(), ["the recipe has no step", "add a [[step]]"]),
     ] {
