@@ -13,7 +13,7 @@ use moe_passes::{CalibrationOptions, LayerStatistics, PruneOptions};
 use moe_pipeline::{ConvertOptions, ObserveOptions, Quiet, StatisticsFile, convert, observe};
 use serde_json::Value;
 
-use crate::common::{golden, run, run_again};
+use crate::common::{golden, run_again};
 
 fn read_json(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(golden(path)).unwrap()).unwrap()
@@ -219,7 +219,7 @@ fn a_scratch_file_changes_nothing() {
     let options = text.with_data("experts = 12\nmethod = \"frequency\"");
     let bytes = |budget: Option<&str>| {
         let output = text.path("out");
-        let run = ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run() };
+        let run = ConvertOptions { memory_budget: budget.map(|b| b.parse().unwrap()), ..run_again() };
         convert(&[&options], &moe(), &output, &run, &Quiet).unwrap();
         std::fs::read(output.join("model.safetensors")).unwrap()
     };

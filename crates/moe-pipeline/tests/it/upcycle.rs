@@ -157,6 +157,6 @@ fn impossible_requests_are_refused_before_anything_is_read() {
     assert!(refusal("experts = 4\ntop-k = 2\ntarget = 'gpt2'", &dense).contains("remedy: give --target mixtral"));
     assert!(refusal("experts = 4\ntop-k = 2\ntarget = 'qwen3_moe'", &dense).contains("remedy: give --target mixtral"));
     assert!(refusal("experts = 4\ntop-k = 2\nnorm-topk-prob = false", &dense).contains("fixes norm_topk_prob"));
-    assert!(refusal("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", &dense).contains("between 0 and 1"));
+    assert!(refusal("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", &dense).contains("from 0 to 1"));
     assert!(refusal("experts = 4\ntop-k = 2", &moe).contains("is an MoE already"));
 }
