@@ -110,7 +110,7 @@ impl LoadedGrouped {
         let sequences = spans.iter().map(|span| {
             let of = |x: &Tensor| x.narrow(0, span.start, span.len())?.transpose(0, 1);
             let (q, k) = (rotary.apply(&of(&q)?)?, rotary.apply(&of(&k)?)?);
-            scores.attend(&q, &k, &of(&v)?.contiguous()?)
+            scores.attend(q, &k, &of(&v)?.contiguous()?)
         });
         let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
         seen(3, &attended);
@@ -129,23 +129,30 @@ pub(crate) struct Scores {
 impl Scores {
     /// One sequence: `q` is `[heads, tokens, width]`, `k` `[kv_heads, tokens, width]` and `v` `[kv_heads, tokens, value]`;
     /// gives `[tokens, heads · value]`.
-    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
+    pub fn attend(&self, q: Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
         let window = self.window;
         let (heads, tokens, width) = q.dims3()?;
         let (kv_heads, _, value) = v.dims3()?;
         let groups = heads / kv_heads;
-        let q = (q.reshape((kv_heads, groups, tokens, width))? * self.scale)?;
+        let scaled = (q.reshape((kv_heads, groups, tokens, width))? * self.scale)?;
+        drop(q);
         let blocks = (0..tokens).step_by(QUERY_BLOCK).map(|first| {
             let end = (first + QUERY_BLOCK).min(tokens);
             let queries = end - first;
             // The first query's window says which keys no query of the block can see.
             let start = window.map_or(0, |w| (first + 1).saturating_sub(w));
             let keys = end - start;
-            let q = q.narrow(2, first, queries)?.contiguous()?.reshape((kv_heads, groups * queries, width))?;
+            let q = scaled.narrow(2, first, queries)?.contiguous()?.reshape((kv_heads, groups * queries, width))?;
             let (k, v) = (k.narrow(1, start, keys)?, v.narrow(1, start, keys)?);
-            let scores = q.matmul(&k.transpose(1, 2)?)?.reshape((kv_heads, groups, queries, keys))?;
-            let scores = scores.to_dtype(DType::F32)?.broadcast_add(&mask(first..end, start..end, window, &q)?)?;
-            let weights = ops::softmax(&scores)?.to_dtype(v.dtype())?;
+            // In long sequences scores are most of what is held: each form of them goes before the next but one comes.
+            let scores = q
+                .matmul(&k.transpose(1, 2)?)?
+                .reshape((kv_heads, groups, queries, keys))?
+                .to_dtype(DType::F32)?
+                .broadcast_add(&mask(first..end, start..end, window, &q)?)?;
+            let weights = ops::softmax(&scores)?;
+            drop(scores);
+            let weights = weights.to_dtype(v.dtype())?;
             let out = weights.reshape((kv_heads, groups * queries, keys))?.matmul(&v.contiguous()?)?;
             out.reshape((heads, queries, value))?.transpose(0, 1)?.reshape((queries, heads * value))
         });

@@ -69,7 +69,7 @@ impl LoadedLatent {
             let k_rope = rotary.apply(&part(&k_rope, 0, self.rope)?)?.broadcast_as(q_rope.shape())?.contiguous()?;
             let q = Tensor::cat(&[&part(&q, 0, self.nope)?, &q_rope], D::Minus1)?;
             let k = Tensor::cat(&[&part(&kv, 0, self.nope)?, &k_rope], D::Minus1)?;
-            self.scores.attend(&q, &k, &part(&kv, self.nope, self.value)?)
+            self.scores.attend(q, &k, &part(&kv, self.nope, self.value)?)
         });
         let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
         seen(kv_b + 1, &attended);

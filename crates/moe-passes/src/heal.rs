@@ -241,7 +241,7 @@ impl Pass for HealOptions {
             warnings.push(format!("{what}, and {rate} is more than weights are large: 1e-4 is usual"));
         }
         let effects = vec![Effect::new("train", kept, why)];
-        Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1 })
+        Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
     }
 
     fn training(&self) -> Option<Training> {

@@ -204,9 +204,26 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
     let widths: usize = attention.linears().iter().map(|linear| linear.weight.shape()[0]).sum();
     let widened = attention.linears().iter().map(|linear| linear.weight.elements()).max().unwrap_or(0);
     let widened = if tokens > FEW_ROWS { widened } else { 0 };
-    let scores = 2 * model.heads * QUERY_BLOCK.min(longest) * longest;
-    // Queries, keys and values as they come and turned; states normalised and given.
-    4 * (tokens * (2 * widths + model.hidden) + scores + widened) as u64
+    let attended = attention.linears().last().map_or(0, |output| output.weight.shape()[1]);
+    // Raw and masked, or masked and as weights; products in a narrow dtype besides.
+    let keys = window(attention).map_or(longest, |window| longest.min(window + QUERY_BLOCK));
+    let scores = 5 * model.heads * QUERY_BLOCK.min(longest) * keys / 2;
+    // Queries, keys and values as they come and turned; what is attended to in parts and put together; states normalised and given.
+    4 * (tokens * (2 * (widths + attended) + model.hidden) + scores + widened) as u64
+}
+
+fn window(attention: &Attention) -> Option<usize> {
+    match attention {
+        Attention::Grouped(grouped) => grouped.window,
+        Attention::Latent(_) => None,
+    }
+}
+
+/// Keys that a query is scored with in the mean of a sequence of `length`.
+pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
+    // Those before it, and of its block those behind it.
+    let before = (length + QUERY_BLOCK.min(length)).div_ceil(2);
+    window(attention).map_or(before, |window| before.min(window + QUERY_BLOCK))
 }
 
 /// Buffers of a network that runs on `tokens` tokens at a time, whose outputs are those of `all`.
@@ -247,7 +264,7 @@ fn largest_expert(moe: &Moe, compute: &Compute) -> u64 {
     moe.experts.iter().chain(shared).map(|expert| expert_bytes(expert, compute)).max().unwrap_or(0)
 }
 
-fn attention_bytes(layer: &Layer, compute: &Compute) -> u64 {
+pub(crate) fn attention_bytes(layer: &Layer, compute: &Compute) -> u64 {
     stored(layer.attention.linears().into_iter().map(|linear| &linear.weight), compute)
 }
 
@@ -258,6 +275,23 @@ pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
             Ffn::Dense(network) => expert_bytes(network, compute),
             Ffn::Moe(moe) => mixture_bytes(moe, compute),
         }
+}
+
+/// Of these, those of weights that are stored in a file as they are: the source's.
+fn taken_over_bytes(layer: &Layer, compute: &Compute) -> u64 {
+    let experts: Vec<&Expert> = match &layer.ffn {
+        Ffn::Dense(network) => vec![network],
+        Ffn::Moe(moe) => moe.experts.iter().chain(moe.shared.as_ref().map(|shared| &shared.expert)).collect(),
+    };
+    let mut bytes = attention_bytes(layer, compute);
+    for (index, expert) in experts.iter().enumerate() {
+        // Experts that are made of the same bytes are loaded once.
+        if index == 0 || !expert.same_source(experts[index - 1]) {
+            let weights = expert.linears().into_iter().map(|linear| &linear.weight);
+            bytes += stored(weights.filter(|weight| weight.stored().is_some()), compute);
+        }
+    }
+    bytes
 }
 
 fn head_bytes(model: &Model, rows: usize, compute: &Compute) -> u64 {
@@ -314,11 +348,9 @@ pub(crate) fn writing(
     }
     let text = Text { tokens: probe_tokens, longest: probe_tokens, storage: Storage::default() };
     let of = |model: &Model| text.sweep(model, Watched::default(), compute);
-    // Both run in step, and what the result is made of is kept of the source; an expert that is made is made as it is run.
-    let shared = result.layers.iter().map(|layer| layer_bytes(layer, compute)).max().unwrap_or(0);
-    let sweeps = of(source).max(of(result))
-        + made
-        + shared.min(source.layers.iter().map(|l| layer_bytes(l, compute)).max().unwrap_or(0));
+    // Both run in step, and what the result takes over is kept of the source; an expert that is made is made as it is run.
+    let shared = result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
+    let sweeps = of(source).max(of(result)) + made + shared;
     let logits = (probe_tokens * source.vocab) as u64;
     let head = head_bytes(source, probe_tokens, compute) + logits * (2 * 4 + 3 * 8);
     writing + sweeps.max(head)

@@ -78,7 +78,15 @@ impl Pass for DistillOptions {
         }
         let warnings = filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
         let warnings = warnings.chain(model.caveats().map(str::to_owned)).collect();
-        Ok(Plan { effects: effects(source, width, &layers), model, layers, warnings, surveys: Vec::new(), group: 1 })
+        Ok(Plan {
+            effects: effects(source, width, &layers),
+            model,
+            layers,
+            warnings,
+            surveys: Vec::new(),
+            group: 1,
+            working_bytes: 0,
+        })
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {

@@ -197,4 +197,6 @@ pub struct Plan {
     pub surveys: Vec<Survey>,
     /// Experts that are chosen together, as the shards of one network; 1 if each stands alone.
     pub group: usize,
+    /// What is held while it is found out how a layer's weights are made, beside these.
+    pub working_bytes: u64,
 }

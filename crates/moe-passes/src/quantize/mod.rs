@@ -112,7 +112,7 @@ impl Pass for QuantizeOptions {
         if self.clips_two_bits() {
             warnings.push(CLIPPED.to_owned());
         }
-        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 })
+        Ok(Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {

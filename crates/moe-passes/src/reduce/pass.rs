@@ -27,7 +27,7 @@ impl ReduceOptions {
         let mut effects = vec![Effect::new("experts", kept, why)];
         effects.extend(with_mtp(&mut model, self.mtp, decided, &mut layers));
         let warnings = model.caveats().map(str::to_owned).collect();
-        Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1 }
+        Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1, working_bytes: 0 }
     }
 
     /// A random choice of as many experts, where one is wanted and any go.

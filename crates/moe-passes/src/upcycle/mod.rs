@@ -103,8 +103,9 @@ impl Pass for UpcycleOptions {
         if self.experts > 1 && routers_are_idle(&model, same_source)? {
             warnings.push(ALIKE.to_owned());
         }
+        let working_bytes = partitions.working_bytes();
         let surveys = partitions.surveys(&mut routers).into_iter().chain(routers.surveys()).collect();
-        Ok(Plan { model, effects, layers, warnings, surveys, group: self.granularity })
+        Ok(Plan { model, effects, layers, warnings, surveys, group: self.granularity, working_bytes })
     }
 }
 

@@ -121,6 +121,14 @@ impl<'a> Partitions<'a> {
         }
     }
 
+    /// What finding the partition of a layer holds while weights are written.
+    pub fn working_bytes(&self) -> u64 {
+        let by_weights = self.layers.values().filter(|sets| sets.plan.by == PartitionBy::Weights);
+        let rows = by_weights.map(|sets| 2 * 4 * sets.network.gate.weight.elements() as u64).max().unwrap_or(0);
+        // Rows of gate and up together, those that are dealt out, and two copies within k-means.
+        4 * rows
+    }
+
     /// The sweep that finds them, if one does; it fills in the cells of `routers` where these go by activation too.
     pub fn surveys(self, routers: &mut Routers<'_>) -> Option<Survey> {
         let options = self.options;

@@ -314,7 +314,8 @@ impl<'p> Prepared<'p> {
             largest = largest.max(memory::evaluation(result, Some(source), &Text::of(corpus, storage), compute));
         }
         let tensors = &self.declaration().tensors;
-        Ok(largest.max(memory::writing(source, result, tensors, options.probe_tokens, compute)))
+        let working = self.applied.iter().map(|applied| applied.plan.working_bytes).max().unwrap_or(0);
+        Ok(largest.max(working + memory::writing(source, result, tensors, options.probe_tokens, compute)))
     }
 }
 

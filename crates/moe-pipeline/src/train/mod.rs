@@ -93,7 +93,9 @@ impl TrainingTask {
             }
             None => 0,
         };
-        Ok(Need::of(model, &self.training, teacher, measured, compute))
+        let sequences = self.text.domains.iter().flat_map(|domain| &domain.sequences);
+        let longest = sequences.map(Vec::len).max().unwrap_or(1);
+        Ok(Need::of(model, &self.training, longest, teacher, measured, compute))
     }
 
     /// What was read of its text.

@@ -53,10 +53,16 @@ pub(crate) struct Need {
 }
 
 impl Need {
-    /// Of training `model` so, with a `teacher`, measured on text that takes `measured` bytes to evaluate.
-    pub fn of(model: &Model, training: &Training, teacher: Option<&Model>, measured: u64, compute: &Compute) -> Self {
+    /// Of training `model` so on sequences of `length` at most, with a `teacher`, measured on text that takes `measured` bytes to evaluate.
+    pub fn of(
+        model: &Model,
+        training: &Training,
+        length: usize,
+        teacher: Option<&Model>,
+        measured: u64,
+        compute: &Compute,
+    ) -> Self {
         let elements = Parameters::elements(model, &training.parts) as u64;
-        let length = training.text.sequence_length;
         let tokens = training.options.batch_tokens.max(length);
         let embeddings = Parameters::elements(model, &[moe_forward::train::Part::Embeddings]) as u64;
         let trains_head = training.parts.contains(&moe_forward::train::Part::Embeddings);
@@ -71,7 +77,9 @@ impl Need {
             layer: model
                 .layers
                 .iter()
-                .map(|layer| graph_bytes(model, layer, tokens, length, compute))
+                .map(|layer| {
+                    graph_bytes(model, layer, tokens, length) + untrained_bytes(layer, &training.parts, compute)
+                })
                 .max()
                 .unwrap_or(0),
             layers: model.layers.len() as u64,
@@ -89,8 +97,9 @@ impl Need {
     /// All of it, with the graphs of all layers or of one.
     pub fn bytes(&self, keep_graphs: bool) -> u64 {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
-        // A layer's gradients take about as much as its graph.
-        let back = self.gradients + kept.max(self.layer) + self.layer;
+        // A layer's gradients take about as much as its graph. Those of weights come with each layer, whose graph goes.
+        let first = kept.max(self.layer) + self.layer + self.gradients / self.layers.max(1);
+        let back = first.max(2 * self.layer + self.gradients);
         self.trained + self.states + (kept + self.head).max(back).max(self.beside)
     }
 
@@ -132,8 +141,17 @@ fn head_bytes(model: &Model, tokens: usize, copies: usize) -> u64 {
     model.head_weight().bytes() + (4 * (2 * model.vocab * model.hidden + copies * rows * model.vocab)) as u64
 }
 
-/// A layer's graph for `tokens` tokens in sequences of `length`, with its weights.
-fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize, compute: &Compute) -> u64 {
+/// Weights of a layer that aren't trained.
+fn untrained_bytes(layer: &Layer, parts: &[Part], compute: &Compute) -> u64 {
+    let attention = memory::attention_bytes(layer, compute);
+    let networks = memory::layer_bytes(layer, compute) - attention;
+    let of = |part: Part, bytes| if parts.contains(&part) { 0 } else { bytes };
+    let network = if matches!(layer.ffn, Ffn::Dense(_)) { Part::Dense } else { Part::Experts };
+    of(Part::Attention, attention) + of(network, networks)
+}
+
+/// A layer's graph for `tokens` tokens in sequences of `length`.
+fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize) -> u64 {
     let width = match &layer.ffn {
         Ffn::Dense(expert) => expert.width(),
         Ffn::Moe(moe) => {
@@ -141,6 +159,9 @@ fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize, compu
             width * moe.router.top_k + moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
         }
     };
-    let of_token = STATES * model.hidden + 7 * width + 2 * model.heads * length;
-    4 * (tokens * of_token) as u64 + memory::layer_bytes(layer, compute)
+    // Scores raw, masked, and as weights.
+    let scores = 3 * model.heads * memory::mean_keys(&layer.attention, length);
+    // Gate, that activated, up, and their product.
+    let of_token = STATES * model.hidden + 4 * width + scores;
+    4 * (tokens * of_token) as u64
 }
