@@ -13,6 +13,9 @@ const MAX_FORMATS: usize = 100;
 pub struct Clock(Option<NaiveDateTime>);
 
 impl Clock {
+    /// The system's.
+    pub const SYSTEM: Self = Self(None);
+
     /// A clock that stands at so many seconds after the beginning of 1970; None where there is no such date.
     pub fn at(seconds: i64) -> Option<Self> {
         DateTime::from_timestamp(seconds, 0).map(|time| Self(Some(time.naive_utc())))
