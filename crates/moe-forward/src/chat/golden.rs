@@ -151,16 +151,16 @@ fn a_template_without_end_is_stopped() {
 /// Work that few steps do, on much text: whatever it is, the limits end it.
 #[test]
 fn work_is_charged_and_timed_whatever_its_steps_are() {
-    let limits = Limits { time: Duration::from_secs(1), ..Limits::USUAL };
+    let limits = Limits { time: Duration::from_millis(300), ..Limits::USUAL };
     let long =
-        "{% set s = 'ab' * 20000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
+        "{% set s = 'ab' * 5000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
     let many = |body: &str| format!("{long}{{% for a in l %}}{{% for b in l %}}{body}{{% endfor %}}{{% endfor %}}");
     let templates = [
         many("{% if 'c' in s %}x{% endif %}"),
         many("{% set x = s.replace('a', 'b') %}"),
         many("{% set x = words | sort(reverse=true) %}"),
         many("{% set x = words | join(',') %}"),
-        many("{% set x = s[19999999:] %}"),
+        many("{% set x = s[4999999:] %}"),
         many("{% set x = s.count('ba') ~ s.find('c') %}"),
         many("{% set x = [s] * 90 == [s ~ ''] * 90 %}"),
         many("{% set x = s | e | urlencode | length %}"),
@@ -172,7 +172,7 @@ fn work_is_charged_and_timed_whatever_its_steps_are() {
         let start = Instant::now();
         let error = parsed.render(Vec::new(), now(), limits, Path::new("t.jinja")).unwrap_err().to_string();
         let took = start.elapsed();
-        let is_expected = ["fuel", "more than 1 s", "512 MiB"].iter().any(|part| error.contains(part));
+        let is_expected = ["fuel", "more than 0.3 s", "512 MiB"].iter().any(|part| error.contains(part));
         assert!(is_expected, "{}: {error}", &template[long.len()..]);
         assert!(took < limits.time * 11 / 10 + Duration::from_millis(500), "{}: {took:?}", &template[long.len()..]);
     }
