@@ -28,8 +28,31 @@ fn json_is_text_whatever_a_path_is_called() {
     }
     let text = ["--data", "golden/text/english.heldout.txt", "--max-tokens", "64"].map(OsStr::new);
     run(&[OsStr::new("eval"), output, text[0], text[1], text[2], text[3], json]);
+    let resume = OsStr::new("--resume");
+    run(&[upcycle, model, o, output, experts, four, k, two, json, resume]);
+    let pages = OsStr::from_bytes(b"pages\xff");
+    run(&[OsStr::new("man"), pages, json]);
     let again = ["--overwrite", "--dry-run"].map(OsStr::new);
     run(&[upcycle, model, o, output, experts, four, k, two, json, again[0], again[1]]);
+}
+
+/// A receipt has all options, whatever a file that they name is called: a result of others isn't finished.
+#[test]
+fn options_are_kept_beside_a_path_that_is_not_utf_8() {
+    let sandbox = Sandbox::new();
+    let data = "--data golden/text/english.calibration.txt --data-tokens 256";
+    sandbox
+        .shell(&format!("moe-convert observe golden/models/moe -o $'s\\xff' {data} --json | grep -q tokens"))
+        .succeeds();
+    sandbox.shell("moe-convert observe golden/models/moe -o two --add $'s\\xff' --json | grep -q two").succeeds();
+    let prune = |keep: &str| {
+        sandbox.shell(&format!("moe-convert prune golden/models/moe -o out --keep {keep} --stats $'s\\xff' --resume"))
+    };
+    prune("0.5").succeeds();
+    let options = sandbox.json("out/moe-convert.json")["options"].clone();
+    assert_eq!((&options["keep"], &options["stats"]), (&0.5.into(), &"s\u{fffd}".into()), "{options}");
+    assert!(prune("0.5").succeeds().stdout.contains("finished already"));
+    prune("0.75").exits(2).says(&["out", "other options"]);
 }
 
 /// A folder that has the name of a file of a result is its user's: it is in the way, and stays.
