@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use moe_checkpoint::{CONFIG_FILE, Result};
-use moe_forward::TokenizeOptions;
+use moe_forward::{Clock, TokenizeOptions};
 use moe_math::Compute;
 use moe_pipeline::{ByteSize, ConvertOptions};
 use serde_json::Value;
@@ -99,6 +99,7 @@ pub const TOKENIZED: TokenizeOptions = TokenizeOptions {
     pack: true,
     sample: Some(1),
     memory_bytes: None,
+    clock: Clock::SYSTEM,
 };
 
 /// How a pass is planned: on the CPU, with nothing measured.

@@ -52,9 +52,46 @@ CONTENTS = {
     "sharegpt-roles.jsonl": lines([{"conversations": MESSAGES}]),
     "boolean-mask.jsonl": lines([{"input_ids": [5, 6, 7, 8], "attention_mask": [True, True, True, False]}]),
     "number-mask.jsonl": lines([{"input_ids": [5, 6, 7, 8], "attention_mask": [0.0, 1.0, 1, 2]}]),
+    **{f"mixed{ending}": lines([RECORDS[0], {"messages": MESSAGES}, {"conversations": TURNS}, {"input_ids": [5, 6, 7]}, RECORDS[1]])
+       for ending in [".jsonl", ".md", ""]},
+    "tabs.jsonl": "\t" + lines(RECORDS).replace("\n", " \t\n \t") + "\t\n\n\n",
+    "line-separators.jsonl": "\n".join(json.dumps({"text": f"one\u2028two\u2029three\x85four {i}"}, ensure_ascii=False) for i in range(2)),
+    "escapes.jsonl": '{"text": "a\\/b \\u00e9\\ud83d\\ude00 \\u0000 \\b\\f\\n\\r\\t \\"q\\" \\\\ end"}',
+    "deep-elsewhere.jsonl": '{"meta": ' + "[" * 300 + "{}" + "]" * 300 + ', "text": "words and more words"}',
+    "long-numbers.jsonl": '{"a": 1e400, "b": [-0, -0.0, 1180591620717411303424], "text": "words and more words", "c": -Infinity}',
+    "parts.jsonl": lines([{"messages": [{"role": "user", "content": [{"type": "text", "text": "it's é"}, {"type": "image", "x": None, "y": [1.0, True]}]}]}]),
+    "tool-calls.jsonl": lines([{"tools": [{"type": "function", "function": {"name": "f"}}], "messages": [
+        {"role": "user", "content": "Hi there"}, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1e-5}}}]},
+        {"role": "tool", "content": "{\"b\": 2}", "name": "f"}]}]),
+    "no-tools.jsonl": lines([{"tools": None, "messages": MESSAGES}]),
+    "more-keys.jsonl": lines([{"id": 7, "messages": [{**message, "name": "x", "weight": 0.5, "train": None} for message in MESSAGES], "split": "a"}]),
+    "odd-roles.jsonl": lines([{"messages": [{"role": "developer", "content": "D"}, {"role": "a b", "content": 5}, {"role": "user", "content": [1.5, None, "x"]},
+                                            {"role": "assistant", "content": True}, {"role": "tool", "content": {"k": "v"}}]}]),
+    "same-message-key-again.jsonl": '{"messages": [{"role": "user", "content": "first words", "content": "second words"}]}',
+    "ids.jsonl": lines([{"input_ids": [5, 6, 7, 8]}, {"input_ids": [9, 10], "attention_mask": [1, 1], "labels": [-100, 10]}]),
+    "mask-between.jsonl": lines([{"attention_mask": [0, 1, 0, 1, 1, 0], "input_ids": [5, 6, 7, 8, 9, 10]}]),
+    "both-ids-and-text.jsonl": lines([{"input_ids": [5, 6, 7, 8], "attention_mask": [1, 1, 1, 1], "text": None}]),
+    "two-members.jsonl.gz": lines(RECORDS) + "\n",
+    "array-with-mark.json": "\ufeff" + json.dumps(RECORDS),
+    "array-of-conversations.json": " \n\t" + json.dumps([{"messages": MESSAGES}, {"conversations": TURNS}], indent=1) + "\n\n",
+    "array-crlf.json": json.dumps(RECORDS, indent=2).replace("\n", "\r\n"),
+    "array-of-one.json": json.dumps(RECORDS[:1]),
+    "array-with-brackets.json": json.dumps([{"text": 'a ] [ } { , "quoted" \\ and more'}, {"text": "[{]},"}, {"meta": [[1, {"a": [2]}]], "text": "words, words"}]),
+    "array.ndjson": json.dumps(RECORDS),
+    "crlf.txt": "some words here\r\nand there.\r\n\r\nMore\rof them.\n",
+    "references.txt": "[1] Some reference, in words.\n[2] Another one.\n",
+    "quoted.txt": '"A quoted line of words"\nand another.\n',
+    "number.txt": "42\n43 44\n",
+    "broken-record.txt": '{"text": "this line is cut\nand this is prose.\n',
+    "table.csv": "name,text\n\"a\",\"some words, here\"\n",
+    "notes.md": "# Title\n\n- [link](https://example.org)\n- {\"a\": 1} is JSON\n",
+    "two-marks.txt": "\ufeff\ufeffsome words here and there.",
     "zero-byte.txt": "some words\0 here and there. ",
     "braces.txt": '{"this": is prose,\n not JSON}\n{}',
 }
+
+
+PROSE = (".txt", ".csv", "notes.md")
 
 
 def text_of(name, content):
@@ -66,18 +103,19 @@ def records_of(text):
     text = text.strip()
     if text.startswith("["):
         return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def ids_of(tokenizer, record):
     if record.get("input_ids"):
-        return [token for token, seen in zip(record["input_ids"], record["attention_mask"]) if seen]
+        mask = record.get("attention_mask") or [1] * len(record["input_ids"])
+        return [token for token, seen in zip(record["input_ids"], mask) if seen]
     if record.get("text") is not None:
         return tokenizer(record["text"])["input_ids"]
     roles = {"human": "user", "gpt": "assistant"}
     turns = record.get("messages") or record["conversations"]
     messages = [turn if "role" in turn else {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
-    text = tokenizer.apply_chat_template(messages, chat_template=TEMPLATE, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, tools=record.get("tools"), chat_template=TEMPLATE, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -87,9 +125,12 @@ def main():
     expected = {}
     for name, content in CONTENTS.items():
         data = content.encode("utf-8")
-        (FILES / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+        # Two members, as gzip makes of files that are joined.
+        parts = [data[: len(data) // 2], data[len(data) // 2 :]] if name.startswith("two-members") else [data]
+        packed = b"".join(gzip.compress(part, mtime=0) for part in parts)
+        (FILES / name).write_bytes(packed if name.endswith(".gz") else data)
         text = text_of(name, content)
-        prose = name.removesuffix(".gz").endswith(".txt") and name != "lines.jsonl.txt"
+        prose = name.removesuffix(".gz").endswith(PROSE) and name != "lines.jsonl.txt"
         documents = [tokenizer(text)["input_ids"]] if prose else [ids_of(tokenizer, record) for record in records_of(text)]
         # A document of one token, or none, has nothing to predict.
         expected[name] = [ids for ids in documents if len(ids) > 1]

@@ -229,7 +229,7 @@ SPACES = [
 
 def constructs():
     cases = []
-    more = [t for name in ("more.txt", "models.txt") for t in (HERE / name).read_text().removesuffix("\n").split("\n---\n")]
+    more = [t for name in ("more.txt", "models.txt", "further.txt") for t in (HERE / name).read_text().removesuffix("\n").split("\n---\n")]
     for t in TEMPLATES + SPACES + more:
         try:
             text, why = _compile_jinja_template(t).render(**V), None

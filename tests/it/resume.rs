@@ -120,6 +120,28 @@ fn trainings_of_other_runs_are_refused() {
     assert!(!sandbox.path("a.training").exists());
 }
 
+/// What decides how far a step goes may change when a training goes on, and the log and the receipt say where it did.
+#[test]
+fn a_training_goes_on_at_another_rate() {
+    let sandbox = sandbox();
+    let line = |rate: &str| format!("{HEAL} -o a --steps 3 --learning-rate {rate}");
+    stopped(&sandbox, &line("1e-3"));
+    sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds().says(&["goes on after step 3"]);
+    let log = String::from_utf8(sandbox.read("a/training.jsonl")).unwrap();
+    let settings: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| !line["settings"].is_null())
+        .collect();
+    let rates: Vec<_> = settings.iter().map(|line| line["settings"]["learning_rate"].as_f64().unwrap()).collect();
+    assert_eq!(rates, [1e-3, 1e-4], "{log}");
+    let of_receipt = sandbox.json("a/moe-convert.json")["training"]["settings"].clone();
+    assert_eq!(of_receipt.as_array().map(Vec::len), Some(2), "{of_receipt}");
+    sandbox.run("verify a").succeeds();
+    // It is the result of these options now.
+    assert!(finished(&sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds()));
+}
+
 fn finished(outcome: &Outcome) -> bool {
     outcome.stdout.contains("finished already")
 }

@@ -1,5 +1,11 @@
 //! Signals that end a process by default, limits, and pipes that nobody reads: nothing is left behind, and it is said how to go on.
 
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use crate::common::{BINARY, Outcome, Sandbox, assert_none};
 
 /// Long enough to be stopped, also on a fast machine.
@@ -51,6 +57,72 @@ fn every_signal_that_ends_a_process_leaves_nothing() {
         }
     }
     assert_none(&problems);
+}
+
+/// The same while tensors are being written: the run is held in the middle of its file, so that no machine is too fast for it.
+#[test]
+fn what_is_half_written_goes_with_the_signal() {
+    let mut problems = Vec::new();
+    for (signal, number, name) in [("HUP", 1, "SIGHUP"), ("TERM", 15, "SIGTERM"), ("XCPU", 24, "SIGXCPU")] {
+        let sandbox = Sandbox::new();
+        let line = "upcycle golden/models/dense -o out --experts 64 --top-k 2 --noise-std 0.01 --probe-tokens 0";
+        let said = fs::File::create(sandbox.path("said")).unwrap();
+        let mut command = Command::new(BINARY);
+        command.args(line.split_whitespace()).current_dir(sandbox.path(".")).stdout(Stdio::null()).stderr(said);
+        let mut child = command.spawn().unwrap();
+        let send = |signal: &str| {
+            assert!(
+                Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success()
+            );
+        };
+        let is_writing = || half_written(&sandbox.path(".out.partial-moe-convert"));
+        let start = Instant::now();
+        while !is_writing() && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        send("STOP");
+        let was_writing = is_writing() && !sandbox.path("out").exists();
+        send(signal);
+        send("CONT");
+        let status = child.wait().unwrap();
+        let said = String::from_utf8(sandbox.read("said")).unwrap();
+        let left = sandbox.names(".");
+        let is_said = said.contains(&format!("stopped by {name}"));
+        if !was_writing || status.signal() != Some(number) && status.code() != Some(128 + number) || !is_said {
+            problems.push(format!("{signal}: was writing: {was_writing}, {status}, said {said}"));
+        }
+        if left != ["golden", "said"] {
+            problems.push(format!("{signal}: left {left:?}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// Whether a file of tensors lies in the folder `partial`, and isn't empty.
+fn half_written(partial: &Path) -> bool {
+    let files = fs::read_dir(partial).into_iter().flatten().flatten();
+    let is_begun = |file: &fs::DirEntry| {
+        let is_tensors = file.file_name().to_string_lossy().contains(".safetensors");
+        is_tensors && file.metadata().is_ok_and(|found| found.len() > 0)
+    };
+    files.into_iter().any(|file| is_begun(&file))
+}
+
+/// Where no thread can be started, it is said which limit does it. The superuser has no such limit, and takes another user's place.
+#[test]
+fn threads_that_cannot_be_started_are_an_error_with_a_remedy() {
+    let sandbox = Sandbox::new();
+    sandbox.shell("chmod -R a+rwX . && chmod a+rx .").succeeds();
+    for (line, complaint) in [("inspect golden/models/dense", "thread"), (UPCYCLE, "thread")] {
+        // What is started under the limit can't fork, so that bash becomes the program.
+        let limited = format!("ulimit -u 1; exec {BINARY} {line}");
+        let script = format!(
+            "if [ $(id -u) = 0 ]; then exec setpriv --reuid=54321 --clear-groups bash -c '{limited}'; fi; {limited}"
+        );
+        let outcome = sandbox.shell(&script).exits(1).says(&[complaint, "remedy: ", "ulimit -u"]);
+        assert!(!outcome.stderr.contains("panicked"), "{outcome}");
+    }
+    assert_eq!(sandbox.names("."), ["golden"]);
 }
 
 /// nohup ignores SIGHUP for what it runs, which then runs to its end.

@@ -97,6 +97,44 @@ fn what_is_not_text_is_refused_with_a_way_on() {
     sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
 }
 
+/// Whatever is wrong with a record, its line is named, and its file beside another one that is to blame.
+#[test]
+fn a_record_that_is_refused_is_named_with_its_line() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/dense", "model");
+    sandbox.write(
+        "model/chat_template.jinja",
+        "{% if messages[0].role != 'user' %}{{ raise_exception('no user') }}{% endif %}{{ messages[0].content }}",
+    );
+    let first = r#"{"messages": [{"role": "user", "content": "some words here"}]}"#;
+    let deep = format!("{{\"messages\": [{{\"content\": {}{}}}]}}", "[".repeat(200), "]".repeat(200));
+    let records: &[(&str, &[&str])] = &[
+        (r#"{"messages": []}"#, &["line 2: \"messages\" has no message"]),
+        (r#"{"messages": ["a"]}"#, &["line 2: a message is not an object"]),
+        (r#"{"messages": [[{"role": "user"}]]}"#, &["line 2: a message is not an object"]),
+        (r#"{"messages": "a"}"#, &["line 2: \"messages\" is not a list"]),
+        (r#"{"messages": [{"role": "user"}], "tools": "[]"}"#, &["line 2: \"tools\" is not a list of objects"]),
+        (r#"{"messages": [{"role": "system"}]}"#, &["line 2 of chat.jsonl", "no user", "model/chat_template.jinja"]),
+        (r#"{"messages": [{"role": "user", "content": 1}]} {}"#, &["line 2: trailing characters", "jq -c ."]),
+        (&deep, &["line 2: recursion limit", "at most 120 deep"]),
+        (r#"{"text": ["a"]}"#, &["line 2", "expected a string"]),
+        (r#"{"input_ids": [[1, 2]]}"#, &["line 2", "token id"]),
+        (r#"{"input_ids": [1, 2, 3], "attention_mask": [1]}"#, &["line 2: 3 token ids, but an attention_mask of 1"]),
+        ("// words", &["line 2"]),
+    ];
+    let mut problems = Vec::new();
+    for (record, complaints) in records {
+        sandbox.write("chat.jsonl", format!("{first}\n{record}\n"));
+        let complaints = [*complaints, &["chat.jsonl"]].concat();
+        problems.extend(sandbox.refuses("eval model --data chat.jsonl", 1, &complaints));
+    }
+    for list in ["[{\"text\": \"a b c\"},]", "[{\"text\": \"a b c\"},,{\"text\": \"d\"}]", "[,{\"text\": \"a\"}]"] {
+        sandbox.write("list.json", list);
+        problems.extend(sandbox.refuses("eval model --data list.json", 1, &["list.json", "comma", "jq"]));
+    }
+    assert_none(&problems);
+}
+
 /// A pipe in the place of any file that is read: nobody writes to it, so whoever opens it waits.
 #[test]
 fn no_input_is_waited_for() {

@@ -61,6 +61,60 @@ fn a_conversation_with_tools_has_the_tokens_of_transformers() {
     assert_eq!(counted(&sandbox), 3281);
 }
 
+/// Numbers that only Python reads are written by templates as Python writes them, and stand anywhere in a record.
+#[test]
+fn numbers_that_only_python_reads_are_what_python_makes_of_them() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/moe", "model");
+    sandbox.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ m.content }} {{ m.content is number }}\n{% endfor %}",
+    );
+    // What Python 3.11 prints of json.loads of each; -0 is the integer 0.
+    let numbers = [
+        ("NaN", "nan"),
+        ("Infinity", "inf"),
+        ("-Infinity", "-inf"),
+        ("-0", "0"),
+        ("-0.0", "-0.0"),
+        ("1e400", "inf"),
+        ("-1e400", "-inf"),
+        ("1e16", "1e+16"),
+        ("12345678901234567890", "12345678901234567890"),
+        ("1180591620717411303424", "1180591620717411303424"),
+        ("-1180591620717411303424", "-1180591620717411303424"),
+        ("1.0", "1.0"),
+    ];
+    let row =
+        |number: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": {number}}}], \"id\": {number}}}\n");
+    let evaluated = |sandbox: &Sandbox| {
+        let found = sandbox.run("eval model --data chat.jsonl --json").succeeds().json();
+        found["report"]["all"].clone()
+    };
+    sandbox.write("chat.jsonl", numbers.map(|(number, _)| row(number)).concat());
+    let of_numbers = evaluated(&sandbox);
+    sandbox.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }} True\n{% endfor %}");
+    sandbox.write("chat.jsonl", numbers.map(|(_, text)| row(&format!("\"{text}\""))).concat());
+    assert_eq!(of_numbers, evaluated(&sandbox));
+    // As masks and ids: NaN is true, -0 is the token 0.
+    sandbox.write(
+        "chat.jsonl",
+        "{\"input_ids\": [5, -0, 6, 7, 8], \"attention_mask\": [NaN, 1, -0, 1e400, 1180591620717411303424]}\n",
+    );
+    let masked = evaluated(&sandbox);
+    sandbox.write("chat.jsonl", "{\"input_ids\": [5, 0, 7, 8], \"attention_mask\": [1, 1, 1, 1]}\n");
+    assert_eq!(masked, evaluated(&sandbox));
+    for id in ["NaN", "1e400", "1180591620717411303424", "5.0"] {
+        sandbox.write("chat.jsonl", format!("{{\"input_ids\": [5, {id}]}}\n"));
+        assert_none(
+            &sandbox
+                .refuses("eval model --data chat.jsonl", 1, &["chat.jsonl", "line 1"])
+                .into_iter()
+                .collect::<Vec<_>>(),
+        );
+    }
+}
+
 #[test]
 fn special_tokens_that_only_the_config_lists_are_tokens() {
     let sandbox = Sandbox::new();

@@ -156,8 +156,8 @@ impl SavedFolder {
     pub fn open(self, key: String, resume: bool) -> Result<Saved> {
         if resume && self.is_used()? {
             if self.key()? != key {
-                let what =
-                    "what was saved here is of other options, models or texts, or of another build of this program";
+                let what = "what was saved here is of other options, models or texts (which are others on another day where \
+                            a chat template writes the date), or of another build of this program";
                 return Err(Error::new(Kind::Mismatch, what)
                     .file(self.dir.join(MARK_FILE))
                     .remedy("give what it began with, or begin anew without --resume and with --overwrite"));

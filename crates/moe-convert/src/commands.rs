@@ -165,7 +165,7 @@ impl Session {
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let budget = self.common.memory_budget;
         let shape = write_logits(model, tokens, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
-        self.print(&serde_json::json!({ "output": output, "shape": shape }), || {
+        self.print(&serde_json::json!({ "output": output.to_string_lossy(), "shape": shape }), || {
             format!("logits {shape:?} f32 written to {}\n", shown_path(output))
         })
     }
@@ -241,7 +241,7 @@ impl Session {
     }
 
     fn kept(&self, output: &Path) -> Result<()> {
-        self.print(&serde_json::json!({ "finished": output }), || {
+        self.print(&serde_json::json!({ "finished": output.to_string_lossy() }), || {
             format!("{} is finished already: same work, options, source and build\n", shown_path(output))
         })
     }
@@ -256,8 +256,12 @@ impl Session {
         let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
         let (met, failures): (Vec<_>, Vec<_>) =
             options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
-        let value =
-            serde_json::json!({ "model": model, "against": against, "report": report, "gates_failed": failures });
+        let value = serde_json::json!({
+            "model": model.to_string_lossy(),
+            "against": against.map(Path::to_string_lossy),
+            "report": report,
+            "gates_failed": failures,
+        });
         self.print(&value, || render::evaluation(model, against, &report, &met))?;
         if failures.is_empty() {
             return Ok((report, Ok(())));
@@ -278,9 +282,10 @@ impl Session {
 
     fn man(&self, dir: &Path, overwrite: bool) -> Result<()> {
         let pages = manual::write(dir, overwrite)?;
-        self.print(&serde_json::json!({ "pages": pages }), || {
-            format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir))
-        })
+        self.print(
+            &serde_json::json!({ "pages": pages.iter().map(|page| page.to_string_lossy()).collect::<Vec<_>>() }),
+            || format!("{} written to {}\n", counted(pages.len() as u64, "page"), shown_path(dir)),
+        )
     }
 
     fn bench(&self, options: &BenchOptions) -> Result<()> {

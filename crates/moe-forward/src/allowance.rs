@@ -1,5 +1,5 @@
-//! What a checkpoint's tokenizer may take of memory. Its normalizers can make gigabytes of a few bytes, and nothing in the library
-//! that runs them says how much, or can be told to stop.
+//! What a checkpoint's tokenizer or chat template may take of memory. Normalizers can make gigabytes of a few bytes, and nothing in the
+//! library that runs them says how much, or can be told to stop. Templates count what they hold, but not what a step takes meanwhile.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,36 @@ const UNLIMITED: usize = usize::MAX;
 thread_local! {
     static LEFT: Cell<usize> = const { Cell::new(UNLIMITED) };
     static ALLOWED: Cell<usize> = const { Cell::new(UNLIMITED) };
-    static TOKENIZER: RefCell<PathBuf> = const { RefCell::new(PathBuf::new()) };
+    static RUNNING: RefCell<(Subject, PathBuf)> = const { RefCell::new((Subject::Tokenizer, PathBuf::new())) };
 }
 
-/// What `call` returns, which runs the tokenizer of `file` and may hold `bytes` at once: [`allocated`] counts.
-pub(crate) fn limited<T>(file: &Path, bytes: usize, call: impl FnOnce() -> T) -> T {
-    TOKENIZER.with_borrow_mut(|tokenizer| file.clone_into(tokenizer));
+/// What runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Subject {
+    Tokenizer,
+    Template,
+}
+
+impl Subject {
+    fn too_large(self) -> Error {
+        let allowed = ALLOWED.get() >> 20;
+        let (what, remedy) = match self {
+            Self::Tokenizer => (
+                format!("this tokenizer takes more than {allowed} MiB for a text"),
+                "download tokenizer.json again, or give token ids: JSONL lines with \"input_ids\"",
+            ),
+            Self::Template => (
+                format!("this chat template takes more than {allowed} MiB for a conversation"),
+                "mend the template, or give \"text\" instead of \"messages\"",
+            ),
+        };
+        Error::new(Kind::Unsupported, what).remedy(remedy)
+    }
+}
+
+/// What `call` returns, which runs the `subject` in `file` and may hold `bytes` at once: [`allocated`] counts.
+pub(crate) fn limited<T>(subject: Subject, file: &Path, bytes: usize, call: impl FnOnce() -> T) -> T {
+    RUNNING.set((subject, file.to_owned()));
     ALLOWED.set(bytes);
     LEFT.set(bytes);
     let result = call();
@@ -25,10 +49,10 @@ pub(crate) fn limited<T>(file: &Path, bytes: usize, call: impl FnOnce() -> T) ->
 }
 
 /// Counts memory that this thread takes, for the program's allocator to call: nobody else sees all of it. An error, which is given once,
-/// means that a tokenizer has taken all that it may. It can't be stopped then, so that the program must end.
+/// means that a tokenizer or a template has taken all that it may. It can't be stopped then, so that the program must end.
 ///
 /// # Errors
-/// [`Kind::Unsupported`], naming the tokenizer's file.
+/// [`Kind::Unsupported`], naming the file of it.
 pub fn allocated(bytes: usize) -> Result<(), Error> {
     let left = LEFT.get();
     if left == UNLIMITED {
@@ -39,10 +63,7 @@ pub fn allocated(bytes: usize) -> Result<(), Error> {
         return Ok(());
     }
     LEFT.set(UNLIMITED);
-    let what = format!("this tokenizer takes more than {} MiB for a text", ALLOWED.get() >> 20);
-    let error = Error::new(Kind::Unsupported, what)
-        .remedy("download tokenizer.json again, or give token ids: JSONL lines with \"input_ids\"");
-    Err(TOKENIZER.with_borrow(|tokenizer| error.file(tokenizer)))
+    Err(RUNNING.with_borrow(|(subject, file)| subject.too_large().file(file)))
 }
 
 /// Counts memory that this thread gives back.
@@ -58,10 +79,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_tokenizer_is_limited_and_by_what_it_holds_at_once() {
+    fn what_runs_is_limited_and_by_what_it_holds_at_once() {
         const BYTES: usize = 512 << 20;
         allocated(2 * BYTES).unwrap();
-        let error = limited(Path::new("m/tokenizer.json"), BYTES, || {
+        let error = limited(Subject::Tokenizer, Path::new("m/tokenizer.json"), BYTES, || {
             for _ in 0..3 {
                 allocated(BYTES).unwrap();
                 freed(BYTES);
@@ -74,5 +95,7 @@ mod tests {
         });
         assert!(error.to_string().contains("512 MiB") && error.to_string().contains("tokenizer.json"), "{error}");
         allocated(2 * BYTES).unwrap();
+        let error = limited(Subject::Template, Path::new("m/t.jinja"), 5, || allocated(6).unwrap_err()).to_string();
+        assert!(error.contains("chat template") && error.contains("t.jinja") && error.contains("remedy"), "{error}");
     }
 }

@@ -9,6 +9,7 @@ use moe_math::sampling;
 use serde::Deserialize;
 
 use crate::batch::Batch;
+use crate::chat::{Clock, Dates};
 use crate::text::{Encoder, Places, Stream, TextFile, Windows};
 use crate::text_read::{How, TextRead};
 
@@ -79,6 +80,8 @@ pub struct TokenizeOptions {
     pub sample: Option<u64>,
     /// As many bytes the tokens of a label may take, at most.
     pub memory_bytes: Option<u64>,
+    /// The present, for chat templates that write the date.
+    pub clock: Clock,
 }
 
 /// The sequences of one label.
@@ -118,7 +121,7 @@ impl Corpus {
         }
         let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
         check_weights(specs)?;
-        let mut encoder = Encoder::new(model_dir, options.vocab);
+        let mut encoder = Encoder::new(model_dir, options.vocab, options.clock);
         let mut texts: Vec<Option<TextRead>> = specs.iter().map(|_| None).collect();
         let mut domains: Vec<Domain> = Vec::new();
         for (first, DataSpec { label, weight, .. }) in specs.iter().enumerate() {
@@ -260,7 +263,7 @@ fn from_beginning(
     let mut texts = Vec::new();
     for file in files {
         if enough.is_some_and(|enough| windows.tokens >= enough) {
-            texts.push(TextRead::of(file, &Windows::default(), &Windows::default(), How::Beginning(0)));
+            texts.push(TextRead::of(file, &Windows::default(), &Windows::default(), How::Beginning(0), Dates::new()));
             continue;
         }
         let before = windows.counts();
@@ -271,7 +274,7 @@ fn from_beginning(
             return Err(nothing_to_predict(&windows, &before).file(file.path()));
         }
         let how = if end < file.len() { How::Beginning(end) } else { How::Whole };
-        texts.push(TextRead::of(file, &windows, &before, how));
+        texts.push(TextRead::of(file, &windows, &before, how, encoder.take_dates()));
     }
     Ok((windows.done, texts))
 }
@@ -296,7 +299,8 @@ fn drawn(
         }
         windows.end_file();
         windows.padding += drawn.padding;
-        texts.push(TextRead::of(file, &windows, &before, How::Places { cells: drawn.cells, digest: drawn.digest }));
+        let how = How::Places { cells: drawn.cells, digest: drawn.digest };
+        texts.push(TextRead::of(file, &windows, &before, how, drawn.dates));
     }
     if windows.done.is_empty() {
         return Err(nothing_to_predict(&windows, &Windows::default()).file(files[0].path()));

@@ -39,6 +39,7 @@ mod work;
 pub use allowance::{allocated, freed};
 pub use batch::Batch;
 pub use calibration::{Calibration, Group, group_factors, labels};
+pub use chat::Clock;
 pub use corpus::{Corpus, DataSpec, Domain, TokenizeOptions};
 pub use difference::{Difference, logit_difference};
 pub use evaluate::{Comparison, DomainReport, EvalReport, LayerLoad, check_vocabularies, evaluate};

@@ -1,17 +1,24 @@
 //! What was read of a data file, for receipts and messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Hasher, Result, open_file, sha256_bytes};
+use moe_checkpoint::{Hasher, Result, open_file, sha256_bytes, sha256_file};
 use std::io::Read as _;
 
+use crate::chat::Dates;
 use crate::text::{TextFile, Windows};
 
 /// Files that aren't larger are hashed whole, however much was read of them: that takes a tenth of a second.
 const HASHED_BYTES: u64 = 64 << 20;
 /// What stands before the hash of what was read of a file, where that isn't the file's.
 const OF_PARTS: &str = "parts:";
+/// What stands before the hash of a file and of the dates that a chat template wrote into its text.
+const DATED: &str = "dated:";
+/// A note names so many dates.
+const SHOWN_DATES: usize = 3;
+/// A note names formats and dates up to so many characters.
+const SHOWN_CHARACTERS: usize = 40;
 
 /// What was read of a data file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct TextRead {
     pub padding: usize,
     /// Whether the file, or its label, holds more than was wanted.
     pub has_more: bool,
+    /// The dates that a chat template wrote into its text, by their formats.
+    dates: Dates,
     /// How it was read.
     how: How,
     /// Bytes of text.
@@ -57,8 +66,8 @@ pub(crate) enum How {
 }
 
 impl TextRead {
-    /// What `windows` has that wasn't there `before`, out of `file`.
-    pub(crate) fn of(file: &TextFile, windows: &Windows, before: &Windows, how: How) -> Self {
+    /// What `windows` has that wasn't there `before`, out of `file`, with `dates` of a chat template in it.
+    pub(crate) fn of(file: &TextFile, windows: &Windows, before: &Windows, how: How, dates: Dates) -> Self {
         Self {
             path: file.path().to_owned(),
             taken_for: file.taken_for(),
@@ -68,6 +77,7 @@ impl TextRead {
             alone: windows.alone - before.alone,
             padding: windows.padding - before.padding,
             has_more: how != How::Whole,
+            dates,
             how,
             bytes: file.len(),
             is_plain: file.is_plain(),
@@ -83,8 +93,21 @@ impl TextRead {
             _ => None,
         };
         let taken = (!self.is_named_so).then(|| format!("taken for {}", self.taken_for));
-        let said: Vec<String> = taken.into_iter().chain(places).collect();
+        let said: Vec<String> = taken.into_iter().chain(places).chain(self.dated()).collect();
         (!said.is_empty()).then(|| format!("{}: {}", self.path.display(), said.join("; ")))
+    }
+
+    /// That its text is of this day alone, if a chat template wrote the date into it.
+    fn dated(&self) -> Option<String> {
+        if self.dates.is_empty() {
+            return None;
+        }
+        let mut dates: Vec<String> = self.dates.iter().take(SHOWN_DATES).map(shown_date).collect();
+        if self.dates.len() > SHOWN_DATES {
+            dates.push(format!("{} more", self.dates.len() - SHOWN_DATES));
+        }
+        let dates = dates.join(", ");
+        Some(format!("the chat template writes the date ({dates}), so that its tokens are others on another day"))
     }
 
     /// The hash of what was read, where the file is large and only part of it was: one that another content of the rest doesn't
@@ -116,23 +139,44 @@ fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
     }
 }
 
-/// The hashes of those of `texts` of which only parts were read: `parts:` and the SHA-256 of the file's size and of all bytes that
-/// the result depends on. Other files are to be hashed whole.
+/// A format and what it gave, each up to so many characters as a note has room for.
+fn shown_date((format, date): (&String, &String)) -> String {
+    let shortened = |text: &str| text.chars().take(SHOWN_CHARACTERS).collect::<String>();
+    format!("{:?} for {:?}", shortened(date), shortened(format))
+}
+
+/// The hashes of those of `texts` that the hash of the file doesn't tell apart: `parts:` and the SHA-256 of the file's size and of
+/// all bytes that the result depends on, where only parts were read; `dated:` and the SHA-256 of that and of the dates that a chat
+/// template wrote, where it wrote any. Other files are to be hashed whole.
 ///
 /// # Errors
 /// What reading returns.
 pub fn digests_of<'a>(texts: impl IntoIterator<Item = &'a TextRead>) -> Result<BTreeMap<PathBuf, String>> {
-    let mut parts: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
-    let mut whole: Vec<&Path> = Vec::new();
+    let mut reads: BTreeMap<&Path, Vec<&TextRead>> = BTreeMap::new();
     for text in texts {
-        match text.digest_of_parts()? {
-            Some(digest) => parts.entry(&text.path).or_default().push(digest),
-            None => whole.push(&text.path),
+        reads.entry(&text.path).or_default().push(text);
+    }
+    let mut digests = BTreeMap::new();
+    for (path, reads) in reads {
+        if let Some(digest) = digest_of(path, &reads)? {
+            digests.insert(path.to_owned(), digest);
         }
     }
+    Ok(digests)
+}
+
+/// The hash of all `reads` of the file `path`, unless it is the file's.
+fn digest_of(path: &Path, reads: &[&TextRead]) -> Result<Option<String>> {
+    let parts: Vec<Option<String>> = reads.iter().map(|read| read.digest_of_parts()).collect::<Result<_>>()?;
     // What is read whole for another purpose is hashed whole.
-    let of_parts = parts.into_iter().filter(|(path, _)| !whole.contains(path));
-    Ok(of_parts.map(|(path, digests)| (path.to_owned(), joined(&digests))).collect())
+    let parts: Option<Vec<String>> = parts.into_iter().collect();
+    let digest = parts.map(|parts| joined(&parts));
+    let dates: BTreeSet<_> = reads.iter().flat_map(|read| &read.dates).collect();
+    if dates.is_empty() {
+        return Ok(digest);
+    }
+    let digest = digest.map_or_else(|| sha256_file(path), Ok)?;
+    Ok(Some(format!("{DATED}{}", sha256_bytes(format!("{digest} {dates:?}").as_bytes()))))
 }
 
 fn joined(digests: &[String]) -> String {

@@ -26,6 +26,7 @@ pub struct HealOptions {
     /// runs layer by layer, and is never in memory beside what is trained.
     #[arg(long, value_name = "ORIGINAL")]
     #[serde(default)]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub from: Option<PathBuf>,
 
     /// Weight of that KL; the loss of next tokens has the rest of 1.

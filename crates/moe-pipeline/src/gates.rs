@@ -36,6 +36,7 @@ pub struct Gates {
 
     /// Gate: the loss of each label, and KL where there is one, must be those of this file, which eval --json printed before.
     #[arg(long, value_name = "FILE")]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub golden: Option<PathBuf>,
 
     /// How far from --golden losses and KL may be, in nats, 0 or more [default: 0.001].

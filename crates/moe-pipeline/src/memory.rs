@@ -355,3 +355,17 @@ pub(crate) fn writing(
     let head = head_bytes(source, probe_tokens, compute) + logits * (2 * 4 + 3 * 8);
     writing + sweeps.max(head)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_that_was_passed_is_named_beside_what_was_held() {
+        let held = peak_memory_bytes().unwrap();
+        assert_eq!(passed_budget(ByteSize(u64::MAX / 2)), None);
+        let said = passed_budget(ByteSize(held / 2)).unwrap();
+        let budget = format!("more than --memory-budget {}", ByteSize(held / 2));
+        assert!(said.contains(&budget) && said.contains("please report"), "{said}");
+    }
+}

@@ -30,6 +30,7 @@ pub struct ObserveOptions {
     /// Add these statistics of the same model; repeat it for several. Without --data they are added up.
     #[arg(long, value_name = "STATS")]
     #[serde(default)]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub add: Vec<PathBuf>,
 
     /// Don't find out what leaving each expert out does, which takes about (top-k + 1) / top-k of the time.
@@ -52,6 +53,7 @@ pub struct ObserveOptions {
 #[derive(Debug, Serialize)]
 pub struct Observation {
     /// Where it is.
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub output: PathBuf,
     /// The groups of tokens.
     pub groups: Vec<Group>,

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::lock::{locked, options_of};
-use super::{in_the_way, parent_of, partial, rename_to_free, unfinished};
+use super::names::{parent_of, partial};
+use super::rename::{in_the_way, rename_to_free};
+use super::unfinished::unfinished;
 use crate::error::{Error, Kind, Result};
 use crate::locations::Id;
 
@@ -148,6 +150,11 @@ pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Re
 pub fn open_to_append(path: &Path) -> Result<File> {
     let open = options_of(OFlags::empty()).append(true).create(true).open(path);
     open.map_err(|e| Error::io("cannot write to this file", path, e))
+}
+
+/// Opens the file `path` to read it, unless that is a link.
+pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
+    options_of(OFlags::empty()).open(path)
 }
 
 #[cfg(test)]

@@ -176,13 +176,16 @@ impl Session {
         }
         for from in alike {
             if copy_finished(passes, input, from, output, options)? {
-                self.print(&serde_json::json!({ "finished": output, "copied_from": from }), || {
-                    format!(
-                        "{} is a copy of {}: same passes, options and source\n",
-                        shown_path(output),
-                        shown_path(from)
-                    )
-                })?;
+                self.print(
+                    &serde_json::json!({ "finished": output.to_string_lossy(), "copied_from": from.to_string_lossy() }),
+                    || {
+                        format!(
+                            "{} is a copy of {}: same passes, options and source\n",
+                            shown_path(output),
+                            shown_path(from)
+                        )
+                    },
+                )?;
                 return Ok(true);
             }
         }

@@ -1,5 +1,6 @@
 //! Chat templates: `messages` to text, as transformers' `apply_chat_template` renders them.
 
+mod dates;
 #[cfg(test)]
 mod golden;
 mod jinja;
@@ -8,11 +9,15 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use chrono::NaiveDateTime;
 use moe_checkpoint::{Error, Kind, Result, read_text};
 use serde_json::{Map, Value};
 
 use crate::tokenizer::{TOKENIZER_CONFIG_FILE, read_config};
-use jinja::Template;
+use jinja::{Limits, Template};
+
+pub use dates::Clock;
+pub(crate) use dates::Dates;
 
 /// The longest template that is read; those of models have some 10 KiB.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
@@ -80,13 +85,13 @@ impl ChatTemplate {
         Ok(Self { templates, are_named, tokens })
     }
 
-    /// The conversation as text, without a prompt for a further answer. `tools` are what its assistant may call, if the
-    /// conversation says so.
+    /// The conversation as text, without a prompt for a further answer, and the dates that the template wrote. `tools` are what
+    /// its assistant may call, if the conversation says so.
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for what the template refuses, for what isn't supported, and for a template that takes more steps or
     /// memory than a conversation needs; [`Kind::Malformed`] for messages that are none.
-    pub fn render(&self, messages: &Value, tools: Option<&Value>) -> Result<String> {
+    pub fn render(&self, messages: &Value, tools: Option<&Value>, now: NaiveDateTime) -> Result<(String, Dates)> {
         let messages = normalized(messages)?;
         let tools = tools.filter(|tools| !tools.is_null());
         let are_tools =
@@ -96,13 +101,16 @@ impl ChatTemplate {
                 .remedy("give each tool as a JSON schema, or leave \"tools\" out"));
         }
         let source = self.choose(tools.is_some())?;
-        let mut variables: Vec<(&str, Value)> =
-            self.tokens.iter().map(|(role, text)| (role.as_str(), text.as_str().into())).collect();
-        variables.push(("messages", messages));
-        variables.push(("tools", tools.cloned().unwrap_or_default()));
-        variables.push(("documents", Value::Null));
-        variables.push(("add_generation_prompt", false.into()));
-        source.template()?.render(&variables).map_err(|e| bad_template(e).file(&source.file))
+        let given = [
+            ("messages", messages),
+            ("tools", tools.cloned().unwrap_or_default()),
+            ("documents", Value::Null),
+            ("add_generation_prompt", false.into()),
+        ];
+        let tokens = self.tokens.iter().map(|(role, text)| (role.clone(), text.as_str().into()));
+        let variables = tokens.chain(given.map(|(name, value)| (name.to_owned(), value))).collect();
+        let rendered = source.template()?.render(variables, now, Limits::USUAL, &source.file);
+        rendered.map_err(|e| bad_template(e).file(&source.file))
     }
 
     fn choose(&self, has_tools: bool) -> Result<&Source> {

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use chrono::NaiveDateTime;
 use moe_checkpoint::{CONFIG_FILE, Result, json};
 use serde_json::Value;
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, Clock, Dates};
 use crate::tokenizer::TextTokenizer;
 
 /// A token, and where it stands in the text.
@@ -25,12 +26,16 @@ pub(crate) struct Encoder<'a> {
     tokenizer: Option<TextTokenizer>,
     template: Option<ChatTemplate>,
     padding: Option<Padding>,
+    /// One present for all that is read, so that its end isn't of another day than its beginning.
+    now: NaiveDateTime,
+    dates: Dates,
 }
 
 impl<'a> Encoder<'a> {
-    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows.
-    pub fn new(model_dir: &'a Path, vocab: usize) -> Self {
-        Self { model_dir, vocab, tokenizer: None, template: None, padding: None }
+    /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the present of `clock`.
+    pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
+        let (now, dates) = (clock.now(), Dates::new());
+        Self { model_dir, vocab, tokenizer: None, template: None, padding: None, now, dates }
     }
 
     fn tokenizer(&mut self) -> Result<&TextTokenizer> {
@@ -74,7 +79,15 @@ impl<'a> Encoder<'a> {
             let named = self.tokenizer()?.named().to_vec();
             self.template = Some(ChatTemplate::load(self.model_dir, named)?);
         }
-        self.template.as_ref().expect("it was just loaded").render(messages, tools)
+        let template = self.template.as_ref().expect("it was just loaded");
+        let (text, dates) = template.render(messages, tools, self.now)?;
+        self.dates.extend(dates);
+        Ok(text)
+    }
+
+    /// The dates that the template has written since this was last asked for.
+    pub fn take_dates(&mut self) -> Dates {
+        std::mem::take(&mut self.dates)
     }
 
     /// `ids` without padding at either end.
@@ -154,7 +167,7 @@ mod tests {
             "decoder": null, "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
         });
         std::fs::write(dir.path().join(TOKENIZER_FILE), tokenizer.to_string()).unwrap();
-        let error = Encoder::new(dir.path(), 1).encode("a", true).unwrap_err();
+        let error = Encoder::new(dir.path(), 1, Clock::default()).encode("a", true).unwrap_err();
         assert!(error.to_string().contains(TOKENIZER_FILE) && error.kind() == Kind::Malformed, "{error}");
     }
 }

@@ -135,6 +135,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::chat::Clock;
     use crate::tokenizer::TOKENIZER_FILE;
 
     fn golden(name: &str) -> PathBuf {
@@ -201,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         without_words(dir.path());
         for dir in [golden("models/moe"), dir.path().to_owned()] {
-            let mut encoder = Encoder::new(&dir, 1 << 20);
+            let mut encoder = Encoder::new(&dir, 1 << 20, Clock::default());
             let whole = encoder.encode(&text, true).unwrap();
             assert!(text.len() > 3 * PIECE_BYTES as usize && whole.len() > 60_000);
             let pieces = in_pieces(&mut encoder, &text);
@@ -216,7 +217,7 @@ mod tests {
     #[test]
     fn a_word_without_end_is_cut_without_losing_any_of_it() {
         let model = golden("models/moe");
-        let mut encoder = Encoder::new(&model, 1 << 20);
+        let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
         let text: String = (0..200_000u32).map(|i| char::from(b'a' + (i.wrapping_mul(i) >> 3) as u8 % 26)).collect();
         let pieces = in_pieces(&mut encoder, &text);
         let tokenizer = tokenizers::Tokenizer::from_file(model.join(TOKENIZER_FILE)).unwrap();
@@ -228,7 +229,7 @@ mod tests {
         let (model, text) = (golden("models/moe"), long_text().repeat(4));
         let mut parts = Held(&text);
         let mut take = |_: &[u32]| Ok(ControlFlow::Break(()));
-        let done = tokenize(&mut Encoder::new(&model, 1 << 20), &mut parts, true, &mut take).unwrap();
+        let done = tokenize(&mut Encoder::new(&model, 1 << 20, Clock::default()), &mut parts, true, &mut take).unwrap();
         assert!(done.is_break() && parts.0.len() > text.len() - 4 * PIECE_BYTES as usize);
     }
 }

@@ -20,6 +20,7 @@ use super::scan::{Scanned, scan};
 use super::source::TextFile;
 use super::stream::{MAX_RECORD_BYTES, malformed, tokenize_record, too_long};
 use crate::batch::check_ids;
+use crate::chat::Dates;
 
 /// More than nearly any token has, so that a cell holds a window.
 const CELL_BYTES_PER_TOKEN: u64 = 8;
@@ -51,6 +52,8 @@ pub(crate) struct Drawn {
     pub cells: [u64; 2],
     /// SHA-256 of all bytes that what was drawn depends on.
     pub digest: String,
+    /// The dates that a chat template wrote into it.
+    pub dates: Dates,
 }
 
 impl Places<'_, '_> {
@@ -93,6 +96,7 @@ struct FileSample<'a> {
     /// What was found by cell.
     found: BTreeMap<u64, Vec<Vec<u32>>>,
     padding: usize,
+    dates: Dates,
     hasher: Hasher,
 }
 
@@ -116,6 +120,7 @@ impl<'a> FileSample<'a> {
             long: BTreeMap::new(),
             found: BTreeMap::new(),
             padding: 0,
+            dates: Dates::new(),
             hasher,
         }
     }
@@ -126,6 +131,7 @@ impl<'a> FileSample<'a> {
             documents: self.found.into_values().flatten().collect(),
             padding: self.padding,
             digest: self.hasher.finish(),
+            dates: self.dates,
         }
     }
 
@@ -143,6 +149,7 @@ impl<'a> FileSample<'a> {
             check_ids(&ids, vocab)?;
             documents.push(ids);
         }
+        self.dates.extend(encoder.take_dates());
         let tokens = documents.iter().map(Vec::len).filter(|tokens| *tokens >= 2).sum();
         self.found.insert(index, documents);
         Ok(tokens)
@@ -215,7 +222,7 @@ impl<'a> FileSample<'a> {
             ids.extend_from_slice(found);
             Ok(ControlFlow::Continue(()))
         };
-        let (_, padding) = tokenize_record(encoder, record, &mut take)?;
+        let (_, padding) = tokenize_record(encoder, record, (file, &at), &mut take)?;
         self.padding += padding;
         Ok(ids)
     }
@@ -274,6 +281,7 @@ mod tests {
     use moe_math::sampling;
 
     use super::*;
+    use crate::chat::Clock;
 
     const LENGTH: usize = 64;
 
@@ -288,7 +296,7 @@ mod tests {
     fn sample(path: &Path, tokens: usize, seed: u64) -> (Drawn, BTreeSet<Vec<u32>>) {
         let model = golden("models/moe");
         let file = TextFile::open(path).unwrap();
-        let mut encoder = Encoder::new(&model, 1 << 20);
+        let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
         let places = Places { files: &[&file], encoder: &mut encoder, vocab: 1 << 20, length: LENGTH, tokens };
         let drawn = places.draw(&mut sampling::generator(seed, 0)).unwrap().remove(0);
         let documents = drawn.documents.iter().cloned().collect();
@@ -306,7 +314,7 @@ mod tests {
     #[test]
     fn parts_of_a_long_text_have_the_tokens_of_the_whole_text() {
         let text = english();
-        let whole = Encoder::new(&golden("models/moe"), 1 << 20).encode(&text, true).unwrap();
+        let whole = Encoder::new(&golden("models/moe"), 1 << 20, Clock::default()).encode(&text, true).unwrap();
         let ascii: String = text.chars().fold(String::new(), |mut ascii, character| {
             match character {
                 'e' => ascii.push_str("\\u0065"),
@@ -350,7 +358,7 @@ mod tests {
         }
         let (_dir, path) = written(&lines);
         let model = golden("models/moe");
-        let mut encoder = Encoder::new(&model, 1 << 20);
+        let mut encoder = Encoder::new(&model, 1 << 20, Clock::default());
         let all: BTreeSet<Vec<u32>> = lines
             .lines()
             .filter(|line| !line.trim().is_empty())

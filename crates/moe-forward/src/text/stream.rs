@@ -81,12 +81,13 @@ impl Stream<'_, '_> {
                     if line.trim_ascii().is_empty() {
                         continue;
                     }
-                    let record = parse(line).map_err(|what| malformed(file, &format!("line {number}"), &what))?;
+                    let place = format!("line {number}");
+                    let record = parse(line).map_err(|what| malformed(file, &place, &what))?;
                     if has_enough(windows, enough) {
                         continue;
                     }
                     let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
-                    let (flow, padding) = tokenize_record(encoder, record, &mut take)?;
+                    let (flow, padding) = tokenize_record(encoder, record, (file, &place), &mut take)?;
                     windows.padding += padding;
                     flow
                 }
@@ -138,16 +139,17 @@ fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
     enough.is_some_and(|enough| windows.tokens >= enough)
 }
 
-/// Gives `take` the tokens of `record`; and how many of its tokens are masked or padding.
+/// Gives `take` the tokens of `record`, which stands at this place of a file; and how many of its tokens are masked or padding.
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,
+    (file, place): (&TextFile, &str),
     take: Take<'_>,
 ) -> Result<(ControlFlow<()>, usize)> {
     match record {
         Record::Text(text) => Ok((tokenize(encoder, &mut Held(&text), true, take)?, 0)),
         Record::Messages(messages, tools) => {
-            let text = encoder.render(&messages, tools.as_ref())?;
+            let text = encoder.render(&messages, tools.as_ref()).map_err(|e| of_record(e, file, place))?;
             // The template writes the special tokens itself.
             Ok((tokenize(encoder, &mut Held(&text), false, take)?, 0))
         }
@@ -158,6 +160,14 @@ pub(super) fn tokenize_record(
             };
             Ok((take(&seen)?, ids.len() - seen.len()))
         }
+    }
+}
+
+/// An `error` of the record at this `place`, whose file is named beside the one that the error names.
+fn of_record(error: Error, file: &TextFile, place: &str) -> Error {
+    match error.named_file() {
+        Some(_) => error.within(&format!("{place} of {}", file.path().display())),
+        None => error.within(place),
     }
 }
 
@@ -175,7 +185,10 @@ pub(super) fn malformed(file: &TextFile, place: &str, what: &str) -> Error {
         _ if what.contains("surrogate pair") => {
             "leave the record out, or write its text anew: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         }
-        _ if what.contains("EOF") || what.contains("line ends") => {
+        _ if what.contains("recursion limit") => {
+            "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep"
+        }
+        _ if ["EOF", "line ends", "trailing characters"].iter().any(|part| what.contains(part)) => {
             "write each record on a line of its own: jq -c . FILE > data.jsonl"
         }
         _ if what.contains("UTF-8") || what.contains("unicode") => {

@@ -133,6 +133,10 @@ struct Lines {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
+    /// Whether something stands behind the last comma of the list.
+    has_element: bool,
+    /// Whether there was such a comma.
+    has_comma: bool,
 }
 
 impl Lines {
@@ -143,6 +147,7 @@ impl Lines {
                 self.is_escaped = !self.is_escaped && *byte == b'\\';
                 continue;
             }
+            self.check_commas(*byte)?;
             match (self.state, *byte) {
                 (State::Before, b'[') => (self.state, *byte) = (State::Within, b'\n'),
                 (State::Within, b'"') => self.in_string = true,
@@ -160,6 +165,29 @@ impl Lines {
             }
         }
         Ok(())
+    }
+
+    /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside of strings.
+    fn check_commas(&mut self, byte: u8) -> Result<(), String> {
+        if self.state != State::Within || byte.is_ascii_whitespace() {
+            return Ok(());
+        }
+        match byte {
+            b',' if self.depth == 0 && !self.has_element => {
+                Err("a comma of the list has no record before it".to_owned())
+            }
+            b']' if self.depth == 0 && self.has_comma && !self.has_element => {
+                Err("the list ends with a comma that no record follows".to_owned())
+            }
+            b',' if self.depth == 0 => {
+                (self.has_comma, self.has_element) = (true, false);
+                Ok(())
+            }
+            _ => {
+                self.has_element = true;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -216,6 +244,9 @@ mod tests {
             assert_eq!(split(text, chunk), Ok((wanted.to_owned(), true)));
         }
         assert_eq!(split("[{}", 9), Ok(("\n{}".to_owned(), false)));
-        assert!(split("[{}] x", 9).is_err() && split("[}]", 9).is_err());
+        for wrong in ["[{}] x", "[}]", "[{},]", "[{}, \n]", "[,{}]", "[{},,{}]", "[,]"] {
+            assert!(split(wrong, 1).is_err() && split(wrong, 9).is_err(), "{wrong}");
+        }
+        assert!(split("[ ]", 9).is_ok() && split("[1,[2,],3]", 9).is_ok());
     }
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::*;
 
-fn golden() -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizers/cases.json");
+fn golden(file: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizers").join(file);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
@@ -29,8 +29,15 @@ fn folder(bases: &Value, case: &Value) -> tempfile::TempDir {
 
 #[test]
 fn tokens_are_those_of_transformers() {
-    let golden = golden();
     let mut wrong = Vec::new();
+    for file in ["cases.json", "more.json"] {
+        compare(&golden(file), &mut wrong);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Says which tokens of the cases of `golden` are `wrong`.
+fn compare(golden: &Value, wrong: &mut Vec<String>) {
     for case in golden["cases"].as_array().unwrap() {
         let dir = folder(&golden["bases"], case);
         let name = case["name"].as_str().unwrap();
@@ -54,7 +61,6 @@ fn tokens_are_those_of_transformers() {
             wrong.push(format!("{name}: {named}, not {}", case["named"]));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 fn write(tokenizer: &Value) -> tempfile::TempDir {

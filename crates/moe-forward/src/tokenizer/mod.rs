@@ -8,19 +8,20 @@ mod growth;
 mod settings;
 mod worker;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole};
 use moe_model::families;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use class::Class;
 use settings::{Defaults, SETTINGS_FILES, Settings, Token};
 pub(crate) use settings::{TOKENIZER_CONFIG_FILE, read_config};
-use worker::Worker;
+use worker::{Limits, Worker};
 
 /// The file that tells how text becomes tokens.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -59,7 +60,7 @@ impl TextTokenizer {
             _ = give.send(roles);
             Ok(tokenizer)
         };
-        let (worker, tokenizer) = Worker::start(&file, size, load).map_err(|e| e.file(&file))?;
+        let (worker, tokenizer) = Worker::start(&file, size, Limits::USUAL, load).map_err(|e| e.file(&file))?;
         named.extend(take.into_iter().flatten());
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
@@ -203,11 +204,13 @@ fn build(
             .file(file)
             .remedy("download tokenizer.json again")
     };
-    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(bytes)).map_err(malformed)?;
+    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(&bytes)).map_err(malformed)?;
+    let added = added_tokens(&bytes).map_err(|e| malformed(e.into()))?;
+    drop(bytes);
     let defaults = Defaults {
         named: class.defaults(),
         padding: tokenizer.get_padding().map(|padding| padding.pad_token.clone()),
-        added: tokenizer.get_added_tokens_decoder().into_iter().collect(),
+        added,
     };
     let settings = Settings::read(model_dir, tokenizer_config, defaults)?;
     // What a file says of these was saved with it by chance; transformers goes by what it is asked for, too. Padding could be
@@ -223,6 +226,23 @@ fn build(
     }
     let named = settings.named.iter().map(|(role, token)| (role.clone(), token.text().to_owned())).collect();
     Ok((tokenizer, named))
+}
+
+/// The added tokens that a `tokenizer.json` lists, by their ids.
+fn added_tokens(bytes: &[u8]) -> serde_json::Result<BTreeMap<i64, AddedToken>> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<Listed>,
+    }
+    #[derive(Deserialize)]
+    struct Listed {
+        id: i64,
+        #[serde(flatten)]
+        token: AddedToken,
+    }
+    let file: File = serde_json::from_slice(bytes)?;
+    Ok(file.added_tokens.into_iter().map(|listed| (listed.id, listed.token)).collect())
 }
 
 /// What `TokenizersBackend.__init__` adds: listed tokens, then those with a role and extra ones that it doesn't have yet.

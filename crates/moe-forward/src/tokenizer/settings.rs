@@ -19,6 +19,10 @@ pub(super) const SETTINGS_FILES: [&str; 3] = [TOKENIZER_CONFIG_FILE, SPECIAL_TOK
 const STANDARD: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// The key by which an object in `tokenizer_config.json` says that it is an added token, and its value.
+const TYPE: &str = "__type";
+const ADDED: &str = "AddedToken";
+
 /// A special token as a file names it: a text, or a text with its way of matching.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Token {
@@ -66,8 +70,8 @@ pub(super) struct Defaults<'a> {
     pub named: &'a [(&'a str, Option<&'a str>)],
     /// The token that `tokenizer.json` pads with.
     pub padding: Option<String>,
-    /// The added tokens of `tokenizer.json`, by id.
-    pub added: BTreeMap<u32, AddedToken>,
+    /// The added tokens of `tokenizer.json`, by the ids that the file gives them: the library may give them others.
+    pub added: BTreeMap<i64, AddedToken>,
 }
 
 impl Settings {
@@ -94,7 +98,7 @@ impl Settings {
         } else {
             later = read_special_tokens_map(model_dir, &mut config, &mut specific)?;
             read_added_tokens(model_dir, &config, &mut listed)?;
-            listed.extend(defaults.added.into_iter().map(|(id, token)| (i64::from(id), token)));
+            listed.extend(defaults.added);
             by_text.extend(listed.values().map(|token| (token.content.clone(), token.clone())));
         }
         for (role, token) in defaults.named {
@@ -158,8 +162,10 @@ fn read_special_tokens_map(
                 continue;
             }
             let mut tokens = reader.list(config.get(&key))?.to_vec();
+            // There may be as many of them as a vocabulary has.
+            let mut seen: HashSet<String> = tokens.iter().map(Value::to_string).collect();
             for token in reader.list(Some(&value))? {
-                if !tokens.contains(token) {
+                if seen.insert(token.to_string()) {
                     tokens.push(special(token));
                 }
             }
@@ -177,11 +183,12 @@ fn read_special_tokens_map(
     Ok(others)
 }
 
-/// `token`, if it is an object, as one that is special whatever it says.
+/// `token`, if it is an object, as one that is an added token and special whatever it says: in this file, none says so.
 fn special(token: &Value) -> Value {
     let mut token = token.clone();
     if let Value::Object(fields) = &mut token {
         fields.insert("special".into(), true.into());
+        fields.insert(TYPE.into(), ADDED.into());
     }
     token
 }
@@ -207,6 +214,11 @@ fn read_added_tokens(
         listed.insert(id, AddedToken::from(text, is_special));
     }
     Ok(())
+}
+
+/// Whether `value` is an object that says that it is an added token.
+fn is_typed(value: &Value) -> bool {
+    value[TYPE] == ADDED
 }
 
 /// What Python takes for false.
@@ -253,7 +265,13 @@ impl Reader {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(Token::Text(text.clone()))),
-            Some(value @ Value::Object(_)) => Ok(Some(Token::Added(self.added(value, Some(role))?))),
+            Some(value @ Value::Object(_)) if is_typed(value) => Ok(Some(Token::Added(self.added(value, Some(role))?))),
+            Some(Value::Object(_)) => {
+                let what = format!("{role} is an object that doesn't say that it is an added token");
+                Err(Error::new(Kind::Malformed, what).file(&self.path).remedy(
+                    "write \"__type\": \"AddedToken\" into it, as transformers does, or give its \"content\" as a text",
+                ))
+            }
             Some(_) => Err(self.malformed(format!("{role} is neither a text nor an added token"))),
         }
     }
@@ -269,7 +287,8 @@ impl Reader {
     /// Takes the roles that are this model's own out of `config`: any key in `_token`, and a dictionary of extra tokens.
     fn take_model_specific(&self, config: &mut Map<String, Value>) -> Result<Vec<(String, Token)>> {
         let is_own = |(key, value): &(&String, &Value)| {
-            key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && (value.is_string() || value.is_object())
+            let is_token = value.is_string() || is_typed(value);
+            key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token
         };
         let keys: Vec<String> = config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
         let mut roles = Vec::new();

@@ -9,14 +9,26 @@ use std::time::Duration;
 use moe_checkpoint::{Error, Kind, Result};
 use tokenizers::{Encoding, Tokenizer};
 
-use crate::allowance::limited;
+use crate::allowance::{Subject, limited};
 use crate::guarded::guarded;
 
-/// Setting up a tokenizer of 250,000 tokens takes a second.
-const LOAD_SECONDS: u64 = 120;
-/// Tokenizers take a second for a few MiB of text. A slow machine that is busy with other things takes ten times that.
-const TEXT_SECONDS: u64 = 30;
-const SECONDS_PER_MIB: u64 = 60;
+/// How long a tokenizer may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// To be set up.
+    load: Duration,
+    /// For a text, and for each MiB of it beside that.
+    text: Duration,
+    mebibyte: Duration,
+}
+
+impl Limits {
+    /// Setting up a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another. A slow machine that is busy with
+    /// other things takes ten times that.
+    pub const USUAL: Self =
+        Self { load: Duration::from_secs(120), text: Duration::from_secs(30), mebibyte: Duration::from_secs(60) };
+}
+
 /// A tokenizer holds some 150 bytes for a byte of text, and 10 for a byte of its file.
 const BYTES: usize = 512 << 20;
 const BYTES_PER_BYTE: usize = 256;
@@ -36,6 +48,7 @@ struct Job {
 pub(super) struct Worker {
     jobs: Sender<Job>,
     done: Receiver<tokenizers::Result<Encoding>>,
+    limits: Limits,
 }
 
 impl Worker {
@@ -46,6 +59,7 @@ impl Worker {
     pub fn start(
         file: &Path,
         bytes: usize,
+        limits: Limits,
         load: impl FnOnce() -> Result<Tokenizer> + Send + 'static,
     ) -> Result<(Self, Arc<Tokenizer>)> {
         let (jobs, inbox) = channel::<Job>();
@@ -54,7 +68,7 @@ impl Worker {
         let path = file.to_owned();
         let serve = move || {
             let allowed = BYTES + BYTES_PER_BYTE * bytes;
-            let tokenizer = limited(&path, allowed, || guarded(|| Ok(load().map(Arc::new))));
+            let tokenizer = limited(Subject::Tokenizer, &path, allowed, || guarded(|| Ok(load().map(Arc::new))));
             let Ok(Ok(tokenizer)) = &tokenizer else {
                 _ = ready.send(tokenizer);
                 return;
@@ -64,7 +78,7 @@ impl Worker {
             // The channel closes where nobody wants tokens any more.
             for Job { text, special_tokens, places } in inbox {
                 let allowed = BYTES + BYTES_PER_BYTE * text.len();
-                let found = limited(&path, allowed, || {
+                let found = limited(Subject::Tokenizer, &path, allowed, || {
                     guarded(|| match places {
                         true => tokenizer.encode(text, special_tokens),
                         false => tokenizer.encode_fast(text, special_tokens),
@@ -77,12 +91,12 @@ impl Worker {
         };
         let started = Builder::new().name("tokenizer".into()).spawn(serve);
         started.map_err(|e| Error::io("cannot start a thread for this tokenizer", file, e))?;
-        match loaded.recv_timeout(Duration::from_secs(LOAD_SECONDS)) {
-            Ok(Ok(tokenizer)) => Ok((Self { jobs, done }, tokenizer?)),
+        match loaded.recv_timeout(limits.load) {
+            Ok(Ok(tokenizer)) => Ok((Self { jobs, done, limits }, tokenizer?)),
             Ok(Err(error)) => {
                 Err(Error::new(Kind::Malformed, "cannot understand this tokenizer").source(error).remedy(AGAIN))
             }
-            Err(_) => Err(too_slow(LOAD_SECONDS, "to be set up")),
+            Err(_) => Err(too_slow(limits.load, "to be set up")),
         }
     }
 
@@ -103,21 +117,65 @@ impl Worker {
     }
 
     fn run(&self, text: &str, special_tokens: bool, places: bool) -> Result<Encoding> {
-        let seconds = TEXT_SECONDS + SECONDS_PER_MIB * (text.len() as u64 >> 20);
+        let allowed = self.limits.text + self.limits.mebibyte * (text.len() >> 20) as u32;
+        let bytes = text.len();
         let failed = || Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN);
         if self.jobs.send(Job { text: text.to_owned(), special_tokens, places }).is_err() {
             return Err(failed());
         }
-        match self.done.recv_timeout(Duration::from_secs(seconds)) {
+        match self.done.recv_timeout(allowed) {
             Ok(Ok(encoding)) => Ok(encoding),
             Ok(Err(error)) => Err(failed().source(error)),
-            Err(RecvTimeoutError::Timeout) => Err(too_slow(seconds, &format!("for {} bytes of text", text.len()))),
+            Err(RecvTimeoutError::Timeout) => Err(too_slow(allowed, &format!("for {bytes} bytes of text"))),
             Err(RecvTimeoutError::Disconnected) => Err(failed()),
         }
     }
 }
 
-fn too_slow(seconds: u64, what: &str) -> Error {
+fn too_slow(allowed: Duration, what: &str) -> Error {
+    let seconds = allowed.as_secs_f64();
     Error::new(Kind::Unsupported, format!("this tokenizer takes more than {seconds} s {what}"))
         .remedy("a pattern in it may never end: download tokenizer.json again, or give \"input_ids\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokenizers::models::wordlevel::WordLevel;
+
+    use super::*;
+
+    const SHORT: Limits =
+        Limits { load: Duration::from_millis(200), text: Duration::from_millis(1), mebibyte: Duration::ZERO };
+
+    fn words() -> Result<Tokenizer> {
+        let vocab = [("a".to_owned(), 0)].into_iter().collect();
+        let model = WordLevel::builder().vocab(vocab).unk_token("a".to_owned()).build();
+        Ok(Tokenizer::new(model.expect("a vocabulary of one word")))
+    }
+
+    fn refused<T>(found: Result<T>) -> String {
+        let error = found.err().expect("it takes too long");
+        assert_eq!(error.kind(), Kind::Unsupported);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_tokenizer_that_never_comes_back_is_left_behind() {
+        let start = Instant::now();
+        let endless = || {
+            std::thread::sleep(Duration::from_secs(60));
+            words()
+        };
+        let error = refused(Worker::start(Path::new("tokenizer.json"), 0, SHORT, endless));
+        assert!(error.contains("more than 0.2 s to be set up") && error.contains("remedy"), "{error}");
+        let patient = Limits { load: Limits::USUAL.load, ..SHORT };
+        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, patient, words).unwrap();
+        let error = refused(worker.encode(&"a".repeat(4 << 20), false));
+        assert!(error.contains("more than 0.001 s for 4194304 bytes of text"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, Limits::USUAL, words).unwrap();
+        assert_eq!(worker.encode("a", false).unwrap(), [0]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_forward::{Corpus, DataSpec, TokenizeOptions};
+use moe_forward::{Clock, Corpus, DataSpec, TokenizeOptions, digests_of};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -66,7 +66,7 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
     let dir = tokenizer(expected["template"].as_str().unwrap());
     let options = TokenizeOptions { sequence_length: 100_000, vocab: 1 << 20, ..TokenizeOptions::default() };
     let documents = expected["documents"].as_object().unwrap();
-    assert!(documents.len() >= 25);
+    assert!(documents.len() >= 60);
     for (name, wanted) in documents {
         let corpus = Corpus::load(&[spec(&golden("data/files").join(name))], dir.path(), options);
         let corpus = corpus.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -74,7 +74,7 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
         assert_eq!(corpus.domains[0].sequences, wanted, "{name}");
         // What its name doesn't say is said.
         let said = corpus.texts[0].note().is_some();
-        assert_eq!(said, ["no-ending", "lines.jsonl.txt"].contains(&name.as_str()), "{name}");
+        assert_eq!(said, ["no-ending", "lines.jsonl.txt", "mixed", "mixed.md"].contains(&name.as_str()), "{name}");
     }
 }
 
@@ -135,4 +135,33 @@ fn text_that_memory_does_not_hold_is_refused() {
     let error = Corpus::load(&[spec(&path)], dir.path(), options).unwrap_err().to_string();
     assert!(error.contains("--memory-budget") && error.contains("--data-tokens"), "{error}");
     Corpus::load(&[spec(&path)], dir.path(), TokenizeOptions { max_tokens: Some(100), ..options }).unwrap();
+}
+
+/// The digest and the note of a file of conversations, read on a day of December 2026.
+fn dated(dir: &Path, data: &str, day: i64, options: TokenizeOptions) -> (Option<String>, Option<String>) {
+    let clock = Clock::at(1_796_083_200 + (day - 1) * 86_400).unwrap();
+    let corpus = Corpus::load(&[spec(&dir.join(data))], dir, TokenizeOptions { clock, ..options }).unwrap();
+    (digests_of(&corpus.texts).unwrap().remove(&dir.join(data)), corpus.texts[0].note())
+}
+
+#[test]
+fn a_text_with_a_date_in_it_is_another_on_another_day() {
+    let body = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let dir =
+        tokenizer(&format!("{{% if messages[0].role == 'user' %}}{{{{ strftime_now('%d %b') }}}}{{% endif %}}{body}"));
+    let options = TokenizeOptions { sequence_length: 64, vocab: 1 << 20, ..TokenizeOptions::default() };
+    let sampled = TokenizeOptions { max_tokens: Some(1000), sample: Some(1), ..options };
+    let row = |role: &str| format!("{{\"messages\": [{{\"role\": \"{role}\", \"content\": \"Some words.\"}}]}}\n");
+    std::fs::write(dir.path().join("few.jsonl"), row("user").repeat(3)).unwrap();
+    std::fs::write(dir.path().join("many.jsonl"), row("user").repeat(90_000)).unwrap();
+    std::fs::write(dir.path().join("timeless.jsonl"), row("system").repeat(3)).unwrap();
+    for (data, options) in [("few.jsonl", options), ("many.jsonl", sampled)] {
+        let ((first, note), (second, _)) = (dated(dir.path(), data, 1, options), dated(dir.path(), data, 2, options));
+        assert!(note.is_some_and(|note| note.contains("\"01 Dec\" for \"%d %b\"")));
+        assert!(first.as_ref().is_some_and(|digest| digest.starts_with("dated:")), "{first:?}");
+        assert_ne!(first, second, "{data}");
+        assert_eq!(first, dated(dir.path(), data, 1, options).0, "{data}");
+    }
+    // What has no date is hashed as ever: a small file whole.
+    assert_eq!(dated(dir.path(), "timeless.jsonl", 1, options), (None, None));
 }

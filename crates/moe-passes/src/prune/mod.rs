@@ -41,6 +41,7 @@ pub struct PruneOptions {
     /// Apply this plan, as --plan-out writes it and you may have edited it, instead of deciding.
     #[arg(long, value_name = "PLAN.json", conflicts_with_all = ["experts", "keep", "data", "stats"])]
     #[serde(default)]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub plan: Option<PathBuf>,
 
     /// Write which experts stay, and what they were ranked by, to this file; with --dry-run, that alone.

@@ -48,6 +48,7 @@ pub struct ReduceOptions {
     /// is decided on what reaches it through the converted layers before it.
     #[arg(long, value_name = "STATS", help_heading = "Calibration")]
     #[serde(default)]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub stats: Option<PathBuf>,
 
     /// Let super experts (2507.23279) go, too: those whose largest output is above the 99.5th percentile and a tenth of the

@@ -124,6 +124,7 @@ pub struct UpcycleOptions {
     /// A dense model whose networks become experts, in turn with the others given; repeat it for each.
     #[arg(long = "expert", value_name = "DENSE", help_heading = "Experts")]
     #[serde(default, rename = "expert")]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub models: Vec<PathBuf>,
 
     /// With --expert: where everything but the experts comes from.
@@ -190,6 +191,7 @@ pub struct UpcycleOptions {
     /// JSON file of prompts, one entry for each router row: [{"positive": ["…"], "negative": ["…"]}, …].
     #[arg(long, value_name = "PROMPTS.json", help_heading = "Routers")]
     #[serde(default)]
+    #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub prompts: Option<PathBuf>,
 
     /// Text that k-means routers and partitions by activation are found on, as PATH or LABEL=PATH; text, or JSONL.

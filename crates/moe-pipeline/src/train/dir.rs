@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{
     Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
 };
-use serde_json::Value;
+
+use super::log;
 
 /// What a training of the whole model goes on from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
@@ -93,8 +94,7 @@ pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<(File, String)> {
 /// How many steps the log of `saved` has, of a training that was stopped; 0 where there is none.
 pub(super) fn logged_steps(saved: &Saved) -> u64 {
     let text = read_text(&saved.path(LOG_FILE), MAX_LOG_BYTES).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["loss"].is_number()).filter_map(|line| line["step"].as_u64()).max().unwrap_or(0)
+    log::lines(&text).filter(|line| line.is_of_step).filter_map(|line| line.step).max().unwrap_or(0)
 }
 
 /// The lines of the log `path` that are of the first `steps` steps, each of which has one.
@@ -105,10 +105,9 @@ fn lines_until(path: &Path, steps: u64) -> Result<String> {
     let text = read_text(path, MAX_LOG_BYTES)
         .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
     let (mut kept, mut taken) = (String::new(), 0);
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in log::lines(&text).enumerate() {
         // The last line may have been cut when the run was killed, behind the steps that count.
-        let parsed: Value = serde_json::from_str(line).unwrap_or_default();
-        let Some(step) = parsed["step"].as_u64() else {
+        let Some(step) = line.step else {
             if taken == steps {
                 break;
             }
@@ -117,8 +116,8 @@ fn lines_until(path: &Path, steps: u64) -> Result<String> {
         if step > steps {
             break;
         }
-        taken += u64::from(parsed["loss"].is_number() && step == taken + 1);
-        kept += line;
+        taken += u64::from(line.is_of_step && step == taken + 1);
+        kept += line.text;
         kept.push('\n');
     }
     if taken < steps {

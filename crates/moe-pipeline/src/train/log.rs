@@ -1,10 +1,11 @@
-//! What is said of a training while it runs.
+//! What is said of a training while it runs, and what a log says of it later.
 
 use moe_forward::train::LayerCounts;
 use moe_math::load::Load;
 use serde_json::{Value, json};
 
 use super::record::StepRecord;
+use super::settings::Settings;
 
 /// A line of the log.
 pub(super) fn step_line(record: &StepRecord, rate: f64, load: &[LayerCounts]) -> Value {
@@ -27,4 +28,29 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
     let dropped: u64 = load.iter().map(|l| l.dropped).sum();
     let dropped = if dropped > 0 { format!(", {dropped} choices dropped") } else { String::new() };
     format!("; load: entropy {:.3} at least (layer {layer}), {dead} experts without a token{dropped}", least.entropy)
+}
+
+/// A line that was read.
+pub(super) struct Line<'a> {
+    /// The line itself.
+    pub text: &'a str,
+    /// Its step; None for what is none of a training's lines, as one that was cut when the run was killed.
+    pub step: Option<u64>,
+    /// Whether it is the one that each step has.
+    pub is_of_step: bool,
+    /// The settings that held from then on, if it says them.
+    pub settings: Option<Settings>,
+}
+
+/// The lines of `log` in order.
+pub(super) fn lines(log: &str) -> impl Iterator<Item = Line<'_>> {
+    log.lines().map(|text| {
+        let mut parsed: Value = serde_json::from_str(text).unwrap_or_default();
+        Line {
+            text,
+            step: parsed["step"].as_u64(),
+            is_of_step: parsed["loss"].is_number(),
+            settings: parsed.get_mut("settings").and_then(|found| serde_json::from_value(found.take()).ok()),
+        }
+    })
 }

@@ -35,10 +35,4 @@ impl Settings {
     pub(super) fn line(&self) -> Value {
         json!({ "step": self.after_step, "settings": self })
     }
-
-    /// All that the lines of a log say, in order.
-    pub(super) fn of_log(log: &str) -> Vec<Self> {
-        let parsed = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        parsed.filter_map(|line| serde_json::from_value(line.get("settings")?.clone()).ok()).collect()
-    }
 }

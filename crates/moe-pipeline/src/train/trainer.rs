@@ -13,7 +13,7 @@ use moe_passes::TrainOptions;
 use serde_json::json;
 
 use super::dir::{STATE_FILE, logged_steps, open_log};
-use super::log::{describe_load, step_line};
+use super::log::{self, describe_load, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
 use super::state::{Size, State};
@@ -153,7 +153,7 @@ impl Trainer<'_> {
         }
         let (log, said) = open_log(self.saved, state.step)?;
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
-        let settings = Settings::of_log(&said);
+        let settings = log::lines(&said).filter_map(|line| line.settings).collect();
         let (load, warned) = (Vec::new(), Vec::new());
         let mut running = Running { trainer: self, moments, state, log, settings, load, warned, best_report };
         running.note_settings()?;

@@ -7,6 +7,16 @@ pub(super) type Name = Arc<str>;
 /// A template or the inside of a block: statements in order.
 pub(super) type Body = Vec<Stmt>;
 
+/// A template.
+#[derive(Default)]
+pub(super) struct Tree {
+    pub body: Body,
+    pub blocks: Blocks,
+}
+
+/// `{% block %}`s by their names, wherever they stand.
+pub(super) type Blocks = Arc<[(Name, Arc<Body>)]>;
+
 pub(super) struct Stmt {
     pub line: usize,
     pub kind: StmtKind,
@@ -41,8 +51,11 @@ pub(super) enum StmtKind {
     },
     /// A part with variables of its own: `{% generation %}`, `{% autoescape false %}`.
     Scope(Body),
-    /// `{% block %}`, which sees what was set outside of all loops.
-    Block(Body),
+    /// `{% block %}`, which sees what was set outside of all loops, unless it is `scoped`.
+    Block {
+        body: Arc<Body>,
+        is_scoped: bool,
+    },
     Break,
     Continue,
 }

@@ -1,12 +1,12 @@
 //! Calls: macros, loops, methods and the functions that transformers gives templates.
 
 use std::cell::Cell;
-use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::ast::Macro;
-use super::eval::{Interpreter, Scope};
+use super::interpreter::Interpreter;
+use super::scope::Scope;
 use super::value::{Dict, Function, Items, Namespace, Text, Value, View};
 use super::{ENTRY_BYTES, Fail, Outcome, operators, strings};
 
@@ -78,6 +78,11 @@ impl Interpreter {
                 let [items] = args.bind("loop", ["iterable"])?;
                 let items = required(items, "loop", "iterable")?;
                 self.call_loop(state, &items)
+            }
+            Value::Block(body) => {
+                args.bind("a block", []).map(|[]| ())?;
+                let scope = Scope::within(&self.globals);
+                Ok(self.captured(body, &scope)?.into())
             }
             Value::Joiner(joiner) => {
                 let used = joiner.1.replace(true);
@@ -164,7 +169,9 @@ impl Interpreter {
             }
             Function::StrftimeNow => {
                 let [format] = args.bind("strftime_now", ["format"])?;
-                strftime_now(&text(&required(format, "strftime_now", "format")?, "strftime_now")?)
+                let format = text(&required(format, "strftime_now", "format")?, "strftime_now")?;
+                self.step(format.len() * 16)?;
+                self.present.write(&format).map(Value::from).map_err(Fail::new)
             }
         }
     }
@@ -287,18 +294,4 @@ fn dict(args: CallArgs) -> Outcome<Dict> {
         dict.insert(name.into(), value);
     }
     Ok(dict)
-}
-
-/// The present in local time, as transformers gives it. Reproducible builds say in `SOURCE_DATE_EPOCH` when they are.
-fn strftime_now(format: &str) -> Outcome<Value> {
-    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
-    let mut text = String::new();
-    let written = match fixed.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0)) {
-        Some(time) => write!(text, "{}", time.naive_utc().format(format)),
-        None => write!(text, "{}", chrono::Local::now().naive_local().format(format)),
-    };
-    match written {
-        Ok(()) => Ok(text.into()),
-        Err(_) => Err(Fail::new(format!("the time format {format:?} is not supported"))),
-    }
 }

@@ -1,11 +1,11 @@
 //! Jinja2's filters: what stands behind `|`.
 
 use super::calls::{CallArgs, integer, required, text};
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::sequences::pair;
 use super::value::{Items, Text, Value};
-use super::{Fail, Outcome, format, json, letters, numbers, operators, strings};
+use super::{ENTRY_BYTES, Fail, Outcome, format, json, letters, numbers, operators, strings};
 
 /// All filters of Jinja2 3.1.
 pub(super) const NAMES: [&str; 54] = [
@@ -97,7 +97,7 @@ impl Interpreter {
             "tojson" => tojson(&value, args),
             "join" => self.join(&value, args),
             "xmlattr" => xmlattr(&value, args),
-            "pprint" | "random" | "striptags" | "urlize" | "wordwrap" => {
+            "pprint" | "random" | "urlize" | "wordwrap" => {
                 Err(Fail::new(format!("the filter '{name}' is not supported")))
             }
             _ if NAMES.contains(&name) => self.text_filter(name, &value, args),
@@ -154,10 +154,12 @@ impl Interpreter {
             "e" | "escape" | "forceescape" => {
                 args.bind(name, []).map(|[]| ())?;
                 let is_safe = name != "forceescape" && matches!(value, Value::Markup(_));
+                self.room(operators::escaped_bytes(&own))?;
                 Ok(Value::Markup(Text::new(if is_safe { own } else { operators::escaped(&own) })))
             }
             _ => {
                 args.bind(name, []).map(|[]| ())?;
+                self.room(own.len().saturating_mul(3))?;
                 Ok(match name {
                     "upper" => own.to_uppercase().into(),
                     "lower" => own.to_lowercase().into(),
@@ -167,6 +169,7 @@ impl Interpreter {
                     "string" if value.text().is_some() => value.clone(),
                     "wordcount" => Value::Int(words(&own)),
                     "urlencode" => urlencode(value, &own)?.into(),
+                    "striptags" => without_tags(&own)?.into(),
                     _ => own.into(),
                 })
             }
@@ -182,10 +185,10 @@ impl Interpreter {
         };
         let blank = blank.is_some_and(|blank| blank.is_true());
         let own = format!("{}\n", &**own);
+        self.handled(own.matches(strings::BREAKS).count() * ENTRY_BYTES)?;
         let lines = strings::lines(&own, false);
         let bytes = own.len().saturating_add(lines.len().saturating_mul(indention.len()));
-        self.room(bytes)?;
-        self.step(bytes)?;
+        self.handled(bytes)?;
         let mut result = if first.is_some_and(|first| first.is_true()) { indention.clone() } else { String::new() };
         for (index, line) in lines.iter().enumerate() {
             if index > 0 {
@@ -216,14 +219,39 @@ fn words(text: &str) -> i128 {
     text.split(|c: char| c != '_' && !c.is_alphanumeric()).filter(|word| !word.is_empty()).count() as i128
 }
 
+/// Markup's `striptags`: without comments and tags, with single spaces.
+fn without_tags(text: &str) -> Outcome<String> {
+    if text.contains('&') {
+        return Err(Fail::new("striptags of a text with '&', which may begin an entity of HTML, is not supported"));
+    }
+    let (mut kept, mut rest) = (String::new(), text);
+    while let Some(start) = rest.find('<') {
+        let tag = &rest[start..];
+        let length = match tag.strip_prefix("<!--") {
+            Some(comment) => comment.find("-->").map(|end| "<!--".len() + end + "-->".len()),
+            None => tag.find('>').map(|end| end + 1),
+        };
+        // One that isn't closed is text, and so is all that follows.
+        let Some(length) = length else { break };
+        kept.push_str(&rest[..start]);
+        rest = &tag[length..];
+    }
+    kept.push_str(rest);
+    Ok(kept.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "))
+}
+
 fn quoted(text: &str, for_query: bool) -> String {
+    const HEX: [u8; 16] = *b"0123456789ABCDEF";
     let mut result = String::new();
     for byte in text.bytes() {
         match byte {
             b'/' if !for_query => result.push('/'),
             b' ' if for_query => result.push('+'),
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => result.push(char::from(byte)),
-            _ => result.push_str(&format!("%{byte:02X}")),
+            _ => {
+                let [high, low] = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+                result.extend(['%', char::from(high), char::from(low)]);
+            }
         }
     }
     result

@@ -1,7 +1,7 @@
 //! Python's two ways of formatting: `'%s' % value` and `'{}'.format(value)`.
 
 use super::calls::CallArgs;
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::repr::float;
 use super::value::{Text, Value};
 use super::{Fail, Outcome, operators, repr};

@@ -3,11 +3,15 @@
 use std::cell::Cell;
 
 use super::value::Value;
+use super::{Fail, MAX_BYTES, Outcome};
 
 /// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
 /// So many values may be compared with one another.
 const MAX_COMPARED: u64 = 50_000_000;
+
+/// Bytes of texts that are compared in the time of a value.
+const BYTES_COMPARED_AT_ONCE: u64 = 64;
 
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
@@ -15,9 +19,12 @@ thread_local! {
     static COMPARED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Bytes of texts and lists that this thread's template holds.
-pub(super) fn held() -> usize {
-    HELD.get()
+/// Refuses what would hold `bytes` more than a template may.
+pub(super) fn room(bytes: usize) -> Outcome<()> {
+    if HELD.get().saturating_add(bytes) > MAX_BYTES {
+        return Err(Fail::new(format!("the template takes more than {} MiB for a conversation", MAX_BYTES >> 20)));
+    }
+    Ok(())
 }
 
 /// What this thread's template has too much of.
@@ -54,8 +61,15 @@ impl Drop for Charge {
     }
 }
 
-/// Counts a comparison of two values; false where there were too many, and the template's next step fails.
-pub(super) fn may_compare() -> bool {
-    COMPARED.set(COMPARED.get() + 1);
+/// Counts a comparison of two values, of so many bytes where they are texts; false where there were too many, and the template's
+/// next step fails.
+pub(super) fn may_compare(bytes: usize) -> bool {
+    COMPARED.set(COMPARED.get() + 1 + bytes as u64 / BYTES_COMPARED_AT_ONCE);
     COMPARED.get() <= MAX_COMPARED
+}
+
+/// Counts a comparison, and refuses it where there were too many.
+pub(super) fn check_compared(bytes: usize) -> Outcome<()> {
+    let what = || Fail::new(format!("the template {}", excess().unwrap_or_default()));
+    if may_compare(bytes) { Ok(()) } else { Err(what()) }
 }

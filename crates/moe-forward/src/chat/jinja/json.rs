@@ -3,6 +3,7 @@
 use moe_checkpoint::json::kept_number;
 
 use super::repr::float;
+use super::sorting::sorted;
 use super::value::{Dict, Value};
 use super::{Fail, MAX_BYTES, Outcome};
 
@@ -65,7 +66,8 @@ impl Style {
     }
 
     fn write(&self, value: &Value, out: &mut String, depth: usize) -> Outcome<()> {
-        if depth > 500 || out.len() > MAX_BYTES / 4 {
+        let indentation = self.indent.as_ref().map_or(0, |indent| indent.len() * (depth + 1));
+        if depth > 500 || out.len() + indentation > MAX_BYTES / 4 {
             return Err(Fail::new("a value is too large for tojson"));
         }
         match value {
@@ -87,15 +89,7 @@ impl Style {
                 out.push('{');
                 let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
                 if self.sort_keys {
-                    let mut failed = None;
-                    entries.sort_by(|a, b| match a.0.compare(&b.0) {
-                        Ok(order) => order.unwrap_or(std::cmp::Ordering::Equal),
-                        Err(error) => {
-                            failed = Some(error);
-                            std::cmp::Ordering::Equal
-                        }
-                    });
-                    failed.map_or(Ok(()), Err)?;
+                    entries = sorted(entries, &mut |a, b| a.0.compare(&b.0))?;
                 }
                 for (index, (key, item)) in entries.into_iter().enumerate() {
                     self.separate(index, depth + 1, out);

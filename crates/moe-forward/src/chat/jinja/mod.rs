@@ -10,6 +10,7 @@ mod expressions;
 mod filters;
 mod format;
 mod held;
+mod interpreter;
 mod json;
 mod letters;
 mod lexer;
@@ -17,25 +18,56 @@ mod numbers;
 mod operators;
 mod parser;
 mod repr;
+mod scope;
 mod sequences;
+mod sorting;
+mod statements;
 mod strings;
 mod tests;
 mod value;
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{Builder, scope};
+use std::time::Duration;
 
+use chrono::NaiveDateTime;
 use serde_json::Value as Json;
 
-/// A conversation takes a few hundred steps a message.
-const MAX_STEPS: u64 = 10_000_000;
+use super::dates::Dates;
+use crate::allowance::{Subject, limited};
+
 /// What it costs to copy an entry of a list or dictionary, in bytes of text that cost as much.
 const ENTRY_BYTES: usize = 256;
-/// How long a template may run, whatever its steps are: a long conversation takes milliseconds.
-const MAX_SECONDS: u64 = 30;
 /// What texts and lists may take at once. A conversation takes a few times its own size.
 pub(super) const MAX_BYTES: usize = 512 << 20;
+/// What the thread of a template may take: that, and a step's own copies of it.
+const ALLOWED_BYTES: usize = 2 * MAX_BYTES;
 /// A level of a template takes some 10 KiB of the stack; Python's limit allows for a few hundred.
 const STACK_BYTES: usize = 64 << 20;
+
+/// How much a template may do for a conversation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// A conversation takes a few hundred a message.
+    pub steps: u64,
+    /// Whatever its steps are: a long conversation takes milliseconds.
+    pub time: Duration,
+}
+
+impl Limits {
+    pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30) };
+
+    /// Time, too, for what can't look at the clock: one step on all that may be held.
+    fn patience(self) -> Duration {
+        self.time + self.time / 20
+    }
+
+    fn too_long(self) -> String {
+        format!("the template runs for more than {} s for a conversation", self.time.as_secs_f64())
+    }
+}
 
 /// What went wrong in a template, and in which line.
 #[derive(Debug)]
@@ -71,7 +103,7 @@ impl std::error::Error for Fail {}
 
 /// A template that was understood.
 pub(super) struct Template {
-    body: ast::Body,
+    tree: Arc<ast::Tree>,
 }
 
 impl Template {
@@ -80,34 +112,61 @@ impl Template {
     /// # Errors
     /// What Jinja2 calls a syntax error, and what isn't supported.
     pub fn parse(source: &str) -> Result<Self, Fail> {
-        on_a_large_stack(|| parser::parse(source)).map(|body| Self { body })
+        on_a_large_stack(|| parser::parse(source)).map(|tree| Self { tree: Arc::new(tree) })
     }
 
-    /// The text that it makes of `variables`.
+    /// The text that it makes of `variables`, and the dates in it. It stands in `file`.
     ///
     /// # Errors
     /// What the template raises, and what takes more than it may.
-    pub fn render(&self, variables: &[(&str, Json)]) -> Result<String, Fail> {
-        on_a_large_stack(|| eval::render(&self.body, variables))
+    pub fn render(
+        &self,
+        variables: Vec<(String, Json)>,
+        now: NaiveDateTime,
+        limits: Limits,
+        file: &Path,
+    ) -> Result<(String, Dates), Fail> {
+        let tree = Arc::clone(&self.tree);
+        let file = file.to_owned();
+        let (give, take) = channel();
+        let render = move || {
+            let call = || interpreter::render(&tree, &variables, now, limits);
+            let rendered = limited(Subject::Template, &file, ALLOWED_BYTES, call);
+            drop(tree);
+            _ = give.send(rendered);
+        };
+        // It is left behind where it takes too long.
+        thread().spawn(render).map_err(not_started)?;
+        match take.recv_timeout(limits.patience()) {
+            Ok(rendered) => rendered,
+            Err(RecvTimeoutError::Timeout) => Err(Fail::new(limits.too_long())),
+            Err(RecvTimeoutError::Disconnected) => Err(Fail::new("the chat template's thread ended")),
+        }
     }
 }
 
 impl Drop for Template {
     fn drop(&mut self) {
-        // A deep tree is taken apart by as deep a recursion.
-        let body = std::mem::take(&mut self.body);
+        // A deep tree is taken apart by as deep a recursion. One that still runs is taken apart by its thread.
+        let Some(tree) = Arc::into_inner(std::mem::take(&mut self.tree)) else { return };
         _ = on_a_large_stack(move || {
-            drop(body);
+            drop(tree);
             Ok(())
         });
     }
 }
 
+fn thread() -> Builder {
+    Builder::new().name("template".into()).stack_size(STACK_BYTES)
+}
+
+fn not_started(error: std::io::Error) -> Fail {
+    Fail::new(format!("the chat template's thread can't start: {error}"))
+}
+
 fn on_a_large_stack<T: Send>(call: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
-    let failed = |what: &str| Fail::new(format!("the chat template's thread {what}"));
     scope(|threads| {
-        let thread = Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn_scoped(threads, call);
-        let thread = thread.map_err(|e| failed(&format!("can't start: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(failed("ended")))
+        let thread = thread().spawn_scoped(threads, call).map_err(not_started)?;
+        thread.join().unwrap_or_else(|_| Err(Fail::new("the chat template's thread ended")))
     })
 }

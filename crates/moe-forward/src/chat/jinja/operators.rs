@@ -3,13 +3,19 @@
 use std::cmp::Ordering;
 
 use super::ast::{Binary, Comparison};
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::value::{Items, Text, Value};
 use super::{Fail, Outcome, format, strings};
 
 /// Markup's way of escaping.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('>', "&gt;").replace('<', "&lt;").replace('\'', "&#39;").replace('"', "&#34;")
+}
+
+/// How many bytes that gives.
+pub(super) fn escaped_bytes(text: &str) -> usize {
+    let longer = text.bytes().filter(|byte| b"&><'\"".contains(byte)).count();
+    text.len() + 4 * longer
 }
 
 fn has_no(object: &Value, what: &str, name: &str) -> Value {
@@ -111,6 +117,10 @@ fn own_attribute(object: &Value, name: &str) -> Outcome<Option<Value>> {
         Value::Macro(macro_) if name == "catch_varargs" => Some(Value::Bool(macro_.0.takes_varargs)),
         Value::Macro(macro_) if name == "caller" => Some(Value::Bool(macro_.0.takes_caller)),
         Value::Macro(macro_) if name == "name" => Some((&*macro_.0.name).into()),
+        Value::Blocks(blocks) => {
+            let found = blocks.iter().find(|(known, _)| **known == *name);
+            found.map(|(_, body)| Value::Block(std::sync::Arc::clone(body)))
+        }
         Value::Namespace(namespace) => namespace.fields.borrow().get_text(name).cloned(),
         Value::Cycler(cycler) if name == "current" => cycler.0.get(cycler.1.get()).cloned(),
         // What groupby gives.
@@ -266,7 +276,10 @@ pub(super) fn contains(container: &Value, value: &Value) -> Outcome<bool> {
             Ok(dict.get(value).is_some())
         }
         Value::Undefined(_) => Ok(false),
-        Value::List(_) | Value::Tuple(_) | Value::View(..) | Value::Range { .. } | Value::Once(_) => {
+        Value::List(items) | Value::Tuple(items) | Value::View(_, items) => {
+            Ok(items.iter().any(|item| item.is(value) || item.equals(value)))
+        }
+        Value::Range { .. } | Value::Once(_) => {
             Ok(container.iterate()?.iter().any(|item| item.is(value) || item.equals(value)))
         }
         _ => Err(Fail::new(format!("argument of type '{}' is not iterable", container.type_name()))),
@@ -375,13 +388,21 @@ impl Interpreter {
         }
         match (operator, left, right) {
             (Binary::Add, Value::Str(a), Value::Str(b)) => {
-                self.step(a.len() + b.len())?;
-                self.room(a.len() + b.len())?;
+                self.handled(a.len() + b.len())?;
                 Ok([&**a, &**b].concat().into())
             }
-            (Binary::Add, Value::Markup(a), Value::Str(b)) => Ok(Value::Markup(Text::new(a.to_string() + &escaped(b)))),
-            (Binary::Add, Value::Str(a), Value::Markup(b)) => Ok(Value::Markup(Text::new(escaped(a) + b))),
-            (Binary::Add, Value::Markup(a), Value::Markup(b)) => Ok(Value::Markup(Text::new(a.to_string() + b))),
+            (Binary::Add, Value::Markup(a), Value::Str(b)) => {
+                self.handled(a.len() + escaped_bytes(b))?;
+                Ok(Value::Markup(Text::new(a.to_string() + &escaped(b))))
+            }
+            (Binary::Add, Value::Str(a), Value::Markup(b)) => {
+                self.handled(escaped_bytes(a) + b.len())?;
+                Ok(Value::Markup(Text::new(escaped(a) + b)))
+            }
+            (Binary::Add, Value::Markup(a), Value::Markup(b)) => {
+                self.handled(a.len() + b.len())?;
+                Ok(Value::Markup(Text::new(a.to_string() + b)))
+            }
             (Binary::Add, Value::List(a), Value::List(b)) => Ok(Value::List(self.joined(a, b)?)),
             (Binary::Add, Value::Tuple(a), Value::Tuple(b)) => Ok(Value::Tuple(self.joined(a, b)?)),
             (Binary::Mul, value, count) | (Binary::Mul, count, value)
@@ -398,8 +419,7 @@ impl Interpreter {
 
     fn joined(&mut self, a: &Items, b: &Items) -> Outcome<Items> {
         let bytes = (a.len() + b.len()) * size_of::<Value>();
-        self.step(bytes)?;
-        self.room(bytes)?;
+        self.handled(bytes)?;
         Ok(Items::new([&**a, &**b].concat()))
     }
 
@@ -411,8 +431,7 @@ impl Interpreter {
             _ => 0,
         };
         let bytes = bytes.saturating_mul(count);
-        self.room(bytes)?;
-        self.step(bytes)?;
+        self.handled(bytes)?;
         let items = |items: &Items| {
             let count = if items.is_empty() { 0 } else { count };
             Items::new(std::iter::repeat_n(&**items, count).flatten().cloned().collect())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ast::{Args, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Target};
+use super::ast::{Args, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Target, Tree};
 use super::lexer::{Kind, Token, tokenize};
 use super::{Fail, Outcome};
 
@@ -10,11 +10,11 @@ use super::{Fail, Outcome};
 const MAX_DEPTH: usize = 1000;
 
 /// The statements of `source`.
-pub(super) fn parse(source: &str) -> Outcome<Body> {
-    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0 };
+pub(super) fn parse(source: &str) -> Outcome<Tree> {
+    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, in_loop: 0, blocks: Vec::new() };
     let body = parser.body(&[])?;
     match parser.kind() {
-        Kind::End => Ok(body),
+        Kind::End => Ok(Tree { body, blocks: parser.blocks.into() }),
         _ => parser.fail("unexpected block"),
     }
 }
@@ -24,6 +24,7 @@ pub(super) struct Parser {
     at: usize,
     pub depth: usize,
     in_loop: usize,
+    blocks: Vec<(Name, Arc<Body>)>,
 }
 
 fn describe(kind: &Kind) -> String {
@@ -228,10 +229,21 @@ impl Parser {
             }
             "block" => {
                 let name = self.expect_name()?;
-                while self.skip_name("scoped") || self.skip_name("required") {}
-                let body = self.whole("endblock")?;
+                let mut is_scoped = false;
+                loop {
+                    match () {
+                        () if self.skip_name("scoped") => is_scoped = true,
+                        () if self.skip_name("required") => {}
+                        () => break,
+                    }
+                }
+                let body = Arc::new(self.whole("endblock")?);
                 self.skip_name(&name);
-                Ok(StmtKind::Block(body))
+                if self.blocks.iter().any(|(known, _)| *known == name) {
+                    return Err(Fail::new(format!("block '{name}' defined twice")).at(line));
+                }
+                self.blocks.push((name, Arc::clone(&body)));
+                Ok(StmtKind::Block { body, is_scoped })
             }
             "print" => {
                 let mut exprs = Vec::new();

@@ -68,7 +68,13 @@ impl Value {
             }
             Self::Macro(macro_) => out.push_str(&format!("<Macro '{}'>", macro_.0.name)),
             Self::Loop(state) => out.push_str(&format!("<LoopContext {}/{}>", state.index(), state.length())),
-            Self::Once(_) | Self::Method(_) | Self::Function(_) | Self::Cycler(_) | Self::Joiner(_) => {
+            Self::Blocks(_) => out.push_str("<TemplateReference None>"),
+            Self::Once(_)
+            | Self::Block(_)
+            | Self::Method(_)
+            | Self::Function(_)
+            | Self::Cycler(_)
+            | Self::Joiner(_) => {
                 let what = format!("a {} is printed with its address in memory: add | list", self.type_name());
                 return Err(Fail::new(what));
             }
@@ -110,6 +116,9 @@ pub(super) fn float(value: f64) -> String {
 
 /// Whether Python prints `c` as it is. The standard library asks the same of Unicode where it escapes, but for marks that begin a text.
 pub(super) fn is_printable(c: char) -> bool {
+    if c.is_alphanumeric() {
+        return true;
+    }
     let mut text = String::from("a");
     text.push(c);
     !text.escape_debug().to_string().starts_with("a\\u{")

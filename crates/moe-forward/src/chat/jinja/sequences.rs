@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use super::calls::{CallArgs, integer, required, text};
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
+use super::sorting::sorted;
 use super::value::{Dict, Items, Value};
 use super::{Fail, Outcome, operators};
 
@@ -71,6 +72,7 @@ impl Interpreter {
         if name == "reverse"
             && let Some(own) = value.text()
         {
+            self.handled(own.len())?;
             return Ok(own.chars().rev().collect::<String>().into());
         }
         if name == "items" {
@@ -125,7 +127,7 @@ impl Interpreter {
                 for item in items {
                     keyed.push((self.keys(&item, attribute.as_ref(), sensitive)?, item));
                 }
-                self.sort(&mut keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
+                let keyed = self.sort(keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
                 Ok(keyed.into_iter().map(|(_, item)| item).collect::<Vec<_>>().into())
             }
             "unique" => {
@@ -159,7 +161,7 @@ impl Interpreter {
             let key = self.at_path(&item, &attribute, default.as_ref())?;
             keyed.push((if sensitive { key } else { ignoring_case(key) }, item));
         }
-        self.sort(&mut keyed, false)?;
+        let keyed = self.sort(keyed, false)?;
         let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
         for (key, item) in keyed {
             match groups.last_mut() {
@@ -191,25 +193,18 @@ impl Interpreter {
             let key = if by_value { entry.1.clone() } else { entry.0.clone() };
             keyed.push((if sensitive { key } else { ignoring_case(key) }, pair(entry)));
         }
-        self.sort(&mut keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
+        let keyed = self.sort(keyed, reverse.is_some_and(|reverse| reverse.is_true()))?;
         Ok(keyed.into_iter().map(|(_, entry)| entry).collect::<Vec<_>>().into())
     }
 
     /// Sorts by keys; what is equal keeps its order, backwards, too.
-    fn sort(&mut self, keyed: &mut [(Value, Value)], reverse: bool) -> Outcome<()> {
-        self.step(keyed.len() * size_of::<Value>())?;
-        let mut failed = None;
-        keyed.sort_by(|a, b| {
-            let order = match a.0.compare(&b.0) {
-                Ok(order) => order.unwrap_or(Ordering::Equal),
-                Err(error) => {
-                    failed.get_or_insert(error);
-                    Ordering::Equal
-                }
-            };
-            if reverse { order.reverse() } else { order }
-        });
-        failed.map_or(Ok(()), Err)
+    fn sort(&mut self, keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<(Value, Value)>> {
+        self.handled(keyed.len() * size_of::<(Value, Value)>())?;
+        sorted(keyed, &mut |a, b| {
+            self.step(0)?;
+            let order = a.0.compare(&b.0)?;
+            Ok(if reverse { order.map(Ordering::reverse) } else { order })
+        })
     }
 
     /// What stands in `item` at a path such as `"function.name"` or `0`.

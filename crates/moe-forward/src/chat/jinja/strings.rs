@@ -1,7 +1,7 @@
 //! Python's string methods.
 
 use super::calls::{CallArgs, integer, required, text};
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::lexer::is_space;
 use super::value::{Items, Text, Value};
 use super::{ENTRY_BYTES, Fail, Outcome, format, letters, operators};
@@ -66,17 +66,25 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
             let [separator, limit] = args.bind(method, ["sep", "maxsplit"])?;
             let limit = limit.map_or(Ok(-1), |limit| integer(&limit, method))?;
             let parts = match separator.filter(|separator| !matches!(separator, Value::None)) {
-                Some(separator) => split(own, &text(&separator, method)?, limit, method == "rsplit")?,
-                None => split_words(own, limit, method == "rsplit"),
+                Some(separator) => {
+                    let separator = text(&separator, method)?;
+                    if separator.is_empty() {
+                        return Err(Fail::new("empty separator"));
+                    }
+                    run.handled(own.matches(&*separator).count().saturating_mul(ENTRY_BYTES))?;
+                    split(own, &separator, limit, method == "rsplit")
+                }
+                None => {
+                    run.handled(own.split(is_space).filter(|word| !word.is_empty()).count() * ENTRY_BYTES)?;
+                    split_words(own, limit, method == "rsplit")
+                }
             };
-            run.step(parts.len() * ENTRY_BYTES)?;
             Ok(listed(parts))
         }
         "splitlines" => {
             let [keep] = args.bind(method, ["keepends"])?;
-            let lines = lines(own, keep.is_some_and(|keep| keep.is_true()));
-            run.step(lines.len() * ENTRY_BYTES)?;
-            Ok(listed(lines))
+            run.handled(own.matches(BREAKS).count() * ENTRY_BYTES)?;
+            Ok(listed(lines(own, keep.is_some_and(|keep| keep.is_true()))))
         }
         "join" => {
             let [items] = args.bind(method, ["iterable"])?;
@@ -142,6 +150,7 @@ pub(super) fn call(run: &mut Interpreter, own: &Text, method: &str, args: CallAr
         }
         _ => {
             args.bind(method, []).map(|[]| ())?;
+            run.room(own.len().saturating_mul(3))?;
             Ok(plain(own, method))
         }
     }
@@ -175,17 +184,14 @@ pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) ->
     Ok(if method == "lstrip" { own } else { own.trim_end_matches(goes) })
 }
 
-fn split<'a>(own: &'a str, separator: &str, limit: i128, from_end: bool) -> Outcome<Vec<&'a str>> {
-    if separator.is_empty() {
-        return Err(Fail::new("empty separator"));
-    }
+fn split<'a>(own: &'a str, separator: &str, limit: i128, from_end: bool) -> Vec<&'a str> {
     let most = usize::try_from(limit).map_or(usize::MAX, |limit| limit.saturating_add(1));
     if !from_end {
-        return Ok(own.splitn(most, separator).collect());
+        return own.splitn(most, separator).collect();
     }
     let mut parts: Vec<&str> = own.rsplitn(most, separator).collect();
     parts.reverse();
-    Ok(parts)
+    parts
 }
 
 fn split_words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
@@ -212,9 +218,12 @@ fn split_words(own: &str, limit: i128, from_end: bool) -> Vec<&str> {
     parts
 }
 
+/// What Python takes for the end of a line.
+pub(super) const BREAKS: [char; 10] =
+    ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
+
 /// Python's `splitlines`.
 pub(super) fn lines(own: &str, keep: bool) -> Vec<&str> {
-    const BREAKS: [char; 10] = ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
     let mut lines = Vec::new();
     let mut rest = own;
     while !rest.is_empty() {
@@ -233,8 +242,7 @@ pub(super) fn lines(own: &str, keep: bool) -> Vec<&str> {
 /// `parts` with `separator` between them.
 pub(super) fn joined(run: &mut Interpreter, separator: &str, parts: &[Text]) -> Outcome<Value> {
     let bytes = parts.iter().map(|part| part.len()).sum::<usize>() + separator.len().saturating_mul(parts.len());
-    run.room(bytes)?;
-    run.step(bytes)?;
+    run.handled(bytes)?;
     let parts: Vec<&str> = parts.iter().map(|part| &**part).collect();
     Ok(parts.join(separator).into())
 }

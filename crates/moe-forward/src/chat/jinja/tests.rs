@@ -2,7 +2,7 @@
 
 use super::ast::Comparison;
 use super::calls::{CallArgs, integer, required};
-use super::eval::Interpreter;
+use super::interpreter::Interpreter;
 use super::value::Value;
 use super::{Fail, Outcome, filters, letters, operators};
 

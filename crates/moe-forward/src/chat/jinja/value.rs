@@ -6,10 +6,13 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::rc::Rc;
 
-use super::ast::Macro;
-use super::eval::{LoopState, Scope};
-use super::held::{Charge, depth_of, may_compare};
+use super::ast::{Blocks, Body, Macro};
+use super::held::{Charge, check_compared, depth_of, may_compare, room};
+use super::scope::{LoopState, Scope};
 use super::{Fail, Outcome};
+
+/// What a text takes beside its characters.
+const TEXT_BYTES: usize = 64;
 
 /// A shared text.
 #[derive(Clone)]
@@ -18,7 +21,7 @@ pub(super) struct Text(Rc<(String, Charge)>);
 impl Text {
     pub fn new(text: impl Into<String>) -> Self {
         let text = text.into();
-        let charge = Charge::new(text.len());
+        let charge = Charge::new(text.len() + TEXT_BYTES);
         Self(Rc::new((text, charge)))
     }
 }
@@ -190,6 +193,10 @@ pub(super) enum Value {
     Function(Function),
     Cycler(Rc<(Items, Cell<usize>)>),
     Joiner(Rc<(Text, Cell<bool>)>),
+    /// What `self` is.
+    Blocks(Blocks),
+    /// A block that can be called.
+    Block(std::sync::Arc<Body>),
 }
 
 impl From<&str> for Value {
@@ -268,6 +275,8 @@ impl Value {
             Self::Function(_) => "function",
             Self::Cycler(_) => "Cycler",
             Self::Joiner(_) => "Joiner",
+            Self::Blocks(_) => "TemplateReference",
+            Self::Block(_) => "BlockReference",
         }
     }
 
@@ -277,6 +286,7 @@ impl Value {
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
             Self::Float(value) => *value != 0.0,
+            Self::Str(text) | Self::Markup(text) => !text.is_empty(),
             _ => self.length().is_none_or(|length| length > 0),
         }
     }
@@ -296,6 +306,8 @@ impl Value {
 
     /// The values that a loop over this takes; of those that can be taken once, the rest.
     pub fn iterate(&self) -> Outcome<Vec<Value>> {
+        let each = if self.text().is_some() { size_of::<Value>() + TEXT_BYTES } else { size_of::<Value>() };
+        room(self.length().unwrap_or(0).saturating_mul(each))?;
         Ok(match self {
             Self::Undefined(_) => Vec::new(),
             Self::Str(text) | Self::Markup(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
@@ -330,7 +342,8 @@ impl Value {
 
     /// Python's `==`.
     pub fn equals(&self, other: &Self) -> bool {
-        if !may_compare() {
+        let bytes = self.text().zip(other.text()).map_or(0, |(a, b)| a.len().min(b.len()));
+        if !may_compare(bytes) {
             return false;
         }
         if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
@@ -384,6 +397,7 @@ impl Value {
 
     /// Python's order, for what has one.
     pub fn compare(&self, other: &Self) -> Outcome<Option<Ordering>> {
+        check_compared(self.text().zip(other.text()).map_or(0, |(a, b)| a.len().min(b.len())))?;
         if let (Some(a), Some(b)) = (self.integer(), other.integer()) {
             return Ok(Some(a.cmp(&b)));
         }

@@ -1,0 +1,54 @@
+//! What an output is called while it is unfinished.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+
+/// What the output `target` is called while it is unfinished, and an earlier one while it is replaced.
+pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 2] {
+    ["partial", "replaced"].map(|state| hidden(target, state))
+}
+
+/// Whether `name` is one that a file has while it is written.
+pub(crate) fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".partial-moe-convert")
+}
+
+/// What an earlier result is called while a new one takes its name.
+pub(super) fn aside(target: &Path) -> PathBuf {
+    hidden(target, "replaced")
+}
+
+/// What a file system takes for the name of a file, without its directories.
+const MAX_NAME_BYTES: usize = 255;
+
+/// What `target` is called until it is complete.
+pub(super) fn partial(target: &Path) -> Result<PathBuf> {
+    let Some(name) = target.file_name() else {
+        return Err(Error::new(Kind::Usage, "the output has no name")
+            .file(target)
+            .remedy("give a path that ends in a name of its own"));
+    };
+    // The longer of its two hidden names must be one that file systems take.
+    let length = hidden(target, "replaced").file_name().unwrap_or_default().len();
+    if length > MAX_NAME_BYTES {
+        let most = MAX_NAME_BYTES - (length - name.len());
+        let what = format!("the output's name takes {} bytes; {most} are left for it beside hidden ones", name.len());
+        return Err(Error::new(Kind::Usage, what).file(target).remedy("choose a shorter name"));
+    }
+    Ok(hidden(target, "partial"))
+}
+
+/// The hidden name beside `target` of a directory or file that is in the state `state`.
+fn hidden(target: &Path, state: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    target.with_file_name(format!(".{name}.{state}-moe-convert"))
+}
+
+/// The directory that `target` lies in.
+pub(super) fn parent_of(target: &Path) -> PathBuf {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

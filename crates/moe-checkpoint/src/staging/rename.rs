@@ -1,0 +1,82 @@
+//! Finished outputs get their names.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::names::aside;
+use crate::error::{Error, Kind};
+
+/// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then returned.
+pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let others = (2..).map(|number| to.with_file_name(format!("{name}-{number}")));
+    for (index, place) in std::iter::once(to.to_owned()).chain(others).enumerate() {
+        match rename_new(from, &place) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| (index > 0).then_some(place)),
+        }
+    }
+    Ok(None)
+}
+
+/// The result was renamed to `place`, since something else has the name `target`.
+pub(super) fn in_the_way(target: &Path, place: &Path) -> Error {
+    let what = format!("this is in the way, and can't be replaced; the result is {}", place.display());
+    Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want")
+}
+
+/// Gives `staging` the name `target`, which an earlier result has; what that is called then.
+pub(super) fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
+    match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(staging.to_owned()),
+        Err(Errno::INVAL | Errno::NOSYS) => replace_by_turns(staging, target),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// [`replace`] on file systems that can't exchange names, as NFS. For a moment nothing has the name: who is killed then leaves both
+/// directories whole, and [`super::OutputDir::create`] brings the earlier one back.
+pub(super) fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<PathBuf> {
+    let aside = aside(target);
+    if aside.symlink_metadata().is_ok() {
+        // Of a run that was killed while it removed what it had replaced.
+        fs::remove_dir_all(&aside)?;
+    }
+    rename_new(target, &aside)?;
+    match rename_new(staging, target) {
+        Ok(()) => Ok(aside),
+        Err(e) => rename_new(&aside, target).and(Err(e)),
+    }
+}
+
+/// Renames `from` to `to`, where nothing is.
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can; between looking and renaming, hardly anything appears.
+        Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
+        other => Ok(other?),
+    }
+}
+
+/// Waits until the names in `dir` are on the disk.
+pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all())
+}
+
+/// Waits until the names in `dir` and in its folders are on the disk.
+pub(super) fn sync_directories(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,110 @@
+//! What runs a template, and what it may take: steps, time and memory.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::NaiveDateTime;
+use serde_json::Value as Json;
+
+use super::ast::Tree;
+use super::held::{excess, room};
+use super::scope::Scope;
+use super::value::{Function, Value};
+use super::{Fail, Limits, Outcome, STACK_BYTES, json};
+use crate::chat::dates::{Dates, Present};
+
+pub(super) struct Interpreter {
+    limits: Limits,
+    steps: u64,
+    since: Instant,
+    /// An address at the start of the stack.
+    base: usize,
+    /// Bytes of texts that are being written: the template's, and those of macros and blocks within it.
+    pub written: usize,
+    /// What is set outside of all loops and macros.
+    pub globals: Rc<Scope>,
+    /// Scopes that macros hold, which hold the macros.
+    pub captured: Vec<Rc<Scope>>,
+    /// What `strftime_now` tells.
+    pub present: Present,
+}
+
+/// The text that `tree` makes of `variables`, and the dates that it wrote.
+pub(super) fn render(
+    tree: &Tree,
+    variables: &[(String, Json)],
+    now: NaiveDateTime,
+    limits: Limits,
+) -> Outcome<(String, Dates)> {
+    let marker = 0u8;
+    let globals = Scope::outermost();
+    let mut interpreter = Interpreter {
+        limits,
+        steps: 0,
+        since: Instant::now(),
+        base: (&raw const marker).addr(),
+        written: 0,
+        globals: Rc::clone(&globals),
+        captured: Vec::new(),
+        present: Present::new(now),
+    };
+    let functions = [
+        ("range", Function::Range),
+        ("dict", Function::Dict),
+        ("namespace", Function::Namespace),
+        ("cycler", Function::Cycler),
+        ("joiner", Function::Joiner),
+        ("lipsum", Function::Lipsum),
+        ("raise_exception", Function::RaiseException),
+        ("strftime_now", Function::StrftimeNow),
+    ];
+    for (name, function) in functions {
+        globals.set(&name.into(), Value::Function(function));
+    }
+    if !tree.blocks.is_empty() {
+        globals.set(&"self".into(), Value::Blocks(Arc::clone(&tree.blocks)));
+    }
+    for (name, value) in variables {
+        globals.set(&name.as_str().into(), json::value(value)?);
+    }
+    let mut out = String::new();
+    let result = interpreter.body(&tree.body, &globals, &mut out);
+    interpreter.captured.drain(..).for_each(|scope| scope.clear());
+    result.map(|_| (out, interpreter.present.written))
+}
+
+impl Interpreter {
+    /// Counts a step, and what it costs beside to handle `bytes` bytes.
+    pub fn step(&mut self, bytes: usize) -> Outcome<()> {
+        self.steps += 1 + bytes as u64 / 256;
+        if self.steps > self.limits.steps {
+            let what = "the template runs out of fuel: more than 10,000,000 steps for a conversation";
+            return Err(Fail::new(what));
+        }
+        // At each step, since one of them can take as long as thousands of others.
+        if self.since.elapsed() > self.limits.time {
+            return Err(Fail::new(self.limits.too_long()));
+        }
+        if let Some(what) = excess() {
+            return Err(Fail::new(format!("the template {what}")));
+        }
+        let marker = 0u8;
+        // A quarter is left for what runs between two steps.
+        if self.base.abs_diff((&raw const marker).addr()) > STACK_BYTES / 4 * 3 {
+            return Err(Fail::new("the template calls itself too often"));
+        }
+        self.room(0)
+    }
+
+    /// A step that makes something of `bytes` bytes, if there is room for it.
+    pub fn handled(&mut self, bytes: usize) -> Outcome<()> {
+        self.room(bytes)?;
+        self.step(bytes)
+    }
+
+    /// Refuses what would hold `bytes` more than a template may.
+    pub fn room(&self, bytes: usize) -> Outcome<()> {
+        room(bytes.saturating_add(self.written))
+    }
+}

@@ -1,0 +1,206 @@
+//! Statements: what stands between `{%` and `%}`, and text.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::ast::{Args, ExprKind, For, Name, Stmt, StmtKind, Target};
+use super::interpreter::Interpreter;
+use super::scope::{LoopState, Scope};
+use super::value::Value;
+use super::{Fail, Outcome};
+
+/// Whether a loop goes on after a statement.
+#[derive(PartialEq, Eq)]
+pub(super) enum Flow {
+    On,
+    Break,
+    Continue,
+}
+
+impl Interpreter {
+    pub fn body(&mut self, body: &[Stmt], scope: &Rc<Scope>, out: &mut String) -> Outcome<Flow> {
+        for stmt in body {
+            let flow = self.statement(stmt, scope, out).map_err(|e| e.at(stmt.line))?;
+            if flow != Flow::On {
+                return Ok(flow);
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    /// The text of `body`, in a scope of its own.
+    pub fn captured(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Outcome<String> {
+        let (mut text, written) = (String::new(), self.written);
+        self.body(body, scope, &mut text)?;
+        self.written = written;
+        Ok(text)
+    }
+
+    fn push(&mut self, text: &str, out: &mut String) -> Outcome<()> {
+        self.step(text.len())?;
+        self.room(text.len())?;
+        self.written += text.len();
+        out.push_str(text);
+        Ok(())
+    }
+
+    fn statement(&mut self, stmt: &Stmt, scope: &Rc<Scope>, out: &mut String) -> Outcome<Flow> {
+        self.step(0)?;
+        match &stmt.kind {
+            StmtKind::Text(text) => self.push(text, out)?,
+            StmtKind::Print(exprs) => {
+                for expr in exprs {
+                    let value = self.expr(expr, scope)?;
+                    match value.text() {
+                        Some(text) => self.push(text, out)?,
+                        None => self.push(&value.to_text()?, out)?,
+                    }
+                }
+            }
+            StmtKind::For(for_) => {
+                let items = self.expr(&for_.iter, scope)?;
+                return self.for_(for_, &items, scope, 0, out);
+            }
+            StmtKind::If { arms, otherwise } => {
+                for (test, body) in arms {
+                    if self.expr(test, scope)?.is_true() {
+                        return self.body(body, scope, out);
+                    }
+                }
+                return self.body(otherwise, scope, out);
+            }
+            StmtKind::Set(target, expr) => {
+                let value = self.expr(expr, scope)?;
+                self.assign(target, value, scope, scope)?;
+            }
+            StmtKind::SetBlock { target, filters, body } => {
+                let text = self.captured(body, &Scope::within(scope))?;
+                let value = self.filtered(text.into(), filters, scope)?;
+                self.assign(target, value, scope, scope)?;
+            }
+            StmtKind::Macro(macro_) => {
+                self.captured.push(Rc::clone(scope));
+                scope.set(&macro_.name, Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope)))));
+            }
+            StmtKind::Call { macro_, call } => {
+                let ExprKind::Call(callee, args) = &call.kind else { return Ok(Flow::On) };
+                let callee = self.expr(callee, scope)?;
+                let mut args = self.args(args, scope)?;
+                let caller = Value::Macro(Rc::new((Arc::clone(macro_), Rc::clone(scope))));
+                args.named.push(("caller".into(), caller));
+                let text = self.call(&callee, args)?.to_text()?;
+                self.push(&text, out)?;
+            }
+            StmtKind::Filter { filters, body } => {
+                let text = self.captured(body, &Scope::within(scope))?;
+                let text = self.filtered(text.into(), filters, scope)?.to_text()?;
+                self.push(&text, out)?;
+            }
+            StmtKind::With { values, body } => {
+                let inner = Scope::within(scope);
+                for (target, expr) in values {
+                    let value = self.expr(expr, scope)?;
+                    self.assign(target, value, &inner, scope)?;
+                }
+                return self.body(body, &inner, out);
+            }
+            StmtKind::Scope(body) => return self.body(body, &Scope::within(scope), out),
+            StmtKind::Block { body, is_scoped } => {
+                let outer = if *is_scoped { Rc::clone(scope) } else { Rc::clone(&self.globals) };
+                return self.body(body, &Scope::within(&outer), out);
+            }
+            StmtKind::Break => return Ok(Flow::Break),
+            StmtKind::Continue => return Ok(Flow::Continue),
+        }
+        Ok(Flow::On)
+    }
+
+    fn filtered(&mut self, mut value: Value, filters: &[(Name, Args)], scope: &Rc<Scope>) -> Outcome<Value> {
+        for (name, args) in filters {
+            let args = self.args(args, scope)?;
+            value = self.filter(name, value, args)?;
+        }
+        Ok(value)
+    }
+
+    fn for_(
+        &mut self,
+        for_: &Arc<For>,
+        items: &Value,
+        scope: &Rc<Scope>,
+        depth0: usize,
+        out: &mut String,
+    ) -> Outcome<Flow> {
+        let mut items = items.iterate()?;
+        self.step(items.len() * 16)?;
+        if let Some(filter) = &for_.filter {
+            let mut kept = Vec::new();
+            for item in items {
+                self.step(1024)?;
+                let inner = Scope::within(scope);
+                self.assign(&for_.target, item.clone(), &inner, scope)?;
+                if self.expr(filter, &inner)?.is_true() {
+                    kept.push(item);
+                }
+            }
+            items = kept;
+        }
+        if items.is_empty() {
+            return self.body(&for_.otherwise, &Scope::within(scope), out);
+        }
+        let recursive = for_.recursive.then(|| (Arc::clone(for_), Rc::clone(scope)));
+        let state = LoopState { items, at: Cell::new(0), depth0, changed: RefCell::default(), recursive };
+        let state = Rc::new(state);
+        let name: Name = "loop".into();
+        for (index, item) in state.items.iter().enumerate() {
+            // A turn has a scope to make, which takes as long as a few steps.
+            self.step(1024)?;
+            state.at.set(index);
+            let inner = Scope::within(scope);
+            inner.set(&name, Value::Loop(Rc::clone(&state)));
+            self.assign(&for_.target, item.clone(), &inner, scope)?;
+            if self.body(&for_.body, &inner, out)? == Flow::Break {
+                break;
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    /// What `loop(items)` gives.
+    pub fn call_loop(&mut self, state: &LoopState, items: &Value) -> Outcome<Value> {
+        let Some((for_, scope)) = &state.recursive else {
+            return Err(Fail::new("The loop must have the 'recursive' marker to be called recursively."));
+        };
+        let (mut text, written) = (String::new(), self.written);
+        self.for_(for_, items, scope, state.depth0 + 1, &mut text)?;
+        self.written = written;
+        Ok(text.into())
+    }
+
+    fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>, outer: &Rc<Scope>) -> Outcome<()> {
+        match target {
+            Target::Name(name) => scope.set(name, value),
+            Target::Attr(name, attribute) => {
+                let Some(Value::Namespace(namespace)) = outer.get(name) else {
+                    return Err(Fail::new("cannot assign attribute on non-namespace object"));
+                };
+                if attribute.starts_with('_') {
+                    return Err(Fail::new(format!("a namespace can't have the attribute {attribute:?}")));
+                }
+                namespace.set((&**attribute).into(), value);
+            }
+            Target::Tuple(targets) => {
+                let values = value.iterate()?;
+                if values.len() != targets.len() {
+                    let what = format!("{} values to unpack, {} names for them", values.len(), targets.len());
+                    return Err(Fail::new(what));
+                }
+                for (target, value) in targets.iter().zip(values) {
+                    self.assign(target, value, scope, outer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

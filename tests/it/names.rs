@@ -1,0 +1,107 @@
+//! Names that need care: paths that aren't UTF-8, and folders named like the files of a result.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
+use crate::common::{BINARY, Sandbox, assert_none};
+
+/// JSON is UTF-8: what isn't is replaced in it, while the result has the name that was asked for.
+#[test]
+fn json_is_text_whatever_a_path_is_called() {
+    let sandbox = Sandbox::new();
+    let output = OsStr::from_bytes(b"out\xff");
+    let run = |args: &[&OsStr]| {
+        let output = Command::new(BINARY).args(args).current_dir(sandbox.path(".")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        let text = String::from_utf8(output.stdout).unwrap_or_else(|e| panic!("{args:?} isn't UTF-8: {e}"));
+        serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
+    };
+    let [model, json] = ["golden/models/dense", "--json"].map(OsStr::new);
+    let [upcycle, o, experts, four, k, two] = ["upcycle", "-o", "--experts", "4", "--top-k", "2"].map(OsStr::new);
+    run(&[upcycle, model, o, output, experts, four, k, two, json]);
+    assert!(sandbox.path(".").join(output).join("moe-convert.json").exists());
+    for command in ["inspect", "verify"] {
+        run(&[OsStr::new(command), output, json]);
+    }
+    let text = ["--data", "golden/text/english.heldout.txt", "--max-tokens", "64"].map(OsStr::new);
+    run(&[OsStr::new("eval"), output, text[0], text[1], text[2], text[3], json]);
+    let resume = OsStr::new("--resume");
+    run(&[upcycle, model, o, output, experts, four, k, two, json, resume]);
+    let pages = OsStr::from_bytes(b"pages\xff");
+    run(&[OsStr::new("man"), pages, json]);
+    let again = ["--overwrite", "--dry-run"].map(OsStr::new);
+    run(&[upcycle, model, o, output, experts, four, k, two, json, again[0], again[1]]);
+}
+
+/// A receipt has all options, whatever a file that they name is called: a result of others isn't finished.
+#[test]
+fn options_are_kept_beside_a_path_that_is_not_utf_8() {
+    let sandbox = Sandbox::new();
+    let data = "--data golden/text/english.calibration.txt --data-tokens 256";
+    sandbox
+        .shell(&format!("moe-convert observe golden/models/moe -o $'s\\xff' {data} --json | grep -q tokens"))
+        .succeeds();
+    sandbox.shell("moe-convert observe golden/models/moe -o two --add $'s\\xff' --json | grep -q two").succeeds();
+    let prune = |keep: &str| {
+        sandbox.shell(&format!("moe-convert prune golden/models/moe -o out --keep {keep} --stats $'s\\xff' --resume"))
+    };
+    prune("0.5").succeeds();
+    let options = sandbox.json("out/moe-convert.json")["options"].clone();
+    assert_eq!((&options["keep"], &options["stats"]), (&0.5.into(), &"s\u{fffd}".into()), "{options}");
+    assert!(prune("0.5").succeeds().stdout.contains("finished already"));
+    prune("0.75").exits(2).says(&["out", "other options"]);
+}
+
+/// A folder that has the name of a file of a result is its user's: it is in the way, and stays.
+#[test]
+fn folders_named_like_files_of_a_result_stay() {
+    const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2 --overwrite";
+    let mut problems = Vec::new();
+    for name in ["run.json", "README.md", "SHA256SUMS", "moe-convert.json", "model.safetensors", "config.json"] {
+        let sandbox = Sandbox::new();
+        sandbox.run(UPCYCLE).succeeds();
+        fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();
+        sandbox.write(&format!("out/{name}/mine.txt"), "mine");
+        problems.extend(sandbox.refuses(UPCYCLE, 2, &["out"]));
+        // What a run writes of itself is no part of the result; everything else is missed.
+        let verified = sandbox.run("verify out");
+        let code = i32::from(name != "run.json");
+        if verified.code != code || !(verified.stdout + &verified.stderr).contains(name) {
+            problems.push(format!("{name}: verify doesn't name it: exit code {}", verified.code));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// Beside a source's weights, a folder is none of the files that are needed, or written anew.
+#[test]
+fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
+    let mut problems = Vec::new();
+    for name in ["run.json", "README.md", "tokenizer.json", "config.json"] {
+        let sandbox = Sandbox::new();
+        let model = sandbox.copy("models/dense", "model");
+        if model.path(name).exists() {
+            model.remove(name);
+        }
+        sandbox.write(&format!("model/{name}/mine.txt"), "mine");
+        let line = "upcycle model -o out --experts 4 --top-k 2";
+        match name {
+            "README.md" | "config.json" => problems.extend(sandbox.refuses(line, 1, &[name])),
+            "run.json" => {
+                sandbox.run(line).succeeds();
+                assert!(sandbox.json("out/run.json").is_object());
+            }
+            // It comes along, as folders do, and is said to be no tokenizer.
+            _ => {
+                sandbox.run(line).succeeds();
+                let verified = sandbox.run("verify out").succeeds();
+                assert!(verified.stdout.contains("a directory is not a regular file"), "{}", verified.stdout);
+            }
+        }
+        assert_eq!(sandbox.read(&format!("model/{name}/mine.txt")), b"mine");
+    }
+    assert_none(&problems);
+}
