@@ -31,3 +31,4 @@ mod terminal;
 mod text;
 mod tokens;
 mod verify;
+mod wrong_inputs;

@@ -168,7 +168,7 @@ fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Resu
         "quantize" => (json!({ "scheme": "w4a16", "group-size": 128 }), stages::<QuantizeOptions>),
         "distill" => (json!({ "down": down }), stages::<DistillOptions>),
         other => {
-            return Err(Error::new(Kind::Usage, format!("no benchmark runs {other:?}"))
+            return Err(Error::new(Kind::Usage, format!("there is no benchmark of {other:?}"))
                 .remedy("give prune, merge, quantize and distill, or some of them"));
         }
     };
