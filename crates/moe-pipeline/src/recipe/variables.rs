@@ -128,7 +128,7 @@ pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
     }
     let value = text.parse::<Value>().ok().filter(|value| value.same_type(declared));
     value.ok_or_else(|| {
-        let what = format!("{text:?} is not TOML of type {}, which {declared} in the recipe is", declared.type_str());
+        let what = format!("{text:?} is not TOML of type {}, as {declared} is", declared.type_str());
         usage(what, format!("give a value of that type, such as '{declared}'"))
     })
 }

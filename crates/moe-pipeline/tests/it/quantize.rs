@@ -290,7 +290,7 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
     refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
-    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are less than the 12800", "--min-samples"]);
+    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are fewer than the 12800", "--min-samples"]);
     refused(&options("method = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);
     refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);
