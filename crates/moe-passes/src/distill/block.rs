@@ -74,6 +74,13 @@ impl Training {
         self.steps + self.student_steps > 0
     }
 
+    /// What is said of a rate that can hardly train.
+    pub(super) fn warning(&self) -> Option<String> {
+        let rate = self.learning_rate;
+        let what = "moves weights by many times their size in a step: 0.1 is usual";
+        (self.trains() && rate > 10.0).then(|| format!("--learning-rate {rate:e} {what}"))
+    }
+
     /// Refuses what can't train.
     pub(super) fn check(&self) -> Result<()> {
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
@@ -83,11 +90,6 @@ impl Training {
             Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => usage(
                 format!("--learning-rate {learning_rate} is not a learning rate"),
                 "give a positive number, such as 0.1",
-            ),
-            // It multiplies each matrix's own size: more than that in a step forgets all that was there.
-            Self { learning_rate, .. } if *learning_rate > 10.0 => usage(
-                format!("--learning-rate {learning_rate:e} moves weights by many times their size in a step"),
-                "give 10 or less, such as 0.1",
             ),
             Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH_TOKENS => usage(
                 format!("--batch-tokens {batch_tokens} is more than a step can take"),

@@ -77,7 +77,7 @@ impl Pass for DistillOptions {
             layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
         }
         let warnings = filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
-        let warnings = warnings.chain(model.caveats().map(str::to_owned)).collect();
+        let warnings = warnings.chain(self.training.warning()).chain(model.caveats().map(str::to_owned)).collect();
         Ok(Plan { effects: effects(source, width, &layers), model, layers, warnings, surveys: Vec::new(), group: 1 })
     }
 

@@ -282,7 +282,7 @@ fn impossible_requests_name_what_and_remedy() {
         ),
         ("experts = 4\ntop-k = 2\nrouter-std = 1e300", "from 0 to 1e6", "--router-std"),
         ("experts = 4\ntop-k = 2\ndrop-fraction = 0.3", "--drop-fraction goes with --init drop", "--init drop"),
-        ("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.0001", "is none", "--drop-fraction"),
+        ("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.0001", "less than one neuron", "--drop-fraction"),
         ("experts = 4\ntop-k = 2\nrouter-entropy = 0.5", "--router-entropy goes with", "kmeans"),
         ("experts = 4\ntop-k = 2\nshared-experts = 2", "mixtral has no shared expert", "--target"),
         (
