@@ -33,3 +33,4 @@ mod terminal;
 mod text;
 mod tokens;
 mod verify;
+mod wrong_inputs;

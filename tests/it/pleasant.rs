@@ -80,8 +80,8 @@ fn inspect_says_of_each_pass_what_the_pass_says() {
                 "upcycle" => "--experts 2 --top-k 1",
                 "prune" | "merge" => "--keep 1 --data ids.jsonl",
                 "quantize" => "--scheme fp8-block",
-                "distill" => "--data ids.jsonl --data-tokens 16384",
-                _ => "--train all --data ids.jsonl",
+                "distill" => "--data ids.jsonl --data-tokens 16384 --steps 1",
+                _ => "--train all --data ids.jsonl --steps 1",
             };
             let planned = sandbox.run(&format!("{pass} {model} -o out {options} --dry-run --json"));
             let agree = match answer["refuses"].as_str() {

@@ -358,7 +358,7 @@ fn what_is_missing_is_said_before_any_step() {
         assert!(RECIPE.contains(from), "{from}");
         let sandbox = sandbox(&RECIPE.replace(from, to));
         for line in ["run recipe.toml", "run recipe.toml --dry-run"] {
-            sandbox.run(line).exits(1).says(&[what, "no step before it makes", "step "]);
+            sandbox.run(line).exits(1).says(&[what, "no earlier step writes", "step "]);
         }
         assert!(!sandbox.path("result").exists());
     }
@@ -374,7 +374,7 @@ fn what_is_missing_is_said_before_any_step() {
         ("heal", "data = [\"none.txt\"]"),
     ] {
         let sandbox = sandbox(&format!("{RECIPE}{}{key}\n", step(run)));
-        sandbox.run("run recipe.toml").exits(1).says(&["none.txt", "no step before it makes", &format!("({run})")]);
+        sandbox.run("run recipe.toml").exits(1).says(&["none.txt", "no earlier step writes", &format!("({run})")]);
         assert!(!sandbox.path("result").exists());
     }
     let sandbox = sandbox(RECIPE);
@@ -575,11 +575,11 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
     for (step, complaints) in [
         (
             format!("run = \"prune\"\n{moe}experts = 99\n{data}"),
-            vec!["step 2 (prune)", "99 experts can't be kept of 24"],
+            vec!["step 2 (prune)", "a layer has 24 experts, so that 99 can't be kept"],
         ),
         (
             format!("run = \"prune\"\nmodel = \"made\"\noutput = \"x\"\nexperts = 1\n{data}"),
-            vec!["step 2 (prune)", "fewer than the 2"],
+            vec!["step 2 (prune)", "goes to 2 experts"],
         ),
         (
             format!("run = \"merge\"\nmodel = \"golden/models/dense\"\noutput = \"x\"\nkeep = 0.5\n{data}"),

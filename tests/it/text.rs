@@ -179,8 +179,8 @@ fn too_little_text_says_what_became_of_it() {
         line,
         2,
         &[
-            "896 tokens are too few",
-            "128 more are held out",
+            "here are 896",
+            "128 tokens here, is held out",
             "3300 tokens of 100 documents",
             "2176",
             "100 alone at the end",

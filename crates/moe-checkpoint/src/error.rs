@@ -99,6 +99,13 @@ impl Error {
         self
     }
 
+    /// Replaces the remedy where more is known than the operating system said.
+    #[must_use]
+    pub fn better_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.0.remedy = Some(remedy.into());
+        self
+    }
+
     /// Adds the underlying error.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

@@ -44,12 +44,12 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
         return Ok(());
     }
     let (what, remedy) = match kind_of(metadata.file_type()) {
-        "directory" => ("a directory", "give a file where a file is wanted"),
+        "directory" => ("a directory", "give one of the files in it"),
         "pipe" => ("a pipe", "write what comes out of it to a file, and give that: it is read more than once"),
-        "socket" => ("a socket", "give a file where a file is wanted"),
+        "socket" => ("a socket", "give the path of a regular file"),
         _ => ("a device", "copy what is wanted of it to a file, and give that"),
     };
-    Err(Error::new(Kind::Malformed, format!("{what} is not a regular file")).file(path).remedy(remedy))
+    Err(Error::new(Kind::Malformed, format!("this is {what}, not a regular file")).file(path).remedy(remedy))
 }
 
 fn kind_of(kind: FileType) -> &'static str {

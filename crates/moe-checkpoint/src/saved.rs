@@ -90,7 +90,7 @@ impl SavedFolder {
         let malformed = |what: &str| {
             Error::new(Kind::Malformed, what)
                 .file(&path)
-                .remedy("remove the folder if nothing in it is needed, and begin anew, or choose another output")
+                .remedy("remove the folder if nothing in it is needed, and start over, or choose another output")
         };
         if !path.is_file() {
             return Err(malformed("the file that says whose training is saved here is missing"));
@@ -160,7 +160,7 @@ impl SavedFolder {
                             a chat template writes the date), or of another build of this program";
                 return Err(Error::new(Kind::Mismatch, what)
                     .file(self.dir.join(MARK_FILE))
-                    .remedy("give what it began with, or begin anew without --resume and with --overwrite"));
+                    .remedy("give what it began with, or start over without --resume and with --overwrite"));
             }
         } else {
             self.remove()?;
@@ -253,7 +253,7 @@ impl Saved {
 fn not_saved(path: &Path) -> Error {
     Error::new(Kind::Malformed, "this is not what was saved here for this step of this run")
         .file(path)
-        .remedy("remove the file to have its step taken again, or begin anew without --resume and with --overwrite")
+        .remedy("remove the file to have its step taken again, or start over without --resume and with --overwrite")
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ pub fn read_whole(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 /// As for [`read_whole`]; [`Kind::Malformed`] where it is no UTF-8.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     String::from_utf8(read_whole(path, max_bytes)?).map_err(|e| {
-        let what = format!("byte {} is no UTF-8 text", e.utf8_error().valid_up_to());
-        Error::new(Kind::Malformed, what).file(path).remedy("this is no UTF-8 text: convert it first")
+        let what = format!("byte {} is not UTF-8 text", e.utf8_error().valid_up_to());
+        Error::new(Kind::Malformed, what).file(path).remedy("write it as UTF-8 first")
     })
 }
 

@@ -243,13 +243,13 @@ pub enum Command {
     Run {
         /// Recipe file
         recipe: PathBuf,
-        /// Replace a variable of the recipe, by TOML where it is not a text
+        /// Replace a variable of the recipe; give TOML where the variable isn't a text
         #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
         set: Vec<(String, String)>,
         /// Go on with trainings that were killed
         #[arg(long)]
         resume: bool,
-        /// Run every step, also where its result is there already: the same passes, options and inputs by their hashes
+        /// Run every step, even where the result of the same passes, options and inputs (by hash) is there already
         #[arg(long, conflicts_with = "resume")]
         fresh: bool,
         /// Check every step and say what it would do, but write nothing
@@ -258,7 +258,7 @@ pub enum Command {
         /// Write what became of each step as JUnit XML, also where one fails
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
-        /// Replace the JUnit XML of an earlier run; what steps may replace, their key overwrite says
+        /// Replace the JUnit XML of an earlier run. Whether a step replaces its output is said by its key overwrite
         #[arg(long)]
         overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY

@@ -65,8 +65,9 @@ pub fn run(cli: Cli) -> Result<()> {
     if session.common.timings {
         bar::say(render::timings(&timings).trim_end());
     }
-    // Not a note, which --quiet is for: a promise was broken.
-    let passed = session.common.memory_budget.and_then(passed_budget);
+    // Not a note, which --quiet is for: a promise was broken. None was made to what is refused, a budget that is too small among it.
+    let is_refused = result.as_ref().is_err_and(|error| kind(error) == Some(Kind::Usage));
+    let passed = session.common.memory_budget.filter(|_| !is_refused).and_then(passed_budget);
     passed.iter().for_each(|warning| bar::say(&format!("warning: {warning}")));
     result
 }

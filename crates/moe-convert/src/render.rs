@@ -236,7 +236,7 @@ pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
     let mut rows = receipt_facts(&planned.receipt);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
     rows.push(("disk", format!("about {} while it runs", ByteSize(planned.disk_bytes))));
-    let of = "from the size of its products and this machine's speed at such";
+    let of = "estimated from its matrix products and this machine's speed";
     rows.extend(planned.time_estimate_seconds.map(|seconds| ("time", format!("{} ({of})", duration(seconds)))));
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);

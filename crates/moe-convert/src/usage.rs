@@ -43,7 +43,12 @@ const PLAIN: [(&str, &str, &str); 4] = [
 
 /// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
 fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> String {
-    let text = &PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain, _)| text.replace(of_rust, plain));
+    let mut text = PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain, _)| text.replace(of_rust, plain));
+    // clap shows the bounds of a number as Rust writes a range.
+    if text.contains(" is not in ") {
+        text = text.replace(" is not in ", " is not from ").replace("..=", " to ");
+    }
+    let text = &text;
     let after = |start: &'static str| text.lines().filter_map(move |line| line.trim_start().strip_prefix(start));
     // No option takes what begins with a hyphen.
     let is_remedy = |tip: &&str| !tip.starts_with("to pass '-");
@@ -102,6 +107,7 @@ mod tests {
             ("moe-convert verify model --memory-budget -5GB", "not a size", "write it as 5GB"),
             ("moe-convert upcycle model -o out --experts -4 --top-k 1", "not a whole number", "such as 4"),
             ("moe-convert prune model -o out --seed 99999999999999999999", "too large", "a smaller number"),
+            ("moe-convert quantize model -o out --gate-power 3", "3 is not from 0 to 2", "see moe-convert quantize"),
             ("moe-convert prune model -o out --keep much", "not a number", "see moe-convert prune --help"),
             ("moe-convert quantize model -o out --scheme w8a8", "no scheme \"w8a8\"", "fp8 is what engines run"),
             ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),

@@ -57,7 +57,7 @@ impl Calibration {
             }
         }
         if groups.iter().all(|group| group.tokens == 0) {
-            return Err(Error::new(Kind::Usage, "this data has no tokens but special ones")
+            return Err(Error::new(Kind::Usage, "this data has only special tokens")
                 .remedy("give text, or leave --mask-special out"));
         }
         Ok(Self { batch: corpus.batch(), groups, group_of: group_of.into() })

@@ -1,5 +1,7 @@
 //! Held-out quality: loss and perplexity per domain, distance to another model, expert load.
 
+use std::path::Path;
+
 use candle_core::Tensor;
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
@@ -99,12 +101,12 @@ impl EvalReport {
 ///
 /// # Errors
 /// [`Kind::Mismatch`] where they have different vocabularies.
-pub fn check_vocabularies(model: &Model, original: &Model) -> Result<()> {
-    if model.vocab == original.vocab {
+pub fn check_vocabularies(model: usize, original: usize, config_file: &Path) -> Result<()> {
+    if model == original {
         return Ok(());
     }
-    let what = format!("vocabularies of {} and {} tokens can't be compared", model.vocab, original.vocab);
-    Err(Error::new(Kind::Mismatch, what).file(&original.config_file).remedy("compare models with the same tokenizer"))
+    let what = format!("vocabularies of {model} and {original} tokens can't be compared");
+    Err(Error::new(Kind::Mismatch, what).file(config_file).remedy("compare models with the same tokenizer"))
 }
 
 /// Evaluates `model` on `corpus`, beside `original` if it is given; `storage` says where hidden states are kept.
@@ -119,7 +121,7 @@ pub fn evaluate(
     compute: &Compute,
     observer: &mut dyn Observer,
 ) -> Result<EvalReport> {
-    original.map_or(Ok(()), |original| check_vocabularies(model, original))?;
+    original.map_or(Ok(()), |original| check_vocabularies(model.vocab, original.vocab, &original.config_file))?;
     let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);
     let mut counter = LoadCounter::new(corpus, observer);

@@ -1,4 +1,4 @@
-//! What a mixture's output would be without one of its experts, whose tokens are routed anew.
+//! What a mixture's output would be without one of its experts, whose tokens are rerouted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;

@@ -13,7 +13,7 @@ use one_to_one::columns_of_rows;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AssignmentError {
     /// The costs don't fill whole rows.
-    #[error("{values} costs are no matrix of {columns} columns")]
+    #[error("{values} costs are not a matrix of {columns} columns")]
     Shape {
         /// Costs given.
         values: usize,

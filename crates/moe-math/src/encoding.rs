@@ -34,7 +34,7 @@ pub fn decode_f32(bytes: &[u8], dtype: DType) -> Result<Vec<f32>> {
             let halves: Vec<f16> = bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
             halves.convert_to_f32_slice(out);
         },
-        other => bail!("{other:?} is no weight encoding"),
+        other => bail!("{other:?} is not a weight encoding"),
     };
     let inputs = bytes.par_chunks(PARALLEL_ELEMENTS * width);
     values.par_chunks_mut(PARALLEL_ELEMENTS).zip(inputs).for_each(|(out, bytes)| decode(bytes, out));
@@ -64,7 +64,7 @@ pub fn encode_f32(values: &[f32], dtype: DType) -> Result<Vec<u8>> {
                 *b = f16::from_f32(*value).to_le_bytes();
             }
         },
-        other => bail!("{other:?} is no weight encoding"),
+        other => bail!("{other:?} is not a weight encoding"),
     };
     let outputs = bytes.par_chunks_mut(PARALLEL_ELEMENTS * width);
     values.par_chunks(PARALLEL_ELEMENTS).zip(outputs).for_each(|(values, out)| encode(values, out));
@@ -103,7 +103,7 @@ impl Encoded {
             DType::F32 => Self::F32(vec![0.0; elements]),
             DType::F16 => Self::F16(vec![f16::ZERO; elements]),
             DType::BF16 => Self::BF16(vec![bf16::ZERO; elements]),
-            other => bail!("{other:?} is no weight encoding"),
+            other => bail!("{other:?} is not a weight encoding"),
         })
     }
 
@@ -156,7 +156,7 @@ pub fn first_non_finite(bytes: &[u8], dtype: DType) -> Result<Option<usize>> {
         DType::F16 => first(bytes.as_chunks::<2>().0, |b| u16::from_le_bytes(*b) & 0x7c00 == 0x7c00),
         DType::F8E4M3 => first(bytes, |b| b & 0x7f == 0x7f),
         DType::F32 => first(bytes.as_chunks::<4>().0, |b| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000),
-        other => bail!("{other:?} is no weight encoding"),
+        other => bail!("{other:?} is not a weight encoding"),
     };
     Ok(found)
 }

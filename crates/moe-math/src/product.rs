@@ -75,7 +75,7 @@ impl CustomOp1 for ToF32 {
         let values = match w {
             CpuStorage::F16(w) => all_widened(&w[start..end]),
             CpuStorage::BF16(w) => all_widened(&w[start..end]),
-            _ => bail!("{:?} is no weight encoding", w.dtype()),
+            _ => bail!("{:?} is not a weight encoding", w.dtype()),
         };
         Ok((CpuStorage::F32(values), layout.shape().clone()))
     }

@@ -33,7 +33,7 @@ pub const WIDTHS: [u32; 6] = [2, 3, 4, 5, 6, 8];
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantizeError {
     /// A width that no grid has.
-    #[error("{0} bits a weight are none of 2, 3, 4, 5, 6 and 8")]
+    #[error("{0} bits a weight is not one of 2, 3, 4, 5, 6 and 8")]
     Bits(u32),
     /// A dtype that no scale has.
     #[error("scales can't be stored as {0:?}")]

@@ -39,7 +39,7 @@ pub fn soft_frequency(sums: &Sums) -> Vec<f64> {
 }
 
 /// The mean squared change of the layer's output, over all tokens and components, when an expert is masked and its
-/// tokens are routed anew (NAEE, 2402.14800).
+/// tokens are rerouted (NAEE, 2402.14800).
 pub fn leave_one_out(sums: &Sums) -> Vec<f64> {
     let values = sums.scalar(Quantity::SeenTokens) * sums.sizes().hidden as f64;
     sums.get(Quantity::LeftOutErrors).iter().map(|error| error / values.max(1.0)).collect()

@@ -47,7 +47,7 @@ pub enum Quantity {
     Logits,
     /// Σ zᵢ zⱼ over all tokens
     LogitProducts,
-    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ that without expert j, whose tokens are routed anew
+    /// Σ ‖y − y₋ⱼ‖² over X: y is the block's output, y₋ⱼ that without expert j, whose tokens are rerouted
     LeftOutErrors,
     /// Σ (1 − cos(y, y₋ⱼ)) over X
     LeftOutCosines,

@@ -16,7 +16,7 @@ pub struct Temperature {
 pub enum TemperatureError {
     /// The target is not between none and all of the entropy.
     #[error(
-        "an entropy of {0} times its maximum is out of reach\n  remedy: give a fraction between 0 and 1, both excluded"
+        "an entropy of {0} times its maximum can't be reached\n  remedy: give a fraction between 0 and 1, both excluded"
     )]
     Target(f64),
     /// No tokens, or fewer than two experts.

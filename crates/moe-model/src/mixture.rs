@@ -283,7 +283,9 @@ fn declare_shared(rule: Option<&SharedRule>, moes: &[&Moe], expert: usize, raw: 
         SharedWidth::Experts { experts } if shared.is_multiple_of(expert) => {
             raw.insert(experts.clone(), json!(shared / expert));
         }
-        SharedWidth::Experts { .. } => return Err(cannot("a shared expert as wide as no number of routed ones")),
+        SharedWidth::Experts { .. } => {
+            return Err(cannot("a shared expert whose width is not a multiple of the routed experts'"));
+        }
     }
     Ok(())
 }

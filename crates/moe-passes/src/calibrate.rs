@@ -21,8 +21,8 @@ pub struct CalibrationOptions {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed: from all of it, or, where it is large
-    /// (4 MiB, and 16 bytes for each of these tokens), at places of it, so that it isn't read whole.
+    /// At most this many tokens of each label, in windows drawn at random by --seed. Large text (more than 4
+    /// MiB, and than 16 bytes for each of these tokens) is read at random places only.
     #[arg(long, value_name = "TOKENS", default_value_t = 65_536, help_heading = "Calibration")]
     #[serde(default = "default_data_tokens")]
     pub data_tokens: usize,

@@ -40,7 +40,7 @@ pub struct HealOptions {
     #[serde(default)]
     pub teacher: TeacherTokens,
 
-    /// So many tokens for each, where it isn't all of them.
+    /// Tokens of the vocabulary that are kept or drawn for each position, with --teacher top-k or sampled.
     #[arg(long, value_name = "N", default_value_t = default_teacher_tokens())]
     #[serde(default = "default_teacher_tokens")]
     pub teacher_tokens: usize,
@@ -203,7 +203,7 @@ impl Pass for HealOptions {
         self.routers.check()?;
         self.text.check()?;
         if self.text.data.iter().chain(&self.text.held_out).any(|spec| spec.weight.is_some()) {
-            return usage("training takes no weights of labels", "leave @WEIGHT out, and give more or less of a text");
+            return usage("training does not weigh labels", "leave @WEIGHT out, and give more or less of a text");
         }
         if !(0.0..=1.0).contains(&self.from_weight) {
             return usage(format!("--from-weight {} is not a share", self.from_weight), "give a number from 0 to 1");
@@ -216,6 +216,12 @@ impl Pass for HealOptions {
         }
         if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
             return usage("--teacher-tokens 0 leaves the teacher nothing to say", "give at least 1; the default is 64");
+        }
+        if self.teacher_tokens != default_teacher_tokens() && self.teacher == TeacherTokens::Full {
+            return usage(
+                "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution",
+                "give --teacher top-k, or leave --teacher-tokens out",
+            );
         }
         if self.training.patience > 0 && self.text.held_out.is_empty() {
             return usage("--patience needs something to measure on", "give --held-out TEXT");
@@ -239,7 +245,7 @@ impl Pass for HealOptions {
         if self.training.learning_rate > 1.0 {
             let rate = self.training.learning_rate;
             let what = "AdamW moves each weight by up to the learning rate in a step";
-            warnings.push(format!("{what}, and {rate} is more than weights are large: 1e-4 is usual"));
+            warnings.push(format!("{what}, and {rate} is larger than weights are: 1e-4 is usual"));
         }
         let effects = vec![Effect::new("train", kept, why)];
         Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })

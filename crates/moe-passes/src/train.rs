@@ -23,7 +23,7 @@ pub struct TrainOptions {
     #[serde(default = "default_batch_tokens")]
     pub batch_tokens: usize,
 
-    /// Batches whose gradients make a step.
+    /// Batches whose gradients are accumulated for a step.
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[serde(default = "one")]
     pub accumulate: usize,
@@ -53,12 +53,13 @@ pub struct TrainOptions {
     #[serde(default)]
     pub precision: Precision,
 
-    /// Measure on --held-out after every so many steps, and save all that a killed run goes on from; 0 for the end alone.
+    /// Measure on --held-out each time this many steps are taken, and save what --resume goes on from; 0 for
+    /// the end alone.
     #[arg(long, value_name = "STEPS", default_value_t = default_eval_every())]
     #[serde(default = "default_eval_every")]
     pub eval_every: u64,
 
-    /// Stop after so many measurements that were no better than the best; 0 for never.
+    /// Stop after this many measurements without an improvement; 0 for never.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[serde(default)]
     pub patience: u64,
@@ -229,8 +230,8 @@ pub struct TrainingText {
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
 
-    /// At most this many tokens of each label, in windows drawn at random by --seed, of large text at places of it
-    /// [default: all].
+    /// At most this many tokens of each label, in windows drawn at random by --seed, large text at random
+    /// places only [default: all].
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
     pub data_tokens: Option<usize>,
@@ -240,7 +241,8 @@ pub struct TrainingText {
     #[serde(default)]
     pub pack: bool,
 
-    /// Text to measure on, as for --data: the best of all measurements is what is written. Without it, what the last step gave.
+    /// Held-out text, as for --data: the weights that measure best on it are written. Without it, those of
+    /// the last step
     #[arg(long, value_name = "DATA")]
     #[serde(default)]
     pub held_out: Vec<DataSpec>,

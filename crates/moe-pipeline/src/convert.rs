@@ -30,8 +30,6 @@ use crate::train::TrainingDir;
 use crate::trust;
 use crate::writing::WritingOptions;
 
-/// Logits of all of them are in memory at once.
-const MAX_PROBE_TOKENS: usize = 4096;
 /// Copies of a larger tensor are read again rather than kept in memory.
 const MAX_COPIED_BYTES: u64 = 256 << 20;
 /// Config, cards and file-system overhead, on top of the tensors.
@@ -270,12 +268,8 @@ fn place(name: &str) -> Option<String> {
 
 /// What needs neither source nor plan.
 fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<()> {
-    if options.probe_tokens > MAX_PROBE_TOKENS {
-        let what = format!("{} probe tokens are more than {MAX_PROBE_TOKENS}", options.probe_tokens);
-        return Err(
-            Error::new(Kind::Usage, what).remedy("lower --probe-tokens; eval measures on as much text as you like")
-        );
-    }
+    let ConvertOptions { max_shard_size, probe_tokens, .. } = *options;
+    WritingOptions { max_shard_size, probe_tokens }.check()?;
     if input.is_dir() {
         check_places(passes, input, output, &[])?;
         OutputDir::check(output, existing(options))?;

@@ -15,9 +15,15 @@ const SHARE: f64 = 0.5;
 /// Bytes of the result that are made, hashed and written in a second.
 const WRITTEN: f64 = 600e6;
 
-/// Seconds that so many operations and written bytes will about take.
+/// Operations of a second on any machine that this runs on.
+const SLOWEST: f64 = 4e9;
+/// Fewer operations take less than a second anywhere, and aren't worth measuring the machine for.
+const SMALL: f64 = 1e9;
+
+/// About how many seconds `flops` operations and `bytes` that are written will take.
 pub(crate) fn seconds(flops: f64, bytes: u64, compute: &Compute) -> Result<f64> {
-    Ok(flops / (SHARE * product_speed(compute)?) + bytes as f64 / WRITTEN)
+    let speed = if flops < SMALL { SLOWEST } else { product_speed(compute)? };
+    Ok(flops / (SHARE * speed) + bytes as f64 / WRITTEN)
 }
 
 /// Operations of a forward pass of the result and of its source, as measuring them takes.

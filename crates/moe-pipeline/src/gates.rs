@@ -197,7 +197,7 @@ fn remedy(gate: &str) -> &'static str {
     match gate {
         MAX_BYTES => "use fewer bits or keep fewer experts, or raise max-bytes",
         _ if gate.starts_with(GOLDEN) => {
-            "find what changed since the golden file was written: model, text or build; where that is meant, write it anew with eval --json"
+            "find what changed since the golden file was written: model, text or build; where that is meant, write it again with eval --json"
         }
         _ => "keep more of the model, calibrate on more text or heal it; or loosen the gate",
     }
@@ -222,17 +222,20 @@ impl Gates {
         if let Some(tolerance) = self.golden_tolerance {
             check_distance("golden-tolerance", tolerance)?;
             if self.golden.is_none() {
-                let what = "golden-tolerance says how far from a golden figures may be, and none is given";
+                let what = "golden-tolerance is given, but no golden file to compare with";
                 return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
             }
         }
         let compares = self.overall().any(|(_, limit)| limit.is_some()) || !self.domain.is_empty();
         if compares && !has_original {
-            return Err(Error::new(Kind::Usage, "a gate compares with an original").remedy("give --against ORIGINAL"));
+            return Err(Error::new(Kind::Usage, "this gate compares with an original, and none is given")
+                .remedy("give --against ORIGINAL"));
         }
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
-            Some(gate) => Err(Error::new(Kind::Usage, format!("a gate for {:?}, which no --data is", gate.label))
-                .remedy(format!("the labels are {}", labels.join(", ")))),
+            Some(gate) => {
+                Err(Error::new(Kind::Usage, format!("a gate for the label {:?}, which no --data has", gate.label))
+                    .remedy(format!("the labels are {}", labels.join(", "))))
+            }
             None => Ok(()),
         }
     }
@@ -341,7 +344,7 @@ impl Golden {
 }
 
 fn unknown_label(label: &str, golden: &Path) -> Error {
-    let what = format!("this golden has a label {label:?}, which no --data is");
+    let what = format!("this golden has a label {label:?}, which no --data has");
     Error::new(Kind::Usage, what).file(golden).remedy("evaluate on the text it was made with")
 }
 

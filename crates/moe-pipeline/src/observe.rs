@@ -33,12 +33,14 @@ pub struct ObserveOptions {
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub add: Vec<PathBuf>,
 
-    /// Don't find out what leaving each expert out does, which takes about (top-k + 1) / top-k of the time.
+    /// Don't measure what leaving each expert out does, which makes a run take about (top-k + 1) / top-k
+    /// times as long.
     #[arg(long)]
     #[serde(default)]
     pub no_left_out: bool,
 
-    /// Run all experts on one token in so many, for the mean outputs that merge --method hc-smoe goes by; 0 for none.
+    /// Run all experts on every N-th token, for the mean outputs that merge --method hc-smoe goes by; 0 for
+    /// none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[serde(default)]
     pub sample_every: usize,
@@ -157,8 +159,13 @@ pub fn observe(
 pub(crate) fn check_mixtures(model: &Model, dir: &Path) -> Result<()> {
     match model.moes().next() {
         Some(_) => Ok(()),
-        None => Err(Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE")),
+        None => Err(no_mixture(dir)),
     }
+}
+
+/// A dense model in `dir` has nothing to observe.
+pub(crate) fn no_mixture(dir: &Path) -> Error {
+    Error::new(Kind::Usage, "this model has no mixture of experts").file(dir).remedy("give an MoE")
 }
 
 /// Whether `output` holds what observing the checkpoint `dir` gives.

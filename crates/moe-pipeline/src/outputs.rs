@@ -61,7 +61,7 @@ pub fn check_summary(path: &Path) -> Result<()> {
     // Nothing is replaced, so that nobody need allow it.
     check_file(path, &MARKDOWN, true).map_err(|error| match error.kind() {
         Kind::Usage if path.is_file() && !is_markdown(path) => {
-            Error::new(Kind::Usage, "the summary would be appended to a file that is no Markdown")
+            Error::new(Kind::Usage, "the summary would be appended to a file that is not Markdown")
                 .file(path)
                 .remedy("give a new file, one that a summary was written to before, or one that ends in .md")
         }

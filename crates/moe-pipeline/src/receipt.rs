@@ -179,7 +179,7 @@ impl Receipt {
             return None;
         }
         Some(match self.decided? {
-            DecidedBy::Weights => "no figures by layer (load, mass kept, errors): this method looks at no data",
+            DecidedBy::Weights => "no figures by layer (load, mass kept, errors): this method doesn't look at data",
             DecidedBy::GivenPlan => "no figures by layer (load, mass kept, errors): a given plan comes without data",
             DecidedBy::OriginalStatistics | DecidedBy::OriginalText | DecidedBy::Sequence => {
                 "no figures by layer (load, mass kept, errors): no layer was observed"

@@ -142,7 +142,13 @@ impl Recipe {
     /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`] where it
     /// can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
-        let text = read_text(path, MAX_BYTES)?;
+        let text = read_text(path, MAX_BYTES).map_err(|error| {
+            let whole = path.with_added_extension("toml");
+            match !path.exists() && whole.is_file() {
+                true => error.better_remedy(format!("give {}", whole.display())),
+                false => error,
+            }
+        })?;
         Self::parse(&text, overrides, &path.file_stem().unwrap_or_default().to_string_lossy()).map_err(|e| e.file(path))
     }
 
@@ -164,6 +170,7 @@ impl Recipe {
             return Err(usage("the recipe has no step", "add a [[step]] with run = \"COMMAND\" and what that needs"));
         }
         check_defaults(&raw)?;
+        Expansion::check_count(&raw.step)?;
         let source = Source::new(text);
         let mut expansion =
             Expansion { source, defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
@@ -223,6 +230,10 @@ fn in_toml(error: &toml::de::Error) -> Error {
     let what = format!("{}{}", what.trim_end(), guess_key(&what));
     match what.contains("unknown field") {
         true => usage(what, "a recipe has name, vars, defaults and step; keys of a step stand below its [[step]]"),
+        false if what.contains("as i128") || what.contains("value was too large") => {
+            let place = what.rsplit_once('\n').map_or("", |(place, _)| place);
+            usage(format!("{place}\nthis number is too large for TOML"), format!("give a number up to {}", i64::MAX))
+        }
         false => usage(what, "correct the TOML at this place; docs/recipes.md shows how recipes are written"),
     }
 }
@@ -337,9 +348,12 @@ fn as_keys(text: &str) -> String {
     made
 }
 
+/// Keys of earlier versions that options still go by.
+const EARLIER_KEYS: [&str; 1] = ["no-control"];
+
 /// Refuses keys that aren't `known`.
 fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
-    match table.keys().find(|key| !known.contains(key)) {
+    match table.keys().find(|key| !known.contains(key) && !EARLIER_KEYS.contains(&key.as_str())) {
         Some(key) => Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", ")))),
         None => Ok(()),
     }
@@ -382,6 +396,7 @@ fn take<T: DeserializeOwned>(table: &mut toml::Table, key: &str) -> Result<Optio
 /// What serde says, with words for Rust's types.
 fn plain(message: &str) -> String {
     let words = [
+        ("path string", "a path"),
         ("f64", "a number"),
         ("usize", "a whole number, 0 or more"),
         ("u64", "a whole number, 0 or more"),
@@ -405,6 +420,8 @@ fn of_serde(message: &str) -> Error {
         "correct the key or remove it; the keys of a step are the options of its command, which --help describes"
     } else if what.starts_with("missing field") {
         "add this key to the step, or to [defaults] of its command"
+    } else if let Some((given, key)) = text_for_list(&what) {
+        return usage(what.clone(), format!("write {key} = [{given}]"));
     } else if what.contains("%\", expected a number") {
         "write per cent as a share, such as 0.75 for 75 %"
     } else if what.starts_with("unknown variant") {
@@ -414,6 +431,13 @@ fn of_serde(message: &str) -> Error {
     };
     let guess = guess_key(&what);
     usage(what + &guess, remedy)
+}
+
+/// The text and the key of it, where `what` says that a text stands in the place of a list.
+fn text_for_list(what: &str) -> Option<(&str, &str)> {
+    let rest = what.strip_prefix("invalid type: string ")?;
+    let (given, key) = rest.split_once(", expected a list in `")?;
+    Some((given, key.strip_suffix('`')?))
 }
 
 /// Where a step's result goes, and whether it replaces an earlier one.
@@ -428,7 +452,9 @@ fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
     for key in WRITING {
         given.extend(table.remove(key).map(|value| (key.to_owned(), value)));
     }
-    rest(given)
+    let writing: WritingOptions = rest(given)?;
+    writing.check().map_err(with_keys)?;
+    Ok(writing)
 }
 
 /// The keys of [`WritingOptions`].

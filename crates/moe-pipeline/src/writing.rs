@@ -1,5 +1,6 @@
 //! Options of writing a checkpoint, on which its bytes depend as on those of the passes.
 
+use moe_checkpoint::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::resources::ByteSize;
@@ -15,6 +16,26 @@ pub struct WritingOptions {
     /// Random tokens on which the result is compared with its source while it is written; 0 for none
     #[arg(long, value_name = "TOKENS", default_value_t = 32)]
     pub probe_tokens: usize,
+}
+
+/// More than this is what eval is for.
+const MAX_PROBE_TOKENS: usize = 4096;
+
+impl WritingOptions {
+    /// Refuses what can't be written so, whatever the model.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        match self.probe_tokens > MAX_PROBE_TOKENS {
+            false => Ok(()),
+            true => {
+                let what = format!("--probe-tokens {} is more than {MAX_PROBE_TOKENS}", self.probe_tokens);
+                Err(Error::new(Kind::Usage, what)
+                    .remedy("lower --probe-tokens; eval measures on as much text as you like"))
+            }
+        }
+    }
 }
 
 impl Default for WritingOptions {

@@ -16,9 +16,9 @@ pub(super) fn locked(target: &Path, hidden: &Path, open: impl Fn() -> io::Result
     let fail = |e: io::Error| {
         let error = Error::io("cannot create the output", hidden, e);
         match hidden.symlink_metadata() {
-            Ok(_) => {
-                error.remedy("a run needs this name for what it writes: remove what has it, or choose another output")
-            }
+            Ok(_) => error.better_remedy(
+                "remove this, which a stopped run may have left, or choose another output: a run needs the name",
+            ),
             Err(_) => error,
         }
     };

@@ -73,8 +73,11 @@ impl OutputDir {
                 .file(&nearest)
                 .remedy("choose another output"));
         }
-        if target.symlink_metadata().is_err() {
-            return Ok(());
+        let Ok(there) = target.symlink_metadata() else { return Ok(()) };
+        if !there.is_dir() && !there.is_symlink() {
+            return Err(Error::new(Kind::Usage, "the output exists and is not a directory")
+                .file(target)
+                .remedy("choose another name: a checkpoint is written to a directory"));
         }
         if existing == Existing::Kept {
             return Err(Error::new(Kind::Usage, "the output exists")

@@ -31,7 +31,7 @@ impl Stage {
     pub fn announcement(&self) -> String {
         match self.unit {
             Unit::Bytes => format!("{}: {}", self.name, ByteSize(self.total)),
-            _ => format!("{}: {} {}s", self.name, self.total, self.noun()),
+            _ => format!("{}: {}", self.name, moe_checkpoint::counted(self.total, self.noun())),
         }
     }
 

@@ -58,7 +58,7 @@ fn widths(receipt: &Receipt) -> String {
         std::iter::once(layer.to_string()).chain(bits).chain(errors).collect::<Vec<_>>()
     };
     format!(
-        "\nWidths, {:.4} bits a weight in the mean, and what they cost of each layer's output if rounded to nearest:\n{}",
+        "\nBit widths, {:.4} bits a weight on average, and what they cost of each layer's output if rounded to nearest:\n{}",
         LayerWidths::bits_a_weight(layers.iter().map(|(_, widths)| *widths)),
         table(&["layer", "gate", "up", "down", "error", "at 4 bits"], layers.iter().map(row))
     )
@@ -95,7 +95,7 @@ fn quantized(receipt: &Receipt) -> String {
     let worst = errors().fold(0.0, f64::max);
     let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
     format!(
-        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} in the mean, {worst:.3} at most:\n{}",
+        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} on average, {worst:.3} at most:\n{}",
         coldest.len(),
         table(&header, coldest.iter().take(SHOWN).map(row))
     )

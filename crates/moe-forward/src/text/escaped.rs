@@ -150,7 +150,7 @@ fn unescaped(raw: &[u8], is_last: bool) -> Decoded {
 /// The character of the escape that `raw` begins with, and its bytes; none where it goes on in the next part.
 fn escape(raw: &[u8], is_last: bool) -> Result<Option<(char, usize)>, String> {
     let cut = |needed: usize| raw.len() < needed && !is_last;
-    let bad = || "this is no escape of JSON".to_owned();
+    let bad = || "this is not a JSON escape".to_owned();
     if cut(2) {
         return Ok(None);
     }

@@ -74,7 +74,7 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
     }
     let refused = |what: &str, remedy: &str| {
         let remedy = remedy.replace("FILE", &name.to_string_lossy());
-        Err(Error::new(Kind::Unsupported, format!("this is {what}, not UTF-8 text or JSON Lines")).remedy(remedy))
+        Err(Error::new(Kind::Unsupported, format!("this is {what}; data is UTF-8 text or JSON Lines")).remedy(remedy))
     };
     if let Some((_, what, remedy)) = OTHERS.iter().find(|(magic, _, _)| head.starts_with(magic)) {
         return refused(what, remedy);
@@ -109,7 +109,7 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
         // It is longer than what is looked at, so that no line end was seen.
         Start::Open if line_end.is_none() && !is_all => Ok(records),
         _ if ending == "json" || is_json(body, is_all) => refused(
-            "JSON that is neither a list of records nor a record a line",
+            "JSON, but neither a list of records nor one record per line",
             "pick its records: jq -c '.[]' FILE > data.jsonl (or '.data[]', as they are called in it)",
         ),
         _ => Ok(Content::Text { format: Format::Prose, start }),

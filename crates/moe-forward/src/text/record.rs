@@ -127,7 +127,7 @@ fn share_gpt(turns: Vec<Value>) -> Result<Value, String> {
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" | "model" => "assistant",
             "system" | "tool" => from,
             other => {
-                return Err(format!("\"conversations\" has a turn from {other:?}, which is no role that is known"));
+                return Err(format!("\"conversations\" has a turn from {other:?}, which is not a known role"));
             }
         };
         Ok(serde_json::json!({ "role": role, "content": value }))

@@ -38,7 +38,9 @@ impl TextFile {
     /// [`Kind::Unsupported`] for a known format that isn't text.
     pub fn open(path: &Path) -> Result<Self> {
         if path.metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-            return Err(Error::new(Kind::Missing, "no such data file").file(path).remedy("check --data"));
+            return Err(Error::new(Kind::Missing, "no such data file")
+                .file(path)
+                .remedy("check the path, which --data, --held-out or --pool gives"));
         }
         let file = open_file(path)?;
         let end = file.metadata().map_err(|e| Error::io("cannot read this data file", path, e))?.len();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, counted};
 
 use super::encoder::Encoder;
 use super::escaped::Passage;
@@ -127,6 +127,10 @@ fn take_ids(
 fn check_memory(windows: &Windows, wanted: Option<usize>, most: Option<usize>) -> Result<()> {
     let Some(most) = most.filter(|most| windows.tokens > *most) else { return Ok(()) };
     let what = format!("this text has more than the {most} tokens that --memory-budget holds");
+    if most < 2 {
+        let what = format!("--memory-budget holds {} of this text", counted(most as u64, "token"));
+        return Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget"));
+    }
     let fewer = match wanted {
         Some(wanted) => format!("ask for {most} tokens or fewer instead of {wanted}"),
         None => format!("ask for {most} tokens or fewer"),
@@ -183,7 +187,7 @@ pub(super) fn too_long(bytes: u64) -> String {
 pub(super) fn malformed(file: &TextFile, place: &str, what: &str) -> Error {
     let remedy = match what {
         _ if what.contains("surrogate pair") => {
-            "leave the record out, or write its text anew: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+            "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         }
         _ if what.contains("recursion limit") => {
             "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep"

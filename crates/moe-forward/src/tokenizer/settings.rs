@@ -242,7 +242,7 @@ impl Reader {
     fn malformed(&self, what: String) -> Error {
         Error::new(Kind::Malformed, what)
             .file(&self.path)
-            .remedy("download the tokenizer's files again, or save the tokenizer anew with transformers")
+            .remedy("download the tokenizer's files again, or save the tokenizer again with transformers")
     }
 
     fn object<'a>(&self, value: &'a Value, key: &str) -> Result<&'a Map<String, Value>> {

@@ -85,7 +85,7 @@ impl Parameters {
         };
         let list = found(model, parts).into_iter().map(read).collect::<Result<Vec<_>>>()?;
         if list.is_empty() {
-            return Err(Error::new(Kind::Usage, "this model has none of the weights that shall be trained")
+            return Err(Error::new(Kind::Usage, "this model has none of the weights that are to be trained")
                 .file(&model.config_file)
                 .remedy("choose other parts to train"));
         }

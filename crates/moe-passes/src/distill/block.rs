@@ -32,12 +32,14 @@ pub(super) const LOOKED_AT: usize = 8192;
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Training {
-    /// Train each layer for as many steps to give what the original layer gives for what reaches it, by --forcing. 0 trains nothing.
+    /// Train each layer for this many steps to give what the original layer gives on the same inputs, which
+    /// --forcing chooses. 0 trains nothing.
     #[arg(long, value_name = "STEPS", default_value_t = default_steps(), help_heading = "Training")]
     #[serde(default = "default_steps")]
     pub steps: u64,
 
-    /// Then train each layer for as many steps on what reaches it through the dense layers before it, trained ones.
+    /// Then train each layer for this many steps on what reaches it through the trained dense layers
+    /// before it.
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Training")]
     #[serde(default)]
     pub student_steps: u64,
@@ -72,6 +74,13 @@ impl Training {
         self.steps + self.student_steps > 0
     }
 
+    /// What is said of a rate that can hardly train.
+    pub(super) fn warning(&self) -> Option<String> {
+        let rate = self.learning_rate;
+        let what = "moves weights by many times their size in a step: 0.1 is usual";
+        (self.trains() && rate > 10.0).then(|| format!("--learning-rate {rate:e} {what}"))
+    }
+
     /// Refuses what can't train.
     pub(super) fn check(&self) -> Result<()> {
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
@@ -82,10 +91,17 @@ impl Training {
                 format!("--learning-rate {learning_rate} is not a learning rate"),
                 "give a positive number, such as 0.1",
             ),
+            Self { batch_tokens, .. } if *batch_tokens > MAX_BATCH_TOKENS => usage(
+                format!("--batch-tokens {batch_tokens} is more than a step can take"),
+                "give at most 1048576, such as 512",
+            ),
             _ => Ok(()),
         }
     }
 }
+
+/// The largest batch of a step, in tokens.
+const MAX_BATCH_TOKENS: usize = 1 << 20;
 
 /// The bytes of the graph of a step on `tokens` tokens, and of its gradients.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {

@@ -77,7 +77,7 @@ impl Pass for DistillOptions {
             layers.push(record.unwrap_or_else(|| LayerRecord { layer: index, ..LayerRecord::default() }));
         }
         let warnings = filled_up(source, width).into_iter().chain(layers.iter().filter_map(diverged));
-        let warnings = warnings.chain(model.caveats().map(str::to_owned)).collect();
+        let warnings = warnings.chain(self.training.warning()).chain(model.caveats().map(str::to_owned)).collect();
         Ok(Plan {
             effects: effects(source, width, &layers),
             model,
@@ -94,7 +94,7 @@ impl Pass for DistillOptions {
     }
 
     fn control(&self, sources: &Sources<'_>) -> Result<Option<Model>> {
-        let Some(decisions) = sources.decisions.filter(|_| !self.no_control) else { return Ok(None) };
+        let Some(decisions) = sources.decisions.filter(|_| !self.no_baseline) else { return Ok(None) };
         let width = self.check(sources.model)?;
         let fits = |moe: &moe_model::Moe| options::shared_width(moe) + moe.experts[0].width() <= width;
         if (self.init, self.down) == (Init::Mean, Down::Measured) || !sources.model.moes().all(|(_, moe)| fits(moe)) {
@@ -129,7 +129,7 @@ fn diverged(layer: &LayerRecord) -> Option<String> {
     let step = layer.distilled.as_ref()?.trained.iter().find_map(|trained| trained.diverged)?;
     let index = layer.layer;
     Some(format!(
-        "the loss of layer {index} ceased to be a number in step {step}: what did best before is kept; lower --learning-rate"
+        "the loss of layer {index} is not finite in step {step}: the best weights before it are kept; lower --learning-rate"
     ))
 }
 
@@ -163,7 +163,7 @@ fn effects(source: &Model, width: usize, layers: &[LayerRecord]) -> Vec<Effect> 
     };
     let mut effects = vec![experts];
     if !source.mtp.is_empty() {
-        let why = "layers for multi-token prediction are left out: they read states of the model that was";
+        let why = "layers for multi-token prediction are left out: they read states of the original model";
         effects.push(Effect::new("multi-token prediction", Kept::Exactly, why));
     }
     effects

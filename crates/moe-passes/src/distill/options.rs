@@ -57,9 +57,9 @@ pub struct DistillOptions {
     pub measuring: HeldOutOptions,
 
     /// Don't measure the baseline, the mean of the experts, beside the result.
-    #[arg(long, help_heading = "Measuring")]
-    #[serde(default)]
-    pub no_control: bool,
+    #[arg(long, alias = "no-control", help_heading = "Measuring")]
+    #[serde(default, alias = "no-control")]
+    pub no_baseline: bool,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -91,10 +91,10 @@ pub enum Init {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Forced {
-    /// Those of the dense layers before it.
+    /// What comes out of the dense layers before it.
     #[default]
     Student,
-    /// Those of the original's.
+    /// What comes out of the original's layers before it.
     Teacher,
 }
 
@@ -156,7 +156,7 @@ impl DistillOptions {
             return usage("--width 0 leaves no network", "give at least 1, or leave --width out");
         }
         if self.calibration.data.is_empty() {
-            return usage("gates are measured on text", "give --data TEXT");
+            return usage("distill measures gates on text", "give --data TEXT");
         }
         if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
             return usage("--score and --select choose what --init select takes", "leave them out, or --init");
@@ -222,13 +222,13 @@ impl DistillOptions {
         let wanted = TOKENS_PER_NEURON * width;
         let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
         match self.down {
-            _ if deciding == 0 => usage("this text is one window or none that counts", remedy),
+            _ if deciding == 0 => usage("this text has one window that counts, or none", remedy),
             Down::Ridge if deciding < wanted => usage(
                 format!(
-                    "{deciding} tokens are too few to fit {width} neurons to: --down ridge wants {wanted}; {held_out} \
-                     more are held out, every {HELD_OUT_EVERY}th window"
+                    "--down ridge fits {width} neurons to {wanted} tokens or more, and here are {deciding} (every \
+                     {HELD_OUT_EVERY}th window, {held_out} tokens here, is held out)"
                 ),
-                format!("{remedy}, or use --down measured"),
+                format!("{remedy}; or give --down measured"),
             ),
             Down::Ridge if held_out == 0 => usage(
                 "no window of this text can be held out, so that --down ridge can't choose how far to fit",

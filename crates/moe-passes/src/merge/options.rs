@@ -68,7 +68,7 @@ pub struct MergeOptions {
     #[serde(default)]
     pub dern_threshold: Option<f64>,
 
-    /// Run all experts on one token in so many, for the mean outputs that hc-smoe and average go by [default: 1].
+    /// Run all experts on every N-th token, for the mean outputs that hc-smoe and average go by.
     #[arg(long, value_name = "N")]
     #[serde(default)]
     pub sample_every: Option<usize>,
@@ -127,7 +127,7 @@ impl MergeOptions {
             ));
         }
         if self.sample_every == Some(0) {
-            return Err(usage("--sample-every 0 looks at no token", "give at least 1"));
+            return Err(usage("--sample-every 0 samples no token", "give at least 1"));
         }
         if self.group_cap == Some(0) {
             return Err(usage("--group-cap 0 lets no group have an expert", "give at least 1; the default is 16"));

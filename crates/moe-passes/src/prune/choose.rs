@@ -13,7 +13,7 @@ use crate::reduce::{LayerView, Method, Needs, Reduced, Size, aimer, most_salient
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Blend {
-    /// Their sums are added up.
+    /// The sums of all domains are added up.
     #[default]
     Pool,
     /// The domain that has kept the least share of its saliency chooses next.

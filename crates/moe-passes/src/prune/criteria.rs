@@ -25,7 +25,7 @@ pub enum Criterion {
     SoftFrequency,
     /// Ratio of mean absolute to root mean square weight, the lower the better; needs no data (2603.18492).
     Aimer,
-    /// Squared change of the layer's output when an expert is left out and its tokens are routed anew (2402.14800).
+    /// Squared change of the layer's output when an expert is left out and its tokens are rerouted (2402.14800).
     LeaveOneOut,
     /// The same by 1 − cosine; the best of these on the built-in MoE (recipes/compare-pruning.toml).
     #[default]

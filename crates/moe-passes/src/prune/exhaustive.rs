@@ -53,7 +53,7 @@ pub(super) fn ranked_choice(layer: &LayerView<'_>) -> Result<Vec<f64>> {
     Ok(saliency::ranked_choice(&scores, layer.moe.experts.len(), layer.moe.router.top_k))
 }
 
-/// The subset of which the block's output is nearest to that of all experts, tokens routed anew: the least
+/// The subset of which the block's output is nearest to that of all experts, tokens rerouted: the least
 /// ‖Z − Z'‖_F; of equals the first in lexicographic order (NAEE, 2402.14800).
 pub(super) fn best_subset(layer: &LayerView<'_>) -> Result<Vec<usize>> {
     let fail = |e| failed(layer, e);

@@ -138,7 +138,7 @@ impl Pass for PruneOptions {
         let needs = self.method().needs();
         self.reduce.check_sources(needs)?;
         if !needs.sums && self.blend != Blend::Pool {
-            return Err(Error::new(Kind::Usage, "this method looks at no domains")
+            return Err(Error::new(Kind::Usage, "this method doesn't look at domains")
                 .remedy("leave --blend out, or choose another --method"));
         }
         Ok(())

@@ -50,7 +50,9 @@ impl Pass for QuantizeOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        // Receipts say which method it was, also where it follows from the scheme.
+        let said = Self { method: Some(self.method()), ..self.clone() };
+        serde_json::to_value(said).unwrap_or_default()
     }
 
     fn texts(&self) -> Vec<&Path> {

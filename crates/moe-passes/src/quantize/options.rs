@@ -19,21 +19,21 @@ pub struct QuantizeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheme: Option<WeightScheme>,
 
-    /// Integers of several widths, in place of --scheme: a quantized weight takes at most so many bits of the file in the mean,
-    /// scales and zero points included. Layers get widths by what these cost their outputs on the text of --data.
+    /// Integers of several bit widths, in place of --scheme: quantized weights take at most this many bits of the file on average,
+    /// scales and zero points included. Layers get bit widths by what these cost their outputs on the text of --data.
     #[arg(long, value_name = "BITS", conflicts_with = "scheme")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bits: Option<f64>,
 
-    /// Which widths --target-bits chooses from.
+    /// Which bit widths --target-bits chooses from.
     #[arg(long, value_enum, default_value_t, requires = "target_bits")]
     #[serde(default)]
     pub profile: Profile,
 
-    /// How codes are chosen.
-    #[arg(long, value_enum, default_value_t)]
-    #[serde(default)]
-    pub method: Method,
+    /// How codes are chosen; gptq for integers and rtn for floats unless given.
+    #[arg(long, value_enum)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
 
     /// Columns that share a scale: 32, 64 or 128, or -1 for whole rows. For integers only.
     #[arg(long, value_name = "COLUMNS", default_value_t = 128, allow_negative_numbers = true)]
@@ -71,7 +71,7 @@ pub struct QuantizeOptions {
     #[serde(default = "half")]
     pub min_samples: f64,
 
-    /// Tokens weigh as much as their gate to this power: 0, 1 or 2.
+    /// The weight of a token is its gate to this power: 0, 1 or 2.
     #[arg(long, value_name = "POWER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2), help_heading = "Samples")]
     #[serde(default = "default_gate_power")]
     pub gate_power: u8,
@@ -83,7 +83,7 @@ pub struct QuantizeOptions {
     pub shrinkage: f64,
 
     /// Tokens' worth of white noise, of the mean energy of its inputs, that is mixed into each expert's Hessian, as a multiple
-    /// of its input width: damping that is the stronger, the fewer tokens an expert has; with --samples per-expert.
+    /// of its input width: damping that grows as tokens get fewer; with --samples per-expert.
     #[arg(long, value_name = "FACTOR", default_value_t = 0.5, help_heading = "Samples")]
     #[serde(default = "half")]
     pub ridge: f64,
@@ -127,7 +127,7 @@ pub struct QuantizeOptions {
     #[serde(default = "default_act_order")]
     pub act_order: bool,
 
-    /// Let the range of a group shrink where that lessens the error that its inputs see. Better for groups of 128 at 4 bits; worse for
+    /// Let the range of a group shrink where that reduces the error that its inputs see. Better for groups of 128 at 4 bits; worse for
     /// groups of 32 at 3 bits, and at 2 bits, where it cost 18 to 30 % of KL.
     #[arg(long, help_heading = "GPTQ")]
     #[serde(default)]
@@ -200,13 +200,13 @@ pub enum Part {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Samples {
-    /// Those that are routed to it.
+    /// Tokens that are routed to it.
     Routed,
-    /// All of them, as llm-compressor does.
+    /// All tokens, as llm-compressor does.
     AllExperts,
-    /// Those that are routed to it; where these are too few, also those that would most nearly have been.
+    /// Tokens that are routed to it and, where these are too few, those that came closest to it.
     TopUp,
-    /// The same, its Hessian shrunk towards the layer's.
+    /// As top-up, with the Hessian of each expert shrunk towards the layer's.
     #[default]
     PerExpert,
 }
@@ -261,7 +261,7 @@ impl QuantizeOptions {
 
     /// The method that is used: e4m3 is always rounded to nearest.
     pub(super) fn method(&self) -> Method {
-        if self.is_float() { Method::Rtn } else { self.method }
+        if self.is_float() { Method::Rtn } else { self.method.unwrap_or_default() }
     }
 
     pub(super) fn samples(&self) -> Samples {
@@ -355,26 +355,83 @@ impl QuantizeOptions {
         if let Some(target) = self.target_bits {
             self.check_target(target)?;
         }
-        if self.is_float() && self.asymmetric {
-            return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        if self.is_float() {
+            self.check_float()?;
         }
         if self.method() == Method::Rtn && !self.pool.is_empty() {
-            return Err(usage("rounding to nearest looks at no data", "leave --pool out"));
+            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out"));
         }
+        self.check_used()?;
         match (self.method(), self.calibration.data.is_empty()) {
             (Method::Gptq, true) => Err(usage(
                 "GPTQ looks at what reaches each expert",
                 "give --data TEXT, or --method rtn, which needs none and is worse",
             )),
             (Method::Rtn, true) if self.target_bits.is_some() => {
-                Err(usage("--target-bits chooses widths by what they cost on text", "give --data TEXT"))
+                Err(usage("--target-bits chooses bit widths by what they cost on text", "give --data TEXT"))
             }
             (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
-                "rounding to nearest looks at no data",
+                "rounding to nearest doesn't look at data",
                 "leave --data out, or give an integer --scheme with --method gptq",
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses options of integers beside a scheme of floats.
+    fn check_float(&self) -> Result<()> {
+        if self.asymmetric {
+            return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        }
+        if self.method == Some(Method::Gptq) {
+            return Err(usage(
+                "e4m3 is rounded to nearest, not chosen by GPTQ",
+                "leave --method out, or give an integer --scheme such as w8a16",
+            ));
+        }
+        if self.group_size != default_group_size() {
+            let what = "--group-size is for integers: e4m3 has a scale for each row, or for each block of 128 × 128";
+            return Err(usage(what, "leave --group-size out, or give an integer --scheme such as w8a16"));
+        }
+        Ok(())
+    }
+
+    /// Refuses options that would change nothing, as far as their values show that they were given: who gives one expects an effect.
+    fn check_used(&self) -> Result<()> {
+        let gptq = self.method() == Method::Gptq;
+        let gptq_only = [
+            ("samples", self.samples() != Samples::default()),
+            ("per-expert", self.per_expert),
+            ("min-samples", self.min_samples != half()),
+            ("gate-power", self.gate_power != default_gate_power()),
+            ("shrinkage", self.shrinkage != half()),
+            ("ridge", self.ridge != half()),
+            ("hot-cap", self.hot_cap != default_hot_cap()),
+            ("damping", self.damping != default_damping()),
+            ("act-order", self.act_order != default_act_order()),
+            ("clip-search", self.clip_search),
+        ];
+        if let Some((name, _)) = gptq_only.into_iter().find(|(_, is_given)| *is_given && !gptq) {
+            return Err(usage(
+                format!("--{name} is for GPTQ, and this rounds to nearest"),
+                format!("leave --{name} out, or give --method gptq with an integer --scheme and --data TEXT"),
+            ));
+        }
+        let shrinks = [("shrinkage", self.shrinkage != half()), ("ridge", self.ridge != half())];
+        if let Some((name, _)) = shrinks.into_iter().find(|(_, is_given)| *is_given)
+            && self.samples() != Samples::PerExpert
+        {
+            let what = format!("--{name} shrinks the Hessians of --samples per-expert");
+            return Err(usage(what, format!("leave --{name} out, or give --samples per-expert")));
+        }
+        let of_pool = self.pool_take.is_some() || self.pool_tokens != default_pool_tokens();
+        if of_pool && self.pool.is_empty() {
+            return Err(usage(
+                "--pool-tokens and --pool-take say how --pool is used",
+                "give --pool TEXT, or leave them out",
+            ));
+        }
+        Ok(())
     }
 
     fn check_target(&self, target: f64) -> Result<()> {
@@ -382,10 +439,13 @@ impl QuantizeOptions {
             return Err(usage("--target-bits takes the place of --scheme", "give one of them"));
         }
         if self.format.is_some_and(|format| format != Format::CompressedTensors) {
-            return Err(usage("only compressed-tensors has matrices of several widths", "leave --format out"));
+            return Err(usage("only compressed-tensors holds matrices of several bit widths", "leave --format out"));
         }
         if self.include.contains(&Part::Attention) {
-            return Err(usage("--target-bits chooses widths for experts alone", "leave attention out of --include"));
+            return Err(usage(
+                "--target-bits chooses bit widths for experts alone",
+                "leave attention out of --include",
+            ));
         }
         match target.is_finite() && target > 0.0 {
             true => Ok(()),

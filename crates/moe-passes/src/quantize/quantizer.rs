@@ -291,7 +291,7 @@ impl Decider for Quantizer {
         if !tops_up || tokens >= least as u64 {
             return Ok(());
         }
-        let what = format!("{tokens} tokens are less than the {least} that every expert is to be calibrated on");
+        let what = format!("{tokens} tokens are fewer than the {least} that every expert is to be calibrated on");
         Err(Error::new(Kind::Usage, what).remedy("give more --data, lower --min-samples, or give --samples routed"))
     }
 

@@ -59,7 +59,7 @@ fn not_here(word: &str) -> Option<String> {
             "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit integers alone".to_owned(),
         ),
         (2..=4 | 8, _) => Some(format!("activations stay as they are here: give w{weights}a16")),
-        (5 | 6, 16) => Some(format!("give --target-bits {weights} --profile free, which has widths of 5 and 6 bits")),
+        (5 | 6, 16) => Some(format!("give --target-bits {weights} --profile free, which has 5 and 6 bits")),
         _ => Some("give w8a16, w4a16, w3a16 or w2a16; activations stay as they are".to_owned()),
     }
 }

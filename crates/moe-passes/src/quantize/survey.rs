@@ -100,7 +100,7 @@ impl Survey {
     }
 
     fn numeric(layer: usize, error: candle_core::Error) -> Error {
-        Error::new(Kind::Numeric, format!("cannot measure what widths cost layer {layer}")).source(error)
+        Error::new(Kind::Numeric, format!("cannot measure what bit widths cost layer {layer}")).source(error)
     }
 }
 

@@ -33,7 +33,7 @@ pub struct ReduceOptions {
     #[serde(default)]
     pub keep_mass: Option<f64>,
 
-    /// Deal --experts × layers out so that every layer keeps the same share of that sum, and pad layers that keep fewer
+    /// Distribute --experts × layers so that every layer keeps the same share of that sum, and pad layers that keep fewer
     /// with experts that are never selected; needs --stats and routers with an expert correction bias.
     #[arg(long, conflicts_with = "keep_mass")]
     #[serde(default)]
@@ -69,9 +69,9 @@ pub struct ReduceOptions {
     pub measuring: HeldOutOptions,
 
     /// Don't measure the baseline, a random choice of experts, beside the result.
-    #[arg(long, help_heading = "Measuring")]
-    #[serde(default)]
-    pub no_control: bool,
+    #[arg(long, alias = "no-control", help_heading = "Measuring")]
+    #[serde(default, alias = "no-control")]
+    pub no_baseline: bool,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -207,7 +207,10 @@ impl ReduceOptions {
         check_share("--keep-mass", self.keep_mass)?;
         let usage = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         if self.experts == Some(0) {
-            return usage("--experts 0 leaves no expert", "give at least the model's top-k");
+            return usage(
+                "--experts 0 leaves no expert",
+                "give a number from the model's top-k to its experts; inspect shows both",
+            );
         }
         if self.divisible_by == 0 {
             return usage("--divisible-by 0 divides nothing", "give at least 1");
@@ -232,25 +235,39 @@ impl ReduceOptions {
             (None, None, None) => return Err(no_number()),
         };
         let after = asked.next_multiple_of(self.divisible_by);
+        let top_k = greatest_top_k(model);
+        if after > before && asked <= before {
+            let each = self.divisible_by;
+            let what =
+                format!("no multiple of --divisible-by {each} is from {asked} to {before}, the number of experts");
+            return usage(what, &self.divisor_remedy(top_k, before));
+        }
         if after > before || after == 0 {
-            return usage(
-                format!("{after} experts can't be kept of {before}"),
-                &format!("give --experts from the model's top-k to {before}"),
-            );
+            let what = format!("a layer has {before} experts, so that {after} can't be kept");
+            return usage(what, &format!("keep {top_k} to {before} experts: each token goes to {top_k}"));
         }
         for (index, moe) in model.moes() {
             if after < moe.router.top_k {
                 return usage(
                     format!(
-                        "{after} experts are fewer than the {} that each token of layer {index} goes to",
+                        "each token of layer {index} goes to {} experts, more than the {after} that would stay",
                         moe.router.top_k
                     ),
-                    &format!("keep at least {}", moe.router.top_k),
+                    &format!("keep {top_k} experts or more, of {before}"),
                 );
             }
         }
         model.moes().try_for_each(|(index, moe)| check_groups(index, moe, after))?;
         Ok(Size::uniform(model, before, after))
+    }
+
+    /// What to do where rounding up to a multiple of --divisible-by leaves no number from `top_k` to `before`.
+    fn divisor_remedy(&self, top_k: usize, before: usize) -> String {
+        let greatest = before / self.divisible_by * self.divisible_by;
+        match greatest >= top_k.max(1) {
+            true => format!("give --experts {greatest} or fewer, or a smaller --divisible-by"),
+            false => format!("give --divisible-by {before} or less"),
+        }
     }
 
     /// Files of text that are named.
@@ -278,7 +295,7 @@ impl ReduceOptions {
                 "give --data TEXT, or --stats STATS that observe has written",
             ),
             (false, _, false) | (_, true, false) => {
-                error("this method looks at no data", "leave --data and --stats out, or choose another --method")
+                error("this method doesn't look at data", "leave --data and --stats out, or choose another --method")
             }
             (true, true, true) if needs.inputs => {
                 error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")

@@ -32,7 +32,7 @@ impl ReduceOptions {
 
     /// A random choice of as many experts, where one is wanted and any go.
     pub(crate) fn control(&self, model: &Model, size: &Size) -> Option<Model> {
-        let wanted = !self.no_control && !size.keeps_all();
+        let wanted = !self.no_baseline && !size.keeps_all();
         wanted.then(|| random_model(model, size.after, self.calibration.seed))
     }
 

@@ -30,7 +30,7 @@ pub struct LayerTrust {
     /// Spearman's correlation of the saliencies that each half of the data gives, and the Jaccard index of what they keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stability: Option<[f64; 2]>,
-    /// √(Σ‖y − y'‖² / Σ‖y‖²) of the block's output, all tokens routed anew, on the states that reached it.
+    /// √(Σ‖y − y'‖² / Σ‖y‖²) of the block's output, all tokens rerouted, on the states that reached it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_error: Option<f64>,
     /// Super experts among the experts, which the guard kept.

@@ -6,6 +6,14 @@ use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::pass::Sources;
 
+/// A number as people write it, not with dozens of zeros.
+fn short(number: f64) -> String {
+    match number.abs() < 1e6 {
+        true => number.to_string(),
+        false => format!("{number:e}"),
+    }
+}
+
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
@@ -34,6 +42,12 @@ impl UpcycleOptions {
         let idle = [
             (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
             (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
+            (self.noise_fraction != 1.0 && self.noise_std == 0.0, "--noise-fraction", "--noise-std"),
+            (
+                self.router_std.is_some() && self.router.is_surveyed(),
+                "--router-std",
+                "--router normal, zeros or orthogonal",
+            ),
             (self.router == RouterInit::Activations && !partition, "--router activations", "--init partition"),
             (self.shared_width.is_some() && !partition, "--shared-width", "--init partition"),
             (self.partition_by != PartitionBy::Weights && !partition, "--partition-by", "--init partition"),
@@ -70,11 +84,14 @@ impl UpcycleOptions {
                 "lower --top-k or raise --experts",
             );
         }
-        if granularity == 0 || !experts.is_multiple_of(granularity) || !top_k.is_multiple_of(granularity) {
+        if granularity == 0 {
+            return usage("--granularity 0 leaves no shard", "give at least 1");
+        }
+        if !experts.is_multiple_of(granularity) || !top_k.is_multiple_of(granularity) {
             let what = format!(
                 "--experts {experts} and --top-k {top_k} count shards: each is a multiple of --granularity {granularity}"
             );
-            let up = |n: usize| n.div_ceil(granularity.max(1)) * granularity.max(1);
+            let up = |n: usize| n.div_ceil(granularity) * granularity;
             return usage(what, format!("give --experts {} --top-k {}, say", up(experts), up(top_k)));
         }
         if self.shared_experts == 0 || self.shared_experts > 1024 {
@@ -110,7 +127,7 @@ impl UpcycleOptions {
         for (option, std) in [("--noise-std", Some(self.noise_std)), ("--router-std", self.router_std)] {
             if let Some(std) = std.filter(|std| !(0.0..=1e6).contains(std)) {
                 return usage(
-                    format!("{option} {std} is not a standard deviation"),
+                    format!("{option} {} is not a standard deviation", short(std)),
                     "give a number from 0 to 1e6, such as 0.02",
                 );
             }
@@ -134,9 +151,11 @@ impl UpcycleOptions {
         let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
             || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
         match (wants_data, self.data.is_empty()) {
-            (true, true) => return usage("routers and partitions found on text need text", "give --data"),
+            (true, true) => {
+                return usage("this router or partition is found on text, and none is given", "give --data");
+            }
             (false, false) => {
-                return usage("nothing here is found on --data", "leave it out, or give --router kmeans");
+                return usage("no option here uses --data", "leave it out, or give --router kmeans");
             }
             _ => {}
         }
@@ -147,7 +166,7 @@ impl UpcycleOptions {
         }
         match (self.router.takes_prompts(), &self.prompts) {
             (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
-            (false, Some(_)) => usage("nothing here takes --prompts", "leave it out, or give --router prompts"),
+            (false, Some(_)) => usage("no option here uses --prompts", "leave it out, or give --router prompts"),
             _ => Ok(()),
         }
     }
@@ -173,7 +192,7 @@ pub(super) fn target(options: &UpcycleOptions, dense: &Model) -> Result<&'static
     let moes: Vec<_> = families().values().filter(|f| f.moe.is_some()).map(|f| f.model_type.as_str()).collect();
     let what = match moes.contains(&wanted.as_str()) {
         true => format!("a {source} model can't be upcycled to {wanted}: the two differ outside the experts"),
-        false => format!("{wanted:?} is no MoE family; there are {}", moes.join(", ")),
+        false => format!("{wanted:?} is not an MoE family; there are {}", moes.join(", ")),
     };
     usage(what, format!("give --target {}", possible.join(" or --target ")))
 }

@@ -46,7 +46,8 @@ impl Experts<'_> {
         let differs = options.has_noise() || options.init != Init::Copy;
         let size = self.partition.as_ref().map_or(width / options.granularity, |p| p.neurons(0).count(width));
         if options.init == Init::Drop && options.drop_fraction > 0.0 && self.dropped_neurons(size) == 0 {
-            let what = format!("a share {} of an expert's {size} neurons is none", options.drop_fraction);
+            let what =
+                format!("a share of {} of an expert's {size} neurons is less than one neuron", options.drop_fraction);
             return Err(Error::new(Kind::Usage, what).remedy("raise --drop-fraction, or leave out --init drop"));
         }
         // Experts that are equal share their weights, so that they are read and computed once.

@@ -122,7 +122,7 @@ impl UpcycleOptions {
         let scale = match self.router_entropy {
             _ if !self.router.is_surveyed() => String::new(),
             0.0 => ", unscaled".to_owned(),
-            share => format!(", scaled to {share} of the greatest entropy"),
+            share => format!(", scaled to {share} of the maximum entropy"),
         };
         let groups = match self.granularity {
             1 => String::new(),

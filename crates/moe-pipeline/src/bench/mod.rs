@@ -168,7 +168,7 @@ fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Resu
         "quantize" => (json!({ "scheme": "w4a16", "group-size": 128 }), stages::<QuantizeOptions>),
         "distill" => (json!({ "down": down }), stages::<DistillOptions>),
         other => {
-            return Err(Error::new(Kind::Usage, format!("no benchmark runs {other:?}"))
+            return Err(Error::new(Kind::Usage, format!("there is no benchmark of {other:?}"))
                 .remedy("give prune, merge, quantize and distill, or some of them"));
         }
     };
@@ -226,6 +226,29 @@ mod tests {
             assert!((of_layer / billions - 1.0).abs() < 0.01, "{name}: {of_layer}");
         }
         assert_eq!(Proportions::of("llama").err().unwrap().kind(), Kind::Usage);
+    }
+
+    /// What the pass `name` says to its options.
+    fn check<P: Pass + for<'de> Deserialize<'de>>(name: &str) {
+        let options = BenchOptions {
+            like: "qwen3-30b-a3b".to_owned(),
+            layers: 1,
+            tokens: 4096,
+            sequence_length: 512,
+            passes: Vec::new(),
+            scratch: PathBuf::new(),
+        };
+        let mut options = passed(name, &options, &Proportions::of(&options.like).unwrap()).unwrap().options;
+        options["data"] = json!([TEXT]);
+        P::deserialize(&options).unwrap().check_options().unwrap();
+    }
+
+    #[test]
+    fn options_of_each_benchmark_are_those_of_its_pass() {
+        check::<PruneOptions>("prune");
+        check::<MergeOptions>("merge");
+        check::<QuantizeOptions>("quantize");
+        check::<DistillOptions>("distill");
     }
 
     /// Their families read them, from headers alone.

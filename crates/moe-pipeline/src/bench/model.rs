@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 /// Values that all weights are made of, from places of their own.
 const VALUES: usize = 1 << 22;
-/// Weights begin anew after so many, elsewhere among the values.
+/// Weights start over after so many, elsewhere among the values.
 const RUN: usize = 1 << 16;
 /// Embeddings and the head take no part in what is measured.
 pub(super) const VOCABULARY: usize = 1024;
@@ -49,8 +49,8 @@ impl Proportions {
     pub fn of(name: &str) -> Result<Self> {
         let Some((_, text)) = MODELS.iter().find(|(model, _)| *model == name) else {
             let names: Vec<_> = MODELS.iter().map(|(model, _)| *model).collect();
-            return Err(Error::new(Kind::Usage, format!("there are no proportions of {name:?}"))
-                .remedy(format!("give {}", names.join(", "))));
+            return Err(Error::new(Kind::Usage, format!("no built-in model is called {name:?}"))
+                .remedy(format!("give one of {}", names.join(", "))));
         };
         serde_json::from_str(text).map_err(|e| Error::new(Kind::Malformed, format!("the proportions of {name}: {e}")))
     }

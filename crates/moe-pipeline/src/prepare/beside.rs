@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Spill, json};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result, Spill, json};
 use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{Decisions, LayerStatistics, Pass, Sources};
@@ -66,7 +66,7 @@ impl Beside {
 }
 
 /// Refuses `passes`, each on what the one before makes of `model`, the model of `checkpoint`, where configs and shapes alone say that
-/// they can't run. No weight and no text is read.
+/// they can't run, and returns the model that they make. No weight and no text is read.
 ///
 /// # Errors
 /// As for [`Pass::plan`]; what reading checkpoints, statistics and plans that they name returns.
@@ -75,14 +75,16 @@ pub(crate) fn check_passes(
     checkpoint: &Checkpoint,
     model: &Model,
     compute: &Compute,
-) -> Result<()> {
+) -> Result<Model> {
     let mut model = model.clone();
     for (index, pass) in passes.iter().enumerate() {
         let beside = Beside::read(*pass, &model, index == 0, checkpoint)?;
         let plan = pass.plan(&beside.sources(&model, compute, None, None))?;
         model = declared(&plan)?.1;
+        // It lies nowhere yet.
+        model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
     }
-    Ok(())
+    Ok(model)
 }
 
 fn real(dir: &Path) -> PathBuf {

@@ -1,6 +1,8 @@
 //! What all steps of a recipe together must keep, so that a long run doesn't fail, or average what it must not, at its end.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Locations, Result};
@@ -14,18 +16,42 @@ use crate::train::TrainingDir;
 /// common.
 pub(super) fn shared(steps: Vec<Step>) -> Vec<Step> {
     let mut kept: Vec<Step> = Vec::new();
+    // By output, which twins have in common: there can be thousands of steps.
+    let mut by_output: BTreeMap<OsString, Vec<usize>> = BTreeMap::new();
     for step in steps {
+        let Some((output, _)) = step.output() else {
+            kept.push(step);
+            continue;
+        };
+        let alike = by_output.entry(output.as_os_str().to_owned()).or_default();
         // What it reads, and what it makes, must be as its twin found and left it.
         let touched: Vec<&Path> = step.reads().into_iter().chain(step.writes()).collect();
         let touches = |other: &Step| other.writes().iter().any(|path| touched.contains(path));
-        let twin = kept.iter().rposition(|other| other.does_as(&step));
+        let twin = alike.iter().copied().rev().find(|other| kept[*other].does_as(&step));
         let twin = twin.filter(|twin| !kept[twin + 1..].iter().any(touches));
         match twin.map(|twin| &mut kept[twin]) {
             Some(twin) => twin.chosen = common(&twin.chosen, &step.chosen),
-            None => kept.push(step),
+            None => {
+                alike.push(kept.len());
+                kept.push(step);
+            }
         }
     }
     kept
+}
+
+/// Whether `path` is one of `outputs`, or lies in one.
+pub(super) fn lies_within<P: Borrow<Path> + Ord>(path: &Path, outputs: &BTreeSet<P>) -> bool {
+    path.ancestors().any(|ancestor| outputs.contains(ancestor))
+}
+
+/// What to do about a path of a recipe that isn't there.
+fn absent_remedy(path: &Path) -> &'static str {
+    let text = path.to_string_lossy();
+    match text.starts_with('~') || text.contains(['*', '$']) {
+        true => "write the path out: recipes expand no ~, * or $NAME, but ${variables} of their own",
+        false => "correct the path, or write it in an earlier step",
+    }
 }
 
 /// What two lists of choices agree on.
@@ -73,15 +99,16 @@ impl Recipe {
     /// # Errors
     /// [`Kind::Missing`], naming the step.
     pub fn check_inputs(&self) -> Result<()> {
-        let mut made: Vec<&Path> = Vec::new();
+        let mut made: BTreeSet<&Path> = BTreeSet::new();
         for (index, step) in self.steps.iter().enumerate() {
-            let is_there = |path: &&Path| path.exists() || made.iter().any(|output| path.starts_with(output));
+            let is_there = |path: &&Path| path.exists() || lies_within(path, &made);
             if let Some(path) = step.reads().into_iter().chain(step.texts()).find(|path| !is_there(path)) {
-                let what =
-                    format!("step {} ({}) reads what isn't there, and no step before it makes", index + 1, step.name());
-                return Err(Error::new(Kind::Missing, what)
-                    .file(path)
-                    .remedy("correct the path, or make it in an earlier step"));
+                let what = format!(
+                    "step {} ({}) reads a path that isn't there and that no earlier step writes",
+                    index + 1,
+                    step.name()
+                );
+                return Err(Error::new(Kind::Missing, what).file(path).remedy(absent_remedy(path)));
             }
             if let StepKind::Eval { options, .. } = &step.kind {
                 let place = format!("step {} ({})", index + 1, step.name());
@@ -100,10 +127,10 @@ impl Recipe {
     pub fn check_outputs(&self, path: &Path, reports: &[&Path]) -> Result<()> {
         let mut locations = Locations::default();
         locations.reads(path);
-        let mut made: Vec<&Path> = Vec::new();
+        let mut made: BTreeSet<&Path> = BTreeSet::new();
         for step in &self.steps {
-            // What a step makes may be read, and made anew, by those behind it. No step makes text.
-            let is_made = |path: &&Path| made.iter().any(|output| path.starts_with(output));
+            // What a step makes may be read, and made again, by those behind it. No step makes text.
+            let is_made = |path: &&Path| lies_within(path, &made);
             step.reads().into_iter().filter(|path| !is_made(path)).for_each(|path| locations.reads(path));
             step.texts().into_iter().filter(|path| !made.contains(path)).for_each(|path| locations.reads(path));
             made.extend(step.writes());
@@ -132,9 +159,28 @@ impl Recipe {
     /// The passes that lead to the result of step `index` from a checkpoint that is there, and that checkpoint, where its own input is yet
     /// to be made and nothing else that they read is. What is `stale` is as good as not there.
     pub fn lineage(&self, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(Vec<&dyn Pass>, &Path)> {
+        let step = &self.steps[index];
+        let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
         let is_there = |path: &Path| path.exists() && !stale.contains(path);
-        let (mut passes, mut at) = (Vec::new(), index);
+        let lacks = |path: &&Path| **path != step.model && !is_there(path);
+        // Statistics are of a checkpoint.
+        if is_there(&step.model) || step.reads().iter().any(lacks) || own.iter().any(|pass| pass.statistics().is_some())
+        {
+            return None;
+        }
+        let (mut passes, source) = self.makers(&step.model, index, stale)?;
+        passes.extend(own.iter().map(Box::as_ref));
+        Some((passes, source))
+    }
+
+    /// The passes by which steps before step `index` make `model`, which isn't there, of a checkpoint that is, and that checkpoint.
+    /// None where no step makes it, or something else that they read isn't there either.
+    pub fn makers(&self, model: &Path, index: usize, stale: &BTreeSet<PathBuf>) -> Option<(Vec<&dyn Pass>, &Path)> {
+        let is_there = |path: &Path| path.exists() && !stale.contains(path);
+        let (mut passes, mut model, mut end) = (Vec::new(), model, index);
         loop {
+            let writes = |step: &Step| step.output().is_some_and(|(path, _)| path == model);
+            let at = self.steps[..end].iter().rposition(writes)?;
             let step = &self.steps[at];
             let StepKind::Convert { passes: own, .. } = &step.kind else { return None };
             passes.splice(0..0, own.iter().map(Box::as_ref));
@@ -142,15 +188,12 @@ impl Recipe {
                 return None;
             }
             if is_there(&step.model) {
-                return (at < index).then_some((passes, &step.model));
+                return Some((passes, &step.model));
             }
-            // Statistics are of a checkpoint.
             if own.iter().any(|pass| pass.statistics().is_some()) {
                 return None;
             }
-            at = self.steps[..at]
-                .iter()
-                .rposition(|maker| maker.output().is_some_and(|(path, _)| path == step.model))?;
+            (model, end) = (&step.model, at);
         }
     }
 
@@ -224,7 +267,10 @@ impl Step {
 
     /// Whether it makes the same of the same, and puts it in the same place.
     fn does_as(&self, other: &Self) -> bool {
-        let same = match (&self.kind, &other.kind) {
+        if self.model != other.model || self.output() != other.output() {
+            return false;
+        }
+        match (&self.kind, &other.kind) {
             (StepKind::Convert { passes: a, writing: of, .. }, StepKind::Convert { passes: b, writing: to, .. }) => {
                 of == to && same_work(a, b)
             }
@@ -232,8 +278,7 @@ impl Step {
                 serde_json::to_value(a).ok() == serde_json::to_value(b).ok()
             }
             _ => false,
-        };
-        same && self.model == other.model && self.output() == other.output()
+        }
     }
 
     /// What it makes, or else what it reads.

@@ -36,6 +36,14 @@ struct Setting {
 }
 
 impl Expansion<'_> {
+    /// Refuses recipes whose blocks make more steps than can ever run, before the first of them is made.
+    pub fn check_count(tables: &[Table]) -> Result<()> {
+        match steps_of(tables) > MAX_STEPS {
+            true => Err(too_many()),
+            false => Ok(()),
+        }
+    }
+
     /// Appends the steps that `tables` stand for; `place` is the number of the block around them with a dot, or nothing.
     pub fn steps(&mut self, tables: &[Table], place: &str) -> Result<()> {
         for (index, table) in tables.iter().enumerate() {
@@ -92,8 +100,7 @@ impl Expansion<'_> {
         let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
         runs.push(name.clone());
         if self.steps.len() == MAX_STEPS {
-            let what = format!("its blocks make more than {MAX_STEPS} steps");
-            return Err(usage(what, "give blocks fewer choices, or make several recipes"));
+            return Err(too_many());
         }
         let written = (!overridden.is_empty()).then(|| table.clone());
         let step = self.replace(&mut table).and_then(|()| parse_step(table));
@@ -235,6 +242,23 @@ fn is_of_value(what: &str, key: &str) -> bool {
     number.is_some_and(|number| number.parse::<f64>().is_ok())
         || what.starts_with(&format!("{key}: "))
         || (is_typed && what.contains(&format!("in `{key}")))
+}
+
+fn too_many() -> Error {
+    let what = format!("the blocks of this recipe make more than {MAX_STEPS} steps");
+    usage(what, "give blocks fewer choices, or write several recipes")
+}
+
+/// How many steps `tables` stand for at least: choices that a variable stands for count as one.
+fn steps_of(tables: &[Table]) -> usize {
+    tables.iter().map(steps_of_table).fold(0, usize::saturating_add)
+}
+
+fn steps_of_table(table: &Table) -> usize {
+    let Some(inner) = table.get("step").and_then(Value::as_array) else { return 1 };
+    let inner = inner.iter().filter_map(Value::as_table).map(steps_of_table).fold(0, usize::saturating_add);
+    let choices = table.get("each").and_then(Value::as_table).into_iter().flatten();
+    choices.filter_map(|(_, values)| values.as_array()).map(Vec::len).fold(inner, usize::saturating_mul)
 }
 
 /// The tables under `pass` of a step that runs several.

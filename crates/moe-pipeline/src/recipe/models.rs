@@ -3,29 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Checkpoint, Result};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result};
 use moe_forward::check_vocabularies;
 use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::Pass;
 
+use super::check::lies_within;
 use super::{Recipe, Step, StepKind};
-use crate::observe::check_mixtures;
+use crate::fingerprint::Fingerprint;
+use crate::observe::no_mixture;
 use crate::prepare::check_passes;
 
-/// Checkpoints by their directories: many steps read the same few.
-#[derive(Default)]
-struct Models(BTreeMap<PathBuf, (Checkpoint, Model)>);
+/// What is known so far.
+struct Known<'a> {
+    compute: &'a Compute,
+    /// Checkpoints by their directories: many steps read the same few.
+    models: BTreeMap<PathBuf, (Checkpoint, Model)>,
+    /// What passes make, by passes and source: combinations of choices repeat what they have in common.
+    results: BTreeMap<String, Facts>,
+    /// What the steps so far write.
+    made: BTreeSet<PathBuf>,
+}
 
-impl Models {
-    fn open(&mut self, dir: &Path) -> Result<()> {
-        if !self.0.contains_key(dir) {
-            let checkpoint = Checkpoint::open(dir)?;
-            let model = Model::read(&checkpoint)?;
-            self.0.insert(dir.to_owned(), (checkpoint, model));
-        }
-        Ok(())
-    }
+/// What is asked of a model that a step reads.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    vocab: usize,
+    has_experts: bool,
 }
 
 impl Recipe {
@@ -35,63 +40,108 @@ impl Recipe {
     /// # Errors
     /// What the step itself would end with, naming the step.
     pub fn check_models(&self, compute: &Compute) -> Result<()> {
-        let mut models = Models::default();
-        // Combinations of choices repeat what they have in common.
-        let mut checked: BTreeSet<String> = BTreeSet::new();
-        let mut made: BTreeSet<PathBuf> = BTreeSet::new();
+        let (models, results, made) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let mut known = Known { compute, models, results, made };
         for (index, step) in self.steps.iter().enumerate() {
-            self.check_model(index, &made, &mut models, &mut checked, compute)
+            self.check_model(index, &mut known)
                 .map_err(|error| error.within(&format!("step {} ({})", index + 1, step.name())))?;
-            made.extend(step.writes().into_iter().map(Path::to_owned));
+            known.made.extend(step.writes().into_iter().map(Path::to_owned));
         }
         Ok(())
     }
 
-    fn check_model(
-        &self,
-        index: usize,
-        made: &BTreeSet<PathBuf>,
-        models: &mut Models,
-        checked: &mut BTreeSet<String>,
-        compute: &Compute,
-    ) -> Result<()> {
+    fn check_model(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
         let step = &self.steps[index];
-        let StepKind::Convert { passes, .. } = &step.kind else { return check_reader(step, made, models) };
-        let is_made = |path: &Path| made.iter().any(|output| path.starts_with(output));
-        let (passes, source) = match step.reads().into_iter().any(is_made) {
-            false => (passes.iter().map(Box::as_ref).collect(), step.model.as_path()),
-            true => match self.lineage(index, made) {
-                Some(lineage) => lineage,
-                None => return Ok(()),
+        match &step.kind {
+            StepKind::Convert { passes, .. } => {
+                self.check_statistics(index, known)?;
+                if !step.reads().into_iter().any(|path| lies_within(path, &known.made)) {
+                    let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+                    known.convert(&passes, &step.model)?;
+                } else if let Some((passes, source)) = self.lineage(index, &known.made) {
+                    known.convert(&passes, source)?;
+                }
+                Ok(())
+            }
+            StepKind::Observe { .. } => match self.facts(&step.model, index, known)? {
+                Some(facts) if !facts.has_experts => Err(no_mixture(&step.model)),
+                _ => Ok(()),
             },
-        };
-        if checked.insert(described(&passes, source)) {
-            models.open(source)?;
-            let (checkpoint, model) = &models.0[source];
-            check_passes(&passes, checkpoint, model, compute)?;
+            StepKind::Eval { against: Some(against), .. } => {
+                let facts = [self.facts(&step.model, index, known)?, self.facts(against, index, known)?];
+                let [Some(model), Some(original)] = facts else { return Ok(()) };
+                check_vocabularies(model.vocab, original.vocab, &against.join(CONFIG_FILE))
+            }
+            // What is wrong with the model is what they are to find.
+            StepKind::Eval { against: None, .. } | StepKind::Verify | StepKind::Inspect => Ok(()),
+        }
+    }
+
+    /// What step `index` finds at `path`: a checkpoint that is there, or what earlier steps make; none where that can't be known yet.
+    fn facts(&self, path: &Path, index: usize, known: &mut Known<'_>) -> Result<Option<Facts>> {
+        if !lies_within(path, &known.made) {
+            let (_, model) = known.open(path)?;
+            return Ok(Some(Facts::of(model)));
+        }
+        match self.makers(path, index, &known.made) {
+            Some((passes, source)) => known.convert(&passes, source).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Refuses statistics that an earlier step is to make of another model than the one that step `index` converts.
+    fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
+        let step = &self.steps[index];
+        let StepKind::Convert { passes, .. } = &step.kind else { return Ok(()) };
+        for statistics in passes.iter().filter_map(|pass| pass.statistics()) {
+            let writes = |earlier: &&Step| earlier.output().is_some_and(|(path, _)| path == statistics);
+            let Some(observed) = self.steps[..index].iter().rev().find(writes).map(|maker| maker.model.as_path())
+            else {
+                continue;
+            };
+            let is_made = |path: &Path| lies_within(path, &known.made);
+            if observed == step.model || is_made(observed) || is_made(&step.model) {
+                continue;
+            }
+            let of = Fingerprint::of(&known.open(observed)?.0)?;
+            if of != Fingerprint::of(&known.open(&step.model)?.0)? {
+                let what = format!("these statistics will be of another model, {}", observed.display());
+                return Err(Error::new(Kind::Mismatch, what)
+                    .file(statistics)
+                    .remedy("observe the model that this step converts, or convert the one that is observed"));
+            }
         }
         Ok(())
     }
 }
 
-/// The same for a step that only reads.
-fn check_reader(step: &Step, made: &BTreeSet<PathBuf>, models: &mut Models) -> Result<()> {
-    let reads = step.reads();
-    if reads.iter().any(|path| made.iter().any(|output| path.starts_with(output))) {
-        return Ok(());
+impl Known<'_> {
+    fn open(&mut self, dir: &Path) -> Result<&(Checkpoint, Model)> {
+        if !self.models.contains_key(dir) {
+            let checkpoint = Checkpoint::open(dir)?;
+            let model = Model::read(&checkpoint)?;
+            self.models.insert(dir.to_owned(), (checkpoint, model));
+        }
+        Ok(&self.models[dir])
     }
-    match &step.kind {
-        StepKind::Observe { .. } => {
-            models.open(&step.model)?;
-            check_mixtures(&models.0[&step.model].1, &step.model)
+
+    /// What `passes` make of the checkpoint `source`, or why they can't.
+    fn convert(&mut self, passes: &[&dyn Pass], source: &Path) -> Result<Facts> {
+        let key = described(passes, source);
+        if let Some(facts) = self.results.get(&key) {
+            return Ok(*facts);
         }
-        StepKind::Eval { against: Some(against), .. } => {
-            models.open(&step.model)?;
-            models.open(against)?;
-            check_vocabularies(&models.0[&step.model].1, &models.0[against].1)
-        }
-        // What is wrong with the model is what they are to find.
-        _ => Ok(()),
+        let compute = self.compute;
+        let (checkpoint, model) = self.open(source)?;
+        let facts = Facts::of(&check_passes(passes, checkpoint, model, compute)?);
+        self.results.insert(key, facts);
+        Ok(facts)
+    }
+}
+
+impl Facts {
+    fn of(model: &Model) -> Self {
+        Self { vocab: model.vocab, has_experts: model.moes().next().is_some() }
     }
 }
 

@@ -123,14 +123,27 @@ fn size(value: &Value) -> usize {
 
 /// `text` of `--set` as a value of `declared`'s type.
 pub(super) fn given(text: &str, declared: &Value) -> Result<Value> {
-    if declared.is_str() {
-        return Ok(Value::String(text.to_owned()));
+    if let Some(declared) = declared.as_str() {
+        return given_text(text, declared);
     }
     let value = text.parse::<Value>().ok().filter(|value| value.same_type(declared));
     value.ok_or_else(|| {
         let what = format!("{text:?} is not TOML of type {}, as {declared} is", declared.type_str());
-        usage(what, format!("give a value of that type, such as {declared}"))
+        usage(what, format!("give a value of that type, such as '{declared}'"))
     })
+}
+
+/// `text` of `--set` for a variable that is the text `declared` in the recipe.
+fn given_text(text: &str, declared: &str) -> Result<Value> {
+    // `--set out=$UNSET` would turn "${out}/moe" into a directory at the root of the disk.
+    if text.is_empty() && !declared.is_empty() {
+        return Err(usage("the value is empty", format!("give a text, such as {declared}")));
+    }
+    if text.starts_with(['[', '{', '"']) && !declared.starts_with(['[', '{', '"']) {
+        let what = format!("{text:?} looks like a list, a table or a quoted text, and this variable is a text");
+        return Err(usage(what, format!("give the text as it is, without quotes or brackets, such as {declared}")));
+    }
+    Ok(Value::String(text.to_owned()))
 }
 
 #[cfg(test)]

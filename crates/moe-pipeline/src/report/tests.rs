@@ -310,7 +310,9 @@ fn a_method_without_data_says_why_there_are_no_figures() {
         experts: vec!["expert 0".to_owned(), "expert 2".to_owned()],
         ..LayerRecord::default()
     };
-    for (by, why) in [(DecidedBy::Weights, "looks at no data"), (DecidedBy::GivenPlan, "a given plan")] {
+    for (by, why) in
+        [(DecidedBy::Weights, "this method doesn&#39;t look at data"), (DecidedBy::GivenPlan, "a given plan")]
+    {
         let held_out = HeldOutReport {
             stages: Vec::new(),
             control_name: "random choice",

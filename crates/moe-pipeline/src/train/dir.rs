@@ -35,7 +35,7 @@ impl TrainingDir {
         self.path().join(LOG_FILE)
     }
 
-    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or begin anew (`overwrite`), what a killed
+    /// Refuses a folder in which something else lies and, unless a run may go on (`resume`) or start over (`overwrite`), what a killed
     /// run has left.
     ///
     /// # Errors
@@ -44,9 +44,9 @@ impl TrainingDir {
         if !self.0.is_used()? || resume || overwrite {
             return Ok(());
         }
-        Err(Error::new(Kind::Usage, "a run that was stopped left here what it had trained")
+        Err(Error::new(Kind::Usage, "the training of a stopped run is saved here")
             .file(self.path())
-            .remedy("give --resume to go on with it, or --overwrite to begin anew"))
+            .remedy("give --resume to go on with it, or --overwrite to start over"))
     }
 
     /// Whether a killed run has left something to go on from.
@@ -100,7 +100,7 @@ pub(super) fn logged_steps(saved: &Saved) -> u64 {
 /// The lines of the log `path` that are of the first `steps` steps, each of which has one.
 fn lines_until(path: &Path, steps: u64) -> Result<String> {
     const REMEDY: &str =
-        "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
+        "put the log back that the training wrote, or start over without --resume and with --overwrite";
     let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
     let text = read_text(path, MAX_LOG_BYTES)
         .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
@@ -111,7 +111,7 @@ fn lines_until(path: &Path, steps: u64) -> Result<String> {
             if taken == steps {
                 break;
             }
-            return Err(malformed(format!("line {} is no step of a training", number + 1)));
+            return Err(malformed(format!("line {} is not a step of a training", number + 1)));
         };
         if step > steps {
             break;

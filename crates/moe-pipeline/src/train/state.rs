@@ -115,13 +115,13 @@ impl State {
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
     pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<Self> {
-        const REMEDY: &str = "begin anew without --resume and with --overwrite";
+        const REMEDY: &str = "start over without --resume and with --overwrite";
         let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
         let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
         let unchecked = |name: &str| -> Result<Vec<u8>> {
-            let tensor = tensors.get(name).ok_or_else(|| malformed("this is no saved training").tensor(name))?;
+            let tensor = tensors.get(name).ok_or_else(|| malformed("this is not a saved training").tensor(name))?;
             let mut bytes = vec![0; tensor.bytes() as usize];
             tensor.read_at(0, &mut bytes)?;
             Ok(bytes)
@@ -135,7 +135,7 @@ impl State {
             let what = "this training was of other options, models or texts, or of another build of this program";
             return Err(Error::new(Kind::Mismatch, what)
                 .file(path)
-                .remedy("give what it began with, or begin anew without --resume and with --overwrite"));
+                .remedy("give what it began with, or start over without --resume and with --overwrite"));
         }
         let sums = String::from_utf8(unchecked(SUMS)?).unwrap_or_default();
         let sums: BTreeSet<&str> = sums.split_inclusive('\n').collect();

@@ -120,7 +120,7 @@ impl Trainer<'_> {
         State::read(&path, self.saved.key(), &sizes).map(Some)
     }
 
-    /// Refuses to begin anew where a state must have been saved, which is gone.
+    /// Refuses to start over where a state must have been saved, which is gone.
     fn begins_anew(&self, state: &Path) -> Result<()> {
         let (steps, every) = (if self.saved.resumes() { logged_steps(self.saved) } else { 0 }, self.options.eval_every);
         if steps == 0 {
@@ -131,9 +131,9 @@ impl Trainer<'_> {
             let what = format!("{steps} steps were taken, but what was saved of them is not here");
             return Err(Error::new(Kind::Missing, what)
                 .file(state)
-                .remedy("put the file back, or begin anew without --resume and with --overwrite"));
+                .remedy("put the file back, or start over without --resume and with --overwrite"));
         }
-        self.progress.note(&format!("nothing was saved before step {steps}: training begins anew"));
+        self.progress.note(&format!("nothing was saved before step {steps}: training starts over"));
         Ok(())
     }
 

@@ -336,7 +336,7 @@ fn training_brings_every_layer_nearer_to_its_mixture_and_the_model_to_its_origin
     let dir = tempfile::tempdir().unwrap();
     let text = text(1024);
     let run = |name: &str, training: &str| {
-        let toml = format!("forcing = \"teacher\"\ndown = \"measured\"\nno-control = true\n{training}\n{text}");
+        let toml = format!("forcing = \"teacher\"\ndown = \"measured\"\nno-baseline = true\n{training}\n{text}");
         run::<DistillOptions>(&golden("models/moe"), &dir.path().join(name), &toml).unwrap()
     };
     let bytes = |name: &str| std::fs::read(dir.path().join(name).join("model.safetensors")).unwrap();

@@ -267,7 +267,7 @@ fn impossible_requests_name_what_and_remedy() {
         ("experts = 6\ntop-k = 3\ngranularity = 3", "doesn't divide the feed-forward width 512", "1, 2, 4, 8"),
         ("experts = 8\ntop-k = 3\ngranularity = 2", "multiple of --granularity 2", "--top-k 4"),
         ("experts = 3\ntop-k = 2\ninit = 'partition'", "can't be dealt out evenly", "--experts as one of 2, 4"),
-        ("experts = 4\ntop-k = 2\nrouter = 'kmeans'", "need text", "--data"),
+        ("experts = 4\ntop-k = 2\nrouter = 'kmeans'", "is found on text", "--data"),
         ("experts = 4\ntop-k = 2\nrouter = 'prompts'", "made of prompts", "--prompts"),
         ("experts = 4\ntop-k = 2\nrouter = 'activations'", "--init partition", "--init partition"),
         ("experts = 4\ntop-k = 2\nattention = 'average'", "--attention average goes with --expert", "--expert"),
@@ -282,7 +282,7 @@ fn impossible_requests_name_what_and_remedy() {
         ),
         ("experts = 4\ntop-k = 2\nrouter-std = 1e300", "from 0 to 1e6", "--router-std"),
         ("experts = 4\ntop-k = 2\ndrop-fraction = 0.3", "--drop-fraction goes with --init drop", "--init drop"),
-        ("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.0001", "is none", "--drop-fraction"),
+        ("experts = 4\ntop-k = 2\ninit = 'drop'\ndrop-fraction = 0.0001", "less than one neuron", "--drop-fraction"),
         ("experts = 4\ntop-k = 2\nrouter-entropy = 0.5", "--router-entropy goes with", "kmeans"),
         ("experts = 4\ntop-k = 2\nshared-experts = 2", "mixtral has no shared expert", "--target"),
         (

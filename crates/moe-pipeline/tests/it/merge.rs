@@ -122,9 +122,9 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         ("models/moe", "experts = 12\nmethod = \"m-smoe\"\ngroup-cap = 4", ["--group-cap is for", "ream"]),
         ("models/moe", "experts = 12\nmethod = \"ream\"\ndern-threshold = 0.5", ["--dern-threshold is for", "dern"]),
         ("models/moe", "experts = 4\nmethod = \"ream\"\ngroup-cap = 4", ["can't hold 24 experts", "--group-cap 6"]),
-        ("models/moe", "experts = 12\nmethod = \"hc-smoe\"\nsample-every = 0", ["looks at no token", "at least 1"]),
+        ("models/moe", "experts = 12\nmethod = \"hc-smoe\"\nsample-every = 0", ["samples no token", "at least 1"]),
         ("models/moe", "experts = 12\nmethod = \"dern\"\ndern-threshold = 1.5", ["not a cosine", "-1 to 1"]),
-        ("models/moe", "experts = 3", ["fewer than the 4", "keep at least 4"]),
+        ("models/moe", "experts = 3", ["more than the 3", "keep 4 experts or more"]),
         ("families/deepseek_v3/base/model", "experts = 6", ["4 groups", "--experts as one of 8"]),
         ("families/deepseek_v3/base/model", "experts = 4", ["fewer than the 2", "--experts as one of 8"]),
     ] {

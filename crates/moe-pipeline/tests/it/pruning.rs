@@ -278,7 +278,7 @@ fn a_report_is_written_and_is_the_same_again() {
     convert(&[&options], &moe(), &text.path("weights"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)
         .unwrap();
     let page = std::fs::read_to_string(text.path("weights").join("report.html")).unwrap();
-    assert!(page.contains("no figures by layer") && page.contains("looks at no data"));
+    assert!(page.contains("no figures by layer") && page.contains("this method doesn&#39;t look at data"));
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn the_guard_keeps_a_planted_super_expert_and_its_loss_would_hurt() {
         }
     });
     let pruned = |guard: &str| {
-        let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-control = true\n{guard}"));
+        let mut options = text.with_data(&format!("method = \"frequency\"\nexperts = 18\nno-baseline = true\n{guard}"));
         options.reduce.measuring.held_out.clone_from(&options.reduce.calibration.data);
         let receipt =
             convert(&[&options], &model, &text.path("out"), &ConvertOptions { probe_tokens: 0, ..run_again() }, &Quiet)

@@ -285,12 +285,12 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&with_data("group-size = 96"), moe, &["groups of 96", "gate_proj", "--group-size 128 or 64 or 32"]);
     refused(&with_data("group-size = 0"), moe, &["--group-size"]);
     refused(&options(""), moe, &["--data", "--method rtn"]);
-    refused(&with_data("method = \"rtn\""), moe, &["looks at no data"]);
-    refused(&with_data("scheme = \"fp8\""), moe, &["looks at no data"]);
+    refused(&with_data("method = \"rtn\""), moe, &["doesn't look at data"]);
+    refused(&with_data("scheme = \"fp8\""), moe, &["doesn't look at data"]);
     refused(&options("scheme = \"fp8\"\nasymmetric = true"), moe, &["no zero points"]);
     refused(&options("scheme = \"fp8\"\nformat = \"gptq\""), moe, &["--scheme w4a16"]);
     refused(&options("method = \"rtn\"\nformat = \"fp8\""), moe, &["--scheme fp8-block"]);
-    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are less than the 12800", "--min-samples"]);
+    refused(&with_data("min-samples = 100.0"), moe, &["1024 tokens are fewer than the 12800", "--min-samples"]);
     refused(&options("method = \"rtn\"\npool = [\"x\"]"), moe, &["--pool"]);
     refused(&with_data("damping = 0.0"), moe, &["--damping"]);
     refused(&with_data("shrinkage = -1.0"), moe, &["--shrinkage"]);

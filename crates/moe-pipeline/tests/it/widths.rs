@@ -117,7 +117,7 @@ fn projections_get_2_to_8_bits_that_cost_no_more_than_one_width_of_equal_size() 
 #[test]
 fn rounding_to_nearest_gets_widths_too() {
     let out = tempfile::tempdir().unwrap();
-    let toml = "method = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true\nmin-samples = 1000.0";
+    let toml = "method = \"rtn\"\ntarget-bits = 4.0\nprofile = \"free\"\nasymmetric = true";
     let (model, receipt) = quantize(&options(toml), out.path().join("out").as_path()).unwrap();
     let layers = widths(&receipt);
     assert!(LayerWidths::bits_a_weight(layers.iter().copied()) <= 4.0);

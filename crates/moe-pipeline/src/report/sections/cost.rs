@@ -22,14 +22,14 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
     };
     let beside = match held_out.control {
         Some(_) if receipt.pass == DistillOptions::NAME => {
-            "Beside it stands the mean of the experts at the same width, neurons aligned: what peers start from."
+            "Beside it stands the mean of the experts at the same width, neurons aligned: the usual starting point."
         }
         None if receipt.pass == DistillOptions::NAME => "The mean of the experts was not measured beside it.",
         Some(_) => {
             "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
         }
         None if receipt.pass == QuantizeOptions::NAME => "",
-        None => "No random baseline was measured (`--no-control`).",
+        None => "No random baseline was measured (`--no-baseline`).",
     };
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
     let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {

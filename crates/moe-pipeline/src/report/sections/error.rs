@@ -48,7 +48,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
         .charts([
             chart("error-mass", "Saliency mass kept", &kept, &worst, true),
             chart("error-lost", "Choices that lost their expert", &gone, &[], true),
-            chart("error-output", "Relative error of the output, tokens routed anew", &error, &[], false),
+            chart("error-output", "Relative error of the output, tokens rerouted", &error, &[], false),
         ])
         .table(&Table::numbers("Error and retained mass, by layer", &header, layers.iter().map(row)))
 }

@@ -28,7 +28,7 @@ pub(crate) fn summary(receipt: &Receipt, training: &TrainingRecord) -> Section {
                 format!("of {}", grouped(receipt.result.total_parameters as u64)),
             ),
             tile("steps", grouped(training.steps), written),
-            tile("tokens", grouped(training.tokens), "each time through the text counted".to_owned()),
+            tile("tokens", grouped(training.tokens), "counting each epoch".to_owned()),
             tile(
                 "held-out loss",
                 decimal(change.map(|(_, after)| after.all.loss), 4),
@@ -65,7 +65,7 @@ pub(crate) fn curves(training: &TrainingRecord) -> Section {
     }
     charts.push(chart(
         "train-norm",
-        "Norm of all gradients, before it is limited",
+        "Norm of all gradients, before clipping",
         &[("kept", "norm", of_steps(|s| s.gradient_norm))],
     ));
     charts.push(chart("train-rate", "Learning rate", &[("kept", "rate", of_steps(|s| s.learning_rate))]));

@@ -39,7 +39,7 @@ pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
             "Decided on data: each layer on what reached it through the original's layers before it.".to_owned()
         }
         Some(DecidedBy::Sequence) => {
-            "Decided on data in sequence: each layer on what reached it through the converted \
+            "Decided on data sequentially: each layer on what reached it through the converted \
                                       layers before it."
                 .to_owned()
         }

@@ -1,0 +1,248 @@
+//! Options that would do nothing, numbers that no model can have, and recipes that could only fail at a later step: each
+//! is refused before any work, and what the remedy says works.
+
+use crate::common::{Sandbox, assert_none};
+
+const MOE: &str = "golden/models/moe";
+const CODE: &str = "golden/text/code.calibration.txt";
+
+/// A command line, what its message says, and one that follows the remedy.
+type Case = (&'static str, &'static [&'static str], &'static str);
+
+/// Whoever gives an option expects an effect of it.
+#[test]
+fn options_without_an_effect_are_refused() {
+    let quantize = "quantize {moe} -o out --dry-run";
+    let upcycle = "upcycle golden/models/dense -o out --experts 8 --top-k 2 --dry-run";
+    let cases: &[Case] = &[
+        (
+            "--scheme fp8-block --method gptq",
+            &["e4m3 is rounded to nearest", "leave --method out"],
+            "--scheme fp8-block",
+        ),
+        ("--scheme fp8 --group-size 64", &["--group-size is for integers"], "--scheme fp8"),
+        (
+            "--scheme fp8-block --clip-search",
+            &["--clip-search is for GPTQ", "leave --clip-search out"],
+            "--scheme fp8-block",
+        ),
+        ("--method rtn --damping 0.2", &["--damping is for GPTQ", "--method gptq"], "--damping 0.2 --data {code}"),
+        ("--method rtn --per-expert", &["--per-expert is for GPTQ"], "--method rtn"),
+        ("--method rtn --min-samples 1000", &["--min-samples is for GPTQ"], "--method rtn"),
+        ("--method rtn --act-order=false", &["--act-order is for GPTQ"], "--method rtn"),
+        ("--samples routed --shrinkage 3 --data {code}", &["--samples per-expert"], "--shrinkage 3 --data {code}"),
+        ("--pool-take 300 --data {code}", &["--pool"], "--pool-take 300 --pool {code} --data {code}"),
+    ];
+    let upcycles: &[Case] = &[
+        ("--noise-fraction 0.5", &["--noise-fraction goes with --noise-std"], "--noise-fraction 0.5 --noise-std 0.01"),
+        (
+            "--router prompts --prompts p.json --router-std 0.1",
+            &["--router-std goes with --router normal"],
+            "--router-std 0.1",
+        ),
+        ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
+        ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
+    ];
+    let sandbox = Sandbox::new();
+    sandbox.write("p.json", "[]");
+    let of = |command: &str, cases: &[Case]| follow(&sandbox, command, cases);
+    assert_none(&[of(quantize, cases), of(upcycle, upcycles)].concat());
+}
+
+/// The problems of `cases`, whose options are given to `command`.
+fn follow(sandbox: &Sandbox, command: &str, cases: &[Case]) -> Vec<String> {
+    let line = |options: &str| format!("{command} {options}").replace("{moe}", MOE).replace("{code}", CODE);
+    let mut problems = Vec::new();
+    for (options, complaints, followed) in cases {
+        problems.extend(sandbox.refuses(&line(options), 2, complaints));
+        let outcome = sandbox.run(&line(followed));
+        problems.extend((outcome.code != 0).then(|| format!("{options}: its remedy fails: {outcome}")));
+    }
+    problems
+}
+
+#[test]
+fn numbers_of_experts_have_remedies_that_work() {
+    let sandbox = Sandbox::new();
+    let cases: &[Case] = &[
+        ("--experts 25", &["has 24 experts", "keep 4 to 24"], "--experts 24"),
+        ("--experts 1", &["goes to 4 experts", "keep 4 experts or more"], "--experts 4"),
+        ("--keep 0.001", &["keep 4 experts or more, of 24"], "--experts 4"),
+        (
+            "--experts 12 --divisible-by 1000",
+            &["--divisible-by 1000", "--divisible-by 24 or less"],
+            "--experts 12 --divisible-by 24",
+        ),
+        (
+            "--experts 24 --divisible-by 16",
+            &["--divisible-by 16", "--experts 16 or fewer"],
+            "--experts 16 --divisible-by 16",
+        ),
+    ];
+    assert_none(&follow(&sandbox, "prune {moe} -o out --method random --dry-run", cases));
+}
+
+#[test]
+fn trainings_have_bounds() {
+    let heals: &[Case] = &[
+        ("--teacher-tokens 5", &["--teacher-tokens is for"], "--from {moe} --teacher top-k --teacher-tokens 5"),
+        ("--from {moe} --teacher-tokens 5", &["--teacher-tokens is for"], "--from {moe}"),
+    ];
+    let sandbox = Sandbox::new();
+    let cases: &[Case] =
+        &[("--batch-tokens 999999999999", &["--batch-tokens 999999999999", "at most 1048576"], "--batch-tokens 512")];
+    assert_none(&follow(&sandbox, "distill {moe} -o out --dry-run --data {code}", cases));
+    assert_none(&follow(&sandbox, "heal {moe} -o out --dry-run --data {code}", heals));
+    let fast = "distill {moe} -o out --dry-run --data {code} --learning-rate 1e30"
+        .replace("{moe}", MOE)
+        .replace("{code}", CODE);
+    assert!(
+        sandbox.run(&fast).succeeds().stdout.contains("--learning-rate 1e30 moves weights by many times their size")
+    );
+    let short = "distill {moe} -o out --data {code} --data-tokens 512".replace("{moe}", MOE).replace("{code}", CODE);
+    let complaints = ["--down ridge fits 512 neurons to 2048 tokens or more", "give --down measured"];
+    assert_none(&Vec::from_iter(sandbox.refuses(&short, 2, &complaints)));
+}
+
+#[test]
+fn paths_of_the_wrong_kind_say_what_to_give() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.json", "[[1, 2]]");
+    sandbox.write("recipes/r.toml", "");
+    std::fs::create_dir(sandbox.path(".l.partial-moe-convert")).unwrap();
+    let logits = format!("logits {MOE} --tokens ids.json -o l");
+    sandbox.write("file", "");
+    let random = "--experts 12 --method random";
+    let problems = [
+        sandbox.refuses(&format!("prune {MOE} -o file {random}"), 2, &["not a directory", "choose another name"]),
+        sandbox.refuses(&format!("prune {MOE} -o p {random} --held-out x.txt"), 1, &["x.txt", "--held-out"]),
+        sandbox.refuses(&format!("eval {MOE} --data {CODE} --memory-budget 1"), 2, &["raise --memory-budget"]),
+        sandbox.refuses(
+            &format!("eval {MOE} --data golden/text"),
+            1,
+            &["this is a directory", "one of the files in it"],
+        ),
+        sandbox.refuses("run recipes", 1, &["recipes", "one of the files in it"]),
+        sandbox.refuses("run recipes/r", 1, &["recipes/r", "give recipes/r.toml"]),
+        sandbox.refuses(&logits, 1, &[".l.partial-moe-convert", "remove this"]),
+        sandbox.refuses("bench --like qwen3", 2, &["no built-in model is called \"qwen3\"", "one of qwen3-30b-a3b"]),
+    ];
+    assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
+    std::fs::remove_dir(sandbox.path(".l.partial-moe-convert")).unwrap();
+    sandbox.run(&logits).succeeds();
+}
+
+fn step(run: &str, model: &str, keys: &str) -> String {
+    format!("[[step]]\nrun = \"{run}\"\nmodel = \"{model}\"\n{keys}\n")
+}
+
+fn prune(model: &str, output: &str, experts: usize) -> String {
+    step("prune", model, &format!("output = \"{output}\"\nexperts = {experts}\nmethod = \"random\""))
+}
+
+/// What only a later step would say is said before the first, and names the step.
+#[test]
+fn later_steps_are_checked_first() {
+    let data = format!("data = [\"{CODE}\"]");
+    let distill = step("distill", MOE, &format!("output = \"dense\"\n{data}"));
+    let other = "golden/families/qwen3_moe/base/model";
+    let cases: &[(String, &[&str])] = &[
+        (
+            prune(MOE, "a", 12) + &prune("a", "b", 8) + &prune("b", "c", 9),
+            &["step 3 (prune)", "has 8 experts", "keep 4 to 8"],
+        ),
+        (
+            distill.clone() + &prune("dense", "b", 8),
+            &["step 2 (prune)", "no mixture of experts", "that distill writes"],
+        ),
+        (
+            distill.clone() + &step("observe", "dense", &format!("output = \"s\"\n{data}")),
+            &["step 2 (observe)", "no mixture of experts"],
+        ),
+        (
+            distill + &step("eval", "dense", &format!("against = \"golden/families/llama/base/model\"\n{data}")),
+            &["step 2 (eval)", "vocabularies of 2048 and 101"],
+        ),
+        (
+            step("observe", MOE, &format!("output = \"s\"\n{data}"))
+                + &step("prune", other, "output = \"p\"\nexperts = 4\nstats = \"s\""),
+            &["step 2 (prune)", "another model, golden/models/moe"],
+        ),
+        (
+            prune(MOE, "a", 12) + &prune(MOE, "b", 8) + "probe-tokens = 99999\n",
+            &["line 13, step 2 (prune)", "`probe-tokens` 99999"],
+        ),
+        (
+            prune(MOE, "a", 12) + &step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nmethod = \"gptq\""),
+            &["step 2 (quantize)", "leave `method` out"],
+        ),
+    ];
+    let mut problems = Vec::new();
+    for (recipe, complaints) in cases {
+        let sandbox = Sandbox::new();
+        sandbox.write("r.toml", recipe);
+        let code = if complaints[1].contains("vocabular") || complaints[1].contains("another model") { 1 } else { 2 };
+        problems.extend(sandbox.refuses("run r.toml", code, complaints).map(|p| format!("{recipe}: {p}")));
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn values_of_recipes_have_remedies_of_their_own() {
+    let prune = prune(MOE, "out", 12);
+    let vars = "[vars]\nout = \"target\"\nseeds = [0]\n";
+    let used = "[[step]]\neach.seed = \"${seeds}\"\n[[step.step]]\nrun = \"inspect\"\nmodel = \"golden/models/moe\"\nlabel = \"${out}${seed}\"\n";
+    let cases: &[(String, &str, i32, &[&str])] = &[
+        (prune.clone() + "seed = 99999999999999999999\n", "", 2, &["line 7", "too large", "9223372036854775807"]),
+        (prune.clone() + "seed = 9223372036854775808\n", "", 2, &["line 7", "too large", "9223372036854775807"]),
+        (step("eval", MOE, "data = \"x.txt\""), "", 2, &["in `data`", "write data = [\"x.txt\"]"]),
+        (step("inspect", "~/moe", ""), "", 1, &["~/moe", "write the path out"]),
+        (step("inspect", "golden/models/*", ""), "", 1, &["golden/models/*", "write the path out"]),
+        (prune.replace("12", "\"${n}\""), "", 2, &["line 5, step 1 (prune)", "no variable \"n\" here"]),
+        (format!("{vars}{used}"), "--set out=", 2, &["--set out", "empty"]),
+        (format!("{vars}{used}"), "--set out=[1", 2, &["--set out", "without quotes or brackets"]),
+        (format!("{vars}{used}"), "--set seeds=[1", 2, &["--set seeds", "not TOML of type array", "'[0]'"]),
+    ];
+    let mut problems = Vec::new();
+    for (recipe, options, code, complaints) in cases {
+        let sandbox = Sandbox::new();
+        sandbox.write("r.toml", recipe);
+        let line = format!("run r.toml {options}");
+        problems.extend(sandbox.refuses(line.trim(), *code, complaints).map(|p| format!("{recipe}: {p}")));
+    }
+    assert_none(&problems);
+}
+
+/// A million combinations are counted, not made; some hundreds take no time.
+#[test]
+fn recipes_of_many_steps_are_checked_quickly() {
+    let many = |n: usize| (0..n).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+    let block = |choices: &str, rest: &str| format!("[[step]]\n{choices}\n[[step.step]]\n{rest}\n");
+    let list = many(100);
+    let million = block(
+        &format!("each.a = [{list}]\neach.b = [{list}]\neach.c = [{list}]"),
+        "run = \"inspect\"\nmodel = \"golden/models/moe\"\nlabel = \"${a}${b}${c}\"",
+    );
+    let hundreds = block(
+        &format!("each.seed = [{}]", many(250)),
+        "run = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"p${seed}\"\nseed = \"${seed}\"\nkeep = 0.5\nmethod = \"random\"\n\
+         [[step.step]]\nrun = \"quantize\"\nmodel = \"p${seed}\"\noutput = \"q${seed}\"\nmethod = \"rtn\"\ngroup-size = 33",
+    );
+    let sandbox = Sandbox::new();
+    sandbox.write("million.toml", million);
+    sandbox.write("hundreds.toml", hundreds);
+    let problems = [
+        sandbox.refuses("run million.toml", 2, &["more than 10000 steps", "fewer choices"]),
+        sandbox.refuses("run hundreds.toml", 2, &["step 2 (quantize; seed 0)", "groups of 33"]),
+    ];
+    assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
+}
+
+/// Scripts and recipes of earlier versions still run.
+#[test]
+fn the_old_name_of_no_baseline_is_known() {
+    let sandbox = Sandbox::new();
+    sandbox.run(&format!("prune {MOE} -o out --method random --keep 0.5 --no-control --dry-run")).succeeds();
+    sandbox.write("r.toml", prune(MOE, "out", 12) + "no-control = true\n");
+    sandbox.run("run r.toml --dry-run").succeeds();
+}
