@@ -3,7 +3,9 @@
 mod earlier;
 mod file;
 mod lock;
+mod modes;
 mod names;
+mod protected;
 mod rename;
 #[cfg(test)]
 mod tests;
@@ -18,16 +20,18 @@ use rustix::fs::{OFlags, statvfs};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::locations::Id;
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
 use crate::writer::write_synced;
 
-pub use file::{FileKind, StagedFile, check_file, open_to_append, write_file_atomically};
-pub use unfinished::remove_unfinished;
+pub use file::{FileKind, FoundFile, StagedFile, check_file, open_to_append, write_file_atomically};
+pub use unfinished::{TemporaryDir, remove_unfinished};
 
 pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
 
 use lock::{lock, locked, options_of};
+use modes::Modes;
 use names::{aside, parent_of, partial};
 use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory};
 use unfinished::{clear_directory, unfinished};
@@ -51,8 +55,10 @@ pub struct OutputDir {
     manifest: Manifest,
     committed: bool,
     existing: Existing,
-    /// Holds the lock on the staging directory.
-    _lock: File,
+    /// Of what it replaces.
+    modes: Option<Modes>,
+    /// The staging directory itself, with the lock on it.
+    lock: File,
 }
 
 impl OutputDir {
@@ -99,6 +105,19 @@ impl OutputDir {
         }
     }
 
+    /// Removes what a killed run has left of `target` under a hidden name, unless another run is writing there.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be removed.
+    pub fn remove_leftover(target: &Path) -> Result<()> {
+        let staging = partial(target)?;
+        let Ok(hidden) = options_of(OFlags::DIRECTORY).open(&staging) else { return Ok(()) };
+        if lock(target, &hidden).is_err() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&staging).map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
+    }
+
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
@@ -108,8 +127,10 @@ impl OutputDir {
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
         let parent = parent_of(target);
-        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let staging = partial(target)?;
+        // Held until the directory is listed: a signal that comes meanwhile finds it there, or finds none.
+        let mut unfinished = unfinished(target)?;
+        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let open = || {
             match fs::create_dir(&staging) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -124,17 +145,25 @@ impl OutputDir {
             rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
             Self::check(target, existing).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         }
-        // What a killed run left behind; nobody holds its lock.
-        clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
-        unfinished().insert(staging.clone());
-        Ok(Self {
+        unfinished.insert(staging.clone());
+        let created = Self {
             target: target.to_owned(),
             staging,
             manifest: Manifest::default(),
             committed: false,
             existing,
-            _lock: lock,
-        })
+            modes: Modes::of(target),
+            lock,
+        };
+        drop(unfinished);
+        let prepare = || {
+            // What a killed run left behind; nobody holds its lock.
+            clear_directory(&created.staging)?;
+            // Nobody else may read now what nobody else could read before.
+            created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&created.staging))
+        };
+        prepare().map_err(|e| Error::io("cannot create the output", &created.staging, e))?;
+        Ok(created)
     }
 
     /// Where files are written until the commit.
@@ -192,9 +221,10 @@ impl OutputDir {
 
     /// The path of the file `name`, whose folders are made.
     fn make_room(&self, name: &str) -> Result<PathBuf> {
-        if !unfinished().contains(&self.staging) {
+        if !unfinished(&self.target)?.contains(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
+        self.check_staging()?;
         let path = self.staging.join(name);
         // Not the hidden directory itself, which a signal may just have removed.
         let mut folder = self.staging.clone();
@@ -208,6 +238,21 @@ impl OutputDir {
             }
         }
         Ok(path)
+    }
+
+    /// Refuses to go on where something else has the staging directory's name by now: a link would lead anywhere.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] then.
+    fn check_staging(&self) -> Result<()> {
+        let id = |found: fs::Metadata| Id::of(&found);
+        let own = self.lock.metadata().map(id);
+        let now = self.staging.symlink_metadata().map(id);
+        if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
+            return Ok(());
+        }
+        let what = "this directory, in which the run writes, was moved or replaced while it worked";
+        Err(Error::new(Kind::Mismatch, what).file(&self.staging).remedy("leave hidden names alone, and run it again"))
     }
 
     /// SHA-256 of what was written and listed so far, by name.
@@ -245,10 +290,13 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
+        self.check_staging()?;
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        sync_directories(&self.staging).map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
+        let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(&self.staging));
+        let flushed = kept.and_then(|()| sync_directories(&self.staging));
+        flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
         // Nobody removes it from now on, nor has begun to.
-        let mut unfinished = unfinished();
+        let mut unfinished = unfinished(&self.target)?;
         if !unfinished.remove(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
@@ -302,7 +350,8 @@ fn unconfirmed(place: &Path, error: io::Error) -> Error {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
-        if !self.committed && unfinished().remove(&self.staging) {
+        // Where the program is ending, who ends it removes the directory.
+        if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(&self.staging)) {
             let _ = fs::remove_dir_all(&self.staging);
         }
     }

@@ -17,7 +17,7 @@ use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
-use crate::train::{IDLE, Subject, TrainingDir};
+use crate::train::{IDLE, NOTHING_SAVED, Subject, TrainingDir};
 use crate::trust;
 
 impl Prepared<'_> {
@@ -31,7 +31,7 @@ impl Prepared<'_> {
         timings: &mut Timings,
     ) -> Result<()> {
         let (compute, meter) = (&options.compute, &options.compute.meter);
-        self.applied[..count].iter_mut().try_for_each(Applied::stage_plan)?;
+        self.applied[..count].iter_mut().try_for_each(|applied| applied.stage_plan(options.overwrite))?;
         let mut first = 0;
         while first < count {
             let end = self.end_of_sweep(first).min(count);
@@ -91,8 +91,11 @@ impl Prepared<'_> {
             Some(mut deciding) => {
                 if deciding.decider.saves() {
                     let saved = self.saved(index, &deciding, options, output)?;
-                    if options.resume && TrainingDir::of(output).is_used()? {
-                        progress.note("what was trained before is taken from what was saved");
+                    if options.resume {
+                        progress.note(match saved.has_steps() {
+                            true => "what was trained before is taken from what was saved",
+                            false => NOTHING_SAVED,
+                        });
                     }
                     deciding.decider.save_in(saved);
                 }
