@@ -121,7 +121,7 @@ impl Corpus {
         }
         let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
         check_weights(specs)?;
-        let mut encoder = Encoder::new(model_dir, options.vocab, options.clock);
+        let mut encoder = Encoder::new(model_dir, options.vocab, options.clock).within(options.memory_bytes);
         let mut texts: Vec<Option<TextRead>> = specs.iter().map(|_| None).collect();
         let mut domains: Vec<Domain> = Vec::new();
         for (first, DataSpec { label, weight, .. }) in specs.iter().enumerate() {
@@ -223,8 +223,8 @@ pub const WHOLE_BYTES: u64 = 4 << 20;
 /// Nor is one that is so small for what is wanted of it.
 pub const WHOLE_BYTES_PER_TOKEN: u64 = 16;
 
-/// What a token takes while text is read: four bytes here, in a batch, and where a window grows.
-const BYTES_A_TOKEN: u64 = 16;
+/// What a token takes at least: four bytes here, in a batch, and where a window grows; and what is kept of it where it is used.
+const BYTES_A_TOKEN: u64 = 32;
 
 fn is_large(bytes: u64, wanted_tokens: usize) -> bool {
     bytes > WHOLE_BYTES.max(WHOLE_BYTES_PER_TOKEN.saturating_mul(wanted_tokens as u64))

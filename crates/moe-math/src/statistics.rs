@@ -92,6 +92,25 @@ impl Quantity {
         Self::SampledOutputs,
     ];
 
+    /// Whether it counts tokens, or adds up what is never negative. Cosines are left out, which rounding takes below 0.
+    pub fn is_never_negative(self) -> bool {
+        matches!(
+            self,
+            Self::SeenTokens
+                | Self::Tokens
+                | Self::GatedNorms
+                | Self::Norms
+                | Self::SquareNorms
+                | Self::Largest
+                | Self::Probabilities
+                | Self::GatedSquareActivations
+                | Self::LargestGatedActivations
+                | Self::LeftOutErrors
+                | Self::OutputSquareNorms
+                | Self::SampledTokens
+        )
+    }
+
     /// Its name in files.
     pub fn name(self) -> &'static str {
         match self {

@@ -64,6 +64,13 @@ impl Step {
         self.label.clone().unwrap_or_else(|| self.model.display().to_string())
     }
 
+    /// `error` in running it, with keys of the step where it names options of the command line.
+    pub fn in_keys(&self, error: Error) -> Error {
+        let own: Vec<String> = self.commands().filter_map(schema::keys_of_step).flatten().cloned().collect();
+        let worded = error.reworded(|text| as_keys(text, |key| own.iter().any(|own| own == key)));
+        worded.reworded(|text| text.replace("give `overwrite`", "put `overwrite = true` into the step"))
+    }
+
     /// Its command, and its passes.
     fn commands(&self) -> impl Iterator<Item = &str> {
         let passes = match &self.kind {
@@ -330,11 +337,11 @@ fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
 
 /// `error` of options of the command line, as keys of a recipe.
 fn with_keys(error: Error) -> Error {
-    error.reworded(as_keys)
+    error.reworded(|text| as_keys(text, |key| !["help", "json"].contains(&key)))
 }
 
-/// `--max-kl` as `max-kl` in backticks.
-fn as_keys(text: &str) -> String {
+/// `--max-kl` as `max-kl` in backticks, where it `is_key`.
+fn as_keys(text: &str, is_key: impl Fn(&str) -> bool) -> String {
     let is_of_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let mut parts = text.split("--");
     let mut made = parts.next().unwrap_or_default().to_owned();
@@ -342,7 +349,7 @@ fn as_keys(text: &str) -> String {
         let end = part.find(|c| !is_of_key(c)).unwrap_or(part.len());
         let (key, after) = part.split_at(end);
         // Another command's option stays one.
-        let stays = key.is_empty() || ["help", "json"].contains(&key) || made.ends_with("observe ");
+        let stays = key.is_empty() || !is_key(key) || made.ends_with("observe ");
         made += &if stays { format!("--{part}") } else { format!("`{key}`{after}") };
     }
     made

@@ -171,8 +171,13 @@ impl LayerStatistics for StatisticsFile {
             let tensor = &self.tensors[&tensor_name(index, quantity)];
             let mut values = vec![0f64; tensor.bytes() as usize / 8];
             tensor.read_at(0, bytemuck::cast_slice_mut(&mut values))?;
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::new(Kind::Numeric, "a statistic is not finite")
+            let wrong = match () {
+                () if values.iter().any(|value| !value.is_finite()) => Some("is not finite"),
+                () if quantity.is_never_negative() && values.iter().any(|value| *value < 0.0) => Some("is negative"),
+                () => None,
+            };
+            if let Some(wrong) = wrong {
+                return Err(Error::new(Kind::Numeric, format!("a statistic {wrong}"))
                     .file(&self.path)
                     .tensor(tensor.name())
                     .remedy("observe the model again"));

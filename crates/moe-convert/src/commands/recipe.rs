@@ -48,6 +48,7 @@ impl Session {
                 reports.write_junit(&recipe.name, &outcomes)?;
             }
             let mut failure = |error: anyhow::Error| {
+                let error = error.downcast::<Error>().map_or_else(|other| other, |error| step.in_keys(error).into());
                 let outcome = Outcome::failed(kind(&error), format!("{error:#}"));
                 let of = format!("step {number} ({}) of {} failed", shown(&name, ""), shown_path(path));
                 failed = Some(error.context(of));

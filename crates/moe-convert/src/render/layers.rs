@@ -1,5 +1,6 @@
 //! Tables of what passes did to layers.
 
+use moe_checkpoint::counted;
 use moe_passes::LayerTrust;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
 use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
@@ -91,11 +92,17 @@ fn quantized(receipt: &Receipt) -> String {
         )
     });
     let header = ["layer", "expert", "tokens", "topped up", "effective", "damping", "output error", "fallback"];
-    let errors = || coldest.iter().filter_map(|(.., record)| record.error);
+    // One whose outputs overflow has none, however finite its weights are.
+    let measured = || coldest.iter().filter_map(|(.., record)| record.error);
+    let errors = || measured().filter(|error| error.is_finite());
+    let overflowing = match measured().count() - errors().count() {
+        0 => String::new(),
+        count => format!("; not measurable for {}: their outputs overflow", counted(count as u64, "expert")),
+    };
     let worst = errors().fold(0.0, f64::max);
     let mean = errors().sum::<f64>() / errors().count().max(1) as f64;
     format!(
-        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} on average, {worst:.3} at most:\n{}",
+        "{pool}\nThe coldest of {} experts; relative output error {mean:.3} on average, {worst:.3} at most{overflowing}:\n{}",
         coldest.len(),
         table(&header, coldest.iter().take(SHOWN).map(row))
     )

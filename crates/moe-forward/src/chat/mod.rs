@@ -33,6 +33,7 @@ pub(crate) struct ChatTemplate {
     /// Whether templates have names, so that one is chosen by what a conversation has.
     are_named: bool,
     tokens: Vec<(String, String)>,
+    limits: Limits,
 }
 
 struct Source {
@@ -82,7 +83,12 @@ impl ChatTemplate {
                 .file(model_dir)
                 .remedy("give \"text\" instead, or add chat_template.jinja"));
         }
-        Ok(Self { templates, are_named, tokens })
+        Ok(Self { templates, are_named, tokens, limits: Limits::USUAL })
+    }
+
+    /// The same in a run that may hold `memory` bytes.
+    pub fn within(self, memory: Option<u64>) -> Self {
+        Self { limits: Limits::within(memory), ..self }
     }
 
     /// The conversation as text, without a prompt for a further answer, and the dates that the template wrote. `tools` are what
@@ -109,7 +115,7 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(role, text)| (role.clone(), text.as_str().into()));
         let variables = tokens.chain(given.map(|(name, value)| (name.to_owned(), value))).collect();
-        let rendered = source.template()?.render(variables, now, Limits::USUAL, &source.file);
+        let rendered = source.template()?.render(variables, now, self.limits, &source.file);
         rendered.map_err(|e| bad_template(e).file(&source.file))
     }
 

@@ -29,13 +29,20 @@ pub(crate) struct Encoder<'a> {
     /// One present for all that is read, so that its end isn't of another day than its beginning.
     now: NaiveDateTime,
     dates: Dates,
+    /// What the run may hold.
+    memory: Option<u64>,
 }
 
 impl<'a> Encoder<'a> {
     /// That of the checkpoint in `model_dir`, whose embedding has `vocab` rows; templates write the present of `clock`.
     pub fn new(model_dir: &'a Path, vocab: usize, clock: Clock) -> Self {
         let (now, dates) = (clock.now(), Dates::new());
-        Self { model_dir, vocab, tokenizer: None, template: None, padding: None, now, dates }
+        Self { model_dir, vocab, tokenizer: None, template: None, padding: None, now, dates, memory: None }
+    }
+
+    /// The same in a run that may hold `memory` bytes.
+    pub fn within(self, memory: Option<u64>) -> Self {
+        Self { memory, ..self }
     }
 
     fn tokenizer(&mut self) -> Result<&TextTokenizer> {
@@ -77,7 +84,7 @@ impl<'a> Encoder<'a> {
     pub fn render(&mut self, messages: &Value, tools: Option<&Value>) -> Result<String> {
         if self.template.is_none() {
             let named = self.tokenizer()?.named().to_vec();
-            self.template = Some(ChatTemplate::load(self.model_dir, named)?);
+            self.template = Some(ChatTemplate::load(self.model_dir, named)?.within(self.memory));
         }
         let template = self.template.as_ref().expect("it was just loaded");
         let (text, dates) = template.render(messages, tools, self.now)?;

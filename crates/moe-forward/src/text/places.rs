@@ -175,7 +175,7 @@ impl<'a> FileSample<'a> {
             let begins_here = cell.contains(&start);
             match self.long_line(start..end)? {
                 None if begins_here => units.push(Unit::Record(start..end)),
-                None => {}
+                None | Some(Scanned::Blank) => {}
                 Some(Scanned::Text(range)) => {
                     let part = range.start.max(cell.start)..range.end.min(cell.end);
                     if part.start < part.end {

@@ -16,6 +16,8 @@ pub(super) enum Scanned {
     Text(Range<u64>),
     /// A record of something else, which must be held to be read.
     Other,
+    /// White space alone.
+    Blank,
     /// No record, and why.
     Malformed(String),
 }
@@ -35,8 +37,10 @@ impl Scan<'_, '_> {
     fn object(mut self) -> Result<Scanned> {
         let mut text = None;
         let mut is_other = false;
-        if self.next_solid()? != Some(b'{') {
-            return Ok(Scanned::Malformed("not an object".to_owned()));
+        match self.next_solid()? {
+            Some(b'{') => {}
+            Some(_) => return Ok(Scanned::Malformed("not an object".to_owned())),
+            None => return Ok(Scanned::Blank),
         }
         loop {
             let Some(key) = self.key()? else { return Ok(unfinished()) };

@@ -91,6 +91,10 @@ impl Stream<'_, '_> {
                     windows.padding += padding;
                     flow
                 }
+                Scanned::Blank => {
+                    at = end + 1;
+                    continue;
+                }
                 Scanned::Other => return Err(malformed(file, &format!("line {number}"), &too_long(end - at))),
                 Scanned::Malformed(what) => return Err(malformed(file, &format!("line {number}"), &what)),
             };

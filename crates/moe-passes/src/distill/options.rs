@@ -221,6 +221,8 @@ impl DistillOptions {
     pub(super) fn check_tokens(&self, width: usize, deciding: usize, held_out: usize) -> Result<()> {
         let wanted = TOKENS_PER_NEURON * width;
         let remedy = "give more --data, raise --data-tokens, or lower --sequence-length";
+        // Shorter windows leave more of them alone, not fewer.
+        let more = "give more --data, or raise --data-tokens where it leaves some of it out";
         match self.down {
             _ if deciding == 0 => usage("this text has one window that counts, or none", remedy),
             Down::Ridge if deciding < wanted => usage(
@@ -228,7 +230,7 @@ impl DistillOptions {
                     "--down ridge fits {width} neurons to {wanted} tokens or more, and here are {deciding} (every \
                      {HELD_OUT_EVERY}th window, {held_out} tokens here, is held out)"
                 ),
-                format!("{remedy}; or give --down measured"),
+                format!("{more}; or give --down measured"),
             ),
             Down::Ridge if held_out == 0 => usage(
                 "no window of this text can be held out, so that --down ridge can't choose how far to fit",

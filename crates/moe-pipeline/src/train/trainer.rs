@@ -271,7 +271,11 @@ impl Running<'_> {
         }
         let what = format!("training stopped after step {}: {}", self.state.step, first_line(&error));
         let stopped = if self.state.step == 0 {
-            Error::new(Kind::Numeric, what).remedy("lower --learning-rate, or check the data and the model's weights")
+            // No rate has changed anything yet.
+            let what = format!("the first step can't be taken: {}", first_line(&error));
+            Error::new(Kind::Numeric, what).remedy(
+                "check the model's weights, and those of the original that --from names: one that is very large overflows on this text",
+            )
         } else {
             self.save()?;
             Error::new(Kind::Numeric, what).file(self.trainer.saved.path(STATE_FILE)).remedy(CALMER)

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::value::Value;
-use super::{Fail, MAX_BYTES, Outcome};
+use super::{Fail, Outcome};
 
 /// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
@@ -14,15 +14,26 @@ const MAX_COMPARED: u64 = 50_000_000;
 const BYTES_COMPARED_AT_ONCE: u64 = 64;
 
 thread_local! {
+    static ALLOWED: Cell<usize> = const { Cell::new(usize::MAX) };
     static HELD: Cell<usize> = const { Cell::new(0) };
     static DEEPEST: Cell<usize> = const { Cell::new(0) };
     static COMPARED: Cell<u64> = const { Cell::new(0) };
 }
 
+/// Lets this thread's template hold so many bytes.
+pub(super) fn allow(bytes: usize) {
+    ALLOWED.set(bytes);
+}
+
+/// How long a text may become that is made in one go.
+pub(super) fn longest_text() -> usize {
+    ALLOWED.get() / 4
+}
+
 /// Refuses what would hold `bytes` more than a template may.
 pub(super) fn room(bytes: usize) -> Outcome<()> {
-    if HELD.get().saturating_add(bytes) > MAX_BYTES {
-        return Err(Fail::new(format!("the template takes more than {} MiB for a conversation", MAX_BYTES >> 20)));
+    if HELD.get().saturating_add(bytes) > ALLOWED.get() {
+        return Err(Fail::new(format!("the template takes more than {} MiB for a conversation", ALLOWED.get() >> 20)));
     }
     Ok(())
 }

@@ -2,10 +2,11 @@
 
 use moe_checkpoint::json::kept_number;
 
+use super::held::longest_text;
 use super::repr::float;
 use super::sorting::sorted;
 use super::value::{Dict, Value};
-use super::{Fail, MAX_BYTES, Outcome};
+use super::{Fail, Outcome};
 
 /// A JSON value as Python has it, in which numbers that `moe_checkpoint::json::keep_numbers` has kept are numbers again.
 ///
@@ -67,7 +68,7 @@ impl Style {
 
     fn write(&self, value: &Value, out: &mut String, depth: usize) -> Outcome<()> {
         let indentation = self.indent.as_ref().map_or(0, |indent| indent.len() * (depth + 1));
-        if depth > 500 || out.len() + indentation > MAX_BYTES / 4 {
+        if depth > 500 || out.len() + indentation > longest_text() {
             return Err(Fail::new("a value is too large for tojson"));
         }
         match value {

@@ -41,9 +41,9 @@ use crate::allowance::{Subject, limited};
 /// What it costs to copy an entry of a list or dictionary, in bytes of text that cost as much.
 const ENTRY_BYTES: usize = 256;
 /// What texts and lists may take at once. A conversation takes a few times its own size.
-pub(super) const MAX_BYTES: usize = 512 << 20;
-/// What the thread of a template may take: that, and a step's own copies of it.
-const ALLOWED_BYTES: usize = 2 * MAX_BYTES;
+const MAX_BYTES: usize = 512 << 20;
+/// The least that they are left.
+const LEAST_BYTES: usize = 8 << 20;
 /// A level of a template takes some 10 KiB of the stack; Python's limit allows for a few hundred.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -54,10 +54,19 @@ pub(super) struct Limits {
     pub steps: u64,
     /// Whatever its steps are: a long conversation takes milliseconds.
     pub time: Duration,
+    /// What its texts and lists may take at once.
+    pub bytes: usize,
 }
 
 impl Limits {
-    pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30) };
+    pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
+
+    /// Those of a run that may hold `memory` bytes.
+    pub fn within(memory: Option<u64>) -> Self {
+        // A step may make a copy of all that is held, and what is rendered is held beside what is tokenized.
+        let share = memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
+        Self { bytes: share.clamp(LEAST_BYTES, MAX_BYTES), ..Self::USUAL }
+    }
 
     /// Time, too, for what can't look at the clock: one step on all that may be held.
     fn patience(self) -> Duration {
@@ -130,8 +139,10 @@ impl Template {
         let file = file.to_owned();
         let (give, take) = channel();
         let render = move || {
+            held::allow(limits.bytes);
             let call = || interpreter::render(&tree, &variables, now, limits);
-            let rendered = limited(Subject::Template, &file, ALLOWED_BYTES, call);
+            // Beside what is held, a step's own copies of it.
+            let rendered = limited(Subject::Template, &file, 2 * limits.bytes, call);
             drop(tree);
             _ = give.send(rendered);
         };

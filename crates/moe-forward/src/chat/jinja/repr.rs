@@ -1,7 +1,8 @@
 //! How Python writes values.
 
+use super::held::longest_text;
 use super::value::{Dict, Value, View};
-use super::{Fail, MAX_BYTES, Outcome};
+use super::{Fail, Outcome};
 
 impl Value {
     /// Python's `str`.
@@ -21,7 +22,7 @@ impl Value {
     }
 
     fn write(&self, out: &mut String, depth: usize) -> Outcome<()> {
-        if depth > 500 || out.len() > MAX_BYTES / 4 {
+        if depth > 500 || out.len() > longest_text() {
             return Err(Fail::new("a value is too large to be printed"));
         }
         let list = |out: &mut String, items: &[Value], begin: &str, end: &str| {
