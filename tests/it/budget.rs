@@ -29,25 +29,12 @@ fn models(sandbox: &Sandbox) {
         add("mlp.up_proj", &[WIDTH, HIDDEN]);
         add("mlp.down_proj", &[HIDDEN, WIDTH]);
     }
-    // Numbers of bf16 between 2⁻⁷ and 2⁻⁵, of either sign: no two rows are alike.
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (0x3c00 + ((state >> 16) & 0x80ff)) as u16
-    };
-    let data: BTreeMap<String, Vec<u8>> = shapes
-        .iter()
-        .map(|(name, shape)| (name.clone(), (0..shape.iter().product()).flat_map(|_| next().to_le_bytes()).collect()))
-        .collect();
-    let views = shapes.iter().map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
-    let dir = sandbox.path("dense");
-    std::fs::create_dir(&dir).unwrap();
-    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     let config = serde_json::json!({
         "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4, "vocab_size": VOCAB, "tie_word_embeddings": true,
     });
-    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    write(sandbox, "dense", &shapes, &config);
+    let mut state = 1u32;
     sandbox.run("upcycle dense -o moe --experts 8 --top-k 2 --noise-std 1e-2").succeeds();
     for (name, sequences) in [("text.jsonl", 18), ("held.jsonl", 3)] {
         let mut ids = || {
@@ -59,6 +46,25 @@ fn models(sandbox: &Sandbox) {
         sandbox.write(name, lines);
         sandbox.write(&format!("{name}.ids"), format!("{sequences:?}"));
     }
+}
+
+/// Writes a checkpoint of tensors of `shapes`.
+fn write(sandbox: &Sandbox, name: &str, shapes: &BTreeMap<String, Vec<usize>>, config: &serde_json::Value) {
+    // Numbers of bf16 between 2⁻⁷ and 2⁻⁵, of either sign: no two rows are alike.
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (0x3c00 + ((state >> 16) & 0x80ff)) as u16
+    };
+    let data: BTreeMap<String, Vec<u8>> = shapes
+        .iter()
+        .map(|(name, shape)| (name.clone(), (0..shape.iter().product()).flat_map(|_| next().to_le_bytes()).collect()))
+        .collect();
+    let views = shapes.iter().map(|(n, shape)| (n, TensorView::new(Dtype::BF16, shape.clone(), &data[n]).unwrap()));
+    let dir = sandbox.path(name);
+    std::fs::create_dir(&dir).unwrap();
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
 }
 
 /// Every command that promises memory.
@@ -241,4 +247,55 @@ fn any_address_space_gives_a_result_or_an_error() {
         }
     }
     crate::common::assert_none(&problems);
+}
+
+/// In long sequences scores are most of what is held, of a model with far more heads than its states are wide above all.
+#[test]
+fn long_sequences_hold_what_is_promised() {
+    const HEADS: usize = 32;
+    let sandbox = Sandbox::new();
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![512, 64]);
+    shapes.insert("model.norm.weight".into(), vec![64]);
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![64])));
+    shapes.extend(["q", "k", "v"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![64 * HEADS, 64])));
+    shapes.insert(layer("self_attn.o_proj"), vec![64, 64 * HEADS]);
+    shapes.extend(["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![128, 64])));
+    shapes.insert(layer("mlp.down_proj"), vec![64, 128]);
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 64,
+        "num_attention_heads": HEADS, "vocab_size": 512, "tie_word_embeddings": true, "max_position_embeddings": 4096,
+    });
+    write(&sandbox, "heads", &shapes, &config);
+    let line =
+        |length: usize| format!("{{\"input_ids\": {:?}}}\n", (0..length).map(|i| i * 7 % 512).collect::<Vec<_>>());
+    sandbox.write("2048.jsonl", line(2048));
+    sandbox.write("1024.jsonl", line(1024));
+    let eval = "eval heads --data 2048.jsonl --sequence-length 2048";
+    let promised = size(&refused(&sandbox, eval, "20MB").stderr, "at least about ").unwrap();
+    let held = peak(&sandbox, eval);
+    assert!(is_honest(promised, held), "eval: promised {promised}, held {held}");
+    let heal =
+        "heal heads -o healed --train attention --steps 1 --data 1024.jsonl --sequence-length 1024 --batch-tokens 1024";
+    let promised = size(&sandbox.run(&format!("{heal} --dry-run")).succeeds().stdout, "memory      about ").unwrap();
+    let held = peak(&sandbox, heal);
+    assert!(is_honest(promised, held), "heal: promised {promised}, held {held}");
+}
+
+/// What a chat template makes is bounded by the budget, too.
+#[test]
+fn templates_stay_within_a_budget() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "model");
+    sandbox.write("chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi there all\"}]}\n");
+    for template in
+        ["{% set x = 'a' * 450000000 %}hello", "{{ 'a' * 300000000 }}", "{{ ('a' * 100000000) | list | length }}"]
+    {
+        model.write("chat_template.jinja", template);
+        let outcome = sandbox.run("eval model --data chat.jsonl --memory-budget 150MB --timings");
+        let held = size(&outcome.stderr, "  peak memory ");
+        outcome.exits(1).says(&["takes more than", "chat_template.jinja", "remedy"]);
+        assert!(held.is_none_or(|held| held < 150e6), "{template}: {held:?}");
+    }
 }

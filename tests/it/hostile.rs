@@ -474,6 +474,13 @@ fn forged_statistics() {
             problems.extend(accepted(&sandbox, &line, words).map(|p| format!("{name}: {p}")));
         }
     }
+    // A sum of what is never negative.
+    let place = header["layers.0.tokens"]["data_offsets"][0].as_u64().unwrap() as usize + 8 + header_bytes;
+    let mut file = stats.clone();
+    file[place..place + 8].copy_from_slice(&(-1e30f64).to_le_bytes());
+    sandbox.write("stats", file);
+    let words = ["stats", "layers.0.tokens", "is negative"];
+    problems.extend(accepted(&sandbox, &format!("prune {moe} -o out --experts 4 --stats stats"), &words));
     assert_none(&problems);
 }
 

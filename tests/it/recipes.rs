@@ -610,3 +610,13 @@ fn options_that_do_not_fit_a_model_come_before_any_step() {
         assert_eq!(sandbox.names("."), ["golden", "recipe.toml"], "{step}");
     }
 }
+
+/// What a step fails with names the step's keys, not options of a command line.
+#[test]
+fn remedies_of_steps_are_for_recipes() {
+    let sandbox = sandbox(
+        "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"taken\"\nmethod = \"random\"\nexperts = 4\n",
+    );
+    sandbox.write("taken/thesis.txt", "mine");
+    sandbox.run("run recipe.toml").exits(2).says(&["the output exists", "put `overwrite = true` into the step"]);
+}

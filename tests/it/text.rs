@@ -188,3 +188,31 @@ fn too_little_text_says_what_became_of_it() {
     );
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }
+
+/// Python skips a line of white space, however long it is.
+#[test]
+fn blank_lines_of_any_length_are_skipped() {
+    let sandbox = Sandbox::new();
+    let record = "{\"text\": \"The quick brown fox jumps over the lazy dog.\"}\n";
+    let tokens = |blank: &str| {
+        sandbox.write("t.jsonl", format!("{record}{blank}\n{record}"));
+        sandbox.run("eval golden/models/moe --data t.jsonl --json").succeeds().json()["report"]["all"]["tokens"].clone()
+    };
+    let expected = tokens("");
+    assert!(expected.as_u64().is_some_and(|tokens| tokens > 0), "{expected}");
+    assert_eq!(tokens(&" ".repeat(3_000_000)), expected);
+    let stats = "observe golden/models/moe -o stats --data t.jsonl --data-tokens 8 --sequence-length 4";
+    sandbox.run(stats).succeeds();
+}
+
+#[test]
+fn a_tokenizer_that_is_random_is_refused() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "model");
+    let mut tokenizer: serde_json::Value = sandbox.json("model/tokenizer.json");
+    tokenizer["model"]["dropout"] = 0.5.into();
+    model.write("tokenizer.json", tokenizer.to_string());
+    sandbox.write("t.txt", "some text that has tokens");
+    let problem = sandbox.refuses("eval model --data t.txt", 1, &["tokenizer.json", "dropout", "null"]);
+    assert_none(&problem.into_iter().collect::<Vec<_>>());
+}

@@ -16,7 +16,7 @@ use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_w
 use moe_model::families;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Encoding, Tokenizer};
+use tokenizers::{AddedToken, Encoding, ModelWrapper, Tokenizer};
 
 use class::Class;
 use settings::{Defaults, SETTINGS_FILES, Settings, Token};
@@ -217,6 +217,16 @@ fn build(
     // to a billion tokens.
     tokenizer.with_padding(None).with_truncation(None).map_err(malformed)?;
     let mut tokenizer = class.rebuild(tokenizer, &settings, model_dir)?;
+    let drops =
+        matches!(tokenizer.get_model(), ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0));
+    if drops {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "this tokenizer leaves merges out at random (dropout): no two readings are alike",
+        )
+        .file(file)
+        .remedy("set \"dropout\" to null in its \"model\"; it is for training"));
+    }
     growth::check(&tokenizer)?;
     tokenizer.set_encode_special_tokens(settings.split_special_tokens);
     let added = tokens_to_add(&tokenizer, &settings);

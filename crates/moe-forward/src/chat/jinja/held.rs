@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::value::Value;
-use super::{Fail, Outcome};
+use super::{Fail, MAX_BYTES, Outcome};
 
 /// Lists may stand this deep in one another. Python's own limit for printing them is 1,000.
 const MAX_NESTING: usize = 1000;
@@ -33,7 +33,9 @@ pub(super) fn longest_text() -> usize {
 /// Refuses what would hold `bytes` more than a template may.
 pub(super) fn room(bytes: usize) -> Outcome<()> {
     if HELD.get().saturating_add(bytes) > ALLOWED.get() {
-        return Err(Fail::new(format!("the template takes more than {} MiB for a conversation", ALLOWED.get() >> 20)));
+        let of_budget = if ALLOWED.get() < MAX_BYTES { ", a quarter of --memory-budget," } else { "" };
+        let what = format!("the template takes more than {} MiB{of_budget} for a conversation", ALLOWED.get() >> 20);
+        return Err(Fail::new(what));
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ use crate::allowance::{Subject, limited};
 /// What it costs to copy an entry of a list or dictionary, in bytes of text that cost as much.
 const ENTRY_BYTES: usize = 256;
 /// What texts and lists may take at once. A conversation takes a few times its own size.
-const MAX_BYTES: usize = 512 << 20;
+pub(super) const MAX_BYTES: usize = 512 << 20;
 /// The least that they are left.
 const LEAST_BYTES: usize = 8 << 20;
 /// A level of a template takes some 10 KiB of the stack; Python's limit allows for a few hundred.
