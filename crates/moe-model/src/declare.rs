@@ -64,9 +64,7 @@ impl Model {
         // A layer that loaders build behind the others may share modules with the model.
         let mut seen = BTreeSet::new();
         namer.plain.retain(|module| seen.insert(module.clone()));
-        if let Some(quantization) = quantization {
-            config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain, &namer.quantized));
-        }
+        declare_quantization(quantization, &namer, &mut config);
         let mut tensors = namer.tensors;
         tensors.extend(self.extra.iter().map(|(n, w)| (n.clone(), w.clone())));
         Ok(Declaration { config, tensors })
@@ -132,6 +130,22 @@ impl Model {
         let dtype = said.unwrap_or_else(|| json!(of_weights));
         raw.insert("dtype".into(), dtype.clone());
         raw.insert("torch_dtype".into(), dtype);
+    }
+}
+
+/// Writes which modules are quantized, or that none is.
+fn declare_quantization(quantization: Option<&Quantization>, namer: &Namer<'_>, config: &mut Map<String, Value>) {
+    let said = config.get(QUANTIZATION_KEY).cloned();
+    let declared = match (quantization, said) {
+        (Some(_), Some(_)) if namer.quantized.is_empty() => None,
+        (Some(quantization), Some(said)) => Some(quantization.relisted(&said, &namer.plain, &namer.quantized)),
+        (Some(quantization), None) => Some(quantization.declared(&namer.plain, &namer.quantized)),
+        (None, _) => None,
+    };
+    match declared {
+        Some(declared) => _ = config.insert(QUANTIZATION_KEY.to_owned(), declared),
+        // transformers before 5 fails at a null.
+        None => _ = config.remove(QUANTIZATION_KEY),
     }
 }
 

@@ -123,7 +123,7 @@ impl Group {
         Self { targets: vec![Target::Class("Linear".to_owned())], scheme, input_activations }
     }
 
-    fn declared(&self) -> Value {
+    pub(super) fn declared(&self) -> Value {
         let (bits, kind, symmetric) = match self.scheme {
             Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
             Scheme::Fp8(_) => (8, "float", true),
