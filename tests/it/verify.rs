@@ -172,6 +172,12 @@ fn what_loaders_refuse_is_not_sound() {
             |c| c.rename(SHARD, "adapter_model.safetensors"),
             &["adapter", "merge_and_unload"],
         ),
+        case(
+            "a pickle",
+            SHARDED,
+            |c| rename_shard(c, "model-00002-of-00003.safetensors", "a.weights"),
+            &["a.weights", "pickle"],
+        ),
         case("DataParallel", LLAMA, |c| prefixed(c, "module."), &["module.model.embed_tokens.weight", "removeprefix"]),
         case("torch.compile", LLAMA, |c| prefixed(c, "_orig_mod."), &["\"_orig_mod.\"", "removeprefix"]),
         case("PEFT", LLAMA, |c| prefixed(c, "base_model.model."), &["\"base_model.model.\"", "merge_and_unload"]),
@@ -184,6 +190,15 @@ fn what_loaders_refuse_is_not_sound() {
         problems.extend(sandbox.refuses("verify model", 1, says).map(|p| format!("{name}: {p}")));
     }
     assert_none(&problems);
+}
+
+/// The shard `name`, under `new` in the index, too.
+fn rename_shard(checkpoint: &Checkpoint, name: &str, new: &str) {
+    checkpoint.rename(name, new);
+    checkpoint.edit_json(INDEX, |index| {
+        let map = index["weight_map"].as_object_mut().unwrap();
+        map.values_mut().filter(|shard| *shard == name).for_each(|shard| *shard = json!(new));
+    });
 }
 
 fn prefixed(checkpoint: &Checkpoint, prefix: &str) {
@@ -249,6 +264,42 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
         ),
         case("eos beyond", LLAMA, |c| c.set("eos_token_id", json!([1, 4097])), &["eos_token_id 4097", "beyond"]),
+        case(
+            "unlisted",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| _ = i["weight_map"].as_object_mut().unwrap().remove("model.norm.weight")),
+            &["leaves out", "model.norm.weight", "at random"],
+        ),
+        case("another class", LLAMA, |c| c.set("architectures", json!(["X"])), &["architectures [\"X\"]"]),
+        case("a class as a text", LLAMA, |c| c.set("architectures", json!("X")), &["architectures \"X\""]),
+        case("no class", LLAMA, |c| c.set("architectures", json!([])), &["architectures []", "LlamaForCausalLM"]),
+        case("null", LLAMA, |c| c.set("quantization_config", json!(null)), &["quantization_config null"]),
+        case("no type", LLAMA, |c| c.set("rope_scaling", json!({})), &["rope_scaling without rope_type"]),
+        case(
+            "two types",
+            LLAMA,
+            |c| c.set("rope_scaling", json!({ "rope_type": "default", "type": "linear", "factor": 2.0 })),
+            &["rope_type \"default\"", "type \"linear\"", "another function"],
+        ),
+        case(
+            "two bases",
+            LLAMA,
+            |c| {
+                c.set("rope_theta", json!(50.0));
+                c.set("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 }));
+            },
+            &["transformers 5 reads 70.0, versions before it 50.0"],
+        ),
+        case(
+            "two lengths",
+            LLAMA,
+            |c| {
+                let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
+                c.set("original_max_position_embeddings", json!(8));
+                c.set("rope_scaling", yarn);
+            },
+            &["transformers 5 reads 8, versions before it 16"],
+        ),
         case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),
     ];
     let mut problems = Vec::new();
