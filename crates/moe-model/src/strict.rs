@@ -171,7 +171,8 @@ mod tests {
             ("pad", json!("x"), json!("x")),
             ("eos", json!([2.0, 3]), json!([2, 3])),
             ("eos", json!("2"), json!(2)),
-            ("eos", json!([[2]]), json!([[2]])),
+            ("eos", json!([[2]]), json!([2])),
+            ("eos", json!([[2, 3]]), json!([[2, 3]])),
             ("dropout", json!(null), json!(null)),
             ("dropout", json!("0.1"), json!(0.1)),
         ];
@@ -179,7 +180,7 @@ mod tests {
             let mut config = Map::from_iter([(key.to_owned(), value.clone())]);
             strict.mend(&mut config, defaults.as_object().unwrap());
             assert_eq!(config.get(key).cloned().unwrap_or_default(), wanted, "{key} {value}");
-            let can_be = !["yes", "64.5", "x", "[[2]]"].contains(&wanted.to_string().trim_matches('"'));
+            let can_be = !["yes", "64.5", "x", "[[2,3]]"].contains(&wanted.to_string().trim_matches('"'));
             assert_eq!(strict.refused(&config).is_empty(), can_be, "{key} {value}");
         }
         let config = json!({ "eos": 2.5, "pad": "x" });
