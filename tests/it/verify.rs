@@ -332,3 +332,46 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
     );
     sandbox.run("verify out").succeeds();
 }
+
+/// Passes write each plain module once, and none that is gone, whatever the source's list is: a golden whose lists are doubled, or gone.
+#[test]
+fn lists_of_plain_experts_follow_them() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("quantize/checkpoints/qwen3_moe.w4", "model");
+    model.remove("reference.safetensors");
+    let twice = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        let ignore = config["quantization_config"]["ignore"].as_array_mut().unwrap();
+        ignore.extend(ignore.clone());
+        ignore.push(json!("model.layers.0.mlp.experts.99.up_proj"));
+    };
+    model.edit_json("config.json", twice);
+    sandbox.run("prune model -o out --method random --keep 0.5").succeeds();
+    let config = sandbox.json("out/config.json");
+    let ignore: Vec<_> =
+        config["quantization_config"]["ignore"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let once: std::collections::BTreeSet<_> = ignore.iter().collect();
+    assert!(once.len() == ignore.len() && !ignore.iter().any(|name| name.contains("experts")), "{ignore:?}");
+    sandbox.run("verify out").succeeds();
+    // Without the list, the source isn't sound; a pass writes it again.
+    model.edit_json("config.json", |config| {
+        config["quantization_config"].as_object_mut().unwrap().remove("ignore");
+    });
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        "verify model",
+        1,
+        &["calls for quantized matrices", "layers.0.self_attn.q_proj"],
+    )));
+    sandbox.run("prune model -o again --method random --keep 0.5").succeeds();
+    sandbox.run("verify again").succeeds();
+}
+
+#[test]
+fn code_at_any_depth_of_a_folder_comes_along() {
+    let sandbox = Sandbox::new();
+    sandbox.copy(LLAMA, "model");
+    for name in ["gguf/a/b.py", "original/x/y.py"] {
+        sandbox.write(&format!("model/{name}"), "x = 1\n");
+    }
+    sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
+    assert!(sandbox.path("out/gguf/a/b.py").is_file() && sandbox.path("out/original/x/y.py").is_file());
+}
