@@ -1,7 +1,8 @@
-"""Writes strict.json: config keys of which transformers' strict configs take one JSON type only, by family.
+"""Writes strict.json: config keys of which transformers' strict configs take some JSON types only, by family.
 
 For each key of a family's default config, what from_dict refuses of values of other types; keys that other rules speak of, such as
-sizes that must divide each other, are left out. A `?` behind a key: null is taken, too.
+sizes that must divide each other, are left out. A `?` behind a key: null is taken, too. `several` has keys that take several types,
+or lists of one.
 
     python strict.py            # transformers==5.23.0
 """
@@ -11,22 +12,29 @@ import pathlib
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-VALUES = {"int": 1, "float": 1.0, "bool": True, "text": "x", "list": [1], "null": None}
+VALUES = {
+    "int": 1, "float": 1.0, "bool": True, "text": "x", "ints": [1], "floats": [1.0], "texts": ["x"], "lists": [[1]],
+    "object": {}, "null": None,
+}
+# Of these, more than the type counts, or transformers adds them to whatever there is.
+OTHER_RULES = ("model_type", "architectures", "transformers_version", "dtype", "id2label", "label2id", "layer_types",
+               "rope_parameters", "hidden_size", "num_hidden_layers", "hidden_act", "topk_method", "problem_type")
 
 
-def refused(cls, base, key):
+def taken(cls, base, key):
     found = set()
     for name, value in VALUES.items():
         try:
             cls.from_dict({**base, key: value})
-        except Exception:
             found.add(name)
+        except Exception:
+            pass
     return found
 
 
-def kind(found):
-    wanted = set(VALUES) - {"null"} - found
-    return {("int",): "int", ("float",): "float", ("bool",): "bool"}.get(tuple(wanted))
+def whole_number(key):
+    """Sizes that must divide each other are whole numbers all the same."""
+    return key in ("hidden_size", "num_hidden_layers")
 
 
 transformers.logging.set_verbosity_error()
@@ -35,12 +43,17 @@ families = {}
 for folder in sorted(path.name for path in here.iterdir() if path.is_dir()):
     cls = CONFIG_MAPPING[folder]
     base = cls().to_dict()
-    strict = {"float": [], "bool": [], "int": []}
+    strict = {"float": [], "bool": [], "int": [], "several": {}}
     for key in sorted(base):
-        if isinstance(base[key], dict) or key in ("model_type", "architectures", "transformers_version"):
+        found = taken(cls, base, key)
+        alone = found - {"null"}
+        if whole_number(key) and found == {"int"}:
+            strict["int"].append(key)
+        elif key in OTHER_RULES or found == set(VALUES):
             continue
-        found = refused(cls, base, key)
-        if kind(found):
-            strict[kind(found)].append(key if "null" in found else key + "?")
+        elif len(alone) == 1 and (name := next(iter(alone))) in strict:
+            strict[name].append(key + "?" * ("null" in found))
+        else:
+            strict["several"][key] = [name for name in VALUES if name in found]
     families[folder] = strict
 (here / "strict.json").write_text(json.dumps(families, indent=1) + "\n")

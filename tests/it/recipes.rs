@@ -276,7 +276,7 @@ data-tokens = TOKENS
     let again = sandbox.run("run recipe.toml").succeeds();
     assert!(again.stdout.contains("moe.stats is finished already"), "{}", again.stdout);
     sandbox.write("more.toml", observe.replace("TOKENS", "512"));
-    sandbox.run("run more.toml").exits(2).says(&["moe.stats", "exists", "--overwrite"]);
+    sandbox.run("run more.toml").exits(2).says(&["moe.stats", "exists", "`overwrite = true`"]);
     sandbox.write("more.toml", format!("{}overwrite = true\n", observe.replace("TOKENS", "512")));
     let more = sandbox.run("run more.toml").succeeds();
     assert!(!more.stdout.contains("finished already"), "{}", more.stdout);

@@ -164,6 +164,12 @@ fn results_that_are_written_otherwise_are_not_finished() {
     let writing = &sandbox.json("out/moe-convert.json")["writing"];
     assert_eq!(*writing, serde_json::json!({ "max-shard-size": 20_000, "probe-tokens": 3 }));
     assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
+    // The card takes over the licence of the source's.
+    sandbox.write("m/README.md", "---\nlicense: mit\n---\n");
+    assert_none(&Vec::from_iter(sandbox.refuses(line, 2, &["out"])));
+    assert!(!finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
+    assert!(String::from_utf8(sandbox.read("out/README.md")).unwrap().contains("license: mit"));
+    assert!(finished(&sandbox.run(&format!("{line} {again}")).succeeds()));
 }
 
 #[test]

@@ -172,6 +172,12 @@ fn what_loaders_refuse_is_not_sound() {
             |c| c.rename(SHARD, "adapter_model.safetensors"),
             &["adapter", "merge_and_unload"],
         ),
+        case(
+            "a pickle",
+            SHARDED,
+            |c| rename_shard(c, "model-00002-of-00003.safetensors", "a.weights"),
+            &["a.weights", "pickle"],
+        ),
         case("DataParallel", LLAMA, |c| prefixed(c, "module."), &["module.model.embed_tokens.weight", "removeprefix"]),
         case("torch.compile", LLAMA, |c| prefixed(c, "_orig_mod."), &["\"_orig_mod.\"", "removeprefix"]),
         case("PEFT", LLAMA, |c| prefixed(c, "base_model.model."), &["\"base_model.model.\"", "merge_and_unload"]),
@@ -184,6 +190,15 @@ fn what_loaders_refuse_is_not_sound() {
         problems.extend(sandbox.refuses("verify model", 1, says).map(|p| format!("{name}: {p}")));
     }
     assert_none(&problems);
+}
+
+/// The shard `name`, under `new` in the index, too.
+fn rename_shard(checkpoint: &Checkpoint, name: &str, new: &str) {
+    checkpoint.rename(name, new);
+    checkpoint.edit_json(INDEX, |index| {
+        let map = index["weight_map"].as_object_mut().unwrap();
+        map.values_mut().filter(|shard| *shard == name).for_each(|shard| *shard = json!(new));
+    });
 }
 
 fn prefixed(checkpoint: &Checkpoint, prefix: &str) {
@@ -249,6 +264,42 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
         ),
         case("eos beyond", LLAMA, |c| c.set("eos_token_id", json!([1, 4097])), &["eos_token_id 4097", "beyond"]),
+        case(
+            "unlisted",
+            SHARDED,
+            |c| c.edit_json(INDEX, |i| _ = i["weight_map"].as_object_mut().unwrap().remove("model.norm.weight")),
+            &["leaves out", "model.norm.weight", "at random"],
+        ),
+        case("another class", LLAMA, |c| c.set("architectures", json!(["X"])), &["architectures [\"X\"]"]),
+        case("a class as a text", LLAMA, |c| c.set("architectures", json!("X")), &["architectures \"X\""]),
+        case("no class", LLAMA, |c| c.set("architectures", json!([])), &["architectures []", "LlamaForCausalLM"]),
+        case("null", LLAMA, |c| c.set("quantization_config", json!(null)), &["quantization_config null"]),
+        case("no type", LLAMA, |c| c.set("rope_scaling", json!({})), &["rope_scaling without rope_type"]),
+        case(
+            "two types",
+            LLAMA,
+            |c| c.set("rope_scaling", json!({ "rope_type": "default", "type": "linear", "factor": 2.0 })),
+            &["rope_type \"default\"", "type \"linear\"", "another function"],
+        ),
+        case(
+            "two bases",
+            LLAMA,
+            |c| {
+                c.set("rope_theta", json!(50.0));
+                c.set("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 }));
+            },
+            &["transformers 5 reads 70.0, versions before it 50.0"],
+        ),
+        case(
+            "two lengths",
+            LLAMA,
+            |c| {
+                let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
+                c.set("original_max_position_embeddings", json!(8));
+                c.set("rope_scaling", yarn);
+            },
+            &["transformers 5 reads 8, versions before it 16"],
+        ),
         case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),
     ];
     let mut problems = Vec::new();
@@ -280,4 +331,47 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
         written.contains_key("model.embed_tokens.weight") && !written.keys().any(|name| name.contains("sin_cached"))
     );
     sandbox.run("verify out").succeeds();
+}
+
+/// Passes write each plain module once, and none that is gone, whatever the source's list is: a golden whose lists are doubled, or gone.
+#[test]
+fn lists_of_plain_experts_follow_them() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("quantize/checkpoints/qwen3_moe.w4", "model");
+    model.remove("reference.safetensors");
+    let twice = |config: &mut serde_json::Map<String, serde_json::Value>| {
+        let ignore = config["quantization_config"]["ignore"].as_array_mut().unwrap();
+        ignore.extend(ignore.clone());
+        ignore.push(json!("model.layers.0.mlp.experts.99.up_proj"));
+    };
+    model.edit_json("config.json", twice);
+    sandbox.run("prune model -o out --method random --keep 0.5").succeeds();
+    let config = sandbox.json("out/config.json");
+    let ignore: Vec<_> =
+        config["quantization_config"]["ignore"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let once: std::collections::BTreeSet<_> = ignore.iter().collect();
+    assert!(once.len() == ignore.len() && !ignore.iter().any(|name| name.contains("experts")), "{ignore:?}");
+    sandbox.run("verify out").succeeds();
+    // Without the list, the source isn't sound; a pass writes it again.
+    model.edit_json("config.json", |config| {
+        config["quantization_config"].as_object_mut().unwrap().remove("ignore");
+    });
+    assert_none(&Vec::from_iter(sandbox.refuses(
+        "verify model",
+        1,
+        &["calls for quantized matrices", "layers.0.self_attn.q_proj"],
+    )));
+    sandbox.run("prune model -o again --method random --keep 0.5").succeeds();
+    sandbox.run("verify again").succeeds();
+}
+
+#[test]
+fn code_at_any_depth_of_a_folder_comes_along() {
+    let sandbox = Sandbox::new();
+    sandbox.copy(LLAMA, "model");
+    for name in ["gguf/a/b.py", "original/x/y.py"] {
+        sandbox.write(&format!("model/{name}"), "x = 1\n");
+    }
+    sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
+    assert!(sandbox.path("out/gguf/a/b.py").is_file() && sandbox.path("out/original/x/y.py").is_file());
 }

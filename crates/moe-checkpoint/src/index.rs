@@ -39,6 +39,8 @@ pub struct IndexFacts {
     pub unheld: Vec<String>,
     /// Tensors that another shard holds than it says, likewise.
     pub misplaced: Vec<String>,
+    /// Tensors that shards hold and it doesn't list: transformers before 5 starts them at random.
+    pub unlisted: Vec<String>,
 }
 
 /// The files that hold a checkpoint's tensors.

@@ -240,9 +240,27 @@ fn why_folder_left_out(path: &Path, name: &str) -> Option<&'static str> {
         return None;
     };
     // Code may lie in a folder of any name, and import the model's.
-    let mut entries = fs::read_dir(path).into_iter().flatten().flatten().take(MAX_FILES);
-    let has_code = entries.any(|entry| entry.file_name().to_str().is_some_and(|name| name.ends_with(".py")));
-    (!has_code).then_some(why)
+    (!has_code(path)).then_some(why)
+}
+
+/// Whether a file of Python lies in the folder `path`, or in a folder in it. Links aren't followed.
+fn has_code(path: &Path) -> bool {
+    let mut folders = vec![path.to_owned()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > MAX_FILES {
+                return false;
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            } else if entry.file_name().to_str().is_some_and(|name| name.ends_with(".py")) {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the same endings.

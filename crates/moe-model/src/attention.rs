@@ -205,6 +205,10 @@ fn declare_latent(rule: &LatentRule, layers: &[&LatentAttention], raw: &mut Map<
     for (key, width) in [(&rule.kv_rank, kv_rank), (&rule.nope, nope), (&rule.rope, rope), (&rule.value, value)] {
         raw.insert(key.clone(), json!(width));
     }
+    // Without it, transformers takes the width of what rotates.
+    if raw.contains_key("head_dim") {
+        raw.insert("head_dim".to_owned(), json!(rope));
+    }
     Ok(())
 }
 

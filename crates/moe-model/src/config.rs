@@ -76,6 +76,9 @@ impl<'a> Config<'a> {
     /// [`Kind::Malformed`] where it is missing or no boolean.
     pub fn bool(&self, key: &str) -> Result<bool> {
         let value = self.required(key)?;
+        if value.is_null() && self.family.strict.is_off_by_null(key) {
+            return Ok(false);
+        }
         value.as_bool().ok_or_else(|| self.error(key, &format!("is {}, not true or false", json::shown(value))))
     }
 

@@ -11,6 +11,7 @@ use crate::family::{ExpertNames, Family, Flag, family};
 use crate::layer::{Expert, Ffn, Layer, Linear};
 use crate::quantized::{module, parts};
 use crate::read::{bias_name, names};
+use crate::refused::{DTYPE_KEYS, is_dtype, mend};
 use crate::weight::Weight;
 use crate::{Error, Kind, Result};
 
@@ -46,6 +47,35 @@ impl Model {
     /// [`Kind::Unsupported`] where the family cannot express the model; it says what and why.
     pub fn declare(&self) -> Result<Declaration> {
         let mut config = self.declare_config()?;
+        let namer = self.named()?;
+        declare_quantization(self.quantization.as_ref(), &namer, &mut config);
+        let mut tensors = namer.tensors;
+        tensors.extend(self.extra.iter().map(|(n, w)| (n.clone(), w.clone())));
+        Ok(Declaration { config, tensors })
+    }
+
+    /// Modules whose matrix is plain, where `quantization_config` calls for a quantized one: transformers starts them at
+    /// random. Routers aren't among them, which version 5 doesn't hold to be modules of this kind.
+    ///
+    /// # Errors
+    /// As for [`Self::declare`].
+    pub fn plain_unlisted(&self) -> Result<Vec<String>> {
+        let Some(quantization @ Quantization::Compressed(said)) = &self.quantization else { return Ok(Vec::new()) };
+        if said.ignore.iter().any(|target| target.text() == "Linear") {
+            return Ok(Vec::new());
+        }
+        let layouts = self.family.moe.iter().flat_map(|rule| &rule.layouts);
+        let routers: Vec<&str> = layouts.map(|layout| module(&layout.router)).collect();
+        let mut plain = self.named()?.plain;
+        plain.retain(|name| {
+            let is_router = routers.iter().any(|router| name.ends_with(router));
+            !is_router && quantization.scheme(name).is_some()
+        });
+        Ok(plain)
+    }
+
+    /// All names of tensors, and of modules by whether they are quantized.
+    fn named(&self) -> Result<Namer<'_>> {
         let quantization = self.quantization.as_ref();
         let mut namer = Namer { family: self.family, quantization, tensors: vec![], plain: vec![], quantized: vec![] };
         namer.push(names::EMBED, &self.embed);
@@ -64,12 +94,7 @@ impl Model {
         // A layer that loaders build behind the others may share modules with the model.
         let mut seen = BTreeSet::new();
         namer.plain.retain(|module| seen.insert(module.clone()));
-        if let Some(quantization) = quantization {
-            config.entry(QUANTIZATION_KEY).or_insert_with(|| quantization.declared(&namer.plain, &namer.quantized));
-        }
-        let mut tensors = namer.tensors;
-        tensors.extend(self.extra.iter().map(|(n, w)| (n.clone(), w.clone())));
-        Ok(Declaration { config, tensors })
+        Ok(namer)
     }
 
     fn declare_config(&self) -> Result<Map<String, Value>> {
@@ -98,11 +123,12 @@ impl Model {
             None if self.mtp.is_empty() => {}
             None => return Err(cannot("layers for multi-token prediction")),
         }
+        self.family.strict.mend(&mut raw, &self.family.defaults);
+        mend(&mut raw, self.vocab);
         for (key, value) in &self.family.written {
             raw.entry(key.clone()).or_insert_with(|| value.clone());
         }
         self.declare_dtype(&mut raw);
-        self.family.strict.mend(&mut raw);
         // The result's weights have the usual names.
         raw.remove(EXPLICIT_KEY);
         Ok(raw)
@@ -128,10 +154,28 @@ impl Model {
             Dtype::F16 => "float16",
             _ => "bfloat16",
         };
-        let said = raw.get("dtype").or(raw.get("torch_dtype")).filter(|v| v.is_string()).cloned();
+        let said = DTYPE_KEYS.iter().find_map(|key| raw.get(*key));
+        let said = said.filter(|value| value.is_string() && is_dtype(value)).cloned();
         let dtype = said.unwrap_or_else(|| json!(of_weights));
-        raw.insert("dtype".into(), dtype.clone());
-        raw.insert("torch_dtype".into(), dtype);
+        for key in DTYPE_KEYS {
+            raw.insert(key.to_owned(), dtype.clone());
+        }
+    }
+}
+
+/// Writes which modules are quantized, or that none is.
+fn declare_quantization(quantization: Option<&Quantization>, namer: &Namer<'_>, config: &mut Map<String, Value>) {
+    let said = config.get(QUANTIZATION_KEY).cloned();
+    let declared = match (quantization, said) {
+        (Some(_), Some(_)) if namer.quantized.is_empty() => None,
+        (Some(quantization), Some(said)) => Some(quantization.relisted(&said, &namer.plain, &namer.quantized)),
+        (Some(quantization), None) => Some(quantization.declared(&namer.plain, &namer.quantized)),
+        (None, _) => None,
+    };
+    match declared {
+        Some(declared) => _ = config.insert(QUANTIZATION_KEY.to_owned(), declared),
+        // transformers before 5 fails at a null.
+        None => _ = config.remove(QUANTIZATION_KEY),
     }
 }
 

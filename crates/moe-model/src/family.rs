@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use include_dir::{Dir, include_dir};
-use moe_checkpoint::json::is_float;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::layer::{GroupScore, RouterPrecision, Scoring};
+use crate::strict::Strict;
 use crate::window::WindowRule;
 use crate::{Error, Kind, Result};
 
@@ -83,6 +83,9 @@ pub struct LatentRule {
     pub value: String,
     /// ε of the latents' norms, which no config key sets.
     pub norm_eps: f64,
+    /// Whether transformers makes rotary tables as wide as the config key `head_dim`, which must then be `rope`'s.
+    #[serde(default)]
+    pub tables_of_head_dim: bool,
 }
 
 /// Names of a feed-forward network's weights below the layer's prefix.
@@ -317,53 +320,6 @@ pub struct Family {
     pub written: Map<String, Value>,
     /// Config keys whose values must be of one JSON type, since transformers 5 refuses others.
     pub strict: Strict,
-}
-
-/// Keys by the JSON type of their values. Where null is taken as well, a `?` follows the key.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Strict {
-    /// Numbers with a point or an exponent: transformers refuses 1 where it wants 1.0.
-    pub float: Vec<String>,
-    /// True or false.
-    pub bool: Vec<String>,
-    /// Whole numbers.
-    pub int: Vec<String>,
-}
-
-impl Strict {
-    /// What transformers 5 refuses of `config`, a sentence each.
-    pub fn refused(&self, config: &Map<String, Value>) -> Vec<String> {
-        type Wanted<'a> = (&'a [String], fn(&Value) -> bool, &'static str);
-        let kinds: [Wanted<'_>; 3] = [
-            (&self.float, is_float, "a number with a decimal point"),
-            (&self.bool, Value::is_boolean, "true or false"),
-            (&self.int, |value| value.is_i64() || value.is_u64(), "a whole number"),
-        ];
-        let mut refused = Vec::new();
-        for (keys, is_right, wanted) in kinds {
-            for key in keys {
-                let name = key.trim_end_matches('?');
-                let Some(value) = config.get(name) else { continue };
-                let may_be_null = name != key;
-                if !(is_right(value) || may_be_null && value.is_null()) {
-                    refused.push(format!("config.json says {name} {value}, where transformers 5 wants {wanted}"));
-                }
-            }
-        }
-        refused
-    }
-
-    /// Gives whole numbers a point where one is wanted.
-    pub(crate) fn mend(&self, config: &mut Map<String, Value>) {
-        for key in &self.float {
-            if let Some(value) = config.get_mut(key.trim_end_matches('?')).filter(|value| !value.is_f64())
-                && let Some(number) = value.as_f64()
-            {
-                *value = Value::from(number);
-            }
-        }
-    }
 }
 
 impl Family {

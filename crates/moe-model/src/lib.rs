@@ -18,7 +18,9 @@ mod mixture;
 mod mtp;
 mod quantized;
 mod read;
+mod refused;
 mod rope;
+mod strict;
 mod weight;
 mod window;
 
@@ -26,7 +28,7 @@ pub use assembly::{Head, Model, Parameters};
 pub use config::Config;
 pub use declare::{AUTO_MAP_KEY, Declaration, is_of_model};
 pub use engines::{Answer, Verdict};
-pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, Strict, TokenizerRule, families, family};
+pub use family::{Caveat, CaveatWhen, Family, Flag, Layout, QkNormKind, TokenizerRule, families, family};
 pub use layer::{
     Attention, Expert, Ffn, GroupScore, GroupedAttention, Groups, LatentAttention, Layer, Linear, Moe, QkNorm,
     QueryLatent, Router, RouterPrecision, Scoring, SharedExpert,
@@ -35,5 +37,6 @@ pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;
 pub use read::{is_computed, is_headless};
 pub use rope::{Rope, RopeScaling};
+pub use strict::{JsonType, Strict};
 pub use weight::{Encoding, Make, Packed, Packing, Weight};
 pub use window::WindowRule;

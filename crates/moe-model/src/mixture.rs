@@ -141,7 +141,10 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
     if let Some(key) = &rule.dense_layers {
         let dense = match config.get(key) {
             None | Some(Value::Null) => false,
-            Some(Value::Array(list)) => list.iter().any(|v| v.as_u64() == Some(index as u64)),
+            // Python finds 0 in [0.0], and not in ["0"]: what is no number of a layer isn't guessed at.
+            Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
+                list.iter().any(|v| v.as_u64() == Some(index as u64))
+            }
             Some(_) => return Err(config.error(key, "is not a list of layers")),
         };
         if dense {

@@ -150,9 +150,12 @@ fn check_options(config: Config<'_>) -> Result<()> {
     }
     match config.get("hidden_act").and_then(Value::as_str) {
         Some("silu" | "swish") => Ok(()),
-        other => Err(Error::new(Kind::Unsupported, format!("hidden_act {other:?} is not supported"))
-            .file(config.file)
-            .remedy("supported: silu")),
+        _ => {
+            let said = config.get("hidden_act").map_or_else(|| "missing".to_owned(), moe_checkpoint::json::shown);
+            Err(Error::new(Kind::Unsupported, format!("hidden_act {said} is not supported"))
+                .file(config.file)
+                .remedy("supported: silu"))
+        }
     }
 }
 

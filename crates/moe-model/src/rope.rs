@@ -175,6 +175,7 @@ impl Rope {
         let filled = |key: &str| raw.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         let existing = filled("rope_scaling").or(filled("rope_parameters"));
         let mut parameters = existing.cloned().unwrap_or_default();
+        parameters.retain(|_, value| !value.is_null());
         let kind = match self.scaling {
             RopeScaling::Default => "default",
             RopeScaling::Linear { .. } => "linear",
@@ -256,6 +257,22 @@ impl Rope {
             }
         }
     }
+}
+
+/// What transformers 5 refuses of the rotary parameters that it reads, where this program needs no such value.
+pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
+    let filled = |key: &'static str| Some((key, config.get(key)?.as_object().filter(|keys| !keys.is_empty())?));
+    let Some((place, keys)) = filled("rope_scaling").or_else(|| filled("rope_parameters")) else { return Vec::new() };
+    let is_null = |key: &str| keys.get(key).is_some_and(Value::is_null);
+    let mut refused = Vec::new();
+    for key in ["rope_theta", "original_max_position_embeddings"].into_iter().filter(|key| is_null(key)) {
+        refused.push(format!("config.json says {place}.{key} null, where transformers 5 wants a number"));
+    }
+    let kind = keys.get("rope_type").or(keys.get("type")).and_then(Value::as_str);
+    if kind == Some("yarn") && !keys.contains_key("factor") {
+        refused.push(format!("config.json has no {place}.factor, without which transformers refuses yarn"));
+    }
+    refused
 }
 
 /// YaRN's factor on attention for a context stretched by `factor`.

@@ -15,6 +15,8 @@ pub enum WindowRule {
     None,
     /// `sliding_window`, unless null, applies to every layer.
     EveryLayer,
+    /// The same, but to those layers alone that `layer_types` says, where it is there.
+    EveryUnlessListed,
     /// The same, where `use_sliding_window` is true.
     IfEnabled,
     /// `layer_types`; without it, the layers from `max_window_layers` on, where `use_sliding_window` is true.
@@ -28,27 +30,34 @@ impl WindowRule {
     pub(crate) fn decode(self, config: &Config<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
         let enabled = match self {
             WindowRule::None => false,
-            WindowRule::EveryLayer => true,
+            WindowRule::EveryLayer | WindowRule::EveryUnlessListed => true,
             _ => config.bool("use_sliding_window")?,
         };
         let window = if enabled { config.optional_usize("sliding_window")? } else { None };
-        let Some(window) = window else { return Ok(vec![None; layers]) };
-        if window == 0 {
+        if window == Some(0) {
             return Err(config.error("sliding_window", "is 0; null stands for no window"));
         }
-        let slides = |layer: usize, last: usize| match self {
+        // The list counts where there is no window, too: loaders refuse it, or attend to all tokens, future ones, too.
+        if self.reads_layer_types()
+            && let Some(types) = config.get(LAYER_TYPES).filter(|types| !types.is_null())
+        {
+            return decode_layer_types(config, types, window, layers);
+        }
+        let Some(window) = window else { return Ok(vec![None; layers]) };
+        let last = match self {
+            WindowRule::LateLayers | WindowRule::AlternateLayers => config.usize("max_window_layers")?,
+            _ => layers,
+        };
+        let slides = |layer: usize| match self {
             WindowRule::LateLayers => layer >= last,
             WindowRule::AlternateLayers => layer < last && layer.is_multiple_of(2),
             _ => true,
         };
-        if !matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers) {
-            return Ok(vec![Some(window); layers]);
-        }
-        if let Some(types) = config.get("layer_types").filter(|v| !v.is_null()) {
-            return decode_layer_types(config, types, window, layers);
-        }
-        let last = config.usize("max_window_layers")?;
-        Ok((0..layers).map(|layer| slides(layer, last).then_some(window)).collect())
+        Ok((0..layers).map(|layer| slides(layer).then_some(window)).collect())
+    }
+
+    fn reads_layer_types(self) -> bool {
+        matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers | WindowRule::EveryUnlessListed)
     }
 
     /// Writes `windows` into `raw`, the config of a model under this rule.
@@ -68,7 +77,7 @@ impl WindowRule {
             (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
                 return cannot("a sliding window in some layers only");
             }
-            (WindowRule::EveryLayer, window) => {
+            (WindowRule::EveryLayer | WindowRule::EveryUnlessListed, window) => {
                 raw.insert("sliding_window".into(), json!(window));
             }
             (_, None) => {
@@ -82,12 +91,13 @@ impl WindowRule {
                 raw.insert("sliding_window".into(), json!(window));
             }
         }
-        if matches!(self, WindowRule::LateLayers | WindowRule::AlternateLayers) {
-            // The two rules read the same keys differently; the list means the same to both.
+        // Two of the rules read the same keys differently; the list means the same to both. Where it isn't needed in the
+        // third, it is a sign of another family to loaders.
+        if self.reads_layer_types() && !(self == WindowRule::EveryUnlessListed && uniform) {
             let types: Vec<_> = windows.iter().map(|w| if w.is_some() { SLIDING } else { FULL }).collect();
-            raw.insert("layer_types".into(), json!(types));
+            raw.insert(LAYER_TYPES.into(), json!(types));
         } else {
-            raw.remove("layer_types");
+            raw.remove(LAYER_TYPES);
         }
         Ok(())
     }
@@ -96,15 +106,27 @@ impl WindowRule {
 const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
-fn decode_layer_types(config: &Config<'_>, types: &Value, window: usize, layers: usize) -> Result<Vec<Option<usize>>> {
+const LAYER_TYPES: &str = "layer_types";
+
+fn decode_layer_types(
+    config: &Config<'_>,
+    types: &Value,
+    window: Option<usize>,
+    layers: usize,
+) -> Result<Vec<Option<usize>>> {
     let types = types.as_array().filter(|t| t.len() == layers);
-    let types = types.ok_or_else(|| config.error("layer_types", "is not a list with an entry for each layer"))?;
+    let types = types.ok_or_else(|| config.error(LAYER_TYPES, "is not a list with an entry for each layer"))?;
     types
         .iter()
-        .map(|t| match t.as_str() {
-            Some(SLIDING) => Ok(Some(window)),
-            Some(FULL) => Ok(None),
-            _ => Err(config.error("layer_types", &format!("has {t}, which is not supported"))),
+        .map(|t| match (t.as_str(), window) {
+            (Some(SLIDING), Some(window)) => Ok(Some(window)),
+            (Some(SLIDING), None) => {
+                let what = "has sliding_attention, where no window is set: use_sliding_window is false, or \
+                            sliding_window is null";
+                Err(config.error(LAYER_TYPES, what).remedy("set the window, or write full_attention"))
+            }
+            (Some(FULL), _) => Ok(None),
+            _ => Err(config.error(LAYER_TYPES, &format!("has {t}, which is not supported"))),
         })
         .collect()
 }

@@ -41,6 +41,12 @@ impl CompressedTensors {
         if let Some(format) = text(said, "format").filter(|f| ![PACKED, FLOAT, "mixed-precision"].contains(f)) {
             return Err(refuse(format!("the compressed-tensors format {format:?}")));
         }
+        let transforms = said.get("transform_config").and_then(|said| said.get("config_groups"));
+        if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
+            return Err(refuse(
+                "a transform_config of compressed-tensors, which changes what weights mean,".to_owned(),
+            ));
+        }
         let patterns = Cell::new(0);
         let target = |value: &Value| {
             let said = value.as_str().unwrap_or_default();
@@ -123,7 +129,7 @@ impl Group {
         Self { targets: vec![Target::Class("Linear".to_owned())], scheme, input_activations }
     }
 
-    fn declared(&self) -> Value {
+    pub(super) fn declared(&self) -> Value {
         let (bits, kind, symmetric) = match self.scheme {
             Scheme::Integers(Integers { bits, symmetric, .. }) => (bits, "int", symmetric),
             Scheme::Fp8(_) => (8, "float", true),

@@ -2,6 +2,7 @@
 
 mod compressed;
 mod groups;
+mod relisted;
 mod target;
 
 use std::fmt;

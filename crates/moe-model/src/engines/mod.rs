@@ -10,12 +10,12 @@ mod vllm;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use moe_checkpoint::quantization::{CompressedTensors, Integers, QUANTIZATION_KEY, Scheme};
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::Value;
 
 use crate::assembly::Model;
-use crate::layer::{Expert, Moe};
+use crate::layer::{Expert, Ffn, Layer, Moe};
 use crate::quantized::module;
 use crate::read::names;
 
@@ -115,6 +115,8 @@ struct Experts<'m> {
     /// The first layer whose scheme isn't the one that the config gives expert 0's projections under the hub's names, and under
     /// `gate_proj`, `up_proj` and `down_proj`.
     misnamed: [Option<usize>; 2],
+    /// Rows and columns of a matrix that blocks of e4m3 codes don't divide, if there is one of more than a block.
+    ragged: Option<[usize; 2]>,
     /// What the config says that weights are computed in.
     dtype: Option<Dtype>,
     scales: BTreeSet<&'static str>,
@@ -153,6 +155,7 @@ impl<'m> Experts<'m> {
             widths,
             hub_names: model.moes().all(|(index, moe)| has_hub_names(model, index, moe)),
             misnamed: [Projections::OfHub, Projections::Plain].map(|names| misnamed(model, quantization, names)),
+            ragged: model.layers.iter().find_map(ragged),
             dtype: dtype.and_then(config_dtype),
             scales,
         })
@@ -225,6 +228,24 @@ impl<'m> Experts<'m> {
             Some((ranks, why)) => Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2)),
         }
     }
+}
+
+/// The shape of a matrix of `layer` that has several blocks of codes along a side, the last of which is smaller.
+fn ragged(layer: &Layer) -> Option<[usize; 2]> {
+    let of_ffn: Vec<&crate::layer::Linear> = match &layer.ffn {
+        Ffn::Dense(expert) => expert.linears().to_vec(),
+        Ffn::Moe(moe) => {
+            let shared = moe.shared.iter().map(|shared| &shared.expert);
+            moe.experts.iter().chain(shared).flat_map(Expert::linears).collect()
+        }
+    };
+    let weights = layer.attention.linears().into_iter().chain(of_ffn).map(|linear| &linear.weight);
+    weights.into_iter().find_map(|weight| {
+        let Some(Scheme::Fp8(Blocks::Of(block))) = weight.scheme() else { return None };
+        let shape: [usize; 2] = weight.shape().try_into().ok()?;
+        let is_ragged = shape.iter().zip(block).any(|(side, block)| *side > block && !side.is_multiple_of(block));
+        is_ragged.then_some(shape)
+    })
 }
 
 /// What a rank's part of an expert must be a multiple of, and is not.

@@ -2,6 +2,7 @@
 
 use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
+use serde_json::Value;
 
 use super::{Experts, Found, dtype_name, not_known, refuses};
 
@@ -18,6 +19,15 @@ pub(super) fn newer(experts: &Experts<'_>) -> Found {
             "it decodes all routed experts by one config group, where shapes allow it without an error; \
              transformers 4.57 reads each by its own",
         );
+    }
+    if experts.mixed {
+        return refuses("it decodes all routed experts alike, and can't where some of their matrices are plain");
+    }
+    if let Some([rows, columns]) = experts.ragged {
+        // `integrations/finegrained_fp8.py` (Fp8Dequantize) takes rows / rows of scales for a block; compressed-tensors' raises.
+        return refuses(format!(
+            "without a GPU it splits scales evenly, and blocks don't divide a matrix of {rows} × {columns}"
+        ));
     }
     let computed = experts.dtype.map_or("float32", dtype_name);
     let scales_match = experts.scales.iter().all(|scale| *scale == computed);
@@ -45,8 +55,11 @@ pub(super) fn older(experts: &Experts<'_>) -> Found {
             "it refuses fp8 without a GPU, and with one rounds scales to the model's dtype; use transformers 5",
         );
     }
-    if experts.said.is_object() && experts.said.get("quantization_status").is_none() {
-        return refuses("it reads no scales where config.json has no quantization_status; set it to \"compressed\"");
+    if experts.said.is_object() && experts.said.get("quantization_status").is_none_or(|status| status != "compressed") {
+        return refuses("it reads no scales where quantization_status isn't \"compressed\" in config.json; set it");
+    }
+    if ignores_linear(&experts.said) {
+        return refuses("it quantizes no expert where ignore lists the class Linear; take that out of config.json");
     }
     match has_floats(experts) && experts.quantizes_activations() {
         true => Ok("activations rounded to float8".to_owned()),
@@ -58,6 +71,9 @@ pub(super) fn older(experts: &Experts<'_>) -> Found {
 fn common(experts: &Experts<'_>) -> Found {
     if let Quantization::Gptq(_) = experts.quantization {
         return refuses("it asks for optimum, and even with that the experts do not work; GPTQModel reads them");
+    }
+    if let Some(why) = invalid(&experts.said) {
+        return refuses(why);
     }
     if !experts.hub_names {
         return refuses("it looks for quantized experts under the hub's names, which `quantize` writes");
@@ -75,6 +91,36 @@ fn common(experts: &Experts<'_>) -> Found {
         return not_known("integers with quantized activations were not tried");
     }
     Ok(String::new())
+}
+
+/// What of a `quantization_config` compressed-tensors refuses, or what of it sends loaders after other tensors.
+fn invalid(said: &Value) -> Option<String> {
+    let said = said.as_object()?;
+    for key in ["quantization_status", "format"] {
+        if said.get(key).is_some_and(Value::is_null) {
+            return Some(format!("compressed-tensors takes no null for {key}; set it, or remove it"));
+        }
+    }
+    if said.get("kv_cache_scheme").is_some_and(|scheme| !scheme.is_null()) {
+        return Some(
+            "kv_cache_scheme calls for scales of keys and values, which aren't there; set it to null".to_owned(),
+        );
+    }
+    let groups = said.get("config_groups").and_then(Value::as_object)?;
+    groups.iter().find_map(|(name, group)| {
+        let weights = group.get("weights")?;
+        if weights.get("dynamic").is_some_and(|dynamic| *dynamic != false) {
+            return Some(format!("compressed-tensors takes no weights that are dynamic, as those of {name} are"));
+        }
+        let format = group.get("format").filter(|format| !format.is_null())?;
+        let is_float = weights.get("type").is_some_and(|kind| kind == "float");
+        let right = if is_float { "float-quantized" } else { "pack-quantized" };
+        (format != right).then(|| format!("{name} has the format {format}, where its tensors are {right}"))
+    })
+}
+
+fn ignores_linear(said: &Value) -> bool {
+    said.get("ignore").and_then(Value::as_array).is_some_and(|listed| listed.iter().any(|name| name == "Linear"))
 }
 
 fn has_floats(experts: &Experts<'_>) -> bool {

@@ -291,6 +291,23 @@ fn strict_types_are_those_of_transformers() {
     assert_eq!(model.declare().unwrap().config["initializer_range"].to_string(), "1.0");
 }
 
+/// AutoConfig takes such a config for model_type ministral, whose windows differ by layer.
+#[test]
+fn a_list_of_layer_types_says_which_layers_of_a_mistral_have_a_window() {
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    for (types, windows) in
+        [([full, full], [None, None]), ([full, sliding], [None, Some(6)]), ([sliding; 2], [Some(6); 2])]
+    {
+        let model = with_config("families/mistral/base/model", |c| _ = c.insert("layer_types".into(), types.into()));
+        let found: Vec<_> = model.layers.iter().map(|layer| layer.attention.window()).collect();
+        assert_eq!(found, windows);
+        let declared = model.declare().unwrap();
+        assert_eq!(declared.config.contains_key("layer_types"), windows[0] != windows[1], "{types:?}");
+        let again: Vec<_> = declared.reread().unwrap().layers.iter().map(|layer| layer.attention.window()).collect();
+        assert_eq!(again, windows);
+    }
+}
+
 #[test]
 fn code_of_a_model_is_left_with_its_family_and_a_tokenizers_is_not() {
     let map = serde_json::json!({ "AutoConfig": "c.C", "AutoModelForCausalLM": "m.M", "AutoTokenizer": ["t.T", null] });

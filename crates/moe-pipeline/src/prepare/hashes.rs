@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, sha256_file};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, sha256_bytes, sha256_file};
 use rayon::prelude::*;
 
+use crate::card;
 use crate::fingerprint::sha256_of;
 use crate::receipt::Receipt;
+
+/// What is hashed of the source's card, which isn't carried as a file.
+const FRONT_MATTER: &str = "README.md (licence and languages)";
 
 /// SHA-256 of what was read.
 pub(crate) struct Hashes {
@@ -25,8 +29,14 @@ impl Hashes {
         digests: &BTreeMap<PathBuf, String>,
     ) -> Result<Self> {
         let texts: Vec<&Path> = texts.iter().map(PathBuf::as_path).collect();
+        let mut of_source = hash_checkpoint(source)?;
+        // The result's card takes over what the source's says of licence and languages.
+        let front = card::carried(source.dir()).yaml;
+        if !front.is_empty() {
+            of_source.insert(FRONT_MATTER.to_owned(), sha256_bytes(front.as_bytes()));
+        }
         Ok(Self {
-            source: hash_checkpoint(source)?,
+            source: of_source,
             others: others.map(hash_checkpoint).collect::<Result<_>>()?,
             texts: hash_files(&texts, digests)?,
         })

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards};
+use moe_checkpoint::{
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards,
+};
 use moe_forward::{Corpus, TextRead, digests_of};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
@@ -73,6 +75,17 @@ pub(crate) fn check_together(passes: &[&dyn Pass]) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a result whose config has what loaders refuse, and what no pass knows another value for.
+fn check_loadable(result: &Model, source: &Checkpoint) -> Result<()> {
+    let refused = result.refused_config();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Malformed, format!("loaders would refuse the result: {}", refused.join("; ")))
+        .file(source.dir().join(CONFIG_FILE))
+        .remedy("correct or remove these keys in it"))
+}
+
 impl<'p> Prepared<'p> {
     pub fn new(passes: &[&'p dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open(input)?;
@@ -91,6 +104,7 @@ impl<'p> Prepared<'p> {
             applied.push(Applied::new(*pass, model, applied.is_empty(), &place)?);
         }
         let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
+        check_loadable(&last.result, &checkpoint)?;
         let shards = shards(&last.declaration, options.max_shard_size)?;
         let side_files = side_files::of_result(&checkpoint, last.result.family);
         side_files.check_readable()?;

@@ -7,7 +7,7 @@ use moe_checkpoint::{Checkpoint, SideFiles, json, read_text};
 use moe_model::{AUTO_MAP_KEY, Family, is_of_model};
 use serde_json::{Map, Value};
 
-use crate::verify::{not_json, pointers};
+use crate::verify::{damaged, pointers};
 
 /// Why code stays behind.
 const OTHER_FAMILY: &str = "of the source's family";
@@ -22,8 +22,10 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
         return files;
     }
     let (of_model, mut of_others) = classes(checkpoint.config());
-    for name in ["tokenizer_config.json", "processor_config.json", "preprocessor_config.json"] {
-        if let Ok(config) = json::read_tree::<Map<String, Value>>(&checkpoint.dir().join(name)) {
+    // Tokenizers and all kinds of processors name their code in a file of their own.
+    let of_top = files.carried.iter().filter(|file| file.name.ends_with(".json") && !file.name.contains('/'));
+    for file in of_top.filter(|file| file.bytes <= json::MAX_JSON_BYTES) {
+        if let Ok(config) = json::read_tree::<Map<String, Value>>(&file.path) {
             of_others.extend(classes(&config).1);
         }
     }
@@ -52,7 +54,7 @@ pub(super) fn warnings(files: &SideFiles) -> Vec<String> {
     if !missed.is_empty() {
         warnings.push(format!("these stay behind: {}", missed.join(", ")));
     }
-    warnings.extend(not_json(files).into_iter().map(|name| format!("{name} is not JSON: loaders trip over it")));
+    warnings.extend(damaged(files).into_iter().map(|(_, what)| format!("{what}: loaders refuse it")));
     warnings
 }
 

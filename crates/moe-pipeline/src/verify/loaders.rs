@@ -10,6 +10,8 @@ use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Model, is_computed, is_headless};
 use serde_json::{Map, Value};
 
+use super::contents::damaged;
+
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
 
@@ -22,8 +24,13 @@ pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     refused.extend(of_index(checkpoint));
     refused.extend(of_single_file(checkpoint));
     refused.extend(of_name(checkpoint));
-    refused.extend(of_config(checkpoint.config(), model));
+    refused.extend(of_endings(checkpoint));
+    refused.extend(of_config(model));
+    refused.extend(of_plain(model));
     refused.extend(of_side_files(checkpoint.side_files()));
+    if refused.is_empty() {
+        refused.extend(of_tokenizer(checkpoint, model));
+    }
     let Some(first) = refused.first() else { return Ok(()) };
     let what: Vec<&str> = refused.iter().map(|refused| refused.what.as_str()).collect();
     Err(Error::new(Kind::Mismatch, what.join("; ")).file(checkpoint.dir().join(&first.file)).remedy(first.remedy))
@@ -74,32 +81,47 @@ fn of_name(checkpoint: &Checkpoint) -> Option<Refused> {
     })
 }
 
-fn of_config(config: &Map<String, Value>, model: &Model) -> Vec<Refused> {
-    const BELONGING: &str = "correct config.json; any pass of this program writes it as loaders want it";
-    let strict = model.family.strict.refused(config).into_iter();
-    let mut refused: Vec<_> = strict.map(|what| Refused::new(what, CONFIG_FILE, BELONGING)).collect();
-    if let Some(rule) = &model.family.moe {
-        let given: Vec<_> = rule
-            .experts
-            .iter()
-            .chain(&rule.experts_also)
-            .filter_map(|key| Some((key, config.get(key).filter(|count| !count.is_null())?)))
-            .collect();
-        if given.windows(2).any(|pair| pair[0].1 != pair[1].1) {
-            let said: Vec<_> = given.iter().map(|(key, count)| format!("{key} {count}")).collect();
-            let what = format!(
-                "config.json counts experts in two ways, {}: loaders read one or the other",
-                said.join(" and ")
-            );
-            refused.push(Refused::new(what, CONFIG_FILE, BELONGING));
-        }
+/// transformers takes a shard of another ending for a pickle.
+fn of_endings(checkpoint: &Checkpoint) -> Option<Refused> {
+    let names = checkpoint.files().iter().filter_map(|file| file.path().file_name()?.to_str());
+    let other = names.into_iter().find(|name| !name.ends_with(".safetensors"))?;
+    let what = format!("the index names {other}, which loaders take for a pickle");
+    Some(Refused::new(what, other, "end its name in .safetensors, in the index too; any pass writes such names"))
+}
+
+fn of_plain(model: &Model) -> Option<Refused> {
+    let plain = model.plain_unlisted().ok().filter(|plain| !plain.is_empty())?;
+    let plain: Vec<&str> = plain.iter().map(String::as_str).collect();
+    let what = format!(
+        "quantization_config calls for quantized matrices where these are plain, which transformers starts at random: {}",
+        some(&plain)
+    );
+    Some(Refused::new(
+        what,
+        CONFIG_FILE,
+        "list them under ignore in quantization_config; any pass of this program does",
+    ))
+}
+
+fn of_config(model: &Model) -> Vec<Refused> {
+    let refused = model.refused_config();
+    if refused.is_empty() {
+        return Vec::new();
     }
-    let vocab = model.vocab as i64;
-    if let Some(id) = config.get("pad_token_id").and_then(Value::as_i64).filter(|id| !(-vocab..vocab).contains(id)) {
-        let what = format!("pad_token_id {id} has no place in a vocabulary of {vocab}: transformers refuses it");
-        refused.push(Refused::new(what, CONFIG_FILE, "set pad_token_id to null, or to a token of the vocabulary"));
-    }
-    refused
+    let written = model.declare().and_then(|declaration| declaration.reread());
+    let remedy = match written.is_ok_and(|model| model.refused_config().is_empty()) {
+        true => "correct config.json; any pass of this program writes it as loaders want it",
+        false => "correct this in config.json",
+    };
+    refused.into_iter().map(|what| Refused::new(what, CONFIG_FILE, remedy)).collect()
+}
+
+/// A tokenizer that is JSON, but not one. What this program can't follow of a sound one is a note.
+fn of_tokenizer(checkpoint: &Checkpoint, model: &Model) -> Option<Refused> {
+    let error = tokens_beyond_vocabulary(checkpoint.dir(), model.vocab).err()?;
+    let what = format!("the tokenizer can't be read: {}", error.briefly());
+    (error.kind() == Kind::Malformed)
+        .then(|| Refused::new(what, "tokenizer.json", "this file is damaged: download or copy it again"))
 }
 
 fn of_side_files(files: &SideFiles) -> Vec<Refused> {
@@ -113,31 +135,10 @@ fn of_side_files(files: &SideFiles) -> Vec<Refused> {
             refused.push(Refused::new(what, &file.name, "check the permissions of this file, and the disk"));
         }
     }
-    for name in not_json(files) {
-        let what = format!("{name} is not JSON");
-        refused.push(Refused::new(what, name, "this file is damaged: download or copy it again"));
+    for (name, what) in damaged(files) {
+        refused.push(Refused::new(what, name, "this file is damaged: correct it, or download or copy it again"));
     }
     refused
-}
-
-/// Files that loaders read as JSON, and Python can't.
-pub(crate) fn not_json(files: &SideFiles) -> Vec<&str> {
-    const JSON: [&str; 8] = [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "generation_config.json",
-        "chat_template.json",
-        "tekken.json",
-    ];
-    let read = files.carried.iter().filter(|file| JSON.contains(&file.name.as_str()));
-    let damaged = read.filter(|file| {
-        let read = json::check_python(&file.path);
-        read.is_err_and(|error| error.kind() == Kind::Malformed) && !is_pointer(file)
-    });
-    damaged.map(|file| file.name.as_str()).collect()
 }
 
 /// Files that are pointers of Git LFS, in a sentence; none where there are none.
@@ -150,7 +151,7 @@ pub(crate) fn pointers(files: &SideFiles) -> Vec<String> {
     vec![format!("pointers of Git LFS in the place of what they stand for: {}", pointers.join(", "))]
 }
 
-fn is_pointer(file: &SideFile) -> bool {
+pub(super) fn is_pointer(file: &SideFile) -> bool {
     file.bytes <= MAX_POINTER_BYTES
         && read_whole(&file.path, MAX_POINTER_BYTES).is_ok_and(|text| text.starts_with(json::LFS_POINTER))
 }
@@ -162,6 +163,12 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let has = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
     if !has("architectures") {
         notes.push("config.json has no \"architectures\": vLLM and SGLang refuse it".to_owned());
+    }
+    notes.extend(of_architectures(config, model));
+    if config.get("quantization_config").is_some_and(Value::is_null) {
+        notes.push(
+            "config.json says quantization_config null, at which transformers before 5 fails: remove it".to_owned(),
+        );
     }
     if has("rope_parameters") && !has("rope_theta") {
         let what = "config.json has rope_parameters only: transformers before 5 and older vLLM ignore them and use their \
@@ -189,8 +196,16 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes.extend(model.caveats().map(str::to_owned));
     let tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) == Some(true);
     if tied && checkpoint.tensors().contains_key("lm_head.weight") {
-        let what = "embeddings are tied, yet there is an lm_head.weight: transformers 5 uses it if it differs, older \
-                    versions and vLLM ignore it";
+        let what = match checkpoint.tensors().contains_key("model.embed_tokens.weight") {
+            true => {
+                "embeddings are tied, yet there is an lm_head.weight: transformers 5 uses it if it differs, older \
+                 versions and vLLM ignore it"
+            }
+            false => {
+                "embeddings are tied, and stored as lm_head.weight alone: transformers before 5 doesn't load them; any \
+                 pass of this program writes model.embed_tokens.weight"
+            }
+        };
         notes.push(what.to_owned());
     }
     notes.extend(of_tensors(checkpoint, model));
@@ -211,7 +226,11 @@ fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let mut notes = Vec::new();
     let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
     if is_headless(&names) {
-        notes.push("names of tensors lack \"model.\": transformers adds it, vLLM and SGLang refuse them".to_owned());
+        let older = match names.contains(&"lm_head.weight") {
+            true => "transformers 5 adds it, older versions, vLLM and SGLang refuse them",
+            false => "transformers adds it, vLLM and SGLang refuse them",
+        };
+        notes.push(format!("names of tensors lack \"model.\": {older}"));
     }
     // vLLM looks each name up among its parameters (load_weights of its models) and skips few.
     let skipped = |name: &str| {
@@ -233,6 +252,13 @@ fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
         let listed = |names: &[String]| some(&names.iter().map(String::as_str).collect::<Vec<_>>());
         if !index.unheld.is_empty() {
             notes.push(format!("the index lists tensors that no shard holds: {}", listed(&index.unheld)));
+        }
+        if !index.unlisted.is_empty() {
+            notes.push(format!(
+                "the index leaves out tensors that its shards hold, which transformers before 5 starts at random: {}; any \
+                 pass of this program writes a whole index",
+                listed(&index.unlisted)
+            ));
         }
         if !index.misplaced.is_empty() {
             notes
@@ -262,6 +288,7 @@ fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
             "config.json says dtype {dtype}, which transformers 5 reads, and torch_dtype {older}, which others read"
         ));
     }
+    notes.extend(of_rope_scaling(config));
     let theta = config.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).and_then(Value::as_f64);
     if let (Some(theta), Some(older)) = (theta, config.get("rope_theta").and_then(Value::as_f64))
         && theta != older
@@ -272,6 +299,56 @@ fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// What transformers 5 and older loaders read differently of `rope_scaling`, or what the older ones refuse.
+fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
+    let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) else { return Vec::new() };
+    let kinds = (scaling.get("rope_type"), scaling.get("type"));
+    let mut notes = Vec::new();
+    match kinds {
+        (None | Some(Value::Null), None | Some(Value::Null)) => notes.push(
+            "config.json has a rope_scaling without rope_type, which transformers before 5 refuses: remove it, or say \
+             which type it is"
+                .to_owned(),
+        ),
+        (Some(newer), Some(older)) if newer != older => notes.push(format!(
+            "config.json says rope_type {newer} in rope_scaling, which transformers 5 reads, and type {older}, which \
+             versions before it read: they compute another function"
+        )),
+        _ => {}
+    }
+    if scaling.get("factor").is_some_and(Value::is_null) {
+        notes.push("config.json says rope_scaling.factor null, which transformers before 5 refuses".to_owned());
+    }
+    let keys = [("rope_theta", true), ("original_max_position_embeddings", false)];
+    for (key, inner_is_newer) in keys {
+        let (Some(inner), Some(outer)) = (scaling.get(key), config.get(key)) else { continue };
+        if inner.as_f64() == outer.as_f64() || outer.is_null() || inner.is_null() {
+            continue;
+        }
+        let (newer, older) = if inner_is_newer { (inner, outer) } else { (outer, inner) };
+        notes.push(format!(
+            "config.json says {key} {outer}, and {inner} in rope_scaling: transformers 5 reads {newer}, versions before \
+             it {older}: they compute another function"
+        ));
+    }
+    notes
+}
+
+/// What is wrong with the class that loaders are to take.
+fn of_architectures(config: &Map<String, Value>, model: &Model) -> Option<String> {
+    let said = config.get("architectures").filter(|said| !said.is_null())?;
+    let wanted = &model.family.architecture;
+    let is_right = said.as_array().is_some_and(|named| named.iter().any(|name| name == wanted.as_str()));
+    (!is_right).then(|| {
+        format!(
+            "config.json says architectures {}, where a {} model has [{wanted:?}]: vLLM and SGLang load what it names; \
+             any pass of this program writes it",
+            json::shown(said),
+            model.family.model_type
+        )
+    })
 }
 
 /// Tokens that the model has no embedding for.

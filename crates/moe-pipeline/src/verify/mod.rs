@@ -1,5 +1,6 @@
 //! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders would trip over.
 
+mod contents;
 mod listed;
 mod loaders;
 
@@ -14,8 +15,9 @@ use serde::Serialize;
 
 use crate::progress::{Progress, Unit};
 
+pub(crate) use contents::damaged;
 pub(crate) use listed::{check_hashes, listed};
-pub(crate) use loaders::{not_json, pointers};
+pub(crate) use loaders::pointers;
 
 /// Tensors are read in parts of this many bytes.
 const PART_BYTES: u64 = 1 << 20;

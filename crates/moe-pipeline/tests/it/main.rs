@@ -6,6 +6,7 @@
 mod common;
 mod distill;
 mod initialisations;
+mod loaders;
 mod merge;
 mod pruning;
 mod quantize;

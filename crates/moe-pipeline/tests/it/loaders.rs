@@ -1,0 +1,109 @@
+//! `verify` says of a checkpoint what transformers makes of it (`golden/loaders/verdicts.py`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use moe_model::{Answer, Kind, Model, Verdict};
+use moe_pipeline::{Quiet, verify};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::common::golden;
+
+const NEWER: &str = "5.23.0";
+/// What it takes, and this program refuses by name: texts for numbers, patterns that ignore all, more experts to a token
+/// than its groups have.
+const UNREAD: [&str; 4] = ["\"rope_theta\":\"50\"", "re:.*", "-num_experts_per_tok", "-topk_group"];
+
+#[derive(Deserialize)]
+struct Tried {
+    case: Case,
+    /// By version: null where it loads.
+    says: BTreeMap<String, Option<String>>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    golden: String,
+    config: Map<String, Value>,
+    files: Map<String, Value>,
+}
+
+impl Case {
+    fn write(&self, to: &Path) {
+        for entry in fs::read_dir(golden(&self.golden)).unwrap() {
+            let from = entry.unwrap().path();
+            fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
+        }
+        edit(&to.join("config.json"), |config| self.config.iter().for_each(|(path, value)| set(config, path, value)));
+        for (name, content) in &self.files {
+            match content.as_object() {
+                Some(keys) => {
+                    edit(&to.join(name), |file| keys.iter().for_each(|(key, value)| file[key] = value.clone()))
+                }
+                None => fs::write(to.join(name), content.as_str().unwrap()).unwrap(),
+            }
+        }
+    }
+
+    fn said(&self) -> String {
+        format!("{} {} {}", self.golden, Value::from(self.config.clone()), Value::from(self.files.clone()))
+    }
+}
+
+fn is_refused(verdict: &Verdict) -> bool {
+    verdict.engine.ends_with(NEWER) && verdict.answer == Answer::Refuses
+}
+
+fn edit(file: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(file, value.to_string()).unwrap();
+}
+
+/// Sets the value at `path`, or removes it, where that begins with `-`.
+fn set(config: &mut Value, path: &str, value: &Value) {
+    let (remove, path) = path.strip_prefix('-').map_or((false, path), |path| (true, path));
+    let (parents, key) = path.rsplit_once('/').unwrap_or(("", path));
+    let at = if parents.is_empty() { config } else { config.pointer_mut(&format!("/{parents}")).unwrap() };
+    match remove {
+        true => _ = at.as_object_mut().unwrap().remove(key),
+        false => at[key] = value.clone(),
+    }
+}
+
+#[test]
+fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
+    let verdicts: Vec<Tried> = serde_json::from_slice(&fs::read(golden("loaders/verdicts.json")).unwrap()).unwrap();
+    let (mut problems, mut unmended) = (Vec::new(), Vec::new());
+    for Tried { case, says } in verdicts {
+        let dir = tempfile::tempdir().unwrap();
+        case.write(dir.path());
+        let found = verify(dir.path(), &Quiet);
+        match (&says[NEWER], found) {
+            (None, Err(error)) if error.kind() == Kind::Unsupported => {}
+            (None, Err(_)) if UNREAD.iter().any(|part| case.said().contains(part)) => {}
+            (None, Err(error)) => problems.push(format!("{}\n  is taken; verify: {error}", case.said())),
+            // Of quantized experts, each engine has a verdict of its own.
+            (Some(_), Ok(report)) if report.engines.iter().any(is_refused) => {}
+            (Some(why), Ok(report)) => problems.push(format!(
+                "{}\n  {why}\n  verify: sound; {:?} {:?}",
+                case.said(),
+                report.notes,
+                report.engines
+            )),
+            _ => {}
+        }
+        // What a pass writes is what loaders take, or nothing is written.
+        if let Ok(model) = Model::open(dir.path())
+            && let Ok(written) = model.declare()
+            && !written.reread().unwrap().refused_config().is_empty()
+        {
+            unmended.push(case.said());
+        }
+    }
+    // Nothing says which way of choosing experts is meant.
+    assert_eq!(unmended, ["families/deepseek_v2/base/model {\"topk_method\":null} {}"]);
+    assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
+}

@@ -1,0 +1,213 @@
+"""Writes what transformers makes of edited goldens, version by version, to verdicts.json.
+
+Each case is a golden checkpoint, config keys that are set or removed (`/` leads into objects), and other files that are written, or
+keys of theirs. A version's verdict is null where plain from_pretrained loads it with all its weights and runs, else what it says. Where that is an error
+of AutoTokenizer, it says so.
+
+    python verdicts.py            # once with transformers==5.23.0, once with 4.57.6, each with compressed-tensors==0.20.0
+"""
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", TRANSFORMERS_VERBOSITY="error")
+import torch
+import transformers
+
+# Experts of goldens are too narrow for the grouped products that version 5 has otherwise.
+EAGER = {"attn_implementation": "eager"}
+if transformers.__version__.startswith("5."):
+    EAGER["experts_implementation"] = "eager"
+HERE = pathlib.Path(__file__).parent
+GOLDEN = HERE.parent
+DENSE = "models/dense"
+LLAMA, MISTRAL, QWEN2, QWEN3 = (f"families/{name}/base/model" for name in ("llama", "mistral", "qwen2", "qwen3"))
+QWEN2_MOE, QWEN3_MOE = "families/qwen2_moe/base/model", "families/qwen3_moe/base/model"
+MIXTRAL, OLMOE = "families/mixtral/base/model", "families/olmoe/base/model"
+DEEPSEEK2, DEEPSEEK3 = "families/deepseek_v2/base/model", "families/deepseek_v3/base/model"
+GLM = "families/glm4_moe/base/model"
+FAMILIES = [LLAMA, MISTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, MIXTRAL, OLMOE, DEEPSEEK2, DEEPSEEK3, GLM]
+W4, FP8, W8 = (f"quantize/checkpoints/{name}" for name in ("qwen3_moe.w4", "qwen3_moe.fp8", "mixtral.w8"))
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def values(golden, key, values):
+    return [(golden, {key: value}, {}) for value in values]
+
+
+def cases():
+    """(golden, keys of the config, other files)"""
+    found = [(golden, {}, {}) for golden in FAMILIES + [W4, FP8, W8, DENSE]]
+    # Windows.
+    found += values(MISTRAL, "layer_types", [[FULL, FULL], [FULL, SLIDING], [SLIDING, SLIDING], None, [FULL], ["conv", FULL], [7, 7]])
+    found.append((MISTRAL, {"layer_types": [FULL, SLIDING], "sliding_window": None}, {}))
+    for golden in (QWEN2, QWEN3, QWEN2_MOE):
+        window = {"use_sliding_window": True, "sliding_window": 4}
+        for types in ([SLIDING, FULL], [FULL], ["x", FULL]):
+            found.append((golden, {"layer_types": types, **window}, {}))
+        found.append((golden, {"layer_types": [SLIDING, SLIDING], "use_sliding_window": False, "sliding_window": 4}, {}))
+        found.append((golden, {"layer_types": [SLIDING, FULL], "use_sliding_window": True, "sliding_window": None}, {}))
+        found.append((golden, {"layer_types": [FULL, FULL], "use_sliding_window": False, "sliding_window": 4}, {}))
+    for golden in FAMILIES:
+        found += values(golden, "layer_types", [[FULL], ["x", FULL], [FULL, FULL], [FULL, FULL, FULL], "x", 3])
+    # Types of values.
+    of_any = {
+        "use_cache": [None, 0, 1], "max_position_embeddings": [64.0], "bos_token_id": [[1], 1.0, "1", True],
+        "eos_token_id": ["2", 2.0, [2.0], [[2]], [1, 2], None], "pad_token_id": [1.0, True, [0], 5000, "0", -1],
+        "initializer_range": [None, "0.02", 1], "attention_dropout": [None, "0", 0, 0.0], "rms_norm_eps": [None, "1e-6"],
+        "auto_map": [None, [], {}], "id2label": [["a"], {}], "num_labels": ["3", 3], "num_hidden_layers": [2.0],
+        "vocab_size": [101.0], "tie_word_embeddings": [0, None], "hidden_act": [None, "gelu"], "head_dim": [None, 12.0],
+        "num_key_value_heads": [None], "sliding_window": [4.0], "torch_dtype": [], "architectures": [["X"], "X", [], None],
+        "transformers_weights": [3, None], "quantization_config": [None], "rope_theta": ["50", None, 50],
+        "pretraining_tp": [None, 1.0], "attention_bias": [None, 0], "use_sliding_window": [None, 0],
+    }
+    for golden in (LLAMA, QWEN3_MOE, DEEPSEEK3):
+        for key, tried in of_any.items():
+            found += values(golden, key, tried)
+    moe = {
+        "output_router_logits": [None, 0], "router_aux_loss_coef": [None, 0], "mlp_only_layers": [["0"], [0.0], [0.5], None, [True]],
+        "num_experts": [None, 7.0], "num_local_experts": [None], "num_experts_per_tok": [None, 3.0], "norm_topk_prob": [None, 1],
+        "decoder_sparse_step": [None, 1.0], "moe_intermediate_size": [None], "max_window_layers": [1.0, None],
+    }
+    for golden in (QWEN3_MOE, QWEN2_MOE):
+        for key, tried in moe.items():
+            found += values(golden, key, tried)
+    found += values(OLMOE, "head_dim", [None]) + values(MIXTRAL, "num_local_experts", [None]) + values(OLMOE, "clip_qkv", ["3", 3, None])
+    found += values(QWEN2, "max_window_layers", [1.0, None])
+    latent = {
+        "head_dim": [14, 4], "topk_method": [None], "topk_group": [None], "n_group": [None], "num_experts_per_tok": [None],
+        "norm_topk_prob": [None], "rope_interleave": [None], "scoring_func": [None], "n_shared_experts": [None],
+        "first_k_dense_replace": [None], "routed_scaling_factor": [None, 1], "q_lora_rank": [8.0], "moe_layer_freq": [None],
+    }
+    for golden in (DEEPSEEK2, DEEPSEEK3):
+        for key, tried in latent.items():
+            found += values(golden, key, tried)
+    for golden in (DEEPSEEK2, DEEPSEEK3, GLM, QWEN3_MOE, MIXTRAL, OLMOE):
+        found += [(golden, {f"-{key}": 0}, {}) for key in ("num_experts_per_tok", "topk_group", "n_group", "norm_topk_prob")]
+    # Element types.
+    for dtype in ("torch.bfloat16", "bf16", "BFloat16", "auto", "int8", "float", "half", "double", "float64", "float16", "bfloat16",
+                  "float32", "complex64", "float8_e4m3fn", "long", "fp16", 16, ["float32"], {"": "float32"}, "", None):
+        for keys in (("dtype", "torch_dtype"), ("torch_dtype",), ("dtype",)):
+            found.append((LLAMA, {**dict.fromkeys(("-dtype", "-torch_dtype"), 0), **dict.fromkeys(keys, dtype)}, {}))
+    # Rotary embeddings.
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    linear = {"rope_type": "linear", "factor": 2.0}
+    def rope(**keys):
+        return (LLAMA, {"-rope_parameters": 0, "-rope_scaling": 0, "-rope_theta": 0, **keys}, {})
+    without = {key: value for key, value in yarn.items() if key != "factor"}
+    found += [
+        rope(rope_theta=50.0, rope_scaling=yarn), rope(rope_theta=50.0, rope_scaling=without),
+        rope(rope_theta=50.0, rope_scaling={**yarn, "factor": None}), rope(rope_theta=50.0, rope_scaling={**yarn, "original_max_position_embeddings": None}),
+        rope(rope_theta=50.0, rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+        rope(rope_theta=50.0, rope_parameters={"rope_type": "default", "rope_theta": None}),
+        rope(rope_theta=50.0, rope_parameters={"rope_type": "default", "rope_theta": 50.0}),
+        rope(rope_theta=50.0, rope_parameters={"rope_type": "default", "rope_theta": 50}),
+        rope(rope_theta=50.0, rope_scaling={**linear, "rope_theta": 70.0}), rope(rope_theta=50.0, rope_scaling=linear),
+        rope(rope_theta=50.0, rope_scaling={"rope_type": "linear", "type": "yarn", "factor": 2.0}),
+        rope(rope_theta=50.0, rope_scaling={"rope_type": "default", "type": "linear", "factor": 2.0}),
+        rope(rope_theta=50.0, rope_scaling={"rope_type": "linear", "type": "linear", "factor": 2.0}),
+        rope(rope_theta=50.0, original_max_position_embeddings=8, rope_scaling=yarn),
+        rope(rope_theta=50.0, original_max_position_embeddings=16, rope_scaling=yarn),
+        rope(rope_theta=50.0, rope_scaling={}), rope(rope_theta=50.0, rope_scaling=None), rope(rope_theta=50.0),
+        rope(rope_theta=50.0, rope_parameters={}), rope(rope_theta=50.0, rope_scaling={"factor": 2.0}),
+    ]
+    # Quantization.
+    q, group = "quantization_config", "quantization_config/config_groups/group_0"
+    found += [(W4, {f"-{q}/ignore": 0}, {})] + values(W4, f"{q}/ignore", [None, [], ["Linear"], ["re:.*"], ["lm_head"]])
+    found += [(W8, {f"-{q}/ignore": 0}, {})]
+    for golden in (W4, W8):
+        found += [(golden, {f"-{q}/quantization_status": 0}, {})]
+        found += values(golden, f"{q}/quantization_status", [None, "frozen", "initialized", "compressed"])
+        found += values(golden, f"{q}/format", [None, "int-quantized", "dense"]) + [(golden, {f"-{q}/format": 0}, {})]
+        found += values(golden, f"{group}/format", [None, "int-quantized", "float-quantized", "pack-quantized"])
+        found += values(golden, f"{group}/weights/dynamic", [True, None])
+        found += values(golden, f"{q}/kv_cache_scheme", [{"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}])
+        transform = {"config_groups": {"u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "weight_input"}]}}}
+        found += values(golden, f"{q}/transform_config", [transform, None]) + values(golden, f"{q}/sparsity_config", [None])
+    # Files beside the model, of the wrong kind.
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+                 "chat_template.json"):
+        found += [(DENSE, {}, {name: text}) for text in ("{}", "[]", "null", "3", "\"x\"")]
+    for key, value in (("version", "2.0"), ("version", None), ("model", None), ("model", {}), ("added_tokens", None), ("model", {"type": "X"})):
+        found.append((DENSE, {}, {"tokenizer.json": {key: value}}))
+    for key, value in (("tokenizer_class", 3), ("padding_side", "middle"), ("model_max_length", "x"), ("tokenizer_class", "NoSuch"),
+                       ("truncation_side", "up"), ("padding_side", "left"), ("clean_up_tokenization_spaces", "x"), ("model_max_length", None)):
+        found.append((DENSE, {}, {"tokenizer_config.json": {key: value}}))
+    for generation in ({"max_new_tokens": 0}, {"cache_implementation": "foo"}, {"early_stopping": "x"}, {"num_return_sequences": 3},
+                       {"num_return_sequences": 3, "do_sample": True}, {"max_new_tokens": -1}, {"max_new_tokens": 5}, {"temperature": 0.5},
+                       {"temperature": 0.0, "do_sample": True}, {"top_p": 2.0, "do_sample": True}, {"early_stopping": "never"}, {"early_stopping": True},
+                       {"num_beams": 0}, {"num_beams": 3, "num_return_sequences": 3}, {"cache_implementation": "static"}, {"cache_implementation": None},
+                       {"pad_token_id": -1}, {"max_length": "x"}, {"max_new_tokens": None}, {"max_new_tokens": "x"}, {"max_new_tokens": 5.5},
+                       {"num_return_sequences": None}, {"eos_token_id": "x"}, {"unknown": 1}, {"num_return_sequences": 3, "do_sample": None},
+                       {"compile_config": 3}, {"watermarking_config": {}}, {"num_beams": 2, "num_return_sequences": 3},
+                       {"do_sample": "x"}, {"temperature": "x"}, {"output_scores": True}, {"return_dict_in_generate": True, "output_scores": True}):
+        found.append((DENSE, {}, {"generation_config.json": json.dumps(generation)}))
+    return found
+
+
+def edited(folder, golden, config, files):
+    for file in (GOLDEN / golden).iterdir():
+        if file.is_file():
+            shutil.copy(file, folder)
+    said = json.loads((folder / "config.json").read_text())
+    for path, value in config.items():
+        *parents, key = path.lstrip("-").split("/")
+        at = said
+        for parent in parents:
+            at = at[parent]
+        if path.startswith("-"):
+            at.pop(key, None)
+        else:
+            at[key] = value
+    (folder / "config.json").write_text(json.dumps(said))
+    for name, content in files.items():
+        if isinstance(content, dict):
+            content = json.dumps({**json.loads((folder / name).read_text()), **content})
+        (folder / name).write_text(content)
+
+
+def short(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"
+
+
+def verdict(golden, config, files):
+    with tempfile.TemporaryDirectory() as folder:
+        edited(pathlib.Path(folder), golden, config, files)
+        try:
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **EAGER)
+            if missing := sorted(map(str, found["missing_keys"])):
+                return f"starts at random: {missing[0]}"
+            with torch.no_grad():
+                logits = model(torch.tensor([[1, 5, 9, 13, 17, 21, 25, 29, 33, 37]])).logits[0, -1, :4].float()
+            if not logits.isfinite().all():
+                return "logits are not finite"
+        except Exception as error:
+            return short(error).replace(folder, "DIR")
+        if (GOLDEN / golden / "tokenizer.json").exists():
+            try:
+                transformers.AutoTokenizer.from_pretrained(folder)
+            except BaseException as error:
+                return f"AutoTokenizer: {short(error)}".replace(folder, "DIR")
+
+
+def main():
+    torch.manual_seed(0)
+    path = HERE / "verdicts.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    known = {json.dumps(case["case"]): case for case in known}
+    found, seen = [], set()
+    for golden, config, files in cases():
+        case = {"golden": golden, "config": config, "files": files}
+        key = json.dumps(case)
+        if key in seen:
+            continue
+        seen.add(key)
+        entry = known.get(key, {"case": case, "says": {}})
+        entry["says"][transformers.__version__] = verdict(golden, config, files)
+        found.append(entry)
+    path.write_text("[\n" + ",\n".join(json.dumps(case) for case in found) + "\n]\n")
+
+
+main()
