@@ -44,7 +44,9 @@ pub use manifest::{Hasher, MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use plural::counted;
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
-pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_run_record};
+pub use result::{
+    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_run_record, is_training_log,
+};
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
@@ -54,7 +56,8 @@ pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{
-    Existing, FileKind, OutputDir, StagedFile, check_file, open_to_append, remove_unfinished, write_file_atomically,
+    Existing, FileKind, FoundFile, OutputDir, StagedFile, TemporaryDir, check_file, open_to_append, remove_unfinished,
+    write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
 pub use whole::{read_text, read_whole};

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Kind, Result};
 use crate::staging::hidden_names;
 
-/// Folders in a checkpoint hold little that is read, and folders in these nothing.
-const MAX_DEPTH: usize = 2;
+/// Files of a checkpoint lie no deeper: see [`crate::SideFiles`].
+const MAX_DEPTH: usize = 10;
 
 /// All that a run reads and writes.
 ///
@@ -173,7 +173,15 @@ mod tests {
         for folder in ["model/sub", "blobs", "elsewhere"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
-        for file in ["model/config.json", "model/sub/tool.py", "blobs/weights", "text", "elsewhere/old"] {
+        fs::create_dir_all(root.join("model/a/b/c/d/e/f/g/h")).unwrap();
+        for file in [
+            "model/config.json",
+            "model/a/b/c/d/e/f/g/h/tool.py",
+            "model/sub/tool.py",
+            "blobs/weights",
+            "text",
+            "elsewhere/old",
+        ] {
             fs::write(root.join(file), file).unwrap();
         }
         symlink("../blobs/weights", root.join("model/weights")).unwrap();
@@ -191,7 +199,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = &dir.path().canonicalize().unwrap();
         let mut locations = inputs(root);
-        for (from, to) in [("model/config.json", "hard"), ("model/sub/tool.py", "hard2"), ("text", "hard3")] {
+        let hard = [("model/config.json", "hard"), ("model/sub/tool.py", "hard2"), ("text", "hard3")];
+        for (from, to) in hard.into_iter().chain([("model/a/b/c/d/e/f/g/h/tool.py", "hard4")]) {
             fs::hard_link(root.join(from), root.join(to)).unwrap();
         }
         for output in [
@@ -213,6 +222,7 @@ mod tests {
             "hard",
             "hard2",
             "hard3",
+            "hard4",
             // What the model's link leads to, and the folder that is around it.
             "blobs/weights",
             "blobs",

@@ -95,21 +95,44 @@ impl Written {
     }
 }
 
-/// Whether the file `path` is a [`RUN_FILE`] of this program.
+/// Keys that every [`RUN_FILE`] has.
+const RUN_KEYS: [&str; 4] = ["source", "device", "unix_time", "timings"];
+/// Keys that some have.
+const MORE_RUN_KEYS: [&str; 8] = [
+    "dtype",
+    "router_dtype",
+    "threads",
+    "host",
+    "seconds",
+    "peak_memory_bytes",
+    "memory_budget_bytes",
+    "peak_live_bytes",
+];
+
+/// Whether the file `path` is a [`RUN_FILE`] of this program, to which nobody has added anything.
 pub fn is_run_record(path: &Path) -> bool {
-    const KEYS: [&str; 4] = ["source", "device", "unix_time", "timings"];
     let text = read_text(path, MAX_RUN_BYTES).unwrap_or_default();
-    serde_json::from_str::<Map<String, Value>>(&text).is_ok_and(|run| KEYS.iter().all(|key| run.contains_key(*key)))
+    let Ok(run) = serde_json::from_str::<Map<String, Value>>(&text) else { return false };
+    let is_known = |key: &String| RUN_KEYS.contains(&key.as_str()) || MORE_RUN_KEYS.contains(&key.as_str());
+    RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(is_known)
 }
 
-/// Whether the file `path` is a [`LOG_FILE`] of this program, as far as its first line shows.
-pub(crate) fn is_training_log(path: &Path) -> bool {
+/// Whether the file `path` is a [`LOG_FILE`] of this program: a step in every line.
+pub fn is_training_log(path: &Path) -> bool {
     use std::io::{BufRead, BufReader, Read};
-    let mut line = String::new();
     let Ok(file) = open_file(path) else { return false };
-    if BufReader::new(file.take(MAX_RUN_BYTES)).read_line(&mut line).is_err() {
-        return false;
+    let mut lines = BufReader::new(file);
+    loop {
+        let mut line = Vec::new();
+        // A line without an end is read no further than a run's are long.
+        match lines.by_ref().take(MAX_RUN_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) => return true,
+            Ok(_) if is_step(&line) => {}
+            _ => return false,
+        }
     }
-    // A training of no steps has an empty one.
-    line.is_empty() || serde_json::from_str::<Value>(&line).is_ok_and(|line| line["step"].is_u64())
+}
+
+fn is_step(line: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(line).is_ok_and(|line| line["step"].is_u64())
 }

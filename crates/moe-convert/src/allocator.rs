@@ -146,8 +146,8 @@ fn out_of_memory(bytes: usize) -> ! {
     let held = live_bytes().map_or(String::new(), |held| format!(", with {} held already", ByteSize(held)));
     let remedy = REMEDY.get().unwrap_or(&"lower --threads");
     let what = format!("error: out of memory: the system doesn't give {}{held}", ByteSize(bytes as u64));
-    say(&format!("{what}\n  remedy: {remedy}; or allow it more (ulimit -v)"));
     clear_away();
+    say(&format!("{what}\n  remedy: {remedy}; or allow it more (ulimit -v)"));
     exit(1);
 }
 
@@ -157,8 +157,8 @@ fn taken(bytes: usize) {
         purge();
     }
     let Err(error) = allocated(bytes) else { return };
-    say(&format!("error: {error}"));
     clear_away();
+    say(&format!("error: {error}"));
     exit(1);
 }
 

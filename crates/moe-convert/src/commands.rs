@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, Kind, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, FoundFile, Kind, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
@@ -49,9 +49,9 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
         Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
-            let reports = Reports { junit, overwrite, summary };
+            let reports = Reports { junit, overwrite, summary, found: FoundFile::default() };
             let how = How { resume, fresh, dry_run };
-            session.recipe(&recipe, &set, how, &reports, &mut timings)
+            session.recipe(&recipe, &set, how, reports, &mut timings)
         }
         Command::Schema => write_stdout(&json::to_pretty(&recipe_schema())),
         Command::Selftest => timings.time_metered("selftest", &meter, || session.selftest()),

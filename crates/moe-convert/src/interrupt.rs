@@ -1,9 +1,10 @@
 //! Signals that end the program: what is unfinished is removed, and how to go on is said.
 
 use std::mem::MaybeUninit;
-use std::process::exit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use libc::c_int;
 use moe_checkpoint::remove_unfinished;
@@ -15,7 +16,7 @@ use signal_hook::consts::signal::{
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::exfiltrator::origin::Origin;
-use signal_hook::low_level::signal_name;
+use signal_hook::low_level::{exit, signal_name};
 
 use crate::bar::say;
 use crate::cli::called;
@@ -47,12 +48,29 @@ pub fn listen() {
         let Some(origin) = signals.forever().find(|origin| !is_own_write(origin)) else { return };
         STOPPING.store(true, Relaxed);
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let cleared = remove_unfinished();
         // A bar may stand in this line.
-        say(&format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments)));
-        clear_away();
-        // As shells count.
+        let mut said = format!("\nstopped by {}: {}", described(origin.signal), how_to_go_on(&arguments));
+        said.extend(cleared.err().map(|error| format!("\nerror: {error}")));
+        say_soon(said);
+        // Threads that hadn't noticed may have put something there again. What is wrong with it was said.
+        let _ = remove_unfinished();
+        // As shells count, and at once: an orderly end would wait for output that nobody takes.
         exit(128 + origin.signal);
     });
+}
+
+/// Says `text` if somebody listens: a terminal that is stopped by Ctrl-S, or a pipe that is full, would hold it for ever.
+fn say_soon(text: String) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let (done, is_done) = mpsc::channel();
+    let speaker = std::thread::Builder::new().spawn(move || {
+        say(&text);
+        let _ = done.send(());
+    });
+    if speaker.is_ok() {
+        let _ = is_done.recv_timeout(PATIENCE);
+    }
 }
 
 /// All signals of this system that end a process, those for real-time programs included.

@@ -8,9 +8,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
-use moe_checkpoint::{
-    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, check_file, read_text, write_file_atomically,
-};
+use moe_checkpoint::{CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, StagedFile, check_file, read_text};
 
 use crate::cli::Cli;
 
@@ -52,14 +50,14 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
     for command in commands {
         let man = Man::new(command.clone()).source(concat!("moe-convert ", env!("CARGO_PKG_VERSION")));
         let path = dir.join(man.get_filename());
-        check_file(&path, &PAGE, overwrite)?;
+        let found = check_file(&path, &PAGE, overwrite)?;
         let page = page(&man, command).map_err(|e| Error::io("cannot write this page", &path, e))?;
-        pages.push((path, page));
+        pages.push((path, found, page));
     }
-    for (path, page) in &pages {
-        write_file_atomically(path, |file| file.write_all(page))?;
+    for (path, found, page) in &pages {
+        StagedFile::create(path, *found)?.commit(|file| file.write_all(page))?;
     }
-    Ok(pages.into_iter().map(|(path, _)| path).collect())
+    Ok(pages.into_iter().map(|(path, ..)| path).collect())
 }
 
 /// What `man` renders of its own, with examples and notes as man pages have them.

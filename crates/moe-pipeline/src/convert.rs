@@ -228,7 +228,7 @@ pub fn convert(
         // All that it was for is in the result, which is there whatever comes of this.
         training
             .remove()
-            .unwrap_or_else(|error| progress.note(&format!("{} is left: {error}", training.path().display())));
+            .unwrap_or_else(|error| progress.note(&format!("{} is left: {}", training.path().display(), left(&error))));
     }
     timings.add("commit", start.elapsed(), None);
     Ok(Conversion {
@@ -287,6 +287,12 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
         TrainingDir::of(output).check(options.resume, options.overwrite)?;
     }
     Ok(())
+}
+
+/// Why something is left, in a line.
+fn left(error: &Error) -> String {
+    let file = error.named_file().map_or(String::new(), |file| format!(" ({})", file.display()));
+    error.briefly() + &file
 }
 
 pub(crate) fn existing(options: &ConvertOptions) -> Existing {

@@ -42,11 +42,11 @@ pub fn write_logits(
     let mut locations = Locations::default();
     [checkpoint.dir(), tokens].into_iter().for_each(|path| locations.reads(path));
     locations.writes(output)?;
-    check_file(output, &LOGITS, overwrite)?;
+    let found = check_file(output, &LOGITS, overwrite)?;
     let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
     let needed = memory::logits(&model, &text, TOKEN_BLOCK, compute);
     memory::check_budget(memory_budget, "give fewer tokens", |_| Ok(needed))?;
-    let file = StagedFile::create(output)?;
+    let file = StagedFile::create(output, found)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(&model, &batch, compute)?;
     sweep.run(&mut LayerProgress(progress))?;
@@ -76,5 +76,5 @@ pub fn write_logits(
             std::io::Error::other("not of one piece")
         })
     });
-    failure.map_or(written, Err).map(|()| shape)
+    failure.map_or(written, Err).map(|_| shape)
 }

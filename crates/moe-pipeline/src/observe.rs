@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Locations, Result, Snapshot, StagedFile, check_file};
+use moe_checkpoint::{Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file};
 use moe_forward::{
     Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TextRead, TokenizeOptions, digests_of,
     special_tokens,
@@ -110,7 +110,7 @@ pub fn observe(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Observation> {
-    check_output(dir, options, output, overwrite)?;
+    let found = check_output(dir, options, output, overwrite)?;
     if options.calibration.data.is_empty() && options.add.is_empty() {
         return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
     }
@@ -123,7 +123,7 @@ pub fn observe(
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
-    let file = StagedFile::create(output)?;
+    let file = StagedFile::create(output, found)?;
     let start = std::time::Instant::now();
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
@@ -259,7 +259,7 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
     Ok(())
 }
 
-fn check_output(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+fn check_output(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
     let mut locations = Locations::default();
     let texts = options.calibration.data.iter().map(|spec| &spec.path);
     texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));

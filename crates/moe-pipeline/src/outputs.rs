@@ -59,7 +59,8 @@ fn is_plan(plan: &Value) -> bool {
 pub fn check_summary(path: &Path) -> Result<()> {
     const MARKDOWN: FileKind = FileKind { content: "Markdown", holds: is_markdown };
     // Nothing is replaced, so that nobody need allow it.
-    check_file(path, &MARKDOWN, true).map_err(|error| match error.kind() {
+    let checked = check_file(path, &MARKDOWN, true).map(drop);
+    checked.map_err(|error| match error.kind() {
         Kind::Usage if path.is_file() && !is_markdown(path) => {
             Error::new(Kind::Usage, "the summary would be appended to a file that is no Markdown")
                 .file(path)
@@ -102,7 +103,7 @@ pub(crate) fn check_places(passes: &[&dyn Pass], input: &Path, output: &Path, fu
 /// # Errors
 /// As for [`check_file`].
 pub(crate) fn check_plans(passes: &[&dyn Pass], overwrite: bool) -> Result<()> {
-    passes.iter().filter_map(|pass| pass.plan_out()).try_for_each(|path| check_file(path, &PLAN, overwrite))
+    passes.iter().filter_map(|pass| pass.plan_out()).try_for_each(|path| check_file(path, &PLAN, overwrite).map(drop))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use moe_checkpoint::{
-    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, json, read_text, read_whole, sha256_file,
+    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_run_record, is_training_log, json, read_text,
+    read_whole, sha256_file,
 };
 use moe_passes::Pass;
 use serde_json::Value;
@@ -85,15 +86,19 @@ pub fn copy_finished(
     let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;
     dir.write(CARD_FILE, card::renamed(&card, &name_of(from), &name_of(output)).as_bytes())?;
     // What varies from run to run is the other run's.
-    for name in [RUN_FILE, LOG_FILE] {
+    for (name, is_ours) in UNHASHED {
         let path = from.join(name);
-        if file_exists(&path)? {
+        // A link could lead to anything that this user can read, and no hash says what it should be.
+        if path.symlink_metadata().is_ok_and(|found| found.is_file()) && is_ours(&path) {
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
     }
     dir.commit()?;
     Ok(true)
 }
+
+/// Files that a run writes and no manifest lists, and how they are known.
+const UNHASHED: [(&str, fn(&Path) -> bool); 2] = [(RUN_FILE, is_run_record), (LOG_FILE, is_training_log)];
 
 /// A pass and its options.
 type Work = (Value, Value);

@@ -250,5 +250,5 @@ pub(crate) fn write(
         }
         out.flush()
     });
-    failure.map_or(written, Err)
+    failure.map_or(written, Err).map(drop)
 }

@@ -1,25 +1,31 @@
 //! Earlier results, which `--overwrite` replaces as long as all that is in them is theirs.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::protected::check_writable;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_run_record, is_training_log};
-use crate::side_files::is_weights;
+
+/// A file up to this is hashed in a fraction of a second. A larger one, which can only be weights, is hashed where it was
+/// changed after the receipt was written: all of them would take minutes.
+pub(super) const SMALL_BYTES: u64 = 64 << 20;
 
 /// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing
-/// else lies and no small file was changed. Weights aren't hashed: that would take minutes.
+/// else lies, nothing was changed and nothing is write-protected.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what would be lost.
 pub(super) fn check(target: &Path) -> Result<()> {
-    let kind = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?.file_type();
-    if kind.is_symlink() {
+    let found = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?;
+    if found.is_symlink() {
         return Err(Error::new(Kind::Usage, "the output exists and is a link, which was not written by moe-convert")
             .file(target)
             .remedy("give the path that the link leads to, remove it yourself, or choose another name"));
     }
+    check_writable(target, &found)?;
     let entries = fs::read_dir(target).map(|mut entries| entries.next().is_some());
     if entries.as_ref().is_ok_and(|has_some| !has_some) {
         return Ok(());
@@ -81,11 +87,17 @@ impl Earlier<'_> {
         let mut entries = fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            let (name, kind) = (below.join(entry.file_name()), entry.file_type().map_err(fail)?);
+            let (name, kind) = (below.join(entry.file_name()), entry.metadata().map_err(fail)?);
             let found = if kind.is_dir() {
                 let lists_some = self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
-                if lists_some { self.foreign(&name)? } else { Some(name) }
+                if lists_some {
+                    check_writable(&self.target.join(&name), &kind)?;
+                    self.foreign(&name)?
+                } else {
+                    Some(name)
+                }
             } else if kind.is_file() && self.is_ours(&name) {
+                check_writable(&self.target.join(&name), &kind)?;
                 None
             } else {
                 Some(name)
@@ -109,16 +121,24 @@ impl Earlier<'_> {
         }
     }
 
-    /// A file that isn't what was written. Weights are taken for what they were; a receipt is nobody's but a run's.
+    /// A file that isn't what was written.
     fn changed(&self) -> Result<Option<PathBuf>> {
-        let small = self.listed.files.iter().filter(|(name, _)| !is_weights(name) && *name != RECEIPT_FILE);
-        for (name, hash) in small {
+        let receipt = self.target.join(RECEIPT_FILE);
+        let receipt = receipt.symlink_metadata().map_err(|e| Error::io("cannot look at this file", &receipt, e))?;
+        for (name, hash) in &self.listed.files {
             let path = self.target.join(name);
             // What somebody has removed is nobody's loss any more.
-            if path.symlink_metadata().is_ok() && sha256_file(&path)? != *hash {
+            let Ok(found) = path.symlink_metadata() else { continue };
+            let may_differ = found.len() <= SMALL_BYTES || last_change(&found) > last_change(&receipt);
+            if may_differ && sha256_file(&path)? != *hash {
                 return Ok(Some(path));
             }
         }
         Ok(None)
     }
+}
+
+/// When the file was written, renamed or given other permissions, which no program can set to an earlier time.
+fn last_change(found: &Metadata) -> (i64, i64) {
+    (found.ctime(), found.ctime_nsec())
 }

@@ -1,14 +1,15 @@
 //! Output files that appear under their final name only when they are complete.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
 use super::lock::{locked, options_of};
 use super::names::{parent_of, partial};
+use super::protected::check_writable;
 use super::rename::{in_the_way, rename_to_free};
 use super::unfinished::unfinished;
 use crate::error::{Error, Kind, Result};
@@ -23,12 +24,46 @@ pub struct FileKind {
     pub holds: fn(&Path) -> bool,
 }
 
+/// The file that had a path when it was looked at, so that nothing but this file is replaced later. By default there was none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FoundFile(Option<Version>);
+
+/// One state of one file. A file system may give an inode that became free to the next file at once, and a file may be edited in place:
+/// every write and every change of name moves the time of change, which nobody can set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    id: Id,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+    mode: u32,
+}
+
+impl FoundFile {
+    /// What has the name `path` now; a link is not followed.
+    fn at(path: &Path) -> Self {
+        Self(path.symlink_metadata().ok().map(|found| Version::of(&found)))
+    }
+}
+
+impl Version {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            id: Id::of(found),
+            bytes: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+            mode: found.mode() & 0o7777,
+        }
+    }
+}
+
 /// Checks whether a file of `kind` may be written to `path`, without touching the disk: nothing or an empty file may be there, or, with
-/// `overwrite`, a file of this kind.
+/// `overwrite`, a file of this kind. [`StagedFile::create`] takes what was found.
 ///
 /// # Errors
-/// [`Kind::Usage`] where something else is there, or the path can't be a file's; [`Kind::Missing`] where its directory isn't there.
-pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<()> {
+/// [`Kind::Usage`] where something else is there, it is write-protected, or the path can't be a file's; [`Kind::Missing`] where its
+/// directory isn't there.
+pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<FoundFile> {
     let parent = parent_of(path);
     if !parent.is_dir() {
         let what = "the output's directory doesn't exist";
@@ -38,7 +73,7 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<()> {
     let refused = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
     let found = match path.symlink_metadata() {
         Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(FoundFile::default()),
         Err(e) => return Err(Error::io("cannot look at the output", path, e)),
     };
     if found.is_dir() {
@@ -60,7 +95,8 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<()> {
     if found.len() > 0 && !overwrite {
         return refused(format!("the output exists and holds {content}"), "choose another name, or give --overwrite");
     }
-    Ok(())
+    check_writable(path, &found)?;
+    Ok(FoundFile(Some(Version::of(&found))))
 }
 
 /// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed.
@@ -68,21 +104,23 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<()> {
 pub struct StagedFile {
     path: PathBuf,
     staging: PathBuf,
-    /// What it replaces: what has its name when it is begun.
-    replaced: Option<Id>,
+    /// What it replaces.
+    replaced: FoundFile,
     /// Holds the lock.
     file: File,
     committed: bool,
 }
 
 impl StagedFile {
-    /// Creates the hidden file beside `path` and locks it, so that no work is done for a file that can't be written. Whether what is
-    /// there may be replaced is for [`check_file`] to say.
+    /// Creates the hidden file beside `path` and locks it, so that no work is done for a file that can't be written. It replaces what
+    /// [`check_file`] has `found`, whose permissions it takes over.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be created, or another run is writing the same file.
-    pub fn create(path: &Path) -> Result<Self> {
+    /// [`Kind::Io`] where it can't be created, or another run is writing the same file; [`Kind::Stopped`] where the program is ending.
+    pub fn create(path: &Path, found: FoundFile) -> Result<Self> {
         let staging = partial(path)?;
+        // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no file.
+        let mut unfinished = unfinished(path)?;
         let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).open(&staging);
         let file = locked(path, &staging, open)?;
         // Another name would be another file of somebody's, which is emptied here.
@@ -90,66 +128,75 @@ impl StagedFile {
             let what = "no run of this program made this, which has the hidden name that the output needs";
             return Err(Error::new(Kind::Usage, what).file(&staging).remedy("remove it, or choose another output"));
         }
-        // What a killed run left behind.
-        file.set_len(0).map_err(|e| Error::io("cannot write this file", path, e))?;
-        unfinished().insert(staging.clone());
-        Ok(Self { path: path.to_owned(), staging, replaced: there(path), file, committed: false })
+        unfinished.insert(staging.clone());
+        let created = Self { path: path.to_owned(), staging, replaced: found, file, committed: false };
+        drop(unfinished);
+        // What a killed run left behind. Nobody may read now what nobody else could read before.
+        let permitted =
+            found.0.map_or(Ok(()), |found| created.file.set_permissions(Permissions::from_mode(found.mode)));
+        let emptied = permitted.and_then(|()| created.file.set_len(0));
+        emptied.map_err(|e| Error::io("cannot write this file", path, e))?;
+        Ok(created)
     }
 
-    /// Lets `fill` write the file, flushes it and lets it appear under its final name.
+    /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what is there then, for who writes it again.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. Where something has come there meanwhile, the file gets a
-    /// name beside it, which the error says.
-    pub fn commit(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. Where something else than what was found is there by now,
+    /// the file gets a name beside it, which the error says.
+    pub fn commit(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
         let fail = |e| Error::io("cannot write this file", &self.path, e);
         fill(&mut self.file).and_then(|()| self.file.sync_all()).map_err(fail)?;
-        let mut unfinished = unfinished();
-        if !unfinished.remove(&self.staging) {
-            return Err(Error::new(Kind::Stopped, "stopped").file(&self.path));
-        }
+        let mut unfinished = unfinished(&self.path)?;
+        unfinished.remove(&self.staging);
         self.committed = true;
-        let moved = match there(&self.path) {
-            // Hours may have passed: only what was looked at then is replaced.
-            Some(now) if self.replaced == Some(now) => fs::rename(&self.staging, &self.path).map(|()| None),
+        // Hours may have passed: only what was looked at then is replaced.
+        let moved = match FoundFile::at(&self.path) {
+            now @ FoundFile(Some(_)) if now == self.replaced => fs::rename(&self.staging, &self.path).map(|()| None),
             _ => rename_to_free(&self.staging, &self.path),
         };
         let moved = moved.map_err(|e| {
             let _ = fs::remove_file(&self.staging);
             fail(e)
         })?;
-        moved.map_or(Ok(()), |place| Err(in_the_way(&self.path, &place)))
+        match moved {
+            None => Ok(FoundFile(self.file.metadata().ok().map(|written| Version::of(&written)))),
+            Some(place) => Err(in_the_way(&self.path, &place)),
+        }
     }
-}
-
-/// What has the name `path`, which is not followed where it is a link.
-fn there(path: &Path) -> Option<Id> {
-    path.symlink_metadata().ok().map(|found| Id::of(&found))
 }
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if !self.committed && unfinished().remove(&self.staging) {
+        // Where the program is ending, who ends it has removed the file.
+        if !self.committed && unfinished(&self.path).is_ok_and(|mut files| files.remove(&self.staging)) {
             let _ = fs::remove_file(&self.staging);
         }
     }
 }
 
-/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it.
+/// Writes one result file so that it is whole or not there: `fill` writes a hidden file beside it. It replaces what is there now.
 ///
 /// # Errors
 /// [`Kind::Io`], and what `fill` returns.
 pub fn write_file_atomically(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    StagedFile::create(path)?.commit(fill)
+    StagedFile::create(path, FoundFile::at(path))?.commit(fill).map(drop)
 }
 
-/// Opens the file `path`, which may have to be made, to add to its end; a link under that name is not followed.
+/// Opens the file `path`, which may have to be made, to add to its end. A link under that name is not followed, and a file that has
+/// another name, too, is refused: that may be one that the run reads.
 ///
 /// # Errors
-/// [`Kind::Io`].
+/// [`Kind::Io`]; [`Kind::Usage`] for a file of two names.
 pub fn open_to_append(path: &Path) -> Result<File> {
-    let open = options_of(OFlags::empty()).append(true).create(true).open(path);
-    open.map_err(|e| Error::io("cannot write to this file", path, e))
+    let open = options_of(OFlags::NONBLOCK).append(true).create(true).open(path);
+    let file = open.map_err(|e| Error::io("cannot write to this file", path, e))?;
+    let found = file.metadata().map_err(|e| Error::io("cannot look at this file", path, e))?;
+    if found.nlink() > 1 {
+        let what = "this would be appended to a file that has another name, too (a hard link)";
+        return Err(Error::new(Kind::Usage, what).file(path).remedy("give a file of its own"));
+    }
+    Ok(file)
 }
 
 /// Opens the file `path` to read it, unless that is a link.
@@ -169,34 +216,103 @@ mod tests {
         let (path, hidden) = (dir.path().join("file"), dir.path().join(".file.partial-moe-convert"));
         fs::write(&hidden, "what a killed run left behind").unwrap();
         fs::write(&path, "before").unwrap();
-        let file = StagedFile::create(&path).unwrap();
-        let busy = StagedFile::create(&path).unwrap_err();
+        let create = || StagedFile::create(&path, FoundFile::at(&path));
+        let file = create().unwrap();
+        let busy = create().unwrap_err();
         assert!(busy.to_string().contains("another run"), "{busy}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "before");
         file.commit(|file| file.write_all(b"after")).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "after");
-        assert!(StagedFile::create(&path).unwrap().commit(|_| Err(io::Error::other("no"))).is_err());
-        drop(StagedFile::create(&path).unwrap());
+        assert!(create().unwrap().commit(|_| Err(io::Error::other("no"))).is_err());
+        drop(create().unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "after");
         assert!(!hidden.exists());
     }
+
+    /// Ways in which a file comes to a path, or becomes another one, while a run works.
+    const CHANGES: [(&str, fn(&Path)); 4] = [
+        ("written in place", |path| fs::write(path, "words").unwrap()),
+        ("removed and written", |path| {
+            let _ = fs::remove_file(path);
+            fs::write(path, "words").unwrap();
+        }),
+        ("renamed to it, as programs save that don't write in place", |path| {
+            let other = path.with_file_name("thesis");
+            fs::write(&other, "words").unwrap();
+            fs::rename(other, path).unwrap();
+        }),
+        ("edited, with the time of before", |path| {
+            let modified = path.metadata().and_then(|found| found.modified()).unwrap_or(std::time::UNIX_EPOCH);
+            fs::write(path, "words").unwrap();
+            File::options().append(true).open(path).unwrap().set_modified(modified).unwrap();
+        }),
+    ];
 
     #[test]
     fn what_comes_meanwhile_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        for before in [None, Some("an earlier file")] {
-            before.iter().for_each(|text| fs::write(&path, text).unwrap());
-            let file = StagedFile::create(&path).unwrap();
-            // Renamed over it, as programs save that don't write in place.
-            fs::write(dir.path().join("thesis"), "words").unwrap();
-            fs::rename(dir.path().join("thesis"), &path).unwrap();
-            let error = file.commit(|file| file.write_all(b"result")).unwrap_err().to_string();
-            assert!(error.contains("file-2") && error.contains("in the way"), "{error}");
-            assert_eq!(fs::read_to_string(&path).unwrap(), "words");
-            assert_eq!(fs::read_to_string(dir.path().join("file-2")).unwrap(), "result");
-            fs::remove_file(dir.path().join("file-2")).unwrap();
+        // Of as many bytes as what comes, too.
+        for before in [None, Some(""), Some("early"), Some("an earlier file")] {
+            for (how, change) in CHANGES {
+                let _ = fs::remove_file(&path);
+                before.iter().for_each(|text| fs::write(&path, text).unwrap());
+                let file = StagedFile::create(&path, FoundFile::at(&path)).unwrap();
+                // Clocks of file systems tick every few milliseconds.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                change(&path);
+                let error = file.commit(|file| file.write_all(b"result")).unwrap_err().to_string();
+                assert!(error.contains("file-2") && error.contains("in the way"), "{before:?} {how}: {error}");
+                assert_eq!(fs::read_to_string(&path).unwrap(), "words");
+                assert_eq!(fs::read_to_string(dir.path().join("file-2")).unwrap(), "result");
+                fs::remove_file(dir.path().join("file-2")).unwrap();
+            }
         }
+    }
+
+    #[test]
+    fn a_run_writes_its_own_file_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let write =
+            |found, text: &str| StagedFile::create(&path, found)?.commit(|file| file.write_all(text.as_bytes()));
+        let first = write(FoundFile::default(), "one").unwrap();
+        let second = write(first, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&path, "mine").unwrap();
+        assert!(write(second, "three").unwrap_err().to_string().contains("in the way"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn what_replaces_a_file_is_as_private_and_what_is_protected_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        const ANY: FileKind = FileKind { content: "anything", holds: |_| true };
+        for mode in [0o600, 0o640, 0o444] {
+            fs::write(&path, "before").unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let found = check_file(&path, &ANY, true);
+            if mode == 0o444 {
+                let error = found.unwrap_err();
+                assert!(error.kind() == Kind::Usage && error.to_string().contains("write-protected"), "{error}");
+                continue;
+            }
+            StagedFile::create(&path, found.unwrap()).unwrap().commit(|file| file.write_all(b"after")).unwrap();
+            assert_eq!(path.metadata().unwrap().mode() & 0o7777, mode);
+        }
+    }
+
+    #[test]
+    fn nothing_is_appended_to_a_file_of_two_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("notes.md"), dir.path().join("model.py"));
+        open_to_append(&path).unwrap().write_all(b"one").unwrap();
+        open_to_append(&path).unwrap().write_all(b"two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "onetwo");
+        fs::hard_link(&path, &other).unwrap();
+        assert_eq!(open_to_append(&path).unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]
@@ -237,7 +353,7 @@ mod tests {
     fn what_cannot_be_written_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("nowhere/file");
-        assert_eq!(StagedFile::create(&missing).unwrap_err().kind(), Kind::Io);
-        assert_eq!(StagedFile::create(Path::new("/")).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(StagedFile::create(&missing, FoundFile::default()).unwrap_err().kind(), Kind::Io);
+        assert_eq!(StagedFile::create(Path::new("/"), FoundFile::default()).unwrap_err().kind(), Kind::Usage);
     }
 }

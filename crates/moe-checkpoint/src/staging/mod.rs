@@ -3,7 +3,9 @@
 mod earlier;
 mod file;
 mod lock;
+mod modes;
 mod names;
+mod protected;
 mod rename;
 #[cfg(test)]
 mod tests;
@@ -21,13 +23,14 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
 use crate::writer::write_synced;
 
-pub use file::{FileKind, StagedFile, check_file, open_to_append, write_file_atomically};
-pub use unfinished::remove_unfinished;
+pub use file::{FileKind, FoundFile, StagedFile, check_file, open_to_append, write_file_atomically};
+pub use unfinished::{TemporaryDir, remove_unfinished};
 
 pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
 
 use lock::{lock, locked, options_of};
+use modes::Modes;
 use names::{aside, parent_of, partial};
 use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory};
 use unfinished::{clear_directory, unfinished};
@@ -51,6 +54,8 @@ pub struct OutputDir {
     manifest: Manifest,
     committed: bool,
     existing: Existing,
+    /// Of what it replaces.
+    modes: Option<Modes>,
     /// Holds the lock on the staging directory.
     _lock: File,
 }
@@ -105,8 +110,10 @@ impl OutputDir {
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
         let parent = parent_of(target);
-        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let staging = partial(target)?;
+        // Held until the directory is listed: a signal that comes meanwhile finds it there, or finds none.
+        let mut unfinished = unfinished(target)?;
+        fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
         let open = || {
             match fs::create_dir(&staging) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -121,17 +128,25 @@ impl OutputDir {
             rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
             Self::check(target, existing).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         }
-        // What a killed run left behind; nobody holds its lock.
-        clear_directory(&staging).map_err(|e| Error::io("cannot create the output", &staging, e))?;
-        unfinished().insert(staging.clone());
-        Ok(Self {
+        unfinished.insert(staging.clone());
+        let created = Self {
             target: target.to_owned(),
             staging,
             manifest: Manifest::default(),
             committed: false,
             existing,
+            modes: Modes::of(target),
             _lock: lock,
-        })
+        };
+        drop(unfinished);
+        let prepare = || {
+            // What a killed run left behind; nobody holds its lock.
+            clear_directory(&created.staging)?;
+            // Nobody else may read now what nobody else could read before.
+            created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&created.staging))
+        };
+        prepare().map_err(|e| Error::io("cannot create the output", &created.staging, e))?;
+        Ok(created)
     }
 
     /// Where files are written until the commit.
@@ -189,7 +204,7 @@ impl OutputDir {
 
     /// The path of the file `name`, whose folders are made.
     fn make_room(&self, name: &str) -> Result<PathBuf> {
-        if !unfinished().contains(&self.staging) {
+        if !unfinished(&self.target)?.contains(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
         let path = self.staging.join(name);
@@ -243,9 +258,11 @@ impl OutputDir {
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        sync_directories(&self.staging).map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
+        let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(&self.staging));
+        let flushed = kept.and_then(|()| sync_directories(&self.staging));
+        flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
         // Nobody removes it from now on, nor has begun to.
-        let mut unfinished = unfinished();
+        let mut unfinished = unfinished(&self.target)?;
         if !unfinished.remove(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
@@ -299,7 +316,8 @@ fn unconfirmed(place: &Path, error: io::Error) -> Error {
 
 impl Drop for OutputDir {
     fn drop(&mut self) {
-        if !self.committed && unfinished().remove(&self.staging) {
+        // Where the program is ending, who ends it removes the directory.
+        if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(&self.staging)) {
             let _ = fs::remove_dir_all(&self.staging);
         }
     }

@@ -59,7 +59,7 @@ fn what_was_removed_as_unfinished_cannot_appear() {
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     output.write(RECEIPT_FILE, b"{}").unwrap();
     let staging = output.path().to_owned();
-    unfinished().remove(&staging);
+    unfinished(&target).unwrap().remove(&staging);
     assert_eq!(output.commit().unwrap_err().kind(), Kind::Stopped);
     assert!(!target.exists());
 }
@@ -103,6 +103,7 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         (CARD_FILE, "a card that somebody has edited"),
         (RECEIPT_FILE, "{\"tool\": {\"build\": \"x\"}}"),
         (RUN_FILE, "{\"runs\": 7}"),
+        (RUN_FILE, &RUN.replace("{", "{\"notes\": \"mine\", ")),
         (LOG_FILE, "{\"step\": 1}\n"),
         (MANIFEST_FILE, &format!("{other_sums}{sums}")),
     ] {
@@ -125,7 +126,92 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         before.into_iter().for_each(|bytes| fs::write(target.join(name), bytes).unwrap());
     }
     finish_saying(&target, OVERWRITE, "{\"training\": {}}").unwrap();
+    fs::write(target.join(LOG_FILE), "{\"step\": 1, \"loss\": 2}\na note\n").unwrap();
+    assert!(OutputDir::create(&target, OVERWRITE).unwrap_err().to_string().contains(LOG_FILE));
     fs::write(target.join(LOG_FILE), "{\"step\": 1, \"loss\": 2}\n").unwrap();
+    finish(&target, OVERWRITE).unwrap();
+}
+
+#[test]
+fn overwrite_keeps_weights_that_somebody_has_put_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let weights = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "sub/vocab.zip", "x.bin"];
+    let make = || {
+        let mut output = OutputDir::create(&target, OVERWRITE)?;
+        for name in weights {
+            output.write(name, name.as_bytes())?;
+        }
+        output.write(RECEIPT_FILE, b"{}")?;
+        output.write(CARD_FILE, b"words")?;
+        output.commit()
+    };
+    make().unwrap();
+    for name in weights {
+        let path = target.join(name);
+        // In place, and under the time that it had before.
+        let modified = path.metadata().unwrap().modified().unwrap();
+        fs::write(&path, "mine").unwrap();
+        File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
+        let error = make().unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains(name), "{name}: {error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        fs::write(&path, name).unwrap();
+        // A rewritten file of the same content is nobody's loss.
+        make().unwrap();
+    }
+}
+
+#[test]
+fn large_weights_are_hashed_only_where_they_changed_after_the_receipt() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
+    let large = "model.safetensors";
+    let file = File::create(output.path().join(large)).unwrap();
+    file.set_len(earlier::SMALL_BYTES + 1).unwrap();
+    // A wrong hash shows whether it was looked at.
+    output.add_hashes([(large.to_owned(), "0".repeat(64))]);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    output.write(RECEIPT_FILE, b"{}").unwrap();
+    output.write(CARD_FILE, b"words").unwrap();
+    output.commit().unwrap();
+    OutputDir::check(&target, OVERWRITE).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    // What is moved there has an old time of writing.
+    fs::rename(target.join(large), dir.path().join("aside")).unwrap();
+    fs::rename(dir.path().join("aside"), target.join(large)).unwrap();
+    assert!(OutputDir::check(&target, OVERWRITE).unwrap_err().to_string().contains(large));
+}
+
+#[test]
+fn what_replaces_a_result_is_as_private_and_what_is_protected_stays() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let allow = |name: &str, mode| {
+        fs::set_permissions(target.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mode = |name: &str| target.join(name).metadata().unwrap().mode() & 0o7777;
+    finish(&target, OPTIONS).unwrap();
+    allow("", 0o750);
+    allow(RECEIPT_FILE, 0o640);
+    allow(CARD_FILE, 0o600);
+    allow(MANIFEST_FILE, 0o600);
+    let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
+    assert_eq!(output.path().metadata().unwrap().mode() & 0o777, 0o700);
+    output.write(RECEIPT_FILE, b"{}").unwrap();
+    output.write(CARD_FILE, b"words").unwrap();
+    output.write("sub/new.json", b"words").unwrap();
+    output.commit().unwrap();
+    let modes = ["", RECEIPT_FILE, CARD_FILE, MANIFEST_FILE, "sub/new.json"].map(mode);
+    assert_eq!(modes, [0o750, 0o640, 0o600, 0o600, 0o600]);
+    for (name, protected, allowed) in [("", 0o555, 0o755), ("sub", 0o555, 0o755), (CARD_FILE, 0o444, 0o644)] {
+        allow(name, protected);
+        let error = OutputDir::check(&target, OVERWRITE).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("write-protected"), "{name}: {error}");
+        allow(name, allowed);
+    }
     finish(&target, OVERWRITE).unwrap();
 }
 

@@ -1,46 +1,88 @@
-//! What this process is writing, and must not leave behind.
+//! What this process is writing, which is removed when a signal ends it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
-/// Hidden directories and files that this process is writing.
-pub(super) fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+/// Hidden directories and files that this process is writing, and its temporary directories.
+#[derive(Debug)]
+struct List {
+    paths: BTreeSet<PathBuf>,
+    is_ending: bool,
 }
 
-/// Removes what this process was writing: for one that ends at once. Who still writes there gets an error.
+fn list() -> MutexGuard<'static, List> {
+    static LIST: Mutex<List> = Mutex::new(List { paths: BTreeSet::new(), is_ending: false });
+    LIST.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The list, while nobody else can change it or end the program.
+pub(super) struct Unfinished(MutexGuard<'static, List>);
+
+impl Deref for Unfinished {
+    type Target = BTreeSet<PathBuf>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.paths
+    }
+}
+
+impl DerefMut for Unfinished {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0.paths
+    }
+}
+
+/// The list, for who writes `output`. What is to be removed at the end is made and listed under one lock.
 ///
 /// # Errors
-/// [`crate::Kind::Io`] where something can't be removed.
+/// [`Kind::Stopped`] where the program is ending: nothing new may appear then, which nobody would remove.
+pub(super) fn unfinished(output: &Path) -> Result<Unfinished> {
+    let list = list();
+    if list.is_ending {
+        return Err(Error::new(Kind::Stopped, "stopped").file(output));
+    }
+    Ok(Unfinished(list))
+}
+
+/// Removes what this process was writing: for one that ends at once. Who still writes there gets an error, and nothing new is begun.
+/// Called again, it removes what has come there since.
+///
+/// # Errors
+/// [`Kind::Io`] where something can't be removed.
 pub fn remove_unfinished() -> Result<()> {
-    let mut unfinished = unfinished();
+    let mut list = list();
+    list.is_ending = true;
     let remove = |path: &PathBuf| removed(path).map_err(|e| Error::io("cannot remove this", path, e));
-    let removed: Vec<Result<()>> = std::mem::take(&mut *unfinished).iter().map(remove).collect();
+    let removed: Vec<Result<()>> = list.paths.iter().map(remove).collect();
     removed.into_iter().collect()
 }
 
 /// Removes `path` and what is in it. Who still writes there may put a file into a directory that was just found empty.
 fn removed(path: &Path) -> io::Result<()> {
     const TRIES: usize = 100;
-    let once = || if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    let mut result = once();
+    let mut result = removed_once(path);
     for _ in 1..TRIES {
         match &result {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => std::thread::sleep(PAUSE),
             _ => break,
         }
-        result = once();
+        result = removed_once(path);
     }
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
+}
+
+fn removed_once(path: &Path) -> io::Result<()> {
+    // What has the name now may be a link.
+    if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// How long is waited between two tries to remove a directory.
@@ -56,4 +98,44 @@ pub(super) fn clear_directory(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A directory of this process alone, which is removed when this is dropped, and when a signal ends the process.
+#[derive(Debug)]
+pub struct TemporaryDir(PathBuf);
+
+impl TemporaryDir {
+    /// Takes over the directory that `make` makes.
+    ///
+    /// # Errors
+    /// What `make` returns, for the directory `within`; [`Kind::Stopped`] where the program is ending.
+    pub fn made(within: &Path, make: impl FnOnce() -> io::Result<PathBuf>) -> Result<Self> {
+        let mut unfinished = unfinished(within)?;
+        let path = make().map_err(|e| Error::io("cannot make a temporary directory here", within, e))?;
+        unfinished.insert(path.clone());
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Removes it now.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where that fails.
+    pub fn remove(self) -> Result<()> {
+        unfinished(&self.0)?.remove(&self.0);
+        removed(&self.0).map_err(|e| Error::io("cannot remove this temporary directory", &self.0, e))
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // Where the program is ending, who ends it removes the directory.
+        if unfinished(&self.0).is_ok_and(|mut list| list.remove(&self.0)) {
+            let _ = removed(&self.0);
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! `run`: the steps of a recipe, and what is said of them.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, Kind, check_file, counted, open_to_append, shown, shown_path, write_file_atomically};
+use moe_checkpoint::{Error, FoundFile, Kind, StagedFile, check_file, counted, open_to_append, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
@@ -24,7 +25,7 @@ impl Session {
         path: &Path,
         set: &[(String, String)],
         how: How,
-        reports: &Reports,
+        mut reports: Reports,
         timings: &mut Timings,
     ) -> Result<()> {
         let recipe = Recipe::read(path, set)?;
@@ -218,6 +219,8 @@ pub(super) struct Reports {
     /// Whether an earlier JUnit file is replaced.
     pub overwrite: bool,
     pub summary: Option<PathBuf>,
+    /// The JUnit file as this run has last seen or written it, and may replace it.
+    pub found: FoundFile,
 }
 
 impl Reports {
@@ -226,7 +229,7 @@ impl Reports {
     }
 
     /// Refuses what can't be written to, or holds something else, before there is anything to report.
-    fn check(&self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
             let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
             if !parent.as_os_str().is_empty() && !parent.is_dir() {
@@ -236,15 +239,21 @@ impl Reports {
             }
         }
         if let Some(path) = &self.junit {
-            check_file(path, &JUNIT, self.overwrite)?;
+            self.found = check_file(path, &JUNIT, self.overwrite)?;
         }
         if let Some(path) = &self.summary {
             check_summary(path)?;
+            // Opened only: whatever keeps it from being written to shows now, not after all steps.
+            let is_new = path.symlink_metadata().is_err();
+            drop(open_to_append(path)?);
+            if is_new {
+                fs::remove_file(path).map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
+            }
         }
         Ok(())
     }
 
-    fn write(&self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
+    fn write(&mut self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
         self.write_junit(recipe, steps)?;
         if let Some(path) = &self.summary {
             // Steps of a CI job share this file.
@@ -254,9 +263,12 @@ impl Reports {
         Ok(())
     }
 
-    /// Replaces the JUnit file, which is written before each step, too: a job that is killed leaves one that says where.
-    fn write_junit(&self, recipe: &str, steps: &[StepOutcome]) -> Result<()> {
+    /// Replaces the JUnit file, which is written before each step, too: a job that is killed leaves one that says where. What somebody
+    /// has put in its place meanwhile stays.
+    fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<()> {
         let Some(path) = &self.junit else { return Ok(()) };
-        Ok(write_file_atomically(path, |file| file.write_all(junit(recipe, steps).as_bytes()))?)
+        let file = StagedFile::create(path, self.found)?;
+        self.found = file.commit(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        Ok(())
     }
 }

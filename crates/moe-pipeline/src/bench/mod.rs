@@ -6,7 +6,7 @@ mod peaks;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, TemporaryDir};
 use moe_math::Compute;
 use moe_math::meter::Meter;
 use moe_math::sampling::{choose, generator};
@@ -103,8 +103,8 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     std::fs::create_dir_all(&options.scratch)
         .map_err(|e| Error::io("cannot make this directory", &options.scratch, e))?;
-    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch);
-    let dir = dir.map_err(|e| Error::io("cannot make a directory here", &options.scratch, e))?;
+    let make = || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch)?.keep());
+    let dir = TemporaryDir::made(&options.scratch, make)?;
     let bytes = proportions.bytes(options.layers);
     progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
     proportions.write(options.layers, &dir.path().join(MODEL))?;
@@ -136,8 +136,7 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
         std::fs::remove_dir_all(&output).map_err(|e| Error::io("cannot remove this result", &output, e))?;
         progress.advance(1);
     }
-    let path = dir.path().to_owned();
-    dir.close().map_err(|e| Error::io("cannot remove this directory", path, e))?;
+    dir.remove()?;
     let BenchOptions { like, layers, tokens, .. } = options;
     let layers = [*layers, proportions.layers];
     Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })

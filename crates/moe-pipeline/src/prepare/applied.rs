@@ -4,7 +4,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, file_exists, json, sha256_bytes};
+use moe_checkpoint::{
+    Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, check_file, file_exists, json, sha256_bytes,
+};
 use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
@@ -14,6 +16,7 @@ use super::beside::Beside;
 use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
 use crate::memory::Text;
+use crate::outputs::PLAN;
 use crate::resources::ByteSize;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
@@ -168,8 +171,9 @@ impl<'p> Applied<'p> {
     }
 
     /// Makes sure that decisions can be written where its user wants them.
-    pub(super) fn stage_plan(&mut self) -> Result<()> {
-        self.plan_file = self.pass.plan_out().map(StagedFile::create).transpose()?;
+    pub(super) fn stage_plan(&mut self, overwrite: bool) -> Result<()> {
+        let Some(path) = self.pass.plan_out() else { return Ok(()) };
+        self.plan_file = Some(StagedFile::create(path, check_file(path, &PLAN, overwrite)?)?);
         Ok(())
     }
 
@@ -179,7 +183,7 @@ impl<'p> Applied<'p> {
         let text = json::to_pretty(&self.pass.describe_decisions(&self.source, decisions));
         self.written =
             self.pass.plan_out().map(|path| (path.to_string_lossy().into_owned(), sha256_bytes(text.as_bytes())));
-        file.commit(|file| file.write_all(text.as_bytes()))
+        file.commit(|file| file.write_all(text.as_bytes())).map(drop)
     }
 
     /// Whether it can decide in the sweep in which `before` does, whose layers it converts.

@@ -31,7 +31,7 @@ impl Prepared<'_> {
         timings: &mut Timings,
     ) -> Result<()> {
         let (compute, meter) = (&options.compute, &options.compute.meter);
-        self.applied[..count].iter_mut().try_for_each(Applied::stage_plan)?;
+        self.applied[..count].iter_mut().try_for_each(|applied| applied.stage_plan(options.overwrite))?;
         let mut first = 0;
         while first < count {
             let end = self.end_of_sweep(first).min(count);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use include_dir::{Dir, include_dir};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, TemporaryDir};
 use moe_math::Compute;
 use serde::Serialize;
 use serde_json::Value;
@@ -102,12 +102,11 @@ fn check(name: String, tolerance: f64, outcomes: &[Outcome]) -> Check {
 }
 
 /// The goldens, unpacked.
-struct Goldens(tempfile::TempDir);
+struct Goldens(TemporaryDir);
 
 impl Goldens {
     fn unpack() -> Result<Self> {
-        let dir =
-            tempfile::tempdir().map_err(|e| Error::io("cannot make a temporary directory", std::env::temp_dir(), e))?;
+        let dir = TemporaryDir::made(&std::env::temp_dir(), || Ok(tempfile::tempdir()?.keep()))?;
         for (folder, files) in &GOLDENS {
             let path = dir.path().join(folder);
             let unpack = fs::create_dir_all(&path).and_then(|()| files.extract(&path));
@@ -133,8 +132,7 @@ impl Goldens {
     }
 
     fn remove(self) -> Result<()> {
-        let path = self.0.path().to_owned();
-        self.0.close().map_err(|e| Error::io("cannot remove the temporary directory", path, e))
+        self.0.remove()
     }
 }
 

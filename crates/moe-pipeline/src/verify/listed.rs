@@ -71,6 +71,7 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
     let mut files = 0;
+    let within = Folder::of(dir)?;
     while let Some(prefix) = folders.pop() {
         let folder = dir.join(&prefix);
         let fail = |e| Error::io("cannot list this directory", &folder, e);
@@ -93,10 +94,13 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
                 }
                 continue;
             }
-            // A run writes files, no links.
-            let is_run = UNLISTED_FILES.contains(&name.as_str()) && entry.file_type().map_err(fail)?.is_file();
+            let path = entry.path();
+            // A hub cache has links to its blobs in the place of files.
+            let is_run = UNLISTED_FILES.contains(&name.as_str()) && within.check_file(&path).is_ok();
             if !manifest.files.contains_key(&name) && !is_run {
-                found.push(format!("{prefix}{shown}"));
+                // What a link leads to that isn't a file, a folder now or later, may bring anything.
+                let is_open = entry.file_type().map_err(fail)?.is_symlink() && !path.is_file();
+                found.push(format!("{prefix}{shown}{}", if is_open { "/" } else { "" }));
             }
         }
     }
@@ -108,7 +112,11 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
 /// files.
 fn is_loaded(name: &str) -> bool {
     let (folder, file) = name.rsplit_once('/').map_or(("", name), |(folder, file)| (folder, file));
-    if file.starts_with('.') || folder.split('/').any(|part| part.starts_with('.')) || file.is_empty() {
+    // A folder is listed as a whole where it is hidden, which loaders pass over, or a link, through which they go.
+    if file.is_empty() {
+        return !folder.rsplit('/').next().is_some_and(|last| last.starts_with('.'));
+    }
+    if file.starts_with('.') || folder.split('/').any(|part| part.starts_with('.')) {
         return false;
     }
     if [".py", ".jinja"].iter().any(|end| file.ends_with(end)) {
