@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::locations::Id;
 use crate::manifest::hex;
 use crate::staging::{is_hidden, open_no_link, write_file_atomically};
 use crate::whole::read_text;
@@ -31,7 +32,8 @@ pub struct Saved {
     folder: SavedFolder,
     key: String,
     resume: bool,
-    opened: OnceLock<()>,
+    /// The folder that was marked.
+    opened: OnceLock<Id>,
 }
 
 /// A folder of saved steps, of whichever run.
@@ -77,11 +79,12 @@ impl SavedFolder {
                 .file(self.dir.join(foreign))
                 .remedy("move it elsewhere, or choose another output"));
         }
-        // Nothing but the folder itself, and what a killed run was about to write.
-        if names.iter().all(|name| is_hidden(name)) {
-            return Ok(false);
+        // Nothing but the folder itself, its mark, and what a killed run was about to write.
+        let is_used = names.iter().any(|name| !is_hidden(name) && name != MARK_FILE);
+        if is_used || names.iter().any(|name| name == MARK_FILE) {
+            self.key()?;
         }
-        self.key().map(|_| true)
+        Ok(is_used)
     }
 
     /// The key of the run whose steps these are.
@@ -185,15 +188,27 @@ impl Saved {
         self.resume
     }
 
-    /// Makes the folder and marks it, before the first file is written there.
+    /// Whether steps are here that were finished before.
+    pub fn has_steps(&self) -> bool {
+        let is_step = |name: &String| self.path(name).is_file() && name != MARK_FILE && !is_hidden(name);
+        self.folder.names().is_ok_and(|names| names.iter().any(is_step))
+    }
+
+    /// Makes the folder and marks it, before the first file is written there. Called before each further file, it makes sure that this is
+    /// still the folder: a link in its place would lead anywhere.
     ///
     /// # Errors
-    /// [`Kind::Io`].
+    /// [`Kind::Io`]; [`Kind::Mismatch`] where something else has the folder's name by now.
     pub fn begin(&self) -> Result<()> {
-        if self.opened.get().is_some() {
-            return Ok(());
-        }
         let dir = &self.folder.dir;
+        let found = || dir.symlink_metadata().ok().filter(fs::Metadata::is_dir).map(|found| Id::of(&found));
+        let replaced = || {
+            let what = "this folder, in which the run saves, was moved or replaced while it worked";
+            Error::new(Kind::Mismatch, what).file(dir).remedy("put it back, and go on with --resume")
+        };
+        if let Some(marked) = self.opened.get() {
+            return if found() == Some(*marked) { Ok(()) } else { Err(replaced()) };
+        }
         match fs::create_dir(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io("cannot make the folder of this training", dir, e));
@@ -202,7 +217,7 @@ impl Saved {
             _ => self.folder.is_used()?,
         };
         write_file_atomically(&self.path(MARK_FILE), |file| writeln!(file, "{MARK}\n{}", self.key))?;
-        let _ = self.opened.set(());
+        let _ = self.opened.set(found().ok_or_else(replaced)?);
         Ok(())
     }
 
@@ -286,6 +301,42 @@ mod tests {
         folder(&dir).remove().unwrap();
         assert!(!dir.exists());
         folder(&dir).remove().unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_only_marked_is_in_nobody_s_way() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("saved");
+        folder(&dir).open("a".to_owned(), false).unwrap().begin().unwrap();
+        assert!(!folder(&dir).is_used().unwrap());
+        let resumed = folder(&dir).open("b".to_owned(), true).unwrap();
+        assert!(!dir.exists() && !resumed.has_steps());
+        resumed.put("one", &[1]).unwrap();
+        assert!(resumed.has_steps() && folder(&dir).is_used().unwrap());
+    }
+
+    #[test]
+    fn nothing_is_saved_through_what_takes_the_folder_s_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, elsewhere) = (parent.path().join("saved"), parent.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        let saved = folder(&dir).open("a".to_owned(), false).unwrap();
+        saved.put("one", &[1]).unwrap();
+        fs::rename(&dir, parent.path().join("aside")).unwrap();
+        for folder_instead in [false, true] {
+            match folder_instead {
+                true => fs::create_dir(&dir).unwrap(),
+                false => std::os::unix::fs::symlink(&elsewhere, &dir).unwrap(),
+            }
+            assert_eq!(saved.put("two", &[2]).unwrap_err().kind(), Kind::Mismatch);
+            assert_eq!((fs::read_dir(&elsewhere).unwrap().count(), fs::read_dir(&dir).unwrap().count()), (0, 0));
+            if !folder_instead {
+                fs::remove_file(&dir).unwrap();
+            }
+        }
+        fs::remove_dir(&dir).unwrap();
+        fs::rename(parent.path().join("aside"), &dir).unwrap();
+        saved.put("two", &[2]).unwrap();
     }
 
     #[test]

@@ -4,22 +4,60 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use unicode_general_category::{GeneralCategory, get_general_category};
+
 /// Whether terminals and pages obey `c` instead of showing it: control characters, marks that turn the direction of text, breaks of
 /// lines and paragraphs, characters without a width, and those that are no characters. Joiners stay: scripts and emoji need them.
 pub fn is_obeyed(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{061c}'
-                | '\u{200b}'
-                | '\u{200e}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{fffe}'..='\u{ffff}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
+    match get_general_category(c) {
+        GeneralCategory::Control | GeneralCategory::LineSeparator | GeneralCategory::ParagraphSeparator => true,
+        GeneralCategory::Format => !is_joiner(c) && !is_visible_format(c),
+        _ => is_ignorable(c) || is_noncharacter(c),
+    }
+}
+
+fn is_joiner(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}')
+}
+
+/// Signs that stand around numbers and words in Arabic, Syriac and Kaithi: Unicode's Prepended_Concatenation_Mark.
+fn is_visible_format(c: char) -> bool {
+    matches!(
+        c,
+        '\u{0600}'..='\u{0605}'
+            | '\u{06dd}'
+            | '\u{070f}'
+            | '\u{0890}'..='\u{0891}'
+            | '\u{08e2}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+    )
+}
+
+/// Letters, marks and places without a character that are shown as nothing: Unicode's Default_Ignorable_Code_Point, but for what is in
+/// the category of formats.
+fn is_ignorable(c: char) -> bool {
+    matches!(
+        c,
+        '\u{034f}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{2065}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fff8}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// The last two of each plane, and 32 more.
+fn is_noncharacter(c: char) -> bool {
+    u32::from(c) & 0xfffe == 0xfffe || matches!(c, '\u{fdd0}'..='\u{fdef}')
 }
 
 /// `text` for a terminal: what [`is_obeyed`] is escaped as Rust writes it, but for the characters of `layout`.
@@ -75,6 +113,16 @@ mod tests {
         assert_eq!(shown("\u{202e}abc\u{2066}", ""), r"\u{202e}abc\u{2066}");
         let plain = "naïve, 日本語, 👩\u{200d}🔬, ünï → █░ |Δ|";
         assert!(matches!(shown(plain, ""), Cow::Borrowed(text) if text == plain));
+    }
+
+    #[test]
+    fn what_has_no_width_is_obeyed_and_what_is_seen_is_not() {
+        let obeyed = "\u{0}\u{7f}\u{85}\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{180b}\u{180e}\u{200b}\u{200e}\u{2028}\u{2029}\
+                      \u{202e}\u{2060}\u{2065}\u{206f}\u{3164}\u{fdd0}\u{fe00}\u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffe}\u{1d173}\u{1fffe}\
+                      \u{1ffff}\u{e0001}\u{e0100}\u{e01ef}\u{10ffff}";
+        obeyed.chars().for_each(|c| assert!(is_obeyed(c), "U+{:04X}", u32::from(c)));
+        let seen = "a~é\u{301}日\u{3163}\u{ffa1}\u{600}\u{6dd}\u{200c}\u{200d}👩\u{e000}\u{fdf0}";
+        seen.chars().for_each(|c| assert!(!is_obeyed(c), "U+{:04X}", u32::from(c)));
     }
 
     #[test]

@@ -7,15 +7,15 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, FoundFile, Kind, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, FoundFile, Kind, OutputDir, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, ObserveOptions, Progress, RECEIPT_FILE, Timings, WritingOptions, bench,
-    convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema, selftest, verify,
-    write_logits,
+    convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left,
+    verify, write_logits,
 };
 use serde::Serialize;
 
@@ -241,6 +241,14 @@ impl Session {
     }
 
     fn kept(&self, output: &Path) -> Result<()> {
+        // A run that was killed while it made the result again.
+        OutputDir::remove_leftover(output)?;
+        if let Some(training) = training_left(output) {
+            self.progress.note(&format!(
+                "{} is left by a run that was stopped: remove it, unless that is to go on with its own options",
+                shown_path(&training)
+            ));
+        }
         self.print(&serde_json::json!({ "finished": output.to_string_lossy() }), || {
             format!("{} is finished already: same work, options, source and build\n", shown_path(output))
         })

@@ -11,6 +11,7 @@ use moe_forward::DomainReport;
 use moe_passes::{Identity, Kept, MergeOptions};
 
 use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
+use crate::portable::portable_options;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report::REPORT_FILE;
 use crate::resources::ByteSize;
@@ -96,7 +97,7 @@ pub(crate) fn render(receipt: &Receipt, name: &str, carried: &Carried) -> String
     }
     for (pass, options) in receipt.before.iter().map(|e| (e.pass, &e.options)).chain([(receipt.pass, &receipt.options)])
     {
-        let options = MarkdownBlock { language: "json", text: &json::to_pretty(options) };
+        let options = MarkdownBlock { language: "json", text: &json::to_pretty(&portable_options(options)) };
         let _ = write!(card, "\nOptions of `{pass}`:\n\n{options}");
     }
     let _ = write!(

@@ -20,6 +20,7 @@ use rustix::fs::{OFlags, statvfs};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::locations::Id;
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
 use crate::writer::write_synced;
 
@@ -56,8 +57,8 @@ pub struct OutputDir {
     existing: Existing,
     /// Of what it replaces.
     modes: Option<Modes>,
-    /// Holds the lock on the staging directory.
-    _lock: File,
+    /// The staging directory itself, with the lock on it.
+    lock: File,
 }
 
 impl OutputDir {
@@ -101,6 +102,19 @@ impl OutputDir {
         }
     }
 
+    /// Removes what a killed run has left of `target` under a hidden name, unless another run is writing there.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where it can't be removed.
+    pub fn remove_leftover(target: &Path) -> Result<()> {
+        let staging = partial(target)?;
+        let Ok(hidden) = options_of(OFlags::DIRECTORY).open(&staging) else { return Ok(()) };
+        if lock(target, &hidden).is_err() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&staging).map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
+    }
+
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
@@ -136,7 +150,7 @@ impl OutputDir {
             committed: false,
             existing,
             modes: Modes::of(target),
-            _lock: lock,
+            lock,
         };
         drop(unfinished);
         let prepare = || {
@@ -207,6 +221,7 @@ impl OutputDir {
         if !unfinished(&self.target)?.contains(&self.staging) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
+        self.check_staging()?;
         let path = self.staging.join(name);
         // Not the hidden directory itself, which a signal may just have removed.
         let mut folder = self.staging.clone();
@@ -220,6 +235,21 @@ impl OutputDir {
             }
         }
         Ok(path)
+    }
+
+    /// Refuses to go on where something else has the staging directory's name by now: a link would lead anywhere.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] then.
+    fn check_staging(&self) -> Result<()> {
+        let id = |found: fs::Metadata| Id::of(&found);
+        let own = self.lock.metadata().map(id);
+        let now = self.staging.symlink_metadata().map(id);
+        if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
+            return Ok(());
+        }
+        let what = "this directory, in which the run writes, was moved or replaced while it worked";
+        Err(Error::new(Kind::Mismatch, what).file(&self.staging).remedy("leave hidden names alone, and run it again"))
     }
 
     /// SHA-256 of what was written and listed so far, by name.
@@ -257,6 +287,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
+        self.check_staging()?;
         write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
         let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(&self.staging));
         let flushed = kept.and_then(|()| sync_directories(&self.staging));

@@ -342,3 +342,34 @@ fn a_second_run_on_the_same_output_is_refused() {
     drop(first);
     OutputDir::check_idle(&target).unwrap();
 }
+
+#[test]
+fn nothing_is_written_through_what_takes_the_hidden_directory_s_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, elsewhere) = (dir.path().join("out"), dir.path().join("elsewhere"));
+    fs::create_dir(&elsewhere).unwrap();
+    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
+    output.write(RECEIPT_FILE, b"{}").unwrap();
+    let hidden = output.path().to_owned();
+    fs::rename(&hidden, dir.path().join("aside")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &hidden).unwrap();
+    assert_eq!(output.write(CARD_FILE, b"words").unwrap_err().kind(), Kind::Mismatch);
+    assert_eq!(output.commit().unwrap_err().kind(), Kind::Mismatch);
+    assert!(names(&elsewhere).is_empty() && !target.exists());
+}
+
+#[test]
+fn what_a_killed_run_has_left_is_removed_unless_a_run_writes_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    OutputDir::remove_leftover(&target).unwrap();
+    let running = OutputDir::create(&target, OPTIONS).unwrap();
+    OutputDir::remove_leftover(&target).unwrap();
+    assert!(running.path().exists());
+    let hidden = running.path().to_owned();
+    drop(running);
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join("half"), "").unwrap();
+    OutputDir::remove_leftover(&target).unwrap();
+    assert!(!hidden.exists());
+}

@@ -17,7 +17,7 @@ use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
-use crate::train::{IDLE, Subject, TrainingDir};
+use crate::train::{IDLE, NOTHING_SAVED, Subject, TrainingDir};
 use crate::trust;
 
 impl Prepared<'_> {
@@ -91,8 +91,11 @@ impl Prepared<'_> {
             Some(mut deciding) => {
                 if deciding.decider.saves() {
                     let saved = self.saved(index, &deciding, options, output)?;
-                    if options.resume && TrainingDir::of(output).is_used()? {
-                        progress.note("what was trained before is taken from what was saved");
+                    if options.resume {
+                        progress.note(match saved.has_steps() {
+                            true => "what was trained before is taken from what was saved",
+                            false => NOTHING_SAVED,
+                        });
                     }
                     deciding.decider.save_in(saved);
                 }

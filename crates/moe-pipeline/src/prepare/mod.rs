@@ -19,6 +19,7 @@ use moe_passes::{Effect, Identity, Pass, Sources};
 use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
+use crate::portable::portable;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, device_kind, directory_of, storage};
 use crate::train::{self, TrainingRecord};
@@ -156,7 +157,7 @@ impl<'p> Prepared<'p> {
         warnings.extend(self.unchosen());
         warnings.extend(self.checkpoint.warnings().iter().cloned());
         for other in self.applied.iter().flat_map(|applied| &applied.beside.others) {
-            warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", other.dir().display())));
+            warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", portable(other.dir()))));
         }
         warnings.extend(side_files::warnings(&self.side_files));
         warnings

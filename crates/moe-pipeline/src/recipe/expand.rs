@@ -7,10 +7,10 @@ use std::path::Path;
 use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
-use super::outcome::portable;
 use super::source::Source;
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
+use crate::portable::portable;
 
 /// A few choices in a few blocks within each other make more steps than can ever run.
 const MAX_STEPS: usize = 10_000;

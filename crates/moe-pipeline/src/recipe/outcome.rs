@@ -1,12 +1,12 @@
 //! What became of each step of a recipe, for people who read a CI job's page: JUnit XML and Markdown.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Kind, shown};
 
 use super::Recipe;
 use crate::markdown::{MarkdownBlock, MarkdownText};
+use crate::portable::portable;
 use crate::report::Escaped;
 use crate::summary::Average;
 
@@ -56,13 +56,6 @@ impl Recipe {
     pub fn step_name(&self, index: usize) -> String {
         format!("{}. {}: {}", index + 1, self.steps[index].name(), portable(self.steps[index].subject()))
     }
-}
-
-/// `path` from the working directory on or, where it lies elsewhere, its name alone.
-pub(super) fn portable(path: &Path) -> String {
-    let below = std::env::current_dir().ok().and_then(|dir| path.strip_prefix(dir).ok().map(Path::to_owned));
-    let name = path.file_name().filter(|_| path.is_absolute()).map(PathBuf::from);
-    below.or(name).unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
 }
 
 /// JUnit XML with a test case for each step; gates that aren't met are failures, all else that goes wrong is an error.
@@ -134,6 +127,8 @@ pub fn markdown(recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> St
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn steps() -> Vec<StepOutcome> {

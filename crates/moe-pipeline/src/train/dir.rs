@@ -8,7 +8,7 @@ use moe_checkpoint::{
     Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
 };
 
-use super::log;
+use super::log::{self, Written};
 
 /// What a training of the whole model goes on from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
@@ -79,14 +79,20 @@ impl TrainingDir {
     }
 }
 
-/// The log of the training in `saved`, of which `steps` steps were taken before: later lines are dropped. With it comes
-/// what it says already.
+/// The folder beside the result `output` in which a training that was stopped is saved; None where there is none.
+pub fn training_left(output: &Path) -> Option<PathBuf> {
+    let training = TrainingDir::of(output);
+    training.is_used().is_ok_and(|used| used).then(|| training.path().to_owned())
+}
+
+/// The log of the training in `saved`, which goes on behind what was `written` when its state was saved: later lines are dropped.
+/// With it comes what it says already.
 ///
 /// # Errors
-/// [`Kind::Malformed`] where the lines of a step that was taken are not there; [`Kind::Io`].
-pub(super) fn open_log(saved: &Saved, steps: u64) -> Result<(File, String)> {
+/// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`].
+pub(super) fn open_log(saved: &Saved, written: &Written) -> Result<(File, String)> {
     let path = saved.path(LOG_FILE);
-    let kept = if steps > 0 { lines_until(&path, steps)? } else { String::new() };
+    let kept = if written.bytes > 0 { beginning(&path, written)? } else { String::new() };
     write_file_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
     Ok((open_to_append(&path)?, kept))
 }
@@ -97,33 +103,19 @@ pub(super) fn logged_steps(saved: &Saved) -> u64 {
     log::lines(&text).filter(|line| line.is_of_step).filter_map(|line| line.step).max().unwrap_or(0)
 }
 
-/// The lines of the log `path` that are of the first `steps` steps, each of which has one.
-fn lines_until(path: &Path, steps: u64) -> Result<String> {
+/// The beginning of the log `path`, which must be what was `written`.
+fn beginning(path: &Path, written: &Written) -> Result<String> {
     const REMEDY: &str =
         "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
-    let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
-    let text = read_text(path, MAX_LOG_BYTES)
-        .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
-    let (mut kept, mut taken) = (String::new(), 0);
-    for (number, line) in log::lines(&text).enumerate() {
-        // The last line may have been cut when the run was killed, behind the steps that count.
-        let Some(step) = line.step else {
-            if taken == steps {
-                break;
-            }
-            return Err(malformed(format!("line {} is no step of a training", number + 1)));
-        };
-        if step > steps {
-            break;
-        }
-        taken += u64::from(line.is_of_step && step == taken + 1);
-        kept += line.text;
-        kept.push('\n');
+    let malformed = |what: &str| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
+    let mut text = read_text(path, MAX_LOG_BYTES)
+        .map_err(|e| malformed("the log of this training can't be read").source(e.briefly()))?;
+    let bytes = usize::try_from(written.bytes).unwrap_or(usize::MAX);
+    if !text.is_char_boundary(bytes) || Written::of(&text.as_bytes()[..bytes]) != *written {
+        return Err(malformed("this log and the state beside it are not of one run, or the log was changed"));
     }
-    if taken < steps {
-        return Err(malformed(format!("{steps} steps were taken, but the log has only the first {taken}")));
-    }
-    Ok(kept)
+    text.truncate(bytes);
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -134,21 +126,24 @@ mod tests {
     fn a_log_goes_on_behind_the_steps_that_count() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LOG_FILE);
-        let kept = |text: &str, steps| {
+        let kept = |text: &str, saved: &str| {
             std::fs::write(&path, text).unwrap();
-            lines_until(&path, steps)
+            beginning(&path, &Written::of(saved.as_bytes()))
         };
         let [first, measured, second] =
             ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
-        let all = format!("{first}\n{measured}\n{second}\n");
-        assert_eq!(kept(&all, 2).unwrap(), all);
-        assert_eq!(kept(&all, 1).unwrap(), format!("{first}\n{measured}\n"));
-        assert_eq!(kept(&format!("{all}{{\"ste"), 2).unwrap(), all);
-        for (log, steps) in [(all.as_str(), 3), ("", 1), (second, 2), ("words\n", 1), ("{\"ste", 1)] {
-            let error = kept(log, steps).unwrap_err();
+        let (all, begun) = (format!("{first}\n{measured}\n{second}\n"), format!("{first}\n{measured}\n"));
+        assert_eq!(kept(&all, &all).unwrap(), all);
+        assert_eq!(kept(&all, &begun).unwrap(), begun);
+        // The last line was cut when the run was killed.
+        assert_eq!(kept(&format!("{all}{{\"ste"), &all).unwrap(), all);
+        let edited = all.replace("\"loss\":2", "\"loss\":1");
+        for (log, saved) in [(&*begun, &all), ("", &begun), (second, &begun), ("wörter\n", &begun), (&edited, &begun)]
+        {
+            let error = kept(log, saved).unwrap_err();
             assert!(error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(lines_until(&path, 1).is_err());
+        assert!(beginning(&path, &Written::of(b"x")).is_err());
     }
 }

@@ -1,11 +1,75 @@
 //! What is said of a training while it runs, and what a log says of it later.
 
+use std::fs::File;
+use std::io::{self, Write as _};
+
+use moe_checkpoint::Hasher;
 use moe_forward::train::LayerCounts;
 use moe_math::load::Load;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::record::StepRecord;
 use super::settings::Settings;
+
+/// The log of a training, as far as it is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Written {
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of these bytes; empty where nothing is written.
+    pub sha256: String,
+}
+
+impl Written {
+    /// Of a log that says `text`.
+    pub fn of(text: &[u8]) -> Self {
+        let mut hasher = Hasher::default();
+        hasher.update(text);
+        Self { bytes: text.len() as u64, sha256: hasher.finish() }
+    }
+}
+
+/// A log that is added to.
+pub(super) struct Log {
+    file: File,
+    bytes: u64,
+    hasher: Hasher,
+}
+
+impl Log {
+    /// The log in `file`, which says `said` already and is written at its end.
+    pub fn new(file: File, said: &[u8]) -> Self {
+        let mut hasher = Hasher::default();
+        hasher.update(said);
+        Self { file, bytes: said.len() as u64, hasher }
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn write(&mut self, line: &Value) -> io::Result<()> {
+        let text = format!("{line}\n");
+        self.file.write_all(text.as_bytes())?;
+        self.bytes += text.len() as u64;
+        self.hasher.update(text.as_bytes());
+        Ok(())
+    }
+
+    /// Waits until the disk has all of it.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// What was written.
+    pub fn written(&self) -> Written {
+        Written { bytes: self.bytes, sha256: self.hasher.clone().finish() }
+    }
+}
 
 /// A line of the log.
 pub(super) fn step_line(record: &StepRecord, rate: f64, load: &[LayerCounts]) -> Value {
@@ -31,9 +95,7 @@ pub(super) fn describe_load(load: &[LayerCounts]) -> String {
 }
 
 /// A line that was read.
-pub(super) struct Line<'a> {
-    /// The line itself.
-    pub text: &'a str,
+pub(super) struct Line {
     /// Its step; None for what is none of a training's lines, as one that was cut when the run was killed.
     pub step: Option<u64>,
     /// Whether it is the one that each step has.
@@ -43,11 +105,10 @@ pub(super) struct Line<'a> {
 }
 
 /// The lines of `log` in order.
-pub(super) fn lines(log: &str) -> impl Iterator<Item = Line<'_>> {
+pub(super) fn lines(log: &str) -> impl Iterator<Item = Line> {
     log.lines().map(|text| {
         let mut parsed: Value = serde_json::from_str(text).unwrap_or_default();
         Line {
-            text,
             step: parsed["step"].as_u64(),
             is_of_step: parsed["loss"].is_number(),
             settings: parsed.get_mut("settings").and_then(|found| serde_json::from_value(found.take()).ok()),

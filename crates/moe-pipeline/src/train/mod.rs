@@ -29,6 +29,7 @@ use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
 pub(crate) use dir::TrainingDir;
+pub use dir::training_left;
 pub(crate) use need::{Need, less_memory};
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
@@ -110,6 +111,9 @@ impl TrainingTask {
     }
 }
 
+/// What is said where `--resume` finds nothing to go on from.
+pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
+
 /// What is said of a training that has nothing to find.
 pub(crate) const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert";
@@ -132,6 +136,7 @@ impl Subject<'_> {
     pub fn train(&self, progress: &dyn Progress) -> Result<(Model, TrainingRecord)> {
         let TrainingTask { training, text, held_out } = self.task;
         // What can't be gone on from is refused before anything is computed.
+        let goes_on = self.resume && TrainingDir::of(self.output).is_used()?;
         let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
         let scratch = directory_of(self.output);
         let need = self.task.need(self.model, self.teacher, self.memory_budget, self.compute, scratch)?;
@@ -172,8 +177,12 @@ impl Subject<'_> {
         };
         progress.stage("train", training.options.steps, Unit::Steps);
         let trainer = Trainer { parameters: &parameters, options: &training.options, saved: &saved, progress };
-        // A folder in which nothing lies to go on from would only be in the way of the next run.
-        let outcome = trainer.run(&mut task).inspect_err(|_| TrainingDir::of(self.output).remove_unless_saved())?;
+        let outcome = trainer.run(&mut task).inspect_err(|_| {
+            // A folder in which nothing lies to go on from would only be in the way of the next run. What lay there before stays.
+            if !goes_on {
+                TrainingDir::of(self.output).remove_unless_saved();
+            }
+        })?;
         let model = parameters.applied(self.model, &outcome.encoded);
         let [before, after] = outcome.reports.map_or([None, None], |reports| reports.map(Some));
         let record = TrainingRecord {

@@ -12,11 +12,12 @@ use moe_forward::train::LayerCounts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::log::Written;
 use super::record::{Measurement, StepRecord};
 
 const ABOUT: &str = "about";
 const SUMS: &str = "SHA256SUMS";
-const FORMAT: &str = "moe-convert training 3";
+const FORMAT: &str = "moe-convert training 4";
 const MEASUREMENT_COLUMNS: usize = 3;
 
 /// A training after some steps.
@@ -24,6 +25,8 @@ const MEASUREMENT_COLUMNS: usize = 3;
 pub(super) struct State {
     /// Hash of all that decides what comes of it.
     pub fingerprint: String,
+    /// What the log said by then: the two are of one run.
+    pub log: Written,
     /// Steps that were taken.
     pub step: u64,
     /// The step that measured best.
@@ -54,6 +57,7 @@ pub(super) struct Size {
 struct About {
     format: String,
     fingerprint: String,
+    log: Written,
     step: u64,
     best: Option<u64>,
     worse: u64,
@@ -70,6 +74,7 @@ impl State {
         let about = About {
             format: FORMAT.to_owned(),
             fingerprint: self.fingerprint.clone(),
+            log: self.log.clone(),
             step: self.step,
             best: self.best,
             worse: self.worse,
@@ -178,6 +183,7 @@ impl State {
         };
         Ok(Self {
             fingerprint: about.fingerprint,
+            log: about.log,
             step: about.step,
             best: about.best,
             worse: about.worse,
@@ -207,6 +213,7 @@ mod tests {
         let counts = LayerCounts { layer: 2, counts: vec![3, 0, u64::from(u32::MAX)], dropped: 1 };
         let state = State {
             fingerprint: "f".into(),
+            log: Written { bytes: 12, sha256: "0".repeat(64) },
             step: 7,
             best: Some(4),
             worse: 1,

@@ -1,6 +1,5 @@
 //! The training loop: steps of AdamW on the gradients of a task, measured and saved as it goes.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +11,9 @@ use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_passes::TrainOptions;
 use serde_json::json;
 
+use super::NOTHING_SAVED;
 use super::dir::{STATE_FILE, logged_steps, open_log};
-use super::log::{self, describe_load, step_line};
+use super::log::{self, Log, describe_load, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
 use super::state::{Size, State};
@@ -73,7 +73,7 @@ struct Running<'t> {
     trainer: &'t Trainer<'t>,
     moments: Vec<Moments>,
     state: State,
-    log: std::fs::File,
+    log: Log,
     settings: Vec<Settings>,
     /// Load since the last measurement.
     load: Vec<LayerCounts>,
@@ -89,8 +89,9 @@ impl Trainer<'_> {
     /// [`Kind::Numeric`] where a loss or gradient is not finite, naming the step and the first tensor; the last good state is kept. What the task
     /// and the disk return.
     pub fn run(&self, task: &mut dyn Task) -> Result<Outcome> {
-        self.saved.begin()?;
+        // Before anything is written: what was saved stays as it is where it can't be gone on from.
         let resumed = self.resumed()?;
+        self.saved.begin()?;
         let before = task.measure(&self.parameters.encoded()?)?;
         let mut running = self.start(task, resumed, before.as_ref())?;
         let stopped_early = running.train(task)?;
@@ -124,6 +125,9 @@ impl Trainer<'_> {
     fn begins_anew(&self, state: &Path) -> Result<()> {
         let (steps, every) = (if self.saved.resumes() { logged_steps(self.saved) } else { 0 }, self.options.eval_every);
         if steps == 0 {
+            if self.saved.resumes() {
+                self.progress.note(NOTHING_SAVED);
+            }
             return Ok(());
         }
         // The log of a step is written before the state.
@@ -151,7 +155,8 @@ impl Trainer<'_> {
             state.best = Some(0);
             state.best_bytes = self.parameters.encoded()?;
         }
-        let (log, said) = open_log(self.saved, state.step)?;
+        let (log, said) = open_log(self.saved, &state.log)?;
+        let log = Log::new(log, said.as_bytes());
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
         let settings = log::lines(&said).filter_map(|line| line.settings).collect();
         let (load, warned) = (Vec::new(), Vec::new());
@@ -330,7 +335,9 @@ impl Running<'_> {
         let parameters = self.trainer.parameters.list.iter();
         self.state.values = parameters.zip(&self.moments).map(values).collect::<Result<_>>()?;
         // Of every step that is gone on from there must be a line.
-        self.log.sync_data().map_err(|e| self.log_failed(e))?;
+        self.log.sync().map_err(|e| self.log_failed(e))?;
+        self.state.log = self.log.written();
+        self.trainer.saved.begin()?;
         self.state.write(&self.trainer.saved.path(STATE_FILE))?;
         self.state.values = Vec::new();
         Ok(())
@@ -347,7 +354,7 @@ impl Running<'_> {
     }
 
     fn write_line(&mut self, line: &serde_json::Value) -> Result<()> {
-        writeln!(self.log, "{line}").map_err(|e| self.log_failed(e))
+        self.log.write(line).map_err(|e| self.log_failed(e))
     }
 
     fn log_failed(&self, error: std::io::Error) -> Error {

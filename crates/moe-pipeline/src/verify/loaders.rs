@@ -1,5 +1,7 @@
 //! What stock loaders do with a checkpoint whose files are sound by themselves: refuse it, or trip over something.
 
+use std::fs::File;
+
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, SourceFile, json,
     read_whole,
@@ -105,6 +107,12 @@ fn of_side_files(files: &SideFiles) -> Vec<Refused> {
     let pointers = pointers(files).into_iter();
     let mut refused: Vec<_> =
         pointers.map(|what| Refused::new(what, first, "fetch what they stand for: git lfs pull")).collect();
+    for file in &files.carried {
+        if let Err(error) = File::open(&file.path) {
+            let what = format!("{} can't be read: {error}", file.name);
+            refused.push(Refused::new(what, &file.name, "check the permissions of this file, and the disk"));
+        }
+    }
     for name in not_json(files) {
         let what = format!("{name} is not JSON");
         refused.push(Refused::new(what, name, "this file is damaged: download or copy it again"));
@@ -125,7 +133,10 @@ pub(crate) fn not_json(files: &SideFiles) -> Vec<&str> {
         "tekken.json",
     ];
     let read = files.carried.iter().filter(|file| JSON.contains(&file.name.as_str()));
-    let damaged = read.filter(|file| json::check_python(&file.path).is_err() && !is_pointer(file));
+    let damaged = read.filter(|file| {
+        let read = json::check_python(&file.path);
+        read.is_err_and(|error| error.kind() == Kind::Malformed) && !is_pointer(file)
+    });
     damaged.map(|file| file.name.as_str()).collect()
 }
 

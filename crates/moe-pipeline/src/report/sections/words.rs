@@ -1,7 +1,11 @@
 //! Options in plain words.
 
+use std::path::Path;
+
 use moe_passes::DecidedBy;
 use serde_json::Value;
+
+use crate::portable::portable;
 
 /// What a method ranks or groups experts by; none for those that have no words here.
 pub(super) fn method(name: &str) -> Option<&'static str> {
@@ -29,7 +33,8 @@ pub(super) fn method(name: &str) -> Option<&'static str> {
 
 /// What decisions rest on.
 pub(super) fn decided(by: Option<DecidedBy>, options: &Value) -> String {
-    let file = |key: &str| options[key].as_str().map_or(String::new(), |path| format!(", `{path}`"));
+    let file =
+        |key: &str| options[key].as_str().map_or(String::new(), |path| format!(", `{}`", portable(Path::new(path))));
     match by {
         Some(DecidedBy::Weights) => "Decided on weights, or by chance: no data was looked at.".to_owned(),
         Some(DecidedBy::OriginalStatistics) => {

@@ -1,0 +1,59 @@
+//! Paths in what is published: names of folders of somebody's machine say more of that person than of a model.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// `path` from the working directory on or, where it lies elsewhere, its name alone.
+pub(crate) fn portable(path: &Path) -> String {
+    let below = std::env::current_dir().ok().and_then(|dir| path.strip_prefix(dir).ok().map(Path::to_owned));
+    let name = path.file_name().filter(|_| path.is_absolute()).map(PathBuf::from);
+    below.or(name).unwrap_or_else(|| path.to_owned()).to_string_lossy().into_owned()
+}
+
+/// `options` of a pass with all absolute paths in them [`portable`], those behind a label (`label=path`), too.
+pub(crate) fn portable_options(options: &Value) -> Value {
+    match options {
+        Value::String(text) => {
+            let (label, path) = match text.split_once('=') {
+                Some((label, path)) if !label.contains('/') => (Some(label), path),
+                _ => (None, text.as_str()),
+            };
+            if !Path::new(path).is_absolute() {
+                return options.clone();
+            }
+            let path = portable(Path::new(path));
+            Value::String(label.map_or_else(|| path.clone(), |label| format!("{label}={path}")))
+        }
+        Value::Array(values) => values.iter().map(portable_options).collect(),
+        Value::Object(values) => values
+            .iter()
+            .map(|(key, value)| (key.clone(), portable_options(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        _ => options.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn options_name_no_folders_of_a_machine() {
+        let here = std::env::current_dir().unwrap();
+        let options = json!({
+            "data": [{ "label": "a", "path": "/home/jane/thesis/a.txt" }, here.join("data/b.txt"), "c=/home/jane/c.txt@0.5"],
+            "plan": "/home/jane/plan.json", "relative": "x/y.txt", "scheme": "w4a16", "number": 1, "none": null,
+        });
+        let shown = portable_options(&options);
+        assert!(!shown.to_string().contains("jane"), "{shown}");
+        assert_eq!(shown["data"], json!([{ "label": "a", "path": "a.txt" }, "data/b.txt", "c=c.txt@0.5"]));
+        assert_eq!(shown["plan"], "plan.json");
+        for key in ["relative", "scheme", "number", "none"] {
+            assert_eq!(shown[key], options[key]);
+        }
+    }
+}
