@@ -18,6 +18,7 @@ mod heal;
 mod help;
 mod hostile;
 mod interrupt;
+mod kept;
 mod kills;
 mod locations;
 mod manual;

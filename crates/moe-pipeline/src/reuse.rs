@@ -97,8 +97,11 @@ pub fn copy_finished(
     Ok(true)
 }
 
+/// How a file is known for ours.
+type IsOurs = fn(&Path) -> bool;
+
 /// Files that a run writes and no manifest lists, and how they are known.
-const UNHASHED: [(&str, fn(&Path) -> bool); 2] = [(RUN_FILE, is_run_record), (LOG_FILE, is_training_log)];
+const UNHASHED: [(&str, IsOurs); 2] = [(RUN_FILE, is_run_record), (LOG_FILE, is_training_log)];
 
 /// A pass and its options.
 type Work = (Value, Value);

@@ -1,12 +1,18 @@
 //! Earlier results, which `--overwrite` replaces as long as all that is in them is theirs.
 
 use std::fs::{self, Metadata};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::protected::check_writable;
+use serde_json::{Map, Value};
+
 use crate::error::{Error, Kind, Result};
+use crate::header::{MAX_HEADER_BYTES, parse_header};
+use crate::json;
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
+use crate::regular::open_file;
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_run_record, is_training_log};
 
 /// A file up to this is hashed in a fraction of a second. A larger one, which can only be weights, is hashed where it was
@@ -130,12 +136,33 @@ impl Earlier<'_> {
             // What somebody has removed is nobody's loss any more.
             let Ok(found) = path.symlink_metadata() else { continue };
             let may_differ = found.len() <= SMALL_BYTES || last_change(&found) > last_change(&receipt);
-            if may_differ && sha256_file(&path)? != *hash {
+            if may_differ && sha256_file(&path)? != *hash && !is_damaged(&path, name) {
                 return Ok(Some(path));
             }
         }
         Ok(None)
     }
+}
+
+/// Whether the file `name` at `path` is what is left of one that a run wrote, as a crash or a full disk leaves it, rather than somebody's:
+/// nothing, a part of a safetensors file, or a receipt that is no JSON.
+fn is_damaged(path: &Path, name: &str) -> bool {
+    let is_empty = path.metadata().is_ok_and(|found| found.len() == 0);
+    is_empty || (name == RECEIPT_FILE && json::read_tree::<Value>(path).is_err()) || is_truncated(path).unwrap_or(false)
+}
+
+/// Whether the file `path` has a sound header of a safetensors file, and ends before the last tensor does. None where it can't be read.
+fn is_truncated(path: &Path) -> Option<bool> {
+    let mut file = open_file(path).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    let mut header = Vec::new();
+    file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+    let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
+    let end = parsed.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64()).max()?;
+    let present = file.metadata().ok()?.len().saturating_sub(8 + length);
+    Some(present < end && parse_header(&header, end).is_ok())
 }
 
 /// When the file was written, renamed or given other permissions, which no program can set to an earlier time.

@@ -229,8 +229,10 @@ mod tests {
         assert!(!hidden.exists());
     }
 
+    type Change = fn(&Path);
+
     /// Ways in which a file comes to a path, or becomes another one, while a run works.
-    const CHANGES: [(&str, fn(&Path)); 4] = [
+    const CHANGES: [(&str, Change); 4] = [
         ("written in place", |path| fs::write(path, "words").unwrap()),
         ("removed and written", |path| {
             let _ = fs::remove_file(path);

@@ -243,7 +243,7 @@ impl OutputDir {
     /// Refuses to go on where something else has the staging directory's name by now: a link would lead anywhere.
     ///
     /// # Errors
-    /// [`Kind::Mismatch`] then.
+    /// [`Kind::Mismatch`] then; [`Kind::Stopped`] where the program is ending.
     fn check_staging(&self) -> Result<()> {
         let id = |found: fs::Metadata| Id::of(&found);
         let own = self.lock.metadata().map(id);
@@ -251,6 +251,8 @@ impl OutputDir {
         if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
             return Ok(());
         }
+        // A signal may have removed it.
+        drop(unfinished(&self.target)?);
         let what = "this directory, in which the run writes, was moved or replaced while it worked";
         Err(Error::new(Kind::Mismatch, what).file(&self.staging).remedy("leave hidden names alone, and run it again"))
     }

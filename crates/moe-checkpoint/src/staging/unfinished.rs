@@ -139,3 +139,43 @@ impl Drop for TemporaryDir {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::{Existing, OutputDir, write_file_atomically};
+
+    /// Nothing goes on in a process that is ending, so that it is one of its own.
+    #[test]
+    fn nothing_appears_once_the_program_is_ending() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "staging::unfinished::tests::in_a_process_that_is_ending"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "ends what its process writes: the test above runs it by itself"]
+    fn in_a_process_that_is_ending() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let temporary = TemporaryDir::made(dir.path(), || fs::create_dir(path("t")).map(|()| path("t"))).unwrap();
+        let mut output = OutputDir::create(&path("out"), Existing::Kept).unwrap();
+        output.write("config.json", b"{}").unwrap();
+        remove_unfinished().unwrap();
+        // What a thread that hasn't noticed makes again.
+        fs::create_dir_all(temporary.path().join("deep")).unwrap();
+        remove_unfinished().unwrap();
+        assert_eq!(output.write("late.json", b"{}").unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(output.commit().unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(write_file_atomically(&path("j.xml"), |_| Ok(())).unwrap_err().kind(), Kind::Stopped);
+        assert_eq!(OutputDir::create(&path("new"), Existing::Kept).unwrap_err().kind(), Kind::Stopped);
+        assert!(TemporaryDir::made(dir.path(), || panic!("made")).is_err());
+        drop(temporary);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

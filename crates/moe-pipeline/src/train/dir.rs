@@ -85,14 +85,14 @@ pub fn training_left(output: &Path) -> Option<PathBuf> {
     training.is_used().is_ok_and(|used| used).then(|| training.path().to_owned())
 }
 
-/// The log of the training in `saved`, which goes on behind what was `written` when its state was saved: later lines are dropped.
-/// With it comes what it says already.
+/// The log of the training in `saved`, which goes on behind what was `written` when the state after `steps` steps was saved: later
+/// lines are dropped. With it comes what it says already.
 ///
 /// # Errors
 /// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`].
-pub(super) fn open_log(saved: &Saved, written: &Written) -> Result<(File, String)> {
+pub(super) fn open_log(saved: &Saved, steps: u64, written: &Written) -> Result<(File, String)> {
     let path = saved.path(LOG_FILE);
-    let kept = if written.bytes > 0 { beginning(&path, written)? } else { String::new() };
+    let kept = if written.bytes > 0 { beginning(&path, steps, written)? } else { String::new() };
     write_file_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
     Ok((open_to_append(&path)?, kept))
 }
@@ -103,19 +103,37 @@ pub(super) fn logged_steps(saved: &Saved) -> u64 {
     log::lines(&text).filter(|line| line.is_of_step).filter_map(|line| line.step).max().unwrap_or(0)
 }
 
-/// The beginning of the log `path`, which must be what was `written`.
-fn beginning(path: &Path, written: &Written) -> Result<String> {
+/// The beginning of the log `path`, which must be what was `written` by the first `steps` steps.
+fn beginning(path: &Path, steps: u64, written: &Written) -> Result<String> {
     const REMEDY: &str =
         "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
-    let malformed = |what: &str| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
+    let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
     let mut text = read_text(path, MAX_LOG_BYTES)
-        .map_err(|e| malformed("the log of this training can't be read").source(e.briefly()))?;
+        .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
     let bytes = usize::try_from(written.bytes).unwrap_or(usize::MAX);
     if !text.is_char_boundary(bytes) || Written::of(&text.as_bytes()[..bytes]) != *written {
-        return Err(malformed("this log and the state beside it are not of one run, or the log was changed"));
+        return Err(malformed(differs(&text, steps)));
     }
     text.truncate(bytes);
     Ok(text)
+}
+
+/// Why the log `text` isn't the one that `steps` steps have written.
+fn differs(text: &str, steps: u64) -> String {
+    let mut taken = 0;
+    for (number, line) in log::lines(text).enumerate() {
+        let Some(step) = line.step else {
+            if taken < steps {
+                return format!("line {} is no step of a training", number + 1);
+            }
+            break;
+        };
+        taken += u64::from(line.is_of_step && step == taken + 1);
+    }
+    match taken < steps {
+        true => format!("{steps} steps were taken, but the log has only the first {taken}"),
+        false => "this log and the state beside it are not of one run, or the log was changed".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +146,7 @@ mod tests {
         let path = dir.path().join(LOG_FILE);
         let kept = |text: &str, saved: &str| {
             std::fs::write(&path, text).unwrap();
-            beginning(&path, &Written::of(saved.as_bytes()))
+            beginning(&path, 1, &Written::of(saved.as_bytes()))
         };
         let [first, measured, second] =
             ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
@@ -144,6 +162,6 @@ mod tests {
             assert!(error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(beginning(&path, &Written::of(b"x")).is_err());
+        assert!(beginning(&path, 1, &Written::of(b"x")).is_err());
     }
 }

@@ -155,7 +155,7 @@ impl Trainer<'_> {
             state.best = Some(0);
             state.best_bytes = self.parameters.encoded()?;
         }
-        let (log, said) = open_log(self.saved, &state.log)?;
+        let (log, said) = open_log(self.saved, state.step, &state.log)?;
         let log = Log::new(log, said.as_bytes());
         let best_report = before.filter(|_| state.best == Some(0)).cloned();
         let settings = log::lines(&said).filter_map(|line| line.settings).collect();
