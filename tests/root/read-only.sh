@@ -41,13 +41,14 @@ kept_back() { # NAME MODE WHO WORDS…
   local before
   before=$(bytes_of "$disk/$1")
   for pass in prune observe; do
-    [[ ($pass == observe) == (-f $disk/$1) ]] || continue
+    if [[ $pass == observe ]]; then [[ -f $disk/$1 ]] || continue; else [[ -d $disk/$1 ]] || continue; fi
     options "$pass"
     line=(timeout 10 setpriv --reuid="$3" --regid="$3" --clear-groups "$binary" "${line[0]}" golden/models/moe "${line[@]:1}")
     line+=(--output "$disk/$1" --overwrite)
     code=0
     "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
-    [[ $code == 2 ]] && says "${@:4}" || problem "$pass over $1 with mode $2"
+    says "${*:4}" || code=0
+    [[ $code == 2 ]] || problem "$pass over $1 with mode $2"
   done
   [[ $(bytes_of "$disk/$1") == "$before" ]] || problem "$1 with mode $2 was changed"
   [[ $(names_in "$disk") == "model stats" ]] || problem "something was left: $(names_in "$disk")"
