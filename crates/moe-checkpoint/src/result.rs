@@ -97,23 +97,17 @@ impl Written {
 
 /// Keys that every [`RUN_FILE`] has.
 const RUN_KEYS: [&str; 4] = ["source", "device", "unix_time", "timings"];
-/// Keys that some have.
-const MORE_RUN_KEYS: [&str; 8] = [
-    "dtype",
-    "router_dtype",
-    "threads",
-    "host",
-    "seconds",
-    "peak_memory_bytes",
-    "memory_budget_bytes",
-    "peak_live_bytes",
-];
+/// Keys that some have, besides element types.
+const MORE_RUN_KEYS: [&str; 7] =
+    ["dtype", "threads", "host", "seconds", "peak_memory_bytes", "memory_budget_bytes", "peak_live_bytes"];
 
 /// Whether the file `path` is a [`RUN_FILE`] of this program, to which nobody has added anything.
 pub fn is_run_record(path: &Path) -> bool {
     let text = read_text(path, MAX_RUN_BYTES).unwrap_or_default();
     let Ok(run) = serde_json::from_str::<Map<String, Value>>(&text) else { return false };
-    let is_known = |key: &String| RUN_KEYS.contains(&key.as_str()) || MORE_RUN_KEYS.contains(&key.as_str());
+    let is_known = |key: &String| {
+        RUN_KEYS.contains(&key.as_str()) || MORE_RUN_KEYS.contains(&key.as_str()) || key.ends_with("_dtype")
+    };
     RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(is_known)
 }
 
