@@ -188,7 +188,7 @@ fn indexes_and_configs_of_any_size_and_depth() {
             "two weight_maps",
             SHARDED,
             |c| c.write(INDEX, r#"{"weight_map":{},"weight_map":{}}"#),
-            &[INDEX, "duplicate"],
+            &[INDEX, "no tensor"],
         ),
         case("NUL", SHARDED, |c| c.write(INDEX, b"{\"weight_map\": {}}\0"), &[INDEX, "JSON"]),
         case("a byte-order mark", SHARDED, |c| c.write(INDEX, "\u{feff}{\"weight_map\": {}}"), &[INDEX, "JSON"]),

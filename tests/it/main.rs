@@ -25,6 +25,7 @@ mod manual;
 mod memory;
 mod names;
 mod pleasant;
+mod readings;
 mod recipes;
 mod remedies;
 mod resume;

@@ -76,7 +76,7 @@ impl Checkpoint {
             files.push(file);
         }
         let index = shards.index.map(|index| {
-            let mut facts = IndexFacts { has_metadata: index.has_metadata.0, ..IndexFacts::default() };
+            let mut facts = IndexFacts { has_metadata: index.has_metadata, ..IndexFacts::default() };
             facts.unlisted = tensors.keys().filter(|name| !index.weight_map.contains_key(*name)).cloned().collect();
             for (tensor, shard) in index.weight_map {
                 match tensors.get(&tensor) {

@@ -1,18 +1,18 @@
 //! Which files hold a checkpoint's tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
 use crate::json;
+use crate::plural::counted;
 use crate::regular::file_exists;
+use crate::stored::SourceFile;
 
 /// The index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -56,65 +56,22 @@ pub(crate) struct Shards {
     spoken_of: BTreeSet<String>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(expecting = "an object with a weight_map")]
+#[derive(Default)]
 pub(crate) struct RawIndex {
     pub weight_map: BTreeMap<String, String>,
-    #[serde(default, rename = "metadata")]
-    pub has_metadata: IsObject,
+    /// Whether it has an object `metadata`.
+    pub has_metadata: bool,
 }
 
-/// Whether a value is an object, which isn't kept.
-#[derive(Default)]
-pub(crate) struct IsObject(pub bool);
-
-impl<'de> Deserialize<'de> for IsObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(IsObjectVisitor)
-    }
-}
-
-struct IsObjectVisitor;
-
-impl<'de> Visitor<'de> for IsObjectVisitor {
-    type Value = IsObject;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IsObject, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(IsObject(true))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IsObject, A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(IsObject(false))
-    }
-
-    fn visit_unit<E>(self) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<IsObject, E> {
-        Ok(IsObject(false))
+impl RawIndex {
+    /// Reads the index `path` as Python does: of a key that stands twice the last counts.
+    fn read(path: &Path) -> Result<Self> {
+        let raw: BTreeMap<String, Box<RawValue>> = json::read_python_as(path)?;
+        let malformed = |what: &str| Error::new(Kind::Malformed, what).file(path).remedy("download the index again");
+        let map = raw.get("weight_map").ok_or_else(|| malformed("this index has no weight_map"))?;
+        let weight_map = serde_json::from_str(map.get())
+            .map_err(|e| malformed("the weight_map of this index doesn't give tensors the names of files").source(e))?;
+        Ok(Self { weight_map, has_metadata: raw.get("metadata").is_some_and(|value| value.get().starts_with('{')) })
     }
 }
 
@@ -145,6 +102,7 @@ impl Shards {
 
 /// The file, or the index, that the config names.
 fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
+    let named = &resolved(named);
     let path = folder.path().join(named);
     let is_index = named.ends_with(".safetensors.index.json");
     if !is_plain(named) || !is_index && !named.ends_with(".safetensors") {
@@ -155,7 +113,7 @@ fn explicit(folder: &Folder, named: &str) -> Result<Shards> {
             ));
     }
     let mut found = if is_index { indexed(folder, &path)? } else { Shards::of_file(named) };
-    if ![SINGLE_FILE, INDEX_FILE].contains(&named) {
+    if ![SINGLE_FILE, INDEX_FILE].contains(&named.as_str()) {
         found.warnings.push(format!(
             "config.json names {named} ({EXPLICIT_KEY}), which transformers and this program read: vLLM \
              and SGLang don't know that key"
@@ -178,6 +136,16 @@ fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
     };
     if other.files.contains(SINGLE_FILE) {
         let mut found = other;
+        if found.files.len() > 1 && holds_all(folder, &found)? {
+            let more = found.files.len() - 1;
+            let mut found = Shards::of_file(SINGLE_FILE);
+            found.warnings.push(format!(
+                "{INDEX_FILE} names {SINGLE_FILE}, which holds all tensors, and {} beside it: transformers and this \
+                 program read {SINGLE_FILE} alone, vLLM and SGLang read all that the index names: remove the index",
+                counted(more as u64, "file")
+            ));
+            return Ok(found);
+        }
         if found.files.len() > 1 {
             found.warnings.push(format!(
                 "{INDEX_FILE} names {SINGLE_FILE} and more: transformers reads {SINGLE_FILE} alone; vLLM, SGLang \
@@ -197,6 +165,15 @@ fn single_beside_index(folder: &Folder, index: &Path) -> Result<Shards> {
          which vLLM and SGLang read: remove the set that isn't meant"
     ));
     Ok(found)
+}
+
+/// Whether [`SINGLE_FILE`] alone holds every tensor that the index of `found` lists.
+fn holds_all(folder: &Folder, found: &Shards) -> Result<bool> {
+    let path = folder.path().join(SINGLE_FILE);
+    folder.check_file(&path)?;
+    let (_, entries) = SourceFile::open(&path)?;
+    let held: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    Ok(found.index.iter().flat_map(|index| index.weight_map.keys()).all(|name| held.contains(name.as_str())))
 }
 
 /// What there is where no file has one of the usual names.
@@ -279,10 +256,19 @@ fn names(folder: &Folder) -> Result<BTreeSet<String>> {
     Ok(files.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
-/// `name` without a `./` before it, which leads nowhere.
-fn without_dot(name: String) -> String {
-    let plain = name.trim_start_matches("./");
-    if plain.len() == name.len() { name } else { plain.to_owned() }
+/// `name` as a path is followed: `./` leads nowhere, and `..` out of the folder before it, if there is one in the name.
+fn resolved(name: &str) -> String {
+    let mut path = PathBuf::new();
+    for part in Path::new(name).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(path.components().next_back(), Some(Component::Normal(_))) => {
+                _ = path.pop()
+            }
+            part => path.push(part),
+        }
+    }
+    path.to_string_lossy().into_owned()
 }
 
 /// Whether `name` stays in the folder that it is a name in.
@@ -293,8 +279,8 @@ fn is_plain(name: &str) -> bool {
 
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
-    let mut index: RawIndex = json::read(path)?;
-    index.weight_map.values_mut().for_each(|file| *file = without_dot(std::mem::take(file)));
+    let mut index = RawIndex::read(path)?;
+    index.weight_map.values_mut().for_each(|file| *file = resolved(file));
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {
         if !is_plain(file) {

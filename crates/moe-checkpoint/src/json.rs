@@ -52,10 +52,21 @@ const NO_JSON: char = '\u{f8ff}';
 /// # Errors
 /// As for [`read`].
 pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = read_whole(path, MAX_TREE_BYTES)?;
-    let parsed = match std::str::from_utf8(&bytes) {
+    python(&read_whole(path, MAX_TREE_BYTES)?, path)
+}
+
+/// Reads the JSON file `path` as a `T` likewise, however large a checkpoint's own files are.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    python(&read_whole(path, MAX_JSON_BYTES)?, path)
+}
+
+fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
+    let parsed = match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::from_str(&keep_numbers(text)),
-        Err(_) => serde_json::from_slice(&bytes),
+        Err(_) => serde_json::from_slice(bytes),
     };
     parsed.map_err(|e| malformed(e, path, DAMAGED))
 }

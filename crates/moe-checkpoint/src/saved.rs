@@ -66,7 +66,7 @@ impl SavedFolder {
             Err(e) => return Err(fail(e)),
             Ok(found) if found.is_dir() => {}
             Ok(_) => {
-                let what = "a training is saved in a folder of this name, but this is not a folder";
+                let what = "a training saves its state in a folder of this name, but this is not a folder";
                 return Err(Error::new(Kind::Usage, what)
                     .file(&self.dir)
                     .remedy("move it elsewhere, or choose another output"));
@@ -74,7 +74,7 @@ impl SavedFolder {
         }
         let names = self.names()?;
         if let Some(foreign) = names.iter().find(|name| !self.is_ours(name)) {
-            let what = "a training is saved in this folder, but this is not of a training of moe-convert";
+            let what = "trainings save their state in this folder, and this file in it is not one of theirs";
             return Err(Error::new(Kind::Usage, what)
                 .file(self.dir.join(foreign))
                 .remedy("move it elsewhere, or choose another output"));

@@ -35,7 +35,7 @@ pub use layer::{
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;
-pub use read::{is_computed, is_headless};
+pub use read::{is_computed, without_prefix};
 pub use rope::{Rope, RopeScaling};
 pub use strict::{JsonType, Strict};
 pub use weight::{Encoding, Make, Packed, Packing, Weight};

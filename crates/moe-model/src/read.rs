@@ -52,10 +52,8 @@ impl Model {
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
     /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let names: Vec<&String> = checkpoint.tensors().keys().collect();
-        let headless = is_headless(&names);
         let named = |(name, stored): (&String, &Stored)| {
-            let name = if headless && is_of_layers(name) { names::MODEL.to_owned() + name } else { name.clone() };
+            let name = without_prefix(name, checkpoint).unwrap_or_else(|| name.clone());
             (name, Weight::from(stored.clone()))
         };
         let tensors = checkpoint.tensors().iter().map(named).collect();
@@ -119,11 +117,11 @@ impl Model {
     }
 }
 
-/// Whether `names` are those of a model without a head, as AutoModel saves it: transformers puts `model.` before them.
-pub fn is_headless<S: AsRef<str>>(names: &[S]) -> bool {
-    let mut names = names.iter().map(AsRef::as_ref);
-    let has_layers = names.clone().any(is_of_layers);
-    has_layers && !names.any(|name| name.starts_with(names::MODEL))
+/// The name with `model.` before it that loaders give the tensor `name` of `checkpoint`, if it lacks that, as in a model without a head that
+/// AutoModel saved. Where both are there, the one with it counts.
+pub fn without_prefix(name: &str, checkpoint: &Checkpoint) -> Option<String> {
+    let whole = is_of_layers(name).then(|| names::MODEL.to_owned() + name)?;
+    (!checkpoint.tensors().contains_key(&whole)).then_some(whole)
 }
 
 /// Whether a name without `model.` is one of an embedding, a layer or the final norm.

@@ -7,7 +7,7 @@ use moe_checkpoint::{
     read_whole,
 };
 use moe_forward::tokens_beyond_vocabulary;
-use moe_model::{Model, is_computed, is_headless};
+use moe_model::{Model, is_computed, without_prefix};
 use serde_json::{Map, Value};
 
 use super::contents::damaged;
@@ -225,8 +225,10 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
 fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let mut notes = Vec::new();
     let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
-    if is_headless(&names) {
-        let older = match names.contains(&"lm_head.weight") {
+    let lacking = names.iter().filter(|name| without_prefix(name, checkpoint).is_some()).count();
+    if lacking > 0 {
+        let has_others = names.iter().any(|name| *name == "lm_head.weight" || name.starts_with("model."));
+        let older = match has_others {
             true => "transformers 5 adds it, older versions, vLLM and SGLang refuse them",
             false => "transformers adds it, vLLM and SGLang refuse them",
         };

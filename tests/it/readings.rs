@@ -1,0 +1,88 @@
+//! Checkpoints that are laid out in unusual ways, and that transformers 5.23 loads, are read as what it makes of them.
+
+use serde_json::{Value, json};
+
+use crate::common::{Sandbox, assert_none};
+
+const INDEX: &str = "model.safetensors.index.json";
+const WEIGHTS: &str = "model.safetensors";
+
+/// The logits of the model `name` on a few tokens.
+fn logits(sandbox: &Sandbox, name: &str) -> Result<Vec<u8>, String> {
+    let outcome = sandbox.run(&format!("logits {name} --tokens tokens.json -o {name}.logits --overwrite"));
+    if outcome.code == 0 { Ok(sandbox.read(&format!("{name}.logits"))) } else { Err(outcome.to_string()) }
+}
+
+#[test]
+fn indexes_are_read_as_python_reads_them() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tokens.json", "[[1, 2, 3, 4, 5, 6]]");
+    sandbox.copy("families/mixtral/sharded/model", "whole");
+    let expected = logits(&sandbox, "whole").unwrap();
+    let index: Value = sandbox.json(&format!("whole/{INDEX}"));
+    let map = &index["weight_map"];
+    let moved = |lead: &str| {
+        let names = map.as_object().unwrap().iter();
+        names
+            .map(|(name, file)| (name.clone(), Value::from(format!("{lead}{}", file.as_str().unwrap()))))
+            .collect::<Value>()
+    };
+    let mut problems = Vec::new();
+    for (case, text) in [
+        ("NaN", format!(r#"{{"metadata": {{"total_size": NaN}}, "weight_map": {map}}}"#)),
+        ("twice", format!(r#"{{"metadata": 1, "weight_map": {{}}, "metadata": {{}}, "weight_map": {map}}}"#)),
+        ("dot", json!({"metadata": {}, "weight_map": moved("./")}).to_string()),
+        ("detour", json!({"metadata": {}, "weight_map": moved("sub/.././")}).to_string()),
+    ] {
+        let model = sandbox.copy("families/mixtral/sharded/model", case);
+        model.write(INDEX, text);
+        match logits(&sandbox, case) {
+            Ok(found) if found == expected => {}
+            Ok(_) => problems.push(format!("{case}: other logits")),
+            Err(outcome) => problems.push(format!("{case}: {outcome}")),
+        }
+    }
+    let out = sandbox.copy("families/mixtral/sharded/model", "out");
+    out.write(INDEX, json!({"metadata": {}, "weight_map": moved("sub/../../whole/")}).to_string());
+    problems.extend(sandbox.refuses("logits out --tokens tokens.json -o l", 1, &["outside the checkpoint", INDEX]));
+    assert_none(&problems);
+}
+
+#[test]
+fn one_file_that_holds_everything_is_read_alone() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tokens.json", "[[1, 2, 3, 4, 5, 6]]");
+    let model = sandbox.copy("families/llama/base/model", "model");
+    let expected = logits(&sandbox, "model").unwrap();
+    let weights = sandbox.read("model/model.safetensors");
+    model.write("stale.safetensors", &weights);
+    let map = json!({"lm_head.weight": WEIGHTS, "model.norm.weight": "stale.safetensors"});
+    model.write(INDEX, json!({"metadata": {}, "weight_map": map}).to_string());
+    let outcome = sandbox.run("logits model --tokens tokens.json -o again").succeeds();
+    outcome.says(&["which holds all tensors", "vLLM and SGLang read all"]);
+    assert!(sandbox.read("again") == expected);
+    // The config may name it in its own way.
+    model.remove(INDEX);
+    model.set("transformers_weights", json!("./model.safetensors"));
+    assert!(logits(&sandbox, "model").unwrap() == expected);
+}
+
+/// Some names lack `model.`: transformers 5 adds it to each.
+#[test]
+fn names_get_the_prefix_that_they_lack_one_by_one() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tokens.json", "[[1, 2, 3, 4, 5, 6]]");
+    let model = sandbox.copy("families/llama/base/model", "model");
+    let expected = logits(&sandbox, "model").unwrap();
+    let weights = sandbox.read("model/model.safetensors");
+    for name in ["embed_tokens.weight", "norm.weight", "layers.0.mlp.up_proj.weight"] {
+        let (whole, short) = (format!("\"model.{name}\""), format!("\"{name}\"      "));
+        let place = weights.windows(whole.len()).position(|part| part == whole.as_bytes()).unwrap();
+        let mut renamed = weights.clone();
+        renamed[place..place + whole.len()].copy_from_slice(short.as_bytes());
+        model.write(WEIGHTS, renamed);
+        assert!(logits(&sandbox, "model").unwrap() == expected, "{name}");
+        let verified = sandbox.run("verify model").succeeds();
+        assert!(verified.stdout.contains("names of tensors lack \"model.\""), "{}", verified.stdout);
+    }
+}
