@@ -1,9 +1,12 @@
 //! Which files hold a checkpoint's tensors.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::value::RawValue;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CONFIG_FILE;
@@ -63,15 +66,87 @@ pub(crate) struct RawIndex {
     pub has_metadata: bool,
 }
 
-impl RawIndex {
-    /// Reads the index `path` as Python does: of a key that stands twice the last counts.
-    fn read(path: &Path) -> Result<Self> {
-        let raw: BTreeMap<String, Box<RawValue>> = json::read_python_as(path)?;
-        let malformed = |what: &str| Error::new(Kind::Malformed, what).file(path).remedy("download the index again");
-        let map = raw.get("weight_map").ok_or_else(|| malformed("this index has no weight_map"))?;
-        let weight_map = serde_json::from_str(map.get())
-            .map_err(|e| malformed("the weight_map of this index doesn't give tensors the names of files").source(e))?;
-        Ok(Self { weight_map, has_metadata: raw.get("metadata").is_some_and(|value| value.get().starts_with('{')) })
+impl<'de> Deserialize<'de> for RawIndex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RawIndexVisitor)
+    }
+}
+
+struct RawIndexVisitor;
+
+impl<'de> Visitor<'de> for RawIndexVisitor {
+    type Value = RawIndex;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with a weight_map")
+    }
+
+    /// Of a key that stands twice the last counts, as for Python; other keys aren't kept.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawIndex, A::Error> {
+        let (mut weight_map, mut has_metadata) = (None, false);
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match key.as_ref() {
+                "weight_map" => weight_map = Some(map.next_value()?),
+                "metadata" => has_metadata = map.next_value::<IsObject>()?.0,
+                _ => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        let weight_map = weight_map.ok_or_else(|| serde::de::Error::missing_field("weight_map"))?;
+        Ok(RawIndex { weight_map, has_metadata })
+    }
+}
+
+/// Whether a value is an object, which isn't kept.
+#[derive(Default)]
+struct IsObject(bool);
+
+impl<'de> Deserialize<'de> for IsObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IsObjectVisitor)
+    }
+}
+
+struct IsObjectVisitor;
+
+impl<'de> Visitor<'de> for IsObjectVisitor {
+    type Value = IsObject;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IsObject, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(IsObject(true))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IsObject, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(IsObject(false))
+    }
+
+    fn visit_unit<E>(self) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<IsObject, E> {
+        Ok(IsObject(false))
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<IsObject, E> {
+        Ok(IsObject(false))
     }
 }
 
@@ -279,7 +354,7 @@ fn is_plain(name: &str) -> bool {
 
 fn indexed(folder: &Folder, path: &Path) -> Result<Shards> {
     folder.check_file(path).map_err(|e| e.remedy("download the index again"))?;
-    let mut index = RawIndex::read(path)?;
+    let mut index: RawIndex = json::read_python_as(path)?;
     index.weight_map.values_mut().for_each(|file| *file = resolved(file));
     let files: BTreeSet<String> = index.weight_map.values().cloned().collect();
     for file in &files {

@@ -55,12 +55,17 @@ pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
     python(&read_whole(path, MAX_TREE_BYTES)?, path)
 }
 
-/// Reads the JSON file `path` as a `T` likewise, however large a checkpoint's own files are.
+/// Reads the JSON file `path` as a `T` that keeps no number, as Python does: what only Python reads may stand in it.
 ///
 /// # Errors
 /// As for [`read`].
 pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    python(&read_whole(path, MAX_JSON_BYTES)?, path)
+    let bytes = read_whole(path, MAX_JSON_BYTES)?;
+    // Few files need a copy that JSON's readers understand.
+    serde_json::from_slice(&bytes).or_else(|error| match error.is_syntax() {
+        true => python(&bytes, path),
+        false => Err(malformed(error, path, DAMAGED)),
+    })
 }
 
 fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
