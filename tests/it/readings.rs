@@ -86,3 +86,17 @@ fn names_get_the_prefix_that_they_lack_one_by_one() {
         assert!(verified.stdout.contains("names of tensors lack \"model.\""), "{}", verified.stdout);
     }
 }
+
+/// transformers 5 takes another one than older versions do.
+#[test]
+fn names_with_and_without_the_prefix_are_refused() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("families/llama/base/model", "model");
+    let (name, other) = ("\"lm_head.weight\"", "\"norm.weight\"   ");
+    let mut weights = sandbox.read("model/model.safetensors");
+    let place = weights.windows(name.len()).position(|part| part == name.as_bytes()).unwrap();
+    weights[place..place + name.len()].copy_from_slice(other.as_bytes());
+    model.write(WEIGHTS, weights);
+    let problem = sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
+    assert_none(&problem.into_iter().collect::<Vec<_>>());
+}

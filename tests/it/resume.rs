@@ -2,6 +2,8 @@
 //!
 //! A limit on the size of files ends a run at the same place each time: when it has trained, and writes the result.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use std::fs;
 
 use crate::common::{Outcome, Sandbox, assert_none};
@@ -126,6 +128,8 @@ fn a_training_goes_on_at_another_rate() {
     let sandbox = sandbox();
     let line = |rate: &str| format!("{HEAL} -o a --steps 3 --learning-rate {rate}");
     stopped(&sandbox, &line("1e-3"));
+    // Whoever may read the result needn't read what is saved of it.
+    assert_eq!(sandbox.path("a.training").metadata().unwrap().permissions().mode() & 0o777, 0o700);
     sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds().says(&["goes on after step 3"]);
     let log = String::from_utf8(sandbox.read("a/training.jsonl")).unwrap();
     let settings: Vec<serde_json::Value> = log
@@ -138,8 +142,23 @@ fn a_training_goes_on_at_another_rate() {
     let of_receipt = sandbox.json("a/moe-convert.json")["training"]["settings"].clone();
     assert_eq!(of_receipt.as_array().map(Vec::len), Some(2), "{of_receipt}");
     sandbox.run("verify a").succeeds();
-    // It is the result of these options now.
+    // It is finished for whoever lets it go on, and no recipe takes it for what these options make.
     assert!(finished(&sandbox.run(&format!("{} --resume", line("1e-4"))).succeeds()));
+    let step = |output: &str| {
+        let words = HEAL.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let value = |option: &str| words.iter().position(|word| word == option).map(|place| words[place + 1].clone());
+        let keys = ["--sequence-length", "--batch-tokens", "--data-tokens", "--seed"];
+        let given =
+            keys.iter().filter_map(|key| Some(format!("{} = {}\n", &key[2..], value(key)?))).collect::<String>();
+        format!(
+            "[[step]]\nrun = \"heal\"\nmodel = \"{}\"\noutput = \"{output}\"\nsteps = 3\nlearning-rate = 1e-4\ndata = [\"{}\"]\n{given}",
+            words[1],
+            value("--data").unwrap()
+        )
+    };
+    sandbox.write("r.toml", step("a") + &step("b"));
+    let outcome = sandbox.run("run r.toml");
+    assert!(!outcome.stdout.contains("finished already") && !outcome.stdout.contains("is a copy"), "{outcome}");
 }
 
 fn finished(outcome: &Outcome) -> bool {

@@ -17,7 +17,7 @@ use crate::whole::{read_text, read_whole};
 pub const MAX_JSON_BYTES: u64 = 256 << 20;
 /// No JSON file that is kept as a tree is larger: such a tree can take 50 times the bytes of its text. A config that names
 /// every expert of a large model takes 4 MiB.
-const MAX_TREE_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_TREE_BYTES: u64 = 8 << 20;
 
 /// Reads the JSON file `path`.
 ///

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -209,7 +210,8 @@ impl Saved {
         if let Some(marked) = self.opened.get() {
             return if found() == Some(*marked) { Ok(()) } else { Err(replaced()) };
         }
-        match fs::create_dir(dir) {
+        // Whoever may read the result needn't read what is saved of it.
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io("cannot make the folder of this training", dir, e));
             }

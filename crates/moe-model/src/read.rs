@@ -52,6 +52,17 @@ impl Model {
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
     /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let twice = |name: &&String| is_of_layers(name) && without_prefix(name, checkpoint).is_none();
+        if let Some(name) = checkpoint.tensors().keys().find(twice) {
+            let what = format!(
+                "this tensor is there as {MODEL}{name}, too: transformers 5 reads the one without {MODEL:?}, older versions the other",
+                MODEL = names::MODEL
+            );
+            return Err(Error::new(Kind::Mismatch, what)
+                .tensor(name)
+                .file(checkpoint.tensors()[name].path())
+                .remedy("remove the one that isn't meant"));
+        }
         let named = |(name, stored): (&String, &Stored)| {
             let name = without_prefix(name, checkpoint).unwrap_or_else(|| name.clone());
             (name, Weight::from(stored.clone()))
@@ -118,7 +129,7 @@ impl Model {
 }
 
 /// The name with `model.` before it that loaders give the tensor `name` of `checkpoint`, if it lacks that, as in a model without a head that
-/// AutoModel saved. Where both are there, the one with it counts.
+/// AutoModel saved. None where both are there.
 pub fn without_prefix(name: &str, checkpoint: &Checkpoint) -> Option<String> {
     let whole = is_of_layers(name).then(|| names::MODEL.to_owned() + name)?;
     (!checkpoint.tensors().contains_key(&whole)).then_some(whole)

@@ -54,6 +54,8 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
     let same = found["tool"] == wanted["tool"]
+        // What a training went on with under other settings is finished for whoever lets it go on, and not what these options make.
+        && (options.resume || found["training"]["settings"].is_null())
         && ["dtype", "router_dtype", "device", "writing"].into_iter().all(|key| found[key] == wanted[key])
         && found["texts"] == wanted["texts"]
         && read(&found) == read(&wanted)
@@ -75,7 +77,8 @@ pub fn copy_finished(
     output: &Path,
     options: &ConvertOptions,
 ) -> Result<bool> {
-    let Ok(Some(Manifest { files })) = finished(passes, input, from, options) else { return Ok(false) };
+    let anew = ConvertOptions { resume: false, ..options.clone() };
+    let Ok(Some(Manifest { files })) = finished(passes, input, from, &anew) else { return Ok(false) };
     check_places(passes, input, output, &[from])?;
     let mut dir = OutputDir::create(output, existing(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());

@@ -14,6 +14,7 @@ use crate::json;
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
 use crate::regular::open_file;
 use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_run_record, is_training_log};
+use crate::whole::read_whole;
 
 /// A file up to this is hashed in a fraction of a second. A larger one, which can only be weights, is hashed where it was
 /// changed after the receipt was written: all of them would take minutes.
@@ -145,10 +146,16 @@ impl Earlier<'_> {
 }
 
 /// Whether the file `name` at `path` is what is left of one that a run wrote, as a crash or a full disk leaves it, rather than somebody's:
-/// nothing, a part of a safetensors file, or a receipt that is no JSON.
+/// nothing, a part of a safetensors file, or the beginning of a receipt.
 fn is_damaged(path: &Path, name: &str) -> bool {
     let is_empty = path.metadata().is_ok_and(|found| found.len() == 0);
-    is_empty || (name == RECEIPT_FILE && json::read_tree::<Value>(path).is_err()) || is_truncated(path).unwrap_or(false)
+    is_empty || (name == RECEIPT_FILE && is_cut_json(path)) || is_truncated(path).unwrap_or(false)
+}
+
+/// Whether the file `path` is JSON that ends too early.
+fn is_cut_json(path: &Path) -> bool {
+    let bytes = read_whole(path, json::MAX_TREE_BYTES);
+    bytes.is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof()))
 }
 
 /// Whether the file `path` has a sound header of a safetensors file, and ends before the last tensor does. None where it can't be read.
