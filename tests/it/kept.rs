@@ -75,6 +75,7 @@ fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
         ("chmod 444 out/model.safetensors", "chmod 600 out/model.safetensors", "write-protected"),
         ("cp -r out keep; echo mine >out/model.safetensors", "rm -r out; mv keep out", "model.safetensors"),
         ("cp -r out keep; sed -i 's/{/{\"mine\": 1,/;' out/run.json", "rm -r out; mv keep out", "run.json"),
+        ("cp -r out keep; echo 'my notes' >out/moe-convert.json", "rm -r out; mv keep out", "moe-convert.json"),
         ("cp -r out keep; echo '{}' >out/moe-convert.json", "rm -r out; mv keep out", "moe-convert.json"),
     ] {
         sandbox.shell(change).succeeds();
