@@ -144,10 +144,9 @@ fn a_terminal_gets_one_bar_that_fits() {
     for columns in [80, 40] {
         let drawn = terminal("TERM=xterm", columns);
         let frames: Vec<_> = drawn.split(['\r', '\n']).map(|frame| frame.replace("\x1b[2K", "")).collect();
-        assert!(
-            frames.iter().any(|frame| frame.contains("decide on 1024 tokens") && frame.contains("layer 1/4")),
-            "{drawn:?}"
-        );
+        // Which layers are shown depends on how fast the machine is.
+        let counts = |frame: &&String| (1..=4).any(|layer| frame.contains(&format!("layer {layer}/4")));
+        assert!(frames.iter().filter(counts).any(|frame| frame.contains("decide on 1024 tokens")), "{drawn:?}");
         let widest = frames.iter().map(|frame| frame.chars().count()).max().unwrap();
         assert!(widest <= columns, "{widest} columns of {columns}: {drawn:?}");
         // The last frame is taken away.
