@@ -81,9 +81,6 @@ fn of_tokenizer(said: &Map<String, Value>, files: &SideFiles) -> Vec<String> {
             refused.push(format!("{key} {}, which is neither right nor left", json::shown(side)));
         }
     }
-    if let Some(length) = said.get("model_max_length").filter(|length| !length.is_null() && !length.is_number()) {
-        refused.push(format!("model_max_length {}, which is not a number", json::shown(length)));
-    }
     let has = |name: &str| files.carried.iter().any(|file| file.name == name);
     let is_fast = class.is_some_and(|class| class == "PreTrainedTokenizerFast");
     if is_fast && has("vocab.json") && !has("tokenizer.json") && !has("tokenizer.model") {
