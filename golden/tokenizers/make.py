@@ -183,11 +183,12 @@ for name, cls, model, tok, extra in [
 case("tokenizer_class of config.json", config={"pad_token": "[PAD]"}, model={"model_type": "llama", "tokenizer_class": "Qwen2Tokenizer"})
 
 
-def content(value):
+def content(value, bases=BASES):
+    """What a file holds: one of the bases by its name, as it is or with other keys, or what stands in the case."""
     if isinstance(value, str):
-        return BASES[value]
+        return bases[value]
     if "base" in value:
-        return {**BASES[value["base"]], **{k: v for k, v in value.items() if k != "base"}}
+        return {**bases[value["base"]], **{k: v for k, v in value.items() if k != "base"}}
     return value
 
 

@@ -2,7 +2,7 @@
 
     python golden/tokenizers/more.py
 
-more.json has the form of cases.json. What transformers cannot load, or cannot tokenize with, is left out.
+more.json has the form of cases.json. Trainers break ties in another way each time, so that it differs from run to run. What transformers cannot load, or cannot tokenize with, is left out.
 """
 import copy, json, os, pathlib, random, tempfile
 
@@ -10,6 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers as N, pre_tokenizers as P, processors, trainers
 from transformers import AutoTokenizer
+
+from make import content
 
 HERE = pathlib.Path(__file__).parent
 CORPUS = ["The quick brown fox jumps over the lazy dog. What is 12 plus 345? It's the user's thing.",
@@ -159,21 +161,13 @@ def drawn(index):
     return {"name": f"drawn {index}", "files": files}
 
 
-def content(value):
-    if isinstance(value, str):
-        return BASES[value]
-    if "base" in value:
-        return {**BASES[value["base"]], **{k: v for k, v in value.items() if k != "base"}}
-    return value
-
-
 def main():
     cases, left_out = [], {}
     for index in range(130):
         c = drawn(index)
         with tempfile.TemporaryDirectory() as d:
             for name, value in c["files"].items():
-                pathlib.Path(d, name).write_text(json.dumps(content(value), ensure_ascii=False))
+                pathlib.Path(d, name).write_text(json.dumps(content(value, BASES), ensure_ascii=False))
             try:
                 t = AutoTokenizer.from_pretrained(d)
                 c["class"] = type(t).__name__

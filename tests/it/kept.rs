@@ -10,15 +10,6 @@ const OBSERVE: &str = "observe golden/models/moe --data golden/text/english.cali
 
 const LONG: &str = "observe golden/models/moe --data golden/text/english.calibration.txt --data-tokens 16384";
 
-fn models() -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.copy("families/qwen3_moe/base/model", "m");
-    let line =
-        |start: usize| format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>());
-    sandbox.write("ids.jsonl", (0..8).map(|i| line(7 * i)).collect::<String>());
-    sandbox
-}
-
 #[test]
 fn a_file_that_was_written_while_a_run_worked_is_not_replaced() {
     let mut problems = Vec::new();
@@ -61,7 +52,7 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
 
 #[test]
 fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     let prune = "prune m --experts 3 --method random -o out";
     sandbox.run(prune).succeeds();
     sandbox.shell("chmod 700 out; chmod 600 out/*").succeeds();
@@ -91,7 +82,7 @@ fn earlier_results_that_are_protected_or_changed_are_refused_before_the_work() {
 
 #[test]
 fn links_in_an_earlier_result_are_not_copied() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\n";
     sandbox.write("r.toml", format!("{step}output = \"a\"\n{step}output = \"b\"\n"));
     sandbox.write(
@@ -107,7 +98,7 @@ fn links_in_an_earlier_result_are_not_copied() {
 
 #[test]
 fn links_to_folders_are_what_loaders_go_through() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     sandbox.run("prune m --experts 3 --method random -o out").succeeds();
     sandbox.write("out/.x/default.jinja", "{{ \"EVIL\" }}");
     let mut problems = Vec::new();
@@ -171,7 +162,7 @@ const HEAL: &str =
 
 #[test]
 fn a_training_goes_on_from_its_own_state_and_log_alone() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     for (name, rate) in [("a", ""), ("b", "--learning-rate 0.01")] {
         sandbox.shell(&format!(
             "'{BINARY}' {HEAL} -o {name} {rate} & pid=$!\n\
@@ -201,7 +192,7 @@ fn a_training_goes_on_from_its_own_state_and_log_alone() {
 
 #[test]
 fn absolute_paths_stay_out_of_what_is_published() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     let texts = sandbox.path("home/jane");
     fs::create_dir_all(&texts).unwrap();
     fs::copy(sandbox.path("ids.jsonl"), texts.join("a.jsonl")).unwrap();
@@ -223,7 +214,7 @@ fn absolute_paths_stay_out_of_what_is_published() {
 
 #[test]
 fn a_summary_that_cannot_be_written_is_refused_before_the_first_step() {
-    let sandbox = models();
+    let sandbox = Sandbox::with_model_and_text();
     sandbox.write(
         "r.toml",
         "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"o\"\n",

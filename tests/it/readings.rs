@@ -13,6 +13,16 @@ fn logits(sandbox: &Sandbox, name: &str) -> Result<Vec<u8>, String> {
     if outcome.code == 0 { Ok(sandbox.read(&format!("{name}.logits"))) } else { Err(outcome.to_string()) }
 }
 
+/// `weights` with `name` in the header in place of `whole`, which is as long or longer.
+fn renamed(weights: &[u8], whole: &str, name: &str) -> Vec<u8> {
+    let (whole, name) = (format!("\"{whole}\""), format!("\"{name}\""));
+    let place = weights.windows(whole.len()).position(|part| part == whole.as_bytes()).unwrap();
+    let mut weights = weights.to_vec();
+    // Space behind a key is nothing to JSON.
+    weights[place..place + whole.len()].copy_from_slice(format!("{name:<0$}", whole.len()).as_bytes());
+    weights
+}
+
 #[test]
 fn indexes_are_read_as_python_reads_them() {
     let sandbox = Sandbox::new();
@@ -76,11 +86,7 @@ fn names_get_the_prefix_that_they_lack_one_by_one() {
     let expected = logits(&sandbox, "model").unwrap();
     let weights = sandbox.read("model/model.safetensors");
     for name in ["embed_tokens.weight", "norm.weight", "layers.0.mlp.up_proj.weight"] {
-        let (whole, short) = (format!("\"model.{name}\""), format!("\"{name}\"      "));
-        let place = weights.windows(whole.len()).position(|part| part == whole.as_bytes()).unwrap();
-        let mut renamed = weights.clone();
-        renamed[place..place + whole.len()].copy_from_slice(short.as_bytes());
-        model.write(WEIGHTS, renamed);
+        model.write(WEIGHTS, renamed(&weights, &format!("model.{name}"), name));
         assert!(logits(&sandbox, "model").unwrap() == expected, "{name}");
         let verified = sandbox.run("verify model").succeeds();
         assert!(verified.stdout.contains("names of tensors lack \"model.\""), "{}", verified.stdout);
@@ -92,11 +98,8 @@ fn names_get_the_prefix_that_they_lack_one_by_one() {
 fn names_with_and_without_the_prefix_are_refused() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("families/llama/base/model", "model");
-    let (name, other) = ("\"lm_head.weight\"", "\"norm.weight\"   ");
-    let mut weights = sandbox.read("model/model.safetensors");
-    let place = weights.windows(name.len()).position(|part| part == name.as_bytes()).unwrap();
-    weights[place..place + name.len()].copy_from_slice(other.as_bytes());
-    model.write(WEIGHTS, weights);
+    let weights = sandbox.read("model/model.safetensors");
+    model.write(WEIGHTS, renamed(&weights, "lm_head.weight", "norm.weight"));
     let problem = sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }

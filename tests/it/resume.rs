@@ -8,15 +8,6 @@ use std::fs;
 
 use crate::common::{Outcome, Sandbox, assert_none};
 
-fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.copy("families/qwen3_moe/base/model", "m");
-    let line =
-        |start: usize| format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>());
-    sandbox.write("ids.jsonl", (0..8).map(|i| line(7 * i)).collect::<String>());
-    sandbox
-}
-
 const DISTILL: &str = "distill m --data ids.jsonl --width 32 --batch-tokens 32";
 const HEAL: &str = "heal m --data ids.jsonl --eval-every 1 --batch-tokens 64 --sequence-length 64";
 
@@ -32,7 +23,7 @@ fn refused(sandbox: &Sandbox, line: &str, complaints: &[&str]) -> Option<String>
 
 #[test]
 fn layers_of_other_runs_and_layers_are_refused() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     sandbox.run(&format!("{DISTILL} -o whole --steps 3")).succeeds();
     stopped(&sandbox, &format!("{DISTILL} -o a --steps 3"));
     stopped(&sandbox, &format!("{DISTILL} -o b --steps 2"));
@@ -85,7 +76,7 @@ fn layers_of_other_runs_and_layers_are_refused() {
 
 #[test]
 fn trainings_of_other_runs_are_refused() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     sandbox.run(&format!("{HEAL} -o whole --steps 3")).succeeds();
     stopped(&sandbox, &format!("{HEAL} -o a --steps 3"));
     stopped(&sandbox, &format!("{HEAL} -o b --steps 3 --seed 1"));
@@ -125,7 +116,7 @@ fn trainings_of_other_runs_are_refused() {
 /// What decides how far a step goes may change when a training goes on, and the log and the receipt say where it did.
 #[test]
 fn a_training_goes_on_at_another_rate() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     let line = |rate: &str| format!("{HEAL} -o a --steps 3 --learning-rate {rate}");
     stopped(&sandbox, &line("1e-3"));
     // Whoever may read the result needn't read what is saved of it.
@@ -168,7 +159,7 @@ fn finished(outcome: &Outcome) -> bool {
 /// The bytes of a result depend on how it is written and computed, too.
 #[test]
 fn results_that_are_written_otherwise_are_not_finished() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     let line = "prune m -o out --keep 0.5 --method random --resume";
     sandbox.run(line).succeeds();
     assert!(finished(&sandbox.run(line).succeeds()));
@@ -193,7 +184,7 @@ fn results_that_are_written_otherwise_are_not_finished() {
 
 #[test]
 fn recipes_say_how_results_are_written() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\noverwrite = true\nkeep = 0.5\nmethod = \"random\"\n";
     let run = |recipe: &str| {
         sandbox.write("recipe.toml", recipe);
@@ -221,7 +212,7 @@ fn recipes_say_how_results_are_written() {
 /// Every build of one version writes the same version.
 #[test]
 fn results_of_another_build_are_made_again() {
-    let sandbox = sandbox();
+    let sandbox = Sandbox::with_model_and_text();
     let line = "prune m -o out --keep 0.5 --method random --resume";
     sandbox.run(line).succeeds();
     let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();

@@ -74,6 +74,16 @@ impl Sandbox {
         fs::write(path, content).unwrap();
     }
 
+    /// A small model `m`, and text for it in `ids.jsonl`.
+    pub fn with_model_and_text() -> Self {
+        let sandbox = Self::new();
+        sandbox.copy("families/qwen3_moe/base/model", "m");
+        let line =
+            |start: usize| format!("{{\"input_ids\":{:?}}}\n", (0..40).map(|i| (start + i) % 100).collect::<Vec<_>>());
+        sandbox.write("ids.jsonl", (0..8).map(|i| line(7 * i)).collect::<String>());
+        sandbox
+    }
+
     /// A file's bytes.
     #[track_caller]
     pub fn read(&self, name: &str) -> Vec<u8> {
