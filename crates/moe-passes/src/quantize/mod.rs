@@ -5,6 +5,7 @@
 //! what reaches `down` through the quantized gate and up.
 
 mod attention;
+mod check;
 mod encode;
 mod gather;
 mod options;

@@ -1,0 +1,134 @@
+//! What `quantize` refuses of its options before it looks at a model.
+
+use moe_model::Result;
+
+use super::options::{
+    Format, Method, Part, QuantizeOptions, Samples, default_act_order, default_damping, default_gate_power,
+    default_group_size, default_hot_cap, default_pool_tokens, half, usage,
+};
+
+impl QuantizeOptions {
+    /// Refuses what contradicts itself, whatever the model.
+    pub(super) fn check(&self) -> Result<()> {
+        self.calibration.check()?;
+        self.measuring.check()?;
+        if self.group_size != -1 && self.group_size < 1 {
+            return Err(usage(
+                format!("groups of {} columns", self.group_size),
+                "give --group-size 32, 64 or 128, or -1 for whole rows",
+            ));
+        }
+        for (name, value) in [
+            ("min-samples", self.min_samples),
+            ("shrinkage", self.shrinkage),
+            ("ridge", self.ridge),
+            ("hot-cap", self.hot_cap),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(usage(format!("--{name} {value}"), "give a number that isn't negative"));
+            }
+        }
+        if !(self.damping > 0.0 && self.damping <= 1.0) {
+            return Err(usage(format!("--damping {}", self.damping), "give a share above 0, up to 1, such as 0.01"));
+        }
+        if let Some(target) = self.target_bits {
+            self.check_target(target)?;
+        }
+        if self.is_float() {
+            self.check_float()?;
+        }
+        if self.method() == Method::Rtn && !self.pool.is_empty() {
+            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out"));
+        }
+        self.check_used()?;
+        match (self.method(), self.calibration.data.is_empty()) {
+            (Method::Gptq, true) => Err(usage(
+                "GPTQ looks at what reaches each expert",
+                "give --data TEXT, or --method rtn, which needs none and is worse",
+            )),
+            (Method::Rtn, true) if self.target_bits.is_some() => {
+                Err(usage("--target-bits chooses bit widths by what they cost on text", "give --data TEXT"))
+            }
+            (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
+                "rounding to nearest doesn't look at data",
+                "leave --data out, or give an integer --scheme with --method gptq",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses options of integers beside a scheme of floats.
+    fn check_float(&self) -> Result<()> {
+        if self.asymmetric {
+            return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+        }
+        if self.method == Some(Method::Gptq) {
+            return Err(usage(
+                "e4m3 is rounded to nearest, not chosen by GPTQ",
+                "leave --method out, or give an integer --scheme such as w8a16",
+            ));
+        }
+        if self.group_size != default_group_size() {
+            let what = "--group-size is for integers: e4m3 has a scale for each row, or for each block of 128 × 128";
+            return Err(usage(what, "leave --group-size out, or give an integer --scheme such as w8a16"));
+        }
+        Ok(())
+    }
+
+    /// Refuses options that would change nothing, as far as their values show that they were given: who gives one expects an effect.
+    fn check_used(&self) -> Result<()> {
+        let gptq = self.method() == Method::Gptq;
+        let gptq_only = [
+            ("samples", self.samples() != Samples::default()),
+            ("per-expert", self.per_expert),
+            ("min-samples", self.min_samples != half()),
+            ("gate-power", self.gate_power != default_gate_power()),
+            ("shrinkage", self.shrinkage != half()),
+            ("ridge", self.ridge != half()),
+            ("hot-cap", self.hot_cap != default_hot_cap()),
+            ("damping", self.damping != default_damping()),
+            ("act-order", self.act_order != default_act_order()),
+            ("clip-search", self.clip_search),
+        ];
+        if let Some((name, _)) = gptq_only.into_iter().find(|(_, is_given)| *is_given && !gptq) {
+            return Err(usage(
+                format!("--{name} is for GPTQ, and this rounds to nearest"),
+                format!("leave --{name} out, or give --method gptq with an integer --scheme and --data TEXT"),
+            ));
+        }
+        let shrinks = [("shrinkage", self.shrinkage != half()), ("ridge", self.ridge != half())];
+        if let Some((name, _)) = shrinks.into_iter().find(|(_, is_given)| *is_given)
+            && self.samples() != Samples::PerExpert
+        {
+            let what = format!("--{name} shrinks the Hessians of --samples per-expert");
+            return Err(usage(what, format!("leave --{name} out, or give --samples per-expert")));
+        }
+        let of_pool = self.pool_take.is_some() || self.pool_tokens != default_pool_tokens();
+        if of_pool && self.pool.is_empty() {
+            return Err(usage(
+                "--pool-tokens and --pool-take say how --pool is used",
+                "give --pool TEXT, or leave them out",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, target: f64) -> Result<()> {
+        if self.scheme.is_some() {
+            return Err(usage("--target-bits takes the place of --scheme", "give one of them"));
+        }
+        if self.format.is_some_and(|format| format != Format::CompressedTensors) {
+            return Err(usage("only compressed-tensors holds matrices of several bit widths", "leave --format out"));
+        }
+        if self.include.contains(&Part::Attention) {
+            return Err(usage(
+                "--target-bits chooses bit widths for experts alone",
+                "leave attention out of --include",
+            ));
+        }
+        match target.is_finite() && target > 0.0 {
+            true => Ok(()),
+            false => Err(usage(format!("--target-bits {target}"), "give a number of bits, such as 5.5")),
+        }
+    }
+}
