@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
+use crate::is_object::IsObject;
 use crate::json;
 use crate::plural::counted;
 use crate::regular::file_exists;
@@ -93,60 +94,6 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
         }
         let weight_map = weight_map.ok_or_else(|| serde::de::Error::missing_field("weight_map"))?;
         Ok(RawIndex { weight_map, has_metadata })
-    }
-}
-
-/// Whether a value is an object, which isn't kept.
-#[derive(Default)]
-struct IsObject(bool);
-
-impl<'de> Deserialize<'de> for IsObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(IsObjectVisitor)
-    }
-}
-
-struct IsObjectVisitor;
-
-impl<'de> Visitor<'de> for IsObjectVisitor {
-    type Value = IsObject;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<IsObject, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(IsObject(true))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<IsObject, A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(IsObject(false))
-    }
-
-    fn visit_unit<E>(self) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<IsObject, E> {
-        Ok(IsObject(false))
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<IsObject, E> {
-        Ok(IsObject(false))
     }
 }
 

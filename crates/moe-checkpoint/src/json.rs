@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Serialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
+use crate::is_object::IsObject;
 use crate::shown::escaped_json;
 use crate::whole::{read_text, read_whole};
 
@@ -76,13 +77,14 @@ fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
     parsed.map_err(|e| malformed(e, path, DAMAGED))
 }
 
-/// Refuses the file `path` unless Python reads it as JSON.
+/// Whether the file `path` holds an object, as Python reads it; nothing of it is kept.
 ///
 /// # Errors
 /// As for [`read`].
-pub fn check_python(path: &Path) -> Result<()> {
+pub fn is_object(path: &Path) -> Result<bool> {
     let text = read_text(path, MAX_JSON_BYTES)?;
-    serde_json::from_str::<IgnoredAny>(&keep_numbers(&text)).map(drop).map_err(|e| malformed(e, path, DAMAGED))
+    let read = serde_json::from_str::<IsObject>(&keep_numbers(&text)).map_err(|e| malformed(e, path, DAMAGED))?;
+    Ok(read.0)
 }
 
 /// Whether Python reads `value`, which [`read_python`] read, as a float.

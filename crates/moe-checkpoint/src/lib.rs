@@ -13,6 +13,7 @@ mod error;
 mod folder;
 mod header;
 mod index;
+mod is_object;
 pub mod json;
 mod locations;
 mod lossy;

@@ -117,7 +117,7 @@ impl Model {
 }
 
 /// Keys of any family whose values have the wrong shape, and the right one.
-fn misshapen(config: &Map<String, Value>) -> impl Iterator<Item = (&'static str, &'static str)> {
+fn misshapen(config: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
     let is_wrong = |(key, wanted): &(&'static str, &'static str)| match (config.get(*key), *wanted) {
         (None, _) => false,
         (Some(value), OBJECT) => !value.is_object() && !(value.as_array().is_some_and(Vec::is_empty)),
@@ -137,7 +137,7 @@ fn misshapen(config: &Map<String, Value>) -> impl Iterator<Item = (&'static str,
         // Caches read it in families without windows, too.
         ("sliding_window", COUNT),
     ];
-    rules.into_iter().filter(is_wrong).collect::<Vec<_>>().into_iter()
+    rules.into_iter().filter(is_wrong).collect()
 }
 
 /// Writes keys that [`Model::refused_config`] finds as transformers takes them, where they change nothing that is
@@ -146,8 +146,7 @@ pub(crate) fn mend(config: &mut Map<String, Value>, vocab: usize) {
     if !has_padding(config, vocab) {
         config.insert("pad_token_id".into(), Value::Null);
     }
-    let wrong: Vec<_> = misshapen(config).map(|(key, _)| key).collect();
-    wrong.into_iter().for_each(|key| _ = config.remove(key));
+    misshapen(config).into_iter().for_each(|(key, _)| _ = config.remove(key));
 }
 
 /// Whether transformers can load a model in `value`: one of torch's types, or such for each part of a model.

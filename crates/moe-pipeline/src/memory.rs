@@ -161,7 +161,7 @@ impl Text {
         let attention = attention_bytes(layer, compute);
         let (kept, largest) = match &layer.ffn {
             Ffn::Dense(network) => (expert_bytes(network, compute), expert_bytes(network, compute)),
-            Ffn::Moe(moe) => (mixture_bytes(moe, compute), largest_expert(moe, compute)),
+            Ffn::Moe(moe) => (mixture_bytes(moe, every, compute), largest_expert(moe, compute)),
         };
         let weights = attention + if several { kept } else { largest };
         let attending =
@@ -219,7 +219,7 @@ fn window(attention: &Attention) -> Option<usize> {
     }
 }
 
-/// Keys that a query is scored with in the mean of a sequence of `length`.
+/// The number of keys that a query is scored with, on average over a sequence of `length`.
 pub(crate) fn mean_keys(attention: &Attention, length: usize) -> usize {
     // Those before it, and of its block those behind it.
     let before = (length + QUERY_BLOCK.min(length)).div_ceil(2);
@@ -245,18 +245,30 @@ fn loaded(weight: &Weight, compute: &Compute) -> u64 {
 }
 
 fn expert_bytes(expert: &Expert, compute: &Compute) -> u64 {
-    stored(expert.linears().into_iter().map(|linear| &linear.weight), compute)
+    expert_bytes_of(expert, every, compute)
+}
+
+/// Which weights are counted.
+type Counted = fn(&Weight) -> bool;
+
+fn every(_: &Weight) -> bool {
+    true
+}
+
+fn expert_bytes_of(expert: &Expert, counted: Counted, compute: &Compute) -> u64 {
+    let weights = expert.linears().into_iter().map(|linear| &linear.weight);
+    stored(weights.filter(|weight| counted(weight)), compute)
 }
 
 /// Experts that are made of the same bytes are loaded once.
-fn mixture_bytes(moe: &Moe, compute: &Compute) -> u64 {
+fn mixture_bytes(moe: &Moe, counted: Counted, compute: &Compute) -> u64 {
     let mut all = 0;
     for (index, expert) in moe.experts.iter().enumerate() {
         if index == 0 || !expert.same_source(&moe.experts[index - 1]) {
-            all += expert_bytes(expert, compute);
+            all += expert_bytes_of(expert, counted, compute);
         }
     }
-    all + moe.shared.as_ref().map_or(0, |shared| expert_bytes(&shared.expert, compute))
+    all + moe.shared.as_ref().map_or(0, |shared| expert_bytes_of(&shared.expert, counted, compute))
 }
 
 fn largest_expert(moe: &Moe, compute: &Compute) -> u64 {
@@ -270,28 +282,19 @@ pub(crate) fn attention_bytes(layer: &Layer, compute: &Compute) -> u64 {
 
 /// Live bytes of a layer's weights, all of them.
 pub(crate) fn layer_bytes(layer: &Layer, compute: &Compute) -> u64 {
-    attention_bytes(layer, compute)
-        + match &layer.ffn {
-            Ffn::Dense(network) => expert_bytes(network, compute),
-            Ffn::Moe(moe) => mixture_bytes(moe, compute),
-        }
+    attention_bytes(layer, compute) + network_bytes(layer, every, compute)
 }
 
-/// Of these, those of weights that are stored in a file as they are: the source's.
+/// Live bytes of a layer's attention, and of those of its other weights that the source's file holds as they are.
 fn taken_over_bytes(layer: &Layer, compute: &Compute) -> u64 {
-    let experts: Vec<&Expert> = match &layer.ffn {
-        Ffn::Dense(network) => vec![network],
-        Ffn::Moe(moe) => moe.experts.iter().chain(moe.shared.as_ref().map(|shared| &shared.expert)).collect(),
-    };
-    let mut bytes = attention_bytes(layer, compute);
-    for (index, expert) in experts.iter().enumerate() {
-        // Experts that are made of the same bytes are loaded once.
-        if index == 0 || !expert.same_source(experts[index - 1]) {
-            let weights = expert.linears().into_iter().map(|linear| &linear.weight);
-            bytes += stored(weights.filter(|weight| weight.stored().is_some()), compute);
-        }
+    attention_bytes(layer, compute) + network_bytes(layer, |weight| weight.stored().is_some(), compute)
+}
+
+fn network_bytes(layer: &Layer, counted: Counted, compute: &Compute) -> u64 {
+    match &layer.ffn {
+        Ffn::Dense(network) => expert_bytes_of(network, counted, compute),
+        Ffn::Moe(moe) => mixture_bytes(moe, counted, compute),
     }
-    bytes
 }
 
 fn head_bytes(model: &Model, rows: usize, compute: &Compute) -> u64 {

@@ -5,9 +5,9 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::protected::check_writable;
 use serde_json::{Map, Value};
 
+use super::protected::check_writable;
 use crate::error::{Error, Kind, Result};
 use crate::header::{MAX_HEADER_BYTES, parse_header};
 use crate::json;

@@ -21,7 +21,7 @@ pub(super) struct Modes {
 }
 
 impl Modes {
-    /// Those of the result in `dir`; None where there is none.
+    /// The permissions of the result in `dir`; None where there is no result.
     pub fn of(dir: &Path) -> Option<Self> {
         let own = dir.symlink_metadata().ok().filter(fs::Metadata::is_dir)?;
         let mut found = Self { modes: [(PathBuf::new(), own.mode() & 0o7777)].into(), file: 0o7777 };

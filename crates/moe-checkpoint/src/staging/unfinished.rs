@@ -91,11 +91,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 /// Removes all that lies in `dir`.
 pub(super) fn clear_directory(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        match path.symlink_metadata()?.is_dir() {
-            true => fs::remove_dir_all(&path)?,
-            false => fs::remove_file(&path)?,
-        }
+        removed_once(&entry?.path())?;
     }
     Ok(())
 }

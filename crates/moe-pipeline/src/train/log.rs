@@ -48,7 +48,7 @@ impl Log {
     /// Adds a line.
     ///
     /// # Errors
-    /// Of the disk.
+    /// What the disk returns.
     pub fn write(&mut self, line: &Value) -> io::Result<()> {
         let text = format!("{line}\n");
         self.file.write_all(text.as_bytes())?;
@@ -60,7 +60,7 @@ impl Log {
     /// Waits until the disk has all of it.
     ///
     /// # Errors
-    /// Of the disk.
+    /// What the disk returns.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }

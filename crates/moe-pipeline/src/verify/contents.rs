@@ -1,6 +1,6 @@
 //! Files beside the weights that are whole, and say what transformers refuses.
 
-use moe_checkpoint::{Kind, SideFile, SideFiles, json};
+use moe_checkpoint::{Kind, SideFiles, json};
 use serde_json::{Map, Value};
 
 /// Files that loaders read as JSON, and whether they must hold an object.
@@ -36,19 +36,19 @@ const CACHES: [&str; 11] = [
 pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
     for file in files.carried.iter().filter(|file| !super::loaders::is_pointer(file)) {
-        let Some((name, is_object)) = READ.into_iter().find(|(name, _)| file.name == *name) else { continue };
-        match json::check_python(&file.path) {
+        let Some((name, wants_object)) = READ.into_iter().find(|(name, _)| file.name == *name) else { continue };
+        match json::is_object(&file.path) {
             Err(error) if error.kind() == Kind::Malformed => {
                 damaged.push((name, format!("{name} is not JSON")));
                 continue;
             }
             // That it can't be read is another matter.
             Err(_) => continue,
-            Ok(()) => {}
-        }
-        if is_object && !holds_object(file) {
-            damaged.push((name, format!("{name} doesn't hold an object")));
-            continue;
+            Ok(is_object) if wants_object && !is_object => {
+                damaged.push((name, format!("{name} doesn't hold an object")));
+                continue;
+            }
+            Ok(_) => {}
         }
         let said = || json::read_python(&file.path).unwrap_or_default();
         let why = match name {
@@ -59,15 +59,6 @@ pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
         damaged.extend(why.into_iter().map(|why| (name, format!("{name} says {why}"))));
     }
     damaged
-}
-
-/// By its first character: a large one isn't kept as a whole.
-fn holds_object(file: &SideFile) -> bool {
-    use std::io::Read;
-    let mut start = Vec::new();
-    let read = moe_checkpoint::open_file(&file.path).map(|file| file.take(1 << 12).read_to_end(&mut start));
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start);
-    read.is_ok() && text.iter().find(|byte| !byte.is_ascii_whitespace()).is_none_or(|byte| *byte == b'{')
 }
 
 fn of_tokenizer(said: &Map<String, Value>, files: &SideFiles) -> Vec<String> {

@@ -61,7 +61,7 @@ pub(super) struct Limits {
 impl Limits {
     pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
 
-    /// Those of a run that may hold `memory` bytes.
+    /// The limits in a run that may hold `memory` bytes.
     pub fn within(memory: Option<u64>) -> Self {
         // A step may make a copy of all that is held, and what is rendered is held beside what is tokenized.
         let share = memory.map_or(MAX_BYTES, |bytes| usize::try_from(bytes / 4).unwrap_or(MAX_BYTES));
