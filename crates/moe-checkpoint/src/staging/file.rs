@@ -1,13 +1,14 @@
 //! Output files that appear under their final name only when they are complete.
 
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
 use super::lock::{locked, options_of};
+use super::modes::Rights;
 use super::names::{parent_of, partial};
 use super::protected::check_writable;
 use super::rename::{in_the_way, rename_to_free};
@@ -31,12 +32,11 @@ pub struct FoundFile(Option<Version>);
 /// One state of one file. A file system may give an inode that became free to the next file at once, and a file may be edited in place:
 /// every write and every change of name moves the time of change, which nobody can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     id: Id,
     bytes: u64,
     /// Seconds and nanoseconds.
     changed: (i64, i64),
-    mode: u32,
 }
 
 impl FoundFile {
@@ -47,13 +47,8 @@ impl FoundFile {
 }
 
 impl Version {
-    fn of(found: &Metadata) -> Self {
-        Self {
-            id: Id::of(found),
-            bytes: found.len(),
-            changed: (found.ctime(), found.ctime_nsec()),
-            mode: found.mode() & 0o7777,
-        }
+    pub(super) fn of(found: &Metadata) -> Self {
+        Self { id: Id::of(found), bytes: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
     }
 }
 
@@ -121,7 +116,10 @@ impl StagedFile {
         let staging = partial(path)?;
         // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no file.
         let mut unfinished = unfinished(path)?;
-        let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).open(&staging);
+        let rights = found.0.and_then(|_| Some(Rights::of(path, &path.symlink_metadata().ok()?)));
+        // Who opens it before it has the permissions of what it replaces could read what is written later.
+        let mode = if found.0.is_some() { 0o600 } else { 0o666 };
+        let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).mode(mode).open(&staging);
         let file = locked(path, &staging, open)?;
         // Another name would be another file of somebody's, which is emptied here.
         if file.metadata().is_ok_and(|found| found.nlink() > 1 || !found.is_file()) {
@@ -132,8 +130,7 @@ impl StagedFile {
         let created = Self { path: path.to_owned(), staging, replaced: found, file, committed: false };
         drop(unfinished);
         // What a killed run left behind. Nobody may read now what nobody else could read before.
-        let permitted =
-            found.0.map_or(Ok(()), |found| created.file.set_permissions(Permissions::from_mode(found.mode)));
+        let permitted = rights.map_or(Ok(()), |rights| rights.give(&created.file));
         let emptied = permitted.and_then(|()| created.file.set_len(0));
         emptied.map_err(|e| Error::io("cannot write this file", path, e))?;
         Ok(created)
@@ -206,7 +203,9 @@ pub(crate) fn open_no_link(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
