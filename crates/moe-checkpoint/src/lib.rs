@@ -24,6 +24,7 @@ mod regular;
 mod result;
 mod saved;
 mod scratch;
+mod seal;
 mod shard;
 mod shown;
 mod side_files;
@@ -46,11 +47,12 @@ pub use plural::counted;
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
 pub use result::{
-    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_run_record, is_training_log,
+    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_own_log, is_own_run_record, is_run_record,
 };
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
+pub use seal::Seal;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use shown::{is_obeyed, shown, shown_path};
 pub use side_files::{SideFile, SideFiles, is_weights};

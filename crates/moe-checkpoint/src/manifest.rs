@@ -80,6 +80,11 @@ fn parse_line(line: &str) -> Option<(&str, &str)> {
 /// # Errors
 /// [`Kind::Io`] where it can't be read.
 pub fn sha256_file(path: &Path) -> Result<String> {
+    sha256_watched(path, &|_| ())
+}
+
+/// [`sha256_file`], which calls `watch` with the bytes that it has hashed since it called before.
+pub(crate) fn sha256_watched(path: &Path, watch: &dyn Fn(u64)) -> Result<String> {
     let mut file = open_file(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -89,6 +94,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
             return Ok(hex(&hasher.finalize()));
         }
         hasher.update(&buffer[..read]);
+        watch(read as u64);
     }
 }
 

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::json;
-use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::regular::open_file;
+use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
+use crate::seal::Seal;
 use crate::whole::read_text;
 
 /// The receipt's file name.
@@ -98,35 +98,47 @@ impl Written {
 /// Keys that every [`RUN_FILE`] has.
 const RUN_KEYS: [&str; 4] = ["source", "device", "unix_time", "timings"];
 /// Keys that some have, besides element types.
-const MORE_RUN_KEYS: [&str; 7] =
-    ["dtype", "threads", "host", "seconds", "peak_memory_bytes", "memory_budget_bytes", "peak_live_bytes"];
+const MORE_RUN_KEYS: [&str; 9] = [
+    "dtype",
+    "threads",
+    "host",
+    "seconds",
+    "peak_memory_bytes",
+    "memory_budget_bytes",
+    "peak_live_bytes",
+    LOG_KEY,
+    "sha256",
+];
+/// The key that holds the SHA-256 of the [`LOG_FILE`].
+const LOG_KEY: &str = "training_log_sha256";
 
-/// Whether the file `path` is a [`RUN_FILE`] of this program, to which nobody has added anything.
+/// Whether the file `path` says what a [`RUN_FILE`] of this program says, and nothing else. [`is_own_run_record`] is for what may be
+/// removed.
 pub fn is_run_record(path: &Path) -> bool {
-    let text = read_text(path, MAX_RUN_BYTES).unwrap_or_default();
-    let Ok(run) = serde_json::from_str::<Map<String, Value>>(&text) else { return false };
+    run_text(path).is_some_and(|text| says_what_runs_say(&text))
+}
+
+/// Whether the [`RUN_FILE`] in `dir` is one that a run has written, and nobody has changed since.
+pub fn is_own_run_record(dir: &Path) -> bool {
+    run_text(&dir.join(RUN_FILE)).is_some_and(|text| Seal::JSON.is_intact(&text) && says_what_runs_say(&text))
+}
+
+/// Whether the [`LOG_FILE`] in `dir` is the one that was written with the [`RUN_FILE`] beside it, which says its hash.
+pub fn is_own_log(dir: &Path) -> bool {
+    let Some(text) = run_text(&dir.join(RUN_FILE)).filter(|text| Seal::JSON.is_intact(text)) else { return false };
+    let run: Value = serde_json::from_str(&text).unwrap_or_default();
+    let said = run[LOG_KEY].as_str();
+    said.is_some() && sha256_file(&dir.join(LOG_FILE)).ok().as_deref() == said
+}
+
+fn run_text(path: &Path) -> Option<String> {
+    read_text(path, MAX_RUN_BYTES).ok()
+}
+
+fn says_what_runs_say(text: &str) -> bool {
+    let Ok(run) = serde_json::from_str::<Map<String, Value>>(text) else { return false };
     let is_known = |key: &String| {
         RUN_KEYS.contains(&key.as_str()) || MORE_RUN_KEYS.contains(&key.as_str()) || key.ends_with("_dtype")
     };
     RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(is_known)
-}
-
-/// Whether the file `path` is a [`LOG_FILE`] of this program: a step in every line.
-pub fn is_training_log(path: &Path) -> bool {
-    use std::io::{BufRead, BufReader, Read};
-    let Ok(file) = open_file(path) else { return false };
-    let mut lines = BufReader::new(file);
-    loop {
-        let mut line = Vec::new();
-        // A line without an end is read no further than a run's are long.
-        match lines.by_ref().take(MAX_RUN_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) => return true,
-            Ok(_) if is_step(&line) => {}
-            _ => return false,
-        }
-    }
-}
-
-fn is_step(line: &[u8]) -> bool {
-    serde_json::from_slice::<Value>(line).is_ok_and(|line| line["step"].is_u64())
 }

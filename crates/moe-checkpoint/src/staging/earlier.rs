@@ -1,92 +1,131 @@
 //! Earlier results, which `--overwrite` replaces as long as all that is in them is theirs.
 
-use std::fs::{self, Metadata};
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use rayon::prelude::*;
 
-use super::protected::check_writable;
+use super::damaged::is_damaged;
+use super::protected::check_replaceable;
+use super::version::Version;
 use crate::error::{Error, Kind, Result};
-use crate::header::{MAX_HEADER_BYTES, parse_header};
-use crate::json;
-use crate::manifest::{MANIFEST_FILE, Manifest, sha256_file};
-use crate::regular::open_file;
-use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_run_record, is_training_log};
-use crate::whole::read_whole;
+use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
+use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record};
 
-/// A file up to this is hashed in a fraction of a second. A larger one, which can only be weights, is hashed where it was
-/// changed after the receipt was written: all of them would take minutes.
+/// A file up to this is hashed in a fraction of a second, by every check. A larger one, which can only be weights, is hashed once, when
+/// the output is created.
 pub(super) const SMALL_BYTES: u64 = 64 << 20;
 
+/// Called with the bytes that were hashed since it was called before.
+pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
+
 /// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing
-/// else lies, nothing was changed and nothing is write-protected.
+/// else lies, nothing small was changed and nothing is write-protected.
 ///
 /// # Errors
 /// [`Kind::Usage`], naming what would be lost.
 pub(super) fn check(target: &Path) -> Result<()> {
-    let found = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?;
-    if found.is_symlink() {
-        return Err(Error::new(Kind::Usage, "the output exists and is a link, which was not written by moe-convert")
-            .file(target)
-            .remedy("give the path that the link leads to, remove it yourself, or choose another name"));
+    let Some(earlier) = Earlier::open(target)? else { return Ok(()) };
+    earlier.versions(SMALL_BYTES, &|_| ()).map(drop)
+}
+
+/// What a new result replaces, as it was when all of it was looked at.
+#[derive(Debug)]
+pub(super) struct Found {
+    dir: Version,
+    /// The files that the manifest lists and that were there.
+    files: BTreeMap<String, Version>,
+}
+
+impl Found {
+    /// Looks at `target`, and hashes all files of it, which takes a second for each gigabyte.
+    ///
+    /// # Errors
+    /// As for [`check`].
+    pub fn look(target: &Path, watch: Watch<'_>) -> Result<Self> {
+        let fail = |e| Error::io("cannot look at the output", target, e);
+        let dir = Version::of(&target.symlink_metadata().map_err(fail)?);
+        let files = match Earlier::open(target)? {
+            Some(earlier) => earlier.versions(u64::MAX, watch)?,
+            None => BTreeMap::new(),
+        };
+        Ok(Self { dir, files })
     }
-    check_writable(target, &found)?;
-    let entries = fs::read_dir(target).map(|mut entries| entries.next().is_some());
-    if entries.as_ref().is_ok_and(|has_some| !has_some) {
-        return Ok(());
+
+    /// Whether `target` is still what was looked at. That takes no time where no file was touched meanwhile; what was touched is hashed
+    /// again.
+    pub fn is_still(&self, target: &Path) -> bool {
+        self.is_at(target) && self.is_unchanged(target).unwrap_or(false)
     }
-    if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
-        return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
-            .file(target)
-            .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
+
+    /// Whether the very directory is there still, to which nothing came, and from which nothing went.
+    fn is_at(&self, target: &Path) -> bool {
+        target.symlink_metadata().is_ok_and(|found| Version::of(&found) == self.dir)
     }
-    let (written, listed) = match Manifest::read(target) {
-        // A damaged receipt is no reason to keep what is to be made again.
-        Ok(Some(listed)) => (consistent(Written::read(target).unwrap_or_default(), target, &listed), listed),
-        Ok(None) | Err(_) => {
-            let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
-            return Err(Error::new(Kind::Usage, what)
-                .file(target.join(MANIFEST_FILE))
-                .remedy("remove the output yourself, or choose another name"));
-        }
-    };
-    let written = written.map_err(|error| {
-        let what = format!("the output exists, and its {MANIFEST_FILE} isn't the one that was written with it");
-        Error::new(Kind::Usage, what)
-            .file(target.join(MANIFEST_FILE))
-            .source(error.briefly())
-            .remedy("remove the output yourself, or choose another name")
-    })?;
-    let earlier = Earlier { target, listed: &listed, is_trained: written.is_trained() };
-    if let Some(file) = earlier.foreign(Path::new(""))? {
-        return Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
-            .file(target.join(file))
-            .remedy("move it elsewhere, or choose another output"));
-    }
-    match earlier.changed()? {
-        None => Ok(()),
-        Some(file) => {
-            Err(Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
-                .file(file)
-                .remedy("move it elsewhere, or choose another output"))
-        }
+
+    fn is_unchanged(&self, target: &Path) -> Result<bool> {
+        let Some(earlier) = Earlier::open(target)? else { return Ok(self.files.is_empty()) };
+        let is_same = |name: &String, now: &Version| self.files.get(name) == Some(now);
+        earlier.versions_but(is_same, u64::MAX, &|_| ()).map(|_| true)
     }
 }
 
-fn consistent(written: Written, target: &Path, listed: &Manifest) -> Result<Written> {
-    written.check(target, listed).map(|()| written)
-}
-
-/// A result whose receipt and manifest agree.
+/// A result whose receipt and manifest agree, and in which nothing else lies.
 struct Earlier<'a> {
     target: &'a Path,
-    listed: &'a Manifest,
+    listed: Manifest,
     is_trained: bool,
 }
 
-impl Earlier<'_> {
+impl<'a> Earlier<'a> {
+    /// The result in `target`; None for an empty directory.
+    fn open(target: &'a Path) -> Result<Option<Self>> {
+        let found = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?;
+        if found.is_symlink() {
+            return Err(Error::new(
+                Kind::Usage,
+                "the output exists and is a link, which was not written by moe-convert",
+            )
+            .file(target)
+            .remedy("give the path that the link leads to, remove it yourself, or choose another name"));
+        }
+        check_replaceable(target, &found)?;
+        let entries = fs::read_dir(target).map(|mut entries| entries.next().is_some());
+        if entries.as_ref().is_ok_and(|has_some| !has_some) {
+            return Ok(None);
+        }
+        if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {
+            return Err(Error::new(Kind::Usage, "the output exists and was not written by moe-convert")
+                .file(target)
+                .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
+        }
+        let (written, listed) = match Manifest::read(target) {
+            // A damaged receipt is no reason to keep what is to be made again.
+            Ok(Some(listed)) => (consistent(Written::read(target).unwrap_or_default(), target, &listed), listed),
+            Ok(None) | Err(_) => {
+                let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
+                return Err(Error::new(Kind::Usage, what)
+                    .file(target.join(MANIFEST_FILE))
+                    .remedy("remove the output yourself, or choose another name"));
+            }
+        };
+        let written = written.map_err(|error| {
+            let what = format!("the output exists, and its {MANIFEST_FILE} isn't the one that was written with it");
+            Error::new(Kind::Usage, what)
+                .file(target.join(MANIFEST_FILE))
+                .source(error.briefly())
+                .remedy("remove the output yourself, or choose another name")
+        })?;
+        let earlier = Self { target, listed, is_trained: written.is_trained() };
+        match earlier.foreign(Path::new(""))? {
+            None => Ok(Some(earlier)),
+            Some(file) => Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
+                .file(target.join(file))
+                .remedy("move it elsewhere, or choose another output")),
+        }
+    }
+
     /// Something in the folder `below` that is not the result's.
     fn foreign(&self, below: &Path) -> Result<Option<PathBuf>> {
         let dir = self.target.join(below);
@@ -98,13 +137,13 @@ impl Earlier<'_> {
             let found = if kind.is_dir() {
                 let lists_some = self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
                 if lists_some {
-                    check_writable(&self.target.join(&name), &kind)?;
+                    check_replaceable(&self.target.join(&name), &kind)?;
                     self.foreign(&name)?
                 } else {
                     Some(name)
                 }
             } else if kind.is_file() && self.is_ours(&name) {
-                check_writable(&self.target.join(&name), &kind)?;
+                check_replaceable(&self.target.join(&name), &kind)?;
                 None
             } else {
                 Some(name)
@@ -118,61 +157,54 @@ impl Earlier<'_> {
 
     /// Whether a run has written the file `name`, as far as its name tells, and what no manifest lists, its content.
     fn is_ours(&self, name: &Path) -> bool {
-        let path = self.target.join(name);
         match name.to_str() {
             Some(MANIFEST_FILE) => true,
-            Some(RUN_FILE) => is_run_record(&path),
-            Some(LOG_FILE) => self.is_trained && is_training_log(&path),
+            Some(RUN_FILE) => is_own_run_record(self.target),
+            Some(LOG_FILE) => self.is_trained && is_own_log(self.target),
             Some(name) => self.listed.files.contains_key(name),
             None => false,
         }
     }
 
-    /// A file that isn't what was written.
-    fn changed(&self) -> Result<Option<PathBuf>> {
-        let receipt = self.target.join(RECEIPT_FILE);
-        let receipt = receipt.symlink_metadata().map_err(|e| Error::io("cannot look at this file", &receipt, e))?;
-        for (name, hash) in &self.listed.files {
+    /// The files that the manifest lists and that are there. Those of up to `most` bytes are hashed.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`], naming one that isn't what was written.
+    fn versions(&self, most: u64, watch: Watch<'_>) -> Result<BTreeMap<String, Version>> {
+        self.versions_but(|_, _| false, most, watch)
+    }
+
+    /// As [`Self::versions`], without hashing those again that are `known`.
+    fn versions_but(
+        &self,
+        known: impl Fn(&String, &Version) -> bool + Sync,
+        most: u64,
+        watch: Watch<'_>,
+    ) -> Result<BTreeMap<String, Version>> {
+        let look = |(name, hash): (&String, &String)| {
             let path = self.target.join(name);
             // What somebody has removed is nobody's loss any more.
-            let Ok(found) = path.symlink_metadata() else { continue };
-            let may_differ = found.len() <= SMALL_BYTES || last_change(&found) > last_change(&receipt);
-            if may_differ && sha256_file(&path)? != *hash && !is_damaged(&path, name) {
-                return Ok(Some(path));
+            let Ok(found) = path.symlink_metadata() else { return Ok(None) };
+            let version = Version::of(&found);
+            if found.len() > most || known(name, &version) {
+                return Ok(Some((name.clone(), version)));
             }
-        }
-        Ok(None)
+            match sha256_watched(&path, watch)? == *hash || is_damaged(self.target, name) {
+                true => Ok(Some((name.clone(), version))),
+                false => Err(changed(&path)),
+            }
+        };
+        let looked: Vec<Result<Option<(String, Version)>>> = self.listed.files.par_iter().map(look).collect();
+        looked.into_iter().filter_map(Result::transpose).collect()
     }
 }
 
-/// Whether the file `name` at `path` is what is left of one that a run wrote, as a crash or a full disk leaves it, rather than somebody's:
-/// nothing, a part of a safetensors file, or the beginning of a receipt.
-fn is_damaged(path: &Path, name: &str) -> bool {
-    let is_empty = path.metadata().is_ok_and(|found| found.len() == 0);
-    is_empty || (name == RECEIPT_FILE && is_cut_json(path)) || is_truncated(path).unwrap_or(false)
+fn consistent(written: Written, target: &Path, listed: &Manifest) -> Result<Written> {
+    written.check(target, listed).map(|()| written)
 }
 
-/// Whether the file `path` is JSON that ends too early.
-fn is_cut_json(path: &Path) -> bool {
-    let bytes = read_whole(path, json::MAX_TREE_BYTES);
-    bytes.is_ok_and(|bytes| serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof()))
-}
-
-/// Whether the file `path` has a sound header of a safetensors file, and ends before the last tensor does. None where it can't be read.
-fn is_truncated(path: &Path) -> Option<bool> {
-    let mut file = open_file(path).ok()?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = u64::from_le_bytes(length);
-    let mut header = Vec::new();
-    file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
-    let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
-    let end = parsed.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64()).max()?;
-    let present = file.metadata().ok()?.len().saturating_sub(8 + length);
-    Some(present < end && parse_header(&header, end).is_ok())
-}
-
-/// When the file was written, renamed or given other permissions, which no program can set to an earlier time.
-fn last_change(found: &Metadata) -> (i64, i64) {
-    (found.ctime(), found.ctime_nsec())
+fn changed(file: &Path) -> Error {
+    Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
+        .file(file)
+        .remedy("move it elsewhere, or choose another output")
 }

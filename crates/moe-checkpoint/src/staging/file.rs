@@ -1,6 +1,6 @@
 //! Output files that appear under their final name only when they are complete.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use rustix::fs::OFlags;
 use super::lock::{locked, options_of};
 use super::modes::Rights;
 use super::names::{parent_of, partial};
-use super::protected::check_writable;
+use super::protected::{check_no_mount, check_replaceable};
 use super::rename::{in_the_way, rename_to_free};
 use super::unfinished::unfinished;
+use super::version::Version;
 use crate::error::{Error, Kind, Result};
-use crate::locations::Id;
 
 /// What a file holds, so that one of this kind may replace it.
 #[derive(Debug, Clone, Copy)]
@@ -29,26 +29,10 @@ pub struct FileKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoundFile(Option<Version>);
 
-/// One state of one file. A file system may give an inode that became free to the next file at once, and a file may be edited in place:
-/// every write and every change of name moves the time of change, which nobody can set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version {
-    id: Id,
-    bytes: u64,
-    /// Seconds and nanoseconds.
-    changed: (i64, i64),
-}
-
 impl FoundFile {
     /// What has the name `path` now; a link is not followed.
     fn at(path: &Path) -> Self {
         Self(path.symlink_metadata().ok().map(|found| Version::of(&found)))
-    }
-}
-
-impl Version {
-    pub(super) fn of(found: &Metadata) -> Self {
-        Self { id: Id::of(found), bytes: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
     }
 }
 
@@ -90,7 +74,8 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     if found.len() > 0 && !overwrite {
         return refused(format!("the output exists and holds {content}"), "choose another name, or give --overwrite");
     }
-    check_writable(path, &found)?;
+    check_no_mount(path, &found)?;
+    check_replaceable(path, &found)?;
     Ok(FoundFile(Some(Version::of(&found))))
 }
 

@@ -1,5 +1,6 @@
 //! Output directories that appear under their final name only when they are complete.
 
+mod damaged;
 mod earlier;
 mod file;
 mod lock;
@@ -10,6 +11,7 @@ mod rename;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+mod version;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,9 +32,11 @@ pub use unfinished::{TemporaryDir, remove_unfinished};
 pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
 
+use earlier::Found;
 use lock::{lock, locked, options_of};
 use modes::Modes;
 use names::{aside, parent_of, partial};
+use protected::check_no_mount;
 use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory};
 use unfinished::{clear_directory, unfinished};
 
@@ -54,7 +58,8 @@ pub struct OutputDir {
     staging: PathBuf,
     manifest: Manifest,
     committed: bool,
-    existing: Existing,
+    /// What it replaces; None where nothing was there.
+    replaced: Option<Found>,
     /// Of what it replaces.
     modes: Option<Modes>,
     /// The staging directory itself, with the lock on it.
@@ -63,7 +68,7 @@ pub struct OutputDir {
 
 impl OutputDir {
     /// Checks whether `target` may be created, without touching the disk. That it overlaps with nothing that is read is for
-    /// [`crate::Locations`] to say.
+    /// [`crate::Locations`] to say. Of an earlier result, files are hashed that take no time; all are, when the output is created.
     ///
     /// # Errors
     /// [`Kind::Usage`] where it exists and may not be replaced, or something of its user's lies in it; [`Kind::Missing`] where its
@@ -85,6 +90,7 @@ impl OutputDir {
                 .file(target)
                 .remedy("choose another name: a checkpoint is written to a directory"));
         }
+        check_no_mount(target, &there)?;
         if existing == Existing::Kept {
             return Err(Error::new(Kind::Usage, "the output exists")
                 .file(target)
@@ -121,8 +127,17 @@ impl OutputDir {
     /// Creates the hidden directory beside `target` and locks it.
     ///
     /// # Errors
-    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
+    /// As for [`OutputDir::create_watched`].
     pub fn create(target: &Path, existing: Existing) -> Result<Self> {
+        Self::create_watched(target, existing, &|_| ())
+    }
+
+    /// As [`OutputDir::create`]. All files of a result that is to be replaced are hashed, which takes a second for each gigabyte: `watch`
+    /// is called with the bytes that were hashed since it was called before.
+    ///
+    /// # Errors
+    /// As for [`OutputDir::check`]; [`Kind::Io`] where it can't be created, or another run is writing the same output.
+    pub fn create_watched(target: &Path, existing: Existing, watch: &(dyn Fn(u64) + Sync)) -> Result<Self> {
         // What ends in `/.` can't be renamed.
         let target: &Path = &target.components().collect::<PathBuf>();
         Self::check(target, existing)?;
@@ -146,12 +161,12 @@ impl OutputDir {
             Self::check(target, existing).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         }
         unfinished.insert(staging.clone());
-        let created = Self {
+        let mut created = Self {
             target: target.to_owned(),
             staging,
             manifest: Manifest::default(),
             committed: false,
-            existing,
+            replaced: None,
             modes: Modes::of(target),
             lock,
         };
@@ -163,6 +178,9 @@ impl OutputDir {
             created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&created.staging))
         };
         prepare().map_err(|e| Error::io("cannot create the output", &created.staging, e))?;
+        if existing == Existing::Replaced && target.symlink_metadata().is_ok() {
+            created.replaced = Some(Found::look(target, watch)?);
+        }
         Ok(created)
     }
 
@@ -317,7 +335,8 @@ impl OutputDir {
     /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
     /// which is then returned.
     fn move_to_target(&self) -> Result<Option<PathBuf>> {
-        if self.existing == Existing::Replaced && self.may_replace() {
+        // Hours may have passed since it was looked at.
+        if self.replaced.as_ref().is_some_and(|found| found.is_still(&self.target)) {
             // It is removed under a hidden name: a run that begins there must not take it for its own.
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
             let replaced = earlier.as_ref().and_then(|_| replace(&self.staging, &self.target).ok());
@@ -329,11 +348,6 @@ impl OutputDir {
             }
         }
         rename_to_free(&self.staging, &self.target).map_err(|e| self.failed(e))
-    }
-
-    /// Whether what has the output's name now, long after it was checked, is still a result and nothing else.
-    fn may_replace(&self) -> bool {
-        earlier::check(&self.target).is_ok()
     }
 
     fn failed(&self, error: io::Error) -> Error {

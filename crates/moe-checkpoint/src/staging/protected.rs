@@ -1,30 +1,101 @@
-//! Write protection of what would be replaced: renaming over a file asks its directory alone, so that it has to be looked at here.
+//! What would be replaced and can't, or shouldn't, be: a rename asks the directory alone, and fails only when all work is done, so that it
+//! has to be looked at here.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, accessat, statx};
+use rustix::process::geteuid;
 
+use super::names::parent_of;
 use crate::error::{Error, Kind, Result};
 
-/// Refuses to replace what `path` was `found` to be, a file or a directory, if somebody has protected it, or this user couldn't write to it.
+/// Refuses to replace what `path` was `found` to be, a file or a directory, if somebody has protected it, or this user couldn't write to
+/// it or move it away.
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
-pub(super) fn check_writable(path: &Path, found: &Metadata) -> Result<()> {
+pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     let access = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
     // Root may do everything; who took the bits away meant it all the same.
-    let is_protected = found.mode() & 0o222 == 0;
-    if !is_protected && accessat(CWD, path, access, AtFlags::EACCESS).is_ok() {
+    let is_protected = found.mode() & 0o222 == 0 || has(path, StatxAttributes::IMMUTABLE | StatxAttributes::APPEND);
+    if is_protected {
+        return Err(Error::new(Kind::Usage, "the output exists and is write-protected, so that it is not replaced")
+            .file(path)
+            .remedy("choose another name, or allow it with chmod u+w (or chattr -ia) if it is yours to replace"));
+    }
+    if accessat(CWD, path, access, AtFlags::EACCESS).is_err() {
+        return Err(Error::new(Kind::Usage, "the output exists, and you have no right to write to it")
+            .file(path)
+            .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"));
+    }
+    if is_held_by_owner(path, found) {
+        let what =
+            "the output exists and is another user's, in a directory where only its owner may move it (chmod +t)";
+        return Err(Error::new(Kind::Usage, what).file(path).remedy("choose another name, or another directory"));
+    }
+    Ok(())
+}
+
+/// Whether `path` lies in a directory such as /tmp, in which everybody has only what is their own.
+fn is_held_by_owner(path: &Path, found: &Metadata) -> bool {
+    const STICKY: u32 = 0o1000;
+    let user = geteuid();
+    let Ok(parent) = parent_of(path).metadata() else { return false };
+    let owners = [parent.uid(), found.uid()];
+    !user.is_root() && parent.mode() & STICKY != 0 && !owners.contains(&user.as_raw())
+}
+
+/// Refuses to replace what `path` was `found` to be if something is mounted there, as a container's volume: nothing can take its name.
+///
+/// # Errors
+/// [`Kind::Usage`] then.
+pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
+    if !is_mount_point(path, found) {
         return Ok(());
     }
-    let what = if is_protected {
-        "the output exists and is write-protected, so that it is not replaced"
-    } else {
-        "the output exists, and you have no right to write to it"
+    let what = "the output is a mount point, whose name nothing else can take when the result is complete";
+    let remedy = match path.file_name().filter(|_| found.is_dir()) {
+        Some(name) => format!("give a name in it, such as {}", path.join(name).display()),
+        None => "give a name in a directory that is mounted as a whole".to_owned(),
     };
-    Err(Error::new(Kind::Usage, what)
-        .file(path)
-        .remedy("choose another name, or allow it with chmod u+w if it is yours to replace"))
+    Err(Error::new(Kind::Usage, what).file(path).remedy(remedy))
+}
+
+fn is_mount_point(path: &Path, found: &Metadata) -> bool {
+    let stated = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    match stated {
+        // A bind mount may be of the same file system.
+        Ok(stated) if stated.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            stated.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        }
+        // Linux before 5.8.
+        _ => parent_of(path).metadata().is_ok_and(|parent| parent.dev() != found.dev()),
+    }
+}
+
+/// Whether `path` has one of `attributes`, as far as its file system says.
+fn has(path: &Path, attributes: StatxAttributes) -> bool {
+    let stated = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    stated.is_ok_and(|stated| stated.stx_attributes.intersects(attributes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_point_is_refused_with_a_name_that_works() {
+        let refused = |path: &str| {
+            let path = Path::new(path);
+            check_no_mount(path, &path.symlink_metadata().unwrap())
+        };
+        let error = refused("/proc").unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("such as /proc/proc"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        refused(&dir.path().to_string_lossy()).unwrap();
+        refused(&dir.path().join("file").to_string_lossy()).unwrap();
+    }
 }

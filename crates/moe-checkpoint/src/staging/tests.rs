@@ -2,6 +2,8 @@
 
 use super::rename::replace_by_turns;
 use super::*;
+use crate::Seal;
+use crate::manifest::sha256_bytes;
 use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
 
 const OPTIONS: Existing = Existing::Kept;
@@ -20,8 +22,14 @@ fn a_result_that_is_there_is_not_said_to_be_missing() {
     assert!(error.contains("Input/output error") && !error.contains("cannot move"), "{error}");
 }
 
-/// What differs from run to run.
-const RUN: &str = r#"{"source": "", "device": "Cpu", "unix_time": 0, "timings": []}"#;
+/// What differs from run to run, beside a training with the log `log`.
+fn run_record(log: &str) -> String {
+    let hash = sha256_bytes(log.as_bytes());
+    Seal::JSON.close(&format!(
+        "{{\n  \"source\": \"\",\n  \"device\": \"Cpu\",\n  \"host\": \"h\",\n  \"unix_time\": 0,\n  \"timings\": [],\n  \
+         \"training_log_sha256\": \"{hash}\"\n}}\n"
+    ))
+}
 
 /// Makes a result.
 fn finish(target: &Path, existing: Existing) -> Result<()> {
@@ -80,7 +88,7 @@ fn overwrite_replaces_own_results_only() {
     fs::remove_dir_all(&target).unwrap();
     finish(&target, OPTIONS).unwrap();
     finish(&target, OVERWRITE).unwrap();
-    fs::write(target.join(RUN_FILE), RUN).unwrap();
+    fs::write(target.join(RUN_FILE), run_record("")).unwrap();
     finish(&target, OVERWRITE).unwrap();
     assert_eq!(names(&target), ["README.md", "SHA256SUMS", "moe-convert.json"]);
     assert_eq!(names(dir.path()), ["out"]);
@@ -103,7 +111,10 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         (CARD_FILE, "a card that somebody has edited"),
         (RECEIPT_FILE, "{\"tool\": {\"build\": \"x\"}}"),
         (RUN_FILE, "{\"runs\": 7}"),
-        (RUN_FILE, &RUN.replace("{", "{\"notes\": \"mine\", ")),
+        (RUN_FILE, &run_record("").replacen('{', "{\"notes\": \"mine\", ", 1)),
+        (RUN_FILE, &run_record("").replace("\"h\"", "{\"notes\": \"mine\"}")),
+        (RUN_FILE, &run_record("").replace("\"h\"", "\"mine\"")),
+        (RUN_FILE, r#"{"source": "", "device": "Cpu", "unix_time": 0, "timings": []}"#),
         (LOG_FILE, "{\"step\": 1}\n"),
         (MANIFEST_FILE, &format!("{other_sums}{sums}")),
     ] {
@@ -125,11 +136,36 @@ fn overwrite_keeps_changes_to_what_it_has_written() {
         fs::remove_file(target.join(name)).unwrap();
         before.into_iter().for_each(|bytes| fs::write(target.join(name), bytes).unwrap());
     }
-    finish_saying(&target, OVERWRITE, "{\"training\": {}}").unwrap();
-    fs::write(target.join(LOG_FILE), "{\"step\": 1, \"loss\": 2}\na note\n").unwrap();
-    assert!(OutputDir::create(&target, OVERWRITE).unwrap_err().to_string().contains(LOG_FILE));
-    fs::write(target.join(LOG_FILE), "{\"step\": 1, \"loss\": 2}\n").unwrap();
-    finish(&target, OVERWRITE).unwrap();
+}
+
+#[test]
+fn a_log_of_a_training_is_what_its_run_has_written() {
+    const LOG: &str = "{\"step\": 1, \"loss\": 2}\n";
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let make = || finish_saying(&target, OVERWRITE, "{\"training\": {}}");
+    make().unwrap();
+    fs::write(target.join(RUN_FILE), run_record(LOG)).unwrap();
+    for edited in [
+        format!("{LOG}a note\n"),
+        format!("{LOG}{{\"step\": 9, \"mine\": \"x\"}}\n"),
+        LOG.replace("2}", "2, \"mine\": 1}"),
+        LOG.replace('2', "1"),
+    ] {
+        fs::write(target.join(LOG_FILE), &edited).unwrap();
+        let error = make().unwrap_err().to_string();
+        assert!(error.contains(LOG_FILE), "{error}");
+        assert_eq!(fs::read_to_string(target.join(LOG_FILE)).unwrap(), edited);
+    }
+    fs::write(target.join(LOG_FILE), LOG).unwrap();
+    // What says whose it is has been removed, or changed.
+    for run in [None, Some(run_record(LOG).replace("\"h\"", "\"mine\""))] {
+        fs::remove_file(target.join(RUN_FILE)).unwrap();
+        run.iter().for_each(|run| fs::write(target.join(RUN_FILE), run).unwrap());
+        assert!(make().is_err());
+        fs::write(target.join(RUN_FILE), run_record(LOG)).unwrap();
+    }
+    make().unwrap();
 }
 
 #[test]
@@ -163,25 +199,154 @@ fn overwrite_keeps_weights_that_somebody_has_put_there() {
 }
 
 #[test]
-fn large_weights_are_hashed_only_where_they_changed_after_the_receipt() {
+fn large_weights_are_hashed_once_whenever_they_were_changed() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
-    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     let large = "model.safetensors";
+    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     let file = File::create(output.path().join(large)).unwrap();
     file.set_len(earlier::SMALL_BYTES + 1).unwrap();
-    // A wrong hash shows whether it was looked at.
-    output.add_hashes([(large.to_owned(), "0".repeat(64))]);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    output.add_hashes([(large.to_owned(), crate::sha256_file(&output.path().join(large)).unwrap())]);
     output.write(RECEIPT_FILE, b"{}").unwrap();
     output.write(CARD_FILE, b"words").unwrap();
     output.commit().unwrap();
-    OutputDir::check(&target, OVERWRITE).unwrap();
+    let hashed = std::sync::atomic::AtomicU64::new(0);
+    let watch = |bytes| {
+        hashed.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    };
+    drop(OutputDir::create_watched(&target, OVERWRITE, &watch).unwrap());
+    assert!(hashed.into_inner() > earlier::SMALL_BYTES);
+    // In place; and everything, the receipt last, gets a new time of change, as by a copy or chmod -R.
+    File::options().write(true).open(target.join(large)).unwrap().write_all(b"mine").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20));
-    // What is moved there has an old time of writing.
-    fs::rename(target.join(large), dir.path().join("aside")).unwrap();
-    fs::rename(dir.path().join("aside"), target.join(large)).unwrap();
-    assert!(OutputDir::check(&target, OVERWRITE).unwrap_err().to_string().contains(large));
+    for name in [large, CARD_FILE, MANIFEST_FILE, RECEIPT_FILE] {
+        let path = target.join(name);
+        fs::set_permissions(&path, path.metadata().unwrap().permissions()).unwrap();
+    }
+    // It takes too long for a dry run, and is done before any work.
+    OutputDir::check(&target, OVERWRITE).unwrap();
+    let error = OutputDir::create(&target, OVERWRITE).unwrap_err().to_string();
+    assert!(error.contains(large) && error.contains("was changed"), "{error}");
+    assert_eq!(names(dir.path()), ["out"]);
+}
+
+#[test]
+fn what_is_touched_while_a_run_works_is_hashed_again() {
+    type Change = fn(&Path);
+    let changes: [(&str, bool, Change); 6] = [
+        ("nothing", true, |_| ()),
+        ("permissions of a file", true, |out| {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(out.join(CARD_FILE), fs::Permissions::from_mode(0o640)).unwrap();
+        }),
+        ("a file written in place", false, |out| fs::write(out.join(CARD_FILE), "mine!").unwrap()),
+        ("a file replaced", false, |out| {
+            fs::remove_file(out.join(CARD_FILE)).unwrap();
+            fs::write(out.join(CARD_FILE), "mine!").unwrap();
+        }),
+        ("another result in its place", false, |out| {
+            finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
+            fs::rename(out, out.with_file_name("aside")).unwrap();
+            fs::rename(out.with_file_name("other"), out).unwrap();
+        }),
+        ("another result in its place, perhaps of the same inode", false, |out| {
+            fs::remove_dir_all(out).unwrap();
+            finish_saying(&out.with_file_name("other"), OPTIONS, "{\"other\": 1}").unwrap();
+            fs::rename(out.with_file_name("other"), out).unwrap();
+        }),
+    ];
+    for (what, is_replaced, change) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        finish(&target, OPTIONS).unwrap();
+        let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
+        output.write(RECEIPT_FILE, b"{\"new\": 1}").unwrap();
+        // Clocks of file systems tick every few milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        change(&target);
+        let before = fs::read_to_string(target.join(RECEIPT_FILE)).unwrap();
+        let committed = output.commit();
+        assert_eq!(committed.is_ok(), is_replaced, "{what}: {committed:?}");
+        let kept = fs::read_to_string(target.join(RECEIPT_FILE)).unwrap();
+        assert_eq!(kept == before, !is_replaced, "{what}");
+        assert_eq!(dir.path().join("out-2").exists(), !is_replaced, "{what}");
+    }
+}
+
+#[test]
+fn a_result_that_comes_while_a_run_works_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, other) = (dir.path().join("out"), dir.path().join("other"));
+    // Nothing is there when the run begins; an empty folder is.
+    for begins in [false, true] {
+        finish_saying(&other, OPTIONS, "{\"other\": 1}").unwrap();
+        if begins {
+            fs::create_dir(&target).unwrap();
+        }
+        let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
+        output.write(RECEIPT_FILE, b"{}").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let _ = fs::remove_dir(&target);
+        fs::rename(&other, &target).unwrap();
+        let error = output.commit().unwrap_err().to_string();
+        assert!(error.contains("out-2") && error.contains("in the way"), "{error}");
+        assert_eq!(fs::read_to_string(target.join(RECEIPT_FILE)).unwrap(), "{\"other\": 1}");
+        fs::remove_dir_all(&target).unwrap();
+        fs::remove_dir_all(dir.path().join("out-2")).unwrap();
+    }
+}
+
+#[test]
+fn only_what_is_left_of_a_result_is_damage() {
+    let tensors = |name: &str| {
+        let header = format!("{{\"{name}\":{{\"dtype\":\"U8\",\"shape\":[40],\"data_offsets\":[0,40]}}}}");
+        let header = format!("{header}{}", " ".repeat(header.len().next_multiple_of(8) - header.len()));
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[7; 40]].concat()
+    };
+    let receipt = |tensors: u64, bytes: u64| {
+        format!(
+            "{{\n  \"tool\": {{\n    \"name\": \"moe-convert\",\n    \"version\": \"0\"\n  }},\n  \"result\": {{\"tensors\": {tensors}, \
+             \"bytes\": {bytes}}}\n}}\n"
+        )
+    };
+    let (ours, longer) = (tensors("a"), [tensors("other"), vec![7; 10]].concat());
+    let index = "{\"weight_map\": {\"a\": \"model.safetensors\", \"b\": \"model2.safetensors\"}}";
+    let cut = |bytes: &[u8], by: usize| bytes[..bytes.len() - by].to_vec();
+    let (single, of_other_bytes) = (receipt(1, 40).into_bytes(), receipt(1, 50).into_bytes());
+    let cases: [(&str, &[u8], Option<&str>, Vec<u8>, bool); 9] = [
+        ("cut weights", &single, None, cut(&ours, 5), true),
+        ("nothing", &single, None, vec![], true),
+        ("as many tensors, of other bytes", &of_other_bytes, None, cut(&ours, 5), false),
+        ("other weights, whole", &single, None, longer.clone(), false),
+        ("cut weights of several files", &single, Some(index), cut(&ours, 5), true),
+        ("cut weights of other names", &single, Some(index), cut(&tensors("c"), 5), false),
+        ("cut weights of another file", &single, Some(index), cut(&tensors("b"), 5), false),
+        ("other bytes", &single, None, b"words".to_vec(), false),
+        ("a receipt that says nothing", b"{\"a\": 1}", None, cut(&ours, 5), false),
+    ];
+    for (what, receipt, index, weights, is_damage) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let mut output = OutputDir::create(&target, OPTIONS).unwrap();
+        output.write("model.safetensors", &ours).unwrap();
+        index.iter().for_each(|index| output.write(crate::INDEX_FILE, index.as_bytes()).unwrap());
+        output.write(RECEIPT_FILE, receipt).unwrap();
+        output.write(CARD_FILE, b"words").unwrap();
+        output.commit().unwrap();
+        fs::write(target.join("model.safetensors"), weights).unwrap();
+        let checked = OutputDir::check(&target, OVERWRITE);
+        assert_eq!(checked.is_ok(), is_damage, "{what}: {checked:?}");
+    }
+    // A receipt that was cut, or is somebody's.
+    let whole = receipt(1, 40);
+    for (left, is_damage) in [(&whole[..10], true), (&whole[..60], true), ("{\"mine\": [1,", false), ("words", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        finish_saying(&target, OPTIONS, &whole).unwrap();
+        fs::write(target.join(RECEIPT_FILE), left).unwrap();
+        let checked = OutputDir::check(&target, OVERWRITE);
+        assert_eq!(checked.is_ok(), is_damage, "{left}: {checked:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,63 @@
+//! What is left of a result's files after a crash, or a copy that was broken off: nobody's loss when the result is made again.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
+use crate::index::INDEX_FILE;
+use crate::json;
+use crate::regular::open_file;
+use crate::result::RECEIPT_FILE;
+use crate::whole::read_whole;
+
+/// Whether the file `name` of the result `target` is what is left of the one that a run wrote, rather than somebody's: nothing, the
+/// beginning of a receipt, or the beginning of the very weights that the receipt or the index speaks of.
+pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
+    let path = target.join(name);
+    let is_empty = path.metadata().is_ok_and(|found| found.len() == 0);
+    is_empty || (name == RECEIPT_FILE && is_cut_receipt(&path)) || are_cut_weights(target, name).unwrap_or(false)
+}
+
+/// What every receipt begins with.
+const RECEIPT_START: &str = "{\n  \"tool\": {\n    \"name\": \"moe-convert\",\n";
+
+/// Whether the file `path` is a receipt that ends too early.
+fn is_cut_receipt(path: &Path) -> bool {
+    let Ok(bytes) = read_whole(path, json::MAX_TREE_BYTES) else { return false };
+    let begins = bytes.starts_with(RECEIPT_START.as_bytes()) || RECEIPT_START.as_bytes().starts_with(&bytes);
+    begins && serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof())
+}
+
+/// Whether the file `name` has a sound header of a safetensors file, names the tensors that this result has there, and ends before the
+/// last of them does. None where it, or what says which tensors these are, can't be read.
+fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
+    let mut file = open_file(&target.join(name)).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    let mut header = Vec::new();
+    file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+    let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
+    let end = parsed.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64()).max()?;
+    let present = file.metadata().ok()?.len().checked_sub(8 + length)?;
+    let entries = parse_header(&header, end).ok()?;
+    Some(present < end && are_the_results(target, name, &entries)?)
+}
+
+/// Whether the result `target` has these tensors in its file `name`, as its index says or, where all are in one file, as many with as
+/// many bytes as its receipt says.
+fn are_the_results(target: &Path, name: &str, entries: &[Entry]) -> Option<bool> {
+    if target.join(INDEX_FILE).symlink_metadata().is_ok() {
+        let index: Value = json::read_tree(&target.join(INDEX_FILE)).ok()?;
+        let here = index["weight_map"].as_object()?.iter().filter(|(_, file)| file.as_str() == Some(name));
+        let found: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        return Some(here.map(|(tensor, _)| tensor.as_str()).collect::<BTreeSet<_>>() == found);
+    }
+    let receipt: Value = json::read_tree(&target.join(RECEIPT_FILE)).ok()?;
+    let bytes: u64 = entries.iter().map(|entry| entry.end - entry.start).sum();
+    let says = |key: &str, found: u64| receipt["result"][key].as_u64() == Some(found);
+    Some(says("tensors", entries.len() as u64) && says("bytes", bytes))
+}
