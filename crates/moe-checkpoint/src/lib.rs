@@ -18,6 +18,7 @@ pub mod json;
 mod locations;
 mod lossy;
 mod manifest;
+mod open_dir;
 mod plural;
 pub mod quantization;
 mod regular;

@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::index::INDEX_FILE;
 use crate::json;
 use crate::manifest::hex;
+use crate::open_dir::OpenDir;
 use crate::shard::{ShardPlan, index_json};
 
 const BUFFER_BYTES: usize = 2 << 20;
@@ -39,7 +40,8 @@ impl Drop for Chunk {
 }
 
 enum Order {
-    Open(PathBuf),
+    /// The name of a file in the directory.
+    Open(String),
     Data(Arc<Chunk>),
     Close,
 }
@@ -59,7 +61,7 @@ pub struct WriteSummary {
 
 /// Writes planned shards into a directory, one after the other.
 pub struct Writer {
-    dir: PathBuf,
+    dir: OpenDir,
     shards: Vec<ShardPlan>,
     shard: usize,
     entry: usize,
@@ -113,25 +115,24 @@ impl Writer {
     /// # Errors
     /// [`Kind::Io`] where the first file can't be created.
     pub fn create(dir: &Path, shards: Vec<ShardPlan>) -> Result<Self> {
+        let opened = OpenDir::open(dir).map_err(|e| Error::io("cannot open this directory", dir, e))?;
+        Self::within(opened, shards)
+    }
+
+    /// Starts writing `shards` into the open directory `dir`, whatever has its name by then.
+    pub(crate) fn within(dir: OpenDir, shards: Vec<ShardPlan>) -> Result<Self> {
         let pool = channel();
         for _ in 0..BUFFERS {
             let _ = pool.0.send(Vec::with_capacity(BUFFER_BYTES));
         }
         let hash = Worker::start(hash_shards)?;
-        let disk = Worker::start(write_shards)?;
+        let disk = Worker::start({
+            let dir = dir.clone();
+            move |orders, answers| write_shards(&dir, orders, answers)
+        })?;
         let summary = WriteSummary::default();
-        let mut writer = Self {
-            dir: dir.to_owned(),
-            shards,
-            shard: 0,
-            entry: 0,
-            filled: 0,
-            pool,
-            buffers: BUFFERS,
-            hash,
-            disk,
-            summary,
-        };
+        let mut writer =
+            Self { dir, shards, shard: 0, entry: 0, filled: 0, pool, buffers: BUFFERS, hash, disk, summary };
         writer.open_shard()?;
         Ok(writer)
     }
@@ -251,10 +252,9 @@ impl Writer {
 
     fn open_shard(&mut self) -> Result<()> {
         let Some(plan) = self.shards.get(self.shard) else { return Ok(()) };
-        let path = self.dir.join(&plan.file);
-        let header = plan.header.clone();
-        self.hash.send(Order::Open(path.clone()))?;
-        self.disk.send(Order::Open(path))?;
+        let (file, header) = (plan.file.clone(), plan.header.clone());
+        self.hash.send(Order::Open(file.clone()))?;
+        self.disk.send(Order::Open(file))?;
         self.send_bytes(Arc::new(Chunk { bytes: header, pool: self.pool.0.clone() }))?;
         if self.shards[self.shard].entries.is_empty() {
             self.close_shard()?;
@@ -282,8 +282,7 @@ impl Writer {
         }
         if self.shards.len() > 1 {
             let text = json::to_pretty(&index_json(&self.shards));
-            let path = self.dir.join(INDEX_FILE);
-            write_synced(&path, text.as_bytes())?;
+            self.dir.write(INDEX_FILE, text.as_bytes())?;
             self.summary.bytes += text.len() as u64;
             self.summary.hashes.insert(INDEX_FILE.to_owned(), hex(&Sha256::digest(text.as_bytes())));
         }
@@ -306,16 +305,6 @@ fn no_thread(error: std::io::Error) -> Error {
         .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
 }
 
-/// Creates or replaces `path` with `bytes` and waits until they are on the disk.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|e| Error::io("cannot write this file", path, e))
-}
-
 fn hash_shards(orders: Receiver<Order>, answers: Sender<Result<String>>) -> Duration {
     let mut hasher = Sha256::new();
     let mut busy = Duration::ZERO;
@@ -333,13 +322,13 @@ fn hash_shards(orders: Receiver<Order>, answers: Sender<Result<String>>) -> Dura
     busy
 }
 
-fn write_shards(orders: Receiver<Order>, answers: Sender<Result<()>>) -> Duration {
+fn write_shards(dir: &OpenDir, orders: Receiver<Order>, answers: Sender<Result<()>>) -> Duration {
     let mut busy = Duration::ZERO;
     let mut shard: Option<OpenShard> = None;
     for order in orders {
         let start = Instant::now();
         let done = match order {
-            Order::Open(path) => OpenShard::create(path).map(|s| shard = Some(s)),
+            Order::Open(name) => OpenShard::create(dir, &name).map(|s| shard = Some(s)),
             Order::Data(chunk) => shard.as_mut().map_or(Ok(()), |s| s.write(&chunk.bytes)),
             Order::Close => shard.take().map_or(Ok(()), OpenShard::close).map(|()| {
                 let _ = answers.send(Ok(()));
@@ -365,10 +354,9 @@ struct OpenShard {
 }
 
 impl OpenShard {
-    fn create(path: PathBuf) -> Result<Self> {
-        let fail = |e| Error::io("cannot create this shard", &path, e);
-        let file = File::create(&path).map_err(fail)?;
-        let handle = file.try_clone().map_err(fail)?;
+    fn create(dir: &OpenDir, name: &str) -> Result<Self> {
+        let (path, file) = (dir.path().join(name), dir.create(name)?);
+        let handle = file.try_clone().map_err(|e| Error::io("cannot create this shard", &path, e))?;
         let (flush, wanted) = sync_channel::<()>(1);
         let flush_all = move || {
             for () in wanted {

@@ -183,7 +183,7 @@ pub fn convert(
                 .source(e)
                 .remedy("allow more processes (ulimit -u) and address space (ulimit -v)")
         })?;
-        let summary = write(&prepared, dir.path(), &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
+        let summary = write(&prepared, &dir, &stop, progress).inspect_err(|_| stop.store(true, Relaxed));
         Ok::<_, Error>((proof.join().unwrap_or_else(|panic| resume_unwind(panic)), summary))
     })?;
     // Whichever failed first stopped the other, which then says no more than that.
@@ -246,8 +246,8 @@ fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path
 }
 
 /// Writes all tensors; ends early where `stop` is set.
-fn write(prepared: &Prepared<'_>, dir: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
-    let mut writer = Writer::create(dir, prepared.shards.clone())?;
+fn write(prepared: &Prepared<'_>, dir: &OutputDir, stop: &AtomicBool, progress: &dyn Progress) -> Result<WriteSummary> {
+    let mut writer = dir.writer(prepared.shards.clone())?;
     for copies in prepared.declaration().tensors.chunk_by(|(_, a), (_, b)| is_copy(a, b)) {
         check_stop(stop)?;
         if let Some(place) = copies.first().and_then(|(name, _)| place(name)) {

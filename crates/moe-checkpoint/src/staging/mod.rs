@@ -24,7 +24,9 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Kind, Result};
 use crate::locations::Id;
 use crate::manifest::{MANIFEST_FILE, Manifest, hex};
-use crate::writer::write_synced;
+use crate::open_dir::OpenDir;
+use crate::shard::ShardPlan;
+use crate::writer::Writer;
 
 pub use file::{FileKind, FoundFile, StagedFile, check_file, open_to_append, write_file_atomically};
 pub use unfinished::{TemporaryDir, remove_unfinished};
@@ -55,15 +57,14 @@ pub enum Existing {
 #[derive(Debug)]
 pub struct OutputDir {
     target: PathBuf,
-    staging: PathBuf,
+    /// The hidden directory itself, with the lock on it.
+    staging: OpenDir,
     manifest: Manifest,
     committed: bool,
     /// What it replaces; None where nothing was there.
     replaced: Option<Found>,
     /// Of what it replaces.
     modes: Option<Modes>,
-    /// The staging directory itself, with the lock on it.
-    lock: File,
 }
 
 impl OutputDir {
@@ -163,21 +164,20 @@ impl OutputDir {
         unfinished.insert(staging.clone());
         let mut created = Self {
             target: target.to_owned(),
-            staging,
+            staging: OpenDir::held(lock, &staging),
             manifest: Manifest::default(),
             committed: false,
             replaced: None,
             modes: Modes::of(target),
-            lock,
         };
         drop(unfinished);
         let prepare = || {
             // What a killed run left behind; nobody holds its lock.
-            clear_directory(&created.staging)?;
+            clear_directory(&staging)?;
             // Nobody else may read now what nobody else could read before.
-            created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&created.staging))
+            created.modes.as_ref().map_or(Ok(()), |modes| modes.hide(&staging))
         };
-        prepare().map_err(|e| Error::io("cannot create the output", &created.staging, e))?;
+        prepare().map_err(|e| Error::io("cannot create the output", &staging, e))?;
         if existing == Existing::Replaced && target.symlink_metadata().is_ok() {
             created.replaced = Some(Found::look(target, watch)?);
         }
@@ -186,7 +186,16 @@ impl OutputDir {
 
     /// Where files are written until the commit.
     pub fn path(&self) -> &Path {
-        &self.staging
+        self.staging.path()
+    }
+
+    /// Starts writing `shards`; their hashes go to [`Self::add_hashes`].
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the first file can't be created; [`Kind::Stopped`] where the program is ending.
+    pub fn writer(&self, shards: Vec<ShardPlan>) -> Result<Writer> {
+        self.check_running()?;
+        Writer::within(self.staging.clone(), shards)
     }
 
     /// Refuses early when the disk has less than `bytes` free.
@@ -194,7 +203,7 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`], with both figures.
     pub fn require_space(&self, bytes: u64) -> Result<()> {
-        let Ok(disk) = statvfs(&self.staging) else { return Ok(()) };
+        let Ok(disk) = statvfs(self.path()) else { return Ok(()) };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free >= bytes {
             return Ok(());
@@ -209,7 +218,8 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be written.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_synced(&self.make_room(name)?, bytes)?;
+        self.check_running()?;
+        self.staging.write(name, bytes)?;
         self.manifest.files.insert(name.to_owned(), hex(&Sha256::digest(bytes)));
         Ok(())
     }
@@ -219,9 +229,10 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be read or written.
     pub fn carry(&mut self, from: &Path, name: &str) -> Result<()> {
-        let to = self.make_room(name)?;
+        self.check_running()?;
+        let to = self.path().join(name);
         let mut reader = File::open(from).map_err(|e| Error::io("cannot read this file", from, e))?;
-        let mut writer = File::create(&to).map_err(|e| Error::io("cannot write this file", &to, e))?;
+        let mut writer = self.staging.create(name)?;
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
         loop {
@@ -237,25 +248,12 @@ impl OutputDir {
         Ok(())
     }
 
-    /// The path of the file `name`, whose folders are made.
-    fn make_room(&self, name: &str) -> Result<PathBuf> {
-        if !unfinished(&self.target)?.contains(&self.staging) {
+    /// Refuses to go on where the program is ending, or something else has the hidden name by now.
+    fn check_running(&self) -> Result<()> {
+        if !unfinished(&self.target)?.contains(self.path()) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
-        self.check_staging()?;
-        let path = self.staging.join(name);
-        // Not the hidden directory itself, which a signal may just have removed.
-        let mut folder = self.staging.clone();
-        for part in Path::new(name).parent().into_iter().flat_map(Path::components) {
-            folder.push(part);
-            match fs::create_dir(&folder) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(Error::io("cannot create this directory", &folder, e));
-                }
-                _ => {}
-            }
-        }
-        Ok(path)
+        self.check_staging()
     }
 
     /// Refuses to go on where something else has the staging directory's name by now: a link would lead anywhere.
@@ -264,15 +262,15 @@ impl OutputDir {
     /// [`Kind::Mismatch`] then; [`Kind::Stopped`] where the program is ending.
     fn check_staging(&self) -> Result<()> {
         let id = |found: fs::Metadata| Id::of(&found);
-        let own = self.lock.metadata().map(id);
-        let now = self.staging.symlink_metadata().map(id);
+        let own = self.staging.file().metadata().map(id);
+        let now = self.path().symlink_metadata().map(id);
         if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
             return Ok(());
         }
         // A signal may have removed it.
         drop(unfinished(&self.target)?);
         let what = "this directory, in which the run writes, was moved or replaced while it worked";
-        Err(Error::new(Kind::Mismatch, what).file(&self.staging).remedy("leave hidden names alone, and run it again"))
+        Err(Error::new(Kind::Mismatch, what).file(self.path()).remedy("leave hidden names alone, and run it again"))
     }
 
     /// SHA-256 of what was written and listed so far, by name.
@@ -285,7 +283,8 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be written.
     pub fn write_unlisted(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        write_synced(&self.make_room(name)?, bytes)
+        self.check_running()?;
+        self.staging.write(name, bytes)
     }
 
     /// Copies the file `name` of the directory `from`, which has the SHA-256 `hash`, and lists it in the manifest.
@@ -293,8 +292,16 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Io`] where it can't be copied.
     pub fn copy(&mut self, from: &Path, name: &str, hash: &str) -> Result<()> {
-        let (from, to) = (from.join(name), self.make_room(name)?);
-        let copied = fs::copy(&from, &to).and_then(|_| File::open(&to)).and_then(|file| file.sync_all());
+        self.check_running()?;
+        let (from, mut to) = (from.join(name), self.staging.create(name)?);
+        let mut copy = || {
+            let mut file = File::open(&from)?;
+            // A private one stays private.
+            to.set_permissions(file.metadata()?.permissions())?;
+            io::copy(&mut file, &mut to)?;
+            to.sync_all()
+        };
+        let copied: io::Result<()> = copy();
         copied.map_err(|e| Error::io("cannot copy this file", &from, e))?;
         self.manifest.files.insert(name.to_owned(), hash.to_owned());
         Ok(())
@@ -311,13 +318,13 @@ impl OutputDir {
     /// [`Kind::Io`], which says where the result is if there is one.
     pub fn commit(mut self) -> Result<()> {
         self.check_staging()?;
-        write_synced(&self.staging.join(MANIFEST_FILE), self.manifest.to_text().as_bytes())?;
-        let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(&self.staging));
-        let flushed = kept.and_then(|()| sync_directories(&self.staging));
+        self.staging.write(MANIFEST_FILE, self.manifest.to_text().as_bytes())?;
+        let kept = self.modes.as_ref().map_or(Ok(()), |modes| modes.give(self.path()));
+        let flushed = kept.and_then(|()| sync_directories(self.path()));
         flushed.map_err(|e| Error::io("cannot flush the finished output", &self.target, e))?;
         // Nobody removes it from now on, nor has begun to.
         let mut unfinished = unfinished(&self.target)?;
-        if !unfinished.remove(&self.staging) {
+        if !unfinished.remove(self.path()) {
             return Err(Error::new(Kind::Stopped, "stopped").file(&self.target));
         }
         // Nothing is taken back from here on: what was made must not be lost.
@@ -339,7 +346,7 @@ impl OutputDir {
         if self.replaced.as_ref().is_some_and(|found| found.is_still(&self.target)) {
             // It is removed under a hidden name: a run that begins there must not take it for its own.
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
-            let replaced = earlier.as_ref().and_then(|_| replace(&self.staging, &self.target).ok());
+            let replaced = earlier.as_ref().and_then(|_| replace(self.path(), &self.target).ok());
             if let Some(aside) = replaced {
                 return fs::remove_dir_all(&aside).map(|()| None).map_err(|e| {
                     let what = format!("the result is {}; the one before it can't be removed", self.target.display());
@@ -347,7 +354,7 @@ impl OutputDir {
                 });
             }
         }
-        rename_to_free(&self.staging, &self.target).map_err(|e| self.failed(e))
+        rename_to_free(self.path(), &self.target).map_err(|e| self.failed(e))
     }
 
     fn failed(&self, error: io::Error) -> Error {
@@ -367,8 +374,8 @@ fn unconfirmed(place: &Path, error: io::Error) -> Error {
 impl Drop for OutputDir {
     fn drop(&mut self) {
         // Where the program is ending, who ends it removes the directory.
-        if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(&self.staging)) {
-            let _ = fs::remove_dir_all(&self.staging);
+        if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(self.path())) {
+            let _ = fs::remove_dir_all(self.path());
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::rename::replace_by_turns;
 use super::*;
-use crate::Seal;
 use crate::manifest::sha256_bytes;
 use crate::result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE};
+use crate::{Declared, Dtype, Seal, plan_shards};
 
 const OPTIONS: Existing = Existing::Kept;
 const OVERWRITE: Existing = Existing::Replaced;
@@ -515,9 +515,16 @@ fn nothing_is_written_through_what_takes_the_hidden_directory_s_place() {
     fs::create_dir(&elsewhere).unwrap();
     let mut output = OutputDir::create(&target, OPTIONS).unwrap();
     output.write(RECEIPT_FILE, b"{}").unwrap();
+    // Two files of weights, with the index that says which has what.
+    let tensor = |name: &str| Declared { name: name.into(), dtype: Dtype::U8, shape: vec![1 << 20] };
+    let mut writer = output.writer(plan_shards(&[tensor("a"), tensor("b")], 1 << 20).unwrap()).unwrap();
     let hidden = output.path().to_owned();
     fs::rename(&hidden, dir.path().join("aside")).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &hidden).unwrap();
+    writer.push("a", &[1; 1 << 20]).unwrap();
+    writer.push("b", &[2; 1 << 20]).unwrap();
+    writer.finish().unwrap();
+    assert!(names(&dir.path().join("aside")).len() == 4, "{:?}", names(&dir.path().join("aside")));
     assert_eq!(output.write(CARD_FILE, b"words").unwrap_err().kind(), Kind::Mismatch);
     assert_eq!(output.commit().unwrap_err().kind(), Kind::Mismatch);
     assert!(names(&elsewhere).is_empty() && !target.exists());

@@ -1,0 +1,126 @@
+//! A directory that is held open: what is written in it lies there, whatever has its name by then.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// A directory in which files are made.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenDir {
+    dir: Arc<File>,
+    /// What it was called when it was opened.
+    path: PathBuf,
+}
+
+impl OpenDir {
+    /// Opens the directory `path`.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
+        Ok(Self::held(File::from(dir), path))
+    }
+
+    /// The directory `dir`, which is called `path`.
+    pub fn held(dir: File, path: &Path) -> Self {
+        Self { dir: Arc::new(dir), path: path.to_owned() }
+    }
+
+    /// The directory itself.
+    pub fn file(&self) -> &File {
+        &self.dir
+    }
+
+    /// What it was called when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file `name`, or empties it; folders on the way to it are made. No link is followed.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Io`], with the path that it would have.
+    pub fn create(&self, name: &str) -> Result<File> {
+        let (folders, file) = name.rsplit_once('/').map_or((None, name), |(folders, file)| (Some(folders), file));
+        let make = || {
+            let mut within: Option<OwnedFd> = None;
+            for folder in folders.into_iter().flat_map(|folders| folders.split('/')) {
+                within = Some(self.folder(within.as_ref(), folder)?);
+            }
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            // The umask takes away what isn't permitted, as from all files.
+            let mode = Mode::from_raw_mode(0o666);
+            match &within {
+                Some(folder) => openat(folder, file, flags, mode),
+                None => openat(&*self.dir, file, flags, mode),
+            }
+        };
+        let made: rustix::io::Result<OwnedFd> = make();
+        made.map(File::from).map_err(|e| Error::io("cannot create this file", &self.path.join(name), e.into()))
+    }
+
+    /// The folder `name` in `within` or, without that, in this directory, which is made unless it is there.
+    fn folder(&self, within: Option<&OwnedFd>, name: &str) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o777);
+        let made = match within {
+            Some(folder) => mkdirat(folder, name, mode),
+            None => mkdirat(&*self.dir, name, mode),
+        };
+        match made {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+        match within {
+            Some(folder) => openat(folder, name, flags, Mode::empty()),
+            None => openat(&*self.dir, name, flags, Mode::empty()),
+        }
+    }
+
+    /// Makes the file `name` with `bytes` in it, and waits until they are on the disk.
+    ///
+    /// # Errors
+    /// As for [`Self::create`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.create(name)?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        written.map_err(|e| Error::io("cannot write this file", &self.path.join(name), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn files_lie_in_the_directory_whatever_it_is_called_by_then() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = |name: &str| parent.path().join(name);
+        fs::create_dir(path("dir")).unwrap();
+        fs::create_dir(path("elsewhere")).unwrap();
+        let dir = OpenDir::open(&path("dir")).unwrap();
+        fs::rename(path("dir"), path("moved")).unwrap();
+        symlink("elsewhere", path("dir")).unwrap();
+        dir.write("a/b/file", b"words").unwrap();
+        dir.write("a/file", b"words").unwrap();
+        dir.write("file", b"longer words").unwrap();
+        dir.write("file", b"words").unwrap();
+        for name in ["moved/a/b/file", "moved/a/file", "moved/file"] {
+            assert_eq!(fs::read_to_string(path(name)).unwrap(), "words");
+        }
+        // Nor through links within.
+        symlink("../elsewhere", path("moved/link")).unwrap();
+        symlink("../elsewhere/file", path("moved/file2")).unwrap();
+        assert!(dir.write("link/file", b"words").is_err() && dir.write("file2", b"words").is_err());
+        assert_eq!(fs::read_dir(path("elsewhere")).unwrap().count(), 0);
+    }
+}
