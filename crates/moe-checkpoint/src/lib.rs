@@ -60,8 +60,8 @@ pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{
-    Existing, FileKind, FoundFile, OutputDir, StagedFile, TemporaryDir, check_file, open_to_append, remove_unfinished,
-    write_file_atomically,
+    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file, is_stream, open_stream,
+    open_to_append, remove_unfinished, unless_closed, write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
 pub use whole::{read_text, read_whole};

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
-use crate::staging::hidden_names;
+use crate::staging::{hidden_names, is_stream};
 
 /// Files of a checkpoint lie no deeper: see [`crate::SideFiles`].
 const MAX_DEPTH: usize = 10;
@@ -56,6 +56,10 @@ impl Locations {
     /// # Errors
     /// [`Kind::Usage`] where it is, holds, or lies in something that is read, or another output.
     pub fn writes(&mut self, path: &Path) -> Result<()> {
+        // Several may be written to one pipe or terminal, and nothing is replaced there.
+        if is_stream(path) {
+            return Ok(());
+        }
         let names = std::iter::once(path.to_owned()).chain(hidden_names(path));
         let places: Vec<Place> = names.map(|name| Place::of(&name)).collect();
         for place in &places {

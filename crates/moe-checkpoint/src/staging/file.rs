@@ -12,6 +12,7 @@ use super::modes::Rights;
 use super::names::{parent_of, partial};
 use super::protected::{check_no_mount, check_replaceable};
 use super::rename::{in_the_way, rename_to_free};
+use super::stream::{is_stream, open_stream, unless_closed};
 use super::unfinished::unfinished;
 use super::version::Version;
 use crate::error::{Error, Kind, Result};
@@ -23,21 +24,37 @@ pub struct FileKind {
     pub content: &'static str,
     /// Whether the regular file of this path holds that.
     pub holds: fn(&Path) -> bool,
+    /// Whether it is text, which may go to a pipe, a terminal or /dev/null, too.
+    pub is_text: bool,
 }
 
-/// The file that had a path when it was looked at, so that nothing but this file is replaced later. By default there was none.
+/// What had a path when it was looked at, so that nothing but this is replaced later. By default there was nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FoundFile(Option<Version>);
+pub struct FoundFile(There);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum There {
+    #[default]
+    Nothing,
+    File(Version),
+    /// What is written there replaces nothing.
+    Stream,
+}
 
 impl FoundFile {
     /// What has the name `path` now; a link is not followed.
     fn at(path: &Path) -> Self {
-        Self(path.symlink_metadata().ok().map(|found| Version::of(&found)))
+        Self(path.symlink_metadata().map_or(There::Nothing, |found| There::File(Version::of(&found))))
+    }
+
+    /// Whether it is a pipe or a device, in which nothing is ever replaced.
+    pub fn is_stream(&self) -> bool {
+        self.0 == There::Stream
     }
 }
 
 /// Checks whether a file of `kind` may be written to `path`, without touching the disk: nothing or an empty file may be there, or, with
-/// `overwrite`, a file of this kind. [`StagedFile::create`] takes what was found.
+/// `overwrite`, a file of this kind, or a stream if this is text. [`StagedFile::create`] takes what was found.
 ///
 /// # Errors
 /// [`Kind::Usage`] where something else is there, it is write-protected, or the path can't be a file's; [`Kind::Missing`] where its
@@ -47,6 +64,9 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     if !parent.is_dir() {
         let what = "the output's directory doesn't exist";
         return Err(Error::new(Kind::Missing, what).file(parent).remedy("make it first"));
+    }
+    if kind.is_text && is_stream(path) {
+        return Ok(FoundFile(There::Stream));
     }
     partial(path)?;
     let refused = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
@@ -76,19 +96,29 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     }
     check_no_mount(path, &found)?;
     check_replaceable(path, &found)?;
-    Ok(FoundFile(Some(Version::of(&found))))
+    Ok(FoundFile(There::File(Version::of(&found))))
 }
 
-/// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed.
+/// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed. What goes
+/// to a stream is written there when it is committed.
 #[derive(Debug)]
 pub struct StagedFile {
     path: PathBuf,
-    staging: PathBuf,
+    /// None for a stream.
+    staging: Option<PathBuf>,
     /// What it replaces.
     replaced: FoundFile,
     /// Holds the lock.
     file: File,
-    committed: bool,
+}
+
+/// What became of a file that was committed.
+#[derive(Debug)]
+pub struct Placed {
+    /// What is there now, for who writes it again.
+    pub found: FoundFile,
+    /// Where it lies if something else has its name, and what to say of that.
+    pub beside: Option<(PathBuf, Error)>,
 }
 
 impl StagedFile {
@@ -96,14 +126,20 @@ impl StagedFile {
     /// [`check_file`] has `found`, whose permissions it takes over.
     ///
     /// # Errors
-    /// [`Kind::Io`] where it can't be created, or another run is writing the same file; [`Kind::Stopped`] where the program is ending.
+    /// [`Kind::Io`] where it can't be created, or another run is writing the same file; [`Kind::Stopped`] where the program is ending;
+    /// [`Kind::Usage`] for a pipe that nobody reads.
     pub fn create(path: &Path, found: FoundFile) -> Result<Self> {
+        if found.is_stream() {
+            return Ok(Self { path: path.to_owned(), staging: None, replaced: found, file: open_stream(path)? });
+        }
         let staging = partial(path)?;
         // Held until the file is listed: a signal that comes meanwhile finds it there, or finds no file.
         let mut unfinished = unfinished(path)?;
-        let rights = found.0.and_then(|_| Some(Rights::of(path, &path.symlink_metadata().ok()?)));
+        let is_new = found == FoundFile::default();
+        let there = path.symlink_metadata().ok().filter(|_| !is_new);
+        let rights = there.map(|there| Rights::of(path, &there));
         // Who opens it before it has the permissions of what it replaces could read what is written later.
-        let mode = if found.0.is_some() { 0o600 } else { 0o666 };
+        let mode = if is_new { 0o666 } else { 0o600 };
         let open = || options_of(OFlags::empty()).write(true).create(true).truncate(false).mode(mode).open(&staging);
         let file = locked(path, &staging, open)?;
         // Another name would be another file of somebody's, which is emptied here.
@@ -112,7 +148,7 @@ impl StagedFile {
             return Err(Error::new(Kind::Usage, what).file(&staging).remedy("remove it, or choose another output"));
         }
         unfinished.insert(staging.clone());
-        let created = Self { path: path.to_owned(), staging, replaced: found, file, committed: false };
+        let created = Self { path: path.to_owned(), staging: Some(staging), replaced: found, file };
         drop(unfinished);
         // What a killed run left behind. Nobody may read now what nobody else could read before.
         let permitted = rights.map_or(Ok(()), |rights| rights.give(&created.file));
@@ -124,35 +160,55 @@ impl StagedFile {
     /// Lets `fill` write the file, flushes it and lets it appear under its final name. Gives what is there then, for who writes it again.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. Where something else than what was found is there by now,
-    /// the file gets a name beside it, which the error says.
-    pub fn commit(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
-        let fail = |e| Error::io("cannot write this file", &self.path, e);
-        fill(&mut self.file).and_then(|()| self.file.sync_all()).map_err(fail)?;
-        let mut unfinished = unfinished(&self.path)?;
-        unfinished.remove(&self.staging);
-        self.committed = true;
+    /// As for [`Self::place`]. Where something else than what was found is there by now, the file gets a name beside it, which the error
+    /// says.
+    pub fn commit(self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<FoundFile> {
+        let placed = self.place(fill)?;
+        placed.beside.map_or(Ok(placed.found), |(_, error)| Err(error))
+    }
+
+    /// As [`Self::commit`], where a name beside the final one will do.
+    ///
+    /// # Errors
+    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched.
+    pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
+        let path = self.path.clone();
+        let fail = |e| Error::io("cannot write this file", &path, e);
+        let filled = fill(&mut self.file);
+        let Some(staging) = self.staging.clone() else {
+            unless_closed(filled).map_err(fail)?;
+            return Ok(Placed { found: self.replaced, beside: None });
+        };
+        filled.and_then(|()| self.file.sync_all()).map_err(fail)?;
+        let mut unfinished = unfinished(&path)?;
+        unfinished.remove(&staging);
+        // It is nobody's to remove any more.
+        self.staging = None;
         // Hours may have passed: only what was looked at then is replaced.
-        let moved = match FoundFile::at(&self.path) {
-            now @ FoundFile(Some(_)) if now == self.replaced => fs::rename(&self.staging, &self.path).map(|()| None),
-            _ => rename_to_free(&self.staging, &self.path),
+        let moved = match FoundFile::at(&path) {
+            now @ FoundFile(There::File(_)) if now == self.replaced => fs::rename(&staging, &path).map(|()| None),
+            _ => rename_to_free(&staging, &path),
         };
         let moved = moved.map_err(|e| {
-            let _ = fs::remove_file(&self.staging);
+            let _ = fs::remove_file(&staging);
             fail(e)
         })?;
-        match moved {
-            None => Ok(FoundFile(self.file.metadata().ok().map(|written| Version::of(&written)))),
-            Some(place) => Err(in_the_way(&self.path, &place)),
-        }
+        let written = self.file.metadata().ok();
+        let found = FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
+        let beside = moved.map(|place| {
+            let error = in_the_way(&path, &place);
+            (place, error)
+        });
+        Ok(Placed { found, beside })
     }
 }
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
+        let Some(staging) = &self.staging else { return };
         // Where the program is ending, who ends it has removed the file.
-        if !self.committed && unfinished(&self.path).is_ok_and(|mut files| files.remove(&self.staging)) {
-            let _ = fs::remove_file(&self.staging);
+        if unfinished(&self.path).is_ok_and(|mut files| files.remove(staging)) {
+            let _ = fs::remove_file(staging);
         }
     }
 }
@@ -275,7 +331,7 @@ mod tests {
     fn what_replaces_a_file_is_as_private_and_what_is_protected_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        const ANY: FileKind = FileKind { content: "anything", holds: |_| true };
+        const ANY: FileKind = FileKind { content: "anything", holds: |_| true, is_text: false };
         for mode in [0o600, 0o640, 0o444] {
             fs::write(&path, "before").unwrap();
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
@@ -308,6 +364,7 @@ mod tests {
         const LISTS: FileKind = FileKind {
             content: "a list",
             holds: |path| fs::read_to_string(path).is_ok_and(|text| text.starts_with('[')),
+            is_text: false,
         };
         fs::write(path("list"), "[1]").unwrap();
         fs::write(path("empty"), "").unwrap();
@@ -332,6 +389,11 @@ mod tests {
             refused("..", overwrite, "no name");
         }
         refused("list", false, "--overwrite");
+        let null = Path::new("/dev/null");
+        assert!(check_file(null, &LISTS, true).unwrap_err().to_string().contains("not a regular file"));
+        let found = check_file(null, &FileKind { is_text: true, ..LISTS }, false).unwrap();
+        let written = StagedFile::create(null, found).unwrap().commit(|file| file.write_all(b"[1]")).unwrap();
+        assert!(written.is_stream());
         check_file(&path("list"), &LISTS, true).unwrap();
     }
 

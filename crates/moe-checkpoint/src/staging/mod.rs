@@ -8,6 +8,7 @@ mod modes;
 mod names;
 mod protected;
 mod rename;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod unfinished;
@@ -16,7 +17,7 @@ mod version;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{OFlags, statvfs};
 use sha2::{Digest, Sha256};
@@ -28,7 +29,8 @@ use crate::open_dir::OpenDir;
 use crate::shard::ShardPlan;
 use crate::writer::Writer;
 
-pub use file::{FileKind, FoundFile, StagedFile, check_file, open_to_append, write_file_atomically};
+pub use file::{FileKind, FoundFile, Placed, StagedFile, check_file, open_to_append, write_file_atomically};
+pub use stream::{is_stream, open_stream, unless_closed};
 pub use unfinished::{TemporaryDir, remove_unfinished};
 
 pub(crate) use file::open_no_link;
@@ -76,6 +78,7 @@ impl OutputDir {
     /// parent directory can't be had.
     pub fn check(target: &Path, existing: Existing) -> Result<()> {
         partial(target)?;
+        check_way(target)?;
         let parent = parent_of(target);
         // The parent may not exist yet; what exists of it decides where it would lie.
         let nearest = parent.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
@@ -360,6 +363,19 @@ impl OutputDir {
     fn failed(&self, error: io::Error) -> Error {
         Error::io("cannot move the finished output to its place", &self.target, error)
     }
+}
+
+/// Refuses a path that goes back from what isn't there: making its parent would make a directory that nobody asked for.
+fn check_way(target: &Path) -> Result<()> {
+    let mut way = PathBuf::new();
+    for part in target.components() {
+        way.push(part);
+        if part == Component::ParentDir && way.symlink_metadata().is_err() {
+            let what = "the output's path goes through a directory that isn't there, and back (..)";
+            return Err(Error::new(Kind::Usage, what).file(&way).remedy("write the path without that"));
+        }
+    }
+    Ok(())
 }
 
 /// The error for a result that is complete at `place`, while the disk doesn't confirm that it keeps the name.

@@ -390,6 +390,19 @@ fn a_name_that_is_too_long_is_refused_with_the_length_that_works() {
 }
 
 #[test]
+fn a_path_through_what_is_not_there_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in ["q/../q", "q/../out", "q/r/../../out", "q/.."] {
+        let error = OutputDir::create(&dir.path().join(path), OPTIONS).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("remedy"), "{path}: {error}");
+        assert!(names(dir.path()).is_empty(), "{path}");
+    }
+    fs::create_dir(dir.path().join("q")).unwrap();
+    finish(&dir.path().join("q/../out"), OPTIONS).unwrap();
+    assert_eq!(names(dir.path()), ["out", "q"]);
+}
+
+#[test]
 fn overwrite_refuses_by_name_what_it_has_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");

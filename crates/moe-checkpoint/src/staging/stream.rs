@@ -1,0 +1,108 @@
+//! Outputs that aren't files: pipes, terminals, /dev/null, /dev/stdout. Nothing there can be replaced, so that they are written to at once.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind, Result};
+
+/// Whether what is written to `path` goes to this process's standard output or error, a pipe or a character device.
+pub fn is_stream(path: &Path) -> bool {
+    let is_special =
+        || path.metadata().is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device());
+    descriptor(path).is_some() || is_special()
+}
+
+/// A stream that this process has open already.
+enum Descriptor {
+    Output,
+    Error,
+}
+
+fn descriptor(path: &Path) -> Option<Descriptor> {
+    match path.to_str()? {
+        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Some(Descriptor::Output),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => Some(Descriptor::Error),
+        _ => None,
+    }
+}
+
+/// Opens the stream `path` for writing. Nobody waits until somebody reads a pipe.
+///
+/// # Errors
+/// [`Kind::Io`] where it can't be opened; [`Kind::Usage`] for a pipe that nobody reads.
+pub fn open_stream(path: &Path) -> Result<File> {
+    // Opened by name, a file that standard output was led to would be written from its beginning once more.
+    let opened = match descriptor(path) {
+        Some(Descriptor::Output) => io::stdout().as_fd().try_clone_to_owned().map(File::from),
+        Some(Descriptor::Error) => io::stderr().as_fd().try_clone_to_owned().map(File::from),
+        None => open(path),
+    };
+    opened.map_err(|e| match Errno::from_io_error(&e) {
+        Some(Errno::NXIO) => Error::new(Kind::Usage, "the output is a pipe that nobody reads")
+            .file(path)
+            .remedy("start what reads it first, or give a file"),
+        _ => Error::io("cannot write to this", path, e),
+    })
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let file = File::options().write(true).custom_flags(flags).open(path)?;
+    // Whoever reads may be slow.
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// `written`, unless all that went wrong is that a reader, such as head, has seen enough.
+pub fn unless_closed(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_written_to_where_somebody_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for (path, expected) in
+            [(pipe.as_path(), true), (Path::new("/dev/null"), true), (Path::new("/dev/stdout"), true)]
+        {
+            assert_eq!(is_stream(path), expected, "{}", path.display());
+        }
+        assert!(!is_stream(dir.path()) && !is_stream(&dir.path().join("file")) && !is_stream(&dir.path().join("no")));
+        assert_eq!(open_stream(&pipe).unwrap_err().kind(), Kind::Usage);
+        let from = pipe.clone();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            File::open(from).unwrap().read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut file = loop {
+            // Until the reader is there.
+            if let Ok(file) = open_stream(&pipe) {
+                break file;
+            }
+        };
+        // More than a pipe holds.
+        let text = "words".repeat(100_000);
+        file.write_all(text.as_bytes()).unwrap();
+        drop(file);
+        assert_eq!(reader.join().unwrap(), text);
+        open_stream(Path::new("/dev/null")).unwrap().write_all(b"words").unwrap();
+    }
+}
