@@ -49,7 +49,8 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
         Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
-            let reports = Reports { junit, overwrite, summary, found: FoundFile::default() };
+            let reports =
+                Reports { junit, overwrite, summary, found: FoundFile::default(), stream: None, failed: None };
             let how = How { resume, fresh, dry_run };
             session.recipe(&recipe, &set, how, reports, &mut timings)
         }

@@ -8,7 +8,9 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
-use moe_checkpoint::{CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, StagedFile, check_file, read_text};
+use moe_checkpoint::{
+    CONFIG_FILE, Error, FileKind, Kind, RECEIPT_FILE, Result, Seal, StagedFile, check_file, read_text,
+};
 
 use crate::cli::Cli;
 
@@ -23,10 +25,14 @@ pub fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&script).replace(&name.replace('-', "__subcmd__"), &program)
 }
 
-/// A page of this program, of whatever version.
+/// A page of this program, of whatever version, that nobody has edited.
 const PAGE: FileKind = FileKind {
-    content: "a man page of moe-convert",
-    holds: |path| read_text(path, MAX_PAGE_BYTES).is_ok_and(|page| page.contains("\n.TH moe-convert")),
+    content: "a man page as moe-convert wrote it",
+    holds: |path| {
+        let page = read_text(path, MAX_PAGE_BYTES).unwrap_or_default();
+        Seal::ROFF.is_intact(&page) && page.contains("\n.TH moe-convert")
+    },
+    is_text: false,
 };
 const MAX_PAGE_BYTES: u64 = 1 << 20;
 
@@ -74,7 +80,8 @@ fn page(man: &Man, command: &Command) -> io::Result<Vec<u8>> {
     if let Some(text) = command.get_after_help() {
         closing(&text.to_string()).to_writer(&mut page)?;
     }
-    Ok(page)
+    let page = String::from_utf8(page).map_err(io::Error::other)?;
+    Ok(Seal::ROFF.close(&page).into_bytes())
 }
 
 /// The text below the options: a block of examples, and paragraphs.

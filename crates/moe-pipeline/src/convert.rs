@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use moe_checkpoint::{CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, WriteSummary, Writer, json};
-use moe_checkpoint::{Error, Kind, Result, read_whole};
+use moe_checkpoint::{Error, Kind, Result, read_whole, sha256_bytes};
 use moe_forward::{float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
@@ -162,7 +162,7 @@ pub fn convert(
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     check_budget(&prepared, options, output)?;
     prepared.warnings().iter().for_each(|w| progress.note(w));
-    let mut dir = OutputDir::create(output, existing(options))?;
+    let mut dir = create(output, options, progress, &mut timings)?;
     dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
     prepared.carry_out(passes.len(), options, output, progress, &mut timings)?;
     let mut receipt = prepared.receipt();
@@ -210,14 +210,15 @@ pub fn convert(
     dir.write(CARD_FILE, card::render(&receipt, &name_of(output), &card::carried(input)).as_bytes())?;
     let training = TrainingDir::of(output);
     let (trained, saved) = (prepared.is_trained(), prepared.saves());
+    let mut record = RunRecord::now(input, &options.compute, options.memory_budget, timings.clone());
     if trained {
         let log = training.log();
         let lines = read_whole(&log, json::MAX_JSON_BYTES)?;
         // Times differ from run to run.
         dir.write_unlisted(LOG_FILE, &lines)?;
+        record.training_log_sha256 = Some(sha256_bytes(&lines));
     }
-    let record = RunRecord::now(input, &options.compute, options.memory_budget, timings.clone());
-    dir.write_unlisted(RUN_FILE, json::to_pretty(&record).as_bytes())?;
+    dir.write_unlisted(RUN_FILE, record.sealed().as_bytes())?;
     // Only of sources that stayed as they were is the receipt true.
     prepared.check_unchanged()?;
     let start = Instant::now();
@@ -237,6 +238,26 @@ pub fn convert(
         engines: prepared.result().engines(),
         heals: healing(prepared.result()).refuses.is_none(),
     })
+}
+
+/// Creates the output. All of an earlier result that it replaces is hashed first, which is shown where it takes time.
+fn create(
+    output: &Path,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+    timings: &mut Timings,
+) -> Result<OutputDir> {
+    const SHOWN_BYTES: u64 = 1 << 30;
+    let files = std::fs::read_dir(output).into_iter().flatten().flatten();
+    let bytes: u64 = files.filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum();
+    if !options.overwrite || bytes < SHOWN_BYTES {
+        return OutputDir::create(output, existing(options));
+    }
+    let start = Instant::now();
+    progress.stage("hash the earlier result", bytes, Unit::Bytes);
+    let created = OutputDir::create_watched(output, existing(options), &|bytes| progress.advance(bytes));
+    timings.add("hash the earlier result", start.elapsed(), Some(bytes));
+    created
 }
 
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_checkpoint::{Error, FileKind, Kind, Locations, Result, SourceFile, check_file, json, read_text};
+use moe_checkpoint::{Error, FileKind, Kind, Locations, Result, Seal, SourceFile, check_file, json, read_text};
 use moe_passes::Pass;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::train::TrainingDir;
 
 /// What `observe` writes.
 pub(crate) const STATISTICS: FileKind =
-    FileKind { content: "statistics", holds: |path| StatisticsFile::open(path).is_ok() };
+    FileKind { content: "statistics", holds: |path| StatisticsFile::open(path).is_ok(), is_text: false };
 
 /// What `logits` writes: the one tensor of that name.
 pub(crate) const LOGITS: FileKind = FileKind {
@@ -20,22 +20,27 @@ pub(crate) const LOGITS: FileKind = FileKind {
         let opened = SourceFile::open(path);
         opened.is_ok_and(|(_, entries)| matches!(entries.as_slice(), [entry] if entry.name == "logits"))
     },
+    is_text: false,
 };
 
-/// What `--plan-out` writes.
-pub(crate) const PLAN: FileKind =
-    FileKind { content: "a plan", holds: |path| json::read_tree(path).is_ok_and(|plan| is_plan(&plan)) };
+/// What `--plan-out` writes. Plans are there to be edited: one that was is its user's.
+pub(crate) const PLAN: FileKind = FileKind {
+    content: "a plan as moe-convert wrote it",
+    holds: |path| {
+        let is_intact = read_text(path, MAX_REPORT_BYTES).is_ok_and(|text| Seal::JSON.is_intact(&text));
+        is_intact && json::read_tree(path).is_ok_and(|plan| is_plan(&plan))
+    },
+    is_text: true,
+};
 
-/// What `run --junit` writes.
+/// What `run --junit` writes; other programs' reports are not replaced.
 pub const JUNIT: FileKind = FileKind {
-    content: "JUnit XML",
+    content: "JUnit XML as moe-convert wrote it",
     holds: |path| {
         let text = read_text(path, MAX_REPORT_BYTES).unwrap_or_default();
-        let text = text.trim_start_matches('\u{feff}').trim_start();
-        // An XML declaration comes before the element.
-        let element = text.strip_prefix("<?xml").map_or(text, |rest| rest.split_once("?>").map_or("", |(_, e)| e));
-        element.trim_start().starts_with("<testsuite")
+        Seal::XML.is_intact(&text) && text.contains("<testsuites ")
     },
+    is_text: true,
 };
 
 /// More than what a recipe of the most steps has, each with an error.
@@ -48,7 +53,7 @@ fn is_plan(plan: &Value) -> bool {
         Value::Null => return keys.is_empty(),
         layers => layers.as_object(),
     };
-    keys.keys().all(|key| ["method", "layers"].contains(&key.as_str()))
+    keys.keys().all(|key| ["method", "layers", "sha256"].contains(&key.as_str()))
         && layers.is_some_and(|layers| layers.values().all(|layer| layer["keep"].is_array()))
 }
 
@@ -57,7 +62,7 @@ fn is_plan(plan: &Value) -> bool {
 /// # Errors
 /// [`Kind::Usage`] where something else is there, or the path can't be a file's; [`Kind::Missing`] where its directory isn't there.
 pub fn check_summary(path: &Path) -> Result<()> {
-    const MARKDOWN: FileKind = FileKind { content: "Markdown", holds: is_markdown };
+    const MARKDOWN: FileKind = FileKind { content: "Markdown", holds: is_markdown, is_text: true };
     // Nothing is replaced, so that nobody need allow it.
     let checked = check_file(path, &MARKDOWN, true).map(drop);
     checked.map_err(|error| match error.kind() {
@@ -136,8 +141,19 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             (JUNIT.holds)(&path)
         };
-        assert!(is_junit(&crate::recipe::junit("a", &[])) && is_junit("<testsuite/>"));
-        for other in ["<html><testsuite/></html>", "{}", "<?xml version=\"1.0\"?><svg/>", "<?xml <testsuite", "words"] {
+        let ours = crate::recipe::junit("a", &[]);
+        assert!(is_junit(&ours));
+        for other in [
+            "<testsuite/>",
+            "<testsuites></testsuites>",
+            &ours.replace("name=\"a\"", "name=\"b\""),
+            &format!("{ours}<!-- seen by Jane -->\n"),
+            "<html><testsuite/></html>",
+            "{}",
+            "<?xml version=\"1.0\"?><svg/>",
+            "<?xml <testsuite",
+            "words",
+        ] {
             assert!(!is_junit(other), "{other}");
         }
         let appends = |text: &str| {

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::str::FromStr;
 
 use candle_core::Device;
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, Seal, json};
 use moe_forward::Storage;
 use moe_math::Compute;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::live::peak_live_bytes;
+use crate::portable::portable;
 use crate::progress::Timings;
 
 /// Which kind of device it is: others round in other ways.
@@ -161,7 +162,7 @@ pub(crate) fn available_memory_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// What differs from run to run: written to `run.json`, outside the manifest.
+/// What differs from run to run: written to `run.json`, outside the manifest. `is_run_record` of moe-checkpoint knows its keys.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RunRecord {
     pub source: String,
@@ -180,13 +181,16 @@ pub(crate) struct RunRecord {
     /// What of it the program asked for: see [`peak_live_bytes`].
     pub peak_live_bytes: Option<u64>,
     pub timings: Timings,
+    /// SHA-256 of the log of a training, which differs from run to run, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training_log_sha256: Option<String>,
 }
 
 impl RunRecord {
     pub fn now(source: &Path, compute: &Compute, memory_budget: Option<ByteSize>, timings: Timings) -> Self {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
-            source: source.canonicalize().unwrap_or_else(|_| source.to_owned()).display().to_string(),
+            source: portable(source),
             device: format!("{:?}", compute.device.location()),
             dtype: compute.dtype.as_str().to_owned(),
             router_dtype: compute.router_dtype.other_than_f32(),
@@ -198,7 +202,13 @@ impl RunRecord {
             memory_budget_bytes: memory_budget.map(|budget| budget.0),
             peak_live_bytes: peak_live_bytes(),
             timings,
+            training_log_sha256: None,
         }
+    }
+
+    /// As text that tells whether anybody has changed it.
+    pub fn sealed(&self) -> String {
+        Seal::JSON.close(&json::to_pretty(self))
     }
 }
 

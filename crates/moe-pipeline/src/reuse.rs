@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use moe_checkpoint::{
-    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_run_record, is_training_log, json, read_text,
-    read_whole, sha256_file,
+    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log, is_own_run_record, is_stream, json,
+    read_text, read_whole, sha256_file,
 };
 use moe_passes::Pass;
 use serde_json::Value;
@@ -37,6 +37,10 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
     let found: Value = json::read(&receipt)?;
     // A plan that is written beside the result is part of it.
     let is_there = |plan: &Path| {
+        // What was said is not said again.
+        if is_stream(plan) {
+            return true;
+        }
         let written = found["written"][plan.to_string_lossy().as_ref()].as_str();
         written.is_some() && sha256_file(plan).ok().as_deref() == written
     };
@@ -89,10 +93,10 @@ pub fn copy_finished(
     let card = read_text(&from.join(CARD_FILE), json::MAX_JSON_BYTES)?;
     dir.write(CARD_FILE, card::renamed(&card, &name_of(from), &name_of(output)).as_bytes())?;
     // What varies from run to run is the other run's.
-    for (name, is_ours) in UNHASHED {
+    for (name, is_own) in UNHASHED {
         let path = from.join(name);
-        // A link could lead to anything that this user can read, and no hash says what it should be.
-        if path.symlink_metadata().is_ok_and(|found| found.is_file()) && is_ours(&path) {
+        // A link could lead to anything that this user can read.
+        if path.symlink_metadata().is_ok_and(|found| found.is_file()) && is_own(from) {
             dir.write_unlisted(name, &read_whole(&path, json::MAX_JSON_BYTES)?)?;
         }
     }
@@ -100,11 +104,11 @@ pub fn copy_finished(
     Ok(true)
 }
 
-/// How a file is known for ours.
-type IsOurs = fn(&Path) -> bool;
+/// Whether the file of a result in this directory is what a run wrote there.
+type IsOwn = fn(&Path) -> bool;
 
 /// Files that a run writes and no manifest lists, and how they are known.
-const UNHASHED: [(&str, IsOurs); 2] = [(RUN_FILE, is_run_record), (LOG_FILE, is_training_log)];
+const UNHASHED: [(&str, IsOwn); 2] = [(RUN_FILE, is_own_run_record), (LOG_FILE, is_own_log)];
 
 /// A pass and its options.
 type Work = (Value, Value);

@@ -88,7 +88,7 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     let content = kind.content;
     if found.len() > 0 && !(kind.holds)(path) {
         let what = format!("the output exists and holds something other than {content}");
-        let remedy = format!("choose another name, or remove it yourself: --overwrite replaces {content} only");
+        let remedy = format!("choose another name, or remove it yourself: --overwrite replaces only {content}");
         return refused(what, &remedy);
     }
     if found.len() > 0 && !overwrite {

@@ -1,17 +1,20 @@
 //! `run`: the steps of a recipe, and what is said of them.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, FoundFile, Kind, StagedFile, check_file, counted, open_to_append, shown, shown_path};
+use moe_checkpoint::{
+    Error, FoundFile, Kind, StagedFile, check_file, counted, is_stream, open_stream, open_to_append, shown, shown_path,
+    unless_closed,
+};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, JUNIT, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, check_summary,
+    Average, ConvertOptions, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings, check_summary,
     copy_finished, is_finished, is_observed, junit, markdown,
 };
 
@@ -45,7 +48,7 @@ impl Session {
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
             if !how.dry_run {
                 outcomes[index].outcome = Outcome::unfinished();
-                reports.write_junit(&recipe.name, &outcomes)?;
+                reports.note_junit(&recipe.name, &outcomes, self.progress.as_ref());
             }
             let mut failure = |error: anyhow::Error| {
                 let error = error.downcast::<Error>().map_or_else(|other| other, |error| step.in_keys(error).into());
@@ -222,6 +225,10 @@ pub(super) struct Reports {
     pub summary: Option<PathBuf>,
     /// The JUnit file as this run has last seen or written it, and may replace it.
     pub found: FoundFile,
+    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if that was opened twice.
+    pub stream: Option<File>,
+    /// What went wrong with the JUnit file while steps ran, for which none of them stops.
+    pub failed: Option<Error>,
 }
 
 impl Reports {
@@ -244,6 +251,10 @@ impl Reports {
         }
         if let Some(path) = &self.summary {
             check_summary(path)?;
+            if is_stream(path) {
+                self.stream = Some(open_stream(path)?);
+                return Ok(());
+            }
             // Opened only: whatever keeps it from being written to shows now, not after all steps.
             let is_new = path.symlink_metadata().is_err();
             drop(open_to_append(path)?);
@@ -255,21 +266,45 @@ impl Reports {
     }
 
     fn write(&mut self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
-        self.write_junit(recipe, steps)?;
+        let junit = self.write_junit(recipe, steps);
         if let Some(path) = &self.summary {
-            // Steps of a CI job share this file.
-            let written = open_to_append(path)?.write_all(markdown(recipe, steps, averages).as_bytes());
+            let text = markdown(recipe, steps, averages);
+            let written = match &mut self.stream {
+                Some(stream) => unless_closed(stream.write_all(text.as_bytes())),
+                // Steps of a CI job share this file.
+                None => open_to_append(path)?.write_all(text.as_bytes()),
+            };
             written.map_err(|e| Error::io("cannot write this summary", path, e))?;
         }
-        Ok(())
+        junit?;
+        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Replaces the JUnit file, which is written before each step, too: a job that is killed leaves one that says where. What somebody
-    /// has put in its place meanwhile stays.
-    fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<()> {
+    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A report that can't be written stops no step.
+    fn note_junit(&mut self, recipe: &str, steps: &[StepOutcome], progress: &dyn Progress) {
+        // What reads a pipe wants one report.
+        if self.found.is_stream() {
+            return;
+        }
+        let had_failed = self.failed.is_some();
+        // The last one may be written all the same, and says what is wrong if it isn't.
+        let failed = self.write_junit(recipe, steps).err();
+        let said = failed.as_ref().or(self.failed.as_ref()).filter(|_| !had_failed);
+        if let Some(error) = said {
+            progress.note(&format!("the JUnit file: {}", error.briefly()));
+        }
+    }
+
+    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report goes beside it from then on.
+    fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
         let Some(path) = &self.junit else { return Ok(()) };
         let file = StagedFile::create(path, self.found)?;
-        self.found = file.commit(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        let placed = file.place(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        self.found = placed.found;
+        if let Some((place, error)) = placed.beside {
+            self.junit = Some(place);
+            self.failed.get_or_insert(error);
+        }
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use moe_model::{Error, Kind, Model, Moe, Result};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::pass::{DecidedBy, Decisions};
@@ -17,6 +18,9 @@ pub(super) struct PrunePlan {
     pub method: String,
     /// By layer.
     pub layers: BTreeMap<usize, PlannedLayer>,
+    /// Tells whether the file was edited since it was written; not read.
+    #[serde(default, skip_serializing)]
+    pub sha256: IgnoredAny,
 }
 
 /// Which experts of a layer stay.
@@ -40,7 +44,7 @@ impl PrunePlan {
             let keep = layer.clusters.iter().map(|cluster| cluster[0]).collect();
             Some((index, PlannedLayer { experts: moe.experts.len(), keep, saliency: layer.saliency.clone() }))
         };
-        Self { method, layers: model.moes().filter_map(planned).collect() }
+        Self { method, layers: model.moes().filter_map(planned).collect(), sha256: IgnoredAny }
     }
 
     /// How many experts stay in each layer of `model`.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    Checkpoint, Error, Kind, Result, Snapshot, Spill, StagedFile, check_file, file_exists, json, sha256_bytes,
+    Checkpoint, Error, Kind, Result, Seal, Snapshot, Spill, StagedFile, check_file, file_exists, is_stream, json,
+    sha256_bytes,
 };
 use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
@@ -180,9 +181,10 @@ impl<'p> Applied<'p> {
     /// Writes them there.
     pub(super) fn write_plan(&mut self) -> Result<()> {
         let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else { return Ok(()) };
-        let text = json::to_pretty(&self.pass.describe_decisions(&self.source, decisions));
-        self.written =
-            self.pass.plan_out().map(|path| (path.to_string_lossy().into_owned(), sha256_bytes(text.as_bytes())));
+        let text = Seal::JSON.close(&json::to_pretty(&self.pass.describe_decisions(&self.source, decisions)));
+        // What went to a pipe can't be looked at again.
+        let path = self.pass.plan_out().filter(|path| !is_stream(path));
+        self.written = path.map(|path| (path.to_string_lossy().into_owned(), sha256_bytes(text.as_bytes())));
         file.commit(|file| file.write_all(text.as_bytes())).map(drop)
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Locations, Result};
+use moe_checkpoint::{Error, Kind, Locations, Result, is_stream};
 use moe_forward::DataSpec;
 use moe_passes::Pass;
 
@@ -66,7 +66,7 @@ pub(super) fn steps(steps: &[Step]) -> Result<()> {
     let mut written: BTreeMap<&Path, usize> = BTreeMap::new();
     for (number, step) in numbered() {
         let overwrite = step.output().is_some_and(|(_, overwrite)| overwrite);
-        for output in step.writes() {
+        for output in step.writes().into_iter().filter(|output| !is_stream(output)) {
             if let Some(earlier) = written.insert(output, number).filter(|_| !overwrite) {
                 let what =
                     format!("step {number} ({}) writes to {}, as step {earlier} does", step.name(), output.display());

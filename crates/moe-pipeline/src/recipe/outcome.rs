@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use moe_checkpoint::{Kind, shown};
+use moe_checkpoint::{Kind, Seal, shown};
 
 use super::Recipe;
 use crate::markdown::{MarkdownBlock, MarkdownText};
@@ -88,7 +88,7 @@ pub fn junit(recipe: &str, steps: &[StepOutcome]) -> String {
             }
         };
     }
-    text + "</testsuite>\n</testsuites>\n"
+    Seal::XML.close(&(text + "</testsuite>\n</testsuites>\n"))
 }
 
 /// What the table of steps begins with in every summary.

@@ -353,6 +353,9 @@ impl Running<'_> {
         if self.settings.last().is_some_and(|last| last.same(&settings)) {
             return Ok(());
         }
+        if let Some(before) = self.settings.last() {
+            self.trainer.progress.note(&settings.changes(before));
+        }
         self.settings.push(settings);
         self.write_line(&settings.line())
     }
