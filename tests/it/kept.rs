@@ -46,8 +46,12 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
          while [ ! -e .a.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
          kill -STOP $pid; sleep 0.02; echo THESIS >j.xml; kill -CONT $pid; wait $pid"
     ));
+    // The second step is taken all the same, and its report is whole.
     outcome.exits(1).says(&["j.xml-2", "in the way"]);
     assert_eq!(sandbox.read("j.xml"), b"THESIS\n");
+    let report = String::from_utf8(sandbox.read("j.xml-2")).unwrap();
+    assert!(report.contains("2. observe: b") && !report.contains("<error") && !report.contains("<skipped"), "{report}");
+    assert!(sandbox.path("b").is_file() && !sandbox.path("j.xml-3").exists());
 }
 
 #[test]
@@ -85,12 +89,10 @@ fn links_in_an_earlier_result_are_not_copied() {
     let sandbox = Sandbox::with_model_and_text();
     let step = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\n";
     sandbox.write("r.toml", format!("{step}output = \"a\"\n{step}output = \"b\"\n"));
-    sandbox.write(
-        "secret",
-        "{\"source\": \"\", \"device\": \"\", \"unix_time\": 0, \"timings\": [], \"host\": \"SECRET\"}",
-    );
     sandbox.run("run r.toml").succeeds();
-    sandbox.shell("rm -r b; rm a/run.json; ln -s ../secret a/run.json; ln -s ../secret a/training.jsonl").succeeds();
+    sandbox
+        .shell("rm -r b; mv a/run.json secret; ln -s ../secret a/run.json; ln -s ../secret a/training.jsonl")
+        .succeeds();
     let again = sandbox.run("run r.toml").succeeds();
     assert!(again.stdout.contains("copy of"), "{again}");
     assert!(!sandbox.names("b").iter().any(|name| name == "run.json" || name == "training.jsonl"));
@@ -210,6 +212,9 @@ fn absolute_paths_stay_out_of_what_is_published() {
         let root = sandbox.path("").display().to_string();
         assert!(!text.contains(&outside.to_string()) && !text.contains(root.trim_end_matches('/')), "{page}");
     }
+    sandbox.run(&format!("prune {} --experts 3 --method random -o far", sandbox.path("m").display())).succeeds();
+    let run = sandbox.json("far/run.json");
+    assert_eq!(run["source"], "m", "{run}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod pleasant;
 mod readings;
 mod recipes;
 mod remedies;
+mod replaced;
 mod resume;
 mod side_files;
 mod signals;

@@ -34,7 +34,6 @@ pub struct Written {
     tool: Tool,
     /// SHA-256 by name. Receipts of builds before these had one name no files.
     files: BTreeMap<String, String>,
-    training: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,11 +49,6 @@ impl Written {
     /// [`Kind::Malformed`] for a receipt that isn't one.
     pub fn read(dir: &Path) -> Result<Self> {
         json::read(&dir.join(RECEIPT_FILE))
-    }
-
-    /// Whether the result was trained, so that a log lies beside it.
-    pub fn is_trained(&self) -> bool {
-        self.training.is_some()
     }
 
     /// Refuses a manifest of `dir` that isn't the one that was written together with the receipt.

@@ -75,7 +75,6 @@ impl Found {
 struct Earlier<'a> {
     target: &'a Path,
     listed: Manifest,
-    is_trained: bool,
 }
 
 impl<'a> Earlier<'a> {
@@ -100,24 +99,22 @@ impl<'a> Earlier<'a> {
                 .file(target)
                 .remedy("--overwrite replaces earlier results only; remove it yourself or choose another name"));
         }
-        let (written, listed) = match Manifest::read(target) {
-            // A damaged receipt is no reason to keep what is to be made again.
-            Ok(Some(listed)) => (consistent(Written::read(target).unwrap_or_default(), target, &listed), listed),
-            Ok(None) | Err(_) => {
-                let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
-                return Err(Error::new(Kind::Usage, what)
-                    .file(target.join(MANIFEST_FILE))
-                    .remedy("remove the output yourself, or choose another name"));
-            }
+        let Ok(Some(listed)) = Manifest::read(target) else {
+            let what = format!("the output exists, and no {MANIFEST_FILE} says which of its files are a result's");
+            return Err(Error::new(Kind::Usage, what)
+                .file(target.join(MANIFEST_FILE))
+                .remedy("remove the output yourself, or choose another name"));
         };
-        let written = written.map_err(|error| {
+        // A damaged receipt is no reason to keep what is to be made again.
+        let written = Written::read(target).unwrap_or_default();
+        written.check(target, &listed).map_err(|error| {
             let what = format!("the output exists, and its {MANIFEST_FILE} isn't the one that was written with it");
             Error::new(Kind::Usage, what)
                 .file(target.join(MANIFEST_FILE))
                 .source(error.briefly())
                 .remedy("remove the output yourself, or choose another name")
         })?;
-        let earlier = Self { target, listed, is_trained: written.is_trained() };
+        let earlier = Self { target, listed };
         match earlier.foreign(Path::new(""))? {
             None => Ok(Some(earlier)),
             Some(file) => Err(Error::new(Kind::Usage, "--overwrite would remove this, which no run has written")
@@ -160,7 +157,7 @@ impl<'a> Earlier<'a> {
         match name.to_str() {
             Some(MANIFEST_FILE) => true,
             Some(RUN_FILE) => is_own_run_record(self.target),
-            Some(LOG_FILE) => self.is_trained && is_own_log(self.target),
+            Some(LOG_FILE) => is_own_log(self.target),
             Some(name) => self.listed.files.contains_key(name),
             None => false,
         }
@@ -197,10 +194,6 @@ impl<'a> Earlier<'a> {
         let looked: Vec<Result<Option<(String, Version)>>> = self.listed.files.par_iter().map(look).collect();
         looked.into_iter().filter_map(Result::transpose).collect()
     }
-}
-
-fn consistent(written: Written, target: &Path, listed: &Manifest) -> Result<Written> {
-    written.check(target, listed).map(|()| written)
 }
 
 fn changed(file: &Path) -> Error {

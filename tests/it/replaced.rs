@@ -1,0 +1,159 @@
+//! What `--overwrite` replaces is what a run has written, as it has written it; what can't be replaced is refused before the work; and
+//! outputs that are no files are written to.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::common::{BINARY, Sandbox, assert_none};
+
+const HEAL: &str = "heal m -o healed --data ids.jsonl --sequence-length 64 --batch-tokens 64 --eval-every 1 --steps 2";
+const PRUNE: &str = "prune m -o out --keep 0.5 --data ids.jsonl --data-tokens 128 --sequence-length 64";
+const RECIPE: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\nexperts = 3\nmethod = \"random\"\noutput = \"made\"\n";
+
+#[test]
+fn what_was_edited_after_a_run_wrote_it_is_kept() {
+    let sandbox = Sandbox::with_model_and_text();
+    sandbox.write("r.toml", RECIPE);
+    let plan = format!("{PRUNE} --plan-out plan.json");
+    let junit = "run r.toml --junit j.xml".to_owned();
+    let writers = [HEAL.to_owned(), plan.clone(), junit.clone(), "man pages".to_owned()];
+    for line in &writers {
+        sandbox.run(line).succeeds();
+    }
+    sandbox.shell("moe-convert prune healed -o foreign --experts 3 --method random -q").succeeds();
+    let [heal, plan, junit, man] = &writers;
+    let mut problems = Vec::new();
+    for (line, file, edit) in [
+        (heal, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
+        (heal, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
+        (heal, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
+        (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE"),
+        (heal, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
+        (heal, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
+        // Another model that was being copied there.
+        (heal, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
+        (heal, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
+        (plan, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
+        (plan, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
+        (plan, "plan.json", "echo >>FILE"),
+        (plan, "plan.json", "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE"),
+        (junit, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
+        (junit, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
+        (man, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
+        (man, "pages/moe-convert.1", "sed -i 's/SYNOPSIS/MINE/' FILE"),
+    ] {
+        sandbox.shell(&format!("cp {file} before; {}", edit.replace("FILE", file))).succeeds();
+        let name = file.rsplit('/').next().unwrap();
+        problems.extend(sandbox.refuses(&format!("{line} --overwrite"), 2, &[name]).map(|p| format!("{edit}\n{p}")));
+        sandbox.shell(&format!("mv before {file}")).succeeds();
+    }
+    assert_none(&problems);
+    // As it was, it is replaced; so is what is left of it when a disk was full.
+    for line in &writers {
+        sandbox.run(&format!("{line} --overwrite")).succeeds();
+    }
+    sandbox.shell("truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl").succeeds();
+    sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
+    // An edited plan is a plan.
+    sandbox.shell("sed -i 's/\"keep\": \\[/\"keep\": [ /' plan.json").succeeds();
+    sandbox.run("prune m -o of-plan --plan plan.json").succeeds();
+}
+
+#[test]
+fn a_result_that_comes_while_a_run_works_is_not_replaced() {
+    let mut problems = Vec::new();
+    for (before, change) in [
+        ("true", "mv other out"),
+        ("mkdir out", "rmdir out; mv other out"),
+        ("cp -r other out", "rm -r out; mv other out"),
+        ("cp -r other out", "rm -r out/*; mv other/* out"),
+        ("cp -r other out", "echo mine >out/README.md"),
+    ] {
+        let sandbox = Sandbox::with_model_and_text();
+        let prune = "prune m --experts 3 --method random";
+        sandbox.run(&format!("{prune} -o other --seed 7")).succeeds();
+        let outcome = sandbox.shell(&format!(
+            "{before} || exit 9; '{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
+             --data-tokens 4096 -o out --overwrite -q & pid=$!\n\
+             while [ ! -e .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+             sleep 0.1; kill -STOP $pid; sleep 0.02; {change}; cp -r out kept; kill -CONT $pid; wait $pid"
+        ));
+        let kept = sandbox.shell("diff -r out kept && [ -e out-2/moe-convert.json ]").code == 0;
+        if outcome.code != 1 || !kept || !outcome.stderr.contains("in the way") {
+            problems.push(format!("{change} after {before}: {:?}\n{outcome}", sandbox.names(".")));
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn what_cannot_take_a_name_is_refused_before_the_work() {
+    let sandbox = Sandbox::with_model_and_text();
+    let prune = "prune m --experts 3 --method random -o";
+    let mut problems = Vec::new();
+    for how in ["", "--overwrite", "--dry-run", "--overwrite --dry-run"] {
+        problems.extend(sandbox.refuses(&format!("{prune} /proc {how}"), 2, &["mount point", "/proc/proc"]));
+        for path in ["q/../q", "q/../out", "m/../q/r/../../out"] {
+            problems.extend(sandbox.refuses(&format!("{prune} {path} {how}"), 2, &["isn't there"]));
+        }
+    }
+    assert_none(&problems);
+    sandbox.run(&format!("{prune} m/../out")).succeeds();
+}
+
+#[test]
+fn text_goes_to_pipes_and_devices() {
+    let sandbox = Sandbox::with_model_and_text();
+    sandbox.write("r.toml", format!("{RECIPE}[[step]]\nrun = \"verify\"\nmodel = \"made\"\n"));
+    let plan = sandbox.run(&format!("{PRUNE} -q --dry-run --plan-out /dev/stdout")).succeeds().stdout;
+    assert!(plan.contains("\"keep\": [") && plan.contains("\"sha256\": "), "{plan}");
+    sandbox.run(&format!("{PRUNE} --plan-out /dev/null")).succeeds();
+    let receipt = String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap();
+    assert!(!receipt.contains("\"written\""), "{receipt}");
+    let both = sandbox.run("run r.toml --junit /dev/null --summary /dev/stdout").succeeds().stdout;
+    assert!(both.contains("| 2. verify: made |"), "{both}");
+    // Behind what the file has already, and not over it.
+    sandbox.shell("echo first >log; moe-convert run r.toml -q --summary /dev/stdout >>log; echo last >>log").succeeds();
+    let log = String::from_utf8(sandbox.read("log")).unwrap();
+    assert!(log.starts_with("first\n") && log.contains("## r\n") && log.ends_with("last\n"), "{log}");
+    // One report, when all is done, and one summary.
+    sandbox
+        .shell(
+            "mkfifo junit summary; cat junit >j.xml & cat summary >s.md & \
+             while ! moe-convert run r.toml -q --junit junit --summary summary; do sleep 0.05; done; wait",
+        )
+        .succeeds();
+    let [junit, summary] = ["j.xml", "s.md"].map(|name| String::from_utf8(sandbox.read(name)).unwrap());
+    assert_eq!((junit.matches("<testsuites").count(), summary.matches("## r\n").count()), (1, 1), "{junit}{summary}");
+    let mut problems = Vec::new();
+    symlink("/dev/sda-of-nobody", sandbox.path("dangling")).unwrap();
+    for (line, complaints) in [
+        ("run r.toml --junit junit", ["nobody reads", "junit"]),
+        ("run r.toml --summary summary", ["nobody reads", "summary"]),
+        ("run r.toml --summary dangling", ["is a link", "dangling"]),
+        ("observe m --data ids.jsonl -o /dev/null", ["regular file", "/dev/null"]),
+        ("man /dev/null", ["this directory", "/dev/null"]),
+    ] {
+        let refused = sandbox.run(line);
+        if refused.code == 0 || complaints.iter().any(|complaint| !refused.stderr.contains(complaint)) {
+            problems.push(refused.to_string());
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn a_training_that_goes_on_with_another_rate_says_so() {
+    let sandbox = Sandbox::with_model_and_text();
+    let heal = HEAL.replace("--steps 2", "--steps 400");
+    sandbox.shell(&format!(
+        "'{BINARY}' {heal} -q & pid=$!\n\
+         until [ -e healed.training/state.safetensors ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+         kill -KILL $pid; wait $pid"
+    ));
+    let resumed = sandbox.run(&format!("{heal} --resume --learning-rate 0.02 --clip 2")).succeeds();
+    resumed.says(&["--learning-rate is 0.02, no longer", "--clip is 2, no longer"]);
+    let run = sandbox.json("healed/run.json");
+    assert!(run["source"] == "m" && run["training_log_sha256"].is_string(), "{run}");
+    fs::remove_dir_all(sandbox.path("healed")).unwrap();
+}
