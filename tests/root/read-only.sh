@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Outputs that may not be written: `tests/root/read-only.sh target/release/moe-convert`, as root (it mounts a tmpfs).
-# Each is refused before the work begins.
+# Each is refused before the work begins. What may be replaced keeps its group, or nobody gets more by another one.
 source "$(dirname "$0")/lib.sh"
 need_mounts
 
@@ -61,5 +61,60 @@ kept_back stats 644 65534 "no right to write"
 chown -R 65534:65534 "$disk/model" "$disk/stats"
 kept_back model 555 65534 write-protected
 kept_back stats 444 65534 write-protected
+
+# In a sticky directory others may write to what they can't move away.
+chown -R 65533:65533 "$disk/model" "$disk/stats"
+chmod 1777 "$disk"
+chmod 666 "$disk"/model/*
+kept_back model 777 65534 "only its owner may move it"
+kept_back stats 666 65534 "only its owner may move it"
+chmod 777 "$disk"
+
+# Nothing takes the name of what is mounted, be it of another file system or of the same.
+mkdir "$disk/mounted"
+for options in "-t tmpfs tmpfs" "--bind $disk/model"; do
+  # shellcheck disable=SC2086
+  mount $options "$disk/mounted"
+  options prune
+  line=(timeout 10 "$binary" "${line[0]}" golden/models/moe "${line[@]:1}" --output "$disk/mounted" --overwrite)
+  code=0
+  "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+  [[ $code == 2 ]] && says "such as $disk/mounted/mounted" || problem "prune to what is mounted by $options"
+  umount "$disk/mounted"
+done
+rmdir "$disk/mounted"
+touch "$disk/plan"
+mount --bind "$disk/stats" "$disk/plan"
+line=(timeout 10 "$binary" observe golden/models/moe --data "$text" --output "$disk/plan" --overwrite)
+code=0
+"${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+[[ $code == 2 ]] && says "a mount point" || problem "observe to a file that is mounted"
+umount "$disk/plan"
+rm -r "$disk/plan" "$disk/model"
+
+# A group that its user is in is given to what replaces a result; another one's rights are nobody's.
+rights() { # FILE
+  stat -c '%a %g' "$1"
+}
+run prune golden/models/moe "$disk/model"
+for groups in 4711 4712; do
+  chown -R 65534:4711 "$disk/model" "$disk/stats"
+  chmod 2770 "$disk/model"
+  chmod 640 "$disk"/model/* "$disk/stats"
+  [[ $groups == 4711 ]] && wanted=("2770 4711" "640 4711") || wanted=("700 65534" "600 65534")
+  for pass in prune observe; do
+    options "$pass"
+    [[ $pass == prune ]] && output=$disk/model || output=$disk/stats
+    line=(setpriv --reuid=65534 --regid=65534 --groups="$groups" "$binary" "${line[0]}" golden/models/moe "${line[@]:1}")
+    line+=(--output "$output" --overwrite)
+    code=0
+    "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+    [[ $code == 0 ]] || problem "$pass of a user in $groups"
+  done
+  for file in model/model.safetensors model/run.json model/SHA256SUMS stats; do
+    [[ $(rights "$disk/$file") == "${wanted[1]}" ]] || problem "$file of a user in $groups: $(rights "$disk/$file")"
+  done
+  [[ $(rights "$disk/model") == "${wanted[0]}" ]] || problem "the result of a user in $groups: $(rights "$disk/model")"
+done
 
 passed "a read-only disk and a foreign folder, each by $((${#passes[@]} + 1)) commands"
