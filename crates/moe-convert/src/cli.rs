@@ -258,7 +258,7 @@ pub enum Command {
         /// Write what became of each step as JUnit XML, also where one fails
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
-        /// Replace the JUnit XML of an earlier run. Whether a step replaces its output is said by its key overwrite
+        /// Replace the JUnit XML of an earlier run, unless somebody edited it. Whether a step replaces its output is said by its key overwrite
         #[arg(long)]
         overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
@@ -318,7 +318,7 @@ pub enum Command {
     Man {
         /// Directory to write them to
         dir: PathBuf,
-        /// Replace earlier pages of moe-convert
+        /// Replace earlier pages of moe-convert, unless somebody edited them
         #[arg(long)]
         overwrite: bool,
     },
@@ -345,7 +345,7 @@ pub struct Convert<P: Args> {
 #[derive(Args)]
 #[command(next_help_heading = "Writing")]
 pub struct Writing {
-    /// Replace an earlier result of moe-convert in which nothing else lies, and a plan at --plan-out
+    /// Replace an earlier result of moe-convert in which nothing else lies and nothing was edited, and such a plan at --plan-out
     #[arg(long)]
     pub overwrite: bool,
 
