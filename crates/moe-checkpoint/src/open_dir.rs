@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,40 +47,21 @@ impl OpenDir {
     /// # Errors
     /// [`crate::Kind::Io`], with the path that it would have.
     pub fn create(&self, name: &str) -> Result<File> {
-        let (folders, file) = name.rsplit_once('/').map_or((None, name), |(folders, file)| (Some(folders), file));
-        let make = || {
-            let mut within: Option<OwnedFd> = None;
-            for folder in folders.into_iter().flat_map(|folders| folders.split('/')) {
-                within = Some(self.folder(within.as_ref(), folder)?);
-            }
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            // The umask takes away what isn't permitted, as from all files.
-            let mode = Mode::from_raw_mode(0o666);
-            match &within {
-                Some(folder) => openat(folder, file, flags, mode),
-                None => openat(&*self.dir, file, flags, mode),
-            }
-        };
-        let made: rustix::io::Result<OwnedFd> = make();
-        made.map(File::from).map_err(|e| Error::io("cannot create this file", &self.path.join(name), e.into()))
+        let made = self.make(name).map(File::from);
+        made.map_err(|e| Error::io("cannot create this file", self.path.join(name), e.into()))
     }
 
-    /// The folder `name` in `within` or, without that, in this directory, which is made unless it is there.
-    fn folder(&self, within: Option<&OwnedFd>, name: &str) -> rustix::io::Result<OwnedFd> {
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o777);
-        let made = match within {
-            Some(folder) => mkdirat(folder, name, mode),
-            None => mkdirat(&*self.dir, name, mode),
-        };
-        match made {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(e),
+    fn make(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        let mut parts: Vec<&str> = name.split('/').collect();
+        let file = parts.pop().unwrap_or_default();
+        let mut within =
+            self.dir.as_fd().try_clone_to_owned().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?;
+        for part in parts {
+            within = folder(&within, part)?;
         }
-        match within {
-            Some(folder) => openat(folder, name, flags, Mode::empty()),
-            None => openat(&*self.dir, name, flags, Mode::empty()),
-        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // The umask takes away what isn't permitted, as from all files.
+        openat(within, file, flags, Mode::from_raw_mode(0o666))
     }
 
     /// Makes the file `name` with `bytes` in it, and waits until they are on the disk.
@@ -90,8 +71,17 @@ impl OpenDir {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let mut file = self.create(name)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
-        written.map_err(|e| Error::io("cannot write this file", &self.path.join(name), e))
+        written.map_err(|e| Error::io("cannot write this file", self.path.join(name), e))
     }
+}
+
+/// The folder `name` in `within`, which is made unless it is there. A link is no folder.
+fn folder(within: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+    match mkdirat(within, name, Mode::from_raw_mode(0o777)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    openat(within, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ pub(super) const SMALL_BYTES: u64 = 64 << 20;
 /// Called with the bytes that were hashed since it was called before.
 pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
 
+/// Files by name, each as it was.
+type Versions = BTreeMap<String, Version>;
+
 /// Refuses to replace `target` by a new result, unless it is an empty directory or an earlier result in which nothing
 /// else lies, nothing small was changed and nothing is write-protected.
 ///
@@ -27,7 +30,7 @@ pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
 /// [`Kind::Usage`], naming what would be lost.
 pub(super) fn check(target: &Path) -> Result<()> {
     let Some(earlier) = Earlier::open(target)? else { return Ok(()) };
-    earlier.versions(SMALL_BYTES, &|_| ()).map(drop)
+    earlier.versions(&Versions::new(), SMALL_BYTES, &|_| ()).map(drop)
 }
 
 /// What a new result replaces, as it was when all of it was looked at.
@@ -35,7 +38,7 @@ pub(super) fn check(target: &Path) -> Result<()> {
 pub(super) struct Found {
     dir: Version,
     /// The files that the manifest lists and that were there.
-    files: BTreeMap<String, Version>,
+    files: Versions,
 }
 
 impl Found {
@@ -47,8 +50,8 @@ impl Found {
         let fail = |e| Error::io("cannot look at the output", target, e);
         let dir = Version::of(&target.symlink_metadata().map_err(fail)?);
         let files = match Earlier::open(target)? {
-            Some(earlier) => earlier.versions(u64::MAX, watch)?,
-            None => BTreeMap::new(),
+            Some(earlier) => earlier.versions(&Versions::new(), u64::MAX, watch)?,
+            None => Versions::new(),
         };
         Ok(Self { dir, files })
     }
@@ -66,8 +69,7 @@ impl Found {
 
     fn is_unchanged(&self, target: &Path) -> Result<bool> {
         let Some(earlier) = Earlier::open(target)? else { return Ok(self.files.is_empty()) };
-        let is_same = |name: &String, now: &Version| self.files.get(name) == Some(now);
-        earlier.versions_but(is_same, u64::MAX, &|_| ()).map(|_| true)
+        earlier.versions(&self.files, u64::MAX, &|_| ()).map(|_| true)
     }
 }
 
@@ -163,41 +165,37 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// The files that the manifest lists and that are there. Those of up to `most` bytes are hashed.
+    /// The files that the manifest lists and that are there. Those of up to `most` bytes are hashed, but for what is `known` already.
     ///
     /// # Errors
     /// [`Kind::Usage`], naming one that isn't what was written.
-    fn versions(&self, most: u64, watch: Watch<'_>) -> Result<BTreeMap<String, Version>> {
-        self.versions_but(|_, _| false, most, watch)
-    }
-
-    /// As [`Self::versions`], without hashing those again that are `known`.
-    fn versions_but(
-        &self,
-        known: impl Fn(&String, &Version) -> bool + Sync,
-        most: u64,
-        watch: Watch<'_>,
-    ) -> Result<BTreeMap<String, Version>> {
-        let look = |(name, hash): (&String, &String)| {
-            let path = self.target.join(name);
-            // What somebody has removed is nobody's loss any more.
-            let Ok(found) = path.symlink_metadata() else { return Ok(None) };
-            let version = Version::of(&found);
-            if found.len() > most || known(name, &version) {
-                return Ok(Some((name.clone(), version)));
-            }
-            match sha256_watched(&path, watch)? == *hash || is_damaged(self.target, name) {
-                true => Ok(Some((name.clone(), version))),
-                false => Err(changed(&path)),
-            }
-        };
-        let looked: Vec<Result<Option<(String, Version)>>> = self.listed.files.par_iter().map(look).collect();
+    fn versions(&self, known: &Versions, most: u64, watch: Watch<'_>) -> Result<Versions> {
+        let files = self.listed.files.par_iter();
+        let looked =
+            files.map(|(name, hash)| Ok(Some(name.clone()).zip(self.version(name, hash, known, most, watch)?)));
+        // In order, so that of several files the first one is named.
+        let looked: Vec<Result<Option<(String, Version)>>> = looked.collect();
         looked.into_iter().filter_map(Result::transpose).collect()
     }
-}
 
-fn changed(file: &Path) -> Error {
-    Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
-        .file(file)
-        .remedy("move it elsewhere, or choose another output")
+    fn version(
+        &self,
+        name: &str,
+        hash: &str,
+        known: &Versions,
+        most: u64,
+        watch: Watch<'_>,
+    ) -> Result<Option<Version>> {
+        let path = self.target.join(name);
+        // What somebody has removed is nobody's loss any more.
+        let Ok(found) = path.symlink_metadata() else { return Ok(None) };
+        let version = Version::of(&found);
+        let is_taken_for_granted = found.len() > most || known.get(name) == Some(&version);
+        if is_taken_for_granted || sha256_watched(&path, watch)? == hash || is_damaged(self.target, name) {
+            return Ok(Some(version));
+        }
+        Err(Error::new(Kind::Usage, "--overwrite would remove this, which was changed after a run wrote it")
+            .file(&path)
+            .remedy("move it elsewhere, or choose another output"))
+    }
 }

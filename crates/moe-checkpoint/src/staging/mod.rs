@@ -297,15 +297,7 @@ impl OutputDir {
     pub fn copy(&mut self, from: &Path, name: &str, hash: &str) -> Result<()> {
         self.check_running()?;
         let (from, mut to) = (from.join(name), self.staging.create(name)?);
-        let mut copy = || {
-            let mut file = File::open(&from)?;
-            // A private one stays private.
-            to.set_permissions(file.metadata()?.permissions())?;
-            io::copy(&mut file, &mut to)?;
-            to.sync_all()
-        };
-        let copied: io::Result<()> = copy();
-        copied.map_err(|e| Error::io("cannot copy this file", &from, e))?;
+        copy_file(&from, &mut to).map_err(|e| Error::io("cannot copy this file", &from, e))?;
         self.manifest.files.insert(name.to_owned(), hash.to_owned());
         Ok(())
     }
@@ -363,6 +355,14 @@ impl OutputDir {
     fn failed(&self, error: io::Error) -> Error {
         Error::io("cannot move the finished output to its place", &self.target, error)
     }
+}
+
+fn copy_file(from: &Path, to: &mut File) -> io::Result<()> {
+    let mut from = File::open(from)?;
+    // A private one stays private.
+    to.set_permissions(from.metadata()?.permissions())?;
+    io::copy(&mut from, to)?;
+    to.sync_all()
 }
 
 /// Refuses a path that goes back from what isn't there: making its parent would make a directory that nobody asked for.

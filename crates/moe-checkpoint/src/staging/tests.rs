@@ -313,7 +313,8 @@ fn only_what_is_left_of_a_result_is_damage() {
     let index = "{\"weight_map\": {\"a\": \"model.safetensors\", \"b\": \"model2.safetensors\"}}";
     let cut = |bytes: &[u8], by: usize| bytes[..bytes.len() - by].to_vec();
     let (single, of_other_bytes) = (receipt(1, 40).into_bytes(), receipt(1, 50).into_bytes());
-    let cases: [(&str, &[u8], Option<&str>, Vec<u8>, bool); 9] = [
+    type Case<'a> = (&'a str, &'a [u8], Option<&'a str>, Vec<u8>, bool);
+    let cases: [Case<'_>; 9] = [
         ("cut weights", &single, None, cut(&ours, 5), true),
         ("nothing", &single, None, vec![], true),
         ("as many tensors, of other bytes", &of_other_bytes, None, cut(&ours, 5), false),
