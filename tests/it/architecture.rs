@@ -100,9 +100,13 @@ fn only_the_binary_prints() {
     let prints = |word: &str| {
         ["print!", "println!", "eprint!", "eprintln!", "dbg!"].contains(&word.rsplit("::").next().unwrap())
             || ["io::stdout", "io::stderr", "std::io::stdout", "std::io::stderr"].contains(&word)
+            || word.contains("stdio::std")
     };
     let libraries = crates().into_iter().filter(|name| name != "moe-convert");
-    assert_none(&libraries.flat_map(|name| uses(&name, prints)).collect::<Vec<_>>());
+    // Where the user gives /dev/stdout as the name of a file.
+    let is_named = |used: &String| used.contains("staging/stream.rs uses stdio::");
+    let used = libraries.flat_map(|name| uses(&name, prints)).filter(|used| !is_named(used));
+    assert_none(&used.collect::<Vec<_>>());
     assert!(!uses("moe-convert", prints).is_empty(), "the program prints, and this sees it");
 }
 

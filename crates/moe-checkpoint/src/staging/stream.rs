@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+use rustix::stdio;
 
 use crate::error::{Error, Kind, Result};
 
@@ -37,10 +37,11 @@ fn descriptor(path: &Path) -> Option<Descriptor> {
 /// # Errors
 /// [`Kind::Io`] where it can't be opened; [`Kind::Usage`] for a pipe that nobody reads.
 pub fn open_stream(path: &Path) -> Result<File> {
-    // Opened by name, a file that standard output was led to would be written from its beginning once more.
+    // Nothing is said here: this is a file that the user named. Opened by name, one that standard output was led to would be written from
+    // its beginning once more.
     let opened = match descriptor(path) {
-        Some(Descriptor::Output) => io::stdout().as_fd().try_clone_to_owned().map(File::from),
-        Some(Descriptor::Error) => io::stderr().as_fd().try_clone_to_owned().map(File::from),
+        Some(Descriptor::Output) => stdio::stdout().try_clone_to_owned().map(File::from),
+        Some(Descriptor::Error) => stdio::stderr().try_clone_to_owned().map(File::from),
         None => open(path),
     };
     opened.map_err(|e| match Errno::from_io_error(&e) {

@@ -314,7 +314,7 @@ fn only_what_is_left_of_a_result_is_damage() {
     let cut = |bytes: &[u8], by: usize| bytes[..bytes.len() - by].to_vec();
     let (single, of_other_bytes) = (receipt(1, 40).into_bytes(), receipt(1, 50).into_bytes());
     type Case<'a> = (&'a str, &'a [u8], Option<&'a str>, Vec<u8>, bool);
-    let cases: [Case<'_>; 9] = [
+    let cases: [Case<'_>; 10] = [
         ("cut weights", &single, None, cut(&ours, 5), true),
         ("nothing", &single, None, vec![], true),
         ("as many tensors, of other bytes", &of_other_bytes, None, cut(&ours, 5), false),
@@ -324,6 +324,7 @@ fn only_what_is_left_of_a_result_is_damage() {
         ("cut weights of another file", &single, Some(index), cut(&tensors("b"), 5), false),
         ("other bytes", &single, None, b"words".to_vec(), false),
         ("a receipt that says nothing", b"{\"a\": 1}", None, cut(&ours, 5), false),
+        ("a receipt that is cut, too", &single[..50], None, cut(&ours, 5), true),
     ];
     for (what, receipt, index, weights, is_damage) in cases {
         let dir = tempfile::tempdir().unwrap();
