@@ -337,7 +337,12 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy(LLAMA, "model");
     rename_all(&model, |name| name.replacen("model.", "", 1));
-    let types = [("vocab_size", json!(101.0)), ("tie_word_embeddings", json!(0)), ("rms_norm_eps", json!("1e-6"))];
+    let types = [
+        ("vocab_size", json!(101.0)),
+        ("tie_word_embeddings", json!(0)),
+        ("num_hidden_layers", json!(2.0)),
+        ("rms_norm_eps", json!("1e-6")),
+    ];
     types.into_iter().for_each(|(key, value)| model.set(key, value));
     let keys =
         [("return_dict", json!(false)), ("to_dict", json!(1)), ("attribute_map", json!({})), ("decoder", json!({}))];
