@@ -53,22 +53,22 @@ impl Model {
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
     /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let twice = |name: &&String| is_of_layers(name) && loaded_name(name, checkpoint).is_none();
-        if let Some(name) = checkpoint.tensors().keys().find(twice) {
-            let what = format!(
-                "this tensor is there as {MODEL}{name}, too: transformers 5 reads the one without {MODEL:?}, older versions the other",
-                MODEL = names::MODEL
-            );
-            return Err(Error::new(Kind::Mismatch, what)
-                .tensor(name)
-                .file(checkpoint.tensors()[name].path())
-                .remedy("remove the one that isn't meant"));
+        let mut tensors = BTreeMap::new();
+        for (name, stored) in checkpoint.tensors() {
+            let loaded = loaded_name(name, checkpoint).unwrap_or_else(|| name.clone());
+            if is_of_layers(name) && loaded == *name {
+                let what = format!(
+                    "this tensor is there as {MODEL}{name}, too: transformers 5 reads the one without {MODEL:?}, older versions \
+                     the other",
+                    MODEL = names::MODEL
+                );
+                return Err(twice(what, stored));
+            }
+            if tensors.contains_key(&loaded) {
+                return Err(twice(format!("another tensor is loaded as {loaded}, too"), stored));
+            }
+            tensors.insert(loaded, Weight::from(stored.clone()));
         }
-        let named = |(name, stored): (&String, &Stored)| {
-            let name = loaded_name(name, checkpoint).unwrap_or_else(|| name.clone());
-            (name, Weight::from(stored.clone()))
-        };
-        let tensors = checkpoint.tensors().iter().map(named).collect();
         Self::assemble(checkpoint.config().clone(), &checkpoint.dir().join(CONFIG_FILE), tensors)
     }
 
@@ -131,6 +131,11 @@ impl Model {
             extra,
         })
     }
+}
+
+/// An error about `stored`, which is there under another name, too.
+fn twice(what: String, stored: &Stored) -> Error {
+    Error::new(Kind::Mismatch, what).tensor(stored.name()).file(stored.path()).remedy("remove the one that isn't meant")
 }
 
 /// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one: `model.` is added where it
