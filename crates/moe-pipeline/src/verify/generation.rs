@@ -34,6 +34,9 @@ const NO_KEYS: [&str; 10] = [
     "to_dict",
 ];
 
+/// A key, what transformers wants of it, in words, and whether a value is that.
+type Rule = (&'static str, &'static str, fn(&Value) -> bool);
+
 /// What of the keys is refused.
 pub(super) fn refused(said: &Map<String, Value>) -> Vec<String> {
     let mut refused: Vec<String> = NO_KEYS
@@ -41,7 +44,7 @@ pub(super) fn refused(said: &Map<String, Value>) -> Vec<String> {
         .filter(|key| said.contains_key(*key))
         .map(|key| format!("{key}, which can't be a key of it"))
         .collect();
-    let rules: [(&str, &str, fn(&Value) -> bool); 8] = [
+    let rules: [Rule; 8] = [
         ("max_new_tokens", "must be positive", is_positive),
         ("cache_implementation", "transformers doesn't have", is_cache),
         ("early_stopping", "must be true, false or \"never\"", is_stop),
