@@ -1,8 +1,8 @@
 """Writes what transformers makes of edited goldens, version by version, to verdicts.json.
 
 Each case is a golden checkpoint, config keys that are set or removed (`/` leads into objects), and other files that are written, or
-keys of theirs. A version's verdict is null where plain from_pretrained loads it with all its weights and runs, else what it says. Where that is an error
-of AutoTokenizer, it says so.
+keys of theirs. A version's verdict is null where plain from_pretrained loads it with all its weights and runs, else what it says. A
+tokenizer must load and tokenize a text: where either fails, the verdict says so.
 
     python verdicts.py            # once with transformers==5.23.0, once with 4.57.6, each with compressed-tensors==0.20.0
 """
@@ -50,8 +50,15 @@ def cases():
         found.append((golden, {"layer_types": [SLIDING, SLIDING], "use_sliding_window": False, "sliding_window": 4}, {}))
         found.append((golden, {"layer_types": [SLIDING, FULL], "use_sliding_window": True, "sliding_window": None}, {}))
         found.append((golden, {"layer_types": [FULL, FULL], "use_sliding_window": False, "sliding_window": 4}, {}))
+    for golden in (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE):
+        for window in (None, 4, 0, -1):
+            found.append((golden, {"-layer_types": 0, "use_sliding_window": True, "sliding_window": window}, {}))
+    for types in ([FULL, FULL], [SLIDING, SLIDING], None):
+        for window in (None, 0, -1):
+            found.append((MISTRAL, {"layer_types": types, "sliding_window": window}, {}))
     for golden in FAMILIES:
         found += values(golden, "layer_types", [[FULL], ["x", FULL], [FULL, FULL], [FULL, FULL, FULL], "x", 3])
+        found += values(golden, "sliding_window", [-1, 0, "x"])
     # Types of values.
     of_any = {
         "use_cache": [None, 0, 1], "max_position_embeddings": [64.0], "bos_token_id": [[1], 1.0, "1", True],
@@ -66,6 +73,33 @@ def cases():
     for golden in (LLAMA, QWEN3_MOE, DEEPSEEK3):
         for key, tried in of_any.items():
             found += values(golden, key, tried)
+    # Keys that every config has a place for, and names of what every config can do.
+    nothing = [None, True, 0, "x", [], {}]
+    plan = [None, False, True, 1.5, "x", "", [], ["x"], {}, {"a": 1}]
+    of_base = {
+        "return_dict": [None, False, True, 0, "x", [], {}, 1], "use_return_dict": nothing, "sub_configs": nothing, "to_dict": nothing,
+        "to_json_string": nothing, "get_text_config": nothing, "is_heterogeneous": nothing, "per_layer_attributes": nothing,
+        "output_hidden_states": [None, True, 0, 3, 1.5, "x", "", [], ["x"], {}, {"a": 1}],
+        "attribute_map": [None, False, 3, "x", [], {}, {"a": "b"}],
+        "_attn_implementation": [None, True, 3, "x", "", [], {}, {"a": 1}, "eager", "sdpa"],
+        "_experts_implementation": [True, 3, "x", "", [], {}, {"a": 1}, "eager", "batched_mm"],
+        "base_model_tp_plan": plan, "base_model_pp_plan": plan, "base_model_ep_plan": plan, "base_model_fsdp_plan": plan,
+        "fusion_config": plan, "text_config": [None, {}, "x", []], "decoder": [None, {}, 3], "generator": [None, {}],
+        "text_encoder": [None, {}], "ignore_keys_at_rope_validation": [None, 3, True, "x", [], {}],
+        "per_layer_config": [None, {}, [], 3, "x", {"a": 1}, {"0": {}}, {"0": {"rms_norm_eps": 0.5}}, {"1": {"sliding_window": 3}}],
+        "attention_chunk_size": [None, 3, 0, -1, 1.5, "x"], "num_labels": [None, True, -1, 0, 1.5, "x", []],
+        "id2label": [None, {"a": "x"}, {"0": "x"}, {" 1 ": "x"}, {"1.0": "x"}, 3, "x", []], "auto_map": ["x", ["x"], 3, True],
+        "rope_scaling": [False, 0, "", [], 3, "x", True], "label2id": [None, 3, "x", {}], "problem_type": [None, "x", "regression"],
+        "sliding_window": [0, -1, True, "4"], "is_encoder_decoder": [True, None, 0], "chunk_size_feed_forward": [None, 3, "x"],
+        "transformers_version": [None, 3, "x"], "name_or_path": [None, 3], "pruned_heads": [None, 3, {}, {"0": [1]}],
+        "torchscript": [True, None], "tokenizer_class": [3, None, "X"], "is_decoder": [True, None], "prefix": [3],
+    }
+    for golden in (LLAMA, QWEN3_MOE):
+        for key, tried in of_base.items():
+            found += values(golden, key, tried)
+    for golden in (OLMOE, DEEPSEEK2, DEEPSEEK3, GLM):
+        found += values(golden, "attribute_map", [{}])
+    found.append((LLAMA, {"num_labels": None, "id2label": {"0": "x"}}, {}))
     moe = {
         "output_router_logits": [None, 0], "router_aux_loss_coef": [None, 0], "mlp_only_layers": [["0"], [0.0], [0.5], None, [True]],
         "num_experts": [None, 7.0], "num_local_experts": [None], "num_experts_per_tok": [None, 3.0], "norm_topk_prob": [None, 1],
@@ -91,6 +125,9 @@ def cases():
                   "float32", "complex64", "float8_e4m3fn", "long", "fp16", 16, ["float32"], {"": "float32"}, "", None):
         for keys in (("dtype", "torch_dtype"), ("torch_dtype",), ("dtype",)):
             found.append((LLAMA, {**dict.fromkeys(("-dtype", "-torch_dtype"), 0), **dict.fromkeys(keys, dtype)}, {}))
+    for dtype, older in (("float32", 3), ("float32", "x"), ("float32", None), (3, "float32"), ("x", "float32"), (None, "float32"), (None, 3)):
+        found.append((LLAMA, {"dtype": dtype, "torch_dtype": older}, {}))
+    found += values(LLAMA, "dtype", [{"a": 1}, {"": 3}, {"a": "x"}, {"": "x"}, {"": "float16"}])
     # Rotary embeddings.
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     linear = {"rope_type": "linear", "factor": 2.0}
@@ -135,6 +172,25 @@ def cases():
     for key, value in (("tokenizer_class", 3), ("padding_side", "middle"), ("model_max_length", "x"), ("tokenizer_class", "NoSuch"),
                        ("truncation_side", "up"), ("padding_side", "left"), ("clean_up_tokenization_spaces", "x"), ("model_max_length", None)):
         found.append((DENSE, {}, {"tokenizer_config.json": {key: value}}))
+    of_tokenizer = {
+        "model_max_length": [True, -1, 1.5, [], {}, "64"], "auto_map": [None, 3, "x", [], ["x"], {}, {"a": 1}],
+        "chat_template": [None, 3, "", [], {}, ["x"], [3], [{"name": "a", "template": "x"}]],
+        "model_input_names": [None, True, 3, "x", [], {}, ["input_ids"]], "split_special_tokens": [None, True, False, 0, "x"],
+        "fast_tokenizer_files": [None, 3, "x", [], ["x"], [3], {}], "init_inputs": [None, 3, "", [], {}], "tokenizer_object": [None, False, 0, "", {}],
+        "model_specific_special_tokens": [None, False, "x", [], {}], "post_processor": [None, False, 0, "", [], {}, True, "x", {"a": 1}],
+        "chat_control_tokens": [None, False, 3, "x", [], ["x"], {}], "all_special_ids": [None, [], 3],
+        "extra_special_tokens": [None, False, 3, "x", [], ["x"], {}], "additional_special_tokens": [None, False, 3, "x", [], ["x"], {}],
+        "bos_token": [None, 3, True, "", [], {}, {"content": "<s>"}, {"__type": "AddedToken", "content": "<s>"}], "pad_token": [3, [], {}],
+        "added_tokens_decoder": [None, 3, [], {}, {"x": {"content": "y"}}, {"5": "y"}], "tokenizer_class": [False, 0, "", [], {}, None],
+        "add_bos_token": [None, 3, "x", True], "add_special_tokens": [None, True, "x"], "clean_up_tokenization": [True], "decode": [None],
+        "padding_side": [None, ""], "name_or_path": [3], "max_len": ["x"], "legacy": ["x"], "use_fast": ["x", False], "errors": [3],
+        "processor_class": [3], "backend": [3], "_encode_plus": [None], "tokenize": [True], "get_vocab": [1], "pad": [True],
+    }
+    for key, tried in of_tokenizer.items():
+        found += [(DENSE, {}, {"tokenizer_config.json": {key: value}}) for value in tried]
+    for text in ("", "{", "x", "\ufeff{}", " ", "\ufeff", "{}x", "{'a': 1}", "{\"max_new_tokens\": NaN}"):
+        names = ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json"]
+        found += [(DENSE, {}, {name: text}) for name in names + ["added_tokens.json"] * ("NaN" not in text)]
     for generation in ({"max_new_tokens": 0}, {"cache_implementation": "foo"}, {"early_stopping": "x"}, {"num_return_sequences": 3},
                        {"num_return_sequences": 3, "do_sample": True}, {"max_new_tokens": -1}, {"max_new_tokens": 5}, {"temperature": 0.5},
                        {"temperature": 0.0, "do_sample": True}, {"top_p": 2.0, "do_sample": True}, {"early_stopping": "never"}, {"early_stopping": True},
@@ -142,7 +198,19 @@ def cases():
                        {"pad_token_id": -1}, {"max_length": "x"}, {"max_new_tokens": None}, {"max_new_tokens": "x"}, {"max_new_tokens": 5.5},
                        {"num_return_sequences": None}, {"eos_token_id": "x"}, {"unknown": 1}, {"num_return_sequences": 3, "do_sample": None},
                        {"compile_config": 3}, {"watermarking_config": {}}, {"num_beams": 2, "num_return_sequences": 3},
-                       {"do_sample": "x"}, {"temperature": "x"}, {"output_scores": True}, {"return_dict_in_generate": True, "output_scores": True}):
+                       {"do_sample": "x"}, {"temperature": "x"}, {"output_scores": True}, {"return_dict_in_generate": True, "output_scores": True},
+                       *({"assistant_ensemble_weight": value} for value in (None, 0, 0.5, 1, 1.0, "x", True)), {"compile_config": {}}, {"compile_config": None},
+                       *({"early_stopping": value} for value in (0, 1, 0.0, 2, "", [], {})), {"max_new_tokens": True}, {"max_new_tokens": False},
+                       *({"num_return_sequences": value} for value in ("x", [], True, 1.5, -1)), {"num_return_sequences": 3, "num_beams": "x"},
+                       {"num_return_sequences": 3, "num_beams": 0}, {"num_return_sequences": 3, "do_sample": 0}, {"num_return_sequences": 3, "do_sample": ""},
+                       *({"pad_token_id": value} for value in ("x", [], [0], True, 1.5)), {"cache_implementation": False}, {"cache_implementation": []},
+                       *({"suppress_tokens": value} for value in (None, True, 3, "x", [], [3], {}, [[3]])),
+                       *({"suppress_tokens": [2, 3], "forced_eos_token_id": value} for value in (2, [2], [2, 3], [2, 4], [], None, True, "x", 2.0)),
+                       *({"suppress_tokens": [2, 3], "forced_bos_token_id": value} for value in (2, 4)), {"suppress_tokens": [], "forced_eos_token_id": 2},
+                       *({"watermarking_config": value} for value in (None, False, 3, "x", [], {"a": 1}, {"bias": 1.0}, {"greenlist_ratio": 2.0}, {"greenlist_ratio": 0},
+                         {"greenlist_ratio": "x"}, {"greenlist_ratio": None}, {"seeding_scheme": "x"}, {"seeding_scheme": "selfhash"}, {"context_width": 0},
+                         {"context_width": 1.5}, {"context_width": True}, {"hashing_key": "x"})), *({name: None} for name in ("logits_processor", "streamer")),
+                       {"logits_processor": []}, {"transformers_version": 3}, {"validate": 3}, {"to_dict": None}, {"do_sample": True, "top_k": "x"}):
         found.append((DENSE, {}, {"generation_config.json": json.dumps(generation)}))
     return found
 
@@ -186,10 +254,13 @@ def verdict(golden, config, files):
         except Exception as error:
             return short(error).replace(folder, "DIR")
         if (GOLDEN / golden / "tokenizer.json").exists():
+            what = "AutoTokenizer"
             try:
-                transformers.AutoTokenizer.from_pretrained(folder)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+                what = "tokenizing"
+                tokenizer("A few words, and 1 number.")
             except BaseException as error:
-                return f"AutoTokenizer: {short(error)}".replace(folder, "DIR")
+                return f"{what}: {short(error)}".replace(folder, "DIR")
 
 
 def main():

@@ -231,10 +231,10 @@ fn configs_with_absurd_values() {
     let cases = [
         case("10^9 layers", LLAMA, |c| c.set("num_hidden_layers", json!(1e9 as u64)), &[CONFIG, "num_hidden_layers"]),
         case(
-            "layers a float",
+            "layers a fraction",
             LLAMA,
-            |c| c.set("num_hidden_layers", json!(2.0)),
-            &[CONFIG, "num_hidden_layers", "2.0"],
+            |c| c.set("num_hidden_layers", json!(2.5)),
+            &[CONFIG, "num_hidden_layers", "2.5"],
         ),
         case("layers 1e308", LLAMA, |c| c.set("num_hidden_layers", json!(1e308)), &[CONFIG, "num_hidden_layers"]),
         case("layers NaN", LLAMA, |c| c.set("num_hidden_layers", json!("NaN")), &[CONFIG, "num_hidden_layers", "NaN"]),

@@ -102,4 +102,10 @@ fn names_with_and_without_the_prefix_are_refused() {
     model.write(WEIGHTS, renamed(&weights, "lm_head.weight", "norm.weight"));
     let problem = sandbox.refuses("inspect model", 1, &["norm.weight", "model.norm.weight, too", WEIGHTS]);
     assert_none(&problem.into_iter().collect::<Vec<_>>());
+    // Neither has the usual name, and both are loaded under it.
+    let weights = renamed(&weights, "lm_head.weight", "norm.weight");
+    let rows = renamed(&weights, "model.layers.0.input_layernorm.weight", "model.model.norm.weight");
+    model.write(WEIGHTS, renamed(&rows, "model.norm.weight", "other.weight"));
+    let problem = sandbox.refuses("inspect model", 1, &["loaded as model.norm.weight, too", WEIGHTS]);
+    assert_none(&problem.into_iter().collect::<Vec<_>>());
 }

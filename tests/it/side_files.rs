@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
-use crate::common::{Sandbox, assert_none};
+use crate::common::{Outcome, Sandbox, assert_none};
 
 const LLAMA: &str = "families/llama/base/model";
 const UPCYCLE: &str = "upcycle model -o out --experts 2 --top-k 1";
@@ -42,6 +42,21 @@ fn with_code(sandbox: &Sandbox, golden: &str) -> Checkpoint {
     ];
     files.iter().for_each(|(name, text)| sandbox.write(&format!("model/{name}"), text));
     model
+}
+
+#[test]
+fn what_somebody_may_miss_is_named() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("families/qwen3_moe/base/model", "model");
+    let missed = ["my.pt", "run.json", "training.jsonl"];
+    missed.iter().for_each(|name| sandbox.write(&format!("model/{name}"), "{}"));
+    sandbox.write("model/optimizer.pt", "x");
+    let warned = |outcome: &Outcome| outcome.json()["receipt"]["warnings"].to_string();
+    let first = warned(&sandbox.run(&format!("{PRUNE} --json")).succeeds());
+    assert!(missed.iter().all(|name| first.contains(name)) && !first.contains("optimizer.pt"), "{first}");
+    // A result's own are those of its run.
+    let second = warned(&sandbox.run("prune out -o again --experts 3 --method random --json").succeeds());
+    assert!(!second.contains("run.json"), "{second}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::common::{Sandbox, assert_none, tensors};
 const LLAMA: &str = "families/llama/base/model";
 const QWEN3_MOE: &str = "families/qwen3_moe/base/model";
 const TRAINED: &str = "models/moe";
+const MIXTRAL: &str = "families/mixtral/base/model";
 const SHARDED: &str = "families/mixtral/sharded/model";
 const SUMS: &str = "out/SHA256SUMS";
 
@@ -149,7 +150,7 @@ fn what_loaders_refuse_is_not_sound() {
         ),
         case("null metadata", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!(null)), &[INDEX, "metadata"]),
         case("a list for it", SHARDED, |c| c.edit_json(INDEX, |i| i["metadata"] = json!([1])), &[INDEX, "metadata"]),
-        case("two counts", "families/mixtral/base/model", |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
+        case("two counts", MIXTRAL, |c| c.set("num_experts", json!(4)), &["num_experts 4", "7"]),
         case("two counts, DeepSeek", "families/deepseek_v2/base/model", |c| c.set("num_experts", json!(4)), &["8"]),
         case("an integer", LLAMA, |c| c.set("initializer_range", json!(1)), &["initializer_range 1", "decimal point"]),
         case("an integer, MoE", QWEN3_MOE, |c| c.set("router_aux_loss_coef", json!(0)), &["router_aux_loss_coef 0"]),
@@ -238,6 +239,22 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
             &["model.", "vLLM", "refuse them"],
         ),
         case(
+            "a head of the model",
+            LLAMA,
+            |c| rename_all(c, |n| n.replace("lm_head", "model.lm_head")),
+            &["as lm_head"],
+        ),
+        case(
+            "model. twice",
+            LLAMA,
+            |c| rename_all(c, |n| n.replace("model.", "model.model.")),
+            &["as model.", "at random"],
+        ),
+        case("model. before all", LLAMA, |c| prefixed(c, "model."), &["older versions start it at random"]),
+        case("names of two ages", MIXTRAL, |c| rename_all(c, |n| n.replace("block_sparse_moe", "mlp")), &[]),
+        case("half a generation config", TRAINED, |c| c.write("generation_config.json", "{"), &["without it"]),
+        case("no rope_scaling", LLAMA, |c| c.set("rope_scaling", json!(false)), &["rope_scaling false", "before 5"]),
+        case(
             "Infinity",
             LLAMA,
             |c| c.edit_bytes("config.json", |b| _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],")),
@@ -320,12 +337,25 @@ fn what_is_read_as_loaders_read_it_is_written_as_they_want_it() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy(LLAMA, "model");
     rename_all(&model, |name| name.replacen("model.", "", 1));
+    let types = [
+        ("vocab_size", json!(101.0)),
+        ("tie_word_embeddings", json!(0)),
+        ("num_hidden_layers", json!(2.0)),
+        ("rms_norm_eps", json!("1e-6")),
+    ];
+    types.into_iter().for_each(|(key, value)| model.set(key, value));
+    let keys =
+        [("return_dict", json!(false)), ("to_dict", json!(1)), ("attribute_map", json!({})), ("decoder", json!({}))];
+    keys.iter().for_each(|(key, value)| model.set(key, value.clone()));
     model.set("initializer_range", json!(1));
     model.edit_bytes("config.json", |bytes| _ = bytes.splice(1..1, *b"\"limit\": [0.0, Infinity],"));
     insert(&model, "layers.0.self_attn.rotary_emb.sin_cached");
     sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
     let config = String::from_utf8(sandbox.read("out/config.json")).unwrap();
     assert!(config.contains("Infinity\n") && config.contains("\"initializer_range\": 1.0"), "{config}");
+    let lines = ["\"vocab_size\": 101", "\"tie_word_embeddings\": false", "\"rms_norm_eps\": 1e-6"];
+    assert!(lines.iter().all(|line| config.contains(line)), "{config}");
+    assert!(!keys.iter().any(|(key, _)| config.contains(&format!("{key:?}"))), "{config}");
     let written = tensors::read(&sandbox.path("out/model.safetensors"));
     assert!(
         written.contains_key("model.embed_tokens.weight") && !written.keys().any(|name| name.contains("sin_cached"))

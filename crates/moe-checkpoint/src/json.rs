@@ -92,6 +92,23 @@ pub fn is_float(value: &Value) -> bool {
     value.is_f64() || value.as_str().and_then(kept_number).is_some_and(|number| !is_integer(number))
 }
 
+/// Whether Python holds `value` to be true.
+pub fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(keys) => !keys.is_empty(),
+    }
+}
+
+/// Whether `value` is a text, a list or an object: what Python can go through.
+pub fn is_container(value: &Value) -> bool {
+    value.is_string() || value.is_array() || value.is_object()
+}
+
 /// The number that [`keep_numbers`] made the text `value` of, as it stood there.
 pub fn kept_number(value: &str) -> Option<&str> {
     value.strip_prefix(NO_JSON)

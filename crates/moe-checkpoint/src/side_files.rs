@@ -101,10 +101,19 @@ impl SideFiles {
         })
     }
 
-    /// What stays behind and somebody may miss, with the reason: not weights, hidden files, nor what a result has its own of.
+    /// What stays behind and somebody may miss, with the reason: not what is known to be weights, hidden files, nor what a
+    /// result has its own of.
     pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
-        let missed = self.left_out.iter().filter(|(_, why)| ![WEIGHTS, WRITTEN, HIDDEN, PYTHON, FORMAT].contains(why));
-        missed.map(|(name, why)| (name.as_str(), *why))
+        // A run of this program leaves a receipt beside them.
+        let is_of_run = self.left_out.contains_key(RECEIPT_FILE);
+        let is_missed = move |name: &str, why: &'static str| match why {
+            HIDDEN | PYTHON | FORMAT => false,
+            WRITTEN => !is_of_run && [RUN_FILE, LOG_FILE].contains(&name),
+            WEIGHTS => is_anything(name),
+            _ => true,
+        };
+        let left_out = self.left_out.iter().map(|(name, why)| (name.as_str(), *why));
+        left_out.filter(move |(name, why)| is_missed(name, why))
     }
 }
 
@@ -263,34 +272,43 @@ fn has_code(path: &Path) -> bool {
     false
 }
 
+/// What names of files with weights and of a training's states begin with.
+const NAMES_OF_WEIGHTS: [&str; 17] = [
+    "model",
+    "pytorch_model",
+    "adapter_model",
+    "consolidated",
+    "optimizer",
+    "scheduler",
+    "training_args",
+    "rng_state",
+    "random_states",
+    "diffusion_pytorch_model",
+    "flax_model",
+    "tf_model",
+    "weights",
+    "checkpoint",
+    "ggml",
+    "lora",
+    "mp_rank",
+];
+
+/// Whether a file that torch saved may be anything, by its name.
+fn is_anything(name: &str) -> bool {
+    let lower = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
+    let is_saved = [".pt", ".pth", ".ckpt"].iter().any(|end| lower.ends_with(end));
+    is_saved && !NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
+}
+
 /// Whether the file `path` holds weights rather than a tokenizer's tables, which come under the same endings.
 fn holds_weights(path: &Path, name: &str) -> bool {
     const SHARED: [&str; 7] = [".bin", ".npz", ".pkl", ".pickle", ".zip", ".tar", ".tar.gz"];
-    const NAMES: [&str; 17] = [
-        "model",
-        "pytorch_model",
-        "adapter_model",
-        "consolidated",
-        "optimizer",
-        "scheduler",
-        "training_args",
-        "rng_state",
-        "random_states",
-        "diffusion_pytorch_model",
-        "flax_model",
-        "tf_model",
-        "weights",
-        "checkpoint",
-        "ggml",
-        "lora",
-        "mp_rank",
-    ];
     let lower = name.to_ascii_lowercase();
     if !is_weights(name) || !SHARED.iter().any(|end| lower.ends_with(end)) {
         return is_weights(name);
     }
     let is_large = path.metadata().map_or(true, |file| file.len() > MAX_TABLE_BYTES);
-    is_large || NAMES.iter().any(|start| lower.starts_with(start))
+    is_large || NAMES_OF_WEIGHTS.iter().any(|start| lower.starts_with(start))
 }
 
 /// Whether a file of this name holds weights, of a model or of an optimizer, or lists them.

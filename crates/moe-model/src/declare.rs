@@ -100,6 +100,9 @@ impl Model {
     fn declare_config(&self) -> Result<Map<String, Value>> {
         let mut raw = self.config.clone();
         let source = raw.get("model_type").and_then(Value::as_str).map(family).transpose()?;
+        if let Some(source) = source {
+            raw = source.strict.meant(&raw);
+        }
         if let Some(source) = source.filter(|s| s.model_type != self.family.model_type) {
             leave_family(source, &mut raw);
         }

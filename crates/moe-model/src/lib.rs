@@ -9,6 +9,7 @@
 
 mod assembly;
 mod attention;
+mod base_config;
 mod config;
 mod declare;
 mod engines;
@@ -35,7 +36,7 @@ pub use layer::{
 };
 pub use moe_checkpoint::{Error, Kind, Quantization, Result};
 pub use mtp::MtpLayer;
-pub use read::{is_computed, without_prefix};
+pub use read::{is_computed, loaded_name};
 pub use rope::{Rope, RopeScaling};
 pub use strict::{JsonType, Strict};
 pub use weight::{Encoding, Make, Packed, Packing, Weight};

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::assembly::{Head, Model};
 use crate::attention::Heads;
+use crate::base_config::has_layers_of_their_own;
 use crate::config::Config;
 use crate::family::{DenseRule, ExpertNames, Family, family};
 use crate::layer::{Expert, Ffn, Layer, Linear};
@@ -52,22 +53,22 @@ impl Model {
     /// [`Kind::Unsupported`] for an architecture, option or encoding this program doesn't know;
     /// [`Kind::Missing`] and [`Kind::Mismatch`] where tensors don't fit the config; all name tensor and file.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let twice = |name: &&String| is_of_layers(name) && without_prefix(name, checkpoint).is_none();
-        if let Some(name) = checkpoint.tensors().keys().find(twice) {
-            let what = format!(
-                "this tensor is there as {MODEL}{name}, too: transformers 5 reads the one without {MODEL:?}, older versions the other",
-                MODEL = names::MODEL
-            );
-            return Err(Error::new(Kind::Mismatch, what)
-                .tensor(name)
-                .file(checkpoint.tensors()[name].path())
-                .remedy("remove the one that isn't meant"));
+        let mut tensors = BTreeMap::new();
+        for (name, stored) in checkpoint.tensors() {
+            let loaded = loaded_name(name, checkpoint).unwrap_or_else(|| name.clone());
+            if is_of_layers(name) && loaded == *name {
+                let what = format!(
+                    "this tensor is there as {MODEL}{name}, too: transformers 5 reads the one without {MODEL:?}, older versions \
+                     the other",
+                    MODEL = names::MODEL
+                );
+                return Err(twice(what, stored));
+            }
+            if tensors.contains_key(&loaded) {
+                return Err(twice(format!("another tensor is loaded as {loaded}, too"), stored));
+            }
+            tensors.insert(loaded, Weight::from(stored.clone()));
         }
-        let named = |(name, stored): (&String, &Stored)| {
-            let name = without_prefix(name, checkpoint).unwrap_or_else(|| name.clone());
-            (name, Weight::from(stored.clone()))
-        };
-        let tensors = checkpoint.tensors().iter().map(named).collect();
         Self::assemble(checkpoint.config().clone(), &checkpoint.dir().join(CONFIG_FILE), tensors)
     }
 
@@ -77,7 +78,11 @@ impl Model {
     /// As for [`Model::read`].
     pub fn assemble(raw: Map<String, Value>, file: &Path, tensors: BTreeMap<String, Weight>) -> Result<Self> {
         let family = family_of(&raw, file)?;
-        let config = Config { raw: &raw, family, file };
+        // `verify` refuses what transformers 5 does for its type alone; a pass writes it as what it means.
+        let mut meant = family.strict.meant(&raw);
+        // A list of one number is that number for tokens alone, which nothing here reads.
+        meant.extend(raw.iter().filter(|(_, value)| value.is_array()).map(|(key, value)| (key.clone(), value.clone())));
+        let config = Config { raw: &meant, family, file };
         check_options(config)?;
         let quantization = Quantization::read(&raw, file)?;
         let mut reader = Reader { config, tensors, quantization };
@@ -128,11 +133,21 @@ impl Model {
     }
 }
 
-/// The name with `model.` before it that loaders give the tensor `name` of `checkpoint`, if it lacks that, as in a model without a head that
-/// AutoModel saved. None where both are there.
-pub fn without_prefix(name: &str, checkpoint: &Checkpoint) -> Option<String> {
-    let whole = is_of_layers(name).then(|| names::MODEL.to_owned() + name)?;
-    (!checkpoint.tensors().contains_key(&whole)).then_some(whole)
+/// An error about `stored`, which is there under another name, too.
+fn twice(what: String, stored: &Stored) -> Error {
+    Error::new(Kind::Mismatch, what).tensor(stored.name()).file(stored.path()).remedy("remove the one that isn't meant")
+}
+
+/// The name that transformers 5 gives the tensor `name` of `checkpoint`, where it is another one: `model.` is added where it
+/// is missing, as in a model without a head that AutoModel saved, and taken off where it stands before a whole name. None where
+/// both are there.
+pub fn loaded_name(name: &str, checkpoint: &Checkpoint) -> Option<String> {
+    let loaded = match name.strip_prefix(names::MODEL) {
+        Some(whole) if whole == names::HEAD || whole.starts_with(names::MODEL) => whole.to_owned(),
+        Some(_) => return None,
+        None => is_of_layers(name).then(|| names::MODEL.to_owned() + name)?,
+    };
+    (!checkpoint.tensors().contains_key(&loaded)).then_some(loaded)
 }
 
 /// Whether a name without `model.` is one of an embedding, a layer or the final norm.
@@ -156,6 +171,14 @@ fn check_options(config: Config<'_>) -> Result<()> {
                 .file(config.file)
                 .remedy(format!("supported: {}", supported.join(", "))));
         }
+    }
+    if has_layers_of_their_own(config.raw) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "per_layer_config with keys that differ between layers is not supported",
+        )
+        .file(config.file)
+        .remedy("supported: layers that are alike, without per_layer_config"));
     }
     match config.get("hidden_act").and_then(Value::as_str) {
         Some("silu" | "swish") => Ok(()),

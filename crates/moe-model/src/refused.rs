@@ -1,11 +1,11 @@
 //! What transformers refuses of a config that this program can read.
 
-use moe_checkpoint::EXPLICIT_KEY;
 use moe_checkpoint::json::shown;
 use serde_json::{Map, Value};
 
 use crate::assembly::Model;
-use crate::declare::AUTO_MAP_KEY;
+use crate::base_config::{self, ATTRIBUTE_MAP_KEY};
+use crate::family::MoeRule;
 use crate::rope;
 
 /// Names of torch's types that transformers can load a model in.
@@ -42,7 +42,9 @@ impl Model {
         let mut refused = self.family.strict.refused(config);
         let said = |key: &str| config.get(key).map(shown).unwrap_or_default();
         refused.extend(self.refused_counts());
-        for key in DTYPE_KEYS.into_iter().filter(|key| config.get(*key).is_some_and(|value| !is_dtype(value))) {
+        // The older key is read where the newer one isn't there.
+        let dtype = DTYPE_KEYS.into_iter().find(|key| config.get(*key).is_some_and(|value| !value.is_null()));
+        if let Some(key) = dtype.filter(|key| !is_dtype(&config[*key])) {
             let what = format!("config.json says {key} {}, which is not a type that transformers loads", said(key));
             refused.push(format!("{what}: it has float32, float16 and bfloat16"));
         }
@@ -60,9 +62,17 @@ impl Model {
                 self.layers.len()
             ));
         }
-        for (key, wanted) in misshapen(config) {
+        for (key, wanted) in base_config::refused(config) {
             refused.push(format!("config.json says {key} {}, where transformers wants {wanted}", said(key)));
         }
+        if self.needs_attribute_map() {
+            refused.push(format!(
+                "config.json says {ATTRIBUTE_MAP_KEY} {}, in the place of the map by which transformers finds the number of \
+                 experts",
+                said(ATTRIBUTE_MAP_KEY)
+            ));
+        }
+        refused.extend(self.family.attention.window.refused(config));
         if let Some(width) = self.rotary_head().filter(|width| !is_count(config.get("head_dim"), *width)) {
             refused.push(format!(
                 "config.json says head_dim {}, which transformers makes tables for, where {width} dimensions rotate",
@@ -94,6 +104,13 @@ impl Model {
         })
     }
 
+    /// Whether a map in the config hides the one that finds a number of experts under another key.
+    fn needs_attribute_map(&self) -> bool {
+        let is_there = |key: &String| self.config.contains_key(key);
+        let lacks_one = |rule: &MoeRule| !rule.experts.iter().chain(&rule.experts_also).all(is_there);
+        self.config.contains_key(ATTRIBUTE_MAP_KEY) && self.family.moe.as_ref().is_some_and(lacks_one)
+    }
+
     /// Whether `head_dim` is null in a family whose config in transformers doesn't know the key, and so has no other
     /// value for null.
     fn has_null_head(&self) -> bool {
@@ -116,44 +133,21 @@ impl Model {
     }
 }
 
-/// Keys of any family whose values have the wrong shape, and the right one.
-fn misshapen(config: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
-    let is_wrong = |(key, wanted): &(&'static str, &'static str)| match (config.get(*key), *wanted) {
-        (None, _) => false,
-        (Some(value), OBJECT) => !value.is_object() && !(value.as_array().is_some_and(Vec::is_empty)),
-        (Some(value), OBJECT_OR_NULL) => !value.is_object() && !value.is_null(),
-        (Some(value), TEXT) => !value.is_string() && !value.is_null(),
-        (Some(value), _) => !value.is_u64() && !value.is_null(),
-    };
-    const OBJECT: &str = "an object";
-    const OBJECT_OR_NULL: &str = "an object, or null";
-    const TEXT: &str = "a text";
-    const COUNT: &str = "a whole number";
-    let rules = [
-        (AUTO_MAP_KEY, OBJECT),
-        ("id2label", OBJECT_OR_NULL),
-        ("num_labels", COUNT),
-        (EXPLICIT_KEY, TEXT),
-        // Caches read it in families without windows, too.
-        ("sliding_window", COUNT),
-    ];
-    rules.into_iter().filter(is_wrong).collect()
-}
-
 /// Writes keys that [`Model::refused_config`] finds as transformers takes them, where they change nothing that is
 /// computed.
 pub(crate) fn mend(config: &mut Map<String, Value>, vocab: usize) {
     if !has_padding(config, vocab) {
         config.insert("pad_token_id".into(), Value::Null);
     }
-    misshapen(config).into_iter().for_each(|(key, _)| _ = config.remove(key));
+    base_config::mend(config);
 }
 
-/// Whether transformers can load a model in `value`: one of torch's types, or such for each part of a model.
+/// Whether transformers can load a model in `value`: one of torch's types, or an object of such by parts of a model, of
+/// which the one without a name is the whole.
 pub(crate) fn is_dtype(value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::Object(parts) => parts.values().all(|value| value.is_null() || is_dtype(value)),
+        Value::Object(parts) => parts.get("").is_none_or(is_dtype),
         value => value.as_str().is_some_and(|name| DTYPES.contains(&name)),
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! Formulas as in transformers' `modeling_rope_utils.py`; YaRN is Peng et al. 2309.00071.
 
+use moe_checkpoint::json::is_true;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::{Error, Kind, Result};
+
+/// The older key of what frequencies are stretched by.
+const SCALING: &str = "rope_scaling";
 
 /// How frequencies are stretched beyond the pretraining context.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,10 +84,12 @@ impl<'a> Keys<'a> {
         let object = |key: &str| match config.raw.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
+            // As in transformers 5, what Python holds to be false is as good as nothing.
+            Some(value) if key == SCALING && !is_true(value) => Ok(None),
             Some(_) => Err(config.error(key, "is not an object")),
         };
         // As in transformers: the older key wins where both are there.
-        let parameters = object("rope_scaling")?.or(object("rope_parameters")?);
+        let parameters = object(SCALING)?.or(object("rope_parameters")?);
         Ok(Self { config, parameters })
     }
 

@@ -123,20 +123,31 @@ impl Strict {
     /// Writes values of other types as what they mean; `defaults` are what loaders assume for keys that aren't there.
     /// What can't be written otherwise stays, and is [`Self::refused`].
     pub(crate) fn mend(&self, config: &mut Map<String, Value>, defaults: &Map<String, Value>) {
+        *config = self.meant(config);
         for (key, kinds) in self.rules() {
-            let Some(value) = config.get(key).filter(|value| !kinds.iter().any(|kind| kind.is_of(value))) else {
+            let is_wrong = |value: &Value| value.is_null() && !kinds.contains(&JsonType::Null);
+            if !config.get(key).is_some_and(is_wrong) {
                 continue;
-            };
-            if value.is_null() {
-                // Loaders had the default in its place.
-                match defaults.get(key).filter(|value| !value.is_null()) {
-                    Some(value) => _ = config.insert(key.to_owned(), value.clone()),
-                    None => _ = config.remove(key),
-                }
-            } else if let Some(meant) = kinds.iter().find_map(|kind| kind.of(value)) {
-                config.insert(key.to_owned(), meant);
+            }
+            // Loaders had the default in its place.
+            match defaults.get(key).filter(|value| !value.is_null()) {
+                Some(value) => _ = config.insert(key.to_owned(), value.clone()),
+                None => _ = config.remove(key),
             }
         }
+    }
+
+    /// `config` with values of other types as what they mean, where they can mean only one thing. Null stays: to older
+    /// loaders it may be false, or no number at all.
+    pub(crate) fn meant(&self, config: &Map<String, Value>) -> Map<String, Value> {
+        let mut meant = config.clone();
+        for (key, kinds) in self.rules() {
+            let wrong = config.get(key).filter(|value| !value.is_null() && !kinds.iter().any(|kind| kind.is_of(value)));
+            if let Some(value) = wrong.and_then(|value| kinds.iter().find_map(|kind| kind.of(value))) {
+                meant.insert(key.to_owned(), value);
+            }
+        }
+        meant
     }
 }
 

@@ -1,8 +1,10 @@
 //! Which layers have a sliding window, as config keys say it.
 
+use moe_checkpoint::json::shown;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::base_config::is_window;
 use crate::config::Config;
 use crate::{Error, Kind, Result};
 
@@ -33,17 +35,32 @@ impl WindowRule {
             WindowRule::EveryLayer | WindowRule::EveryUnlessListed => true,
             _ => config.bool("use_sliding_window")?,
         };
-        let window = if enabled { config.optional_usize("sliding_window")? } else { None };
-        if window == Some(0) {
-            return Err(config.error("sliding_window", "is 0; null stands for no window"));
-        }
+        let has_window = enabled && config.get(WINDOW).is_some_and(|window| !window.is_null());
         // The list counts where there is no window, too: loaders refuse it, or attend to all tokens, future ones, too.
-        if self.reads_layer_types()
-            && let Some(types) = config.get(LAYER_TYPES).filter(|types| !types.is_null())
-        {
-            return decode_layer_types(config, types, window, layers);
+        let types = config.get(LAYER_TYPES).filter(|types| self.reads_layer_types() && !types.is_null());
+        let slides = match types {
+            Some(types) => decode_layer_types(config, types, layers)?,
+            None if has_window => self.sliding(config, layers)?,
+            None => vec![false; layers],
+        };
+        if !slides.contains(&true) {
+            // Nothing reads the width.
+            return Ok(vec![None; layers]);
         }
-        let Some(window) = window else { return Ok(vec![None; layers]) };
+        if !has_window {
+            let what =
+                "has sliding_attention, where no window is set: use_sliding_window is false, or sliding_window is null";
+            return Err(config.error(LAYER_TYPES, what).remedy("set the window, or write full_attention"));
+        }
+        let window = match config.usize(WINDOW)? {
+            0 => return Err(config.error(WINDOW, "is 0; null stands for no window")),
+            window => window,
+        };
+        Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())
+    }
+
+    /// Which layers have the window, where no list says it.
+    fn sliding(self, config: &Config<'_>, layers: usize) -> Result<Vec<bool>> {
         let last = match self {
             WindowRule::LateLayers | WindowRule::AlternateLayers => config.usize("max_window_layers")?,
             _ => layers,
@@ -53,7 +70,34 @@ impl WindowRule {
             WindowRule::AlternateLayers => layer < last && layer.is_multiple_of(2),
             _ => true,
         };
-        Ok((0..layers).map(|layer| slides(layer).then_some(window)).collect())
+        Ok((0..layers).map(slides).collect())
+    }
+
+    /// What transformers 5.23 refuses of the keys that say it, though they can mean only one thing.
+    pub(crate) fn refused(self, config: &Map<String, Value>) -> Option<String> {
+        let window = config.get(WINDOW);
+        let is_null = window.is_some_and(Value::is_null);
+        let refused = match self {
+            // Caches read it in families without windows, too.
+            WindowRule::None => {
+                let window = window.filter(|window| !is_window(window))?;
+                format!("{WINDOW} {}, where transformers wants a positive whole number, or null", shown(window))
+            }
+            WindowRule::EveryUnlessListed if is_null && config.contains_key(LAYER_TYPES) => {
+                format!(
+                    "{LAYER_TYPES} and {WINDOW} null, at which transformers looks for a window: remove {LAYER_TYPES}"
+                )
+            }
+            WindowRule::AlternateLayers
+                if is_null
+                    && config.get("use_sliding_window") == Some(&Value::Bool(true))
+                    && config.get(LAYER_TYPES).is_none_or(Value::is_null) =>
+            {
+                format!("use_sliding_window true and {WINDOW} null, where transformers 5 wants a number")
+            }
+            _ => return None,
+        };
+        Some(format!("config.json says {refused}"))
     }
 
     fn reads_layer_types(self) -> bool {
@@ -71,24 +115,28 @@ impl WindowRule {
         match (self, widest) {
             (WindowRule::None, None) => {
                 // Caches of loaders read it whatever the family.
-                raw.remove("sliding_window");
+                raw.remove(WINDOW);
             }
             (WindowRule::None, Some(_)) => return cannot("a sliding window"),
             (WindowRule::EveryLayer | WindowRule::IfEnabled, _) if !uniform => {
                 return cannot("a sliding window in some layers only");
             }
             (WindowRule::EveryLayer | WindowRule::EveryUnlessListed, window) => {
-                raw.insert("sliding_window".into(), json!(window));
+                raw.insert(WINDOW.into(), json!(window));
             }
             (_, None) => {
                 raw.insert("use_sliding_window".into(), json!(false));
+                // A width that nothing reads stays, but where its type alone stops a loader.
+                if raw.get(WINDOW).is_some_and(|window| window.as_f64().is_none() && !window.is_null()) {
+                    raw.remove(WINDOW);
+                }
             }
             (_, Some(window)) => {
                 if windows.iter().flatten().any(|w| *w != window) {
                     return cannot("sliding windows of several widths");
                 }
                 raw.insert("use_sliding_window".into(), json!(true));
-                raw.insert("sliding_window".into(), json!(window));
+                raw.insert(WINDOW.into(), json!(window));
             }
         }
         // Two of the rules read the same keys differently; the list means the same to both. Where it isn't needed in the
@@ -107,25 +155,17 @@ const SLIDING: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
 const LAYER_TYPES: &str = "layer_types";
+const WINDOW: &str = "sliding_window";
 
-fn decode_layer_types(
-    config: &Config<'_>,
-    types: &Value,
-    window: Option<usize>,
-    layers: usize,
-) -> Result<Vec<Option<usize>>> {
+/// Which layers have a window.
+fn decode_layer_types(config: &Config<'_>, types: &Value, layers: usize) -> Result<Vec<bool>> {
     let types = types.as_array().filter(|t| t.len() == layers);
     let types = types.ok_or_else(|| config.error(LAYER_TYPES, "is not a list with an entry for each layer"))?;
     types
         .iter()
-        .map(|t| match (t.as_str(), window) {
-            (Some(SLIDING), Some(window)) => Ok(Some(window)),
-            (Some(SLIDING), None) => {
-                let what = "has sliding_attention, where no window is set: use_sliding_window is false, or \
-                            sliding_window is null";
-                Err(config.error(LAYER_TYPES, what).remedy("set the window, or write full_attention"))
-            }
-            (Some(FULL), _) => Ok(None),
+        .map(|t| match t.as_str() {
+            Some(SLIDING) => Ok(true),
+            Some(FULL) => Ok(false),
             _ => Err(config.error(LAYER_TYPES, &format!("has {t}, which is not supported"))),
         })
         .collect()

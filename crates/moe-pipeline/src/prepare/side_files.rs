@@ -7,7 +7,7 @@ use moe_checkpoint::{Checkpoint, SideFiles, json, read_text};
 use moe_model::{AUTO_MAP_KEY, Family, is_of_model};
 use serde_json::{Map, Value};
 
-use crate::verify::{damaged, pointers};
+use crate::verify::{damaged, ignored, pointers};
 
 /// Why code stays behind.
 const OTHER_FAMILY: &str = "of the source's family";
@@ -55,6 +55,7 @@ pub(super) fn warnings(files: &SideFiles) -> Vec<String> {
         warnings.push(format!("these stay behind: {}", missed.join(", ")));
     }
     warnings.extend(damaged(files).into_iter().map(|(_, what)| format!("{what}: loaders refuse it")));
+    warnings.extend(ignored(files));
     warnings
 }
 

@@ -7,10 +7,10 @@ use moe_checkpoint::{
     read_whole,
 };
 use moe_forward::tokens_beyond_vocabulary;
-use moe_model::{Model, is_computed, without_prefix};
+use moe_model::{Model, is_computed, loaded_name};
 use serde_json::{Map, Value};
 
-use super::contents::damaged;
+use super::contents::{damaged, ignored};
 
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
@@ -208,6 +208,7 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
         };
         notes.push(what.to_owned());
     }
+    notes.extend(ignored(checkpoint.side_files()));
     notes.extend(of_tensors(checkpoint, model));
     notes.extend(of_two_keys(config));
     notes.extend(of_tokens(checkpoint, model));
@@ -225,8 +226,15 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
 fn of_tensors(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let mut notes = Vec::new();
     let names: Vec<&str> = checkpoint.tensors().keys().map(String::as_str).collect();
-    let lacking = names.iter().filter(|name| without_prefix(name, checkpoint).is_some()).count();
-    if lacking > 0 {
+    let other = names.iter().filter_map(|name| Some((*name, loaded_name(name, checkpoint)?)));
+    let (lacking, longer): (Vec<_>, Vec<_>) = other.partition(|(name, loaded)| loaded.len() > name.len());
+    if let Some((name, loaded)) = longer.first() {
+        notes.push(format!(
+            "transformers 5 loads {name} as {loaded}; older versions start it at random, vLLM and SGLang refuse it; any pass of \
+             this program writes the usual names"
+        ));
+    }
+    if !lacking.is_empty() {
         let has_others = names.iter().any(|name| *name == "lm_head.weight" || name.starts_with("model."));
         let older = match has_others {
             true => "transformers 5 adds it, older versions, vLLM and SGLang refuse them",
@@ -305,7 +313,13 @@ fn of_two_keys(config: &Map<String, Value>) -> Vec<String> {
 
 /// What transformers 5 and older loaders read differently of `rope_scaling`, or what the older ones refuse.
 fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
-    let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) else { return Vec::new() };
+    let Some(said) = config.get("rope_scaling").filter(|said| !said.is_null()) else { return Vec::new() };
+    let Some(scaling) = said.as_object() else {
+        return vec![format!(
+            "config.json says rope_scaling {}, which transformers before 5 refuses: remove it",
+            json::shown(said)
+        )];
+    };
     let kinds = (scaling.get("rope_type"), scaling.get("type"));
     let mut notes = Vec::new();
     match kinds {

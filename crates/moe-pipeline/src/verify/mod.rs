@@ -1,8 +1,10 @@
 //! `verify`: hashes, added files, shapes, finite values, every expert present, and what loaders would trip over.
 
 mod contents;
+mod generation;
 mod listed;
 mod loaders;
+mod tokenizer;
 
 use std::path::Path;
 
@@ -15,7 +17,7 @@ use serde::Serialize;
 
 use crate::progress::{Progress, Unit};
 
-pub(crate) use contents::damaged;
+pub(crate) use contents::{damaged, ignored};
 pub(crate) use listed::{check_hashes, listed};
 pub(crate) use loaders::pointers;
 

@@ -1,0 +1,161 @@
+//! Keys that every config of transformers has a place for (`PreTrainedConfig` of 5.23), with values that stop a model of any family.
+//!
+//! `golden/loaders/verdicts.py` tried each of these.
+
+use moe_checkpoint::EXPLICIT_KEY;
+use moe_checkpoint::json::{is_container, is_true};
+use serde_json::{Map, Value};
+
+use crate::declare::AUTO_MAP_KEY;
+
+/// The key by which a config could rename its own keys; transformers' classes have such a map each.
+pub(crate) const ATTRIBUTE_MAP_KEY: &str = "attribute_map";
+
+/// Keys that are judged alike.
+struct Rule {
+    keys: &'static [&'static str],
+    /// What transformers takes, in words.
+    wanted: &'static str,
+    takes: fn(&Value) -> bool,
+}
+
+const RULES: [Rule; 16] = [
+    Rule { keys: &[AUTO_MAP_KEY, ATTRIBUTE_MAP_KEY], wanted: "an object", takes: is_container },
+    Rule { keys: &["id2label"], wanted: "an object of texts by whole numbers, or null", takes: is_by_number },
+    Rule { keys: &["num_labels"], wanted: "a whole number", takes: is_whole },
+    Rule { keys: &[EXPLICIT_KEY], wanted: "a text", takes: is_text_or_null },
+    Rule { keys: &["return_dict"], wanted: "true", takes: is_true },
+    Rule { keys: &["output_hidden_states"], wanted: "true or false", takes: is_switch },
+    Rule { keys: &NAMES_OF_METHODS, wanted: "no such key", takes: is_never },
+    // Parts of a model that has several.
+    Rule {
+        keys: &["text_config", "decoder", "generator"],
+        wanted: "no such key in a language model",
+        takes: Value::is_null,
+    },
+    Rule { keys: &["_validate_default_rope_parameters"], wanted: "no such key", takes: Value::is_null },
+    Rule {
+        keys: &["base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan"],
+        wanted: "an object, or null",
+        takes: is_plan,
+    },
+    Rule { keys: &["fusion_config"], wanted: "null in a language model", takes: is_false },
+    Rule { keys: &["ignore_keys_at_rope_validation"], wanted: "a list, or null", takes: is_container_or_null },
+    Rule { keys: &["per_layer_config"], wanted: "an object of keys by layers, or null", takes: is_of_layers },
+    // Caches read it in families without windows, too.
+    Rule { keys: &["attention_chunk_size"], wanted: "a positive whole number, or null", takes: is_window },
+    Rule { keys: &["_attn_implementation"], wanted: "eager, sdpa or another kind of attention", takes: is_attention },
+    Rule { keys: &["_experts_implementation"], wanted: "eager, grouped_mm or batched_mm", takes: is_experts },
+];
+
+/// Methods and properties that a config's class has. Loading puts the value in their place, or fails at that.
+const NAMES_OF_METHODS: [&str; 17] = [
+    "use_return_dict",
+    "sub_configs",
+    "get_text_config",
+    "to_dict",
+    "to_diff_dict",
+    "to_json_string",
+    "dict_dtype_to_str",
+    "default_config_fields",
+    "is_heterogeneous",
+    "per_layer_attributes",
+    "nested_rope_parameter_keys",
+    "_check_received_keys",
+    "_encode_special_floats",
+    "_getattr_without_heterogeneous_validation",
+    "_iter_config_keys_with_heterogeneous_adjustment",
+    "_remove_keys_not_serialized",
+    "_update_heterogeneous_to_dict_output",
+];
+
+/// Keys of `config` whose values transformers doesn't take, and what it takes instead.
+pub(crate) fn refused(config: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
+    let mut refused = Vec::new();
+    for rule in &RULES {
+        let wrong = rule.keys.iter().filter(|key| config.get(**key).is_some_and(|value| !(rule.takes)(value)));
+        refused.extend(wrong.map(|key| (*key, rule.wanted)));
+    }
+    refused
+}
+
+/// Removes keys that transformers doesn't take. None of them says anything of the function.
+pub(crate) fn mend(config: &mut Map<String, Value>) {
+    refused(config).into_iter().for_each(|(key, _)| _ = config.remove(key));
+    // The class has a map, which is the right one.
+    config.remove(ATTRIBUTE_MAP_KEY);
+}
+
+/// Whether some layer has keys of its own, which would change what it computes.
+pub(crate) fn has_layers_of_their_own(config: &Map<String, Value>) -> bool {
+    let layers = config.get("per_layer_config").and_then(Value::as_object);
+    layers.is_some_and(|layers| layers.values().any(|keys| keys.as_object().is_some_and(|keys| !keys.is_empty())))
+}
+
+/// Whether `value` is a whole number, as Python sees it: true is 1.
+pub(crate) fn is_whole(value: &Value) -> bool {
+    value.is_i64() || value.is_u64() || value.is_boolean()
+}
+
+/// Whether a cache of keys and values can be as long: it may be null, too.
+pub(crate) fn is_window(value: &Value) -> bool {
+    value.is_null() || *value == true || value.as_u64().is_some_and(|tokens| tokens > 0)
+}
+
+fn is_false(value: &Value) -> bool {
+    !is_true(value)
+}
+
+fn is_never(_: &Value) -> bool {
+    false
+}
+
+fn is_text_or_null(value: &Value) -> bool {
+    value.is_string() || value.is_null()
+}
+
+fn is_switch(value: &Value) -> bool {
+    is_whole(value) || is_false(value)
+}
+
+fn is_container_or_null(value: &Value) -> bool {
+    value.is_null() || is_container(value)
+}
+
+fn is_plan(value: &Value) -> bool {
+    value.is_object() || is_false(value)
+}
+
+fn is_by_number(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(|keys| keys.keys().all(|key| key.trim().parse::<i64>().is_ok()))
+}
+
+fn is_of_layers(value: &Value) -> bool {
+    is_by_number(value) && value.as_object().is_none_or(|layers| layers.values().all(Value::is_object))
+}
+
+fn is_attention(value: &Value) -> bool {
+    const KINDS: [&str; 7] = [
+        "eager",
+        "sdpa",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+        "flex_attention",
+        "paged|eager",
+    ];
+    // A name with a slash is a kernel on the hub.
+    is_kind(value, |kind| {
+        KINDS.contains(&kind.trim_start_matches("paged|")) || KINDS.contains(&kind) || kind.contains('/')
+    })
+}
+
+fn is_experts(value: &Value) -> bool {
+    const KINDS: [&str; 6] = ["eager", "batched_mm", "grouped_mm", "deepgemm", "deepgemm_megamoe", "sonicmoe"];
+    is_kind(value, |kind| KINDS.contains(&kind))
+}
+
+/// Whether `value` is a known kind. An object says it for each part of a model.
+fn is_kind(value: &Value, is_known: impl Fn(&str) -> bool) -> bool {
+    value.is_null() || value.is_object() || value.as_str().is_some_and(is_known)
+}

@@ -1,0 +1,145 @@
+//! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the whole model, that is.
+
+use moe_checkpoint::json::{is_container, is_float, is_true, shown};
+use serde_json::{Map, Value};
+
+pub(super) const CONFIG: &str = "generation_config.json";
+
+/// Caches of `generate` by name, older names included (`ALL_CACHE_IMPLEMENTATIONS`).
+const CACHES: [&str; 11] = [
+    "static",
+    "offloaded_static",
+    "sliding_window",
+    "hybrid",
+    "hybrid_chunked",
+    "offloaded_hybrid",
+    "offloaded_hybrid_chunked",
+    "dynamic",
+    "offloaded",
+    "quantized",
+    "paged",
+];
+
+/// What `generate` takes as arguments alone, and names of methods.
+const NO_KEYS: [&str; 10] = [
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "synced_gpus",
+    "assistant_model",
+    "streamer",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "validate",
+    "to_dict",
+];
+
+/// A key, what transformers wants of it, in words, and whether a value is that.
+type Rule = (&'static str, &'static str, fn(&Value) -> bool);
+
+/// What of the keys is refused.
+pub(super) fn refused(said: &Map<String, Value>) -> Vec<String> {
+    let mut refused: Vec<String> = NO_KEYS
+        .into_iter()
+        .filter(|key| said.contains_key(*key))
+        .map(|key| format!("{key}, which can't be a key of it"))
+        .collect();
+    let rules: [Rule; 8] = [
+        ("max_new_tokens", "must be positive", is_positive),
+        ("cache_implementation", "transformers doesn't have", is_cache),
+        ("early_stopping", "must be true, false or \"never\"", is_stop),
+        ("compile_config", "can't be given in a file", Value::is_null),
+        ("assistant_ensemble_weight", "must be between 0 and 1", is_share),
+        ("pad_token_id", "must be a number", is_number),
+        ("suppress_tokens", "must be a list of tokens", is_tokens),
+        ("watermarking_config", "must be an object of its five keys", is_watermark),
+    ];
+    for (key, wanted, takes) in rules {
+        if let Some(value) = given(said, key).filter(|value| !takes(value)) {
+            refused.push(format!("{key} {}, which {wanted}", shown(value)));
+        }
+    }
+    refused.extend(of_sequences(said));
+    refused.extend(of_forced(said));
+    refused
+}
+
+fn given<'a>(said: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    said.get(key).filter(|value| !value.is_null())
+}
+
+/// How many sequences are asked for, of how many beams.
+fn of_sequences(said: &Map<String, Value>) -> Option<String> {
+    let sequences = given(said, "num_return_sequences")?;
+    let Some(count) = number(sequences) else {
+        return Some(format!("num_return_sequences {}, which must be a number", shown(sequences)));
+    };
+    if count <= 1.0 {
+        return None;
+    }
+    let beams = given(said, "num_beams").unwrap_or(&Value::Bool(true));
+    if number(beams) == Some(1.0) {
+        let samples = said.get("do_sample").is_some_and(is_true);
+        return (!samples).then(|| format!("num_return_sequences {} without do_sample or beams", shown(sequences)));
+    }
+    let has_as_many = number(beams).is_some_and(|beams| count <= beams);
+    (!has_as_many).then(|| format!("num_return_sequences {}, more than num_beams {}", shown(sequences), shown(beams)))
+}
+
+/// A token that is forced and suppressed.
+fn of_forced(said: &Map<String, Value>) -> Option<String> {
+    let suppressed = given(said, "suppress_tokens")?.as_array()?;
+    ["forced_bos_token_id", "forced_eos_token_id"].into_iter().find_map(|key| {
+        let forced = given(said, key)?;
+        let is_suppressed = match forced {
+            Value::Array(tokens) => !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token)),
+            Value::Number(token) if token.is_f64() => return Some(format!("{key} {token}, which is not a token")),
+            token => suppressed.contains(token),
+        };
+        is_suppressed.then(|| format!("{key} {}, which suppress_tokens has, too", shown(forced)))
+    })
+}
+
+/// The number that `value` is to Python.
+fn number(value: &Value) -> Option<f64> {
+    // What is a float, but has no number here, is NaN or infinite.
+    let other = is_float(value).then_some(f64::NAN);
+    value.as_f64().or(value.as_bool().map(|value| f64::from(u8::from(value)))).or(other)
+}
+
+fn is_number(value: &Value) -> bool {
+    number(value).is_some()
+}
+
+fn is_positive(value: &Value) -> bool {
+    number(value).is_some_and(|number| number > 0.0 || number.is_nan())
+}
+
+fn is_cache(value: &Value) -> bool {
+    value.as_str().is_some_and(|cache| CACHES.contains(&cache))
+}
+
+fn is_stop(value: &Value) -> bool {
+    value == "never" || number(value).is_some_and(|number| number == 0.0 || number == 1.0)
+}
+
+fn is_share(value: &Value) -> bool {
+    number(value).is_some_and(|share| share > 0.0 && share < 1.0)
+}
+
+fn is_tokens(value: &Value) -> bool {
+    let can_be_counted = |token: &Value| !token.is_array() && !token.is_object();
+    is_container(value) && value.as_array().is_none_or(|tokens| tokens.iter().all(can_be_counted))
+}
+
+/// As `WatermarkingConfig.validate`.
+fn is_watermark(value: &Value) -> bool {
+    let is_right = |(key, value): (&String, &Value)| match key.as_str() {
+        "greenlist_ratio" => number(value).is_some_and(|ratio| (0.0..=1.0).contains(&ratio)),
+        "context_width" => number(value).is_some_and(|width| width >= 1.0),
+        "seeding_scheme" => value == "selfhash" || value == "lefthash",
+        "bias" | "hashing_key" => true,
+        _ => false,
+    };
+    value.as_object().is_some_and(|keys| keys.iter().all(is_right))
+}
