@@ -17,6 +17,7 @@ mod gates;
 mod heal;
 mod help;
 mod hostile;
+mod ignored;
 mod interrupt;
 mod kept;
 mod kills;

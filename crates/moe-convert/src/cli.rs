@@ -7,6 +7,8 @@ use moe_math::DeviceChoice;
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
 use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions, WritingOptions};
 
+use crate::idle;
+
 /// Converts and compresses Mixture-of-Experts checkpoints
 #[derive(Parser)]
 #[command(version, propagate_version = true, max_term_width = 110, after_help = EXAMPLES)]
@@ -34,6 +36,7 @@ impl Cli {
     ) -> Result<Self, clap::Error> {
         let mut command = taking_negatives(Self::command());
         let mut matches = command.try_get_matches_from_mut(arguments)?;
+        idle::check(&mut command, &matches)?;
         Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
 }
@@ -55,8 +58,15 @@ fn taking_negatives(command: clap::Command) -> clap::Command {
 
 /// The command that `arguments` call, the program's name first; none where they call none.
 pub fn called(arguments: &[String]) -> Option<clap::Command> {
-    let cli = Cli::command();
-    arguments.iter().skip(1).find_map(|word| cli.find_subcommand(word)).cloned()
+    let program = program();
+    arguments.iter().skip(1).find_map(|word| program.find_subcommand(word)).cloned()
+}
+
+/// The whole command line, each command with the options that all have.
+pub fn program() -> clap::Command {
+    let mut program = Cli::command();
+    program.build();
+    program
 }
 
 /// Options that every command takes.

@@ -1,11 +1,16 @@
 //! What clap refuses, in the three parts that all errors have: what, where, remedy.
 
+mod peers;
+
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::bar::say;
-use crate::cli::called;
+use crate::cli::{called, program};
+
+/// Below this, two names have little in common, and clap proposes nonsense: --ridge for --ignore.
+const ALIKE: f64 = 0.85;
 
 /// Prints help and versions where they were asked for, and errors as those of this program.
 pub fn report(error: &clap::Error) -> ExitCode {
@@ -15,9 +20,69 @@ pub fn report(error: &clap::Error) -> ExitCode {
     } else {
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let command = called(&arguments);
-        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), number(error)));
+        let remedy = remedy(error, command.as_ref());
+        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), remedy));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// What is to be done about `error` in the arguments of `command`, where more is known than clap says.
+fn remedy(error: &clap::Error, command: Option<&clap::Command>) -> Option<Remedy> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let given = text(ContextKind::InvalidArg)?;
+            let known = command.and_then(|command| peers::instead(given, command, &program()));
+            Some(match (known, text(ContextKind::SuggestedArg)) {
+                (Some(known), _) => Remedy::Whole(known),
+                (None, Some(other)) if is_alike(given, other) => return None,
+                _ => Remedy::Help,
+            })
+        }
+        ErrorKind::InvalidSubcommand => {
+            let given = text(ContextKind::InvalidSubcommand)?;
+            Some(match (peers::command_instead(given), text(ContextKind::SuggestedSubcommand)) {
+                (Some(here), _) => Remedy::Whole(format!("that is moe-convert {here} here")),
+                (None, Some(other)) if is_alike(given, other) => return None,
+                _ => Remedy::Help,
+            })
+        }
+        ErrorKind::ArgumentConflict => {
+            let (one, other) = (text(ContextKind::InvalidArg)?, text(ContextKind::PriorArg)?);
+            let bare = |option: &str| option.split(' ').next().unwrap_or(option).to_owned();
+            Some(Remedy::Whole(format!("leave {} or {} out", bare(one), bare(other))))
+        }
+        ErrorKind::InvalidValue => word(error).map(Remedy::Whole).or_else(|| number(error).map(Remedy::BesideHelp)),
+        _ => number(error).map(Remedy::BesideHelp),
+    }
+}
+
+/// What is said instead of what clap proposes.
+enum Remedy {
+    /// All of it.
+    Whole(String),
+    /// This, and where to find help.
+    BesideHelp(String),
+    /// Where to find help.
+    Help,
+}
+
+/// Whether clap's proposal is worth repeating.
+fn is_alike(given: &str, proposed: &str) -> bool {
+    let bare = |option: &str| option.trim_start_matches('-').to_owned();
+    strsim::jaro_winkler(&bare(given), &bare(proposed)) >= ALIKE
+}
+
+/// The word that a value is but for its case, or `_` for `-`.
+fn word(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return None };
+    let Some(ContextValue::Strings(words)) = error.get(ContextKind::ValidValue) else { return None };
+    let meant = value.to_ascii_lowercase().replace('_', "-");
+    words.iter().find(|word| **word == meant).map(|word| format!("write it as {word}"))
 }
 
 /// What to write instead of a text that is not the number that an option takes; none for another error.
@@ -42,7 +107,7 @@ const PLAIN: [(&str, &str, &str); 4] = [
 ];
 
 /// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
-fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> String {
+fn three_parts(text: &str, command: Option<&str>, remedy: Option<Remedy>) -> String {
     let mut text = PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain, _)| text.replace(of_rust, plain));
     // clap shows the bounds of a number as Rust writes a range.
     if text.contains(" is not in ") {
@@ -62,7 +127,12 @@ fn three_parts(text: &str, command: Option<&str>, remedy: Option<String>) -> Str
     }
     let help = || format!("see moe-convert {}--help", command.map_or(String::new(), |command| format!("{command} ")));
     let given = || if remedies.is_empty() { help() } else { remedies.join("; ") };
-    let remedy = remedy.map_or_else(given, |remedy| format!("{remedy}; {}", help()));
+    let remedy = match remedy {
+        Some(Remedy::Whole(remedy)) => remedy,
+        Some(Remedy::BesideHelp(remedy)) => format!("{remedy}; {}", help()),
+        Some(Remedy::Help) => help(),
+        None => given(),
+    };
     error + "\n  remedy: " + &remedy
 }
 
@@ -74,7 +144,10 @@ mod tests {
     fn refused(line: &str) -> String {
         let error = Cli::read(line.split(' ')).err();
         let text = error.as_ref().map(|error| error.render().to_string());
-        three_parts(&text.unwrap_or_default(), line.split(' ').nth(1), error.as_ref().and_then(number))
+        let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let command = called(&arguments);
+        let remedy = error.as_ref().and_then(|error| remedy(error, command.as_ref()));
+        three_parts(&text.unwrap_or_default(), command.as_ref().map(clap::Command::get_name), remedy)
     }
 
     #[test]
@@ -111,6 +184,23 @@ mod tests {
             ("moe-convert prune model -o out --keep much", "not a number", "see moe-convert prune --help"),
             ("moe-convert quantize model -o out --scheme w8a8", "no scheme \"w8a8\"", "fp8 is what engines run"),
             ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),
+            ("moe-convert quantize model -o out --scheme W4A16", "no scheme", "write it as w4a16"),
+            ("moe-convert prune model -o out --keep 0.5 --method REAP", "'REAP'", "write it as reap"),
+            ("moe-convert prune model -o out --plan p --method reap", "'--method", "leave --plan or --method out"),
+            ("moe-convert prune model -o out --plan p --keep 0.5", "'--keep", "leave --plan or --keep out"),
+            ("moe-convert quantize model -o out --bits 4", "'--bits'", "give --scheme w4a16"),
+            ("moe-convert quantize model -o out --ignore lm_head", "'--ignore'", "routed experts alone"),
+            ("moe-convert merge model -o out --num-experts 4", "'--num-experts'", "give --experts N"),
+            ("moe-convert merge model -o out --output-dir x", "'--output-dir'", "give -o OUT"),
+            ("moe-convert quantize model -o out --rigde 1", "'--rigde'", "'--ridge'"),
+            ("moe-convert quantize model -o out --rigmarole 1", "'--rigmarole'", "see moe-convert quantize --help"),
+            ("moe-convert evaluate model", "'evaluate'", "moe-convert eval"),
+            ("moe-convert convert model", "'convert'", "see moe-convert --help"),
+            (
+                "moe-convert heal m -o o --data d --held-out-tokens 9",
+                "without --held-out",
+                "or leave --held-out-tokens",
+            ),
         ] {
             let error = refused(line);
             let (before, after) = error.split_once("\n  remedy: ").unwrap();

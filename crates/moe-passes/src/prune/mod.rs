@@ -14,6 +14,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::calibrate::CalibrationOptions;
 use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
 use crate::reduce::{Method, ReduceOptions, Size};
 
@@ -22,6 +23,24 @@ pub use criteria::Criterion;
 
 use choose::Pruning;
 use plan::PrunePlan;
+
+/// Options that say how experts are chosen, which a given plan has done.
+const DECIDING: [&str; 14] = [
+    "method",
+    "blend",
+    "plan_out",
+    "experts",
+    "keep",
+    "keep_mass",
+    "equal_mass",
+    "divisible_by",
+    "stats",
+    "no_super_expert_guard",
+    "data",
+    "data_tokens",
+    "pack",
+    "mask_special",
+];
 
 /// Options of `prune`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -39,7 +58,7 @@ pub struct PruneOptions {
     pub blend: Blend,
 
     /// Apply this plan, as --plan-out writes it and you may have edited it, instead of deciding.
-    #[arg(long, value_name = "PLAN.json", conflicts_with_all = ["experts", "keep", "data", "stats"])]
+    #[arg(long, value_name = "PLAN.json", conflicts_with_all = DECIDING)]
     #[serde(default)]
     #[serde(serialize_with = "moe_checkpoint::lossy_paths")]
     pub plan: Option<PathBuf>,
@@ -83,12 +102,40 @@ impl PruneOptions {
         }
     }
 
+    /// Refuses what a given plan has decided, and what has no meaning beside it. A recipe can't say which values were given: those that
+    /// are the defaults say nothing else than the plan does.
+    fn check_given(&self) -> Result<()> {
+        let (reduce, text) = (&self.reduce, &self.reduce.calibration);
+        let usual = CalibrationOptions::default();
+        let given = [
+            ("--method", self.method != Criterion::default()),
+            ("--blend", self.blend != Blend::default()),
+            ("--plan-out", self.plan_out.is_some()),
+            ("--experts", reduce.experts.is_some()),
+            ("--keep", reduce.keep.is_some()),
+            ("--keep-mass", reduce.keep_mass.is_some()),
+            ("--equal-mass", reduce.equal_mass),
+            ("--divisible-by", reduce.divisible_by != 1),
+            ("--stats", reduce.stats.is_some()),
+            ("--no-super-expert-guard", reduce.no_super_expert_guard),
+            ("--data", !text.data.is_empty()),
+            ("--data-tokens", text.data_tokens != usual.data_tokens),
+            ("--pack", text.pack != usual.pack),
+            ("--mask-special", text.mask_special != usual.mask_special),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
+                .remedy(format!("leave {option} out, or --plan"))),
+            None => reduce.check_measuring(),
+        }
+    }
+
     fn check(&self, sources: &Sources<'_>) -> Result<Size> {
+        self.check_options()?;
         let size = self.size(sources)?;
         if sources.given_plan.is_some() {
             return Ok(size);
         }
-        self.check_options()?;
         self.method().check(sources.model, &size)?;
         Ok(size)
     }
@@ -132,7 +179,7 @@ impl Pass for PruneOptions {
     fn check_options(&self) -> Result<()> {
         // A given plan says how many experts stay, and nothing is looked at.
         if self.plan.is_some() {
-            return Ok(());
+            return self.check_given();
         }
         self.reduce.check_numbers()?;
         let needs = self.method().needs();
@@ -166,7 +213,12 @@ impl Pass for PruneOptions {
 
     fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
         match self.given(sources)? {
-            Some(plan) => Ok(Some(plan.decisions(sources.model, &plan.size(sources.model)?))),
+            Some(plan) => {
+                let size = plan.size(sources.model)?;
+                let mut decisions = plan.decisions(sources.model, &size);
+                self.reduce.decide_mtp(sources.model, &size, sources.compute, &mut decisions)?;
+                Ok(Some(decisions))
+            }
             None => self.reduce.decide(&self.method(), &self.size(sources)?, sources),
         }
     }

@@ -54,6 +54,7 @@ fn not_here(word: &str) -> Option<String> {
         .map(|(w, a)| (w.parse::<u32>().ok(), a.parse::<u32>().ok()))?;
     let (weights, activations) = (weights?, activations?);
     match (weights, activations) {
+        (2..=4 | 8, 16) if word.starts_with('W') => Some(format!("write it as w{weights}a16")),
         (2..=4 | 8, 16) => None,
         (8, 8) => Some(
             "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit integers alone".to_owned(),

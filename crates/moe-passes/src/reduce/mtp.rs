@@ -5,11 +5,30 @@ use moe_math::Compute;
 use moe_math::saliency;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
-use super::{MtpChoice, Reduced, Size, check_saliency, most_salient};
+use super::{MtpChoice, ReduceOptions, Reduced, Size, check_saliency, most_salient};
 use crate::pass::{Decisions, Effect, Kept, LayerRecord};
 
+impl ReduceOptions {
+    /// Decides the layers for multi-token prediction of `model`, unless they are left out.
+    ///
+    /// # Errors
+    /// What reading their weights returns.
+    pub(crate) fn decide_mtp(
+        &self,
+        model: &Model,
+        size: &Size,
+        compute: &Compute,
+        decisions: &mut Decisions,
+    ) -> Result<()> {
+        match self.mtp {
+            MtpChoice::Prune => decide_mtp(model, size, compute, decisions),
+            MtpChoice::Drop => Ok(()),
+        }
+    }
+}
+
 /// Decides the layers for multi-token prediction of `model`, numbered behind the others.
-pub(super) fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut Decisions) -> Result<()> {
+fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut Decisions) -> Result<()> {
     for (index, mtp) in model.mtp.iter().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let index = model.layers.len() + index;

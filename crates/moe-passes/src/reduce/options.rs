@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
-use crate::calibrate::{CalibrationOptions, HeldOutOptions};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
 use crate::pass::{HeldOut, Sources};
 
 /// How many experts are left, and from what that is decided.
@@ -275,6 +275,15 @@ impl ReduceOptions {
         DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
     }
 
+    /// Refuses windows and limits that leave nothing to measure on.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub(crate) fn check_measuring(&self) -> Result<()> {
+        check_windows(self.calibration.sequence_length, None)?;
+        self.measuring.check()
+    }
+
     /// Text that the result is measured on, if there is some.
     pub(crate) fn held_out(&self) -> Option<HeldOut<'_>> {
         self.measuring.text(&self.calibration)
@@ -284,7 +293,7 @@ impl ReduceOptions {
     pub(crate) fn check_sources(&self, needs: Needs) -> Result<()> {
         let error = |what: &str, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy.to_owned()));
         self.calibration.check()?;
-        self.measuring.check()?;
+        self.check_measuring()?;
         match (self.calibration.data.is_empty(), self.stats.is_some(), needs.sums || needs.inputs) {
             (false, true, _) => error(
                 "--stats decides on the original model, --data layer by layer on what the converted layers before give",

@@ -15,8 +15,7 @@ use moe_model::{Error, Ffn, Kind, Model, Moe, Result};
 
 use super::budget::padded;
 use super::guard::super_experts;
-use super::mtp::decide_mtp;
-use super::{LayerTrust, LayerView, Method, MtpChoice, Needs, ReduceOptions, Size, check_saliency};
+use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources, SweptText};
@@ -53,9 +52,7 @@ pub(super) fn decide_now(
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
     let mut decisions = Decisions { by, layers, attention: BTreeMap::new() };
-    if options.mtp == MtpChoice::Prune {
-        decide_mtp(model, size, sources.compute, &mut decisions)?;
-    }
+    options.decide_mtp(model, size, sources.compute, &mut decisions)?;
     Ok(decisions)
 }
 
@@ -228,9 +225,7 @@ impl Decider for Reducer {
             });
         }
         let mut decisions = Decisions { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
-        if self.options.mtp == MtpChoice::Prune {
-            decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
-        }
+        self.options.decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         Ok(decisions)
     }
 }

@@ -1,0 +1,120 @@
+//! Options that would be ignored: given without the one that they say more about, or to a command that they mean nothing to.
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+
+/// Commands, options, and another one without which these do nothing.
+const COMPANIONS: &[(&[&str], &[&str], &str)] = &[
+    (&["prune", "merge", "quantize", "distill", "heal"], &["held-out-tokens"], "held-out"),
+    (&["prune", "merge", "distill"], &["no-baseline"], "held-out"),
+    (
+        &["observe"],
+        &["no-left-out", "sample-every", "sequence-length", "data-tokens", "pack", "mask-special", "seed"],
+        "data",
+    ),
+    (&["upcycle"], &["sequence-length", "data-tokens"], "data"),
+    (&["upcycle"], &["noise-fraction"], "noise-std"),
+    (&["heal"], &["from-weight", "teacher", "teacher-tokens"], "from"),
+    (&["run"], &["overwrite"], "junit"),
+];
+
+/// Commands, options that all commands take and that mean nothing to these, and why.
+const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
+    (
+        &["inspect", "verify", "schema", "completions", "man"],
+        &["dtype", "router-dtype", "device-memory"],
+        "runs no model",
+    ),
+    (&["selftest"], &["dtype", "router-dtype"], "compares with outputs that are exact to f32"),
+];
+
+/// Refuses options of the command that `matches` has, one of `program`'s, if they would be ignored.
+pub fn check(program: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some((name, given)) = matches.subcommand() else { return Ok(()) };
+    let Some((what, remedy)) = of_companions(name, given).or_else(|| meaningless(name, given)) else { return Ok(()) };
+    let command = program.find_subcommand_mut(name).expect("clap has found it");
+    Err(command.error(ErrorKind::ArgumentConflict, format!("{what}\n  remedy: {remedy}\n")))
+}
+
+fn of_companions(name: &str, given: &ArgMatches) -> Option<(String, String)> {
+    for (_, options, other) in COMPANIONS.iter().filter(|(commands, ..)| commands.contains(&name)) {
+        let alone = options.iter().find(|option| is_given(given, option) && !is_given(given, other));
+        if let Some(option) = alone {
+            let what = format!("--{option} does nothing without --{other}");
+            return Some((what, format!("give --{other}, or leave --{option} out")));
+        }
+    }
+    None
+}
+
+fn meaningless(name: &str, given: &ArgMatches) -> Option<(String, String)> {
+    let (_, options, why) = MEANINGLESS.iter().find(|(commands, ..)| commands.contains(&name))?;
+    let option = options.iter().find(|option| is_given(given, option))?;
+    Some((format!("--{option} means nothing to {name}, which {why}"), format!("leave --{option} out")))
+}
+
+/// Whether the command line has this option.
+fn is_given(given: &ArgMatches, option: &str) -> bool {
+    given.value_source(&option.replace('-', "_")) == Some(ValueSource::CommandLine)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use crate::cli::Cli;
+
+    use super::*;
+
+    #[test]
+    fn every_option_of_the_tables_is_there() {
+        let mut program = Cli::command();
+        program.build();
+        let rows = COMPANIONS.iter().map(|(commands, options, other)| (commands, options, Some(other)));
+        for (commands, options, other) in rows.chain(MEANINGLESS.iter().map(|(c, o, _)| (c, o, None))) {
+            for command in *commands {
+                let command = program.find_subcommand(command).unwrap();
+                for option in options.iter().chain(other) {
+                    let has = |arg: &clap::Arg| {
+                        arg.get_long() == Some(option) && arg.get_id() == option.replace('-', "_").as_str()
+                    };
+                    assert!(command.get_arguments().any(has), "{} --{option}", command.get_name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        for (line, says) in [
+            ("prune m -o o --keep 0.5 --stats s --held-out-tokens 64", "without --held-out"),
+            ("distill m -o o --data d --no-baseline", "without --held-out"),
+            ("observe m -o s --add t --no-left-out", "without --data"),
+            ("observe m -o s --add t --data-tokens 64", "without --data"),
+            ("upcycle m -o o --experts 4 --top-k 2 --data-tokens 64", "without --data"),
+            ("heal m -o o --data d --teacher full", "without --from"),
+            ("run r.toml --overwrite", "without --junit"),
+            ("verify m --dtype f32", "runs no model"),
+            ("selftest --router-dtype model", "exact to f32"),
+            ("prune m -o o --plan p.json --method reap", "cannot be used with"),
+            ("prune m -o o --plan p.json --divisible-by 1", "cannot be used with"),
+            ("prune m -o o --plan p.json --keep-mass 0.9", "cannot be used with"),
+        ] {
+            let error = Cli::read(std::iter::once("moe-convert").chain(line.split(' '))).err();
+            let text = error.as_ref().map(ToString::to_string).unwrap_or_default();
+            assert!(text.contains(says), "{line}: {text}");
+        }
+        for line in [
+            "prune m -o o --keep 0.5 --stats s --held-out h --held-out-tokens 64 --no-baseline",
+            "prune m -o o --plan p.json --held-out h --sequence-length 64 --seed 1 --mtp drop",
+            "observe m -o s --data d --no-left-out",
+            "heal m -o o --data d --from o --teacher top-k --teacher-tokens 8",
+            "verify m --device cpu --threads 1",
+            "eval m --data d --dtype f32",
+        ] {
+            let read = Cli::read(std::iter::once("moe-convert").chain(line.split(' ')));
+            assert!(read.is_ok(), "{line}: {:?}", read.err().map(|e| e.to_string()));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What other tools call their options and commands, and what says the same here.
+
+use clap::Command;
+
+/// Names that other tools have for an option, and what to give instead: it is said where the command has all options that it names, and
+/// a positional MODEL or OUT where it speaks of one. The first such row counts.
+const OPTIONS: &[(&str, &str)] = &[
+    // How many experts: mergekit, Megatron-LM, transformers' configs, REAP and its followers.
+    (
+        "num-experts n-experts num-local-experts n-routed-experts expert-count num-moe-experts experts-to-keep \
+         n-experts-to-keep num-experts-to-keep keep-experts target-experts num-clusters n-clusters",
+        "give --experts N, the experts of each layer of the result",
+    ),
+    (
+        "num-experts-per-tok num-experts-per-token experts-per-token experts-per-tok n-experts-per-tok topk \
+         moe-router-topk router-topk num-selected num-selected-experts",
+        "give --top-k K",
+    ),
+    (
+        "compression-ratio pruning-ratio prune-ratio sparsity sparsity-ratio drop-ratio merge-ratio ratio",
+        "give --keep SHARE, the share of experts that stays: 0.75 lets a quarter go",
+    ),
+    (
+        "experts-to-prune n-experts-to-prune num-experts-to-prune prune-experts drop-experts",
+        "give --experts N, the number that stays, or --keep SHARE",
+    ),
+    (
+        "preserve-super-experts perserve-super-experts",
+        "leave it out: super experts stay unless --no-super-expert-guard",
+    ),
+    (
+        "gate-mode router-init gate-init",
+        "give --router: prompts for mergekit's hidden, cheap-embed, or normal for random",
+    ),
+    ("positive-prompts negative-prompts", "give --prompts PROMPTS.json with --router prompts"),
+    ("noise noise-std-dev init-noise expert-noise", "give --noise-std STD"),
+    ("prune-method pruning-method merge-method merging-method criterion metric strategy algorithm", "give --method"),
+    ("score ranking importance", "give --method"),
+    // Quantization: llm-compressor, GPTQModel, AutoAWQ, optimum, ModelOpt, llama.cpp.
+    (
+        "bits wbits w-bit w-bits nbits num-bits n-bits bit weight-bits w",
+        "give --scheme w4a16 for 4 bits (w8a16, w3a16, w2a16), or --target-bits for a mean of several",
+    ),
+    (
+        "quant-method quantization quantization-format qformat quant-type q-type ftype quant quant-scheme dtype-weights \
+         load-in-4bit load-in-8bit int4 int8 fp8 awq gptq",
+        "give --scheme w4a16, or another of its words; --method says how codes are chosen",
+    ),
+    ("groupsize q-group-size w-group-size block-size-weights", "give --group-size COLUMNS"),
+    ("sym symmetric no-zero-point", "leave it out: groups have no zero point unless --asymmetric"),
+    ("asym zero-point zero-points", "give --asymmetric"),
+    ("percdamp damp damp-percent dampening dampening-frac percent-damp", "give --damping SHARE"),
+    ("desc-act actorder act-order-mode", "give --act-order=true or --act-order=false; it is on by default"),
+    ("mse search-scale auto-scale clip auto-clip", "give --clip-search"),
+    (
+        "true-sequential sequential sequential-targets",
+        "leave it out: each layer is calibrated on what the quantized ones give",
+    ),
+    (
+        "ignore ignore-layers exclude exclude-modules modules-to-not-convert skip skip-layers skip-modules ignore-patterns \
+         leave-output-tensor targets quantize-modules",
+        "leave it out: routed experts alone are quantized; --include names what is quantized beside them",
+    ),
+    ("imatrix", "give --data TEXT: experts are calibrated in the same run"),
+    // Text.
+    (
+        "held-out-data eval-data eval-dataset eval-file validation-file validation-data val-data test-data",
+        "give --held-out TEXT",
+    ),
+    (
+        "calib-data calib-dataset calib-file calibration-data calibration-dataset calibration-file calib dataset datasets \
+         dataset-name dataset-path data-path data-file train-data train-file train text texts file input-file corpus",
+        "give --data FILE: a text file, or JSON Lines",
+    ),
+    (
+        "num-samples n-samples nsamples num-calibration-samples n-calib num-calib calib-size calib-samples max-samples \
+         samples-per-category limit max-calibration-samples",
+        "give --data-tokens N: so many samples times --sequence-length",
+    ),
+    ("num-samples n-samples nsamples max-samples limit data-tokens num-tokens", "give --max-tokens N"),
+    ("max-tokens max-data-tokens num-tokens n-tokens", "give --data-tokens N"),
+    (
+        "max-length max-seq-length max-seq-len max-sequence-length seq-len seqlen seq-length context-length ctx-size ctx \
+         n-ctx block-size model-max-length max-model-len cutoff-len max-calib-seq-length",
+        "give --sequence-length TOKENS",
+    ),
+    ("packing", "give --pack"),
+    // Training: transformers' Trainer, TRL, Axolotl, Megatron-LM.
+    ("lr learning-rate-init peak-lr", "give --learning-rate RATE"),
+    (
+        "max-steps num-steps train-steps train-iters iters iterations num-iterations epochs num-epochs num-train-epochs",
+        "give --steps N; a step takes --batch-tokens tokens",
+    ),
+    (
+        "batch-size bs micro-batch-size global-batch-size per-device-train-batch-size train-batch-size",
+        "give --batch-tokens N: so many sequences times --sequence-length",
+    ),
+    ("gradient-accumulation-steps grad-accum gradient-accumulation accumulation-steps", "give --accumulate N"),
+    ("warmup-steps warmup-ratio lr-warmup-steps num-warmup-steps warmup-iters", "give --warmup STEPS"),
+    ("max-grad-norm grad-clip gradient-clipping clip-grad gradient-clip-val", "give --clip NORM"),
+    ("eval-steps save-steps eval-interval save-interval save-every logging-steps", "give --eval-every STEPS"),
+    ("early-stopping early-stopping-patience", "give --patience N"),
+    ("wd", "give --weight-decay DECAY"),
+    ("bf16 fp16 mixed-precision amp", "give --precision bf16"),
+    ("teacher-model teacher-path original distill-from reference-model", "give --from ORIGINAL"),
+    ("kd-weight distill-weight alpha kl-weight", "give --from-weight WEIGHT"),
+    ("aux-loss-coef router-aux-loss-coef moe-aux-loss-coeff load-balancing-loss balance-loss", "give --balance WEIGHT"),
+    ("router-z-loss router-z-loss-coef moe-z-loss-coeff", "give --z-loss WEIGHT"),
+    ("moe-expert-capacity-factor expert-capacity capacity", "give --capacity-factor FACTOR"),
+    ("trainable train-modules unfreeze train-layers parts lora lora-r", "give --train router, experts, or other parts"),
+    ("resume-from-checkpoint resume-from continue", "give --resume"),
+    ("hidden-dim ffn-dim intermediate-size ffn-hidden-size dim target-width", "give --width NEURONS"),
+    ("target-architecture architecture arch target-family student-family", "give --target FAMILY"),
+    // Measuring.
+    ("baseline reference base-model original reference-model ref compare compare-to", "give --against ORIGINAL"),
+    ("tasks task", "give --data TEXT: loss and --against are measured on it; tasks are lm-eval's"),
+    ("threshold max-kld kl-threshold", "give --max-kl NATS"),
+    // What all have.
+    (
+        "output-dir out-dir outdir output-path out-path out-folder save-dir save-path save save-to export-dir export-path \
+         dest destination output-model out-model output-file outfile o",
+        "give -o OUT",
+    ),
+    (
+        "model model-path model-dir model-name model-id model-name-or-path pretrained-model pretrained checkpoint \
+         checkpoint-dir base-model hf-path input input-dir input-path source src from-model",
+        "give the directory by itself: moe-convert COMMAND MODEL",
+    ),
+    ("force force-overwrite exist-ok allow-existing clobber replace", "give --overwrite"),
+    ("plan-only check-only simulate no-write", "give --dry-run"),
+    ("gpu gpus cuda use-cuda cuda-device device-id device-map accelerator", "give --device cuda:0, or auto"),
+    ("cpu cpu-only no-cuda no-gpu", "give --device cpu"),
+    ("num-threads n-threads nthreads workers num-workers jobs n-jobs nproc cores", "give --threads N"),
+    (
+        "max-memory memory mem ram max-ram memory-limit cpu-memory low-memory low-cpu-mem-usage lazy-unpickle \
+         max-cpu-memory",
+        "give --memory-budget SIZE, such as 8GiB",
+    ),
+    ("gpu-memory max-gpu-memory vram gpu-memory-utilization", "give --device-memory SIZE, such as 20GiB"),
+    ("shard-size out-shard-size split-max-size max-shard", "give --max-shard-size SIZE, such as 5GB"),
+    ("torch-dtype compute-dtype compute-type", "give --dtype f32 or bf16: what products are computed in"),
+    ("random-seed rng-seed manual-seed", "give --seed SEED"),
+    (
+        "verbose debug log-level progress",
+        "leave it out: progress is shown unless --quiet; --timings says what took time",
+    ),
+    ("silent no-progress disable-tqdm", "give --quiet"),
+    ("trust-remote-code", "leave it out: a model's own code is carried along and never run"),
+    ("safe-serialization safetensors use-safetensors", "leave it out: weights are always written as safetensors"),
+    (
+        "copy-tokenizer tokenizer tokenizer-path save-tokenizer",
+        "leave it out: the model's own tokenizer is used, and carried along",
+    ),
+];
+
+/// What other tools call their commands.
+const COMMANDS: &[(&str, &str)] = &[
+    ("evaluate ppl perplexity benchmark-quality compare test kl", "eval"),
+    ("train finetune fine-tune sft retrain recover", "heal"),
+    ("calibrate calibration collect-stats stats statistics imatrix profile", "observe"),
+    ("info show describe ls list dump", "inspect"),
+    ("check validate lint", "verify"),
+    ("densify dense moe-to-dense", "distill"),
+    ("moe dense-to-moe sparsify mergekit-moe moefy", "upcycle"),
+    ("compress quant gptq awq", "quantize"),
+    ("cluster", "merge"),
+    ("recipe apply", "run"),
+];
+
+/// What to give instead of `option`, such as `--num_experts`, to `command` of a program with `others`; none if nothing is known.
+pub fn instead(option: &str, command: &Command, others: &Command) -> Option<String> {
+    let bare = option.trim_start_matches('-');
+    let name = bare.split('=').next().unwrap_or(bare).to_ascii_lowercase().replace('_', "-");
+    if has(command, &name) {
+        return Some(format!("write it as --{name}"));
+    }
+    let row =
+        OPTIONS.iter().find(|(names, said)| names.split_whitespace().any(|known| known == name) && fits(said, command));
+    if let Some((_, said)) = row {
+        return Some(said.replace("COMMAND", command.get_name()));
+    }
+    let owners: Vec<&str> = others.get_subcommands().filter(|other| has(other, &name)).map(Command::get_name).collect();
+    (!owners.is_empty()).then(|| format!("--{name} is an option of {}; leave it out here", owners.join(", ")))
+}
+
+/// The command that another tool's `command` is here.
+pub fn command_instead(command: &str) -> Option<&'static str> {
+    let name = command.to_ascii_lowercase().replace('_', "-");
+    COMMANDS.iter().find(|(names, _)| names.split_whitespace().any(|known| known == name)).map(|(_, here)| *here)
+}
+
+fn has(command: &Command, name: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(name))
+}
+
+/// Whether `command` has all that is `said`.
+fn fits(said: &str, command: &Command) -> bool {
+    let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let options = said.split("--").skip(1).map(|rest| rest.split(|c| !is_of_name(c)).next().unwrap_or_default());
+    let takes = |word: &str, id: &str| !said.contains(word) || command.get_arguments().any(|arg| arg.get_id() == id);
+    options.filter(|name| !name.is_empty()).all(|name| has(command, name.trim_end_matches('-')))
+        && takes("-o OUT", "output")
+        && takes(" MODEL", "model")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn program() -> Command {
+        let mut program = Cli::command();
+        program.build();
+        program
+    }
+
+    #[test]
+    fn peers_options_have_their_names_here() {
+        let program = program();
+        for (command, option, said) in [
+            ("upcycle", "--num-experts", "--experts N"),
+            ("upcycle", "--num_experts_per_tok", "--top-k K"),
+            ("upcycle", "--gate-mode", "--router"),
+            ("prune", "--compression-ratio", "--keep SHARE"),
+            ("prune", "--prune-method", "--method"),
+            ("prune", "--num_samples", "--data-tokens N"),
+            ("eval", "--num-samples", "--max-tokens N"),
+            ("eval", "--max-seq-len", "--sequence-length"),
+            ("eval", "--tasks", "lm-eval"),
+            ("quantize", "--bits", "--scheme w4a16"),
+            ("quantize", "--wbits=4", "--scheme w4a16"),
+            ("quantize", "--ignore", "routed experts alone"),
+            ("quantize", "--q_group_size", "--group-size"),
+            ("quantize", "--group_size", "write it as --group-size"),
+            ("quantize", "--Group-Size", "write it as --group-size"),
+            ("quantize", "--calib-dataset", "--data FILE"),
+            ("heal", "--lr", "--learning-rate"),
+            ("heal", "--epochs", "--steps N"),
+            ("heal", "--per_device_train_batch_size", "--batch-tokens"),
+            ("heal", "--teacher-model", "--from ORIGINAL"),
+            ("distill", "--lr", "--learning-rate"),
+            ("inspect", "--model", "moe-convert inspect MODEL"),
+            ("verify", "--trust-remote-code", "never run"),
+            ("merge", "--output-dir", "-o OUT"),
+            ("merge", "--force", "--overwrite"),
+            ("prune", "--scheme", "an option of quantize"),
+        ] {
+            let found = instead(option, program.find_subcommand(command).unwrap(), &program);
+            assert!(found.as_ref().is_some_and(|found| found.contains(said)), "{command} {option}: {found:?}");
+        }
+        assert_eq!(instead("--nonsense", program.find_subcommand("prune").unwrap(), &program), None);
+        assert_eq!(command_instead("evaluate"), Some("eval"));
+        assert_eq!(command_instead("nonsense"), None);
+    }
+
+    /// What is said names options that there are, and no name stands for one that a command has by itself everywhere.
+    #[test]
+    fn every_row_is_of_use_to_a_command() {
+        let program = program();
+        for (names, said) in OPTIONS {
+            let fitting: Vec<_> = program.get_subcommands().filter(|command| fits(said, command)).collect();
+            for name in names.split_whitespace() {
+                assert!(fitting.iter().any(|command| !has(command, name)), "{name}: {said}");
+                assert_eq!(*name, name.to_ascii_lowercase().replace('_', "-"));
+            }
+        }
+        let commands: BTreeSet<&str> = program.get_subcommands().map(Command::get_name).collect();
+        assert!(COMMANDS.iter().all(|(_, here)| commands.contains(here)));
+    }
+}

@@ -1,0 +1,88 @@
+//! No option is silently ignored: it is used, or refused with what it needs.
+
+use crate::common::{Sandbox, assert_none};
+
+const PRUNE: &str = "prune golden/models/moe -o out";
+
+/// What a given plan has decided can't be decided again, on the command line or in a recipe.
+#[test]
+fn options_beside_a_given_plan_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json")).succeeds();
+    sandbox.write("stats", "");
+    let mut problems = Vec::new();
+    for (option, value) in [
+        ("method", "frequency"),
+        ("method", "reap"),
+        ("blend", "max-min"),
+        ("plan-out", "other.json"),
+        ("experts", "12"),
+        ("keep", "0.5"),
+        ("keep-mass", "0.5"),
+        ("equal-mass", ""),
+        ("divisible-by", "8"),
+        ("stats", "stats"),
+        ("no-super-expert-guard", ""),
+        ("data-tokens", "64"),
+        ("pack", ""),
+        ("mask-special", ""),
+        ("data", "golden/text/code.heldout.txt"),
+    ] {
+        let line = format!("{PRUNE} --plan plan.json --{option} {value}");
+        let said = [format!("--{option}"), format!("leave --plan or --{option} out")];
+        problems.extend(sandbox.refuses(line.trim(), 2, &[&said[0], &said[1]]));
+        if (option, value) == ("method", "reap") {
+            // A recipe can't say which values were given: a default says what the plan does.
+            continue;
+        }
+        let value = match value {
+            "" => "true".to_owned(),
+            value if value.parse::<f64>().is_ok() => value.to_owned(),
+            value if option == "data" => format!("[{value:?}]"),
+            value => format!("{value:?}"),
+        };
+        let recipe =
+            "[[step]]\nrun = \"prune\"\nmodel = \"golden/models/moe\"\noutput = \"out\"\nplan = \"plan.json\"\n";
+        sandbox.write("r.toml", format!("{recipe}{option} = {value}\n"));
+        let named = format!("`{option}` beside `plan`");
+        problems.extend(sandbox.refuses("run r.toml", 2, &["line 6, step 1 (prune)", &named, "leave"]));
+    }
+    assert_none(&problems);
+    assert!(!sandbox.path("out").exists() && !sandbox.path("other.json").exists());
+    sandbox
+        .run(&format!("{PRUNE} --plan plan.json --held-out golden/text/code.heldout.txt --held-out-tokens 64"))
+        .succeeds();
+}
+
+/// Layers for multi-token prediction are ranked by weights whoever decided the others.
+#[test]
+fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
+    let sandbox = Sandbox::new();
+    let prune = "prune golden/families/glm4_moe/mtp/model";
+    let inspected = sandbox.run("inspect golden/families/glm4_moe/mtp/model").succeeds();
+    assert!(inspected.stdout.contains("multi-token"), "{inspected}");
+    sandbox.run(&format!("{prune} -o decided --keep 0.5 --method aimer --plan-out plan.json")).succeeds();
+    sandbox.run(&format!("{prune} -o given --plan plan.json")).succeeds();
+    assert!(sandbox.read("decided/model.safetensors") == sandbox.read("given/model.safetensors"));
+    let receipt = String::from_utf8(sandbox.read("given/moe-convert.json")).unwrap();
+    assert!(!receipt.contains("decided when it runs"));
+}
+
+/// What says more about an option that isn't there.
+#[test]
+fn options_without_their_companion_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("stats", "");
+    let lines = [
+        format!("{PRUNE} --experts 12 --method random --held-out-tokens 64"),
+        format!("{PRUNE} --experts 12 --method random --no-baseline"),
+        "observe golden/models/moe -o s --add stats --no-left-out".to_owned(),
+        "observe golden/models/moe -o s --add stats --seed 1".to_owned(),
+        "upcycle golden/models/dense -o out --experts 4 --top-k 2 --data-tokens 64".to_owned(),
+        "heal golden/models/moe -o out --data golden/text/code.heldout.txt --held-out-tokens 64".to_owned(),
+        "run r.toml --overwrite".to_owned(),
+        "verify golden/models/moe --dtype bf16".to_owned(),
+    ];
+    let problems = lines.iter().filter_map(|line| sandbox.refuses(line, 2, &["--", "leave", "out"]));
+    assert_none(&problems.collect::<Vec<_>>());
+}
