@@ -99,6 +99,7 @@ pub const TOKENIZED: TokenizeOptions = TokenizeOptions {
     pack: true,
     sample: Some(1),
     memory_bytes: None,
+    room: None,
     clock: Clock::SYSTEM,
 };
 

@@ -1,8 +1,10 @@
 //! Values that are not finite, trainings that can change nothing, and remedies that can be followed.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::common::{Sandbox, assert_none};
+use crate::common::{Outcome, Sandbox, assert_none};
 
 const TEXT: &str = "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
 
@@ -101,21 +103,180 @@ fn what_is_too_large_is_not_blamed_on_the_text() {
     assert!(!distilled.stdout.contains("NaN") && !distilled.stdout.contains("inf"), "{distilled}");
 }
 
-/// Who has said how many tokens are wanted is not told to say so.
+/// What an error says to give instead: the words in the last brackets of its remedy.
+fn proposed(refusal: &Outcome) -> String {
+    let remedy = refusal.stderr.split_once("remedy: ").unwrap_or_else(|| panic!("{refusal}")).1;
+    let words = remedy.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    words.unwrap_or_else(|| panic!("{refusal}")).0.to_owned()
+}
+
+/// Whoever asks for as many tokens as the error says gets a run that succeeds, within the budget; and who has asked for a number is told
+/// how many less.
 #[test]
 fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     let sandbox = Sandbox::new();
-    let ids: Vec<usize> = (0..512).map(|id| id % 250).collect();
-    sandbox.write("ids.jsonl", format!("{}\n", json!({ "input_ids": ids })).repeat(1500));
-    let eval = "eval golden/models/moe --data ids.jsonl --memory-budget 1MB";
-    sandbox.run(eval).exits(2).says(&["tokens or fewer (", "--max-tokens"]);
-    let asked = sandbox.run(&format!("{eval} --max-tokens 700000")).exits(2);
-    let most =
-        asked.stderr.split_once("ask for ").and_then(|(_, rest)| rest.split_once(" tokens or fewer instead of 700000"));
-    let most = most.unwrap_or_else(|| panic!("{asked}")).0.to_owned();
-    // With as many, that error is gone.
-    let fewer = sandbox.run(&format!("{eval} --max-tokens {most}"));
-    assert!(!fewer.stderr.contains("tokens or fewer"), "{fewer}");
+    let line =
+        |length: usize| format!("{}\n", json!({ "input_ids": (0..length).map(|id| id % 250).collect::<Vec<_>>() }));
+    sandbox.write("long.jsonl", line(512).repeat(20));
+    sandbox.write("other.jsonl", line(512).repeat(20));
+    sandbox.write("short.jsonl", line(3).repeat(6000));
+    // More than there is room for while it is read.
+    sandbox.write("huge.jsonl", line(512).repeat(1500));
+    let two = "--data long.jsonl --data other.jsonl";
+    let mut problems = Vec::new();
+    for (line, budget) in [
+        ("eval golden/models/moe --data long.jsonl".to_owned(), "46MB"),
+        ("eval golden/models/moe --data long.jsonl --max-tokens 9000".to_owned(), "46MB"),
+        (format!("eval golden/models/moe {two}"), "46MB"),
+        ("eval golden/models/moe --data short.jsonl --sequence-length 64".to_owned(), "36MB"),
+        ("eval golden/models/dense --data long.jsonl".to_owned(), "46MB"),
+        ("eval golden/models/moe --data huge.jsonl".to_owned(), "46MB"),
+        (format!("observe golden/models/moe -o s --overwrite --no-left-out {two} --data-tokens 9000"), "46MB"),
+    ] {
+        let refused = sandbox.run(&format!("{line} --memory-budget {budget}")).exits(2);
+        let fewer = proposed(&refused);
+        let says_instead = line.contains("-tokens ") == refused.stderr.contains("or fewer instead of ");
+        let option = fewer.split(' ').next().unwrap_or_default();
+        let without = line.split(&format!(" {option} ")).next().unwrap_or_default();
+        let followed = sandbox.run(&format!("{without} {fewer} --memory-budget {budget}"));
+        if followed.code != 0 || followed.stderr.contains("warning: this run held") || !says_instead {
+            problems.push(format!("{refused}{followed}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// Only options that a command has, and that bring it below the budget, are named.
+#[test]
+fn a_budget_that_is_too_small_names_what_helps() {
+    let sandbox = Sandbox::new();
+    let held_out = "--held-out golden/text/english.heldout.txt";
+    let mut problems = Vec::new();
+    for (line, budget, helps, does_not) in [
+        ("prune golden/models/moe -o o --experts 12 --method random", "30MB", "", "lower"),
+        ("upcycle golden/models/dense -o o --experts 4 --top-k 2", "30MB", "", "lower"),
+        (
+            "prune golden/models/moe -o o --experts 12 --data golden/text/code.calibration.txt",
+            "100MB",
+            "lower --data-tokens",
+            "--held-out-tokens",
+        ),
+        (
+            &format!("quantize golden/models/moe -o o --scheme fp8 {held_out}"),
+            "55MB",
+            "lower --held-out-tokens",
+            "--data-tokens",
+        ),
+        (
+            "upcycle golden/models/dense -o o --experts 4 --top-k 2 --probe-tokens 4000",
+            "100MB",
+            "lower --probe-tokens",
+            "--held-out-tokens",
+        ),
+        (
+            "upcycle golden/models/dense -o o --experts 4 --top-k 2 --router kmeans --data golden/text/code.calibration.txt",
+            "47MB",
+            "lower --data-tokens",
+            "--held-out-tokens",
+        ),
+        (
+            "heal golden/models/moe -o o --data golden/text/code.calibration.txt",
+            "100MB",
+            "lower --batch-tokens",
+            "--held-out-tokens",
+        ),
+        ("verify golden/models/moe --threads 2", "20MB", "--memory-budget", "report"),
+        ("inspect golden/models/moe", "10MB", "--memory-budget", "report"),
+        ("selftest", "100MB", "--memory-budget", "report"),
+    ] {
+        let line = format!("{line} --memory-budget {budget}");
+        problems.extend(sandbox.refuses(&line, 2, &["give --memory-budget ", helps]));
+        let refused = sandbox.run(&line);
+        let remedy = refused.stderr.split("remedy:").nth(1).unwrap_or_default();
+        if remedy.contains(does_not) {
+            problems.push(format!("{does_not:?} in {refused}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// Steps bound how much text a training sees: no more of it is read, and what is read is in the estimate.
+#[test]
+fn a_training_reads_what_its_steps_see() {
+    let sandbox = Sandbox::new();
+    let text = std::fs::read_to_string(crate::common::root().join("golden/text/english.calibration.txt")).unwrap();
+    sandbox.write("large.txt", text.repeat(300));
+    let heal = "heal golden/models/moe -o healed --steps 1 --batch-tokens 64 --sequence-length 64 --data large.txt";
+    let planned = sandbox.run(&format!("{heal} --dry-run")).succeeds();
+    assert!(planned.stdout.contains("places, which the seed drew"), "{planned}");
+    assert!(planned.took < Duration::from_secs(3), "{planned}");
+    sandbox.run(heal).succeeds();
+}
+
+/// A plan with held-out text says that it will be measured.
+#[test]
+fn a_dry_run_says_what_will_be_measured() {
+    let sandbox = Sandbox::new();
+    let held_out = "--held-out golden/text/english.heldout.txt --held-out-tokens 512 --dry-run";
+    for line in [
+        format!("prune golden/models/moe -o o --experts 12 --method random {held_out}"),
+        format!("quantize golden/models/moe -o o --scheme fp8 {held_out}"),
+        format!("heal golden/models/moe -o o --steps 1 {TEXT} {held_out}"),
+    ] {
+        let planned = sandbox.run(&line).succeeds();
+        assert!(planned.stdout.contains("measured when it runs, on 512 held-out tokens"), "{planned}");
+        assert!(
+            !planned.stdout.contains("not measured on text") && !planned.stdout.contains("--held-out TEXT"),
+            "{planned}"
+        );
+    }
+    let without = sandbox.run("prune golden/models/moe -o o --experts 12 --method random --dry-run").succeeds();
+    assert!(without.stdout.contains("not measured on text"), "{without}");
+}
+
+/// Without a tokenizer no text can be given to the result.
+#[test]
+fn what_is_next_for_a_result_without_a_tokenizer_can_be_typed() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "model");
+    ["tokenizer.json", "tokenizer_config.json"].iter().for_each(|name| model.remove(name));
+    sandbox.write("IDS.jsonl", "{\"input_ids\": [1, 2, 3, 4]}\n");
+    let pruned = sandbox.run("prune model -o out --experts 12 --method random").succeeds();
+    assert!(pruned.stdout.contains("vllm serve out --skip-tokenizer-init"), "{pruned}");
+    let next = pruned.stdout.split_once("next").unwrap().1.lines();
+    let ours: Vec<&str> = next.filter_map(|line| line.trim().strip_prefix("moe-convert ")).collect();
+    assert_eq!(ours.len(), 3, "{pruned}");
+    for line in ours {
+        let steps = if line.starts_with("heal") { " --steps 1 --batch-tokens 4" } else { "" };
+        sandbox.shell(&format!("moe-convert {}{steps}", line.split("   #").next().unwrap())).succeeds();
+    }
+}
+
+/// Each step of a recipe has a peak of its own.
+#[test]
+fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
+    let sandbox = Sandbox::new();
+    let step = |name: &str, options: &str| {
+        format!("[[step]]\nrun = {name:?}\nmodel = \"golden/models/moe\"\noutput = \"{name}-out\"\n{options}\n")
+    };
+    let heal = "steps = 1\ndata = [\"golden/text/english.calibration.txt\"]\n";
+    sandbox.write("r.toml", step("heal", heal) + &step("prune", "experts = 12\nmethod = \"random\"\n"));
+    sandbox.run("run r.toml").succeeds();
+    let peak = |name: &str| sandbox.json(&format!("{name}-out/run.json"))["peak_memory_bytes"].as_f64().unwrap() / 1e6;
+    assert!(peak("heal") > 120.0 && peak("prune") < 100.0, "{} {}", peak("heal"), peak("prune"));
+}
+
+/// People write cards, and no loader reads them.
+#[test]
+fn a_card_may_be_edited() {
+    let sandbox = Sandbox::new();
+    sandbox.run("prune golden/models/moe -o out --experts 12 --method random").succeeds();
+    let card = String::from_utf8(sandbox.read("out/README.md")).unwrap();
+    sandbox.write("out/README.md", card + "\nMore words.\n");
+    let verified = sandbox.run("verify out").succeeds();
+    assert!(verified.stdout.contains("edited") && verified.stdout.contains("README.md"), "{verified}");
+    sandbox.write("out/config.json", "{}");
+    assert_none(&sandbox.refuses("verify out", 1, &["config.json"]).into_iter().collect::<Vec<_>>());
 }
 
 /// Routers over experts that are alike decide nothing.

@@ -31,13 +31,13 @@ fn layers_of_other_runs_and_layers_are_refused() {
     let resume = format!("{DISTILL} -o a --steps 3 --resume");
     let mut problems = Vec::new();
     // Other options, and what decides on the bytes beside options.
-    for other in [
-        resume.replace("--steps 3", "--steps 2"),
-        resume.replace("--width 32", "--width 40"),
-        format!("{resume} --dtype bf16"),
-        format!("{resume} --seed 1"),
+    for (other, differs) in [
+        (resume.replace("--steps 3", "--steps 2"), "--steps was 3, and is 2"),
+        (resume.replace("--width 32", "--width 40"), "--width was 32, and is 40"),
+        (format!("{resume} --dtype bf16"), "--dtype was \"f32\", and is \"bf16\""),
+        (format!("{resume} --seed 1"), "--seed was 0, and is 1"),
     ] {
-        problems.extend(refused(&sandbox, &other, &["a.training/of", "other options", "--overwrite"]));
+        problems.extend(refused(&sandbox, &other, &["a.training/of", "other options", "--overwrite", differs]));
     }
     let saved = |name: &str| sandbox.path(&format!("a.training/{name}"));
     let intact = |name: &str| sandbox.read(&format!("a.training/{name}"));

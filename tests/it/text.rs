@@ -97,6 +97,86 @@ fn what_is_not_text_is_refused_with_a_way_on() {
     sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
 }
 
+/// What the error proposes makes data of it.
+#[test]
+fn what_is_proposed_for_a_file_can_be_followed() {
+    let sandbox = Sandbox::new();
+    let record = r#"{"text": "some words here"}"#;
+    let cases: &[(&str, String, &[&str])] = &[
+        ("cut.jsonl", format!("{record}\n{record}\n{}", &record[..20]), &["line 3", "head -c "]),
+        ("bom.jsonl", format!("\u{feff}{record}\n{}", &record[..20]), &["line 2", "head -c "]),
+        ("broken.jsonl", format!("{record}\n{}\n{record}\n", &record[..20]), &["line 2", "sed '2d'"]),
+        ("commas.jsonl", format!("{record},\n{record},\n"), &["line 1", "comma", "sed "]),
+        ("prose.json", "some words here\nand there".to_owned(), &["not JSON", "cp "]),
+        ("prose.jsonl", "some words here\nand there".to_owned(), &["line 1", "cp "]),
+        ("list.jsonl", r#"{"text": ["some words", "more words"]}"#.to_owned(), &["line 1", "a list", "jq "]),
+        ("data.json", format!(r#"{{"version": 1, "data": [{record}]}}"#), &["line 1", "\"data\"", "jq "]),
+        ("data2.json", format!("{{\n\"version\": 1,\n\"rows\": [{record}]}}"), &["rows", "jq "]),
+        ("content.jsonl", r#"{"content": "some words here", "id": 3}"#.to_owned(), &["line 1", "content", "jq "]),
+        ("texts.json", r#"["some words", "more words"]"#.to_owned(), &["line 2", "'.[] | {text: .}'", "jq "]),
+        ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
+    ];
+    let has_jq = crate::common::has(&["jq"], "what is proposed for JSON is run");
+    let mut problems = Vec::new();
+    for (name, text, complaints) in cases {
+        sandbox.write(name, text);
+        let line = format!("eval golden/models/dense --data {name}");
+        problems.extend(sandbox.refuses(&line, 1, &[*complaints, &[name]].concat()));
+        let refused = sandbox.run(&line).stderr;
+        let command = ["head -c ", "sed ", "cp ", "jq "].iter().filter_map(|program| refused.find(program)).min();
+        let command = refused[command.unwrap_or_default()..].trim();
+        if command.starts_with("jq") && !has_jq {
+            continue;
+        }
+        let made = if command.contains("data.txt") { "data.txt" } else { "data.jsonl" };
+        let followed = sandbox.shell(&format!("{command} && moe-convert eval golden/models/dense --data {made}"));
+        if followed.code != 0 {
+            problems.push(format!("{refused}{followed}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// What is taken for text though its name says another format is said.
+#[test]
+fn tables_and_markup_are_taken_for_text_with_a_note() {
+    let sandbox = Sandbox::new();
+    for (name, note) in
+        [("t.csv", "CSV"), ("t.tsv", "separators"), ("t.html", "tags"), ("t.yaml", "keys"), ("t.csv.gz", "gzip")]
+    {
+        sandbox.write(name, "some, words, here\nand, more, there\n");
+        if name.ends_with(".gz") {
+            sandbox.shell("cp t.csv t2.csv && gzip -f t2.csv && mv t2.csv.gz t.csv.gz").succeeds();
+        }
+        let outcome = sandbox.run(&format!("eval golden/models/dense --data {name}")).succeeds();
+        outcome.says(&[name, "taken for plain text, one document", if name.ends_with("gz") { "CSV" } else { note }]);
+    }
+    for name in ["t.txt", "t.md", "t.py", "t"] {
+        sandbox.write(name, "some words here");
+        let outcome = sandbox.run(&format!("eval golden/models/dense --data {name}")).succeeds();
+        assert!(!outcome.stderr.contains("taken for"), "{outcome}");
+    }
+}
+
+/// A path in the wrong place is refused with what belongs there.
+#[test]
+fn wrong_places_say_what_belongs_there() {
+    let sandbox = Sandbox::new();
+    sandbox.write("file.md", "words");
+    sandbox.write("prompts.json", "[3]");
+    sandbox.shell("mkdir recipes && touch recipes/b.toml recipes/a.toml").succeeds();
+    let prompts = "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts prompts.json";
+    let cases: [(&str, i32, &[&str]); 5] = [
+        ("run golden/models/moe", 1, &["a recipe is a file", "this is a checkpoint"]),
+        ("run recipes", 1, &["a recipe is a file", "recipes/a.toml"]),
+        ("run golden/models", 1, &["a recipe is a file", "docs/recipes.md"]),
+        ("man file.md", 2, &["file.md", "man pages go to a directory"]),
+        (prompts, 1, &["prompts.json", "expected an object", "positive"]),
+    ];
+    let problems = cases.iter().filter_map(|(line, code, complaints)| sandbox.refuses(line, *code, complaints));
+    assert_none(&problems.collect::<Vec<_>>());
+}
+
 /// Whatever is wrong with a record, its line is named, and its file beside another one that is to blame.
 #[test]
 fn a_record_that_is_refused_is_named_with_its_line() {

@@ -222,7 +222,27 @@ fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
             .file(path)
             .remedy("fetch it: git lfs pull");
     }
-    Error::new(Kind::Malformed, "not the JSON that is expected here").source(error).file(path).remedy(remedy)
+    let what = format!("not the JSON that is expected here: {}", plain_types(&error.to_string()));
+    Error::new(Kind::Malformed, what).file(path).remedy(remedy)
+}
+
+/// What serde says, with an object where it names a type of this program, which nobody else knows.
+pub fn plain_types(said: &str) -> String {
+    let mut words: Vec<&str> = Vec::new();
+    let mut rest = said.split(' ').peekable();
+    while let Some(word) = rest.next() {
+        let is_type =
+            ["struct", "enum"].contains(&word) && rest.peek().is_some_and(|name| name.starts_with(char::is_uppercase));
+        if is_type {
+            rest.next();
+        }
+        words.push(match (is_type, word) {
+            (true, "struct") => "an object",
+            (true, _) => "a word",
+            _ => word,
+        });
+    }
+    words.join(" ")
 }
 
 /// `value` as indented JSON that ends in a newline, without a character that a terminal would obey.

@@ -3,6 +3,7 @@
 //! The folder has a mark that says whose results lie in it. Only what this program has written there is ever read or removed: a folder in
 //! which something else lies is refused by name.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -21,7 +22,7 @@ use crate::whole::read_text;
 const MARK_FILE: &str = "of";
 /// Its first line; the second is the key of the run.
 const MARK: &str = "moe-convert training 3";
-const MAX_MARK_BYTES: u64 = 4096;
+const MAX_MARK_BYTES: u64 = 256 << 10;
 /// What the file of a step begins with; the hash of what follows, its name and the key comes next.
 const MAGIC: &[u8] = b"moe-convert step 3\n";
 /// Characters of a SHA-256.
@@ -152,16 +153,20 @@ impl SavedFolder {
         remove().map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
     }
 
-    /// Opens it for the run that `key`, the hash of all that decides what comes of it, stands for. With `resume`, steps that it has
+    /// Opens it for the run that `key` stands for: the hash of all that decides what comes of it and, on a line behind it, a map in JSON of
+    /// what that is by names that users know, for the error that says what differs. With `resume`, steps that it has
     /// finished are taken from here; without, what an earlier run has left is removed. The folder is made by [`Saved::begin`].
     ///
     /// # Errors
     /// [`Kind::Mismatch`] where another run's are to be resumed; as for [`Self::is_used`].
     pub fn open(self, key: String, resume: bool) -> Result<Saved> {
         if resume && self.is_used()? {
-            if self.key()? != key {
-                let what = "what was saved here is of other options, models or texts (which are others on another day where \
-                            a chat template writes the date), or of another build of this program";
+            let saved = self.key()?;
+            if saved != key {
+                let differing = differing(&saved, &key).map_or(String::new(), |differing| format!(": {differing}"));
+                let what =
+                    "what was saved here is of other options, models or texts, or of another build of this program";
+                let what = format!("{what}{differing}");
                 return Err(Error::new(Kind::Mismatch, what)
                     .file(self.dir.join(MARK_FILE))
                     .remedy("give what it began with, or start over without --resume and with --overwrite"));
@@ -171,6 +176,38 @@ impl SavedFolder {
         }
         Ok(Saved { folder: self, key, resume, opened: OnceLock::new() })
     }
+}
+
+/// What is said to differ, at most.
+const MAX_SAID: usize = 3;
+/// A value that is longer isn't shown.
+const MAX_VALUE: usize = 60;
+
+/// What differs of the runs that two keys stand for, where they say.
+fn differing(saved: &str, given: &str) -> Option<String> {
+    let facts = |key: &str| serde_json::from_str::<BTreeMap<String, serde_json::Value>>(key.split_once('\n')?.1).ok();
+    let (saved, given) = (facts(saved)?, facts(given)?);
+    let names: BTreeSet<&String> = saved.keys().chain(given.keys()).collect();
+    let said = |name: &String| {
+        let [before, now] = [&saved, &given].map(|facts| facts.get(name).map(ToString::to_string));
+        match (before, now) {
+            (before, now) if before == now => None,
+            (None, Some(_)) => Some(format!("{name} is new")),
+            (Some(_), None) => Some(format!("{name} is missing")),
+            (Some(before), Some(now)) if before.starts_with("\"dated:") || now.starts_with("\"dated:") => {
+                Some(format!("{name} has changed, or is another on another day, since a chat template writes the date"))
+            }
+            (Some(before), Some(now)) if before.len().max(now.len()) <= MAX_VALUE => {
+                Some(format!("{name} was {before}, and is {now}"))
+            }
+            _ => Some(format!("{name} has changed")),
+        }
+    };
+    let mut said: Vec<String> = names.into_iter().filter_map(said).collect();
+    let more = said.len().saturating_sub(MAX_SAID);
+    said.truncate(MAX_SAID);
+    said.extend((more > 0).then(|| format!("and {more} more")));
+    (!said.is_empty()).then(|| said.join("; "))
 }
 
 impl Saved {
@@ -376,6 +413,18 @@ mod tests {
             }
             fs::write(dir("a/of"), "").unwrap();
         }
+    }
+
+    #[test]
+    fn what_differs_of_another_run_is_named() {
+        let key = |steps: u64, text: &str, extra: &str| {
+            format!("hash\n{{\"--steps\": {steps}, \"words.txt\": \"{}\"{extra}}}", text.repeat(64))
+        };
+        let said = |given: &str| differing(&key(10, "a", ""), given).unwrap_or_default();
+        assert_eq!(said(&key(10, "a", "")), "");
+        assert_eq!(said(&key(20, "a", "")), "--steps was 10, and is 20");
+        assert_eq!(said(&key(10, "b", ", \"more.txt\": 1")), "more.txt is new; words.txt has changed");
+        assert_eq!(said("hash"), "");
     }
 
     #[test]

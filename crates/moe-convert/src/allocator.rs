@@ -52,7 +52,7 @@ fn decay(milliseconds: isize) -> bool {
 
 /// Gives all unused memory back to the system. Buffers of many sizes, as those of experts with more or fewer tokens, never fill the
 /// holes that others left: without this a sweep held twice what it asked for, and more for every layer.
-fn purge() {
+pub fn purge() {
     // SAFETY: the name ends in a zero, stands for all arenas, and takes and gives no value.
     unsafe { mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
 }

@@ -14,8 +14,8 @@ use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, ObserveOptions, Progress, RECEIPT_FILE, Timings, WritingOptions, bench,
-    convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema, selftest, training_left,
-    verify, write_logits,
+    check_small_budget, convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema,
+    selftest, training_left, verify, verify_bytes, write_logits,
 };
 use serde::Serialize;
 
@@ -30,6 +30,9 @@ pub fn run(cli: Cli) -> Result<()> {
     start_threads(cli.common.threads)?;
     remember_remedy(less_memory(&cli.command));
     let session = Session::new(cli.common)?;
+    if let Some(live) = small_work(&cli.command) {
+        check_small_budget(session.common.memory_budget, live, None)?;
+    }
     let mut timings = Timings::default();
     let meter = session.compute.meter.clone();
     let result = match cli.command {
@@ -91,6 +94,18 @@ fn less_memory(command: &Command) -> &'static str {
     }
 }
 
+/// Bytes that commands hold which don't plan what they do; none for those that do.
+fn small_work(command: &Command) -> Option<u64> {
+    match command {
+        Command::Inspect { .. } | Command::Schema | Command::Completions { .. } | Command::Man { .. } => Some(2 << 20),
+        Command::Selftest => Some(SELFTEST_BYTES),
+        _ => None,
+    }
+}
+
+/// What the built-in models, goldens and passes on them hold.
+const SELFTEST_BYTES: u64 = 160 << 20;
+
 /// What comes after a conversion.
 #[derive(Clone, Copy, PartialEq)]
 pub enum After {
@@ -138,6 +153,9 @@ impl Session {
         let Found { device, note } = find_device(common.device)?;
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
+        }
+        if device.is_cpu() && common.device_memory.is_some() && !common.quiet {
+            bar::say("--device-memory is for GPUs, and this run computes on the CPU, which --memory-budget bounds");
         }
         let dtype = match common.dtype {
             ComputeType::F32 => DType::F32,
@@ -286,6 +304,7 @@ impl Session {
     }
 
     fn verify(&self, model: &Path) -> Result<()> {
+        check_small_budget(self.common.memory_budget, verify_bytes(), Some("lower --threads"))?;
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
     }

@@ -48,6 +48,11 @@ pub fn write(dir: &Path, overwrite: bool) -> Result<Vec<PathBuf>> {
                 .remedy("give a directory of man pages, such as ~/.local/share/man/man1"));
         }
     }
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::new(Kind::Usage, "this is a file, and man pages go to a directory")
+            .file(dir)
+            .remedy("give a directory, such as ~/.local/share/man/man1"));
+    }
     fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();

@@ -75,7 +75,8 @@ fn count(n: usize) -> String {
     }
 }
 
-fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
+/// What a receipt says; of a run that is only planned, with how many held-out tokens it will measure on.
+fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'static str, String)> {
     let (source, result) = (&receipt.source, &receipt.result);
     let mut rows = vec![
         ("family", format!("{} → {}", source.model_type, result.model_type)),
@@ -118,6 +119,10 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
     }
     match quality {
         Some(quality) => rows.push(("quality", quality)),
+        None if measured_tokens.is_some() => {
+            let tokens = counted(measured_tokens.unwrap_or_default() as u64, "held-out token");
+            rows.push(("quality", format!("measured when it runs, on {tokens}")));
+        }
         None if receipt.identity == Identity::Exact => {}
         None => {
             // What starts out as its source has nothing to measure yet.
@@ -130,7 +135,11 @@ fn receipt_facts(receipt: &Receipt) -> Vec<(&'static str, String)> {
         rows.push(("trained", training::fact(training)));
     }
     if let Some(why) = receipt.no_figures() {
-        let ask = if receipt.held_out.is_some() { "" } else { "; --held-out TEXT shows what the result costs" };
+        let ask = if receipt.held_out.is_some() || measured_tokens.is_some() {
+            ""
+        } else {
+            "; --held-out TEXT shows what the result costs"
+        };
         rows.push(("trust", format!("{why}{ask}")));
     }
     rows
@@ -176,7 +185,7 @@ fn quality(receipt: &Receipt) -> Option<String> {
 
 /// A finished conversion.
 pub fn conversion(input: &Path, output: &Path, done: &Conversion, after: After) -> String {
-    let mut rows = receipt_facts(&done.receipt);
+    let mut rows = receipt_facts(&done.receipt, None);
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
     let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
@@ -233,10 +242,10 @@ pub fn observation(model: &Path, done: &Observation) -> String {
 
 /// A plan that was not run.
 pub fn plan(output: &Path, planned: &PlannedOutput) -> String {
-    let mut rows = receipt_facts(&planned.receipt);
+    let mut rows = receipt_facts(&planned.receipt, planned.measured_tokens);
     rows.push(("memory", format!("about {}", ByteSize(planned.memory_estimate_bytes))));
     rows.push(("disk", format!("about {} while it runs", ByteSize(planned.disk_bytes))));
-    let of = "estimated from its matrix products and this machine's speed";
+    let of = "estimated from what it reads, its matrix products and this machine's speed";
     rows.extend(planned.time_estimate_seconds.map(|seconds| ("time", format!("{} ({of})", duration(seconds)))));
     rows.extend(planned.receipt.warnings.iter().map(|w| ("warning", w.clone())));
     let shards = planned.shards.iter().map(|(name, bytes)| vec![name.clone(), ByteSize(*bytes).to_string()]);
@@ -258,7 +267,7 @@ pub fn duration(seconds: f64) -> String {
 /// `verify`.
 pub fn verification(model: &Path, report: &VerifyReport) -> String {
     let hashes = match report.hashed_files {
-        Some(files) => format!("{} match SHA256SUMS", counted(files as u64, "file")),
+        Some(files) => format!("{} match SHA256SUMS", counted((files - report.edited.len()) as u64, "file")),
         None => "no SHA256SUMS: not checked".to_owned(),
     };
     let mut rows = vec![
@@ -268,6 +277,10 @@ pub fn verification(model: &Path, report: &VerifyReport) -> String {
     ];
     if !report.unlisted.is_empty() {
         rows.push(("unlisted", format!("SHA256SUMS says nothing of {}", report.unlisted.join(", "))));
+    }
+    if !report.edited.is_empty() {
+        let what = "not what was written, and no loader reads it";
+        rows.push(("edited", format!("{}: {what}", report.edited.join(", "))));
     }
     if report.experts > 0 {
         rows.push(("experts", format!("all {} present in {}", report.experts, counted(report.layers as u64, "layer"))));

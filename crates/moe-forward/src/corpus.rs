@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::batch::Batch;
 use crate::chat::{Clock, Dates};
-use crate::text::{Encoder, Places, Stream, TextFile, Windows};
+use crate::text::{Encoder, LabelRoom, Places, Room, Stream, TextFile, Windows};
 use crate::text_read::{How, TextRead};
 
 /// A data file as the user names it: `path`, `label=path` or `label=path@weight`.
@@ -78,8 +78,10 @@ pub struct TokenizeOptions {
     pub pack: bool,
     /// Which windows are kept: drawn at random with this seed; the first ones without.
     pub sample: Option<u64>,
-    /// As many bytes the tokens of a label may take, at most.
+    /// As many bytes a chat template may hold, at most.
     pub memory_bytes: Option<u64>,
+    /// What all tokens may take, if anything bounds them.
+    pub room: Option<Room>,
     /// The present, for chat templates that write the date.
     pub clock: Clock,
 }
@@ -109,7 +111,8 @@ impl Corpus {
     ///
     /// Files are read from their beginning, up to [`TokenizeOptions::max_tokens`] where windows aren't drawn. Where they are drawn, a label
     /// of more than 4 MiB, and of more than 16 bytes for each token that is wanted, is read at places that the seed
-    /// draws; of others all windows are made, and then drawn.
+    /// draws; of others all windows are made, and then drawn. Where there is no room for all of them, they are made twice: first to
+    /// know how long each is, then to hold those that were drawn.
     ///
     /// # Errors
     /// [`Kind::Missing`] without a tokenizer or a file, [`Kind::Unsupported`] for a file of another format, [`Kind::Malformed`] for lines
@@ -122,6 +125,9 @@ impl Corpus {
         let files = specs.iter().map(open).collect::<Result<Vec<_>>>()?;
         check_weights(specs)?;
         let mut encoder = Encoder::new(model_dir, options.vocab, options.clock).within(options.memory_bytes);
+        let labels =
+            specs.iter().enumerate().filter(|(at, spec)| specs[..*at].iter().all(|s| s.label != spec.label)).count();
+        let room = options.room.map(|room| room.shared(labels, options.max_tokens, options.sample.is_some()));
         let mut texts: Vec<Option<TextRead>> = specs.iter().map(|_| None).collect();
         let mut domains: Vec<Domain> = Vec::new();
         for (first, DataSpec { label, weight, .. }) in specs.iter().enumerate() {
@@ -134,16 +140,19 @@ impl Corpus {
             let mut random = options.sample.map(|seed| sampling::generator(seed, stream));
             let limit = options.max_tokens.map(|limit| limit.max(2));
             let bytes = own_files.iter().map(|file| file.len()).sum();
+            let room = room.map(|room| domains.iter().fold(room, |room, domain| room.without(&domain.sequences)));
             let (mut sequences, read) = match (random.as_mut(), limit) {
                 (Some(random), Some(limit)) if is_large(bytes, limit) => {
-                    drawn(&own_files, &mut encoder, options, limit, random)?
+                    room.map_or(Ok(()), |room| room.check_sample())?;
+                    let (mut sequences, read) = drawn(&own_files, &mut encoder, options, limit, random)?;
+                    draw(&mut sequences, limit, random);
+                    (sequences, read)
                 }
-                (_, limit) => from_beginning(&own_files, &mut encoder, options, limit.filter(|_| random.is_none()))?,
+                (Some(random), Some(limit)) => all_drawn(&own_files, &mut encoder, options, room, limit, random)?,
+                (Some(_), None) => from_beginning(&own_files, &mut encoder, options, None, room)?,
+                (None, limit) => from_beginning(&own_files, &mut encoder, options, limit, room)?,
             };
             if let Some(limit) = limit {
-                if let Some(random) = random.as_mut() {
-                    draw(&mut sequences, limit, random);
-                }
                 truncate(&mut sequences, limit);
             }
             let made: usize = read.iter().map(|read| read.tokens).sum();
@@ -192,18 +201,25 @@ impl Corpus {
     }
 }
 
-/// Keeps sequences drawn at random, in their order, that make up `limit` tokens or just more.
-fn draw(sequences: &mut Vec<Vec<u32>>, limit: usize, random: &mut impl rand_core::RngCore) {
-    let order = sampling::choose(sequences.len(), sequences.len(), random);
+/// Sequences of these lengths, drawn at random, that make up `limit` tokens or just more.
+fn chosen(lengths: &[u32], limit: usize, random: &mut impl rand_core::RngCore) -> BTreeSet<usize> {
+    let order = sampling::choose(lengths.len(), lengths.len(), random);
     let mut kept = BTreeSet::new();
     let mut tokens = 0;
     for index in order {
         if tokens >= limit {
             break;
         }
-        tokens += sequences[index].len();
+        tokens += lengths[index] as usize;
         kept.insert(index);
     }
+    kept
+}
+
+/// Keeps sequences drawn at random, in their order, that make up `limit` tokens or just more.
+fn draw(sequences: &mut Vec<Vec<u32>>, limit: usize, random: &mut impl rand_core::RngCore) {
+    let lengths: Vec<u32> = sequences.iter().map(|sequence| sequence.len() as u32).collect();
+    let kept = chosen(&lengths, limit, random);
     let mut index = 0..;
     sequences.retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
 }
@@ -222,9 +238,6 @@ fn truncate(sequences: &mut Vec<Vec<u32>>, limit: usize) {
 pub const WHOLE_BYTES: u64 = 4 << 20;
 /// Nor is one that is so small for what is wanted of it.
 pub const WHOLE_BYTES_PER_TOKEN: u64 = 16;
-
-/// What a token takes at least: four bytes here, in a batch, and where a window grows; and what is kept of it where it is used.
-const BYTES_A_TOKEN: u64 = 32;
 
 fn is_large(bytes: u64, wanted_tokens: usize) -> bool {
     bytes > WHOLE_BYTES.max(WHOLE_BYTES_PER_TOKEN.saturating_mul(wanted_tokens as u64))
@@ -258,8 +271,45 @@ fn from_beginning(
     encoder: &mut Encoder<'_>,
     options: TokenizeOptions,
     enough: Option<usize>,
+    room: Option<LabelRoom>,
 ) -> Result<(Vec<Vec<u32>>, Vec<TextRead>)> {
     let mut windows = Windows::new(options.sequence_length, options.pack);
+    let texts = fill(&mut windows, files, encoder, options, enough, room)?;
+    Ok((windows.done, texts))
+}
+
+/// Windows of a label's files that `random` draws from all of them, of `limit` tokens or just more; and what was read. What is drawn
+/// doesn't depend on the room that there is.
+fn all_drawn(
+    files: &[&TextFile],
+    encoder: &mut Encoder<'_>,
+    options: TokenizeOptions,
+    room: Option<LabelRoom>,
+    limit: usize,
+    random: &mut impl rand_core::RngCore,
+) -> Result<(Vec<Vec<u32>>, Vec<TextRead>)> {
+    let mut windows = Windows::new(options.sequence_length, options.pack);
+    let texts = fill(&mut windows, files, encoder, options, None, room)?;
+    let Some(lengths) = windows.lengths() else {
+        let mut sequences = windows.done;
+        draw(&mut sequences, limit, random);
+        return Ok((sequences, texts));
+    };
+    let numbers = chosen(lengths, limit, random);
+    let mut held = Windows::chosen(options.sequence_length, options.pack, numbers);
+    fill(&mut held, files, encoder, options, None, room.map(LabelRoom::firm))?;
+    Ok((held.done, texts))
+}
+
+/// Puts a label's files into `windows`, as far as these should have `enough` tokens; what was read.
+fn fill(
+    windows: &mut Windows,
+    files: &[&TextFile],
+    encoder: &mut Encoder<'_>,
+    options: TokenizeOptions,
+    enough: Option<usize>,
+    room: Option<LabelRoom>,
+) -> Result<Vec<TextRead>> {
     let mut texts = Vec::new();
     for file in files {
         if enough.is_some_and(|enough| windows.tokens >= enough) {
@@ -267,16 +317,15 @@ fn from_beginning(
             continue;
         }
         let before = windows.counts();
-        let most = options.memory_bytes.map(|bytes| (bytes / BYTES_A_TOKEN) as usize);
-        let stream = Stream { file, encoder, vocab: options.vocab, enough, most };
-        let end = stream.read(&mut windows).map_err(|e| e.file(file.path()))?;
+        let stream = Stream { file, encoder, vocab: options.vocab, enough, room };
+        let end = stream.read(windows).map_err(|e| e.file(file.path()))?;
         if windows.tokens == before.tokens {
-            return Err(nothing_to_predict(&windows, &before).file(file.path()));
+            return Err(nothing_to_predict(windows, &before).file(file.path()));
         }
         let how = if end < file.len() { How::Beginning(end) } else { How::Whole };
-        texts.push(TextRead::of(file, &windows, &before, how, encoder.take_dates()));
+        texts.push(TextRead::of(file, windows, &before, how, encoder.take_dates()));
     }
-    Ok((windows.done, texts))
+    Ok(texts)
 }
 
 /// Windows at places of a label's files that `random` draws; and what was read.

@@ -55,6 +55,7 @@ pub use quantized::quantized_values;
 pub use router::LoadedRouter;
 pub use states::Storage;
 pub use sweep::{Converted, Converter, ExpertRun, Forcing, Head, Inputs, Observer, Silent, Sweep, Wants, embed};
+pub use text::{HELD_BYTES_A_TOKEN, Room};
 pub use text_read::{TextRead, digests_of};
 pub use tokenizer::{TOKENIZER_FILE, TextTokenizer, special_tokens, tokenizer_files, tokens_beyond_vocabulary};
 pub use work::ForwardWork;

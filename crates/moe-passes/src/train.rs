@@ -138,6 +138,12 @@ impl TrainOptions {
         Ok(())
     }
 
+    /// The most tokens that all steps see, of windows of `length`: one batch where no step is taken.
+    pub fn most_tokens(&self, length: usize) -> usize {
+        let batches = usize::try_from(self.steps.max(1)).unwrap_or(usize::MAX).saturating_mul(self.accumulate);
+        batches.saturating_mul(self.batch_tokens.max(length))
+    }
+
     /// Steps over which the learning rate rises.
     pub fn warmup(&self) -> u64 {
         self.warmup.unwrap_or(self.steps / 20)
@@ -231,7 +237,7 @@ pub struct TrainingText {
     pub sequence_length: usize,
 
     /// At most this many tokens of each label, in windows drawn at random by --seed, large text at random
-    /// places only [default: all].
+    /// places only [default: as many as all steps see].
     #[arg(long, value_name = "TOKENS")]
     #[serde(default)]
     pub data_tokens: Option<usize>,

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use moe_checkpoint::{CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, WriteSummary, Writer, json};
+use moe_checkpoint::{CONFIG_FILE, Existing, LOG_FILE, OutputDir, ShardPlan, SideFiles, WriteSummary, Writer, json};
 use moe_checkpoint::{Error, Kind, Result, read_whole, sha256_bytes};
-use moe_forward::{float_dtype, not_finite};
+use moe_forward::{TOKENIZER_FILE, float_dtype, not_finite};
 use moe_math::Compute;
 use moe_math::encoding::first_non_finite;
 use moe_model::{Verdict, Weight};
@@ -19,15 +19,17 @@ use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
 use crate::live::live_bytes;
 use crate::memory;
+use crate::needs::{self, Work};
 use crate::outputs::{check_places, check_plans};
 use crate::prepare::{Prepared, check_together};
 use crate::progress::{Overlap, Progress, Quiet, Timings, Unit};
 use crate::proof::{Proof, check_stop};
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::report;
-use crate::resources::{ByteSize, RunRecord};
+use crate::resources::{ByteSize, RunRecord, directory_of};
 use crate::train::TrainingDir;
 use crate::trust;
+use crate::verify::has_tokenizer;
 use crate::writing::WritingOptions;
 
 /// Copies of a larger tensor are read again rather than kept in memory.
@@ -57,6 +59,11 @@ impl ConvertOptions {
     pub fn writing(&self) -> WritingOptions {
         WritingOptions { max_shard_size: self.max_shard_size, probe_tokens: self.probe_tokens }
     }
+
+    /// What bounds the work of a run that writes `output`.
+    pub(crate) fn work<'a>(&'a self, output: &'a Path) -> Work<'a> {
+        Work { budget: self.memory_budget, compute: &self.compute, scratch: directory_of(output) }
+    }
 }
 
 /// What a run will write, known before anything is written.
@@ -72,21 +79,49 @@ pub struct PlannedOutput {
     pub disk_bytes: u64,
     /// About how many floating-point operations it takes.
     pub flops: f64,
+    /// Tokens of held-out text that the result will be measured on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured_tokens: Option<usize>,
+    /// Seconds that reading took, text above all, which the run will take again.
+    #[serde(skip)]
+    reading_seconds: f64,
     /// Estimate of its time, in seconds, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_estimate_seconds: Option<f64>,
 }
 
 impl PlannedOutput {
-    /// With an estimate of the time that it takes: its products at this machine's speed, which is measured, and its writing. What is
-    /// done on the host between products, such as groups and alignments of `merge`, isn't in it.
+    /// With an estimate of the time that it takes: its reading, which was done to plan it, its products at this machine's speed, which
+    /// is measured, and its writing. What is done on the host between products, such as groups and alignments of `merge`, isn't in it.
     ///
     /// # Errors
     /// What the device returns.
     pub fn timed(mut self, compute: &Compute) -> Result<Self> {
         let bytes = self.shards.iter().map(|(_, bytes)| bytes).sum();
-        self.time_estimate_seconds = Some(estimate::seconds(self.flops, bytes, compute)?);
+        self.time_estimate_seconds = Some(self.reading_seconds + estimate::seconds(self.flops, bytes, compute)?);
         Ok(self)
+    }
+}
+
+/// What makes tokens of text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HasTokenizer {
+    /// tokenizer.json, which this program reads.
+    Here,
+    /// Files of a tokenizer that only others read.
+    Elsewhere,
+    /// Nothing.
+    Nowhere,
+}
+
+impl HasTokenizer {
+    fn of(files: &SideFiles) -> Self {
+        match () {
+            () if files.carried.iter().any(|file| file.name == TOKENIZER_FILE) => Self::Here,
+            () if has_tokenizer(files) => Self::Elsewhere,
+            () => Self::Nowhere,
+        }
     }
 }
 
@@ -105,6 +140,8 @@ pub struct Conversion {
     pub engines: Vec<Verdict>,
     /// Whether `heal` can train the result further.
     pub heals: bool,
+    /// What makes tokens of text for the result.
+    pub tokenizer: HasTokenizer,
 }
 
 /// Plans a run of passes, each on what the one before makes, without writing anything. What the last `own` of them need is estimated;
@@ -123,7 +160,9 @@ pub fn plan(
 ) -> Result<PlannedOutput> {
     // The plans of those before are written by other runs.
     check_options(&passes[passes.len().saturating_sub(own)..], input, output, options)?;
+    let start = Instant::now();
     let mut prepared = Prepared::new(passes, input, output, options)?;
+    let reading_seconds = start.elapsed().as_secs_f64();
     check_budget(&prepared, options, output)?;
     let promised = memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)).0;
     let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
@@ -137,6 +176,8 @@ pub fn plan(
         memory_estimate_bytes: promised,
         disk_bytes: prepared.disk_bytes(own),
         flops: prepared.flops(own),
+        measured_tokens: prepared.measured_tokens(),
+        reading_seconds,
         time_estimate_seconds: None,
     })
 }
@@ -237,6 +278,7 @@ pub fn convert(
         hashing_seconds: summary.hashing.as_secs_f64(),
         engines: prepared.result().engines(),
         heals: healing(prepared.result()).refuses.is_none(),
+        tokenizer: HasTokenizer::of(&prepared.side_files),
     })
 }
 
@@ -261,9 +303,9 @@ fn create(
 }
 
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {
-    memory::check_budget(options.memory_budget, &prepared.less_memory(), |budget| {
-        prepared.live_bytes(&ConvertOptions { memory_budget: Some(budget), ..options.clone() }, output)
-    })
+    let within = |budget| ConvertOptions { memory_budget: Some(budget), ..options.clone() };
+    let ways = |budget| needs::ways(&prepared.stages(&within(budget), output).ok()?, budget);
+    memory::check_budget(options.memory_budget, ways, |budget| prepared.live_bytes(&within(budget), output))
 }
 
 /// Writes all tensors; ends early where `stop` is set.

@@ -9,7 +9,8 @@ use moe_passes::quantize::Pulled;
 use moe_passes::{CalibrationOptions, Decider, Decisions};
 
 use crate::convert::ConvertOptions;
-use crate::memory::{Text, Watched};
+use crate::memory::{self, Text, Watched};
+use crate::needs::{Needs, Work};
 use crate::observe::calibration;
 use crate::progress::{Progress, Unit};
 use crate::resources::storage;
@@ -31,14 +32,21 @@ pub(crate) struct Deciding {
 const SURVEY_TOKENS: usize = 4096;
 
 impl Deciding {
-    /// Reads the text of `decider` by the tokenizer of the model in `input`.
+    /// Reads the text of `decider`, which converts `source`, by the tokenizer of the model in `input`; `work` says what may be held.
     ///
     /// # Errors
     /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
-    pub fn new(decider: Box<dyn Decider>, input: &Path, vocab: usize) -> Result<Self> {
-        let read = |text: &CalibrationOptions| calibration(text, input, vocab);
-        let (text, corpus) = read(decider.text())?;
-        let (pool, of_pool) = decider.pool_text().map(|text| read(&text)).transpose()?.unzip();
+    pub fn new(decider: Box<dyn Decider>, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
+        let length = decider.text().sequence_length;
+        let of_text = |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
+        let room = of_text("--data-tokens", &|tokens| swept_bytes(&*decider, source, [tokens, 0], length, work));
+        let (text, corpus) = calibration(decider.text(), input, source.vocab, room)?;
+        let own = text.batch.tokens();
+        let read_pool = |text: CalibrationOptions| {
+            let room = of_text("--pool-tokens", &|tokens| swept_bytes(&*decider, source, [own, tokens], length, work));
+            calibration(&text, input, source.vocab, room)
+        };
+        let (pool, of_pool) = decider.pool_text().map(read_pool).transpose()?.unzip();
         // What is too little is so for a reason that isn't seen in the text.
         decider.check_text(&text, pool.as_ref()).map_err(|error| error.source(account(&text, &corpus)))?;
         let of_pool: Option<Corpus> = of_pool;
@@ -46,28 +54,16 @@ impl Deciding {
         Ok(Self { decider, text, read, pool, pulled: None })
     }
 
-    /// Most tokens of a sweep.
-    pub fn most_tokens(&self) -> usize {
-        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
-    }
-
-    /// The most bytes that deciding on `source` holds, which has its hidden states where `options` say.
+    /// The most bytes that deciding on `source` holds, and what it would with less text.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of tokens fits in.
-    pub fn live_bytes(&self, source: &Model, options: &ConvertOptions, scratch: &Path) -> Result<u64> {
-        let text = |tokens: usize, longest: usize| -> Result<Text> {
-            let storage = storage(source, tokens, options.memory_budget, &options.compute, scratch)?;
-            Ok(Text { tokens, longest, storage })
-        };
-        let watched = Watched { left_out: self.decider.leaves_out(), converted: self.decider.observes() };
-        let own = text(self.text.batch.tokens(), self.text.batch.longest())?;
-        let all = text(self.most_tokens(), self.text.batch.longest())?;
-        // What joins of the pool is decided on, too.
-        let working = self.decider.working_bytes(all.swept());
-        let decided = own.resting(source, watched, &options.compute) + working;
-        let decided = decided.max(own.sweep(source, watched, &options.compute));
-        Ok(decided.max(all.sweep(source, Watched::default(), &options.compute)))
+    pub fn needs(&self, source: &Model, work: &Work<'_>) -> Result<Needs> {
+        let tokens = [self.text.batch.tokens(), self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())];
+        let option = if self.pool.is_some() { "--data-tokens and --pool-tokens" } else { "--data-tokens" };
+        Needs::of_text(option, self.text.batch.longest(), |share, length| {
+            swept_bytes(&*self.decider, source, tokens.map(|tokens| share.of(tokens)), length, work)
+        })
     }
 
     /// About how many floating-point operations deciding takes.
@@ -196,6 +192,28 @@ pub(crate) fn decide_together(
         progress.advance(1);
     }
     Ok(())
+}
+
+/// The most bytes that `decider` holds while it decides on `source` by so many `own` tokens and tokens of a pool, in sequences of
+/// `length` at most.
+fn swept_bytes(
+    decider: &dyn Decider,
+    source: &Model,
+    [own, pool]: [usize; 2],
+    length: usize,
+    work: &Work<'_>,
+) -> Result<u64> {
+    let text = |tokens: usize| -> Result<Text> {
+        let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;
+        Ok(Text::first(tokens, length, storage))
+    };
+    let watched = Watched { left_out: decider.leaves_out(), converted: decider.observes() };
+    let (own, all) = (text(own)?, text(own + pool)?);
+    // What joins of the pool is decided on, too.
+    let working = decider.working_bytes(all.swept());
+    let decided = own.resting(source, watched, work.compute) + working;
+    let decided = decided.max(own.sweep(source, watched, work.compute));
+    Ok(decided.max(all.sweep(source, Watched::default(), work.compute)))
 }
 
 /// What became of all tokens of a text.

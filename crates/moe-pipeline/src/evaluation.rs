@@ -88,17 +88,24 @@ pub fn eval(
     checkpoints.iter().flat_map(Checkpoint::warnings).for_each(|warning| progress.note(warning));
     let opened = Model::read(&checkpoints[0])?;
     let original = checkpoints.get(1).map(Model::read).transpose()?;
+    let room = memory::room(memory_budget, "--max-tokens", |tokens| {
+        let storage = storage(&opened, tokens, memory_budget, compute, &std::env::temp_dir())?;
+        let text = Text::first(tokens, options.sequence_length, storage);
+        Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
+    });
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
         vocab: opened.vocab,
         max_tokens: options.max_tokens,
         memory_bytes: memory_budget.map(|budget| budget.0),
+        room,
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
-    memory::check_budget(memory_budget, "lower --max-tokens", |budget| {
+    let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.max_tokens));
+    memory::check_budget(memory_budget, way, |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);
         Ok(memory::evaluation(&opened, original.as_ref(), &text, compute))
     })?;

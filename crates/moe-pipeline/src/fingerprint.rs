@@ -66,7 +66,51 @@ pub(crate) fn of_run<'a>(
     texts: impl IntoIterator<Item = &'a Path>,
     digests: &BTreeMap<PathBuf, String>,
 ) -> Result<String> {
-    let all = serde_json::json!({
+    Ok(sha256_bytes(all_of_run(options, compute, models, texts, digests)?.to_string().as_bytes()))
+}
+
+/// [`of_run`] and, on a line behind it, a map of what that is by names that users know: what a training is saved under. Of `options`,
+/// `own` are those of the pass that trains.
+///
+/// # Errors
+/// What reading returns.
+pub(crate) fn of_training<'a>(
+    options: &serde_json::Value,
+    own: &serde_json::Value,
+    compute: &Compute,
+    models: impl IntoIterator<Item = &'a Checkpoint>,
+    texts: &[&'a Path],
+    digests: &BTreeMap<PathBuf, String>,
+) -> Result<String> {
+    let all = all_of_run(options, compute, models, texts.iter().copied(), digests)?;
+    let mut facts: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    let options = own.as_object().into_iter().flatten();
+    facts.extend(options.map(|(name, value)| (format!("--{name}"), value.clone())));
+    let names = [
+        ("build", "the build of this program"),
+        ("dtype", "--dtype"),
+        ("router_dtype", "--router-dtype"),
+        ("device", "the kind of device"),
+    ];
+    facts.extend(names.map(|(key, name)| (name.to_owned(), all[key].clone())));
+    let models = all["models"].as_array().into_iter().flatten().enumerate();
+    facts.extend(models.map(|(index, model)| match index {
+        0 => ("the model".to_owned(), model.clone()),
+        _ => (format!("model {}", index + 1), model.clone()),
+    }));
+    let hashes = texts.iter().zip(all["texts"].as_array().into_iter().flatten());
+    facts.extend(hashes.map(|(path, hash)| (path.display().to_string(), hash.clone())));
+    Ok(format!("{}\n{}", sha256_bytes(all.to_string().as_bytes()), serde_json::json!(facts)))
+}
+
+fn all_of_run<'a>(
+    options: &serde_json::Value,
+    compute: &Compute,
+    models: impl IntoIterator<Item = &'a Checkpoint>,
+    texts: impl IntoIterator<Item = &'a Path>,
+    digests: &BTreeMap<PathBuf, String>,
+) -> Result<serde_json::Value> {
+    Ok(serde_json::json!({
         "version": VERSION,
         "build": BUILD,
         "dtype": compute.dtype.as_str(),
@@ -75,8 +119,7 @@ pub(crate) fn of_run<'a>(
         "options": options,
         "models": models.into_iter().map(Fingerprint::of).collect::<Result<Vec<_>>>()?,
         "texts": texts.into_iter().map(|path| sha256_of(path, digests)).collect::<Result<Vec<_>>>()?,
-    });
-    Ok(sha256_bytes(all.to_string().as_bytes()))
+    }))
 }
 
 /// The hash of a file, or of what was read of it.

@@ -10,7 +10,7 @@ const UNREPORTED_BYTES: i64 = 64 << 10;
 /// How much is handed out between two looks at resident memory, at least.
 const LOOK_EVERY_BYTES: i64 = 32 << 20;
 /// What the allocator may hold beside a quarter of what is asked for: the program itself, stacks and spare pages.
-const SPARE_BYTES: u64 = 64 << 20;
+const SPARE_BYTES: u64 = 36 << 20;
 
 thread_local! {
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
@@ -68,6 +68,11 @@ impl Live {
         peak
     }
 
+    fn forget_peak(&self) {
+        self.peak.store(self.held.load(Relaxed), Relaxed);
+        self.earlier_peak.store(0, Relaxed);
+    }
+
     fn resident_limit(&self) -> u64 {
         let peak = self.peak().max(0) as u64;
         (peak + peak / 4 + SPARE_BYTES).min(self.budget.load(Relaxed))
@@ -115,6 +120,11 @@ pub fn peak_live_bytes() -> Option<u64> {
     known(LIVE.peak())
 }
 
+/// Counts the most bytes that are held at once from now on.
+pub(crate) fn forget_peak() {
+    LIVE.forget_peak();
+}
+
 /// The most bytes that were held at once since this was called before: a stage ends.
 pub(crate) fn peak_live_bytes_of_stage() -> Option<u64> {
     known(LIVE.end_stage())
@@ -139,6 +149,8 @@ mod tests {
         assert_eq!((live.held.load(Relaxed), live.peak()), (2 * MEGABYTE, 5 * MEGABYTE));
         assert_eq!([live.end_stage(), live.end_stage()], [5 * MEGABYTE, 2 * MEGABYTE]);
         assert_eq!(live.peak(), 5 * MEGABYTE);
+        live.forget_peak();
+        assert_eq!(live.peak(), 2 * MEGABYTE);
     }
 
     #[test]

@@ -45,7 +45,12 @@ pub fn write_logits(
     let found = check_file(output, &LOGITS, overwrite)?;
     let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
     let needed = memory::logits(&model, &text, TOKEN_BLOCK, compute);
-    memory::check_budget(memory_budget, "give fewer tokens", |_| Ok(needed))?;
+    let fewer = |budget| {
+        let text = Text::first(1, 1, Storage::default());
+        memory::fits(memory::logits(&model, &text, TOKEN_BLOCK, compute), budget)
+            .then(|| "give fewer tokens".to_owned())
+    };
+    memory::check_budget(memory_budget, fewer, |_| Ok(needed))?;
     let file = StagedFile::create(output, found)?;
     progress.stage("forward", model.layers.len() as u64, Unit::Layers { tokens: batch.tokens() });
     let mut sweep = Sweep::new(&model, &batch, compute)?;

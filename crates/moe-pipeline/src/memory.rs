@@ -2,16 +2,16 @@
 //! them. Every term names a buffer of the stage that it is of; `tests/it/budget.rs` compares promises with what was held.
 
 use moe_checkpoint::{Error, Kind, Result};
-use moe_forward::{Corpus, Storage};
+use moe_forward::{Corpus, HELD_BYTES_A_TOKEN, Room, Storage};
 use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
 
 use crate::live::{limit_resident_memory, live_bytes};
-use crate::resources::{ByteSize, peak_memory_bytes};
+use crate::resources::{ByteSize, process_peak_memory_bytes};
 
 /// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
-const PROGRAM_BYTES: u64 = 40 << 20;
+const PROGRAM_BYTES: u64 = 24 << 20;
 /// Sequences attend together up to so many tokens, queries of a block see all keys at once, and experts run on so many tokens.
 const ATTENTION_TOKENS: usize = 4096;
 const QUERY_BLOCK: usize = 256;
@@ -37,10 +37,10 @@ pub(crate) fn resident(live: u64) -> ByteSize {
 /// asks for at once under a budget, beyond what is held now: with less of it, hidden states go to a file and graphs aren't kept.
 ///
 /// # Errors
-/// [`Kind::Usage`] then, with the least budget that works and what to lower.
+/// [`Kind::Usage`] then, with the least budget that works, and what else does, which `ways` finds.
 pub(crate) fn check_budget(
     budget: Option<ByteSize>,
-    lower: &str,
+    ways: impl FnOnce(ByteSize) -> Option<String>,
     live: impl Fn(ByteSize) -> Result<u64>,
 ) -> Result<()> {
     let Some(budget) = budget else { return Ok(()) };
@@ -49,7 +49,8 @@ pub(crate) fn check_budget(
     if needed(budget) > budget {
         let least = least_budget(budget, needed);
         let what = format!("this run holds at least about {least} in memory, the budget is {budget}");
-        let remedy = format!("give --memory-budget {}MB or more, or {lower}", with_margin(least));
+        let ways = ways(budget).map_or(String::new(), |ways| format!(", or {ways}"));
+        let remedy = format!("give --memory-budget {}MB or more{ways}", with_margin(least));
         return Err(Error::new(Kind::Usage, what).remedy(remedy));
     }
     // What is handed out between two looks isn't resident yet when it is looked at.
@@ -57,10 +58,19 @@ pub(crate) fn check_budget(
     Ok(())
 }
 
+/// Refuses a command that holds `live` bytes beside the program itself under a budget that is too small for it; `ways` says what makes
+/// that less, if anything does.
+///
+/// # Errors
+/// [`Kind::Usage`] then.
+pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str>) -> Result<()> {
+    check_budget(budget, |_| ways.map(str::to_owned), |_| Ok(live))
+}
+
 /// What to say of a run that held more than `budget`, by a few percent at least: it goes on, since all its work would be lost otherwise,
 /// but what was promised is wrong.
 pub fn passed_budget(budget: ByteSize) -> Option<String> {
-    let held = ByteSize(peak_memory_bytes()?);
+    let held = ByteSize(process_peak_memory_bytes()?);
     (held.0 > budget.0 + budget.0 / 50).then(|| {
         format!(
             "this run held {held} in memory, more than --memory-budget {budget}: please report its command and model"
@@ -88,6 +98,39 @@ fn least_budget(too_small: ByteSize, needed: impl Fn(ByteSize) -> ByteSize) -> B
     ByteSize(enough)
 }
 
+/// Whether a run that asks for `live` bytes at once stays below `budget`.
+pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
+    resident(live + live_bytes().unwrap_or(0)) <= budget
+}
+
+/// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at once; `option` limits the tokens of a
+/// label.
+pub(crate) fn room(
+    budget: Option<ByteSize>,
+    option: &'static str,
+    live: impl Fn(usize) -> Result<u64>,
+) -> Option<Room> {
+    const MOST: usize = 1 << 36;
+    let budget = budget?;
+    let holds = |tokens: usize| {
+        let held = tokens as u64 * HELD_BYTES_A_TOKEN;
+        live(tokens).is_ok_and(|live| fits(live + held, budget))
+    };
+    let mut too_many = 2;
+    while too_many < MOST && holds(too_many) {
+        too_many *= 2;
+    }
+    let mut tokens = too_many / 2;
+    while too_many - tokens > 1 + tokens / 128 {
+        let middle = tokens + (too_many - tokens) / 2;
+        if holds(middle) { tokens = middle } else { too_many = middle }
+    }
+    let tokens = if tokens > 1 { tokens } else { 0 };
+    // Before the work begins there is more room for text than beside it: what it would take is then known, and said.
+    let bytes = (tokens as u64 * HELD_BYTES_A_TOKEN).max(budget.0 / 8);
+    Some(Room { tokens, bytes, option })
+}
+
 /// Text on its way through a model.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
@@ -107,6 +150,11 @@ pub(crate) struct Watched {
 }
 
 impl Text {
+    /// The first `tokens` of a text in sequences of `length`.
+    pub fn first(tokens: usize, length: usize, storage: Storage) -> Self {
+        Self { tokens, longest: length.min(tokens), storage }
+    }
+
     /// All of `corpus`.
     pub fn of(corpus: &Corpus, storage: Storage) -> Self {
         let longest = corpus.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(0);
@@ -316,7 +364,8 @@ pub(crate) fn evaluation(model: &Model, original: Option<&Model>, text: &Text, c
     };
     let own = loaded(model.head_weight(), compute);
     let second = states + own + chosen + text.sweep(original, Watched::default(), compute);
-    let both = 2 * states + own + chosen + head_bytes(original, rows, compute) + logits * (8 + 8 + 8 + 10);
+    // Both logarithms, the one as probabilities, their difference, and the product.
+    let both = 2 * states + own + chosen + head_bytes(original, rows, compute) + logits * (5 * 8);
     first.max(second).max(both)
 }
 
@@ -365,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_budget_that_was_passed_is_named_beside_what_was_held() {
-        let held = peak_memory_bytes().unwrap();
+        let held = process_peak_memory_bytes().unwrap();
         assert_eq!(passed_budget(ByteSize(u64::MAX / 2)), None);
         let said = passed_budget(ByteSize(held / 2)).unwrap();
         let budget = format!("more than --memory-budget {}", ByteSize(held / 2));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use moe_checkpoint::{Checkpoint, Error, FoundFile, Kind, Locations, Result, Snapshot, StagedFile, check_file};
 use moe_forward::{
-    Calibration, Corpus, Group, ObserverOptions, StatisticsObserver, Sweep, TextRead, TokenizeOptions, digests_of,
-    special_tokens,
+    Calibration, Corpus, Group, ObserverOptions, Room, StatisticsObserver, Sweep, TextRead, TokenizeOptions,
+    digests_of, special_tokens,
 };
 use moe_math::Compute;
 use moe_math::load::Load;
@@ -78,17 +78,23 @@ pub struct ObservedLayer {
     pub largest_output: f64,
 }
 
-/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them.
+/// Tokens for a sweep over the checkpoint in `dir`, and what was read for them, which must fit in `room`.
 ///
 /// # Errors
 /// What [`Corpus::load`] returns; [`Kind::Usage`] where no token counts.
-pub(crate) fn calibration(options: &CalibrationOptions, dir: &Path, vocab: usize) -> Result<(Calibration, Corpus)> {
+pub(crate) fn calibration(
+    options: &CalibrationOptions,
+    dir: &Path,
+    vocab: usize,
+    room: Option<Room>,
+) -> Result<(Calibration, Corpus)> {
     let tokenize = TokenizeOptions {
         sequence_length: options.sequence_length,
         vocab,
         max_tokens: Some(options.data_tokens),
         pack: options.pack,
         sample: Some(options.seed),
+        room,
         ..TokenizeOptions::default()
     };
     let corpus = Corpus::load(&options.data, dir, tokenize)?;
@@ -132,7 +138,9 @@ pub fn observe(
     let mut tokens = 0;
     let mut digests = BTreeMap::new();
     if !options.calibration.data.is_empty() {
-        let (calibration, read) = calibration(&options.calibration, dir, model.vocab)?;
+        let scratch = directory_of(output);
+        let room = room(&model, options, memory_budget, compute, scratch);
+        let (calibration, read) = calibration(&options.calibration, dir, model.vocab, room)?;
         read.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
         digests = digests_of(&read.texts)?;
         tokens = calibration.batch.tokens();
@@ -177,7 +185,7 @@ pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute:
     let checkpoint = Checkpoint::open(dir)?;
     let mut digests = BTreeMap::new();
     if !options.calibration.data.is_empty() {
-        digests = digests_of(&calibration(&options.calibration, dir, Model::read(&checkpoint)?.vocab)?.1.texts)?;
+        digests = digests_of(&calibration(&options.calibration, dir, Model::read(&checkpoint)?.vocab, None)?.1.texts)?;
     }
     Ok(file.about().run == Some(hash_of_run(&checkpoint, options, &digests, compute)?))
 }
@@ -202,6 +210,25 @@ impl ObservedLayer {
     }
 }
 
+/// How much text there is room for.
+fn room(
+    model: &Model,
+    options: &ObserveOptions,
+    memory_budget: Option<ByteSize>,
+    compute: &Compute,
+    scratch: &Path,
+) -> Option<Room> {
+    memory::room(memory_budget, "--data-tokens", |tokens| {
+        let storage = storage(model, tokens, memory_budget, compute, scratch)?;
+        let text = Text::first(tokens, options.calibration.sequence_length, storage);
+        Ok(text.sweep(model, watched(options), compute))
+    })
+}
+
+fn watched(options: &ObserveOptions) -> Watched {
+    Watched { left_out: !options.no_left_out, converted: false }
+}
+
 fn sweep(
     model: &Model,
     calibration: &Calibration,
@@ -222,11 +249,21 @@ fn sweep(
     );
     let tokens = calibration.batch.tokens();
     let stored = |budget| storage(model, tokens, budget, compute, directory_of(output));
-    let watched = Watched { left_out: !options.no_left_out, converted: false };
-    memory::check_budget(memory_budget, "lower --data-tokens, or give --no-left-out", |budget| {
+    let live = |budget, watched| -> Result<u64> {
         let text = Text { tokens, longest: calibration.batch.longest(), storage: stored(Some(budget))? };
         Ok(text.sweep(model, watched, compute))
-    })?;
+    };
+    let ways = |budget| {
+        let scratch = directory_of(output);
+        let labels = moe_forward::labels(&calibration.groups).len();
+        let room = room(model, options, memory_budget, compute, scratch);
+        let fewer = room.and_then(|room| room.way(labels, Some(options.calibration.data_tokens)));
+        let unwatched = live(budget, Watched::default()).is_ok_and(|live| memory::fits(live, budget));
+        let no_left_out = (!options.no_left_out && unwatched).then(|| "give --no-left-out".to_owned());
+        let ways: Vec<String> = fewer.into_iter().chain(no_left_out).collect();
+        (!ways.is_empty()).then(|| ways.join(", or "))
+    };
+    memory::check_budget(memory_budget, ways, |budget| live(budget, watched(options)))?;
     let storage = stored(memory_budget)?;
     progress.stage(&format!("observe {tokens} tokens"), model.layers.len() as u64, Unit::Layers { tokens });
     let mut sweep = Sweep::stored(model, &calibration.batch, compute, &storage)?;

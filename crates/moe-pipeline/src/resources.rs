@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use candle_core::Device;
 use moe_checkpoint::{Error, Kind, Result, Seal, json};
@@ -11,7 +12,7 @@ use moe_math::Compute;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::live::peak_live_bytes;
+use crate::live::{forget_peak, peak_live_bytes};
 use crate::portable::portable;
 use crate::progress::Timings;
 
@@ -139,9 +140,27 @@ pub(crate) fn directory_of(output: &Path) -> &Path {
     output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The most memory that this process has held at once: VmHWM, in bytes. `None` where the system doesn't say.
+/// The most that was held before the last [`begin_step`].
+static EARLIER_PEAK: AtomicU64 = AtomicU64::new(0);
+
+/// Lets [`peak_memory_bytes`] and [`peak_live_bytes`] count from now on: a step of a recipe begins. Where the system can't do that, they
+/// go on.
+pub fn begin_step() {
+    EARLIER_PEAK.fetch_max(peak_memory_bytes().unwrap_or(0), Relaxed);
+    // "5" resets VmHWM to what is held now (proc(5)).
+    if std::fs::write("/proc/self/clear_refs", "5").is_ok() {
+        forget_peak();
+    }
+}
+
+/// The most memory that this process has held at once since a step began: VmHWM, in bytes. `None` where the system doesn't say.
 pub fn peak_memory_bytes() -> Option<u64> {
     of_this_process("VmHWM:")
+}
+
+/// The most memory that this process has held at once, in all steps.
+pub fn process_peak_memory_bytes() -> Option<u64> {
+    peak_memory_bytes().map(|peak| peak.max(EARLIER_PEAK.load(Relaxed)))
 }
 
 /// The memory that this process holds now: VmRSS, in bytes. `None` where the system doesn't say.
@@ -225,6 +244,16 @@ mod tests {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
         assert_eq!(ByteSize(1_234_567).to_string(), "1.23 MB");
+    }
+
+    /// What an earlier step held isn't a later one's, but still the process's.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_step_has_a_peak_of_its_own() {
+        drop(std::hint::black_box(vec![1u8; 256 << 20]));
+        begin_step();
+        let (step, process) = (peak_memory_bytes().unwrap(), process_peak_memory_bytes().unwrap());
+        assert!(process >= 256 << 20 && step + (64 << 20) < process, "{step} {process}");
     }
 
     #[test]

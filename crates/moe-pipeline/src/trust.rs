@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::Result;
-use moe_forward::{Corpus, DomainReport, EvalReport, Observer, TokenizeOptions, evaluate};
+use moe_forward::{Corpus, DomainReport, EvalReport, Observer, Room, TokenizeOptions, evaluate};
 use moe_model::Model;
 use moe_passes::HeldOut;
 use serde::Serialize;
@@ -54,15 +54,16 @@ impl StageReport {
     }
 }
 
-/// Reads held-out text by the tokenizer of the model in `dir`.
+/// Reads held-out text by the tokenizer of the model in `dir`, which must fit in `room`.
 ///
 /// # Errors
 /// As for [`Corpus::load`].
-pub(crate) fn corpus(held_out: &HeldOut<'_>, dir: &Path, vocab: usize) -> Result<Corpus> {
+pub(crate) fn corpus(held_out: &HeldOut<'_>, dir: &Path, vocab: usize, room: Option<Room>) -> Result<Corpus> {
     let tokenize = TokenizeOptions {
         sequence_length: held_out.sequence_length,
         vocab,
         max_tokens: Some(held_out.max_tokens),
+        room,
         ..TokenizeOptions::default()
     };
     Corpus::load(held_out.data, dir, tokenize)

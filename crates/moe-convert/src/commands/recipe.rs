@@ -14,11 +14,12 @@ use moe_checkpoint::{
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings, check_summary,
-    copy_finished, is_finished, is_observed, junit, markdown,
+    Average, ConvertOptions, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings, begin_step,
+    check_summary, copy_finished, is_finished, is_observed, junit, markdown,
 };
 
 use super::{After, Session, kind};
+use crate::allocator::purge;
 use crate::render;
 
 impl Session {
@@ -131,6 +132,9 @@ impl Session {
     fn step(&self, recipe: &Recipe, index: usize, how: How, timings: &mut Timings) -> Result<StepResult> {
         let step = &recipe.steps[index];
         let meter = &self.compute.meter;
+        // What an earlier step has left unused isn't this one's.
+        purge();
+        begin_step();
         match &step.kind {
             StepKind::Convert { passes, output, overwrite, writing } => {
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();

@@ -4,16 +4,22 @@ use std::path::Path;
 
 use moe_model::{Answer, Verdict};
 use moe_passes::{Identity, MergeOptions, PruneOptions, UpcycleOptions};
-use moe_pipeline::Conversion;
+use moe_pipeline::{Conversion, HasTokenizer};
+
+/// What stands behind a command that is given ids.
+const IDS: &str = "   # {\"input_ids\": [1, 2, …]} a line: there is no tokenizer.json to make tokens of text";
 
 /// Commands that make sense for what was just written, the cheapest first.
 pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     let receipt = &done.receipt;
     let path = |path: &Path| word(&path.to_string_lossy());
     let (from, out) = (path(input), path(output));
+    // Where nothing here makes tokens of text, ids are what can be given.
+    let data = if done.tokenizer == HasTokenizer::Here { "TEXT" } else { "IDS.jsonl" };
+    let ids = if done.tokenizer == HasTokenizer::Here { "" } else { IDS };
     let mut steps = vec![format!("moe-convert verify {out}")];
     if receipt.held_out.is_none() && receipt.training.as_ref().is_none_or(|training| training.after.is_none()) {
-        steps.push(format!("moe-convert eval {out} --against {from} --data TEXT"));
+        steps.push(format!("moe-convert eval {out} --against {from} --data {data}{ids}"));
     }
     let short_of_training = [UpcycleOptions::NAME, PruneOptions::NAME, MergeOptions::NAME].contains(&receipt.pass);
     if short_of_training && done.heals {
@@ -22,16 +28,17 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
         // Experts that start out alike, or with parts of their own, are what has something to learn.
         let train = if receipt.pass == UpcycleOptions::NAME { " --train router,experts" } else { "" };
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
-        steps.push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data TEXT"));
+        steps.push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {data}{ids}"));
     }
     // Families are those that engines know; what may keep one from serving a result is its quantization.
+    let skip = if done.tokenizer == HasTokenizer::Nowhere { " --skip-tokenizer-init" } else { "" };
     if done.engines.is_empty() {
-        steps.push(format!("vllm serve {out}"));
+        steps.push(format!("vllm serve {out}{skip}"));
     }
     let served = |verdict: &&Verdict| verdict.engine.starts_with("vLLM") && verdict.answer == Answer::Takes;
     steps.extend(done.engines.iter().find(served).map(|verdict| match verdict.says.as_str() {
-        "" => format!("vllm serve {out}   # {}", verdict.engine),
-        says => format!("vllm serve {out}   # {}: {says}", verdict.engine),
+        "" => format!("vllm serve {out}{skip}   # {}", verdict.engine),
+        says => format!("vllm serve {out}{skip}   # {}: {says}", verdict.engine),
     }));
     steps
 }

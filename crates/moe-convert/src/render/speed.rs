@@ -2,7 +2,7 @@
 
 use moe_pipeline::{
     BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings, peak_live_bytes,
-    peak_memory_bytes,
+    process_peak_memory_bytes,
 };
 
 use super::{facts, table};
@@ -45,7 +45,7 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
 pub fn timings(timings: &Timings) -> String {
     let memory = |stage: &Stage| stage.peak_live_bytes.map_or(String::new(), |bytes| ByteSize(bytes).to_string());
     let rows = timings.0.iter().map(|stage| stage_row(stage).into_iter().chain([memory(stage)]).collect());
-    let peaks = [("peak memory", peak_memory_bytes()), ("peak live memory", peak_live_bytes())];
+    let peaks = [("peak memory", process_peak_memory_bytes()), ("peak live memory", peak_live_bytes())];
     let peaks = peaks.into_iter().filter_map(|(name, bytes)| Some(format!("  {name} {}\n", ByteSize(bytes?))));
     table(&["stage", "time", "rate", "live memory"], rows) + &peaks.collect::<String>()
 }

@@ -15,6 +15,8 @@ mod places;
 mod reader;
 mod recognize;
 mod record;
+mod refused;
+mod room;
 mod scan;
 mod source;
 mod stream;
@@ -23,6 +25,8 @@ mod windows;
 
 pub(crate) use encoder::Encoder;
 pub(crate) use places::Places;
+pub(crate) use room::LabelRoom;
+pub use room::{HELD_BYTES_A_TOKEN, Room};
 pub(crate) use source::TextFile;
 pub(crate) use stream::Stream;
 pub(crate) use windows::Windows;

@@ -16,9 +16,10 @@ use super::escaped::Passage;
 use super::reader::Reader;
 use super::recognize::Format;
 use super::record::parse;
+use super::refused::{Place, malformed, too_long};
 use super::scan::{Scanned, scan};
 use super::source::TextFile;
-use super::stream::{MAX_RECORD_BYTES, malformed, tokenize_record, too_long};
+use super::stream::{MAX_RECORD_BYTES, tokenize_record};
 use crate::batch::check_ids;
 use crate::chat::Dates;
 
@@ -184,10 +185,10 @@ impl<'a> FileSample<'a> {
                 }
                 Some(Scanned::Other) if !begins_here => {}
                 Some(Scanned::Other) if end - start > MAX_RECORD_BYTES => {
-                    return Err(malformed(self.reader.file, &place(start), &too_long(end - start)));
+                    return Err(malformed(self.reader.file, &place(start..end), &too_long(end - start)));
                 }
                 Some(Scanned::Other) => units.push(Unit::Record(start..end)),
-                Some(Scanned::Malformed(what)) => return Err(malformed(self.reader.file, &place(start), &what)),
+                Some(Scanned::Malformed(what)) => return Err(malformed(self.reader.file, &place(start..end), &what)),
             }
             start = end + 1;
         }
@@ -211,7 +212,7 @@ impl<'a> FileSample<'a> {
 
     fn record(&mut self, line: Range<u64>, encoder: &mut Encoder<'_>) -> Result<Vec<u32>> {
         self.hash(line.clone())?;
-        let (file, at) = (self.reader.file, place(line.start));
+        let (file, at) = (self.reader.file, place(line.clone()));
         let line = self.reader.bytes(line)?;
         if line.trim_ascii().is_empty() {
             return Ok(Vec::new());
@@ -222,7 +223,7 @@ impl<'a> FileSample<'a> {
             ids.extend_from_slice(found);
             Ok(ControlFlow::Continue(()))
         };
-        let (_, padding) = tokenize_record(encoder, record, (file, &at), &mut take)?;
+        let (_, padding) = tokenize_record(encoder, record, (file, &at.to_string()), &mut take)?;
         self.padding += padding;
         Ok(ids)
     }
@@ -268,8 +269,8 @@ impl<'a> FileSample<'a> {
     }
 }
 
-fn place(at: u64) -> String {
-    format!("the line that begins at byte {at}")
+fn place(line: Range<u64>) -> Place {
+    Place { line, number: None }
 }
 
 #[cfg(test)]

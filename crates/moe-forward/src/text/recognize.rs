@@ -108,12 +108,61 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
         _ if line.trim_ascii() == b"{}" => Ok(records),
         // It is longer than what is looked at, so that no line end was seen.
         Start::Open if line_end.is_none() && !is_all => Ok(records),
-        _ if ending == "json" || is_json(body, is_all) => refused(
-            "JSON, but neither a list of records nor one record per line",
-            "pick its records: jq -c '.[]' FILE > data.jsonl (or '.data[]', as they are called in it)",
+        _ if ending == "json" && !matches!(body.first(), Some(b'{' | b'[')) => refused(
+            "not JSON, though its name says so",
+            "if it is plain text, give it a name that says so: cp FILE data.txt",
         ),
+        _ if ending == "json" || is_json(body, is_all) => {
+            refused("JSON, but neither a list of records nor one record per line", &picking(body))
+        }
         _ => Ok(Content::Text { format: Format::Prose, start }),
     }
+}
+
+/// What makes records of the JSON that begins with `body`.
+fn picking(body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body);
+    let element = body.strip_prefix('[').map(str::trim_start);
+    match element.and_then(|element| element.chars().next()) {
+        Some('"') => return "make a record of each: jq -c '.[] | {text: .}' FILE > data.jsonl".to_owned(),
+        Some('[') => return "make a record of each: jq -c '.[] | {input_ids: .}' FILE > data.jsonl".to_owned(),
+        Some(_) => return "pick its records: jq -c '.[]' FILE > data.jsonl".to_owned(),
+        None => {}
+    }
+    match list_key(&body) {
+        Some(key) => format!("pick its records: jq -c '.[\"{key}\"][]' FILE > data.jsonl"),
+        None => "write it on one line, if it is a record: jq -c . FILE > data.jsonl".to_owned(),
+    }
+}
+
+/// The first key of an object of JSON that has a list of objects.
+fn list_key(text: &str) -> Option<&str> {
+    let (mut depth, mut at, mut key) = (0, 0, "");
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                let end = end_of_string(bytes, at)?;
+                key = if depth == 1 { &text[at + 1..end] } else { key };
+                at = end;
+            }
+            b'[' if depth == 1 && text[at + 1..].trim_start().starts_with('{') => return Some(key),
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// Where the string ends that begins at `start`.
+fn end_of_string(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    while *bytes.get(at)? != b'"' {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    Some(at)
 }
 
 /// Whether a part of the name says that the file has a record of JSON in each line, as in `a.jsonl.txt`.
@@ -201,6 +250,16 @@ mod tests {
         for (text, what, remedy) in cases {
             let error = of("a.bin", text).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains(remedy), "{error}");
+        }
+        for (name, text, picks) in [
+            ("a.json", "{\n \"version\": [1], \"da\\\"ta\": [ {\"text\": \"a\"}]}", "jq -c '.[\"da\\\"ta\"][]' a.json"),
+            ("a.txt", "[\n\"one\"]", "{text: .}"),
+            ("a.txt", "[[1, 2]]", "{input_ids: .}"),
+            ("a.json", "{\n\"text\": \"a\"}", "jq -c . a.json"),
+            ("a.json", "some words", "cp a.json data.txt"),
+        ] {
+            let error = of(name, text).unwrap_err().to_string();
+            assert!(error.contains(picks), "{text}: {error}");
         }
         for (name, text) in [
             ("a.json", "{\n \"data\": [] }"),

@@ -8,6 +8,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::refused::{LIST_OF_RECORDS, TEXT_UNDER};
+
 /// A document, before it is tokenized.
 #[derive(Debug, PartialEq)]
 pub(super) enum Record {
@@ -33,7 +35,17 @@ pub(super) enum Start {
 pub(super) fn parse(line: &[u8]) -> Result<Record, String> {
     let line = std::str::from_utf8(line).map_err(|e| format!("this is not UTF-8: {e}"))?;
     let line = keep_numbers(line);
-    serde_json::from_str::<Fields<'_>>(&line).map_err(|e| said(&e))?.record()
+    serde_json::from_str::<Fields<'_>>(&line).map_err(|e| behind(&line).unwrap_or_else(|| said(&e)))?.record()
+}
+
+/// What is said of a comma behind an object that is right by itself.
+fn behind(line: &str) -> Option<String> {
+    let mut values = serde_json::Deserializer::from_str(line).into_iter::<IgnoredAny>();
+    values.next()?.ok()?;
+    line[values.byte_offset()..]
+        .trim_start()
+        .starts_with(',')
+        .then(|| "trailing characters: a comma stands behind the object".to_owned())
 }
 
 /// Whether `line` begins with an object of JSON that has a key.
@@ -68,8 +80,38 @@ struct Fields<'a> {
     tools: Option<&'a RawValue>,
     input_ids: Option<&'a RawValue>,
     attention_mask: Option<&'a RawValue>,
-    /// Names of its other keys.
-    others: Vec<String>,
+    /// Its other keys.
+    others: Vec<Other>,
+}
+
+/// A key that isn't known.
+struct Other {
+    name: String,
+    /// Whether it has a list of objects, or a text.
+    has_records: bool,
+    has_text: bool,
+}
+
+impl Other {
+    fn new(name: String, value: &RawValue) -> Self {
+        let value = value.get();
+        let has_records = value.strip_prefix('[').is_some_and(|list| list.trim_start().starts_with('{'));
+        Self { name, has_records, has_text: value.starts_with('"') }
+    }
+}
+
+/// Names that data sets have for the text of a record.
+const TEXTS: [&str; 8] = ["content", "body", "document", "raw_content", "article", "story", "passage", "page"];
+
+/// What can be made records of in keys that aren't known.
+fn found(others: &[Other]) -> String {
+    if let Some(other) = others.iter().find(|other| other.has_records) {
+        return format!(", and {LIST_OF_RECORDS}{}\"", other.name);
+    }
+    match others.iter().find(|other| other.has_text && TEXTS.contains(&other.name.as_str())) {
+        Some(other) => format!(", and {TEXT_UNDER}{}\"", other.name),
+        None => String::new(),
+    }
 }
 
 /// A name that isn't known is said with a few of its neighbours.
@@ -87,6 +129,9 @@ impl Fields<'_> {
             }
             return Ok(Record::Ids(ids, Some(mask.into_iter().map(|Truth(seen)| seen).collect())));
         }
+        if text.is_some_and(|text| text.get().starts_with('[')) {
+            return Err("\"text\" is a list, expected a string".to_owned());
+        }
         if let Some(text) = text.map(read::<Option<String>>).transpose()?.flatten() {
             return Ok(Record::Text(text));
         }
@@ -98,7 +143,8 @@ impl Fields<'_> {
                     return Err("none of the known keys".to_owned());
                 }
                 (None | Some(Value::Null), None | Some(Value::Null)) => {
-                    return Err(format!("none of the known keys, but \"{}\"", others.join("\", \"")));
+                    let names: Vec<&str> = others.iter().map(|other| other.name.as_str()).collect();
+                    return Err(format!("none of the known keys, but \"{}\"{}", names.join("\", \""), found(&others)));
                 }
                 (None | Some(Value::Null), Some(_)) => return Err("\"conversations\" is not a list".to_owned()),
                 (Some(_), _) => return Err("\"messages\" is not a list".to_owned()),
@@ -157,9 +203,9 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         "input_ids" => &mut fields.input_ids,
                         "attention_mask" => &mut fields.attention_mask,
                         _ => {
-                            map.next_value::<IgnoredAny>()?;
+                            let value = map.next_value::<&RawValue>()?;
                             if fields.others.len() < MAX_OTHERS {
-                                fields.others.push(key);
+                                fields.others.push(Other::new(key, value));
                             }
                             continue;
                         }

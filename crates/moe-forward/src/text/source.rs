@@ -10,6 +10,9 @@ use moe_checkpoint::{Error, Kind, Result, Scratch, open_file};
 use super::recognize::{Content, Format, HEAD_BYTES, recognize};
 use super::unpack::{lines_of_array, unpacked};
 
+/// What a file was unpacked from whose records are the elements of a list.
+pub(super) const ARRAY: &str = "a JSON array";
+
 /// A data file, read by position.
 pub(crate) struct TextFile {
     path: PathBuf,
@@ -77,7 +80,7 @@ impl TextFile {
                 let (scratch, end) = lines_of_array(&self)?;
                 let mut lines = Self::whole(&self.path, Bytes::Scratch(scratch), end);
                 lines.format = Format::Records;
-                lines.unpacked = Some("a JSON array");
+                lines.unpacked = Some(ARRAY);
                 Ok(lines)
             }
         }
@@ -90,15 +93,25 @@ impl TextFile {
 
     /// Whether its name says the same of it as its content.
     pub fn is_named_so(&self) -> bool {
-        let ending = |path: &Path| path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
-        let ending = match ending(&self.path).as_str() {
-            "gz" => ending(&self.path.with_extension("")),
-            _ => ending(&self.path),
-        };
+        let ending = self.ending();
         match self.format {
-            Format::Prose => true,
+            Format::Prose => other_format(&ending).is_none(),
             Format::Records => matches!(ending.as_str(), "jsonl" | "ndjson" | "jl" | "json"),
         }
+    }
+
+    /// What its name ends with, before a `.gz`.
+    fn ending(&self) -> String {
+        let ending = |path: &Path| path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+        match ending(&self.path).as_str() {
+            "gz" => ending(&self.path.with_extension("")),
+            _ => ending(&self.path),
+        }
+    }
+
+    /// How many bytes of the file stand before byte `at` of its text; none where the text lies elsewhere.
+    pub fn bytes_before(&self, at: u64) -> Option<u64> {
+        self.is_plain().then_some(self.start + at)
     }
 
     /// How many bytes of text there are.
@@ -126,10 +139,24 @@ impl TextFile {
 
     /// What it was taken for, in words.
     pub fn taken_for(&self) -> String {
-        let format = match self.format {
-            Format::Prose => "plain text, one document",
-            Format::Records => "JSON Lines, a document a line",
+        let format = match (self.format, other_format(&self.ending())) {
+            (Format::Prose, None) => "plain text, one document",
+            (Format::Prose, Some(what)) => return format!("plain text, one document, {what} included"),
+            (Format::Records, _) => "JSON Lines, a document a line",
         };
         self.unpacked.map_or(format.to_owned(), |packed| format!("{format}, out of {packed}"))
     }
+}
+
+/// What a file named for another format has around its text, which is taken for text, too.
+fn other_format(ending: &str) -> Option<&'static str> {
+    Some(match ending {
+        "csv" => "commas, quotes and the header of CSV",
+        "tsv" | "tab" | "psv" => "separators and the header of the table",
+        "html" | "htm" | "xhtml" | "xml" | "svg" | "rss" => "tags",
+        "yaml" | "yml" | "toml" | "ini" => "keys",
+        "tex" | "bib" => "commands",
+        "rtf" => "commands of RTF",
+        _ => return None,
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use moe_checkpoint::{Error, Kind, Result, counted};
+use moe_checkpoint::{Error, Result};
 
 use super::encoder::Encoder;
 use super::escaped::Passage;
@@ -10,6 +10,8 @@ use super::pieces::{Held, Parts as _, Read, Take, tokenize};
 use super::reader::Reader;
 use super::recognize::Format;
 use super::record::{Record, parse};
+use super::refused::{Place, malformed, too_long};
+use super::room::LabelRoom;
 use super::scan::{Scanned, scan};
 use super::source::TextFile;
 use super::windows::Windows;
@@ -32,8 +34,8 @@ pub(crate) struct Stream<'a, 'e> {
     pub vocab: usize,
     /// It may stop when there are windows of so many tokens.
     pub enough: Option<usize>,
-    /// More tokens than these are too many to hold.
-    pub most: Option<usize>,
+    /// What its windows may take.
+    pub room: Option<LabelRoom>,
 }
 
 impl Stream<'_, '_> {
@@ -43,13 +45,14 @@ impl Stream<'_, '_> {
     /// [`Kind::Malformed`] for a line that is no record; [`Kind::Usage`] for ids beyond the vocabulary; what reading and the
     /// tokenizer return.
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
-        let Self { file, encoder, vocab, enough, most } = self;
+        let Self { file, encoder, vocab, enough, room } = self;
+        let limits = Limits { vocab, enough, room };
         let mut reader = Reader::new(file);
         let mut at = 0;
         let mut number = 0u64;
         while at < file.len() && (!has_enough(windows, enough) || file.len() <= CHECKED_BYTES) {
             if file.format == Format::Prose {
-                let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
+                let mut take = |ids: &[u32]| limits.take(windows, ids);
                 let passage = Passage { range: 0..file.len(), is_escaped: false };
                 let mut parts = Read { reader: &mut reader, passage, at: 0 };
                 let flow = tokenize(encoder, &mut parts, true, &mut take)?;
@@ -63,6 +66,7 @@ impl Stream<'_, '_> {
             let end = reader.line_end(at)?;
             number += 1;
             let line = at..end;
+            let at_line = line.clone();
             let scanned = if end - at <= HELD_BYTES { Scanned::Other } else { scan(&mut reader, line.clone())? };
             let flow = match scanned {
                 Scanned::Text(range) => {
@@ -72,7 +76,7 @@ impl Stream<'_, '_> {
                     if has_enough(windows, enough) {
                         continue;
                     }
-                    let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
+                    let mut take = |ids: &[u32]| limits.take(windows, ids);
                     tokenize(encoder, &mut parts, true, &mut take)?
                 }
                 Scanned::Other if end - at <= MAX_RECORD_BYTES => {
@@ -81,13 +85,13 @@ impl Stream<'_, '_> {
                     if line.trim_ascii().is_empty() {
                         continue;
                     }
-                    let place = format!("line {number}");
+                    let place = Place { line: at_line, number: Some(number) };
                     let record = parse(line).map_err(|what| malformed(file, &place, &what))?;
                     if has_enough(windows, enough) {
                         continue;
                     }
-                    let mut take = |ids: &[u32]| take_ids(windows, ids, vocab, [enough, most]);
-                    let (flow, padding) = tokenize_record(encoder, record, (file, &place), &mut take)?;
+                    let mut take = |ids: &[u32]| limits.take(windows, ids);
+                    let (flow, padding) = tokenize_record(encoder, record, (file, &place.to_string()), &mut take)?;
                     windows.padding += padding;
                     flow
                 }
@@ -95,8 +99,13 @@ impl Stream<'_, '_> {
                     at = end + 1;
                     continue;
                 }
-                Scanned::Other => return Err(malformed(file, &format!("line {number}"), &too_long(end - at))),
-                Scanned::Malformed(what) => return Err(malformed(file, &format!("line {number}"), &what)),
+                Scanned::Other => {
+                    let place = Place { line: at_line, number: Some(number) };
+                    return Err(malformed(file, &place, &too_long(end - at)));
+                }
+                Scanned::Malformed(what) => {
+                    return Err(malformed(file, &Place { line: at_line, number: Some(number) }, &what));
+                }
             };
             at = end + 1;
             if flow.is_continue() {
@@ -111,36 +120,24 @@ impl Stream<'_, '_> {
     }
 }
 
-/// Puts tokens into `windows`, which want `enough` and may hold `most`.
-fn take_ids(
-    windows: &mut Windows,
-    ids: &[u32],
+/// What a stream may take.
+struct Limits {
     vocab: usize,
-    [enough, most]: [Option<usize>; 2],
-) -> Result<ControlFlow<()>> {
-    check_ids(ids, vocab)?;
-    windows.push(ids);
-    if has_enough(windows, enough) {
-        return Ok(ControlFlow::Break(()));
-    }
-    check_memory(windows, enough, most)?;
-    Ok(ControlFlow::Continue(()))
+    enough: Option<usize>,
+    room: Option<LabelRoom>,
 }
 
-/// Refuses more tokens than `most`, of which its user wants `wanted`.
-fn check_memory(windows: &Windows, wanted: Option<usize>, most: Option<usize>) -> Result<()> {
-    let Some(most) = most.filter(|most| windows.tokens > *most) else { return Ok(()) };
-    let what = format!("this text has more than the {most} tokens that --memory-budget holds");
-    if most < 2 {
-        let what = format!("--memory-budget holds {} of this text", counted(most as u64, "token"));
-        return Err(Error::new(Kind::Usage, what).remedy("raise --memory-budget"));
+impl Limits {
+    /// Puts tokens into `windows`.
+    fn take(&self, windows: &mut Windows, ids: &[u32]) -> Result<ControlFlow<()>> {
+        check_ids(ids, self.vocab)?;
+        windows.push(ids);
+        if has_enough(windows, self.enough) {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.room.map_or(Ok(()), |room| room.check(windows))?;
+        Ok(ControlFlow::Continue(()))
     }
-    let fewer = match wanted {
-        Some(wanted) => format!("ask for {most} tokens or fewer instead of {wanted}"),
-        None => format!("ask for {most} tokens or fewer"),
-    };
-    Err(Error::new(Kind::Usage, what)
-        .remedy(format!("{fewer} (--data-tokens; --max-tokens of eval), or raise --memory-budget")))
 }
 
 fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
@@ -177,33 +174,4 @@ fn of_record(error: Error, file: &TextFile, place: &str) -> Error {
         Some(_) => error.within(&format!("{place} of {}", file.path().display())),
         None => error.within(place),
     }
-}
-
-pub(super) fn too_long(bytes: u64) -> String {
-    format!(
-        "{} MB in one record that isn't \"text\", which must be held whole; the most is {} MB",
-        bytes / 1_000_000,
-        MAX_RECORD_BYTES / 1_000_000
-    )
-}
-
-/// No record at `place`.
-pub(super) fn malformed(file: &TextFile, place: &str, what: &str) -> Error {
-    let remedy = match what {
-        _ if what.contains("surrogate pair") => {
-            "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
-        }
-        _ if what.contains("recursion limit") => {
-            "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep"
-        }
-        _ if ["EOF", "line ends", "trailing characters"].iter().any(|part| what.contains(part)) => {
-            "write each record on a line of its own: jq -c . FILE > data.jsonl"
-        }
-        _ if what.contains("UTF-8") || what.contains("unicode") => {
-            "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl"
-        }
-        _ => "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"",
-    };
-    let remedy = remedy.replace("FILE", &file.path().to_string_lossy());
-    Error::new(Kind::Malformed, format!("{place}: {what}")).file(file.path()).remedy(remedy)
 }

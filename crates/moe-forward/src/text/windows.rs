@@ -1,15 +1,35 @@
 //! Windows of tokens, filled as tokens come.
 
+use std::collections::BTreeSet;
+
+/// Bytes of a window beside its tokens: where it is, and what it leaves unused.
+const WINDOW_BYTES: u64 = 64;
+
+/// Which windows are held of those that are seen.
+#[derive(Debug, Default)]
+enum Kept {
+    #[default]
+    All,
+    /// None of them: how many tokens each has.
+    Lengths(Vec<u32>),
+    /// Those of these numbers.
+    Chosen { numbers: BTreeSet<usize>, seen: usize },
+}
+
 /// The windows of a label.
 #[derive(Debug, Default)]
 pub(crate) struct Windows {
     length: usize,
+    kept: Kept,
     /// Whether they run across documents.
     pack: bool,
     current: Vec<u32>,
-    /// Those that are done, each of at least two tokens.
+    /// Those that are done and held, each of at least two tokens.
     pub done: Vec<Vec<u32>>,
-    /// Tokens in them.
+    /// Tokens in these, and bytes that they take.
+    pub held: usize,
+    pub bytes: u64,
+    /// Tokens in all that are done.
     pub tokens: usize,
     /// Documents that were seen.
     pub documents: usize,
@@ -22,6 +42,26 @@ pub(crate) struct Windows {
 impl Windows {
     pub fn new(length: usize, pack: bool) -> Self {
         Self { length, pack, ..Self::default() }
+    }
+
+    /// Those of these numbers, counted from the first that is done.
+    pub fn chosen(length: usize, pack: bool, numbers: BTreeSet<usize>) -> Self {
+        Self { kept: Kept::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
+    }
+
+    /// Holds no window any more, only how long each is.
+    pub fn count_only(&mut self) {
+        let lengths = self.done.drain(..).map(|window| window.len() as u32).collect();
+        (self.kept, self.held, self.bytes) = (Kept::Lengths(lengths), 0, 0);
+        self.done.shrink_to_fit();
+    }
+
+    /// How long each window is, if that is all that was kept.
+    pub fn lengths(&self) -> Option<&[u32]> {
+        match &self.kept {
+            Kept::Lengths(lengths) => Some(lengths),
+            _ => None,
+        }
     }
 
     /// What was counted until now, without the windows.
@@ -62,8 +102,24 @@ impl Windows {
             1 => self.alone += 1,
             tokens => {
                 self.tokens += tokens;
-                self.done.push(window);
+                self.keep(window);
             }
         }
+    }
+
+    fn keep(&mut self, window: Vec<u32>) {
+        match &mut self.kept {
+            Kept::Lengths(lengths) => return lengths.push(window.len() as u32),
+            Kept::Chosen { numbers, seen } => {
+                *seen += 1;
+                if !numbers.contains(&(*seen - 1)) {
+                    return;
+                }
+            }
+            Kept::All => {}
+        }
+        self.held += window.len();
+        self.bytes += 4 * window.capacity() as u64 + WINDOW_BYTES;
+        self.done.push(window);
     }
 }

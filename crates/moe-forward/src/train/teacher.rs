@@ -40,7 +40,7 @@ pub struct Reference<'a> {
     model: &'a Model,
     compute: &'a Compute,
     kind: TeacherKind,
-    sequences: &'a [Vec<u32>],
+    sequences: &'a [&'a [u32]],
     /// Where each sequence's tokens start among all tokens, and their end.
     offsets: Vec<usize>,
     /// Sequences that run together, and whether their entries are in the file.
@@ -56,7 +56,7 @@ impl<'a> Reference<'a> {
     pub fn new(
         model: &'a Model,
         kind: TeacherKind,
-        sequences: &'a [Vec<u32>],
+        sequences: &'a [&'a [u32]],
         scratch: &Path,
         compute: &'a Compute,
     ) -> Result<Self> {
@@ -102,7 +102,7 @@ impl<'a> Reference<'a> {
     }
 
     fn keep(&self, group: Range<usize>, entries: usize) -> Result<()> {
-        let batch = Batch::new(self.sequences[group.clone()].iter().map(Vec::as_slice));
+        let batch = Batch::new(self.sequences[group.clone()].iter().copied());
         let mut sweep = Sweep::new(self.model, &batch, self.compute)?;
         sweep.run(&mut Silent)?;
         let head = Head::load(self.model, self.compute)?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_forward::{Clock, Corpus, DataSpec, TokenizeOptions, digests_of};
+use moe_forward::{Clock, Corpus, DataSpec, Room, TokenizeOptions, digests_of};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -74,7 +74,11 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
         assert_eq!(corpus.domains[0].sequences, wanted, "{name}");
         // What its name doesn't say is said.
         let said = corpus.texts[0].note().is_some();
-        assert_eq!(said, ["no-ending", "lines.jsonl.txt", "mixed", "mixed.md"].contains(&name.as_str()), "{name}");
+        assert_eq!(
+            said,
+            ["no-ending", "lines.jsonl.txt", "mixed", "mixed.md", "table.csv"].contains(&name.as_str()),
+            "{name}"
+        );
     }
 }
 
@@ -129,12 +133,38 @@ fn text_that_memory_does_not_hold_is_refused() {
     let options = TokenizeOptions {
         sequence_length: 64,
         vocab: 1 << 20,
-        memory_bytes: Some(10_000),
+        room: Some(Room { tokens: 200, bytes: 1800, option: "--data-tokens" }),
         ..TokenizeOptions::default()
     };
     let error = Corpus::load(&[spec(&path)], dir.path(), options).unwrap_err().to_string();
-    assert!(error.contains("--memory-budget") && error.contains("--data-tokens"), "{error}");
+    assert!(error.contains("--memory-budget") && error.contains("--data-tokens 200"), "{error}");
     Corpus::load(&[spec(&path)], dir.path(), TokenizeOptions { max_tokens: Some(100), ..options }).unwrap();
+}
+
+/// What is drawn by a seed is the same where there is room for no more than that.
+#[test]
+fn what_is_drawn_does_not_depend_on_the_room() {
+    let dir = tokenizer("");
+    let path = dir.path().join("text.jsonl");
+    let line = |number: usize| serde_json::json!({ "text": "some words ".repeat(1 + number % 40) }).to_string() + "\n";
+    std::fs::write(&path, (0..500).map(line).collect::<String>()).unwrap();
+    let load = |tokens| {
+        let room = Some(Room { tokens, bytes: 9 * tokens as u64, option: "--data-tokens" });
+        let options = TokenizeOptions {
+            sequence_length: 16,
+            vocab: 1 << 20,
+            max_tokens: Some(400),
+            sample: Some(7),
+            room,
+            ..TokenizeOptions::default()
+        };
+        Corpus::load(&[spec(&path)], dir.path(), options)
+    };
+    let [little, much] = [3000, 1_000_000].map(|tokens| load(tokens).unwrap());
+    assert_eq!(little.domains[0].sequences, much.domains[0].sequences);
+    assert_eq!((little.texts.clone(), little.tokens()), (much.texts, 400));
+    assert!(little.texts[0].tokens > 3000);
+    assert!(load(300).is_err());
 }
 
 /// The digest and the note of a file of conversations, read on a day of December 2026.

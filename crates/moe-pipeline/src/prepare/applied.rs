@@ -11,14 +11,13 @@ use moe_checkpoint::{
 use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decider, Decisions, Effect, Kept, Pass, Plan, Sources, SurveyText, TextSource, TrainingText};
+use moe_passes::{Decider, Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, TrainingText};
 
 use super::beside::Beside;
-use crate::convert::ConvertOptions;
 use crate::deciding::Deciding;
-use crate::memory::Text;
+use crate::memory::{self, Text};
+use crate::needs::{Needs, Share, Work};
 use crate::outputs::PLAN;
-use crate::resources::ByteSize;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
 /// Where a pass finds what it reads, and what it makes goes.
@@ -28,7 +27,7 @@ pub(super) struct Place<'a> {
     pub checkpoint: &'a Checkpoint,
     pub compute: &'a Compute,
     pub spill: &'a Arc<Spill>,
-    pub memory_budget: Option<ByteSize>,
+    pub work: &'a Work<'a>,
 }
 
 /// A pass applied to a model.
@@ -63,7 +62,7 @@ pub(crate) struct Applied<'p> {
 impl<'p> Applied<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
     pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
-        let Place { input, checkpoint, compute, spill, memory_budget } = *place;
+        let Place { input, checkpoint, compute, spill, work } = *place;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
         let beside = Beside::read(pass, &source, first, checkpoint)?;
@@ -76,10 +75,11 @@ impl<'p> Applied<'p> {
         let mut survey_reads = Vec::new();
         let mut texts = Vec::new();
         for survey in &plan.surveys {
-            texts.push(load(&survey.text, input, source.vocab, &mut survey_reads)?);
+            texts.push(load(survey, input, &source, work, &mut survey_reads)?);
         }
-        let deciding = decider.map(|decider| Deciding::new(decider, input, source.vocab)).transpose()?;
-        let read = |training| TrainingTask::read(training, checkpoint, source.vocab, memory_budget);
+        let deciding = decider.map(|decider| Deciding::new(decider, &source, input, work)).transpose()?;
+        let teacher = beside.models.first();
+        let read = |training| TrainingTask::read(training, &plan.model, teacher, checkpoint, work);
         let training = pass.training().map(read).transpose()?;
         Ok(Self {
             pass,
@@ -220,24 +220,41 @@ impl<'p> Applied<'p> {
         made + self.training.as_ref().map_or(0, |task| Need::disk_bytes(&self.plan.model, &task.training))
     }
 
-    /// Live bytes of surveys, decisions and training; hidden states lie in `scratch` where they don't fit.
-    pub(super) fn live_bytes(&self, options: &ConvertOptions, scratch: &Path) -> Result<u64> {
-        let surveyed = self.plan.surveys.iter().zip(&self.texts).map(|(survey, text)| {
+    /// What surveys and training hold, each of which runs by itself.
+    pub(super) fn needs(&self, work: &Work<'_>) -> Result<Vec<Needs>> {
+        let mut needs = Vec::new();
+        for (survey, text) in self.plan.surveys.iter().zip(&self.texts) {
             let batch = text.batch();
-            // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
-            let text = Text { tokens: batch.tokens(), longest: batch.longest(), storage: Storage::default() };
-            let working = survey.surveyor.working_bytes(&self.source, batch.tokens());
-            text.surveyed(&self.source, working, &options.compute)
-        });
-        let decided = self.deciding.iter().map(|deciding| deciding.live_bytes(&self.source, options, scratch));
-        let decided = decided.sum::<Result<u64>>()?;
-        let trained = self.training.as_ref().map(|task| {
+            let live =
+                |share: Share, length| Ok(surveyed(survey, &self.source, share.of(batch.tokens()), length, work));
+            needs.push(match &survey.text {
+                TextSource::Data { .. } => Needs::of_text("--data-tokens", batch.longest(), live)?,
+                TextSource::Prompts { .. } => Needs::fixed(live(Share::All, batch.longest())?),
+            });
+        }
+        if let Some(task) = &self.training {
             let teacher = task.training.teacher.and(self.beside.models.first());
-            let need = task.need(&self.plan.model, teacher, options.memory_budget, &options.compute, scratch);
-            need.map(|need| need.planned(options.memory_budget))
-        });
-        Ok(surveyed.max().unwrap_or(0).max(decided).max(trained.transpose()?.unwrap_or(0)))
+            needs.push(task.needs(&self.plan.model, teacher, work)?);
+        }
+        Ok(needs)
     }
+
+    /// What deciding holds.
+    pub(super) fn deciding_needs(&self, work: &Work<'_>) -> Result<Needs> {
+        self.deciding.as_ref().map_or(Ok(Needs::default()), |deciding| deciding.needs(&self.source, work))
+    }
+
+    /// Tokens that its training is measured on.
+    pub(super) fn measured_tokens(&self) -> Option<usize> {
+        self.training.as_ref().and_then(TrainingTask::measured_tokens)
+    }
+}
+
+/// Live bytes of a survey of `source` on so many tokens, in sequences of `length` at most.
+fn surveyed(survey: &Survey, source: &Model, tokens: usize, length: usize, work: &Work<'_>) -> u64 {
+    // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
+    let text = Text::first(tokens, length, Storage::default());
+    text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
 }
 
 /// All text that `pass` reads, and the given plan.
@@ -271,14 +288,22 @@ pub(super) fn declared(plan: &Plan) -> Result<(Declaration, Model)> {
     Ok((declaration, result))
 }
 
-/// Reads the text of a survey; `reads` is told what was read.
-fn load(text: &TextSource, model_dir: &Path, vocab: usize, reads: &mut Vec<TextRead>) -> Result<SurveyText> {
-    match text {
+/// Reads the text of a survey of `source`; `reads` is told what was read.
+fn load(
+    survey: &Survey,
+    model_dir: &Path,
+    source: &Model,
+    work: &Work<'_>,
+    reads: &mut Vec<TextRead>,
+) -> Result<SurveyText> {
+    match &survey.text {
         TextSource::Data { specs, sequence_length, max_tokens } => {
+            let live = |tokens| Ok(surveyed(survey, source, tokens, *sequence_length, work));
             let options = TokenizeOptions {
                 sequence_length: *sequence_length,
-                vocab,
+                vocab: source.vocab,
                 max_tokens: Some(*max_tokens),
+                room: memory::room(work.budget, "--data-tokens", live),
                 ..TokenizeOptions::default()
             };
             let corpus = Corpus::load(specs, model_dir, options)?;
@@ -288,7 +313,7 @@ fn load(text: &TextSource, model_dir: &Path, vocab: usize, reads: &mut Vec<TextR
         }
         TextSource::Prompts { path, sets } => {
             let prompts = load_prompts(path, model_dir, *sets)?;
-            prompts.batch.check_vocabulary(vocab, path)?;
+            prompts.batch.check_vocabulary(source.vocab, path)?;
             Ok(SurveyText::Prompts(prompts))
         }
     }

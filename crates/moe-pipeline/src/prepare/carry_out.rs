@@ -178,17 +178,17 @@ impl Prepared<'_> {
     ) -> Result<String> {
         let before = &self.applied[..index];
         let options = match before {
-            [] => own,
+            [] => own.clone(),
             _ => {
                 let earlier: Vec<_> = before.iter().map(|applied| applied.pass.options()).collect();
                 serde_json::json!({ "earlier": earlier, "options": own })
             }
         };
         let earlier: Vec<PathBuf> = before.iter().flat_map(Applied::files).collect();
-        let texts = texts.iter().chain(&earlier).map(PathBuf::as_path);
+        let texts: Vec<&Path> = texts.iter().chain(&earlier).map(PathBuf::as_path).collect();
         let read = before.iter().flat_map(|applied| &applied.beside.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
-        fingerprint::of_run(&options, compute, models, texts, &self.digests)
+        fingerprint::of_training(&options, &own, compute, models, &texts, &self.digests)
     }
 
     /// Trains what pass `index` plans, if that is what it does; whether it is.

@@ -13,18 +13,19 @@ use std::sync::Arc;
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards,
 };
-use moe_forward::{Corpus, TextRead, digests_of};
+use moe_forward::{Corpus, Storage, TextRead, digests_of};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Effect, Identity, Pass, Sources};
+use moe_passes::{Effect, HeldOut, Identity, Pass, Sources};
 
 use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
+use crate::needs::{Needs, Work};
 use crate::portable::portable;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, device_kind, directory_of, storage};
-use crate::train::{self, TrainingRecord};
+use crate::train::TrainingRecord;
 use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
 
@@ -91,13 +92,8 @@ impl<'p> Prepared<'p> {
         let checkpoint = Checkpoint::open(input)?;
         let source = Model::read(&checkpoint)?;
         let spill = Arc::new(Spill::new(directory_of(output)));
-        let place = Place {
-            input,
-            checkpoint: &checkpoint,
-            compute: &options.compute,
-            spill: &spill,
-            memory_budget: options.memory_budget,
-        };
+        let work = options.work(output);
+        let place = Place { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill, work: &work };
         let mut applied: Vec<Applied<'p>> = Vec::new();
         for pass in passes {
             let model = applied.last().map_or(&source, |before| &before.result).clone();
@@ -109,7 +105,11 @@ impl<'p> Prepared<'p> {
         let side_files = side_files::of_result(&checkpoint, last.result.family);
         side_files.check_readable()?;
         let held_out = last.pass.held_out();
-        let held_out = held_out.map(|held_out| trust::corpus(&held_out, input, source.vocab)).transpose()?;
+        let read_held_out = |held_out: HeldOut<'_>| {
+            let live = |tokens| measured_bytes(&source, &last.result, tokens, held_out.sequence_length, &work);
+            trust::corpus(&held_out, input, source.vocab, memory::room(work.budget, "--held-out-tokens", live))
+        };
+        let held_out = held_out.map(read_held_out).transpose()?;
         let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
         Ok(Self {
@@ -302,36 +302,57 @@ impl<'p> Prepared<'p> {
         self.applied.iter().try_for_each(Applied::check_unchanged)
     }
 
-    /// What takes less memory than this run does.
-    pub fn less_memory(&self) -> String {
-        match self.applied.iter().find_map(|applied| applied.training.as_ref()) {
-            Some(task) => train::less_memory(&task.training),
-            None => "lower --data-tokens, --held-out-tokens, --probe-tokens or --sequence-length".to_owned(),
-        }
-    }
-
-    /// The most bytes that the run asks for at once beyond those that are held now, with everything planned and no weight read.
+    /// What each stage of the run asks for at once beyond what is held now, with everything planned and no weight read.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a budget that no block of tokens fits in.
-    pub fn live_bytes(&self, options: &ConvertOptions, output: &Path) -> Result<u64> {
-        let scratch = directory_of(output);
-        let (mut first, mut largest) = (0, 0);
+    pub fn stages(&self, options: &ConvertOptions, output: &Path) -> Result<Vec<Needs>> {
+        let work = options.work(output);
+        let mut stages = Vec::new();
+        let mut first = 0;
         while first < self.applied.len() {
             let end = self.end_of_sweep(first);
-            let together = self.applied[first..end].iter().map(|applied| applied.live_bytes(options, scratch));
-            largest = largest.max(together.sum::<Result<u64>>()?);
+            let mut decided = Needs::default();
+            for applied in &self.applied[first..end] {
+                decided = decided.beside(applied.deciding_needs(&work)?);
+                stages.extend(applied.needs(&work)?);
+            }
+            stages.push(decided);
             first = end;
         }
-        let (source, result, compute) = (&self.source, self.result(), &options.compute);
+        let (source, result) = (&self.source, self.result());
         if let Some(corpus) = &self.held_out {
-            let storage = storage(source, corpus.tokens(), options.memory_budget, compute, scratch)?;
-            largest = largest.max(memory::evaluation(result, Some(source), &Text::of(corpus, storage), compute));
+            let longest = Text::of(corpus, Storage::default()).longest;
+            stages.push(Needs::of_text("--held-out-tokens", longest, |share, length| {
+                measured_bytes(source, result, share.of(corpus.tokens()), length, &work)
+            })?);
         }
-        let tensors = &self.declaration().tensors;
         let working = self.applied.iter().map(|applied| applied.plan.working_bytes).max().unwrap_or(0);
-        Ok(largest.max(working + memory::writing(source, result, tensors, options.probe_tokens, compute)))
+        let writing = |probe: usize| {
+            working + memory::writing(source, result, &self.declaration().tensors, probe, &options.compute)
+        };
+        stages.push(Needs::lowered(writing(options.probe_tokens), "lower --probe-tokens", writing(0)));
+        Ok(stages)
     }
+
+    /// The most bytes that the run asks for at once beyond those that are held now.
+    ///
+    /// # Errors
+    /// As for [`Self::stages`].
+    pub fn live_bytes(&self, options: &ConvertOptions, output: &Path) -> Result<u64> {
+        Ok(self.stages(options, output)?.into_iter().map(|stage| stage.live).max().unwrap_or(0))
+    }
+
+    /// Tokens of held-out text that the result will be measured on; none if there is no such text.
+    pub fn measured_tokens(&self) -> Option<usize> {
+        self.held_out.as_ref().map(Corpus::tokens).or_else(|| self.last().measured_tokens())
+    }
+}
+
+/// Live bytes of measuring `result` beside `source` on so many tokens, in sequences of `length` at most.
+fn measured_bytes(source: &Model, result: &Model, tokens: usize, length: usize, work: &Work<'_>) -> Result<u64> {
+    let storage = storage(source, tokens, work.budget, work.compute, work.scratch)?;
+    Ok(memory::evaluation(result, Some(source), &Text::first(tokens, length, storage), work.compute))
 }
 
 fn shards(declaration: &Declaration, max_shard_size: ByteSize) -> Result<Vec<ShardPlan>> {

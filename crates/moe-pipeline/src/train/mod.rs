@@ -20,17 +20,19 @@ use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
 
+use need::less_memory;
 use order::Order;
 use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
 use crate::memory::{self, Text};
+use crate::needs::{Needs, Work};
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
 pub(crate) use dir::TrainingDir;
 pub use dir::training_left;
-pub(crate) use need::{Need, less_memory};
+pub(crate) use need::Need;
 pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
 
@@ -56,47 +58,82 @@ pub(crate) struct TrainingTask {
 }
 
 impl TrainingTask {
-    /// Reads the text by the tokenizer of `source`, of so many tokens; text that `memory` doesn't hold is refused.
+    /// Reads the text to train `model` on, and to measure it on beside `teacher`, by the tokenizer of `source`. What there is no room for
+    /// beside the training is refused.
     ///
     /// # Errors
     /// As for [`Corpus::load`].
-    pub fn read(training: Training, source: &Checkpoint, vocab: usize, memory: Option<ByteSize>) -> Result<Self> {
+    pub fn read(
+        training: Training,
+        model: &Model,
+        teacher: Option<&Model>,
+        source: &Checkpoint,
+        work: &Work<'_>,
+    ) -> Result<Self> {
         let text = &training.text;
         let options = TokenizeOptions {
             sequence_length: text.sequence_length,
-            vocab,
-            memory_bytes: memory.map(|budget| budget.0),
+            vocab: model.vocab,
+            memory_bytes: work.budget.map(|budget| budget.0),
             ..TokenizeOptions::default()
         };
-        let trained =
-            TokenizeOptions { max_tokens: text.data_tokens, pack: text.pack, sample: Some(text.seed), ..options };
-        let measured = TokenizeOptions { max_tokens: Some(text.held_out_tokens), ..options };
+        let need =
+            |measured| Need::of(model, &training, text.sequence_length, teacher, measured, work.compute).bytes(false);
+        let live = |tokens| Ok(need(measured_bytes(model, teacher, tokens, text.sequence_length, work)?));
+        let measured = TokenizeOptions {
+            max_tokens: Some(text.held_out_tokens),
+            room: memory::room(work.budget, "--held-out-tokens", live),
+            ..options
+        };
         let held_out = (!text.held_out.is_empty()).then(|| Corpus::load(&text.held_out, source.dir(), measured));
-        Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out: held_out.transpose()?, training })
+        let held_out = held_out.transpose()?;
+        let measuring = held_out
+            .as_ref()
+            .map_or(Ok(0), |corpus| measured_bytes(model, teacher, corpus.tokens(), text.sequence_length, work))?;
+        let beside = need(measuring);
+        let trained = TokenizeOptions {
+            // No step sees more of a label.
+            max_tokens: Some(text.data_tokens.unwrap_or_else(|| training.options.most_tokens(text.sequence_length))),
+            pack: text.pack,
+            sample: Some(text.seed),
+            room: memory::room(work.budget, "--data-tokens", |_| Ok(beside)),
+            ..options
+        };
+        Ok(Self { text: Corpus::load(&text.data, source.dir(), trained)?, held_out, training })
     }
 
     /// Memory that training `model` takes; held-out text is measured beside `teacher`.
     ///
     /// # Errors
     /// [`moe_checkpoint::Kind::Usage`] for a budget that no block of held-out tokens fits in.
-    pub fn need(
-        &self,
-        model: &Model,
-        teacher: Option<&Model>,
-        memory_budget: Option<ByteSize>,
-        compute: &Compute,
-        scratch: &Path,
-    ) -> Result<Need> {
+    pub fn need(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Need> {
         let measured = match &self.held_out {
             Some(corpus) => {
-                let storage = storage(model, corpus.tokens(), memory_budget, compute, scratch)?;
-                memory::evaluation(model, teacher, &Text::of(corpus, storage), compute)
+                let longest = Text::of(corpus, Storage::default()).longest;
+                measured_bytes(model, teacher, corpus.tokens(), longest, work)?
             }
             None => 0,
         };
-        let sequences = self.text.domains.iter().flat_map(|domain| &domain.sequences);
-        let longest = sequences.map(Vec::len).max().unwrap_or(1);
-        Ok(Need::of(model, &self.training, longest, teacher, measured, compute))
+        Ok(Need::of(model, &self.training, self.longest(), teacher, measured, work.compute))
+    }
+
+    /// The same beside what it would be with less of everything.
+    ///
+    /// # Errors
+    /// As for [`Self::need`].
+    pub fn needs(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Needs> {
+        let live = self.need(model, teacher, work)?.planned(work.budget);
+        let least = Need::least(model, &self.training, teacher, work.compute);
+        Ok(Needs::lowered(live, less_memory(&self.training), least))
+    }
+
+    /// Tokens that it is measured on.
+    pub fn measured_tokens(&self) -> Option<usize> {
+        self.held_out.as_ref().map(Corpus::tokens)
+    }
+
+    fn longest(&self) -> usize {
+        self.text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(1)
     }
 
     /// What was read of its text.
@@ -111,6 +148,18 @@ impl TrainingTask {
         }
         options
     }
+}
+
+/// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at most.
+fn measured_bytes(
+    model: &Model,
+    teacher: Option<&Model>,
+    tokens: usize,
+    length: usize,
+    work: &Work<'_>,
+) -> Result<u64> {
+    let storage = storage(model, tokens, work.budget, work.compute, work.scratch)?;
+    Ok(memory::evaluation(model, teacher, &Text::first(tokens, length, storage), work.compute))
 }
 
 /// What is said where `--resume` finds nothing to go on from.
@@ -141,9 +190,11 @@ impl Subject<'_> {
         let goes_on = self.resume && TrainingDir::of(self.output).is_used()?;
         let saved = TrainingDir::of(self.output).open(self.fingerprint.clone(), self.resume)?;
         let scratch = directory_of(self.output);
-        let need = self.task.need(self.model, self.teacher, self.memory_budget, self.compute, scratch)?;
+        let work = Work { budget: self.memory_budget, compute: self.compute, scratch };
+        let need = self.task.need(self.model, self.teacher, &work)?;
         let keep_graphs = need.check(training, self.memory_budget)?;
-        let sequences: Vec<Vec<u32>> = text.domains.iter().flat_map(|domain| domain.sequences.clone()).collect();
+        let sequences: Vec<&[u32]> =
+            text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::as_slice).collect();
         let precision = match training.options.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
@@ -158,7 +209,7 @@ impl Subject<'_> {
         let mut task = TextTask {
             trainee: Trainee { model: self.model, parameters: &parameters, compute: self.compute, keep_graphs },
             order: Order::new(
-                sequences.iter().map(Vec::len).collect(),
+                sequences.iter().map(|sequence| sequence.len()).collect(),
                 training.options.batch_tokens,
                 training.text.seed,
             ),
@@ -208,7 +259,7 @@ impl Subject<'_> {
 /// Next tokens of text, a teacher, and routers.
 struct TextTask<'a> {
     trainee: Trainee<'a>,
-    sequences: &'a [Vec<u32>],
+    sequences: &'a [&'a [u32]],
     order: Order,
     accumulate: usize,
     reference: Option<Reference<'a>>,
@@ -222,7 +273,7 @@ struct TextTask<'a> {
 impl Task for TextTask<'_> {
     fn gradients(&mut self, gradients: &mut Gradients) -> Result<Losses> {
         let chosen: Vec<Vec<usize>> = (0..self.accumulate).map(|_| self.order.next()).collect();
-        let batch = |windows: &Vec<usize>| Batch::new(windows.iter().map(|w| self.sequences[*w].as_slice()));
+        let batch = |windows: &Vec<usize>| Batch::new(windows.iter().map(|w| self.sequences[*w]));
         let batches: Vec<Batch> = chosen.iter().map(batch).collect();
         let scale = Scale::over(&batches);
         let mut losses = Vec::new();

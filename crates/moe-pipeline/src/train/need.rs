@@ -5,7 +5,7 @@ use moe_forward::Storage;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
-use moe_passes::Training;
+use moe_passes::{TrainOptions, Training};
 
 use crate::live::live_bytes;
 use crate::memory::{self, Text, Watched};
@@ -13,7 +13,10 @@ use crate::resources::{ByteSize, available_memory_bytes};
 
 /// What makes `training` take less memory.
 pub(crate) fn less_memory(training: &Training) -> String {
-    let rest = "lower --batch-tokens or --sequence-length";
+    let rest = match training.text.held_out.is_empty() {
+        true => "lower --batch-tokens or --sequence-length",
+        false => "lower --batch-tokens, --sequence-length or --held-out-tokens",
+    };
     match training.parts.iter().all(|part| *part == Part::Routers) {
         true => rest.to_owned(),
         false => format!("train fewer parts of the model (--train router takes least), {rest}"),
@@ -87,6 +90,16 @@ impl Need {
             head: head_bytes(model, tokens, LOGIT_COPIES) + if trains_head { 8 * embeddings } else { 0 },
             beside: taught.max(measured),
         }
+    }
+
+    /// Live bytes with as little text at once as can be, of routers alone where there are some.
+    pub fn least(model: &Model, training: &Training, teacher: Option<&Model>, compute: &Compute) -> u64 {
+        const TOKENS: usize = 64;
+        let has_routers = Parameters::elements(model, &[Part::Routers]) > 0;
+        let parts = if has_routers { vec![Part::Routers] } else { training.parts.clone() };
+        let options = TrainOptions { batch_tokens: TOKENS, ..training.options.clone() };
+        let least = Training { parts, options, ..training.clone() };
+        Self::of(model, &least, TOKENS, teacher, 0, compute).bytes(false)
     }
 
     /// What is saved of training `model` so on the disk, at most.

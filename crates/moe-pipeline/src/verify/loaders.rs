@@ -156,6 +156,13 @@ pub(super) fn is_pointer(file: &SideFile) -> bool {
         && read_whole(&file.path, MAX_POINTER_BYTES).is_ok_and(|text| text.starts_with(json::LFS_POINTER))
 }
 
+/// Whether these files hold a tokenizer that some loader reads.
+pub(crate) fn has_tokenizer(files: &SideFiles) -> bool {
+    const NAMES: [&str; 6] =
+        ["tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt"];
+    files.carried.iter().any(|file| NAMES.contains(&file.name.as_str()) || file.name.ends_with(".tiktoken"))
+}
+
 /// Notes on `checkpoint`, one sentence each.
 pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     let mut notes = Vec::new();
@@ -213,10 +220,7 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes.extend(of_two_keys(config));
     notes.extend(of_tokens(checkpoint, model));
     notes.extend(checkpoint.warnings().iter().cloned());
-    const TOKENIZERS: [&str; 6] =
-        ["tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt"];
-    let has_one = |name: &str| TOKENIZERS.contains(&name) || name.ends_with(".tiktoken");
-    if !checkpoint.side_files().carried.iter().any(|file| has_one(&file.name)) {
+    if !has_tokenizer(checkpoint.side_files()) {
         notes.push("there is no tokenizer: AutoTokenizer, vLLM and SGLang need one beside the weights".to_owned());
     }
     notes

@@ -6,6 +6,7 @@ mod listed;
 mod loaders;
 mod tokenizer;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Error, Kind, Manifest, Result, Stored, is_weights};
@@ -15,14 +16,17 @@ use moe_model::{Model, Verdict};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::card::CARD_FILE;
 use crate::progress::{Progress, Unit};
 
 pub(crate) use contents::{damaged, ignored};
 pub(crate) use listed::{check_hashes, listed};
-pub(crate) use loaders::pointers;
+pub(crate) use loaders::{has_tokenizer, pointers};
 
 /// Tensors are read in parts of this many bytes.
 const PART_BYTES: u64 = 1 << 20;
+/// What headers and configs of a model take.
+const HEADER_BYTES: u64 = 4 << 20;
 
 /// What was found in a sound checkpoint; anything unsound is an error.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +37,8 @@ pub struct VerifyReport {
     pub hashed_files: Option<usize>,
     /// Files beside them that no manifest lists, and that change nothing for loaders where there is a receipt.
     pub unlisted: Vec<String>,
+    /// Files that no loader reads, and that are not what was written: people write cards.
+    pub edited: Vec<String>,
     /// Tensors of the right shape, with finite values.
     pub tensors: usize,
     /// Their bytes.
@@ -57,9 +63,15 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
-    let (weights, small) = manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
+    let (weights, mut small): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
+    let card = small.remove_entry(CARD_FILE).map(|card| Manifest { files: BTreeMap::from([card]) });
     // A damaged file is damaged, whatever loaders would say of it.
     check_hashes(dir, &Manifest { files: small }, progress)?;
+    let edited = card.map_or(Ok(Vec::new()), |card| match check_hashes(dir, &card, progress) {
+        Err(error) if error.kind() == Kind::Mismatch => Ok(vec![CARD_FILE.to_owned()]),
+        other => other.map(|()| Vec::new()),
+    })?;
     loaders::check(&checkpoint, &model)?;
     check_hashes(dir, &Manifest { files: weights }, progress)?;
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
@@ -77,6 +89,7 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         model_type: model.family.model_type.clone(),
         hashed_files,
         unlisted,
+        edited,
         tensors: checkpoint.tensors().len(),
         bytes,
         layers: model.layers.len(),
@@ -84,6 +97,11 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         notes: loaders::notes(&checkpoint, &model),
         engines: model.engines(),
     })
+}
+
+/// About the most bytes that [`verify`] holds, whatever the size of the checkpoint.
+pub fn verify_bytes() -> u64 {
+    HEADER_BYTES + 2 * rayon::current_num_threads() as u64 * PART_BYTES
 }
 
 fn check_finite(tensor: &Stored, buffer: &mut [u8]) -> Result<()> {

@@ -1,0 +1,112 @@
+//! What is said of a line that is not a record, with a way on that fits what is wrong.
+
+use std::fmt;
+use std::ops::Range;
+
+use moe_checkpoint::{Error, Kind};
+
+use super::source::{ARRAY, TextFile};
+use super::stream::MAX_RECORD_BYTES;
+
+/// A line of a data file.
+pub(super) struct Place {
+    /// Its bytes, without the line break.
+    pub line: Range<u64>,
+    /// Its number from 1 on, where lines were counted.
+    pub number: Option<u64>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            Some(number) => write!(f, "line {number}"),
+            None => write!(f, "the line that begins at byte {}", self.line.start),
+        }
+    }
+}
+
+/// What is wrong with a record of so many bytes.
+pub(super) fn too_long(bytes: u64) -> String {
+    format!(
+        "{} MB in one record that isn't \"text\", which must be held whole; the most is {} MB",
+        bytes / 1_000_000,
+        MAX_RECORD_BYTES / 1_000_000
+    )
+}
+
+/// The line at `place` of `file` is not a record, and `what` says why.
+pub(super) fn malformed(file: &TextFile, place: &Place, what: &str) -> Error {
+    let remedy = remedy(file, place, what).replace("FILE", &file.path().to_string_lossy());
+    Error::new(Kind::Malformed, format!("{place}: {what}")).file(file.path()).remedy(remedy)
+}
+
+fn remedy(file: &TextFile, place: &Place, what: &str) -> String {
+    let has = |parts: &[&str]| parts.iter().any(|part| what.contains(part));
+    if has(&["surrogate pair"]) {
+        return "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+            .to_owned();
+    }
+    if has(&["recursion limit"]) {
+        return "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep".to_owned();
+    }
+    if has(&["EOF", "line ends"]) {
+        return of_unfinished(file, place, what);
+    }
+    if has(&["a comma stands behind"]) {
+        return "take the commas off: sed 's/,[[:space:]]*$//' FILE > data.jsonl".to_owned();
+    }
+    if has(&["trailing characters"]) {
+        return "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned();
+    }
+    if has(&["UTF-8", "unicode"]) {
+        return "write it as UTF-8: if it is Latin-1, iconv -f LATIN1 -t UTF-8 FILE > data.jsonl".to_owned();
+    }
+    if has(&["\"text\" is a list"]) {
+        return "make a record of each: jq -c '.text[] | {text: .}' FILE > data.jsonl".to_owned();
+    }
+    let element = if file.unpacked == Some(ARRAY) { ".[] | " } else { "" };
+    if has(&["invalid type: string"]) && has(&["expected an object"]) {
+        return format!("make a record of each: jq -c '{element}{{text: .}}' FILE > data.jsonl");
+    }
+    if has(&["invalid type: sequence, expected an object"]) {
+        return format!("if these are token ids: jq -c '{element}{{input_ids: .}}' FILE > data.jsonl");
+    }
+    if let Some(key) = what.split_once(LIST_OF_RECORDS).and_then(|(_, rest)| rest.split('"').next()) {
+        return format!("pick them: jq -c '.[\"{key}\"][]' FILE > data.jsonl");
+    }
+    if let Some(key) = what.split_once(TEXT_UNDER).and_then(|(_, rest)| rest.split('"').next()) {
+        return format!("if that is the text: jq -c '{{text: .[\"{key}\"]}}' FILE > data.jsonl");
+    }
+    if has(&["expected value at line 1 column 1", "expected ident at line 1"]) && place.line.start == 0 {
+        return "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"; plain text is taken for such if \
+                its name doesn't say JSON: cp FILE data.txt"
+            .to_owned();
+    }
+    "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"".to_owned()
+}
+
+/// What [`super::record::parse`] says before the name of a key that has a list of objects.
+pub(super) const LIST_OF_RECORDS: &str = "a list of records under \"";
+/// And before one that seems to have the text.
+pub(super) const TEXT_UNDER: &str = "a text under \"";
+
+/// A record that isn't over at the end of its line.
+fn of_unfinished(file: &TextFile, place: &Place, what: &str) -> String {
+    let is_last = place.line.end >= file.len();
+    let begin = file.bytes_before(place.line.start);
+    match (is_last, begin) {
+        (true, _) if place.line.start == 0 => "the file ends within its record: fetch or write it again".to_owned(),
+        (true, Some(bytes)) => {
+            format!(
+                "the file ends within this record: fetch it again, or leave the record out: head -c {bytes} FILE > data.jsonl"
+            )
+        }
+        (true, None) => "the file ends within this record: fetch it again, or leave the record out".to_owned(),
+        // A line break within a text is no JSON for anybody.
+        (false, _) if what.contains("string") => match place.number {
+            Some(number) if begin.is_some() => format!("leave out what is cut off: sed '{number}d' FILE > data.jsonl"),
+            _ => "leave this record out: its text ends within the line".to_owned(),
+        },
+        (false, _) => "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned(),
+    }
+}
