@@ -14,7 +14,7 @@ mod variables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Result, read_text};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, read_text};
 use moe_passes::{DistillOptions, HealOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions, UpcycleOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -149,6 +149,9 @@ impl Recipe {
     /// [`Kind::Usage`], naming the step and the key, where it can't be understood; [`Kind::Io`] where it
     /// can't be read.
     pub fn read(path: &Path, overrides: &[(String, String)]) -> Result<Self> {
+        if path.is_dir() {
+            return Err(directory(path));
+        }
         let text = read_text(path, MAX_BYTES).map_err(|error| {
             let whole = path.with_added_extension("toml");
             match !path.exists() && whole.is_file() {
@@ -232,6 +235,25 @@ fn check_defaults_run(defaults: &BTreeMap<String, toml::Table>, commands: &BTree
 }
 
 /// What is no TOML, or no table of a recipe.
+/// A directory in the place of a recipe.
+fn directory(path: &Path) -> Error {
+    let mut recipes: Vec<String> = std::fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.ends_with(".toml"))
+        .collect();
+    recipes.sort();
+    let remedy = match recipes.first() {
+        Some(first) => format!("give one of the recipes in it, such as {}", path.join(first).display()),
+        None if path.join(CONFIG_FILE).is_file() => {
+            "this is a checkpoint, which a recipe names: give the recipe's TOML file; moe-convert inspect shows checkpoints".to_owned()
+        }
+        None => "give the TOML file of a recipe; docs/recipes.md shows how recipes are written".to_owned(),
+    };
+    Error::new(Kind::Malformed, "a recipe is a file; this is a directory").file(path).remedy(remedy)
+}
+
 fn in_toml(error: &toml::de::Error) -> Error {
     let what = error.to_string();
     let what = format!("{}{}", what.trim_end(), guess_key(&what));
