@@ -75,7 +75,6 @@ fn options_without_their_companion_are_refused() {
     sandbox.write("stats", "");
     let lines = [
         format!("{PRUNE} --experts 12 --method random --held-out-tokens 64"),
-        format!("{PRUNE} --experts 12 --method random --no-baseline"),
         "observe golden/models/moe -o s --add stats --no-left-out".to_owned(),
         "observe golden/models/moe -o s --add stats --seed 1".to_owned(),
         "upcycle golden/models/dense -o out --experts 4 --top-k 2 --data-tokens 64".to_owned(),

@@ -7,7 +7,6 @@ use clap::{ArgMatches, Command};
 /// Commands, options, and another one without which these do nothing.
 const COMPANIONS: &[(&[&str], &[&str], &str)] = &[
     (&["prune", "merge", "quantize", "distill", "heal"], &["held-out-tokens"], "held-out"),
-    (&["prune", "merge", "distill"], &["no-baseline"], "held-out"),
     (
         &["observe"],
         &["no-left-out", "sample-every", "sequence-length", "data-tokens", "pack", "mask-special", "seed"],
@@ -15,7 +14,6 @@ const COMPANIONS: &[(&[&str], &[&str], &str)] = &[
     ),
     (&["upcycle"], &["sequence-length", "data-tokens"], "data"),
     (&["upcycle"], &["noise-fraction"], "noise-std"),
-    (&["heal"], &["from-weight", "teacher", "teacher-tokens"], "from"),
     (&["run"], &["overwrite"], "junit"),
 ];
 
@@ -41,7 +39,7 @@ fn of_companions(name: &str, given: &ArgMatches) -> Option<(String, String)> {
     for (_, options, other) in COMPANIONS.iter().filter(|(commands, ..)| commands.contains(&name)) {
         let alone = options.iter().find(|option| is_given(given, option) && !is_given(given, other));
         if let Some(option) = alone {
-            let what = format!("--{option} does nothing without --{other}");
+            let what = format!("--{option} goes with --{other}");
             return Some((what, format!("give --{other}, or leave --{option} out")));
         }
     }
@@ -88,13 +86,11 @@ mod tests {
     #[test]
     fn what_would_be_ignored_is_refused() {
         for (line, says) in [
-            ("prune m -o o --keep 0.5 --stats s --held-out-tokens 64", "without --held-out"),
-            ("distill m -o o --data d --no-baseline", "without --held-out"),
-            ("observe m -o s --add t --no-left-out", "without --data"),
-            ("observe m -o s --add t --data-tokens 64", "without --data"),
-            ("upcycle m -o o --experts 4 --top-k 2 --data-tokens 64", "without --data"),
-            ("heal m -o o --data d --teacher full", "without --from"),
-            ("run r.toml --overwrite", "without --junit"),
+            ("prune m -o o --keep 0.5 --stats s --held-out-tokens 64", "goes with --held-out"),
+            ("observe m -o s --add t --no-left-out", "goes with --data"),
+            ("observe m -o s --add t --data-tokens 64", "goes with --data"),
+            ("upcycle m -o o --experts 4 --top-k 2 --data-tokens 64", "goes with --data"),
+            ("run r.toml --overwrite", "goes with --junit"),
             ("verify m --dtype f32", "runs no model"),
             ("selftest --router-dtype model", "exact to f32"),
             ("prune m -o o --plan p.json --method reap", "cannot be used with"),

@@ -198,7 +198,7 @@ mod tests {
             ("moe-convert convert model", "'convert'", "see moe-convert --help"),
             (
                 "moe-convert heal m -o o --data d --held-out-tokens 9",
-                "without --held-out",
+                "goes with --held-out",
                 "or leave --held-out-tokens",
             ),
         ] {

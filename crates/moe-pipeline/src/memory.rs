@@ -12,6 +12,8 @@ use crate::resources::{ByteSize, process_peak_memory_bytes};
 
 /// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
 const PROGRAM_BYTES: u64 = 24 << 20;
+/// What may be handed out between two looks at resident memory, beyond what a budget is held to.
+const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
 /// Sequences attend together up to so many tokens, queries of a block see all keys at once, and experts run on so many tokens.
 const ATTENTION_TOKENS: usize = 4096;
 const QUERY_BLOCK: usize = 256;
@@ -33,6 +35,11 @@ pub(crate) fn resident(live: u64) -> ByteSize {
     ByteSize(PROGRAM_BYTES + live + live / 8)
 }
 
+/// The most resident memory of such a run under a budget.
+pub(crate) fn most_resident(live: u64) -> ByteSize {
+    ByteSize(resident(live).0 + BETWEEN_LOOKS_BYTES)
+}
+
 /// Refuses work under a budget that doesn't hold it, and keeps resident memory below the budget otherwise. `live` says what the work
 /// asks for at once under a budget, beyond what is held now: with less of it, hidden states go to a file and graphs aren't kept.
 ///
@@ -45,7 +52,7 @@ pub(crate) fn check_budget(
 ) -> Result<()> {
     let Some(budget) = budget else { return Ok(()) };
     let held = live_bytes().unwrap_or(0);
-    let needed = |budget| live(budget).map_or(ByteSize(u64::MAX), |live| resident(live + held));
+    let needed = |budget| live(budget).map_or(ByteSize(u64::MAX), |live| most_resident(live + held));
     if needed(budget) > budget {
         let least = least_budget(budget, needed);
         let what = format!("this run holds at least about {least} in memory, the budget is {budget}");
@@ -100,7 +107,7 @@ fn least_budget(too_small: ByteSize, needed: impl Fn(ByteSize) -> ByteSize) -> B
 
 /// Whether a run that asks for `live` bytes at once stays below `budget`.
 pub(crate) fn fits(live: u64, budget: ByteSize) -> bool {
-    resident(live + live_bytes().unwrap_or(0)) <= budget
+    most_resident(live + live_bytes().unwrap_or(0)) <= budget
 }
 
 /// How much text `budget` has room for, if `live` says what the work on so many tokens asks for at once; `option` limits the tokens of a

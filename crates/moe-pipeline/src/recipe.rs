@@ -245,7 +245,7 @@ fn directory(path: &Path) -> Error {
         .collect();
     recipes.sort();
     let remedy = match recipes.first() {
-        Some(first) => format!("give one of the recipes in it, such as {}", path.join(first).display()),
+        Some(first) => format!("give one of the files in it, such as {}", path.join(first).display()),
         None if path.join(CONFIG_FILE).is_file() => {
             "this is a checkpoint, which a recipe names: give the recipe's TOML file; moe-convert inspect shows checkpoints".to_owned()
         }

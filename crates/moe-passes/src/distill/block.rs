@@ -105,8 +105,9 @@ const MAX_BATCH_TOKENS: usize = 1 << 20;
 
 /// The bytes of the graph of a step on `tokens` tokens, and of its gradients.
 pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
-    // What is given and wanted, the error and the angle; gate, up, what is made of them, and as much of gradients.
-    4 * tokens * (10 * hidden + 8 * width)
+    // What is given and wanted, the error and the angle; gate, up, what is made of them; as much of gradients, and what these are
+    // added up from.
+    4 * tokens * (13 * hidden + 11 * width)
 }
 
 /// What reaches a layer, and what its mixture gives for it.

@@ -123,7 +123,7 @@ impl Need {
 
     /// Whether there is room to keep all graphs.
     fn keeps_graphs(&self, budget: Option<ByteSize>) -> bool {
-        memory::resident(self.bytes(true) + live_bytes().unwrap_or(0)) <= ByteSize(room(budget) / 2)
+        memory::most_resident(self.bytes(true) + live_bytes().unwrap_or(0)) <= ByteSize(room(budget) / 2)
     }
 
     /// Whether there is room to keep all graphs of `training`, which this is the need of.
@@ -131,7 +131,8 @@ impl Need {
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.
     pub fn check(&self, training: &Training, budget: Option<ByteSize>) -> Result<bool> {
-        let (needed, room) = (memory::resident(self.bytes(false) + live_bytes().unwrap_or(0)), ByteSize(room(budget)));
+        let (needed, room) =
+            (memory::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)), ByteSize(room(budget)));
         if needed > room {
             let what = format!("this training holds about {needed} in memory, there is room for {room}");
             let is_budget = budget.is_some_and(|budget| budget <= room);
