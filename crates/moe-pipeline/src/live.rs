@@ -162,7 +162,7 @@ mod tests {
             due
         };
         assert_eq!([0; 4].map(due), [false, true, false, true]);
-        assert_eq!(live.resident_limit(), (20 + 64) << 20);
+        assert_eq!(live.resident_limit(), (20 << 20) + SPARE_BYTES);
         live.budget.store(7, Relaxed);
         assert_eq!(live.resident_limit(), 7);
     }
