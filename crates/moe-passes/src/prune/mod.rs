@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
+use crate::pass::{DecidedBy, Decider, Decisions, HeldOut, Pass, Plan, Sources};
 use crate::reduce::{Method, ReduceOptions, Size};
 
 pub use choose::Blend;
@@ -25,10 +25,9 @@ use choose::Pruning;
 use plan::PrunePlan;
 
 /// Options that say how experts are chosen, which a given plan has done.
-const DECIDING: [&str; 14] = [
+const DECIDING: [&str; 13] = [
     "method",
     "blend",
-    "plan_out",
     "experts",
     "keep",
     "keep_mass",
@@ -110,7 +109,6 @@ impl PruneOptions {
         let given = [
             ("--method", self.method != Criterion::default()),
             ("--blend", self.blend != Blend::default()),
-            ("--plan-out", self.plan_out.is_some()),
             ("--experts", reduce.experts.is_some()),
             ("--keep", reduce.keep.is_some()),
             ("--keep-mass", reduce.keep_mass.is_some()),
@@ -172,7 +170,10 @@ impl Pass for PruneOptions {
     }
 
     fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
-        let method = serde_json::to_value(self.method).ok().and_then(|m| m.as_str().map(str::to_owned));
+        let method = match decisions.by {
+            DecidedBy::GivenPlan => Some("a given plan".to_owned()),
+            _ => serde_json::to_value(self.method).ok().and_then(|m| m.as_str().map(str::to_owned)),
+        };
         serde_json::to_value(PrunePlan::new(method.unwrap_or_default(), model, decisions)).unwrap_or_default()
     }
 
