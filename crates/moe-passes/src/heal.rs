@@ -151,6 +151,10 @@ impl HealOptions {
 
     /// Refuses to train what `model` doesn't have.
     fn check_parts(&self, model: &Model) -> Result<()> {
+        if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
+            let error = Error::new(Kind::Usage, format!("{option} is about routers, and this model has none"));
+            return Err(error.file(&model.config_file).remedy(format!("leave {option} out: it is a dense model")));
+        }
         if self.train.contains(&Trained::All) {
             return Ok(());
         }

@@ -51,6 +51,28 @@ pub struct ObserveOptions {
     pub calibration: CalibrationOptions,
 }
 
+impl ObserveOptions {
+    /// Refuses what leaves nothing to do, and options of a sweep where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.calibration.data.is_empty() {
+            return self.calibration.check();
+        }
+        if self.add.is_empty() {
+            let error = Error::new(Kind::Usage, "there is nothing to observe");
+            return Err(error.remedy("give --data TEXT, or --add STATS"));
+        }
+        let of_sweep = [("--no-left-out", self.no_left_out), ("--sample-every", self.sample_every != 0)];
+        if let Some((option, _)) = of_sweep.into_iter().find(|(_, is_given)| *is_given) {
+            let what = format!("{option} says what a sweep over --data looks at; statistics to --add are finished");
+            return Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")));
+        }
+        self.calibration.check_used(false)
+    }
+}
+
 /// What was observed.
 #[derive(Debug, Serialize)]
 pub struct Observation {
@@ -112,10 +134,8 @@ pub fn observe(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Observation> {
+    options.check()?;
     let found = check_output(dir, options, output, overwrite)?;
-    if options.calibration.data.is_empty() && options.add.is_empty() {
-        return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
-    }
     let mut snapshot = Snapshot::default();
     snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
     let checkpoint = Checkpoint::open(dir)?;

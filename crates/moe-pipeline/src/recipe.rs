@@ -272,9 +272,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         "observe" => {
             let (output, overwrite) = take_output(&mut table)?;
             let options: ObserveOptions = rest(table)?;
-            if !options.calibration.data.is_empty() {
-                options.calibration.check().map_err(with_keys)?;
-            }
+            options.check().map_err(with_keys)?;
             StepKind::Observe { output, overwrite, options }
         }
         "eval" => {

@@ -184,7 +184,15 @@ impl ReduceOptions {
         model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
         let total = size.after * model.moes().count();
         let counts = equal_mass(&self.masses(sources)?, greatest_top_k(model), total);
-        let after = counts.values().copied().max().unwrap_or(size.after);
+        let most = counts.values().copied().max().unwrap_or(size.after);
+        // All layers are padded to one number: that is what --divisible-by is about.
+        let after = most.next_multiple_of(self.divisible_by);
+        if after > size.before {
+            let (each, before) = (self.divisible_by, size.before);
+            let what = format!("no multiple of --divisible-by {each} is from {most}, which a layer keeps, to {before}");
+            let remedy = "give a smaller --divisible-by, or fewer --experts";
+            return Err(Error::new(Kind::Usage, what).remedy(remedy));
+        }
         Ok(Size { after, counts, ..size })
     }
 
@@ -300,7 +308,7 @@ impl ReduceOptions {
             (true, true, true) if needs.inputs => {
                 error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")
             }
-            _ => Ok(()),
+            _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }
 }

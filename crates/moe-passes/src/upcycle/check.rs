@@ -2,6 +2,7 @@
 
 use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
 
+use super::options::{survey_tokens, window};
 use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::pass::Sources;
@@ -147,6 +148,21 @@ impl UpcycleOptions {
         Ok(())
     }
 
+    /// Refuses what says how --data is read where there is none.
+    fn check_text_used(&self) -> Result<()> {
+        let idle = [
+            ("--data-tokens", self.data_tokens != survey_tokens()),
+            ("--sequence-length", self.sequence_length != window()),
+        ];
+        match idle.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => usage(
+                format!("{option} says how --data is read, and no option here uses any"),
+                format!("leave {option} out, or give --router kmeans --data TEXT"),
+            ),
+            None => Ok(()),
+        }
+    }
+
     fn check_texts(&self) -> Result<()> {
         let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
             || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
@@ -157,7 +173,8 @@ impl UpcycleOptions {
             (false, false) => {
                 return usage("no option here uses --data", "leave it out, or give --router kmeans");
             }
-            _ => {}
+            (false, true) => self.check_text_used()?,
+            (true, false) => {}
         }
         if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
             return Err(Error::new(Kind::Usage, "a weight has no meaning here: every token counts alike")
