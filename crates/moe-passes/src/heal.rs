@@ -10,7 +10,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{Effect, Kept, Pass, Plan, Sources};
+use crate::pass::{Effect, Kept, Pass, Plan, Sources, as_value};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
 /// Options of `heal`.
@@ -106,6 +106,10 @@ fn default_teacher_tokens() -> usize {
     64
 }
 
+/// What is said of a teacher that has nothing to teach.
+const SELF_TAUGHT: &str = "--from is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
+     model before it was pruned, merged or upcycled";
+
 fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
@@ -187,7 +191,7 @@ impl Pass for HealOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {
@@ -250,6 +254,9 @@ impl Pass for HealOptions {
             let rate = self.training.learning_rate;
             let what = "AdamW moves each weight by up to the learning rate in a step";
             warnings.push(format!("{what}, and {rate} is larger than weights are: 1e-4 is usual"));
+        }
+        if self.from.is_some() && matches!(sources.first_alike, [first, teacher] if first == teacher) {
+            warnings.push(SELF_TAUGHT.to_owned());
         }
         let effects = vec![Effect::new("train", kept, why)];
         Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })

@@ -52,13 +52,13 @@ pub use live::{count_allocated, count_freed, live_bytes, peak_live_bytes, reside
 pub use logits::write_logits;
 pub use markdown::{MarkdownCode, MarkdownText};
 pub use memory::passed_budget;
-pub use observe::{Observation, ObserveOptions, ObservedLayer, is_observed, observe};
+pub use observe::{Observation, ObserveOptions, ObservedLayer, check_observe, is_observed, observe};
 pub use outputs::{JUNIT, check_summary};
 pub use progress::{Overlap, Progress, Quiet, Stage, Timings, Unit};
 pub use receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 pub use recipe::{Outcome, Recipe, Step, StepKind, StepOutcome, junit, markdown, recipe_schema};
 pub use resources::{ByteSize, memory_bytes, peak_memory_bytes};
-pub use reuse::{copy_finished, is_finished};
+pub use reuse::{FoundResult, copy_finished, find_result};
 pub use selftest::{Check, selftest};
 pub use statistics::{About, StatisticsFile};
 pub use summary::{Average, DomainSummary, Figures, LoadSummary, Spread, Summary};

@@ -87,6 +87,8 @@ pub struct Observation {
     pub tokens: usize,
     /// Seconds of the sweep.
     pub seconds: f64,
+    /// What the user should know of them.
+    pub warnings: Vec<String>,
 }
 
 /// A layer in short.
@@ -134,8 +136,7 @@ pub fn observe(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Observation> {
-    options.check()?;
-    let found = check_output(dir, options, output, overwrite)?;
+    let found = check_observe(dir, options, output, overwrite)?;
     let mut snapshot = Snapshot::default();
     snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
     let checkpoint = Checkpoint::open(dir)?;
@@ -145,16 +146,20 @@ pub fn observe(
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
+    check_added(&options.add, &added)?;
     let file = StagedFile::create(output, found)?;
     let start = std::time::Instant::now();
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
     let mut tokens = 0;
     let mut digests = BTreeMap::new();
+    let mut has_more = false;
     if !options.calibration.data.is_empty() {
         let (calibration, read) = calibration(&options.calibration, dir, model.vocab)?;
         read.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
         digests = digests_of(&read.texts)?;
+        check_observed_before(&checkpoint, options, &digests, compute, &added)?;
+        has_more = read.texts.iter().any(|text| text.has_more);
         tokens = calibration.batch.tokens();
         groups.clone_from(&calibration.groups);
         layers = sweep(&model, &calibration, options, output, memory_budget, compute, progress)?;
@@ -164,7 +169,10 @@ pub fn observe(
         add(&mut groups, &mut layers, file)?;
     }
     let sizes: BTreeMap<usize, Sizes> = layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
-    let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let observed: Vec<ObservedLayer> = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let more = if has_more { "raise --data-tokens" } else { "give more --data, or --add statistics of more text" };
+    let warnings: Vec<String> = unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
+    warnings.iter().for_each(|warning| progress.note(warning));
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
     let about =
@@ -172,7 +180,50 @@ pub fn observe(
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
-    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
+    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds, warnings })
+}
+
+/// Says of how many experts nothing is known, since no token of the text chose them, and what gives `more`.
+pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) -> Option<String> {
+    let (dead, all) = loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));
+    (dead > 0).then(|| {
+        format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
+    })
+}
+
+/// Refuses to count text twice: the statistics `added`, read from `paths`, of one run.
+fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
+    let same = |a: usize, b: usize| {
+        let real = |at: usize| paths[at].canonicalize().ok();
+        let run = |at: usize| added[at].about().run.as_ref();
+        real(a).is_some_and(|path| Some(path) == real(b)) || run(a).is_some_and(|hash| Some(hash) == run(b))
+    };
+    let twice = (0..added.len()).find_map(|b| (0..b).find(|a| same(*a, b)).map(|a| (a, b)));
+    let Some((a, b)) = twice else { return Ok(()) };
+    let of = if paths[a] == paths[b] {
+        "are added twice".to_owned()
+    } else {
+        format!("are those of {}", paths[a].display())
+    };
+    Err(Error::new(Kind::Usage, format!("these statistics {of}, whose text would count twice"))
+        .file(&paths[b])
+        .remedy("give --add once for each run of observe"))
+}
+
+/// Refuses to observe what statistics to be `added` were made of.
+fn check_observed_before(
+    checkpoint: &Checkpoint,
+    options: &ObserveOptions,
+    digests: &BTreeMap<PathBuf, String>,
+    compute: &Compute,
+    added: &[StatisticsFile],
+) -> Result<()> {
+    let alone = ObserveOptions { add: Vec::new(), ..options.clone() };
+    let run = Some(hash_of_run(checkpoint, &alone, digests, compute)?);
+    let Some(at) = added.iter().position(|file| file.about().run == run) else { return Ok(()) };
+    Err(Error::new(Kind::Usage, "these statistics are of the same text as --data, which would count twice")
+        .file(&options.add[at])
+        .remedy("give other text, or leave --data or --add out"))
 }
 
 /// Refuses a model, that of the checkpoint `dir`, without experts to observe.
@@ -286,7 +337,12 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
     Ok(())
 }
 
-fn check_output(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
+/// Refuses what can't be observed, or written there, whatever the model; what lies there now.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn check_observe(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
+    options.check()?;
     let mut locations = Locations::default();
     let texts = options.calibration.data.iter().map(|spec| &spec.path);
     texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));

@@ -278,6 +278,21 @@ impl ReduceOptions {
         }
     }
 
+    /// What is said where no expert goes, which nobody needs a conversion for.
+    pub(crate) fn keeps_all(&self, size: &Size) -> Option<String> {
+        let all = size.before;
+        let asked = match self.keep {
+            Some(keep) if keep == 1.0 => {
+                "--keep 1 is a share, all of them; for one expert a layer, give --experts 1".to_owned()
+            }
+            _ if self.divisible_by > 1 => {
+                format!("lower --divisible-by {}, or the number of experts", self.divisible_by)
+            }
+            _ => format!("ask for fewer than {all}"),
+        };
+        size.keeps_all().then(|| format!("all {all} experts of each layer stay: {asked}"))
+    }
+
     /// Files of text that are named.
     pub(crate) fn texts(&self) -> Vec<&Path> {
         DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()

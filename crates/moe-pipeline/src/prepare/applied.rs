@@ -153,6 +153,22 @@ impl<'p> Applied<'p> {
         texts(self.pass, &self.plan, decider).into_iter().chain(statistics).collect()
     }
 
+    /// All windows of text that it surveys, decides or trains on.
+    pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
+        let decided = self.deciding.iter().flat_map(Deciding::windows);
+        surveyed.chain(decided).chain(self.training.iter().flat_map(TrainingTask::windows))
+    }
+
+    /// The files of that text.
+    pub(super) fn learned_from(&self) -> Vec<PathBuf> {
+        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
+        let decided = self.deciding.iter().flat_map(|deciding| decided_on(deciding.decider.as_ref()));
+        let trained =
+            self.training.iter().flat_map(|task| DataSpec::files(&task.training.text.data)).map(Path::to_owned);
+        surveyed.chain(decided).chain(trained).collect()
+    }
+
     /// What was read of text that isn't measured on.
     pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
         let deciding = self.deciding.iter().flat_map(|deciding| &deciding.read);
