@@ -128,6 +128,12 @@ impl HealOptions {
         self.train.iter().flat_map(parts).collect()
     }
 
+    /// The parts that are trained, as --train has them.
+    fn words(&self) -> String {
+        let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
+        words.map(|word| word.get_name().to_owned()).collect::<Vec<_>>().join(", ")
+    }
+
     fn teacher(&self) -> Option<TeacherOptions> {
         let kind = match self.teacher {
             TeacherTokens::Full => TeacherKind::Logits,
@@ -240,11 +246,9 @@ impl Pass for HealOptions {
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check(sources)?;
         let model = sources.model.clone();
-        let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
-        let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
         let (kept, why) = match self.training.steps {
             0 => (Kept::Exactly, "no step is taken".to_owned()),
-            steps => (Kept::No, format!("{} trained for up to {}", words.join(", "), counted(steps, "step"))),
+            steps => (Kept::No, format!("{} trained for up to {}", self.words(), counted(steps, "step"))),
         };
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
         if !model.mtp.is_empty() {
@@ -260,6 +264,11 @@ impl Pass for HealOptions {
         }
         let effects = vec![Effect::new("train", kept, why)];
         Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
+    }
+
+    fn trained(&self, steps: u64) -> Option<Effect> {
+        (steps > 0)
+            .then(|| Effect::new("train", Kept::No, format!("{} trained for {}", self.words(), counted(steps, "step"))))
     }
 
     fn training(&self) -> Option<Training> {

@@ -10,6 +10,7 @@ use moe_passes::check_windows;
 use serde::Deserialize;
 
 use crate::gates::Gates;
+use crate::learned;
 use crate::memory::{self, Text};
 use crate::progress::{LayerProgress, Progress, Unit};
 use crate::resources::{ByteSize, storage};
@@ -97,6 +98,7 @@ pub fn eval(
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
+    learned::notes(model, &options.data)?.iter().for_each(|note| progress.note(note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
     memory::check_budget(memory_budget, "lower --max-tokens", |budget| {
         let text = Text::of(&corpus, stored(Some(budget))?);

@@ -16,6 +16,7 @@ mod evaluation;
 mod fingerprint;
 mod gates;
 mod inspect;
+mod learned;
 mod live;
 mod logits;
 mod markdown;

@@ -81,7 +81,7 @@ fn finished(
     }
     // Whose list was changed, or to which something was added, isn't the result that was finished.
     let manifest = listed(output).ok().and_then(|(manifest, _)| manifest);
-    let manifest = manifest.filter(|manifest| check_hashes(output, manifest, &Quiet).is_ok());
+    let manifest = manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
     Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
 }
 

@@ -110,6 +110,12 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What so many `steps` of that training did to the function, of which the plan could only say how many there may be.
+    fn trained(&self, steps: u64) -> Option<Effect> {
+        let _ = steps;
+        None
+    }
+
     /// Whether it trains, before or while it decides.
     fn trains(&self) -> bool {
         self.training().is_some()

@@ -130,6 +130,9 @@ impl<'p> Applied<'p> {
     /// Puts `model`, which was trained, in the place of the planned one.
     pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
         self.plan.model = model;
+        if let Some(effect) = self.pass.trained(record.steps) {
+            self.plan.effects = vec![effect];
+        }
         if record.steps > 0 && record.written == 0 {
             let why = "no measurement was better than the one before the first step: the weights are the source's";
             self.plan.effects = vec![Effect { option: "train".to_owned(), kept: Kept::Exactly, why: why.to_owned() }];

@@ -23,14 +23,20 @@ fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
     let share = shared as f64 / held_out.tokens().max(1) as f64;
     let learned: Vec<PathBuf> = applied.iter().flat_map(Applied::learned_from).filter_map(real).collect();
     let twice = held_out.texts.iter().find(|text| real(text.path.clone()).is_some_and(|path| learned.contains(&path)));
-    let remedy = "what is measured on it looks better than it is: give --held-out other text";
+    let remedy = "give --held-out other text";
     if share >= LEAST_SHARE {
         let percent = 100.0 * share;
         return Some(format!(
-            "{percent:.0} % of the held-out text stands in the text that was learned from, too; {remedy}"
+            "{percent:.0} % of the held-out text stands in the text that was learned from, so that what is measured looks better than it is: \
+             {remedy}"
         ));
     }
-    twice.map(|text| format!("{} is learned from and held out, too; {remedy}", portable(&text.path)))
+    twice.map(|text| {
+        format!(
+            "{} is learned from and held out, which differ only as far as the seed draws other windows: {remedy}",
+            portable(&text.path)
+        )
+    })
 }
 
 fn real(path: PathBuf) -> Option<PathBuf> {

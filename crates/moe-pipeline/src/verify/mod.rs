@@ -59,9 +59,9 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
     let (weights, small) = manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
     // A damaged file is damaged, whatever loaders would say of it.
-    check_hashes(dir, &Manifest { files: small }, progress)?;
+    check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
     loaders::check(&checkpoint, &model)?;
-    check_hashes(dir, &Manifest { files: weights }, progress)?;
+    check_hashes(dir, &Manifest { files: weights }, "weights", progress)?;
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
     progress.stage("check values", bytes, Unit::Bytes);
     let tensors: Vec<&Stored> = checkpoint.tensors().values().collect();
