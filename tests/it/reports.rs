@@ -71,8 +71,8 @@ fn a_result_in_the_way_says_how_it_differs() {
     sandbox.run("run r.toml").succeeds();
     let mut problems = Vec::new();
     for (keys, words) in [
-        ("max-shard-size = \"20kB\"\n", "was written with another max-shard-size"),
-        ("probe-tokens = 3\n", "was written with another probe-tokens"),
+        ("max-shard-size = \"20kB\"\n", "was made with other options (max-shard-size)"),
+        ("probe-tokens = 3\n", "was made with other options (probe-tokens)"),
         ("seed = 1\n", "was made with other options (seed)"),
     ] {
         sandbox.write("r.toml", format!("{step}{keys}"));
@@ -82,7 +82,7 @@ fn a_result_in_the_way_says_how_it_differs() {
         }
     }
     let prune = "prune m -o out --method random --experts 4 --resume";
-    let complaints = ["was computed with another dtype"];
+    let complaints = ["was made with other options (dtype)"];
     problems.extend(sandbox.refuses(&format!("{prune} --dtype bf16"), 2, &complaints));
     problems.extend(sandbox.refuses(
         "prune golden/families/qwen3_moe/both_names/model -o out --method random --experts 4 --resume",

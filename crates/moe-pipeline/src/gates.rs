@@ -223,7 +223,7 @@ impl Gates {
             check_distance("golden-tolerance", tolerance)?;
             if self.golden.is_none() {
                 let what = "--golden-tolerance is given, but no golden file to compare with";
-                return Err(Error::new(Kind::Usage, what).remedy("give --golden FILE, or leave it out"));
+                return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
             }
         }
         let compares = self.overall().any(|(_, limit)| limit.is_some()) || !self.domain.is_empty();

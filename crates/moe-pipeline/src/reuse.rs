@@ -99,7 +99,11 @@ fn other_work(found: &[Work], wanted: &[Work]) -> Option<String> {
         return Some(format!("was made by {}, not by {}", names(found), names(wanted)));
     }
     let options = found.iter().zip(wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
-    let options: Vec<String> = options.collect();
+    other_options(options.collect())
+}
+
+/// That these `options` are others, if any are.
+fn other_options(options: Vec<String>) -> Option<String> {
     (!options.is_empty()).then(|| format!("was made with other options ({})", options.join(", ")))
 }
 
@@ -108,15 +112,13 @@ fn other_work(found: &[Work], wanted: &[Work]) -> Option<String> {
 fn difference(found: &Value, wanted: &Value, resume: bool) -> Option<String> {
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
-    let computed: Vec<&str> =
-        ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]).collect();
-    let writing = other_keys(&found["writing"], &wanted["writing"]);
+    let computed = ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]);
+    let computed = computed.map(|key| key.replace('_', "-"));
+    let written = other_keys(&found["writing"], &wanted["writing"]);
+    let options = other_options(computed.chain(written).collect());
     match () {
         () if found["tool"] != wanted["tool"] => Some("was made by another build of moe-convert".to_owned()),
-        () if !computed.is_empty() => {
-            Some(format!("was computed with another {}", computed.join(" and ").replace('_', "-")))
-        }
-        () if !writing.is_empty() => Some(format!("was written with another {}", writing.join(" and "))),
+        () if options.is_some() => options,
         // What a training went on with under other settings is finished for whoever lets it go on, and not what these options make.
         () if !resume && !found["training"]["settings"].is_null() => {
             Some("comes of a training that went on with other settings".to_owned())
