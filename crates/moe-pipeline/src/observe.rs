@@ -193,21 +193,28 @@ pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) ->
 
 /// Refuses to count text twice: the statistics `added`, read from `paths`, of one run.
 fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
-    let same = |a: usize, b: usize| {
-        let real = |at: usize| paths[at].canonicalize().ok();
-        let run = |at: usize| added[at].about().run.as_ref();
-        real(a).is_some_and(|path| Some(path) == real(b)) || run(a).is_some_and(|hash| Some(hash) == run(b))
-    };
-    let twice = (0..added.len()).find_map(|b| (0..b).find(|a| same(*a, b)).map(|a| (a, b)));
-    let Some((a, b)) = twice else { return Ok(()) };
-    let of = if paths[a] == paths[b] {
-        "are added twice".to_owned()
-    } else {
-        format!("are those of {}", paths[a].display())
-    };
-    Err(Error::new(Kind::Usage, format!("these statistics {of}, whose text would count twice"))
-        .file(&paths[b])
-        .remedy("give --add once for each run of observe"))
+    for (at, path) in paths.iter().enumerate() {
+        let earlier = paths.iter().zip(added).take(at);
+        let Some((first, _)) = earlier.into_iter().find(|(first, of)| is_of_one_run((*first, *of), (path, &added[at])))
+        else {
+            continue;
+        };
+        let of = match first == path {
+            true => "are added twice".to_owned(),
+            false => format!("are those of {}", first.display()),
+        };
+        return Err(Error::new(Kind::Usage, format!("these statistics {of}, whose text would count twice"))
+            .file(path)
+            .remedy("give --add once for each run of observe"));
+    }
+    Ok(())
+}
+
+/// Whether both are one file, or files that the same run wrote.
+fn is_of_one_run(a: (&PathBuf, &StatisticsFile), b: (&PathBuf, &StatisticsFile)) -> bool {
+    let [real_a, real_b] = [a, b].map(|(path, _)| path.canonicalize().ok());
+    let [run_a, run_b] = [a, b].map(|(_, file)| file.about().run.as_ref());
+    (real_a.is_some() && real_a == real_b) || (run_a.is_some() && run_a == run_b)
 }
 
 /// Refuses to observe what statistics to be `added` were made of.

@@ -213,22 +213,20 @@ fn check_defaults(defaults: &BTreeMap<String, toml::Table>, steps: &[toml::Table
 
 /// The tables of [defaults] in the recipe `text`, which are of commands; keys that stand there by themselves are refused.
 fn defaults(given: BTreeMap<String, toml::Spanned<toml::Value>>, text: &str) -> Result<BTreeMap<String, toml::Table>> {
-    let of_key = |(key, value): (String, toml::Spanned<toml::Value>)| {
+    let mut tables = BTreeMap::new();
+    for (key, value) in given {
         let line = text[..value.span().start].lines().count();
         match value.into_inner() {
-            toml::Value::Table(table) => Ok((key, table)),
+            toml::Value::Table(table) => _ = tables.insert(key, table),
             value => {
                 let what =
                     format!("line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command");
-                let of_program = of_program(&key, &value.to_string());
-                Err(usage(
-                    what,
-                    of_program.unwrap_or_else(|| format!("put it below [defaults.{}], say", PruneOptions::NAME)),
-                ))
+                let of_command = || format!("put it below [defaults.{}], say", PruneOptions::NAME);
+                return Err(usage(what, of_program(&key, &value.to_string()).unwrap_or_else(of_command)));
             }
         }
-    };
-    given.into_iter().map(of_key).collect()
+    }
+    Ok(tables)
 }
 
 /// How a key is given that is about the whole run, and no step's; none for others.

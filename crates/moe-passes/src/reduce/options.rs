@@ -282,9 +282,7 @@ impl ReduceOptions {
     pub(crate) fn keeps_all(&self, size: &Size) -> Option<String> {
         let all = size.before;
         let asked = match self.keep {
-            Some(keep) if keep == 1.0 => {
-                "--keep 1 is a share, all of them; for one expert a layer, give --experts 1".to_owned()
-            }
+            Some(1.0) => "--keep 1 is a share, all of them; for one expert a layer, give --experts 1".to_owned(),
             _ if self.divisible_by > 1 => {
                 format!("lower --divisible-by {}, or the number of experts", self.divisible_by)
             }
