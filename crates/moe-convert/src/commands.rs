@@ -277,6 +277,7 @@ impl Session {
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+        options.check()?;
         let budget = self.common.memory_budget;
         let done = observe(model, options, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
         self.print(&done, || render::observation(model, &done))

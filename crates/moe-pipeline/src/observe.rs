@@ -56,20 +56,27 @@ impl ObserveOptions {
     ///
     /// # Errors
     /// [`Kind::Usage`].
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if !self.calibration.data.is_empty() {
             return self.calibration.check();
         }
-        if self.add.is_empty() {
-            let error = Error::new(Kind::Usage, "there is nothing to observe");
-            return Err(error.remedy("give --data TEXT, or --add STATS"));
-        }
+        self.check_any()?;
         let of_sweep = [("--no-left-out", self.no_left_out), ("--sample-every", self.sample_every != 0)];
         if let Some((option, _)) = of_sweep.into_iter().find(|(_, is_given)| *is_given) {
             let what = format!("{option} says what a sweep over --data looks at; statistics to --add are finished");
             return Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")));
         }
         self.calibration.check_used(false)
+    }
+
+    /// Refuses to observe nothing.
+    fn check_any(&self) -> Result<()> {
+        match self.calibration.data.is_empty() && self.add.is_empty() {
+            true => {
+                Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"))
+            }
+            false => Ok(()),
+        }
     }
 }
 
@@ -349,7 +356,7 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
 /// # Errors
 /// [`Kind::Usage`].
 pub fn check_observe(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
-    options.check()?;
+    options.check_any()?;
     let mut locations = Locations::default();
     let texts = options.calibration.data.iter().map(|spec| &spec.path);
     texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));
