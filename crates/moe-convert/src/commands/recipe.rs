@@ -99,7 +99,9 @@ impl Session {
         let recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
             // What it reads isn't known: reports replace nothing but reports.
-            Err(error) => return Err(reports.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error)),
+            Err(error) => {
+                return Err(reports.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error));
+            }
         };
         let places = recipe.check_outputs(path, &reports.paths());
         match (recipe.check_inputs(), places) {
