@@ -289,9 +289,33 @@ fn directories_that_are_no_checkpoints() {
         case("no weights", |c| c.remove(SHARD), &["model", "no safetensors weights"]),
         case("weights a folder", |c| c.make_directory_of(SHARD), &[SHARD]),
         case("pickled", |c| c.rename(SHARD, "pytorch_model.bin"), &["pickled", "safe_serialization"]),
-        case("old pickled", |c| c.rename(SHARD, "consolidated.00.pth"), &["pickled"]),
+        case(
+            "old pickled",
+            |c| c.rename(SHARD, "consolidated.00.pth"),
+            &["pickled", "consolidated", "Hugging Face's format"],
+        ),
+        case(
+            "GGUF beside a config",
+            |c| c.rename(SHARD, "m-Q4_K_M.gguf"),
+            &["GGUF weights only", "safetensors checkpoint"],
+        ),
+        case("distributed", |c| c.rename(SHARD, "__0_0.distcp"), &["distributed", "accelerate merge-weights"]),
+        case("MLX", |c| c.rename(SHARD, "weights.npz"), &["MLX", "safetensors checkpoint"]),
+        case("ONNX", |c| c.rename(SHARD, "model.onnx"), &["ONNX weights only"]),
+        case("TensorFlow", |c| c.rename(SHARD, "tf_model.h5"), &["TensorFlow weights only", "from_tf"]),
     ];
     all_refused(LLAMA, EVERY_COMMAND, &cases);
+
+    // A folder around checkpoints, such as a hub's cache, says where they are.
+    let hub = Sandbox::new();
+    hub.copy("families/llama/base/model", "hub/models--a--b/snapshots/0123abcd");
+    hub.write("hub/models--a--b/refs/main", "0123abcd");
+    hub.copy("families/llama/base/model", "two/first");
+    hub.copy("families/llama/base/model", "two/second");
+    let found = ["hub", "hub/models--a--b", "hub/models--a--b/snapshots"]
+        .map(|dir| hub.refuses(&format!("inspect {dir}"), 1, &["give hub/models--a--b/snapshots/0123abcd"]));
+    let two = hub.refuses("verify two", 1, &["one of the 2 checkpoints", "two/first"]);
+    assert_none(&found.into_iter().chain([two]).flatten().collect::<Vec<_>>());
 
     let sandbox = Sandbox::new();
     sandbox.write("file", "");

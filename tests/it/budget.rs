@@ -96,7 +96,7 @@ const CONVERSIONS: [(&str, &str); 25] = [
     ("prune", "moe --experts 4 --method leave-one-out --data text.jsonl"),
     ("merge", "moe --experts 4 --method mergemoe --data text.jsonl"),
     ("merge", "moe --experts 4 --method hc-smoe --data text.jsonl"),
-    ("quantize", "moe --scheme w4a16 --samples all-experts --data text.jsonl --min-samples 0.1"),
+    ("quantize", "moe --scheme w4a16 --samples all-experts --data text.jsonl"),
     ("quantize", "moe --target-bits 5 --data text.jsonl --min-samples 0.1"),
     ("distill", "moe --width 256 --steps 1 --student-steps 2 --batch-tokens 8192 --data text.jsonl"),
     ("distill", "moe --width 512 --init mean --steps 1 --data text.jsonl --held-out held.jsonl --held-out-tokens 1024"),

@@ -32,7 +32,51 @@ fn options_without_an_effect_are_refused() {
         ("--method rtn --act-order=false", &["--act-order is for GPTQ"], "--method rtn"),
         ("--samples routed --shrinkage 3 --data {code}", &["--samples per-expert"], "--shrinkage 3 --data {code}"),
         ("--pool-take 300 --data {code}", &["--pool"], "--pool-take 300 --pool {code} --data {code}"),
+        ("--profile free --data {code}", &["--target-bits"], "--profile free --target-bits 4.5 --data {code}"),
+        ("--samples routed --min-samples 0.2 --data {code}", &["--min-samples"], "--min-samples 0.2 --data {code}"),
+        (
+            "--samples all-experts --hot-cap 2 --data {code}",
+            &["--hot-cap"],
+            "--samples routed --hot-cap 2 --data {code}",
+        ),
+        ("--samples all-experts --gate-power 2 --data {code}", &["--gate-power"], "--gate-power 2 --data {code}"),
+        ("--method rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--method rtn"),
+        ("--scheme fp8 --pack", &["--pack", "no --data to read"], "--scheme fp8"),
+        (
+            "--scheme fp8 --sequence-length 64",
+            &["--sequence-length"],
+            "--scheme fp8 --sequence-length 64 --held-out {code}",
+        ),
+        (
+            "--method rtn --held-out-tokens 99",
+            &["no --held-out"],
+            "--method rtn --held-out-tokens 99 --held-out {code}",
+        ),
     ];
+    let reduce: &[Case] = &[
+        (
+            "--method reap --stats stats --data-tokens 99",
+            &["--data-tokens", "no --data to read"],
+            "--method reap --stats stats",
+        ),
+        ("--method reap --stats stats --mask-special", &["--mask-special"], "--method reap --stats stats"),
+        ("--method aimer --sequence-length 64", &["--sequence-length"], "--method aimer"),
+        ("--method random --held-out-tokens 99", &["no --held-out"], "--method random"),
+    ];
+    let observe: &[Case] = &[
+        ("--add stats --data-tokens 99", &["--data-tokens", "no --data to read"], "--add stats --overwrite"),
+        ("--add stats --no-left-out", &["--no-left-out", "finished"], "--add stats --overwrite"),
+        ("--add stats --sample-every 2", &["--sample-every", "finished"], "--add stats --overwrite"),
+    ];
+    let heal: &[Case] = &[
+        ("--held-out-tokens 99", &["no --held-out"], "--held-out-tokens 99 --held-out {code}"),
+        ("--balance 0 --balance-over model", &["--balance-over"], "--balance-over model"),
+    ];
+    let heal_dense: &[Case] = &[
+        ("--z-loss 0.1", &["--z-loss is about routers", "golden/models/dense"], ""),
+        ("--capacity-factor 2", &["--capacity-factor is about routers"], "--balance 0"),
+    ];
+    let run: &[Case] = &[("--overwrite", &["--junit"], "--overwrite --junit j.xml")];
     let upcycles: &[Case] = &[
         ("--noise-fraction 0.5", &["--noise-fraction goes with --noise-std"], "--noise-fraction 0.5 --noise-std 0.01"),
         (
@@ -42,11 +86,41 @@ fn options_without_an_effect_are_refused() {
         ),
         ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
         ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
+        ("--data-tokens 99", &["--data-tokens", "--router kmeans"], "--data-tokens 99 --router kmeans --data {code}"),
+        ("--sequence-length 64", &["--sequence-length"], "--sequence-length 64 --router kmeans --data {code}"),
     ];
     let sandbox = Sandbox::new();
     sandbox.write("p.json", "[]");
-    let of = |command: &str, cases: &[Case]| follow(&sandbox, command, cases);
-    assert_none(&[of(quantize, cases), of(upcycle, upcycles)].concat());
+    sandbox.write("r.toml", step("inspect", MOE, ""));
+    sandbox.run(&format!("observe {MOE} -o stats --data {CODE} --data-tokens 256 --sequence-length 64")).succeeds();
+    let dense = "heal golden/models/dense -o out --dry-run --train all --data {code}";
+    assert_none(
+        &[
+            follow(&sandbox, quantize, cases),
+            follow(&sandbox, upcycle, upcycles),
+            follow(&sandbox, "prune {moe} -o out --dry-run --experts 12", reduce),
+            follow(&sandbox, "observe {moe} -o sum", observe),
+            follow(&sandbox, "heal {moe} -o out --dry-run --data {code}", heal),
+            follow(&sandbox, dense, heal_dense),
+            follow(&sandbox, "run r.toml", run),
+        ]
+        .concat(),
+    );
+}
+
+/// [defaults] are for all steps of a command: how text is read is none of a step without text.
+#[test]
+fn defaults_of_text_pass_by_steps_without_text() {
+    let sandbox = Sandbox::new();
+    let keys = "data-tokens = 99\nsequence-length = 64\nheld-out-tokens = 99\n";
+    let pruned = |more: &str| step("prune", MOE, &format!("output = \"p\"\nexperts = 12\nmethod = \"random\"\n{more}"));
+    sandbox.write("r.toml", format!("[defaults.prune]\n{keys}\n{}", pruned("")));
+    sandbox.run("run r.toml --dry-run").succeeds();
+    // A choice may leave a step without text.
+    sandbox.write("r.toml", pruned(&format!("data = []\nheld-out = []\n{keys}")));
+    sandbox.run("run r.toml --dry-run").succeeds();
+    sandbox.write("r.toml", pruned(keys));
+    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --dry-run", 2, &["line 9", "`held-out-tokens`"])));
 }
 
 /// The problems of `cases`, whose options are given to `command`.

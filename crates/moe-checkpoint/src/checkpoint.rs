@@ -1,6 +1,6 @@
 //! Opening a checkpoint directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
+use crate::formats::{checkpoints_below, other_format};
 use crate::index::{INDEX_FILE, IndexFacts, find_shards};
 use crate::json;
 use crate::regular::file_exists;
@@ -154,7 +155,7 @@ const WHAT_TO_GIVE: &str = "give the directory that holds config.json and the sa
 /// What is there instead, where that can be seen.
 fn no_config(dir: &Path, config: &Path) -> Error {
     let found = match std::fs::read_dir(dir) {
-        Ok(found) => found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<Vec<_>>(),
+        Ok(found) => found.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect::<BTreeSet<_>>(),
         Err(error) => return Error::io("cannot read this directory", dir, error),
     };
     if let Some(error) = config.metadata().err().filter(|error| error.kind() != std::io::ErrorKind::NotFound) {
@@ -164,10 +165,18 @@ fn no_config(dir: &Path, config: &Path) -> Error {
     if found.iter().any(|name| name == "adapter_config.json") {
         return missing(": this is an adapter").remedy("merge it into its base model first (PEFT's merge_and_unload)");
     }
-    if found.iter().any(|name| name.ends_with(".gguf")) {
-        return missing(": GGUF is not read").remedy("give the safetensors checkpoint that it was made of");
+    if let Some(error) = other_format(&found) {
+        return error.within("no config.json here").file(dir);
     }
-    missing("").remedy(WHAT_TO_GIVE)
+    match checkpoints_below(dir).as_slice() {
+        [] => missing("").remedy(WHAT_TO_GIVE),
+        [one] => missing(", but below").remedy(format!("give {}", one.display())),
+        [first, others @ ..] => missing(", but below").remedy(format!(
+            "give one of the {} checkpoints in it, such as {}",
+            1 + others.len(),
+            first.display()
+        )),
+    }
 }
 
 fn check_directory(dir: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
 use crate::folder::Folder;
+use crate::formats::other_format;
 use crate::is_object::IsObject;
 use crate::json;
 use crate::plural::counted;
@@ -207,14 +208,13 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
         (Some(_), Some(_)) => Err(Error::new(Kind::Missing, format!("several shards but no {INDEX_FILE}"))
             .file(folder.path())
             .remedy("download the index file too")),
-        _ if names.iter().any(|n| n.ends_with(".bin") || n.ends_with(".pth") || n.ends_with(".pt")) => {
-            Err(Error::new(Kind::Unsupported, "this checkpoint has pickled PyTorch weights only")
-                .file(folder.path())
-                .remedy("save it as safetensors: model.save_pretrained(dir, safe_serialization=True)"))
+        _ => {
+            let nothing = || {
+                Error::new(Kind::Missing, "no safetensors weights here")
+                    .remedy(format!("a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"))
+            };
+            Err(other_format(&names).unwrap_or_else(nothing).file(folder.path()))
         }
-        _ => Err(Error::new(Kind::Missing, "no safetensors weights here")
-            .file(folder.path())
-            .remedy(format!("a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"))),
     }
 }
 

@@ -11,6 +11,7 @@
 mod checkpoint;
 mod error;
 mod folder;
+mod formats;
 mod header;
 mod index;
 mod is_object;

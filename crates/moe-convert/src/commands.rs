@@ -13,9 +13,9 @@ use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
 use moe_passes::Pass;
 use moe_pipeline::{
-    BenchOptions, ConvertOptions, EvalOptions, ObserveOptions, Progress, RECEIPT_FILE, Timings, WritingOptions, bench,
-    check_small_budget, convert, eval, inspect, is_finished, not_met, observe, passed_budget, plan, recipe_schema,
-    selftest, training_left, verify, verify_bytes, write_logits,
+    BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE, Timings,
+    WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect, not_met, observe, passed_budget, plan,
+    recipe_schema, selftest, training_left, verify, verify_bytes, write_logits,
 };
 use serde::Serialize;
 
@@ -203,13 +203,10 @@ impl Session {
             return self.plan(passes, passes.len(), input, output, &options).map(drop);
         }
         if writing.resume && output.join(RECEIPT_FILE).is_file() {
-            if is_finished(passes, input, output, &options)? {
-                return self.kept(output);
-            }
-            if !writing.overwrite {
-                let what = "the output exists, and was made with other options, of something else, or by another build";
-                let remedy = "give the options that it was made with, another name, or --overwrite";
-                return Err(Error::new(Kind::Usage, what).file(output).remedy(remedy).into());
+            match find_result(passes, input, output, &options)? {
+                FoundResult::Same => return self.kept(output),
+                FoundResult::Other(how) if !writing.overwrite => return Err(other_result(&how, output).into()),
+                FoundResult::Other(_) | FoundResult::Nothing => {}
             }
         }
         self.make(passes, input, output, &options, timings, After::Nothing)
@@ -298,6 +295,7 @@ impl Session {
     }
 
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
+        options.check()?;
         let budget = self.common.memory_budget;
         let done = observe(model, options, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
         self.print(&done, || render::observation(model, &done))
@@ -344,6 +342,13 @@ impl Session {
             .remedy("don't trust results on this device; please report the table")
             .into())
     }
+}
+
+/// The refusal of an output where another result lies.
+fn other_result(how: &str, output: &Path) -> Error {
+    Error::new(Kind::Usage, format!("the output exists, and {how}"))
+        .file(output)
+        .remedy("give --overwrite, another name, or the options that it was made with")
 }
 
 /// What kind of error the first of ours in the chain is.

@@ -134,6 +134,9 @@ pub fn clear_away() {
 fn how_to_go_on(arguments: &[String]) -> String {
     let resumes = |command: &clap::Command| command.get_arguments().any(|option| option.get_id() == "resume");
     let Some(command) = called(arguments).filter(resumes) else { return "nothing was changed".to_owned() };
+    if arguments.iter().any(|word| word == "--dry-run") {
+        return "nothing was changed".to_owned();
+    }
     // Trainings are saved, and a recipe's steps are kept.
     let saves = [HealOptions::NAME, DistillOptions::NAME, "run"].contains(&command.get_name());
     let aim = if saves { "go on" } else { "run it again" };
@@ -161,5 +164,6 @@ mod tests {
         );
         assert!(said("moe-convert --quiet run r.toml --resume").ends_with("  moe-convert --quiet run r.toml --resume"));
         assert_eq!(said("moe-convert eval a --data t"), "nothing was changed");
+        assert_eq!(said("moe-convert heal a -o b --data t --dry-run"), "nothing was changed");
     }
 }

@@ -220,6 +220,7 @@ pub fn observation(model: &Path, done: &Observation) -> String {
         let rate = done.tokens as f64 / done.seconds.max(1e-9);
         rows.push(("swept", format!("{} tokens in {:.2} s, {rate:.0} tokens/s", done.tokens, done.seconds)));
     }
+    rows.extend(done.warnings.iter().map(|warning| ("warning", warning.clone())));
     text += &facts(rows);
     let row = |layer: &moe_pipeline::ObservedLayer| {
         let load = &layer.load;

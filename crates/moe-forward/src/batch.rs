@@ -47,6 +47,11 @@ impl Batch {
         check_ids(&self.ids, vocab).map_err(|e| e.file(file))
     }
 
+    /// The sequences in order.
+    pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
+        self.spans.iter().map(|span| &self.ids[span.clone()])
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()

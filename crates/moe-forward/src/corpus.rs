@@ -190,9 +190,14 @@ impl Corpus {
         }
     }
 
+    /// The sequences of all domains in order.
+    pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
+        self.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice)
+    }
+
     /// All sequences, end to end.
     pub fn batch(&self) -> Batch {
-        Batch::new(self.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice))
+        Batch::new(self.sequences())
     }
 
     /// Number of tokens.

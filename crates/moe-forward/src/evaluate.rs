@@ -125,16 +125,13 @@ pub fn evaluate(
     let sequences: Vec<&[u32]> = corpus.domains.iter().flat_map(|d| &d.sequences).map(Vec::as_slice).collect();
     let batch = Batch::new(sequences);
     let mut counter = LoadCounter::new(corpus, observer);
-    let mut sweep = Sweep::stored(model, &batch, compute, storage)?;
-    sweep.run(&mut counter)?;
+    let hidden = Scored::run(model, &batch, compute, storage, &mut counter)?;
     let load = counter.finish();
-    let hidden = Scored { head: Head::load(model, compute)?, sweep };
     let mut choices = Choices { tokens: batch.tokens(), layers: Vec::new() };
     let reference = original
-        .map(|original| -> Result<Scored<'_>> {
-            let mut sweep = Sweep::stored(original, &batch, compute, storage)?;
-            sweep.run(&mut choices)?;
-            Ok(Scored { head: Head::load(original, compute)?, sweep })
+        .map(|original| {
+            let scored = Scored::run(original, &batch, compute, storage, &mut choices);
+            scored.map_err(|error| of_original(error, original))
         })
         .transpose()?;
     let rare = choices.rare_mass(batch.tokens());
@@ -155,8 +152,34 @@ pub fn evaluate(
 
 /// A model that a sweep has run, and its head.
 struct Scored<'a> {
+    model: &'a Model,
     head: Head,
     sweep: Sweep<'a>,
+}
+
+impl<'a> Scored<'a> {
+    fn run(
+        model: &'a Model,
+        batch: &'a Batch,
+        compute: &'a Compute,
+        storage: &Storage,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let mut sweep = Sweep::stored(model, batch, compute, storage)?;
+        sweep.run(observer)?;
+        Ok(Self { model, head: Head::load(model, compute)?, sweep })
+    }
+
+    /// Logarithms of its probabilities of what follows the tokens `rows`.
+    fn log_probabilities(&self, rows: std::ops::Range<usize>) -> Result<Tensor> {
+        let hidden = self.sweep.hidden(rows)?;
+        log_probabilities(&self.head.logits(&hidden)?).context(|| "log-probabilities".into())
+    }
+}
+
+/// `error` in running the model that is compared with: nothing is wrong with the one that is evaluated.
+fn of_original(error: Error, original: &Model) -> Error {
+    error.within("the original").file(&original.config_file)
 }
 
 #[derive(Default)]
@@ -204,11 +227,8 @@ fn score(
     let block = (LOGIT_BYTES / 8 / model.head.vocab()).max(1);
     for start in span.clone().step_by(block) {
         let rows = block.min(span.end - start);
-        let log = |scored: &Scored<'_>| -> Result<Tensor> {
-            let hidden = scored.sweep.hidden(start..start + rows)?;
-            log_probabilities(&scored.head.logits(&hidden)?).context(|| "log-probabilities".into())
-        };
-        let log_q = match log(model) {
+        let tokens = start..start + rows;
+        let log_q = match model.log_probabilities(tokens.clone()) {
             Ok(log_q) => log_q,
             Err(error) => return Ok(Err(error)),
         };
@@ -223,9 +243,9 @@ fn score(
         sums.predicted += predicted;
         sums.loss += loss(&log_q)?;
         if let Some(original) = original {
-            let log_p = match log(original) {
+            let log_p = match original.log_probabilities(tokens) {
                 Ok(log_p) => log_p,
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Err(of_original(error, original.model))),
             };
             sums.original_loss += loss(&log_p)?;
             let divergences = divergence(&log_p, &log_q)?;

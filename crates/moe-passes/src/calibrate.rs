@@ -89,6 +89,18 @@ pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Re
     }
 }
 
+/// Refuses a number of tokens that was given for `held_out` text where there is none.
+pub(crate) fn check_held_out_used(held_out: &[DataSpec], is_given: bool) -> Result<()> {
+    match is_given && held_out.is_empty() {
+        true => Err(Error::new(
+            Kind::Usage,
+            "--held-out-tokens says how much of --held-out is read, and there is no --held-out",
+        )
+        .remedy("leave --held-out-tokens out, or give --held-out TEXT")),
+        false => Ok(()),
+    }
+}
+
 impl CalibrationOptions {
     /// Refuses numbers that leave nothing to look at.
     ///
@@ -96,6 +108,26 @@ impl CalibrationOptions {
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         check_windows(self.sequence_length, Some(("--data-tokens", self.data_tokens)))
+    }
+
+    /// Refuses options of text where there is no `--data`, as far as their values show that they were given. Windows are those of
+    /// held-out text, too, where `measures` says that there is some.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check_used(&self, measures: bool) -> Result<()> {
+        if !self.data.is_empty() {
+            return Ok(());
+        }
+        let idle = [
+            ("--data-tokens", self.data_tokens != default_data_tokens()),
+            ("--pack", self.pack),
+            ("--mask-special", self.mask_special),
+            ("--sequence-length", self.sequence_length != default_sequence_length() && !measures),
+        ];
+        let Some((option, _)) = idle.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+        let what = format!("{option} says how text is read, and there is no --data to read");
+        Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")))
     }
 }
 
@@ -107,8 +139,13 @@ impl HeldOutOptions {
                 Err(Error::new(Kind::Usage, format!("--held-out-tokens {tokens} leaves no token to predict"))
                     .remedy("give at least 2, such as 16384; without --held-out nothing is measured"))
             }
-            _ => Ok(()),
+            tokens => check_held_out_used(&self.held_out, tokens != default_held_out_tokens()),
         }
+    }
+
+    /// Whether there is text to measure on.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.held_out.is_empty()
     }
 
     /// The text, in windows like those of `calibration`; none without files.

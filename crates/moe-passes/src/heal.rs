@@ -10,7 +10,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{Effect, Kept, Pass, Plan, Sources};
+use crate::pass::{Effect, Kept, Pass, Plan, Sources, as_value};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
 /// Options of `heal`.
@@ -106,6 +106,10 @@ fn default_teacher_tokens() -> usize {
     64
 }
 
+/// What is said of a teacher that has nothing to teach.
+const SELF_TAUGHT: &str = "--from is the very model that is trained, whose distribution it has already: nothing is learned from it. Give the \
+     model before it was pruned, merged or upcycled";
+
 fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
 }
@@ -122,6 +126,12 @@ impl HealOptions {
             Trained::All => Part::ALL.to_vec(),
         };
         self.train.iter().flat_map(parts).collect()
+    }
+
+    /// The parts that are trained, as --train has them.
+    fn words(&self) -> String {
+        let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
+        words.map(|word| word.get_name().to_owned()).collect::<Vec<_>>().join(", ")
     }
 
     fn teacher(&self) -> Option<TeacherOptions> {
@@ -151,6 +161,10 @@ impl HealOptions {
 
     /// Refuses to train what `model` doesn't have.
     fn check_parts(&self, model: &Model) -> Result<()> {
+        if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
+            let error = Error::new(Kind::Usage, format!("{option} is about routers, and this model has none"));
+            return Err(error.file(&model.config_file).remedy(format!("leave {option} out: it is a dense model")));
+        }
         if self.train.contains(&Trained::All) {
             return Ok(());
         }
@@ -183,7 +197,7 @@ impl Pass for HealOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {
@@ -232,11 +246,9 @@ impl Pass for HealOptions {
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan> {
         self.check(sources)?;
         let model = sources.model.clone();
-        let words = self.train.iter().filter_map(|trained| trained.to_possible_value());
-        let words: Vec<String> = words.map(|word| word.get_name().to_owned()).collect();
         let (kept, why) = match self.training.steps {
             0 => (Kept::Exactly, "no step is taken".to_owned()),
-            steps => (Kept::No, format!("{} trained for up to {}", words.join(", "), counted(steps, "step"))),
+            steps => (Kept::No, format!("{} trained for up to {}", self.words(), counted(steps, "step"))),
         };
         let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
         if !model.mtp.is_empty() {
@@ -247,8 +259,16 @@ impl Pass for HealOptions {
             let what = "AdamW moves each weight by up to the learning rate in a step";
             warnings.push(format!("{what}, and {rate} is larger than weights are: 1e-4 is usual"));
         }
+        if self.from.is_some() && matches!(sources.first_alike, [first, teacher] if first == teacher) {
+            warnings.push(SELF_TAUGHT.to_owned());
+        }
         let effects = vec![Effect::new("train", kept, why)];
         Ok(Plan { model, effects, layers: Vec::new(), warnings, surveys: Vec::new(), group: 1, working_bytes: 0 })
+    }
+
+    fn trained(&self, steps: u64) -> Option<Effect> {
+        (steps > 0)
+            .then(|| Effect::new("train", Kept::No, format!("{} trained for {}", self.words(), counted(steps, "step"))))
     }
 
     fn training(&self) -> Option<Training> {

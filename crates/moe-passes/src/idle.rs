@@ -2,27 +2,37 @@
 
 use moe_model::{Expert, Model, Result};
 
-/// Whether training the routers of `model` can change nothing: in each mixture all experts are the same network, by `same`, and the
-/// weights of those that a token goes to sum to the same whatever the router says.
+/// How much a training of routers alone can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Nothing.
+    All,
+    /// How much the shared experts count for; which of the others a token goes to makes no difference.
+    ButSharedGates,
+}
+
+/// How little training the routers of `model` can change, if in each mixture all experts are the same network, by `same`, and the weights of
+/// those that a token goes to sum to the same whatever the router says.
 ///
 /// # Errors
 /// What `same` returns.
-pub fn routers_are_idle(model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<bool> {
-    let mut mixtures = 0;
+pub fn idle_routers(model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<Option<Idle>> {
+    let mut idle = None;
     for (_, moe) in model.moes() {
-        let has_gate = moe.shared.as_ref().is_some_and(|shared| shared.gate.is_some());
-        let Some((first, others)) = moe.experts.split_first() else { return Ok(false) };
-        if !moe.router.normalize || has_gate {
-            return Ok(false);
+        let Some((first, others)) = moe.experts.split_first() else { return Ok(None) };
+        if !moe.router.normalize {
+            return Ok(None);
         }
         for other in others {
             if !same(first, other)? {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        mixtures += 1;
+        let has_gate = moe.shared.as_ref().is_some_and(|shared| shared.gate.is_some());
+        let of_layer = if has_gate { Idle::ButSharedGates } else { Idle::All };
+        idle = idle.filter(|idle| *idle == Idle::ButSharedGates).or(Some(of_layer));
     }
-    Ok(mixtures > 0)
+    Ok(idle)
 }
 
 /// Whether both are made of the same bytes, as far as that is known without reading any.

@@ -23,7 +23,7 @@ pub mod upcycle;
 pub use calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
 pub use distill::DistillOptions;
 pub use heal::HealOptions;
-pub use idle::{routers_are_idle, same_bytes, same_source};
+pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
     DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,

@@ -6,7 +6,7 @@ use moe_forward::train::{BalanceOver, Part, TeacherKind};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::check_windows;
+use crate::calibrate::{check_held_out_used, check_windows};
 
 /// How training goes.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -203,6 +203,13 @@ impl RouterOptions {
             return Err(Error::new(Kind::Usage, format!("{option} {} is not a weight", value.unwrap_or_default()))
                 .remedy("give a number of 0 or more"));
         }
+        if self.balance_over != Over::default() && self.balance == 0.0 {
+            return Err(Error::new(
+                Kind::Usage,
+                "--balance-over says what is balanced, and --balance 0 balances nothing",
+            )
+            .remedy("leave --balance-over out, or give --balance above 0"));
+        }
         match self.capacity_factor {
             Some(factor) if !(factor > 0.0 && factor.is_finite()) => {
                 Err(Error::new(Kind::Usage, format!("--capacity-factor {factor} lets no expert take a token"))
@@ -210,6 +217,17 @@ impl RouterOptions {
             }
             _ => Ok(()),
         }
+    }
+
+    /// An option that was given, and does nothing for a model without routers.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let options = [
+            ("--balance", self.balance != default_balance() && self.balance != 0.0),
+            ("--balance-over", self.balance_over != Over::default()),
+            ("--z-loss", self.z_loss != 0.0),
+            ("--capacity-factor", self.capacity_factor.is_some()),
+        ];
+        options.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
     }
 
     /// The same for the forward pass.
@@ -279,7 +297,8 @@ impl TrainingText {
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
         check_windows(self.sequence_length, self.data_tokens.map(|tokens| ("--data-tokens", tokens)))?;
-        check_windows(self.sequence_length, Some(("--held-out-tokens", self.held_out_tokens)))
+        check_windows(self.sequence_length, Some(("--held-out-tokens", self.held_out_tokens)))?;
+        check_held_out_used(&self.held_out, self.held_out_tokens != default_held_out_tokens())
     }
 }
 

@@ -156,9 +156,16 @@ fn trained(receipt: &Receipt) -> String {
         );
     }
     let Some((before, after)) = training.before.as_ref().zip(training.after.as_ref()) else { return text };
-    text.push_str("\n| held-out text | loss before | after |\n|---|--:|--:|\n");
+    // With a teacher, its KL is what was trained for.
+    let compared = after.all.against.is_some();
+    let (names, rule) = if compared { (" KL before | after |", "--:|--:|") } else { ("", "") };
+    let _ = writeln!(text, "\n| held-out text | loss before | after |{names}\n|---|--:|--:|{rule}");
     for (before, after) in before.rows().zip(after.rows()) {
-        let _ = writeln!(text, "| {} | {:.4} | {:.4} |", MarkdownText(&after.label), before.loss, after.loss);
+        let _ = write!(text, "| {} | {:.4} | {:.4} |", MarkdownText(&after.label), before.loss, after.loss);
+        if let Some((before, after)) = before.kl().zip(after.kl()) {
+            let _ = write!(text, " {before:.4} | {after:.4} |");
+        }
+        text.push('\n');
     }
     text
 }

@@ -145,8 +145,8 @@ pub struct Conversion {
 }
 
 /// Plans a run of passes, each on what the one before makes, without writing anything. What the last `own` of them need is estimated;
-/// those before are other runs'. With `decide`, decisions are taken and written where a pass shall write its plan, unless a training comes
-/// before them.
+/// those before are other runs'. With `decide`, decisions are taken where that takes little, and written where a pass shall write its plan,
+/// unless a training comes before them.
 ///
 /// # Errors
 /// Whatever would stop the run before its first byte.
@@ -165,7 +165,9 @@ pub fn plan(
     let reading_seconds = start.elapsed().as_secs_f64();
     check_budget(&prepared, options, output)?;
     let promised = memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)).0;
-    let deciding = passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(0, |last| last + 1);
+    let at_once = passes.iter().take_while(|pass| pass.decides_at_once()).count();
+    let deciding =
+        passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(at_once, |last| at_once.max(last + 1));
     if decide && !passes[..deciding].iter().any(|pass| pass.trains()) {
         prepared.carry_out(deciding, options, output, &Quiet, &mut Timings::default())?;
     }

@@ -54,6 +54,17 @@ impl Deciding {
         Ok(Self { decider, text, read, pool, pulled: None })
     }
 
+    /// All windows that it may look at.
+    pub fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        let pool = self.pool.iter().flat_map(|pool| pool.batch.sequences());
+        self.text.batch.sequences().chain(pool)
+    }
+
+    /// Most tokens of a sweep.
+    pub fn most_tokens(&self) -> usize {
+        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
+    }
+
     /// The most bytes that deciding on `source` holds, and what it would with less text.
     ///
     /// # Errors

@@ -109,7 +109,7 @@ fn check_distance(gate: &str, limit: f64) -> Result<()> {
 }
 
 fn usage(gate: &str, limit: f64, remedy: impl Into<String>) -> Error {
-    Error::new(Kind::Usage, format!("`{gate}` = {limit} is not a limit that a measurement can meet or miss"))
+    Error::new(Kind::Usage, format!("--{gate} {limit} is not a limit that a measurement can meet or miss"))
         .remedy(remedy)
 }
 
@@ -222,7 +222,7 @@ impl Gates {
         if let Some(tolerance) = self.golden_tolerance {
             check_distance("golden-tolerance", tolerance)?;
             if self.golden.is_none() {
-                let what = "golden-tolerance is given, but no golden file to compare with";
+                let what = "--golden-tolerance is given, but no golden file to compare with";
                 return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
             }
         }

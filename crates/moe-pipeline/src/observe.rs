@@ -51,6 +51,35 @@ pub struct ObserveOptions {
     pub calibration: CalibrationOptions,
 }
 
+impl ObserveOptions {
+    /// Refuses what leaves nothing to do, and options of a sweep where there is none.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`].
+    pub fn check(&self) -> Result<()> {
+        if !self.calibration.data.is_empty() {
+            return self.calibration.check();
+        }
+        self.check_any()?;
+        let of_sweep = [("--no-left-out", self.no_left_out), ("--sample-every", self.sample_every != 0)];
+        if let Some((option, _)) = of_sweep.into_iter().find(|(_, is_given)| *is_given) {
+            let what = format!("{option} says what a sweep over --data looks at; statistics to --add are finished");
+            return Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")));
+        }
+        self.calibration.check_used(false)
+    }
+
+    /// Refuses to observe nothing.
+    fn check_any(&self) -> Result<()> {
+        match self.calibration.data.is_empty() && self.add.is_empty() {
+            true => {
+                Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
 /// What was observed.
 #[derive(Debug, Serialize)]
 pub struct Observation {
@@ -65,6 +94,8 @@ pub struct Observation {
     pub tokens: usize,
     /// Seconds of the sweep.
     pub seconds: f64,
+    /// What the user should know of them.
+    pub warnings: Vec<String>,
 }
 
 /// A layer in short.
@@ -118,10 +149,7 @@ pub fn observe(
     compute: &Compute,
     progress: &dyn Progress,
 ) -> Result<Observation> {
-    let found = check_output(dir, options, output, overwrite)?;
-    if options.calibration.data.is_empty() && options.add.is_empty() {
-        return Err(Error::new(Kind::Usage, "there is nothing to observe").remedy("give --data TEXT, or --add STATS"));
-    }
+    let found = check_observe(dir, options, output, overwrite)?;
     let mut snapshot = Snapshot::default();
     snapshot.extend(options.calibration.data.iter().map(|spec| &spec.path).chain(&options.add));
     let checkpoint = Checkpoint::open(dir)?;
@@ -131,18 +159,22 @@ pub fn observe(
     let fingerprint = Fingerprint::of(&checkpoint)?;
     let added = options.add.iter().map(|path| StatisticsFile::open(path)).collect::<Result<Vec<_>>>()?;
     added.iter().try_for_each(|file| file.check_model(&model, &fingerprint, dir))?;
+    check_added(&options.add, &added)?;
     let file = StagedFile::create(output, found)?;
     let start = std::time::Instant::now();
     let mut groups = Vec::new();
     let mut layers: BTreeMap<usize, Vec<Sums>> = BTreeMap::new();
     let mut tokens = 0;
     let mut digests = BTreeMap::new();
+    let mut has_more = false;
     if !options.calibration.data.is_empty() {
         let scratch = directory_of(output);
         let room = room(&model, options, memory_budget, compute, scratch);
         let (calibration, read) = calibration(&options.calibration, dir, model.vocab, room)?;
         read.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
         digests = digests_of(&read.texts)?;
+        check_observed_before(&checkpoint, options, &digests, compute, &added)?;
+        has_more = read.texts.iter().any(|text| text.has_more);
         tokens = calibration.batch.tokens();
         groups.clone_from(&calibration.groups);
         layers = sweep(&model, &calibration, options, output, memory_budget, compute, progress)?;
@@ -152,7 +184,10 @@ pub fn observe(
         add(&mut groups, &mut layers, file)?;
     }
     let sizes: BTreeMap<usize, Sizes> = layers.iter().map(|(index, sums)| (*index, sums[0].sizes())).collect();
-    let observed = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let observed: Vec<ObservedLayer> = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
+    let more = if has_more { "raise --data-tokens" } else { "give more --data, or --add statistics of more text" };
+    let warnings: Vec<String> = unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
+    warnings.iter().for_each(|warning| progress.note(warning));
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
     let about =
@@ -160,7 +195,57 @@ pub fn observe(
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
-    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds })
+    Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds, warnings })
+}
+
+/// Says of how many experts nothing is known, since no token of the text chose them, and what gives `more`.
+pub(crate) fn unchosen<'l>(loads: impl Iterator<Item = &'l Load>, more: &str) -> Option<String> {
+    let (dead, all) = loads.fold((0, 0), |(dead, all), load| (dead + load.dead, all + load.counts.len()));
+    (dead > 0).then(|| {
+        format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
+    })
+}
+
+/// Refuses to count text twice: the statistics `added`, read from `paths`, of one run.
+fn check_added(paths: &[PathBuf], added: &[StatisticsFile]) -> Result<()> {
+    for (at, path) in paths.iter().enumerate() {
+        let earlier = paths.iter().zip(added).take(at);
+        let Some((first, _)) = earlier.into_iter().find(|(first, of)| is_of_one_run((*first, *of), (path, &added[at])))
+        else {
+            continue;
+        };
+        let of = match first == path {
+            true => "are added twice".to_owned(),
+            false => format!("are those of {}", first.display()),
+        };
+        return Err(Error::new(Kind::Usage, format!("these statistics {of}, whose text would count twice"))
+            .file(path)
+            .remedy("give --add once for each run of observe"));
+    }
+    Ok(())
+}
+
+/// Whether both are one file, or files that the same run wrote.
+fn is_of_one_run(a: (&PathBuf, &StatisticsFile), b: (&PathBuf, &StatisticsFile)) -> bool {
+    let [real_a, real_b] = [a, b].map(|(path, _)| path.canonicalize().ok());
+    let [run_a, run_b] = [a, b].map(|(_, file)| file.about().run.as_ref());
+    (real_a.is_some() && real_a == real_b) || (run_a.is_some() && run_a == run_b)
+}
+
+/// Refuses to observe what statistics to be `added` were made of.
+fn check_observed_before(
+    checkpoint: &Checkpoint,
+    options: &ObserveOptions,
+    digests: &BTreeMap<PathBuf, String>,
+    compute: &Compute,
+    added: &[StatisticsFile],
+) -> Result<()> {
+    let alone = ObserveOptions { add: Vec::new(), ..options.clone() };
+    let run = Some(hash_of_run(checkpoint, &alone, digests, compute)?);
+    let Some(at) = added.iter().position(|file| file.about().run == run) else { return Ok(()) };
+    Err(Error::new(Kind::Usage, "these statistics are of the same text as --data, which would count twice")
+        .file(&options.add[at])
+        .remedy("give other text, or leave --data or --add out"))
 }
 
 /// Refuses a model, that of the checkpoint `dir`, without experts to observe.
@@ -303,7 +388,12 @@ fn add(groups: &mut Vec<Group>, layers: &mut BTreeMap<usize, Vec<Sums>>, file: &
     Ok(())
 }
 
-fn check_output(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
+/// Refuses what can't be observed, or written there, whatever the model; what lies there now.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub fn check_observe(dir: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<FoundFile> {
+    options.check_any()?;
     let mut locations = Locations::default();
     let texts = options.calibration.data.iter().map(|spec| &spec.path);
     texts.chain(&options.add).map(PathBuf::as_path).chain([dir]).for_each(|path| locations.reads(path));

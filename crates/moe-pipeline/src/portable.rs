@@ -35,11 +35,67 @@ pub(crate) fn portable_options(options: &Value) -> Value {
     }
 }
 
+/// `text` of a message with all absolute paths in it [`portable`]: a line `file:` is one to its end, others end where a sentence goes on.
+pub(crate) fn portable_text(text: &str) -> String {
+    let here = std::env::current_dir().map_or(String::new(), |dir| format!("{}/", dir.display()));
+    text.split('\n').map(|line| portable_line(line, &here)).collect::<Vec<_>>().join("\n")
+}
+
+/// What stands before the path in an error.
+const FILE_LINE: &str = "  file:   ";
+
+fn portable_line(line: &str, here: &str) -> String {
+    match line.strip_prefix(FILE_LINE).filter(|path| Path::new(path).is_absolute()) {
+        Some(path) => format!("{FILE_LINE}{}", portable(Path::new(path))),
+        // What lies below the working directory may have spaces in it.
+        None if here.len() > 1 => portable_words(&line.replace(here, "")),
+        None => portable_words(line),
+    }
+}
+
+/// The words of `line`, paths among them by their name alone.
+fn portable_words(line: &str) -> String {
+    line.split_inclusive(ends_path).map(portable_word).collect()
+}
+
+fn portable_word(word: &str) -> String {
+    let path = word.trim_end_matches(|c: char| ends_path(c) || c == ':' || c == '.');
+    match path.starts_with('/') && path.contains(char::is_alphanumeric) {
+        true => portable(Path::new(path)) + &word[path.len()..],
+        false => word.to_owned(),
+    }
+}
+
+/// Whether a path in a sentence ends before `c`.
+fn ends_path(c: char) -> bool {
+    c.is_whitespace() || "\"'`(),;=".contains(c)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn messages_name_no_folders_of_a_machine() {
+        let here = std::env::current_dir().unwrap();
+        for (said, shown) in [
+            (
+                "x\n  file:   /home/jane doe/m/model.safetensors\n  remedy: y",
+                "x\n  file:   model.safetensors\n  remedy: y",
+            ),
+            (
+                "/tmp/a is not /tmp/b/c: 1/2 of \"/home/jane/x.txt\", and (/home/jane/y).",
+                "a is not c: 1/2 of \"x.txt\", and (y).",
+            ),
+            ("HERE/target/my m/x.txt is gone", "target/my m/x.txt is gone"),
+            ("give --set out=/home/jane/out/", "give --set out=out"),
+            ("a / b, //, /", "a / b, //, /"),
+        ] {
+            assert_eq!(portable_text(&said.replace("HERE", &here.to_string_lossy())), shown);
+        }
+    }
 
     #[test]
     fn options_name_no_folders_of_a_machine() {

@@ -137,7 +137,7 @@ struct RawRecipe {
     vars: toml::Table,
     /// Keys of every step that runs a command, where the step itself doesn't have them.
     #[serde(default)]
-    defaults: BTreeMap<String, toml::Table>,
+    defaults: BTreeMap<String, toml::Spanned<toml::Value>>,
     #[serde(default)]
     step: Vec<toml::Table>,
 }
@@ -179,15 +179,15 @@ impl Recipe {
         if raw.step.is_empty() {
             return Err(usage("the recipe has no step", "add a [[step]] with run = \"COMMAND\" and what that needs"));
         }
-        check_defaults(&raw)?;
+        let defaults = defaults(raw.defaults, text)?;
+        check_defaults(&defaults, &raw.step)?;
         Expansion::check_count(&raw.step)?;
         let source = Source::new(text);
-        let mut expansion =
-            Expansion { source, defaults: &raw.defaults, variables, chosen: Vec::new(), steps: Vec::new() };
+        let mut expansion = Expansion { source, defaults: &defaults, variables, chosen: Vec::new(), steps: Vec::new() };
         expansion.steps(&raw.step, "")?;
         let Expansion { mut variables, steps, .. } = expansion;
         let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
-        check_defaults_run(&raw.defaults, &commands)?;
+        check_defaults_run(&defaults, &commands)?;
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
             let what = format!("[vars] {name}: nothing uses ${{{name}}}");
             return Err(usage(what, "use it, correct the name where it is used, or remove it"));
@@ -203,15 +203,41 @@ fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Error {
 }
 
 /// Refuses defaults of what no step runs before steps are looked at, which would lack the keys that were meant for them.
-fn check_defaults(raw: &RawRecipe) -> Result<()> {
+fn check_defaults(defaults: &BTreeMap<String, toml::Table>, steps: &[toml::Table]) -> Result<()> {
     let mut commands = BTreeSet::new();
-    named_runs(&raw.step, &mut commands);
+    named_runs(steps, &mut commands);
     // What a variable names is known when the steps are.
     if commands.iter().any(|command| command.contains("${")) {
         let all: Vec<&str> = all_commands();
-        return check_defaults_run(&raw.defaults, &all.into_iter().collect());
+        return check_defaults_run(defaults, &all.into_iter().collect());
     }
-    check_defaults_run(&raw.defaults, &commands)
+    check_defaults_run(defaults, &commands)
+}
+
+/// The tables of [defaults] in the recipe `text`, which are of commands; keys that stand there by themselves are refused.
+fn defaults(given: BTreeMap<String, toml::Spanned<toml::Value>>, text: &str) -> Result<BTreeMap<String, toml::Table>> {
+    let mut tables = BTreeMap::new();
+    for (key, value) in given {
+        let line = text[..value.span().start].lines().count();
+        match value.into_inner() {
+            toml::Value::Table(table) => _ = tables.insert(key, table),
+            value => {
+                let what =
+                    format!("line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command");
+                let of_command = || format!("put it below [defaults.{}], say", PruneOptions::NAME);
+                return Err(usage(what, of_program(&key, &value.to_string()).unwrap_or_else(of_command)));
+            }
+        }
+    }
+    Ok(tables)
+}
+
+/// How a key is given that is about the whole run, and no step's; none for others.
+fn of_program(key: &str, value: &str) -> Option<String> {
+    let takes_value = ["device", "dtype", "router-dtype", "device-memory", "threads", "memory-budget"].contains(&key);
+    let is_switch = ["timings", "json", "quiet"].contains(&key);
+    let value = if takes_value { format!(" {}", value.trim_matches('"')) } else { String::new() };
+    (takes_value || is_switch).then(|| format!("it is for all steps: give --{key}{value} to moe-convert run"))
 }
 
 /// Collects what `steps`, their passes and the steps of blocks run, as it is written.
@@ -294,9 +320,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         "observe" => {
             let (output, overwrite) = take_output(&mut table)?;
             let options: ObserveOptions = rest(table)?;
-            if !options.calibration.data.is_empty() {
-                options.calibration.check().map_err(with_keys)?;
-            }
+            options.check().map_err(with_keys)?;
             StepKind::Observe { output, overwrite, options }
         }
         "eval" => {
@@ -383,6 +407,11 @@ const EARLIER_KEYS: [&str; 1] = ["no-control"];
 /// Refuses keys that aren't `known`.
 fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
     match table.keys().find(|key| !known.contains(key) && !EARLIER_KEYS.contains(&key.as_str())) {
+        Some(key) if of_program(key, "").is_some() => {
+            let value = table[key].to_string();
+            let what = format!("`{key}` is not a key of a step");
+            Err(usage(what, of_program(key, &value).unwrap_or_default()))
+        }
         Some(key) => Err(of_serde(&format!("unknown field `{key}`, expected one of {}", known.join(", ")))),
         None => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 use moe_checkpoint::{Error, Kind, Result, Seal, json};
 use moe_forward::Storage;
 use moe_math::Compute;
@@ -210,7 +210,11 @@ impl RunRecord {
         let unix_time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             source: portable(source),
-            device: format!("{:?}", compute.device.location()),
+            device: match compute.device.location() {
+                DeviceLocation::Cpu => "cpu".to_owned(),
+                DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+                DeviceLocation::Metal { .. } => "metal".to_owned(),
+            },
             dtype: compute.dtype.as_str().to_owned(),
             router_dtype: compute.router_dtype.other_than_f32(),
             threads: rayon::current_num_threads(),

@@ -2,34 +2,55 @@
 //!
 //! A receipt says by hashes what a result was made of: the same passes with the same options on the same bytes give the same result.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use moe_checkpoint::{
-    LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log, is_own_run_record, is_stream, json,
-    read_text, read_whole, sha256_file,
+    Error, Kind, LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log, is_own_run_record,
+    is_stream, json, read_text, read_whole, sha256_file,
 };
 use moe_passes::Pass;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::card::{self, CARD_FILE, name_of};
 use crate::convert::{ConvertOptions, SLACK_BYTES, existing};
 use crate::outputs::check_places;
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
-use crate::receipt::{RECEIPT_FILE, RUN_FILE};
+use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
 use crate::verify::{check_hashes, listed};
 
-/// Whether `output` is the finished result of the same passes with the same options on the same bytes, written in the same way by the same
-/// build.
+/// What lies where a result is to go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FoundResult {
+    /// Nothing that a run of ours has finished.
+    Nothing,
+    /// A result of something else; how it differs, in words that follow "it".
+    Other(String),
+    /// The finished result of the same passes with the same options on the same bytes, written in the same way by the same build.
+    Same,
+}
+
+/// Whether `output` is what these passes make of `input`.
 ///
 /// # Errors
 /// What reading the source and the receipt return.
-pub fn is_finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<bool> {
-    finished(passes, input, output, options).map(|manifest| manifest.is_some())
+pub fn find_result(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<FoundResult> {
+    Ok(match finished(passes, input, output, options)? {
+        None => FoundResult::Nothing,
+        Some(Err(how)) => FoundResult::Other(how),
+        Some(Ok(_)) => FoundResult::Same,
+    })
 }
 
-/// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged.
-fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Option<Manifest>> {
+/// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged, or else how it differs; none where
+/// no result is there.
+fn finished(
+    passes: &[&dyn Pass],
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions,
+) -> Result<Option<Result<Manifest, String>>> {
     let receipt = output.join(RECEIPT_FILE);
     if !file_exists(&receipt)? {
         return Ok(None);
@@ -45,28 +66,77 @@ fn finished(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Convert
         written.is_some() && sha256_file(plan).ok().as_deref() == written
     };
     if !passes.iter().filter_map(|pass| pass.plan_out()).all(is_there) {
-        return Ok(None);
+        return Ok(Some(Err("has no such plan beside it".to_owned())));
     }
     let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
-    if work(&found) != wanted {
-        return Ok(None);
+    if let Some(how) = other_work(&work(&found), &wanted) {
+        return Ok(Some(Err(how)));
     }
     let prepared = Prepared::new(passes, input, output, options)?;
     let mut wanted = prepared.receipt();
     prepared.hashes()?.record(&mut wanted);
-    let wanted = serde_json::to_value(&wanted).unwrap_or_default();
+    let wanted = as_json(&wanted)?;
+    if let Some(how) = difference(&found, &wanted, options.resume) {
+        return Ok(Some(Err(how)));
+    }
+    // Whose list was changed, or to which something was added, isn't the result that was finished.
+    let manifest = listed(output).ok().and_then(|(manifest, _)| manifest);
+    let manifest = manifest.filter(|manifest| check_hashes(output, manifest, "a result", &Quiet).is_ok());
+    Ok(Some(manifest.ok_or_else(|| "was changed since it was made".to_owned())))
+}
+
+fn as_json(receipt: &Receipt) -> Result<Value> {
+    serde_json::to_value(receipt)
+        .map_err(|e| Error::new(Kind::Malformed, "this receipt can't be written").source(e).remedy("please report it"))
+}
+
+/// How what was done differs from what is wanted.
+fn other_work(found: &[Work], wanted: &[Work]) -> Option<String> {
+    let names = |work: &[Work]| {
+        work.iter().map(|(name, _)| name.as_str().unwrap_or("?").to_owned()).collect::<Vec<_>>().join(" → ")
+    };
+    if names(found) != names(wanted) {
+        return Some(format!("was made by {}, not by {}", names(found), names(wanted)));
+    }
+    let options = found.iter().zip(wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
+    other_options(options.collect())
+}
+
+/// That these `options` are others, if any are.
+fn other_options(options: Vec<String>) -> Option<String> {
+    (!options.is_empty()).then(|| format!("was made with other options ({})", options.join(", ")))
+}
+
+/// How a result of the same work differs from what is wanted; a training that went on under other settings is another one, unless it may
+/// `resume`.
+fn difference(found: &Value, wanted: &Value, resume: bool) -> Option<String> {
     // How many tensors are copies is known only when experts are chosen, which need not be done again.
     let sizes = |receipt: &Value| receipt["result"]["parameters"].clone();
-    let same = found["tool"] == wanted["tool"]
+    let computed = ["dtype", "router_dtype", "device"].into_iter().filter(|key| found[*key] != wanted[*key]);
+    let computed = computed.map(|key| key.replace('_', "-"));
+    let written = other_keys(&found["writing"], &wanted["writing"]);
+    let options = other_options(computed.chain(written).collect());
+    match () {
+        () if found["tool"] != wanted["tool"] => Some("was made by another build of moe-convert".to_owned()),
+        () if options.is_some() => options,
         // What a training went on with under other settings is finished for whoever lets it go on, and not what these options make.
-        && (options.resume || found["training"]["settings"].is_null())
-        && ["dtype", "router_dtype", "device", "writing"].into_iter().all(|key| found[key] == wanted[key])
-        && found["texts"] == wanted["texts"]
-        && read(&found) == read(&wanted)
-        && sizes(&found) == sizes(&wanted);
-    // Whose list was changed, or to which something was added, isn't the result that was finished.
-    let manifest = if same { listed(output).ok().and_then(|(manifest, _)| manifest) } else { None };
-    Ok(manifest.filter(|manifest| check_hashes(output, manifest, &Quiet).is_ok()))
+        () if !resume && !found["training"]["settings"].is_null() => {
+            Some("comes of a training that went on with other settings".to_owned())
+        }
+        () if found["texts"] != wanted["texts"] => {
+            Some("was made with other text, or with text that has changed".to_owned())
+        }
+        () if read(found) != read(wanted) || sizes(found) != sizes(wanted) => {
+            Some("was made of another checkpoint, or of one that has changed".to_owned())
+        }
+        () => None,
+    }
+}
+
+/// The keys whose values differ.
+fn other_keys(a: &Value, b: &Value) -> Vec<String> {
+    let keys: BTreeSet<&String> = [a, b].into_iter().filter_map(Value::as_object).flat_map(Map::keys).collect();
+    keys.into_iter().filter(|key| a[key.as_str()] != b[key.as_str()]).cloned().collect()
 }
 
 /// Makes `output` a copy of `from`, if that is what the passes would make of `input`; whether it is. What is wrong with `from` is no
@@ -82,7 +152,7 @@ pub fn copy_finished(
     options: &ConvertOptions,
 ) -> Result<bool> {
     let anew = ConvertOptions { resume: false, ..options.clone() };
-    let Ok(Some(Manifest { files })) = finished(passes, input, from, &anew) else { return Ok(false) };
+    let Ok(Some(Ok(Manifest { files }))) = finished(passes, input, from, &anew) else { return Ok(false) };
     check_places(passes, input, output, &[from])?;
     let mut dir = OutputDir::create(output, existing(options))?;
     let sizes = files.keys().filter_map(|name| from.join(name).metadata().ok());

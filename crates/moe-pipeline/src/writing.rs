@@ -18,6 +18,8 @@ pub struct WritingOptions {
     pub probe_tokens: usize,
 }
 
+/// Nobody means files that are smaller than their own headers.
+const LEAST_SHARD_BYTES: u64 = 1000;
 /// More than this is what eval is for.
 const MAX_PROBE_TOKENS: usize = 4096;
 
@@ -27,6 +29,13 @@ impl WritingOptions {
     /// # Errors
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
+        let size = self.max_shard_size;
+        if size.0 < LEAST_SHARD_BYTES {
+            let what = format!("--max-shard-size {} is {size}: every tensor would have a file of its own", size.0);
+            return Err(
+                Error::new(Kind::Usage, what).remedy(format!("write the unit, such as {}GB", size.0.clamp(1, 999)))
+            );
+        }
         match self.probe_tokens > MAX_PROBE_TOKENS {
             false => Ok(()),
             true => {

@@ -14,11 +14,11 @@ use moe_checkpoint::{
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings, begin_step,
-    check_summary, copy_finished, is_finished, is_observed, junit, markdown,
+    Average, ConvertOptions, FoundResult, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings,
+    begin_step, check_observe, check_summary, copy_finished, find_result, is_observed, junit, markdown,
 };
 
-use super::{After, Session, kind};
+use super::{After, Session, kind, other_result};
 use crate::allocator::purge;
 use crate::render;
 
@@ -32,11 +32,7 @@ impl Session {
         mut reports: Reports,
         timings: &mut Timings,
     ) -> Result<()> {
-        let recipe = Recipe::read(path, set)?;
-        recipe.check_inputs()?;
-        recipe.check_outputs(path, &reports.paths())?;
-        reports.check()?;
-        recipe.check_models(&self.compute)?;
+        let recipe = self.checked(path, set, &mut reports)?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
         let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };
@@ -99,6 +95,28 @@ impl Session {
         failed.map_or(written, Err)
     }
 
+    /// The recipe `path`, all of whose steps can run as far as that can be known; `reports` say why one can't.
+    fn checked(&self, path: &Path, set: &[(String, String)], reports: &mut Reports) -> Result<Recipe> {
+        let recipe = match Recipe::read(path, set) {
+            Ok(recipe) => recipe,
+            // What it reads isn't known: reports replace nothing but reports.
+            Err(error) => {
+                return Err(reports.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error));
+            }
+        };
+        let places = recipe.check_outputs(path, &reports.paths());
+        match (recipe.check_inputs(), places) {
+            (Ok(()), places) => places?,
+            (Err(error), Ok(())) => return Err(reports.refused_early(&recipe.name, error)),
+            (Err(error), Err(_)) => return Err(error.into()),
+        }
+        reports.check()?;
+        match recipe.check_models(&self.compute) {
+            Ok(()) => Ok(recipe),
+            Err(error) => Err(reports.refused(&recipe.name, error)),
+        }
+    }
+
     /// Says what step `index` would do, for which what is `stale` counts as not there.
     fn plan_step(&self, recipe: &Recipe, index: usize, how: How, stale: &BTreeSet<PathBuf>) -> Result<StepResult> {
         let step = &recipe.steps[index];
@@ -114,6 +132,15 @@ impl Session {
                 return Ok(StepResult::Planned(None));
             }
             (None, _) => {}
+        }
+        if let StepKind::Observe { output, overwrite, options } = &step.kind {
+            if !how.fresh && yet.is_none() && is_observed(&step.model, options, output, &self.compute)? {
+                self.kept(output)?;
+                return Ok(StepResult::Reused);
+            }
+            check_observe(&step.model, options, output, *overwrite)?;
+            self.progress.note(&format!("would write {}", shown_path(output)));
+            return Ok(StepResult::Planned(None));
         }
         // What reads a result can't run before there is one.
         let StepKind::Convert { passes, output, overwrite, writing } = &step.kind else { return Ok(StepResult::Done) };
@@ -174,14 +201,18 @@ impl Session {
         alike: &[&Path],
         options: &ConvertOptions,
     ) -> Result<bool> {
-        let finished = match is_finished(passes, input, output, options) {
+        let found = match find_result(passes, input, output, options) {
             // What was there is replaced, whatever is wrong with it; a missing input is for others to complain about, or to make.
-            Err(_) if options.overwrite || !input.exists() => false,
+            Err(_) if options.overwrite || !input.exists() => FoundResult::Nothing,
             other => other?,
         };
-        if finished {
-            self.kept(output)?;
-            return Ok(true);
+        match found {
+            FoundResult::Same => {
+                self.kept(output)?;
+                return Ok(true);
+            }
+            FoundResult::Other(how) if !options.overwrite => return Err(other_result(&how, output).into()),
+            FoundResult::Other(_) | FoundResult::Nothing => {}
         }
         for from in alike {
             if copy_finished(passes, input, from, output, options)? {
@@ -310,5 +341,22 @@ impl Reports {
             self.failed.get_or_insert(error);
         }
         Ok(())
+    }
+
+    /// Says that the recipe was refused, whose steps can't run; `error` is why.
+    fn refused(&mut self, recipe: &str, error: Error) -> anyhow::Error {
+        let outcome = Outcome::failed(Some(error.kind()), error.to_string());
+        let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, outcome }];
+        // Why it was refused matters more than that nobody could write it down.
+        let _ = self.write(recipe, &refused, &[]);
+        error.into()
+    }
+
+    /// The same before anything was found out about where to say it.
+    fn refused_early(&mut self, recipe: &str, error: Error) -> anyhow::Error {
+        match self.check() {
+            Ok(()) => self.refused(recipe, error),
+            Err(_) => error.into(),
+        }
     }
 }

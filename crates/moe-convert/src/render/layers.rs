@@ -21,11 +21,14 @@ pub(super) fn trust(receipt: &Receipt) -> String {
     }
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let row = |(layer, trust): &(usize, &LayerTrust)| {
+        // Where every expert goes on in another, the mass is kept by definition, which says nothing of the result.
+        let merged = trust.retained_mass >= 1.0 && trust.clusters.iter().any(|cluster| cluster.len() > 1);
+        let worst = trust.worst_domain.as_ref().filter(|_| !merged);
         vec![
             layer.to_string(),
             format!("{} → {}", trust.experts[0], trust.experts[1]),
-            percent(trust.retained_mass),
-            or_dash(trust.worst_domain.as_ref().map(|(label, share)| format!("{label} {}", percent(*share)))),
+            if merged { "all, merged".to_owned() } else { percent(trust.retained_mass) },
+            or_dash(worst.map(|(label, share)| format!("{label} {}", percent(*share)))),
             percent(trust.lost_choices),
             or_dash(trust.output_error.map(|error| format!("{error:.3}"))),
             or_dash(trust.stability.map(|[rank, kept]| format!("{rank:.2} / {kept:.2}"))),
@@ -114,7 +117,10 @@ fn distilled(receipt: &Receipt) -> String {
         let lambda = |fit: &DownFit| fit.lambda.map_or("none".to_owned(), |lambda| format!("{lambda:e}"));
         let trained = |trained: &Trained| {
             let [before, after] = trained.errors()?;
-            Some(format!("{before:.3} → {after:.3} ({} of {})", trained.best, trained.steps))
+            Some(match trained.best {
+                0 => format!("{before:.3}: no gain in {}", counted(trained.steps, "step")),
+                best => format!("{before:.3} → {after:.3} ({best} of {})", trained.steps),
+            })
         };
         let trained: Vec<_> = layer.trained.iter().filter_map(trained).collect();
         vec![

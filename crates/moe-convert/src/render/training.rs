@@ -31,7 +31,14 @@ pub fn tables(receipt: &Receipt) -> String {
         let rows = before.rows().zip(after.rows()).map(|(before, after)| row(before, after, compared));
         text += &format!("\n{}", table(&header, rows));
     }
-    if !training.load.is_empty() {
+    if !training.load.is_empty() && training.load_is_of_one_measurement() {
+        let header = ["layer", "experts", "entropy", "dead", "dropped"];
+        let rows = training.load.iter().map(load_once);
+        text += &format!(
+            "\nLoad on what was trained on, measured once (at every --eval-every steps):\n{}",
+            table(&header, rows)
+        );
+    } else if !training.load.is_empty() {
         let header = ["layer", "experts", "entropy at first", "at last", "dead at first", "at last", "dropped"];
         text += &format!("\nLoad on what was trained on:\n{}", table(&header, training.load.iter().map(load)));
     }
@@ -52,6 +59,17 @@ fn row(before: &DomainReport, after: &DomainReport, compared: bool) -> Vec<Strin
         row.extend(both.map(|a| or_dash(a.map(|a| format!("{:.1} %", 100.0 * a.top1_agreement)))));
     }
     row
+}
+
+fn load_once(change: &LoadChange) -> Vec<String> {
+    let LoadChange { layer, last, dropped, .. } = change;
+    vec![
+        layer.to_string(),
+        last.counts.len().to_string(),
+        format!("{:.3}", last.entropy),
+        last.dead.to_string(),
+        format!("{:.1} %", 100.0 * dropped),
+    ]
 }
 
 fn load(change: &LoadChange) -> Vec<String> {

@@ -23,7 +23,7 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
-use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
+use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources, as_value};
 
 pub use block::Training;
 pub use options::{DistillOptions, Down, Forced, Init};
@@ -46,7 +46,7 @@ impl Pass for DistillOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {

@@ -27,7 +27,7 @@ use std::path::Path;
 use moe_model::{Model, Result};
 use serde_json::Value;
 
-use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources};
+use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources, as_value};
 use crate::reduce::Method as _;
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
@@ -46,7 +46,7 @@ impl Pass for MergeOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {

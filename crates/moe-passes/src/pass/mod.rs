@@ -12,6 +12,7 @@ use moe_forward::{DataSpec, Group};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
 use moe_model::{Model, Result};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::train::Training;
@@ -98,8 +99,20 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether [`Pass::decide`] takes little beside the writing. A dry run decides then, too: it shows what stays, and fails where the
+    /// run would.
+    fn decides_at_once(&self) -> bool {
+        false
+    }
+
     /// How the planned model is trained before it is written, if it is.
     fn training(&self) -> Option<Training> {
+        None
+    }
+
+    /// What so many `steps` of that training did to the function, of which the plan could only say how many there may be.
+    fn trained(&self, steps: u64) -> Option<Effect> {
+        let _ = steps;
         None
     }
 
@@ -121,6 +134,15 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         let _ = sources;
         Ok(None)
     }
+}
+
+/// `options`, or a plan, as JSON.
+///
+/// # Panics
+/// If they have a map whose keys aren't text, or a value that refuses to be written: none of ours has.
+pub(crate) fn as_value(options: &impl Serialize) -> Value {
+    serde_json::to_value(options)
+        .expect("options are numbers, words, paths that are written with loss, and lists of these")
 }
 
 /// Text that a result is measured on.
@@ -155,6 +177,9 @@ pub struct Sources<'a> {
     pub others: &'a [Model],
     /// Whether any of these is another checkpoint than `model`.
     pub others_differ: bool,
+    /// For the model and each of the others, in this order, the place of the first that holds the same weights as far as samples of every
+    /// tensor tell; empty where that isn't known.
+    pub first_alike: &'a [usize],
     /// Where to compute what weights alone decide.
     pub compute: &'a Compute,
     /// The content of [`Pass::statistics`].
@@ -174,6 +199,7 @@ impl<'a> Sources<'a> {
             model,
             others: &[],
             others_differ: false,
+            first_alike: &[],
             compute,
             statistics: None,
             given_plan: None,

@@ -10,12 +10,13 @@ mod plan;
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::pass::{DecidedBy, Decider, Decisions, HeldOut, Pass, Plan, Sources};
+use crate::pass::{DecidedBy, Decider, Decisions, HeldOut, Pass, Plan, Sources, as_value};
 use crate::reduce::{Method, ReduceOptions, Size};
 
 pub use choose::Blend;
@@ -150,7 +151,7 @@ impl Pass for PruneOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {
@@ -170,11 +171,11 @@ impl Pass for PruneOptions {
     }
 
     fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
-        let method = match decisions.by {
-            DecidedBy::GivenPlan => Some("a given plan".to_owned()),
-            _ => serde_json::to_value(self.method).ok().and_then(|m| m.as_str().map(str::to_owned)),
+        let method = match (decisions.by, self.method.to_possible_value()) {
+            (DecidedBy::GivenPlan, _) => "a given plan".to_owned(),
+            (_, word) => word.map_or(String::new(), |word| word.get_name().to_owned()),
         };
-        serde_json::to_value(PrunePlan::new(method.unwrap_or_default(), model, decisions)).unwrap_or_default()
+        as_value(&PrunePlan::new(method, model, decisions))
     }
 
     fn check_options(&self) -> Result<()> {
@@ -222,6 +223,10 @@ impl Pass for PruneOptions {
             }
             None => self.reduce.decide(&self.method(), &self.size(sources)?, sources),
         }
+    }
+
+    fn decides_at_once(&self) -> bool {
+        self.reduce.calibration.data.is_empty()
     }
 
     fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {

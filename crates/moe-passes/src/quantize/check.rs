@@ -6,6 +6,7 @@ use super::options::{
     Format, Method, Part, QuantizeOptions, Samples, default_act_order, default_damping, default_gate_power,
     default_group_size, default_hot_cap, default_pool_tokens, half, usage,
 };
+use super::widths::Profile;
 
 impl QuantizeOptions {
     /// Refuses what contradicts itself, whatever the model.
@@ -53,7 +54,7 @@ impl QuantizeOptions {
                 "rounding to nearest doesn't look at data",
                 "leave --data out, or give an integer --scheme with --method gptq",
             )),
-            _ => Ok(()),
+            _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }
 
@@ -103,6 +104,11 @@ impl QuantizeOptions {
             let what = format!("--{name} shrinks the Hessians of --samples per-expert");
             return Err(usage(what, format!("leave --{name} out, or give --samples per-expert")));
         }
+        if self.target_bits.is_none() && self.profile != Profile::default() {
+            let what = "--profile says which bit widths --target-bits chooses from, and there is no --target-bits";
+            return Err(usage(what, "give --target-bits BITS in place of --scheme, or leave --profile out"));
+        }
+        self.check_samples_used()?;
         let of_pool = self.pool_take.is_some() || self.pool_tokens != default_pool_tokens();
         if of_pool && self.pool.is_empty() {
             return Err(usage(
@@ -111,6 +117,21 @@ impl QuantizeOptions {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses numbers that the chosen --samples don't ask for.
+    fn check_samples_used(&self) -> Result<()> {
+        let all = self.samples() == Samples::AllExperts;
+        // The pool, too, is searched for tokens of experts that have fewer.
+        let tops_up = self.samples().tops_up() || !self.pool.is_empty();
+        let idle = [
+            ("min-samples", self.min_samples != half() && !tops_up, "experts that are topped up"),
+            ("hot-cap", self.hot_cap != default_hot_cap() && all, "samples of an expert's own"),
+            ("gate-power", self.gate_power != default_gate_power() && all, "samples of an expert's own"),
+        ];
+        let Some((name, _, subject)) = idle.into_iter().find(|(_, is_idle, _)| *is_idle) else { return Ok(()) };
+        let what = format!("--{name} is about {subject}, which these --samples don't have");
+        Err(usage(what, format!("leave --{name} out, or give --samples per-expert")))
     }
 
     fn check_target(&self, target: f64) -> Result<()> {

@@ -26,7 +26,7 @@ use moe_forward::DataSpec;
 use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 use serde_json::Value;
 
-use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources};
+use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources, as_value};
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
 pub use pool::Pulled;
@@ -53,7 +53,7 @@ impl Pass for QuantizeOptions {
     fn options(&self) -> Value {
         // Receipts say which method it was, also where it follows from the scheme.
         let said = Self { method: Some(self.method()), ..self.clone() };
-        serde_json::to_value(said).unwrap_or_default()
+        as_value(&said)
     }
 
     fn texts(&self) -> Vec<&Path> {

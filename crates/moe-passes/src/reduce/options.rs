@@ -184,7 +184,15 @@ impl ReduceOptions {
         model.moes().try_for_each(|(index, moe)| check_padding(index, moe))?;
         let total = size.after * model.moes().count();
         let counts = equal_mass(&self.masses(sources)?, greatest_top_k(model), total);
-        let after = counts.values().copied().max().unwrap_or(size.after);
+        let most = counts.values().copied().max().unwrap_or(size.after);
+        // All layers are padded to one number: that is what --divisible-by is about.
+        let after = most.next_multiple_of(self.divisible_by);
+        if after > size.before {
+            let (each, before) = (self.divisible_by, size.before);
+            let what = format!("no multiple of --divisible-by {each} is from {most}, which a layer keeps, to {before}");
+            let remedy = "give a smaller --divisible-by, or fewer --experts";
+            return Err(Error::new(Kind::Usage, what).remedy(remedy));
+        }
         Ok(Size { after, counts, ..size })
     }
 
@@ -270,6 +278,19 @@ impl ReduceOptions {
         }
     }
 
+    /// What is said where no expert goes, which nobody needs a conversion for.
+    pub(crate) fn keeps_all(&self, size: &Size) -> Option<String> {
+        let all = size.before;
+        let asked = match self.keep {
+            Some(1.0) => "--keep 1 is a share, all of them; for one expert a layer, give --experts 1".to_owned(),
+            _ if self.divisible_by > 1 => {
+                format!("lower --divisible-by {}, or the number of experts", self.divisible_by)
+            }
+            _ => format!("ask for fewer than {all}"),
+        };
+        size.keeps_all().then(|| format!("all {all} experts of each layer stay: {asked}"))
+    }
+
     /// Files of text that are named.
     pub(crate) fn texts(&self) -> Vec<&Path> {
         DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
@@ -309,7 +330,7 @@ impl ReduceOptions {
             (true, true, true) if needs.inputs => {
                 error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")
             }
-            _ => Ok(()),
+            _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }
 }

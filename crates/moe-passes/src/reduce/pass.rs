@@ -26,7 +26,8 @@ impl ReduceOptions {
         let kept = if size.keeps_all() { Kept::Exactly } else { Kept::No };
         let mut effects = vec![Effect::new("experts", kept, why)];
         effects.extend(with_mtp(&mut model, self.mtp, decided, &mut layers));
-        let warnings = model.caveats().map(str::to_owned).collect();
+        let mut warnings: Vec<String> = model.caveats().map(str::to_owned).collect();
+        warnings.extend(self.keeps_all(size));
         Plan { model, effects, layers, warnings, surveys: Vec::new(), group: 1, working_bytes: 0 }
     }
 

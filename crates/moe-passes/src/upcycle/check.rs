@@ -1,7 +1,11 @@
 //! What is refused, and what is warned of, before any weight is read.
 
+use std::path::Path;
+
+use moe_checkpoint::Dtype;
 use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
 
+use super::options::{survey_tokens, window};
 use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::pass::Sources;
@@ -147,6 +151,21 @@ impl UpcycleOptions {
         Ok(())
     }
 
+    /// Refuses what says how --data is read where there is none.
+    fn check_text_used(&self) -> Result<()> {
+        let idle = [
+            ("--data-tokens", self.data_tokens != survey_tokens()),
+            ("--sequence-length", self.sequence_length != window()),
+        ];
+        match idle.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => usage(
+                format!("{option} says how --data is read, and no option here uses any"),
+                format!("leave {option} out, or give --router kmeans --data TEXT"),
+            ),
+            None => Ok(()),
+        }
+    }
+
     fn check_texts(&self) -> Result<()> {
         let wants_data = matches!(self.router, RouterInit::Kmeans | RouterInit::Activations)
             || (self.init == Init::Partition && self.partition_by == PartitionBy::Activations);
@@ -157,7 +176,8 @@ impl UpcycleOptions {
             (false, false) => {
                 return usage("no option here uses --data", "leave it out, or give --router kmeans");
             }
-            _ => {}
+            (false, true) => self.check_text_used()?,
+            (true, false) => {}
         }
         if let Some(spec) = self.data.iter().find(|spec| spec.weight.is_some()) {
             return Err(Error::new(Kind::Usage, "a weight has no meaning here: every token counts alike")
@@ -308,6 +328,8 @@ pub(super) fn warnings(
     if options.init == Init::Partition && options.top_k < options.experts && !options.has_surveyed_router() {
         warnings.push("a router that knows nothing of the partition drops neurons at random".to_owned());
     }
+    warnings.extend(given_twice(sources));
+    warnings.extend(lost_noise(options, base));
     let rope = |m: &Model| {
         serde_json::to_string(&(
             m.config.get("rope_theta"),
@@ -324,6 +346,41 @@ pub(super) fn warnings(
     }
     warnings
 }
+
+/// What is said of models that are given as experts more than once, under whatever names.
+fn given_twice(sources: &Sources<'_>) -> Option<String> {
+    let firsts = sources.first_alike.get(1..)?;
+    let (second, first) =
+        firsts.iter().enumerate().find_map(|(at, first)| Some((at, firsts[..at].iter().position(|f| f == first)?)))?;
+    let folder = |at: usize| sources.others[at].config_file.parent().unwrap_or(Path::new("")).display().to_string();
+    let (first, second) = (folder(first), folder(second));
+    let again = if first == second { "is given twice".to_owned() } else { format!("is the same model as {second}") };
+    Some(format!("--expert {first} {again}: experts that are made of it start out as the same network"))
+}
+
+/// What is said of noise that weights of this size hardly have digits for.
+fn lost_noise(options: &UpcycleOptions, base: &Model) -> Option<String> {
+    let dtype = base.layers.iter().find_map(|layer| layer.ffn.dense())?.gate.weight.dtype();
+    let digits = match dtype {
+        Dtype::BF16 => 8,
+        Dtype::F16 => 11,
+        _ => 24,
+    };
+    let size = base.config.get("initializer_range").and_then(serde_json::Value::as_f64).unwrap_or(USUAL_STD);
+    // What changes is smaller than the noise by its digits: of weights spread like this, fewer than one in a hundred.
+    let least = size * 0.5f64.powi(digits) / 80.0;
+    let std = options.noise_std;
+    (options.has_noise() && std < least).then(|| {
+        format!(
+            "--noise-std {std:e} is lost in rounding: fewer than one in a hundred weights of about {size} in {dtype} changes, so that \
+             experts stay almost the same; give {:.0e}, say",
+            size / 20.0
+        )
+    })
+}
+
+/// How large weights are where the config says nothing of it.
+const USUAL_STD: f64 = 0.02;
 
 impl UpcycleOptions {
     fn has_surveyed_router(&self) -> bool {

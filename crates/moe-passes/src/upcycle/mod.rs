@@ -20,8 +20,8 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
-use crate::idle::{routers_are_idle, same_source};
-use crate::pass::{LayerRecord, Pass, Plan, Sources};
+use crate::idle::{idle_routers, same_source};
+use crate::pass::{LayerRecord, Pass, Plan, Sources, as_value};
 
 pub use layers::LayerChoice;
 pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
@@ -32,7 +32,7 @@ use routers::Routers;
 use scales::Scales;
 
 /// What is said of experts that are all the same network.
-const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone changes nothing: train experts, \
+const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone gains nothing: train experts, \
      too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert)";
 
 impl UpcycleOptions {
@@ -46,7 +46,7 @@ impl Pass for UpcycleOptions {
     }
 
     fn options(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        as_value(self)
     }
 
     fn texts(&self) -> Vec<&Path> {
@@ -100,7 +100,7 @@ impl Pass for UpcycleOptions {
             model.layers[index].ffn = Ffn::Moe(Box::new(Moe { router, experts, shared }));
         }
         warnings.extend(model.caveats().map(str::to_owned));
-        if self.experts > 1 && routers_are_idle(&model, same_source)? {
+        if self.experts > 1 && idle_routers(&model, same_source)?.is_some() {
             warnings.push(ALIKE.to_owned());
         }
         let working_bytes = partitions.working_bytes();

@@ -237,11 +237,11 @@ fn one_shard() -> usize {
     1
 }
 
-fn survey_tokens() -> usize {
+pub(super) fn survey_tokens() -> usize {
     4096
 }
 
-fn window() -> usize {
+pub(super) fn window() -> usize {
     512
 }
 

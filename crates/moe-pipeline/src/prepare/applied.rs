@@ -130,6 +130,9 @@ impl<'p> Applied<'p> {
     /// Puts `model`, which was trained, in the place of the planned one.
     pub(super) fn trained(&mut self, model: Model, record: &TrainingRecord) -> Result<()> {
         self.plan.model = model;
+        if let Some(effect) = self.pass.trained(record.steps) {
+            self.plan.effects = vec![effect];
+        }
         if record.steps > 0 && record.written == 0 {
             let why = "no measurement was better than the one before the first step: the weights are the source's";
             self.plan.effects = vec![Effect { option: "train".to_owned(), kept: Kept::Exactly, why: why.to_owned() }];
@@ -151,6 +154,22 @@ impl<'p> Applied<'p> {
         let decider = self.deciding.as_ref().map(|deciding| deciding.decider.as_ref());
         let statistics = self.pass.statistics().map(Path::to_owned);
         texts(self.pass, &self.plan, decider).into_iter().chain(statistics).collect()
+    }
+
+    /// All windows of text that it surveys, decides or trains on.
+    pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
+        let decided = self.deciding.iter().flat_map(Deciding::windows);
+        surveyed.chain(decided).chain(self.training.iter().flat_map(TrainingTask::windows))
+    }
+
+    /// The files of that text.
+    pub(super) fn learned_from(&self) -> Vec<PathBuf> {
+        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
+        let decided = self.deciding.iter().flat_map(|deciding| decided_on(deciding.decider.as_ref()));
+        let trained =
+            self.training.iter().flat_map(|task| DataSpec::files(&task.training.text.data)).map(Path::to_owned);
+        surveyed.chain(decided).chain(trained).collect()
     }
 
     /// What was read of text that isn't measured on.

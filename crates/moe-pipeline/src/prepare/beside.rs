@@ -19,6 +19,7 @@ pub(crate) struct Beside {
     /// Their models.
     pub models: Vec<Model>,
     others_differ: bool,
+    first_alike: Vec<usize>,
     statistics: Option<StatisticsFile>,
     given_plan: Option<serde_json::Value>,
 }
@@ -27,7 +28,13 @@ impl Beside {
     /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first` pass.
     pub fn read(pass: &dyn Pass, model: &Model, first: bool, checkpoint: &Checkpoint) -> Result<Self> {
         let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
-        let models = others.iter().map(Model::read).collect::<Result<Vec<_>>>()?;
+        let mut models: Vec<Model> = Vec::new();
+        for (at, other) in others.iter().enumerate() {
+            // One that is given twice is read once: what is made of it is known to be the same.
+            let same = others[..at].iter().position(|earlier| real(earlier.dir()) == real(other.dir()));
+            models.push(same.map_or_else(|| Model::read(other), |at| Ok(models[at].clone()))?);
+        }
+        let first_alike = first_alike(&others, first.then_some(checkpoint))?;
         // What an earlier pass makes is not a checkpoint that is given.
         let others_differ = pass.others().iter().any(|other| !first || real(other) != real(checkpoint.dir()));
         let statistics = pass.statistics().map(|path| match first {
@@ -41,7 +48,7 @@ impl Beside {
         });
         let statistics = statistics.transpose()?;
         let given_plan = pass.given_plan().map(json::read_tree).transpose()?;
-        Ok(Self { others, models, others_differ, statistics, given_plan })
+        Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
     }
 
     /// All that the pass has to convert `model`.
@@ -56,6 +63,7 @@ impl Beside {
             model,
             others: &self.models,
             others_differ: self.others_differ,
+            first_alike: &self.first_alike,
             compute,
             statistics: self.statistics.as_ref().map(|file| file as &dyn LayerStatistics),
             given_plan: self.given_plan.as_ref(),
@@ -85,6 +93,23 @@ pub(crate) fn check_passes(
         model.config_file = format!("the {CONFIG_FILE} that {} writes", pass.name()).into();
     }
     Ok(model)
+}
+
+/// What [`Sources::first_alike`] is for the checkpoint `converted`, unless an earlier pass makes it, and `others`.
+fn first_alike(others: &[Checkpoint], converted: Option<&Checkpoint>) -> Result<Vec<usize>> {
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut found = vec![converted.map(Fingerprint::of).transpose()?];
+    for other in others {
+        found.push(Some(Fingerprint::of(other)?));
+    }
+    let first = |(at, one): (usize, &Option<Fingerprint>)| {
+        let same =
+            |other: &Option<Fingerprint>| one.as_ref().zip(other.as_ref()).is_some_and(|(a, b)| a.model == b.model);
+        found[..at].iter().position(same).unwrap_or(at)
+    };
+    Ok(found.iter().enumerate().map(first).collect())
 }
 
 fn real(dir: &Path) -> PathBuf {

@@ -17,7 +17,7 @@ use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
-use crate::train::{IDLE, NOTHING_SAVED, Subject, TrainingDir};
+use crate::train::{NOTHING_SAVED, Subject, TrainingDir};
 use crate::trust;
 
 impl Prepared<'_> {
@@ -216,7 +216,7 @@ impl Prepared<'_> {
             memory_budget: options.memory_budget,
             compute: &options.compute,
         };
-        let idle = subject.routers_are_idle()?.then_some(IDLE);
+        let idle = subject.idle()?;
         idle.iter().for_each(|warning| progress.note(warning));
         let (model, record) = subject.train(progress)?;
         self.applied[index].plan.warnings.extend(idle.map(str::to_owned));

@@ -4,6 +4,7 @@ mod applied;
 mod beside;
 mod carry_out;
 mod hashes;
+mod held_out;
 mod side_files;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::convert::ConvertOptions;
 use crate::estimate::measuring;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Work};
+use crate::observe::unchosen;
 use crate::portable::portable;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, device_kind, directory_of, storage};
@@ -51,6 +53,8 @@ pub(crate) struct Prepared<'p> {
     spill: Arc<Spill>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
+    /// What is said of held-out text that isn't.
+    not_held_out: Vec<String>,
     /// Hashes of what was read of texts that were read in parts.
     digests: BTreeMap<PathBuf, String>,
     /// What it measured behind each stage of deciding, where there are several.
@@ -112,10 +116,12 @@ impl<'p> Prepared<'p> {
         let held_out = held_out.map(read_held_out).transpose()?;
         let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
+        let not_held_out = held_out::warnings(&applied, held_out.as_ref());
         Ok(Self {
             checkpoint,
             source,
             applied,
+            not_held_out,
             digests,
             shards,
             side_files,
@@ -168,6 +174,7 @@ impl<'p> Prepared<'p> {
                 warnings.push(note);
             }
         }
+        warnings.extend(self.not_held_out.iter().cloned());
         warnings.extend(self.unchosen());
         warnings.extend(self.checkpoint.warnings().iter().cloned());
         for other in self.applied.iter().flat_map(|applied| &applied.beside.others) {
@@ -198,18 +205,15 @@ impl<'p> Prepared<'p> {
     /// Says of how many experts nothing is known, since no token of the text chose them.
     fn unchosen(&self) -> Option<String> {
         let decided = self.applied.iter().filter_map(|applied| applied.decisions.as_ref());
-        let trust: Vec<_> = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref()).collect();
-        let [dead, all] = [trust.iter().map(|t| t.load.dead).sum::<usize>(), trust.iter().map(|t| t.experts[0]).sum()];
-        (dead > 0).then(|| {
-            let more = if self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
-                "add statistics of more text (observe --add)"
-            } else if self.reads().any(|read| read.has_more) {
-                "raise --data-tokens"
-            } else {
-                "give more --data"
-            };
-            format!("no token of the calibration text chose {dead} of {all} experts, of which nothing is known: {more}")
-        })
+        let trust = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref());
+        let more = if self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
+            "add statistics of more text (observe --add)"
+        } else if self.reads().any(|read| read.has_more) {
+            "raise --data-tokens"
+        } else {
+            "give more --data"
+        };
+        unchosen(trust.map(|trust| &trust.load), more)
     }
 
     /// Whether deciding saves its costly steps in a [`crate::train::TrainingDir`].

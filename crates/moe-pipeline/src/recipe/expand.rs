@@ -56,12 +56,15 @@ impl Expansion<'_> {
         Ok(())
     }
 
-    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those that are `left_out`.
-    fn fill_in(&self, name: &str, table: &mut Table, left_out: &[&str]) {
+    /// Gives `table`, which runs `name`, the defaults of keys that it doesn't have, but for those that are `left_out`. Which it had, and
+    /// must have an effect.
+    fn fill_in(&self, name: &str, table: &mut Table, left_out: &[&str]) -> Vec<String> {
+        let own = table.keys().cloned().collect();
         let defaults = self.defaults.get(name).into_iter().flatten();
         for (key, value) in defaults.filter(|(key, _)| !left_out.contains(&key.as_str())) {
             table.entry(key.clone()).or_insert_with(|| value.clone());
         }
+        own
     }
 
     /// The keys of `table`, which runs `name`, that override a default. Values with variables are left out, which may not be there
@@ -84,18 +87,17 @@ impl Expansion<'_> {
 
     fn command(&mut self, mut table: Table, place: &str) -> Result<()> {
         // Defaults go by what runs.
-        let passes = table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten();
-        let mut runs: Vec<&mut Value> = passes.filter_map(|pass| pass.get_mut("run")).collect();
+        let mut runs: Vec<&mut Value> = passes_mut(&mut table).filter_map(|pass| pass.get_mut("run")).collect();
         let named = runs.iter_mut().try_for_each(|run| self.variables.replace(run));
         let named = named.and_then(|()| table.get_mut("run").map_or(Ok(()), |run| self.variables.replace(run)));
         named.map_err(|error| self.wrong(place, "?", &[], error))?;
         let name = table.get("run").and_then(Value::as_str).unwrap_or("?").to_owned();
         let overridden = self.overridden(&name, &table);
-        self.fill_in(&name, &mut table, &[]);
-        for pass in table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some((name, pass)) = pass_name(pass).zip(pass.as_table_mut()) {
-                self.fill_in(&name, pass, &OF_STEPS);
-            }
+        let own = self.fill_in(&name, &mut table, &[]);
+        let mut own_of_passes = Vec::new();
+        for pass in passes_mut(&mut table) {
+            let named = pass_name(pass).zip(pass.as_table_mut());
+            own_of_passes.push(named.map_or(Vec::new(), |(name, pass)| self.fill_in(&name, pass, &OF_STEPS)));
         }
         let mut runs: Vec<String> = passes_of(&table).filter_map(pass_name).collect();
         runs.push(name.clone());
@@ -103,7 +105,12 @@ impl Expansion<'_> {
             return Err(too_many());
         }
         let written = (!overridden.is_empty()).then(|| table.clone());
-        let step = self.replace(&mut table).and_then(|()| parse_step(table));
+        let replaced = self.replace(&mut table);
+        drop_idle(&mut table, &own);
+        for (pass, own) in passes_mut(&mut table).zip(&own_of_passes) {
+            pass.as_table_mut().into_iter().for_each(|pass| drop_idle(pass, own));
+        }
+        let step = replaced.and_then(|()| parse_step(table));
         let chosen = self.chosen.join(", ");
         let shown = if chosen.is_empty() { name.clone() } else { format!("{name}; {chosen}") };
         let step = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
@@ -264,6 +271,33 @@ fn steps_of_table(table: &Table) -> usize {
 /// The tables under `pass` of a step that runs several.
 fn passes_of(table: &Table) -> impl Iterator<Item = &Value> {
     table.get("pass").and_then(Value::as_array).into_iter().flatten()
+}
+
+fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
+    table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// Drops keys that say how text is read from a step without text, where they came from [defaults], which are for all steps, or where a
+/// choice has emptied its list of text. `own` are the keys that the step has itself.
+fn drop_idle(step: &mut Table, own: &[String]) {
+    let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text));
+    let is_emptied = data == Some(false) || held_out == Some(false);
+    let [data, held_out] = [data, held_out].map(|text| text == Some(true));
+    step.retain(|key, _| {
+        let is_used = match key {
+            "data-tokens" | "pack" | "mask-special" => data,
+            "held-out-tokens" => held_out,
+            // Windows are those of either text.
+            "sequence-length" => data || held_out,
+            _ => true,
+        };
+        is_used || (!is_emptied && own.iter().any(|own| own == key))
+    });
+}
+
+/// Whether the list of text under `key` has any; none where there is no such key.
+fn has_text(step: &Table, key: &str) -> Option<bool> {
+    step.get(key).map(|files| files.as_array().is_none_or(|files| !files.is_empty()))
 }
 
 fn pass_name(pass: &Value) -> Option<String> {

@@ -6,7 +6,7 @@ use moe_checkpoint::{Kind, Seal, shown};
 
 use super::Recipe;
 use crate::markdown::{MarkdownBlock, MarkdownText};
-use crate::portable::portable;
+use crate::portable::{portable, portable_text};
 use crate::report::Escaped;
 use crate::summary::Average;
 
@@ -34,9 +34,9 @@ impl Outcome {
         Self::Failed { gate: false, message: "stopped before its end".to_owned() }
     }
 
-    /// That of an error whose first cause has `kind`.
+    /// That of an error whose first cause has `kind`. Where files lie on this machine stays out of it: it is published.
     pub fn failed(kind: Option<Kind>, message: String) -> Self {
-        Self::Failed { gate: kind == Some(Kind::Gate), message }
+        Self::Failed { gate: kind == Some(Kind::Gate), message: portable_text(&message) }
     }
 }
 

@@ -81,6 +81,12 @@ pub(super) fn step_line(record: &StepRecord, rate: f64, load: &[LayerCounts]) ->
     line
 }
 
+/// The loss of next tokens and, with a teacher, the KL: the same figures for a batch as for held-out text, so that they can be compared.
+pub(super) fn figures(loss: f64, kl: Option<f64>) -> String {
+    let kl = kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));
+    format!("loss {loss:.4}{kl}")
+}
+
 /// The least even layer, and experts without a token.
 pub(super) fn describe_load(load: &[LayerCounts]) -> String {
     let measured = load.iter().map(|l| (l.layer, Load::new(l.counts.clone())));

@@ -18,7 +18,7 @@ use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Part, R
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{Precision, Training, routers_are_idle, same_bytes};
+use moe_passes::{Idle, Precision, Training, idle_routers, same_bytes};
 
 use need::less_memory;
 use order::Order;
@@ -136,6 +136,16 @@ impl TrainingTask {
         self.text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::len).max().unwrap_or(1)
     }
 
+    /// The windows that are trained on.
+    pub fn windows(&self) -> impl Iterator<Item = &[u32]> {
+        self.text.sequences()
+    }
+
+    /// What is measured on, if there is some.
+    pub fn held_out(&self) -> Option<&Corpus> {
+        self.held_out.as_ref()
+    }
+
     /// What was read of its text.
     pub fn reads(&self) -> impl Iterator<Item = &TextRead> {
         self.text.texts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.texts))
@@ -166,18 +176,28 @@ fn measured_bytes(
 pub(crate) const NOTHING_SAVED: &str = "nothing was saved here: training begins anew";
 
 /// What is said of a training that has nothing to find.
-pub(crate) const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
+const IDLE: &str = "routers alone can change nothing here: all experts of each layer are the same network, and their weights sum to \
      the same. Give --train router,experts, or upcycle with --noise-std, --init drop or --expert";
+/// The same where shared experts have gates, which are trained with routers.
+const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each layer are the same network, and their weights sum to the same, so \
+     that training them changes only how much the shared expert counts for. Give --train router,experts, or upcycle with --noise-std, --init \
+     drop or --expert";
 
 impl Subject<'_> {
-    /// Whether only routers are trained, and have nothing to decide. The experts' weights are read, once, where they are alike.
+    /// What is said where only routers are trained, and have nothing to decide. The experts' weights are read, once, where they are alike.
     ///
     /// # Errors
     /// What reading them returns.
-    pub fn routers_are_idle(&self) -> Result<bool> {
+    pub fn idle(&self) -> Result<Option<&'static str>> {
         let TrainingTask { training, .. } = self.task;
         let only_routers = training.parts.iter().all(|part| *part == Part::Routers);
-        Ok(only_routers && training.options.steps > 0 && routers_are_idle(self.model, same_bytes)?)
+        if !only_routers || training.options.steps == 0 {
+            return Ok(None);
+        }
+        Ok(idle_routers(self.model, same_bytes)?.map(|idle| match idle {
+            Idle::All => IDLE,
+            Idle::ButSharedGates => IDLE_BUT_SHARED,
+        }))
     }
 
     /// Trains, and gives the trained model.

@@ -48,6 +48,11 @@ impl StepRecord {
         }
     }
 
+    /// KL(teacher ‖ model), where there is a teacher.
+    pub(super) fn kl(&self) -> Option<f64> {
+        (self.teacher != 0.0).then_some(self.teacher)
+    }
+
     pub(super) fn row(&self) -> [f64; Self::COLUMNS] {
         let Self { step, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens } = *self;
         [step as f64, loss, cross_entropy, teacher, balance, z, learning_rate, gradient_norm, tokens]
@@ -125,6 +130,13 @@ pub struct TrainingRecord {
     pub after: Option<EvalReport>,
     /// Where tokens went.
     pub load: Vec<LoadChange>,
+}
+
+impl TrainingRecord {
+    /// Whether load was measured only once, so that first and last are the same.
+    pub fn load_is_of_one_measurement(&self) -> bool {
+        self.load.iter().all(|change| change.first == change.last)
+    }
 }
 
 /// No more points than these are drawn.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::NOTHING_SAVED;
 use super::dir::{STATE_FILE, logged_steps, open_log};
-use super::log::{self, Log, describe_load, step_line};
+use super::log::{self, Log, describe_load, figures, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
 use super::state::{Size, State};
@@ -205,7 +205,7 @@ impl Running<'_> {
             let rate = speed.tokens_per_second(record.tokens);
             self.write_line(&step_line(&record, rate, &load))?;
             progress.advance(1);
-            progress.status(&format!("loss {:.4}, {rate:.0} tokens/s", record.loss));
+            progress.status(&format!("{}, {rate:.0} tokens/s", figures(record.cross_entropy, record.kl())));
             let due = options.eval_every > 0 && self.state.step.is_multiple_of(options.eval_every);
             if due || self.state.step == options.steps {
                 match self.measure(task) {
@@ -298,14 +298,13 @@ impl Running<'_> {
         let (step, progress) = (self.state.step, self.trainer.progress);
         let mut text = format!("step {step} of {}", self.trainer.options.steps);
         if let Some(last) = self.state.steps.last() {
-            text += &format!(": loss {:.4}", last.loss);
+            text += &format!(": {} on the last batch", figures(last.cross_entropy, last.kl()));
         }
         if let Some(report) = task.measure(&encoded)? {
             let found = Measurement::new(step, &report);
             let earlier = self.state.measurements.iter().map(Measurement::figure).fold(f64::INFINITY, f64::min);
             let better = found.figure() < earlier;
-            text += &format!(", held-out {:.4}", found.loss);
-            text += &found.kl.map_or(String::new(), |kl| format!(", KL {kl:.4}"));
+            text += &format!("; {} on held-out text", figures(found.loss, found.kl));
             text += if better { " (best)" } else { "" };
             self.state.measurements.push(found);
             self.state.worse = if better { 0 } else { self.state.worse + 1 };

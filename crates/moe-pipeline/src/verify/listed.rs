@@ -139,12 +139,12 @@ fn is_loaded(name: &str) -> bool {
     (folder.is_empty() || is_module) && (is_weights(file) || is_config || is_vocabulary || NAMES.contains(&file))
 }
 
-/// Refuses files that aren't those that `manifest` lists.
-pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, progress: &dyn Progress) -> Result<()> {
+/// Refuses files that aren't those that `manifest` lists; `what` they are is said.
+pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, what: &str, progress: &dyn Progress) -> Result<()> {
     if manifest.files.is_empty() {
         return Ok(());
     }
-    progress.stage("check hashes", manifest.files.len() as u64, Unit::Files);
+    progress.stage(&format!("check hashes of {what}"), manifest.files.len() as u64, Unit::Files);
     let folder = Folder::of(dir)?;
     manifest.files.par_iter().try_for_each(|(name, expected)| {
         let path = dir.join(name);

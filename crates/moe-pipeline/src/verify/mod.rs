@@ -67,13 +67,13 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
     let card = small.remove_entry(CARD_FILE).map(|card| Manifest { files: BTreeMap::from([card]) });
     // A damaged file is damaged, whatever loaders would say of it.
-    check_hashes(dir, &Manifest { files: small }, progress)?;
-    let edited = card.map_or(Ok(Vec::new()), |card| match check_hashes(dir, &card, progress) {
+    check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
+    let edited = card.map_or(Ok(Vec::new()), |card| match check_hashes(dir, &card, "side files", progress) {
         Err(error) if error.kind() == Kind::Mismatch => Ok(vec![CARD_FILE.to_owned()]),
         other => other.map(|()| Vec::new()),
     })?;
     loaders::check(&checkpoint, &model)?;
-    check_hashes(dir, &Manifest { files: weights }, progress)?;
+    check_hashes(dir, &Manifest { files: weights }, "weights", progress)?;
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
     progress.stage("check values", bytes, Unit::Bytes);
     let tensors: Vec<&Stored> = checkpoint.tensors().values().collect();

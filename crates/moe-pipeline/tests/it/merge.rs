@@ -6,7 +6,7 @@ use moe_checkpoint::{Error, Kind};
 use moe_math::Compute;
 use moe_model::{Model, Moe};
 use moe_passes::{MergeOptions, Pass, Sources};
-use moe_pipeline::{ObserveOptions, Quiet, convert, observe, verify};
+use moe_pipeline::{FoundResult, ObserveOptions, Quiet, convert, find_result, observe, verify};
 
 use crate::common::{calibration_text, golden, run};
 
@@ -151,7 +151,7 @@ fn a_finished_merge_is_recognised() {
     let output = dir.path().join("out");
     let (input, options) = (golden("models/moe"), with_data("experts = 12"));
     merge(&options, &output).unwrap();
-    assert!(moe_pipeline::is_finished(&[&options], &input, &output, &run()).unwrap());
+    assert_eq!(find_result(&[&options], &input, &output, &run()).unwrap(), FoundResult::Same);
     let other = with_data("experts = 13");
-    assert!(!moe_pipeline::is_finished(&[&other], &input, &output, &run()).unwrap());
+    assert!(matches!(find_result(&[&other], &input, &output, &run()).unwrap(), FoundResult::Other(_)));
 }

@@ -116,6 +116,17 @@ pub(crate) fn load(training: &TrainingRecord) -> Section {
     if training.load.is_empty() {
         return section.text("No layer has experts, or no step was taken.");
     }
+    if training.load_is_of_one_measurement() {
+        let row = |change: &LoadChange| {
+            let LoadChange { layer, last, dropped, .. } = change;
+            let [layer, experts] = [*layer, last.counts.len()].map(|count| count.to_string());
+            vec![layer, experts, decimal(Some(last.entropy), 3), last.dead.to_string(), percent(Some(*dropped))]
+        };
+        let header = ["layer", "experts", "entropy", "without tokens", "dropped"];
+        return section
+            .text("Entropy of the experts' shares of the training text: 1 where all are equal. It was measured once, after the last step.")
+            .table(&Table::numbers("Load of each layer's experts", &header, training.load.iter().map(row)));
+    }
     let row = |change: &LoadChange| {
         let [first, last] = [&change.first, &change.last];
         vec![

@@ -1,0 +1,95 @@
+//! What lies where a checkpoint was looked for: weights of other formats, and folders around checkpoints.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::CONFIG_FILE;
+use crate::error::{Error, Kind};
+
+/// Files and folders that are looked at: a folder of anybody's is searched no further.
+const MAX_ENTRIES: usize = 256;
+/// A hub's cache, its folder of a model, snapshots, a commit.
+const MAX_DEPTH: usize = 3;
+
+/// The end of a file's name, whose weights it has, and how one gets what is read.
+type Format = (&'static str, &'static str, &'static str);
+
+const FORMATS: [Format; 8] = [
+    (".gguf", "GGUF weights only, which are not read", "give the safetensors checkpoint that they were made of"),
+    (
+        ".distcp",
+        "shards of a distributed PyTorch checkpoint only",
+        "make one file of them: accelerate merge-weights CHECKPOINT OUT writes safetensors",
+    ),
+    (".npz", "NumPy or MLX weights only", "give the safetensors checkpoint that they were made of"),
+    (
+        ".h5",
+        "TensorFlow weights only",
+        "save it as safetensors: AutoModelForCausalLM.from_pretrained(dir, from_tf=True) of transformers 4",
+    ),
+    (
+        ".msgpack",
+        "Flax weights only",
+        "save it as safetensors: AutoModelForCausalLM.from_pretrained(dir, from_flax=True) of transformers 4",
+    ),
+    (".onnx", "ONNX weights only", "give the safetensors checkpoint that they were made of"),
+    (".nemo", "NeMo weights only", "export it to Hugging Face's format with NeMo first"),
+    (
+        ".safetensors.incomplete",
+        "a download that isn't finished",
+        "download it again (hf download NAME --local-dir DIR)",
+    ),
+];
+
+/// What is said of a folder with files called `names`, none of them safetensors weights; none for names that say nothing.
+pub(crate) fn other_format(names: &BTreeSet<String>) -> Option<Error> {
+    let has = |end: &str| names.iter().any(|name| name.to_ascii_lowercase().ends_with(end));
+    let error =
+        |kind, has: &str, remedy: &str| Some(Error::new(kind, format!("this checkpoint has {has}")).remedy(remedy));
+    if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
+        return error(
+            Kind::Unsupported,
+            "pickled weights in Meta's or Mistral's own format only (consolidated.*.pth)",
+            "get the checkpoint in Hugging Face's format, or convert it by transformers' convert_…_weights_to_hf.py of its family",
+        );
+    }
+    if let Some((_, what, remedy)) = FORMATS.into_iter().find(|(end, ..)| has(end)) {
+        return error(Kind::Unsupported, what, remedy);
+    }
+    if names.iter().any(|name| name == "zero_to_fp32.py") {
+        return error(
+            Kind::Unsupported,
+            "weights of a DeepSpeed training only",
+            "run python zero_to_fp32.py . OUT --safe_serialization in it",
+        );
+    }
+    [".bin", ".pth", ".pt"].into_iter().any(has).then_some(())?;
+    error(
+        Kind::Unsupported,
+        "pickled PyTorch weights only",
+        "save it as safetensors: model.save_pretrained(dir, safe_serialization=True)",
+    )
+}
+
+/// The checkpoints below `dir`, which is none: a hub's cache has them three folders down.
+pub(crate) fn checkpoints_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut entries, mut found) = (MAX_ENTRIES, Vec::new());
+    search(dir, MAX_DEPTH, &mut entries, &mut found);
+    found
+}
+
+fn search(dir: &Path, depth: usize, entries: &mut usize, found: &mut Vec<PathBuf>) {
+    let Ok(children) = fs::read_dir(dir) else { return };
+    let mut folders: Vec<PathBuf> = children.filter_map(|entry| Some(entry.ok()?.path())).take(*entries).collect();
+    *entries -= folders.len();
+    folders.retain(|path| path.is_dir() && !path.is_symlink());
+    folders.sort();
+    for folder in folders {
+        match folder.join(CONFIG_FILE).is_file() {
+            true => found.push(folder),
+            false if depth > 0 => search(&folder, depth - 1, entries, found),
+            false => {}
+        }
+    }
+}

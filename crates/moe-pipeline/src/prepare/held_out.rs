@@ -1,0 +1,44 @@
+//! Held-out text that isn't held out.
+
+use std::path::PathBuf;
+
+use moe_forward::{Corpus, overlap};
+
+use super::applied::Applied;
+use crate::portable::portable;
+
+/// Text that is written by hand shares less than this with another; templates and licences may share some.
+const LEAST_SHARE: f64 = 0.01;
+
+/// What is said where text that `applied` passes learn from is measured on: the same files, or the same windows, whatever their files.
+/// `measured` is what the result is measured on.
+pub(super) fn warnings(applied: &[Applied<'_>], measured: Option<&Corpus>) -> Vec<String> {
+    let trained = applied.iter().filter_map(|applied| applied.training.as_ref()?.held_out());
+    measured.into_iter().chain(trained).filter_map(|corpus| warning(applied, corpus)).collect()
+}
+
+fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
+    let windows: Vec<&[u32]> = held_out.sequences().collect();
+    let shared = overlap(&windows, applied.iter().flat_map(Applied::windows));
+    let share = shared as f64 / held_out.tokens().max(1) as f64;
+    let learned: Vec<PathBuf> = applied.iter().flat_map(Applied::learned_from).filter_map(real).collect();
+    let twice = held_out.texts.iter().find(|text| real(text.path.clone()).is_some_and(|path| learned.contains(&path)));
+    let remedy = "give --held-out other text";
+    if share >= LEAST_SHARE {
+        let percent = 100.0 * share;
+        return Some(format!(
+            "{percent:.0} % of the held-out text stands in the text that was learned from, so that what is measured looks better than it is: \
+             {remedy}"
+        ));
+    }
+    twice.map(|text| {
+        format!(
+            "{} is learned from and held out, which differ only as far as the seed draws other windows: {remedy}",
+            portable(&text.path)
+        )
+    })
+}
+
+fn real(path: PathBuf) -> Option<PathBuf> {
+    path.canonicalize().ok()
+}

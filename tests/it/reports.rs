@@ -1,0 +1,123 @@
+//! Recipes that can't run, or whose results lie there already: what they leave and say.
+
+use crate::common::{Sandbox, assert_none};
+
+const STEP: &str = "[[step]]\nrun = \"prune\"\nmodel = \"m\"\noutput = \"out\"\nmethod = \"random\"\n";
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.copy("families/qwen3_moe/base/model", "m");
+    sandbox
+}
+
+#[test]
+fn a_recipe_that_is_refused_leaves_junit() {
+    let sandbox = sandbox();
+    let cases = [
+        ("nonsense", "TOML parse error"),
+        ("[[step]]\nrun = \"fly\"\nmodel = \"m\"\n", "no command &quot;fly&quot;"),
+        (&format!("{STEP}experts = 0\n"), "leaves no expert"),
+        (&STEP.replace("\"m\"", "\"nowhere\""), "no earlier step writes"),
+        (&format!("{STEP}experts = 400\n"), "400 can"),
+        (&format!("[defaults]\nthreads = 3\n{STEP}experts = 4\n"), "give --threads 3 to moe-convert run"),
+    ];
+    let mut problems = Vec::new();
+    for (index, (text, words)) in cases.into_iter().enumerate() {
+        let text = if text.contains("experts = ") {
+            text.to_owned()
+        } else {
+            text.replace("random\"\n", "random\"\nexperts = 2\n")
+        };
+        sandbox.write("r.toml", &text);
+        let outcome = sandbox.run(&format!("run r.toml --junit {index}.xml"));
+        let path = sandbox.path(&format!("{index}.xml"));
+        let junit = std::fs::read_to_string(path).unwrap_or_default();
+        let has_all = ["tests=\"1\"", "errors=\"1\"", "<error message=", words].iter().all(|part| junit.contains(part));
+        if outcome.code == 0 || !has_all {
+            problems.push(format!("{words}: {junit}\n{outcome}"));
+        }
+    }
+    assert_none(&problems);
+    // A file that isn't a report stays, whatever is wrong with the recipe.
+    sandbox.write("r.toml", "nonsense");
+    sandbox.write("mine.xml", "years of work");
+    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit mine.xml --overwrite", 2, &["TOML"])));
+    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit r.toml --overwrite", 2, &["TOML"])));
+}
+
+#[test]
+fn reports_name_no_folders_of_the_machine() {
+    let sandbox = sandbox();
+    let here = sandbox.path("").canonicalize().unwrap();
+    let here = here.to_string_lossy();
+    let here = here.trim_end_matches('/');
+    sandbox.write("r.toml", format!("[[step]]\nrun = \"verify\"\nmodel = \"{here}/m\"\n"));
+    let weights = sandbox.path("m/model.safetensors");
+    let file = std::fs::OpenOptions::new().write(true).open(weights).unwrap();
+    file.set_len(999).unwrap();
+    sandbox.run("run r.toml --junit j.xml --summary s.md").exits(1);
+    for report in ["j.xml", "s.md"] {
+        let text = String::from_utf8(sandbox.read(report)).unwrap();
+        assert!(text.contains("m/model.safetensors") && !text.contains(here), "{text}");
+    }
+}
+
+/// A result that is there and isn't the step's says how it differs, before the run as in it.
+#[test]
+fn a_result_in_the_way_says_how_it_differs() {
+    let sandbox = sandbox();
+    let step = format!("{STEP}experts = 4\n");
+    sandbox.write("r.toml", &step);
+    sandbox.run("run r.toml").succeeds();
+    let mut problems = Vec::new();
+    for (keys, words) in [
+        ("max-shard-size = \"20kB\"\n", "was made with other options (max-shard-size)"),
+        ("probe-tokens = 3\n", "was made with other options (probe-tokens)"),
+        ("seed = 1\n", "was made with other options (seed)"),
+    ] {
+        sandbox.write("r.toml", format!("{step}{keys}"));
+        for how in ["", " --dry-run"] {
+            let complaints = [words, "out", "overwrite = true"];
+            problems.extend(sandbox.refuses(&format!("run r.toml{how}"), 2, &complaints));
+        }
+    }
+    let prune = "prune m -o out --method random --experts 4 --resume";
+    let complaints = ["was made with other options (dtype)"];
+    problems.extend(sandbox.refuses(&format!("{prune} --dtype bf16"), 2, &complaints));
+    problems.extend(sandbox.refuses(
+        "prune golden/families/qwen3_moe/both_names/model -o out --method random --experts 4 --resume",
+        2,
+        &["was made of another checkpoint"],
+    ));
+    assert_none(&problems);
+    sandbox.write("r.toml", &step);
+    sandbox.run("run r.toml --dry-run").succeeds();
+}
+
+/// A dry run looks at what observe would write as at what passes would.
+#[test]
+fn a_dry_run_plans_observe() {
+    let sandbox = Sandbox::with_model_and_text();
+    let step = "[[step]]\nrun = \"observe\"\nmodel = \"m\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
+    sandbox.write("r.toml", step);
+    sandbox.run("run r.toml --dry-run").succeeds().says(&["would write stats"]);
+    assert!(!sandbox.path("stats").exists());
+    sandbox.run("run r.toml").succeeds();
+    let there = sandbox.run("run r.toml --dry-run").succeeds();
+    assert!(there.stdout.contains("stats"), "{}", there.stdout);
+    sandbox.write("r.toml", format!("{step}sequence-length = 16\n"));
+    let problems = sandbox.refuses("run r.toml --dry-run", 2, &["stats", "exists", "overwrite = true"]);
+    assert_none(&Vec::from_iter(problems));
+}
+
+/// Sizes without a unit are bytes, which nobody means.
+#[test]
+fn a_shard_has_room_for_a_tensor() {
+    let sandbox = sandbox();
+    let prune = "prune m -o out --method random --experts 4 --max-shard-size";
+    let problems = ["2", "5", "999"].map(|size| {
+        sandbox.refuses(&format!("{prune} {size}"), 2, &["a file of its own", &format!("such as {size}GB")])
+    });
+    assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
+    sandbox.run(&format!("{prune} 1kB --dry-run")).succeeds();
+}

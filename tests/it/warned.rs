@@ -1,0 +1,152 @@
+//! What works, and yet is hardly what was meant, is said before and after the work.
+
+use crate::common::{Sandbox, assert_none};
+
+const DENSE: &str = "golden/models/dense";
+const MOE: &str = "golden/models/moe";
+
+/// Lines that are planned, and words of what each is warned of; none where nothing is to be said.
+#[test]
+fn what_is_hardly_meant_is_warned_of() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/dense", "copy");
+    sandbox.copy("models/moe", "same");
+    let english = std::fs::read_to_string(sandbox.path("golden/text/english.calibration.txt")).unwrap();
+    sandbox.write("part.txt", &english[english.len() / 3..english.len() / 2]);
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7, 8]}\n{\"input_ids\": [9, 10, 11]}\n");
+    sandbox.write("other.jsonl", "{\"input_ids\": [5, 6, 7, 9]}\n");
+    let upcycle = format!("upcycle {DENSE} -o out --experts 4 --top-k 2");
+    let prune = format!("prune {MOE} -o out --experts 12");
+    let english = "--data golden/text/english.calibration.txt";
+    let heal = format!("heal {MOE} -o out --steps 1 {english} --data-tokens 512");
+    let cases: &[(String, Option<&str>)] = &[
+        // Experts given twice, under one name or two.
+        (format!("{upcycle} --expert {DENSE} --expert {DENSE}"), Some("--expert golden/models/dense is given twice")),
+        (
+            format!("{upcycle} --expert {DENSE} --expert {DENSE}"),
+            Some("all experts of a layer start out as the same network"),
+        ),
+        (
+            format!("{upcycle} --expert {DENSE} --expert copy"),
+            Some("--expert golden/models/dense is the same model as copy"),
+        ),
+        (format!("{upcycle} --expert golden/models/dense --noise-std 0.01"), None),
+        // Noise that bf16 has no digits for.
+        (format!("{upcycle} --noise-std 1e-12"), Some("--noise-std 1e-12 is lost in rounding")),
+        (format!("{upcycle} --noise-std 1e-7 --init drop"), Some("lost in rounding")),
+        (format!("{upcycle} --noise-std 1e-3"), None),
+        // Nothing goes.
+        (format!("prune {MOE} -o out --keep 1 --method random"), Some("for one expert a layer, give --experts 1")),
+        (format!("merge {MOE} -o out --experts 24 {english}"), Some("all 24 experts of each layer stay")),
+        (format!("{prune} --method random"), None),
+        // A teacher that is the model itself, under whatever name.
+        (format!("{heal} --from {MOE}"), Some("--from is the very model")),
+        (format!("{heal} --from same"), Some("--from is the very model")),
+        // Text that is learned from and measured on: a file, a part of it, or short documents.
+        (
+            format!("{prune} {english} --held-out golden/text/english.calibration.txt"),
+            Some("100 % of the held-out text"),
+        ),
+        (format!("{prune} {english} --held-out part.txt"), Some("% of the held-out text stands in the text")),
+        (format!("{prune} --data ids.jsonl --held-out ids.jsonl"), Some("100 % of the held-out text")),
+        (format!("{heal} --held-out part.txt --data part.txt"), Some("% of the held-out text")),
+        (
+            format!("{heal} --held-out golden/text/english.calibration.txt"),
+            Some("english.calibration.txt is learned from and held out"),
+        ),
+        (format!("{upcycle} --router kmeans {english} --layers all"), None),
+        (format!("{prune} --data ids.jsonl --held-out other.jsonl"), None),
+        (format!("{prune} {english} --held-out golden/text/english.heldout.txt"), None),
+    ];
+    let mut problems = Vec::new();
+    for (line, wanted) in cases {
+        let outcome = sandbox.run(&format!("{line} --dry-run"));
+        let warned: Vec<&str> = outcome.stdout.lines().filter(|line| line.starts_with("  warning")).collect();
+        let is_said = match wanted {
+            Some(words) => warned.iter().any(|warning| warning.contains(words)),
+            None => warned
+                .iter()
+                .all(|warning| warning.contains("text chose") || warning.contains("training routers alone")),
+        };
+        if outcome.code != 0 || !is_said {
+            problems.push(format!("{wanted:?}: {warned:#?}\n{outcome}"));
+        }
+    }
+    assert_none(&problems);
+}
+
+/// A receipt says what a model was made on: what it measures there says little.
+#[test]
+fn a_model_that_was_made_on_the_text_is_noted() {
+    let sandbox = Sandbox::new();
+    let english = "golden/text/english.calibration.txt";
+    let held_out = "golden/text/english.heldout.txt";
+    let options =
+        format!("--data {english} --data-tokens 256 --held-out {held_out} --held-out-tokens 64 --no-baseline");
+    sandbox.run(&format!("prune {MOE} -o pruned --experts 12 {options}")).succeeds();
+    let eval = |data: &str| sandbox.run(&format!("eval pruned --data {data} --max-tokens 64")).succeeds();
+    std::fs::copy(sandbox.path(english), sandbox.path("renamed.txt")).unwrap();
+    eval("renamed.txt").says(&["renamed.txt: pruned was made on this text"]);
+    assert!(!eval(held_out).stderr.contains("was made on"));
+}
+
+/// Beside shared experts routers decide nothing either, in all layers or every second one; their gates alone move.
+#[test]
+fn routers_over_copies_beside_shared_experts_are_idle() {
+    let sandbox = Sandbox::new();
+    let target = "--experts 4 --top-k 2 --target qwen2_moe --layers every:2";
+    let made = sandbox.run(&format!("upcycle {DENSE} -o half {target}")).succeeds();
+    assert!(made.stdout.contains("training routers alone gains nothing"), "{}", made.stdout);
+    let text = "--data golden/text/english.calibration.txt --data-tokens 256 --sequence-length 64 --batch-tokens 64";
+    sandbox.run(&format!("heal half -o healed --steps 1 {text}")).succeeds().says(&[
+        "routers decide nothing here",
+        "how much the shared expert counts for",
+        "--train router,experts",
+    ]);
+}
+
+#[test]
+fn statistics_of_too_little_text_say_so_and_count_once() {
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7, 8, 9, 10, 11]}\n");
+    let observe = format!("observe {MOE} -o");
+    let few = sandbox.run(&format!("{observe} few --data ids.jsonl")).succeeds();
+    assert!(
+        few.stdout.contains("no token of the calibration text chose") && few.stdout.contains("of 96 experts"),
+        "{few}"
+    );
+    std::fs::copy(sandbox.path("few"), sandbox.path("again")).unwrap();
+    let refused = [
+        (format!("{observe} sum --add few --add few"), ["few", "added twice"]),
+        (format!("{observe} sum --add few --add ./few"), ["few", "would count twice"]),
+        (format!("{observe} sum --add few --add again"), ["again", "those of few"]),
+        (format!("{observe} sum --add few --data ids.jsonl"), ["few", "the same text as --data"]),
+    ];
+    let problems = refused.iter().filter_map(|(line, words)| sandbox.refuses(line, 2, words));
+    assert_none(&problems.collect::<Vec<_>>());
+    sandbox.write("more.jsonl", "{\"input_ids\": [15, 16, 17]}\n");
+    sandbox.run(&format!("{observe} sum --add few --data more.jsonl")).succeeds();
+}
+
+/// An original that overflows isn't blamed on the model that is compared with it.
+#[test]
+fn the_model_that_overflows_is_named() {
+    let sandbox = Sandbox::new();
+    // In bf16: two of them, the second 1e19, whose square f32 doesn't hold.
+    sandbox.copy("models/moe", "large").set_f32("model.layers.1.post_attention_layernorm.weight", 2, 3e38);
+    let line = format!("eval {MOE} --against large --data golden/text/english.heldout.txt --max-tokens 64");
+    sandbox.run(&line).exits(1).says(&["the original: ", "large/config.json"]);
+}
+
+/// What decides from weights alone does so in a dry run, too, and fails there where the run would.
+#[test]
+fn dry_runs_decide_what_weights_alone_decide() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/moe", "broken");
+    model.set_f32("model.layers.1.mlp.experts.3.down_proj.weight", 2, f32::NAN);
+    let aimer = "--experts 12 --method aimer --dry-run";
+    let complaints = ["element 5 is not finite", "model.layers.1.mlp.experts.3.down_proj.weight"];
+    assert_none(&Vec::from_iter(sandbox.refuses(&format!("prune broken -o out {aimer}"), 1, &complaints)));
+    let sound = sandbox.run(&format!("prune {MOE} -o out {aimer}")).succeeds();
+    assert!(!sound.stdout.contains("decided when it runs"), "{}", sound.stdout);
+}
