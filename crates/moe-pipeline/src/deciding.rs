@@ -60,11 +60,6 @@ impl Deciding {
         self.text.batch.sequences().chain(pool)
     }
 
-    /// Most tokens of a sweep.
-    pub fn most_tokens(&self) -> usize {
-        self.text.batch.tokens() + self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())
-    }
-
     /// The most bytes that deciding on `source` holds, and what it would with less text.
     ///
     /// # Errors
