@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Outcome, Sandbox, assert_none};
+use crate::common::{Outcome, Sandbox, assert_none, has};
 
 const TEXT: &str = "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
 
@@ -266,17 +266,19 @@ fn a_light_step_does_not_have_the_memory_of_a_heavy_one() {
     assert!(peak("heal") > 120.0 && peak("prune") < 100.0, "{} {}", peak("heal"), peak("prune"));
 }
 
-/// People write cards, and no loader reads them.
+/// People write cards: what they are told makes the result sound again.
 #[test]
-fn a_card_may_be_edited() {
+fn an_edited_card_can_be_listed() {
     let sandbox = Sandbox::new();
     sandbox.run("prune golden/models/moe -o out --experts 12 --method random").succeeds();
     let card = String::from_utf8(sandbox.read("out/README.md")).unwrap();
     sandbox.write("out/README.md", card + "\nMore words.\n");
-    let verified = sandbox.run("verify out").succeeds();
-    assert!(verified.stdout.contains("edited") && verified.stdout.contains("README.md"), "{verified}");
-    sandbox.write("out/config.json", "{}");
-    assert_none(&sandbox.refuses("verify out", 1, &["config.json"]).into_iter().collect::<Vec<_>>());
+    sandbox.run("verify out").exits(1).says(&["README.md", "sha256sum README.md", "SHA256SUMS"]);
+    if has(&["sha256sum"], "an edited card was not listed") {
+        let listing = "cd out && sed -i \"s/^.*  README.md$/$(sha256sum README.md)/\" SHA256SUMS";
+        sandbox.shell(listing).succeeds();
+        sandbox.run("verify out").succeeds();
+    }
 }
 
 /// Routers over experts that are alike decide nothing.

@@ -269,7 +269,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         junit: Option<PathBuf>,
         /// Replace the JUnit XML of an earlier run, unless somebody edited it. Whether a step replaces its output is said by its key overwrite
-        #[arg(long, requires = "junit")]
+        #[arg(long)]
         overwrite: bool,
         /// Append the same as Markdown to a file, such as $GITHUB_STEP_SUMMARY
         #[arg(long, value_name = "FILE")]

@@ -4,18 +4,9 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
-/// Commands, options, and another one without which these do nothing.
-const COMPANIONS: &[(&[&str], &[&str], &str)] = &[
-    (&["prune", "merge", "quantize", "distill", "heal"], &["held-out-tokens"], "held-out"),
-    (
-        &["observe"],
-        &["no-left-out", "sample-every", "sequence-length", "data-tokens", "pack", "mask-special", "seed"],
-        "data",
-    ),
-    (&["upcycle"], &["sequence-length", "data-tokens"], "data"),
-    (&["upcycle"], &["noise-fraction"], "noise-std"),
-    (&["run"], &["overwrite"], "junit"),
-];
+/// Commands, options, and another one without which these do nothing. What recipes have, too, is checked by `check` of their options.
+const COMPANIONS: &[(&[&str], &[&str], &str)] =
+    &[(&["observe"], &["seed"], "data"), (&["run"], &["overwrite"], "junit")];
 
 /// Commands, options that all commands take and that mean nothing to these, and why.
 const MEANINGLESS: &[(&[&str], &[&str], &str)] = &[
@@ -86,10 +77,7 @@ mod tests {
     #[test]
     fn what_would_be_ignored_is_refused() {
         for (line, says) in [
-            ("prune m -o o --keep 0.5 --stats s --held-out-tokens 64", "goes with --held-out"),
-            ("observe m -o s --add t --no-left-out", "goes with --data"),
-            ("observe m -o s --add t --data-tokens 64", "goes with --data"),
-            ("upcycle m -o o --experts 4 --top-k 2 --data-tokens 64", "goes with --data"),
+            ("observe m -o s --add t --seed 1", "goes with --data"),
             ("run r.toml --overwrite", "goes with --junit"),
             ("verify m --dtype f32", "runs no model"),
             ("selftest --router-dtype model", "exact to f32"),

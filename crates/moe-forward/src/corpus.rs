@@ -412,7 +412,7 @@ mod tests {
             };
             Corpus::load(&specs.iter().map(file).collect::<Vec<_>>(), dir.path(), options).err().unwrap().to_string()
         };
-        assert!(refused(&["a.txt", "b.JSON"]).contains("jq -c"));
+        assert!(refused(&["a.txt", "b.JSON"]).contains("cp "));
         assert!(refused(&["a=a.txt@0.9", "b=b.txt"]).contains("\"a\" has a weight, \"b\" has none"));
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use moe_checkpoint::{
-    Error, Folder, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, UNLISTED_FILES, Written,
+    CARD_FILE, Error, Folder, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, UNLISTED_FILES, Written,
     is_run_record, is_weights, sha256_file,
 };
 use rayon::prelude::*;
@@ -159,9 +159,15 @@ pub(crate) fn check_hashes(dir: &Path, manifest: &Manifest, what: &str, progress
         if actual == *expected {
             return Ok(());
         }
+        let remedy = match name.as_str() {
+            CARD_FILE => format!(
+                "copy it again; or, if you edited this card, put what `sha256sum {CARD_FILE}` prints there into {MANIFEST_FILE}"
+            ),
+            _ => "this file changed after it was written: copy or convert it again".to_owned(),
+        };
         Err(Error::new(Kind::Mismatch, format!("SHA-256 is {actual}, {MANIFEST_FILE} says {expected}"))
             .file(&path)
-            .remedy("this file changed after it was written: copy or convert it again"))
+            .remedy(remedy))
     })
 }
 

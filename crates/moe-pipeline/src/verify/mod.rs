@@ -6,7 +6,6 @@ mod listed;
 mod loaders;
 mod tokenizer;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::{Checkpoint, Error, Kind, Manifest, Result, Stored, is_weights};
@@ -16,7 +15,6 @@ use moe_model::{Model, Verdict};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::card::CARD_FILE;
 use crate::progress::{Progress, Unit};
 
 pub(crate) use contents::{damaged, ignored};
@@ -37,8 +35,6 @@ pub struct VerifyReport {
     pub hashed_files: Option<usize>,
     /// Files beside them that no manifest lists, and that change nothing for loaders where there is a receipt.
     pub unlisted: Vec<String>,
-    /// Files that no loader reads, and that are not what was written: people write cards.
-    pub edited: Vec<String>,
     /// Tensors of the right shape, with finite values.
     pub tensors: usize,
     /// Their bytes.
@@ -63,15 +59,9 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     let checkpoint = Checkpoint::open(dir)?;
     let model = Model::read(&checkpoint)?;
     let hashed_files = manifest.as_ref().map(|m| m.files.len());
-    let (weights, mut small): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
-    let card = small.remove_entry(CARD_FILE).map(|card| Manifest { files: BTreeMap::from([card]) });
+    let (weights, small) = manifest.unwrap_or_default().files.into_iter().partition(|(name, _)| is_weights(name));
     // A damaged file is damaged, whatever loaders would say of it.
     check_hashes(dir, &Manifest { files: small }, "side files", progress)?;
-    let edited = card.map_or(Ok(Vec::new()), |card| match check_hashes(dir, &card, "side files", progress) {
-        Err(error) if error.kind() == Kind::Mismatch => Ok(vec![CARD_FILE.to_owned()]),
-        other => other.map(|()| Vec::new()),
-    })?;
     loaders::check(&checkpoint, &model)?;
     check_hashes(dir, &Manifest { files: weights }, "weights", progress)?;
     let bytes = checkpoint.tensors().values().map(Stored::bytes).sum();
@@ -89,7 +79,6 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
         model_type: model.family.model_type.clone(),
         hashed_files,
         unlisted,
-        edited,
         tensors: checkpoint.tensors().len(),
         bytes,
         layers: model.layers.len(),
