@@ -196,11 +196,7 @@ mod tests {
             ("moe-convert quantize model -o out --rigmarole 1", "'--rigmarole'", "see moe-convert quantize --help"),
             ("moe-convert evaluate model", "'evaluate'", "moe-convert eval"),
             ("moe-convert convert model", "'convert'", "see moe-convert --help"),
-            (
-                "moe-convert heal m -o o --data d --held-out-tokens 9",
-                "goes with --held-out",
-                "or leave --held-out-tokens",
-            ),
+            ("moe-convert run r.toml --overwrite", "goes with --junit", "or leave --overwrite"),
         ] {
             let error = refused(line);
             let (before, after) = error.split_once("\n  remedy: ").unwrap();
