@@ -42,7 +42,7 @@ impl Stream<'_, '_> {
     /// Fills `windows`, and returns where it stopped: at the end, if it hadn't enough.
     ///
     /// # Errors
-    /// [`Kind::Malformed`] for a line that is no record; [`Kind::Usage`] for ids beyond the vocabulary; what reading and the
+    /// [`moe_checkpoint::Kind::Malformed`] for a line that is no record; [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; what reading and the
     /// tokenizer return.
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
         let Self { file, encoder, vocab, enough, room } = self;
