@@ -42,8 +42,8 @@ impl Stream<'_, '_> {
     /// Fills `windows`, and returns where it stopped: at the end, if it hadn't enough.
     ///
     /// # Errors
-    /// [`moe_checkpoint::Kind::Malformed`] for a line that is no record; [`moe_checkpoint::Kind::Usage`] for ids beyond the vocabulary; what reading and the
-    /// tokenizer return.
+    /// [`moe_checkpoint::Kind::Malformed`] for a line that isn't a record; [`moe_checkpoint::Kind::Usage`] for ids beyond the
+    /// vocabulary; what reading and the tokenizer return.
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
         let Self { file, encoder, vocab, enough, room } = self;
         let limits = Limits { vocab, enough, room };

@@ -277,7 +277,7 @@ fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
     table.get_mut("pass").and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// Drops keys that say how text is read from a step without text, where they came from [defaults], which are for all steps, or where a
+/// Drops keys that say how text is read from a step without text, where they came from `[defaults]`, which are for all steps, or where a
 /// choice has emptied its list of text. `own` are the keys that the step has itself.
 fn drop_idle(step: &mut Table, own: &[String]) {
     let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text));
