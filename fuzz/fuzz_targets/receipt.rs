@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use moe_checkpoint::{MANIFEST_FILE, Manifest};
 use moe_fuzz::{Base, accepted, options};
 use moe_passes::UpcycleOptions;
-use moe_pipeline::{Quiet, RECEIPT_FILE, is_finished, verify};
+use moe_pipeline::{FoundResult, Quiet, RECEIPT_FILE, find_result, verify};
 
 #[derive(Parser)]
 struct Arguments {
@@ -26,7 +26,8 @@ fuzz_target!(|input: &[u8]| {
     OUTPUT.write(RECEIPT_FILE, &input[..end]);
     OUTPUT.write(MANIFEST_FILE, input.get(end + 1..).unwrap_or_default());
     // It is the output of no pass.
-    assert!(!accepted(is_finished(&[&*PASS], &SOURCE.dir(), &OUTPUT.dir(), &options())).unwrap_or_default());
+    let found = accepted(find_result(&[&*PASS], &SOURCE.dir(), &OUTPUT.dir(), &options()));
+    assert_ne!(found, Some(FoundResult::Same));
     accepted(verify(&OUTPUT.dir(), &Quiet));
     let Some(manifest) = accepted(Manifest::read(&OUTPUT.dir())).flatten() else { return };
     OUTPUT.write(MANIFEST_FILE, manifest.to_text().as_bytes());
