@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Kind, Result};
 use crate::locations::Id;
 use crate::manifest::hex;
-use crate::staging::{is_hidden, open_no_link, write_file_atomically};
+use crate::staging::{is_hidden, is_mount_point, mounted, open_no_link, write_file_atomically};
 use crate::whole::read_text;
 
 /// The mark.
@@ -66,6 +66,8 @@ impl SavedFolder {
         match self.dir.symlink_metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(fail(e)),
+            // What lies in a mount is somewhere else's, and is not ours to remove.
+            Ok(found) if is_mount_point(&self.dir, &found) => return Err(mounted(&self.dir)),
             Ok(found) if found.is_dir() => {}
             Ok(_) => {
                 let what = "a training saves its state in a folder of this name, but this is not a folder";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::damaged::is_damaged;
-use super::protected::check_replaceable;
+use super::protected::{check_replaceable, is_mount_point, mounted};
 use super::version::Version;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
@@ -133,16 +133,21 @@ impl<'a> Earlier<'a> {
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let (name, kind) = (below.join(entry.file_name()), entry.metadata().map_err(fail)?);
+            let path = self.target.join(&name);
+            // Even of a file that is listed: the manifest speaks of the one below the mount.
+            if is_mount_point(&path, &kind) {
+                return Err(mounted(&path));
+            }
             let found = if kind.is_dir() {
                 let lists_some = self.listed.files.keys().any(|file| Path::new(file).starts_with(&name));
                 if lists_some {
-                    check_replaceable(&self.target.join(&name), &kind)?;
+                    check_replaceable(&path, &kind)?;
                     self.foreign(&name)?
                 } else {
                     Some(name)
                 }
             } else if kind.is_file() && self.is_ours(&name) {
-                check_replaceable(&self.target.join(&name), &kind)?;
+                check_replaceable(&path, &kind)?;
                 None
             } else {
                 Some(name)

@@ -7,6 +7,7 @@ mod lock;
 mod modes;
 mod names;
 mod protected;
+mod remove;
 mod rename;
 mod stream;
 #[cfg(test)]
@@ -35,12 +36,14 @@ pub use unfinished::{TemporaryDir, remove_unfinished};
 
 pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
+pub(crate) use protected::{is_mount_point, mounted};
 
 use earlier::Found;
 use lock::{lock, locked, options_of};
 use modes::Modes;
 use names::{aside, parent_of, partial};
 use protected::check_no_mount;
+use remove::{check_no_mount_in, remove_tree};
 use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory};
 use unfinished::{clear_directory, unfinished};
 
@@ -125,7 +128,8 @@ impl OutputDir {
         if lock(target, &hidden).is_err() {
             return Ok(());
         }
-        fs::remove_dir_all(&staging).map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
+        check_no_mount_in(&staging)?;
+        remove_tree(&staging).map_err(|e| Error::io("cannot remove what a stopped run has left", &staging, e))
     }
 
     /// Creates the hidden directory beside `target` and locks it.
@@ -158,6 +162,8 @@ impl OutputDir {
             options_of(OFlags::DIRECTORY).open(&staging)
         };
         let lock = locked(target, &staging, open)?;
+        // What a killed run left behind is removed below.
+        check_no_mount_in(&staging)?;
         let aside = aside(target);
         if target.symlink_metadata().is_err() && aside.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             // A run was killed between two renames.
@@ -343,7 +349,7 @@ impl OutputDir {
             let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
             let replaced = earlier.as_ref().and_then(|_| replace(self.path(), &self.target).ok());
             if let Some(aside) = replaced {
-                return fs::remove_dir_all(&aside).map(|()| None).map_err(|e| {
+                return remove_tree(&aside).map(|()| None).map_err(|e| {
                     let what = format!("the result is {}; the one before it can't be removed", self.target.display());
                     Error::io(&what, &aside, e)
                 });
@@ -391,7 +397,7 @@ impl Drop for OutputDir {
     fn drop(&mut self) {
         // Where the program is ending, who ends it removes the directory.
         if !self.committed && unfinished(&self.target).is_ok_and(|mut list| list.remove(self.path())) {
-            let _ = fs::remove_dir_all(self.path());
+            let _ = remove_tree(self.path());
         }
     }
 }

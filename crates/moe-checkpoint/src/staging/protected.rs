@@ -63,7 +63,15 @@ pub(super) fn check_no_mount(path: &Path, found: &Metadata) -> Result<()> {
     Err(Error::new(Kind::Usage, what).file(path).remedy(remedy))
 }
 
-fn is_mount_point(path: &Path, found: &Metadata) -> bool {
+/// That `path` is a mount point in what would be removed.
+pub(crate) fn mounted(path: &Path) -> Error {
+    Error::new(Kind::Usage, "something is mounted here, and would be emptied together with the directory around it")
+        .file(path)
+        .remedy("unmount it (umount), or choose another output")
+}
+
+/// Whether something is mounted at `path`, a directory or file that was `found` there.
+pub(crate) fn is_mount_point(path: &Path, found: &Metadata) -> bool {
     let stated = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     match stated {
         // A bind mount may be of the same file system.

@@ -8,6 +8,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::names::aside;
+use super::remove::remove_tree;
 use crate::error::{Error, Kind};
 
 /// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then returned.
@@ -44,7 +45,7 @@ pub(super) fn replace_by_turns(staging: &Path, target: &Path) -> io::Result<Path
     let aside = aside(target);
     if aside.symlink_metadata().is_ok() {
         // Of a run that was killed while it removed what it had replaced.
-        fs::remove_dir_all(&aside)?;
+        remove_tree(&aside)?;
     }
     rename_new(target, &aside)?;
     match rename_new(staging, target) {

@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::remove::remove_tree;
 use crate::error::{Error, Kind, Result};
 
 /// Hidden directories and files that this process is writing, and its temporary directories.
@@ -82,7 +83,7 @@ fn removed(path: &Path) -> io::Result<()> {
 
 fn removed_once(path: &Path) -> io::Result<()> {
     // What has the name now may be a link.
-    if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+    if path.symlink_metadata()?.is_dir() { remove_tree(path) } else { fs::remove_file(path) }
 }
 
 /// How long is waited between two tries to remove a directory.
