@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,10 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
         let what = "the output's directory doesn't exist";
         return Err(Error::new(Kind::Missing, what).file(parent).remedy("make it first"));
     }
+    if names_a_directory(path) {
+        let what = "the output's path ends as a directory's does, and a file is to be written there";
+        return Err(Error::new(Kind::Usage, what).file(path).remedy("give a file name, without / or /. behind it"));
+    }
     if kind.is_text && is_stream(path) {
         return Ok(FoundFile(There::Stream));
     }
@@ -97,6 +102,12 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     check_no_mount(path, &found)?;
     check_replaceable(path, &found)?;
     Ok(FoundFile(There::File(Version::of(&found))))
+}
+
+/// Whether `path` ends in `/` or `/.`, which [`Path`] passes over and a rename doesn't.
+fn names_a_directory(path: &Path) -> bool {
+    let path = path.as_os_str().as_bytes();
+    path.ends_with(b"/") || path.ends_with(b"/.")
 }
 
 /// A file being written: it lies hidden beside its final place until [`StagedFile::commit`]. Dropped without that, it is removed. What goes
@@ -387,6 +398,9 @@ mod tests {
             refused("socket", overwrite, "not a regular file");
             refused("nowhere/file", overwrite, "doesn't exist");
             refused("..", overwrite, "no name");
+            for name in ["new/", "new/.", "new//", "new/./", "list/", "folder/", "folder/."] {
+                refused(name, overwrite, "ends as a directory's does");
+            }
         }
         refused("list", false, "--overwrite");
         let null = Path::new("/dev/null");
