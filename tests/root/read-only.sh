@@ -90,7 +90,50 @@ code=0
 "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
 [[ $code == 2 ]] && says "a mount point" || problem "observe to a file that is mounted"
 umount "$disk/plan"
-rm -r "$disk/plan" "$disk/model"
+rm -r "$disk/plan"
+
+# What is mounted in an earlier result, or in what a killed run left, isn't removed with it.
+cp -r golden/models/moe "$disk/mine"
+cp "$text" "$disk/words"
+before=$(find "$disk/mine" "$disk/words" -type f -exec sha256sum {} +)
+hidden=$disk/.model.partial-moe-convert
+mkdir -p "$hidden/deep" "$disk/model/deep"
+for mount in "mine model/deep" "words model/README.md" "words model/run.json" "mine .model.partial-moe-convert/deep"; do
+  read -r from to <<<"$mount"
+  mount --bind "$disk/$from" "$disk/$to"
+  options prune
+  line=(timeout 10 "$binary" "${line[0]}" golden/models/moe "${line[@]:1}" --output "$disk/model" --overwrite)
+  code=0
+  "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+  [[ $code == 2 ]] && says "$disk/$to" && says "mounted here" || problem "prune over a result with a mount at $to"
+  umount "$disk/$to"
+  [[ $to != model/deep ]] || rmdir "$disk/$to"
+  [[ $(find "$disk/mine" "$disk/words" -type f -exec sha256sum {} +) == "$before" ]] || problem "$from was changed"
+done
+rm -r "$disk/mine" "$disk/words" "$disk/model" "${hidden:?}"
+
+# In a directory where names may be added and not changed (not every file system knows that), nothing could be completed.
+mkdir "$disk/log"
+for pass in prune observe; do
+  chattr +a "$disk/log" 2>"$log" || break
+  options "$pass"
+  line=(timeout 10 "$binary" "${line[0]}" golden/models/moe "${line[@]:1}" --output "$disk/log/out")
+  code=0
+  "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+  [[ $code == 2 && -z $(names_in "$disk/log") ]] && says "chattr -a" || problem "$pass in a directory with chattr +a"
+  # Protected while the run works: the result is kept, and where it lies is said.
+  chattr -a "$disk/log"
+  start "$pass" golden/models/moe "$disk/log/out"
+  stop_when [ -e "$disk/log/.out.partial-moe-convert" ] || problem "$pass was over too soon"
+  chattr +a "$disk/log"
+  go_on
+  finish
+  expect_failure "$pass" "it is $disk/log/.out.partial-moe-convert" "rename $disk/log/.out.partial-moe-convert"
+  expect "$pass kept its result" test -s "$disk/log/.out.partial-moe-convert"
+  chattr -a "$disk/log"
+  rm -r "$disk/log/.out.partial-moe-convert"
+done
+rmdir "$disk/log"
 
 # A group that its user is in is given to what replaces a result; another one's rights are nobody's.
 rights() { # FILE

@@ -11,8 +11,8 @@ use rustix::fs::OFlags;
 use super::lock::{locked, options_of};
 use super::modes::Rights;
 use super::names::{parent_of, partial};
-use super::protected::{check_no_mount, check_replaceable};
-use super::rename::{in_the_way, rename_to_free};
+use super::protected::{check_no_mount, check_replaceable, check_takes_names};
+use super::rename::{in_the_way, rename_to_free, unmoved};
 use super::stream::{is_stream, open_stream, unless_closed};
 use super::unfinished::unfinished;
 use super::version::Version;
@@ -74,6 +74,7 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
         return Ok(FoundFile(There::Stream));
     }
     partial(path)?;
+    check_takes_names(&parent)?;
     let refused = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
     let found = match path.symlink_metadata() {
         Ok(found) => found,
@@ -181,7 +182,8 @@ impl StagedFile {
     /// As [`Self::commit`], where a name beside the final one will do.
     ///
     /// # Errors
-    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched.
+    /// [`Kind::Io`], and what `fill` returns; the final name is then untouched. A file that is whole and can't be given its name stays under
+    /// the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Placed> {
         let path = self.path.clone();
         let fail = |e| Error::io("cannot write this file", &path, e);
@@ -200,10 +202,7 @@ impl StagedFile {
             now @ FoundFile(There::File(_)) if now == self.replaced => fs::rename(&staging, &path).map(|()| None),
             _ => rename_to_free(&staging, &path),
         };
-        let moved = moved.map_err(|e| {
-            let _ = fs::remove_file(&staging);
-            fail(e)
-        })?;
+        let moved = moved.map_err(|e| unmoved(&staging, &path, e))?;
         let written = self.file.metadata().ok();
         let found = FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
         let beside = moved.map(|place| {

@@ -42,9 +42,9 @@ use earlier::Found;
 use lock::{lock, locked, options_of};
 use modes::Modes;
 use names::{aside, parent_of, partial};
-use protected::check_no_mount;
+use protected::{check_no_mount, check_takes_names};
 use remove::{check_no_mount_in, remove_tree};
-use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory};
+use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory, unmoved};
 use unfinished::{clear_directory, unfinished};
 
 /// What becomes of an earlier result in the place of an output.
@@ -91,6 +91,7 @@ impl OutputDir {
                 .file(&nearest)
                 .remedy("choose another output"));
         }
+        check_takes_names(&nearest)?;
         let Ok(there) = target.symlink_metadata() else { return Ok(()) };
         if !there.is_dir() && !there.is_symlink() {
             return Err(Error::new(Kind::Usage, "the output exists and is not a directory")
@@ -359,7 +360,7 @@ impl OutputDir {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::io("cannot move the finished output to its place", &self.target, error)
+        unmoved(self.path(), &self.target, error)
     }
 }
 

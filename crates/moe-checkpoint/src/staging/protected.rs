@@ -38,6 +38,18 @@ pub(super) fn check_replaceable(path: &Path, found: &Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Refuses the directory `dir` for outputs if nothing in it can be renamed, as a finished output must be: files can be added all the same.
+///
+/// # Errors
+/// [`Kind::Usage`] then.
+pub(super) fn check_takes_names(dir: &Path) -> Result<()> {
+    if !has(dir, StatxAttributes::APPEND) {
+        return Ok(());
+    }
+    let what = "nothing in this directory can be renamed (chattr +a), as the output must be when it is complete";
+    Err(Error::new(Kind::Usage, what).file(dir).remedy("choose another directory, or allow it with chattr -a"))
+}
+
 /// Whether `path` lies in a directory such as /tmp, in which everybody has only what is their own.
 fn is_held_by_owner(path: &Path, found: &Metadata) -> bool {
     const STICKY: u32 = 0o1000;

@@ -30,6 +30,13 @@ pub(super) fn in_the_way(target: &Path, place: &Path) -> Error {
     Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want")
 }
 
+/// The result is complete under the hidden name `staging`, and can't have the name `target`.
+pub(super) fn unmoved(staging: &Path, target: &Path, error: io::Error) -> Error {
+    let hidden = staging.display();
+    Error::io(format!("the result is complete, and can't be moved to its place; it is {hidden}"), target, error)
+        .better_remedy(format!("rename {hidden} before the next run to this output, which removes it"))
+}
+
 /// Gives `staging` the name `target`, which an earlier result has; what that is called then.
 pub(super) fn replace(staging: &Path, target: &Path) -> io::Result<PathBuf> {
     match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
