@@ -45,6 +45,45 @@ fn a_recipe_that_is_refused_leaves_junit() {
     assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit r.toml --overwrite", 2, &["TOML"])));
 }
 
+/// What a recipe reads isn't known until it is understood.
+#[test]
+fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
+    let sandbox = sandbox();
+    sandbox.run("prune m -o made --experts 2 --method random").succeeds();
+    sandbox.write("r.md", "nonsense");
+    sandbox.shell("ln r.md hard.md; ln -s m link").succeeds();
+    let mut problems = Vec::new();
+    for option in ["--summary", "--junit", "--overwrite --junit"] {
+        for path in ["r.md", "./r.md", "hard.md", "m/new.md", "link/new.md", "made/README.md", "made/new.md"] {
+            problems.extend(sandbox.refuses(&format!("run r.md {option} {path}"), 2, &["TOML"]));
+        }
+    }
+    sandbox.write("r.md", format!("{STEP}experts = 2\n"));
+    for option in ["--summary", "--junit"] {
+        let line = format!("run r.md {option} made/new.md");
+        problems.extend(sandbox.refuses(&line, 2, &["outside of models and results"]));
+    }
+    assert_none(&problems);
+    sandbox.run("run r.md --summary s.md --junit j.xml").succeeds();
+}
+
+/// What nobody reads any more when the work is done is found out before it.
+#[test]
+fn a_pipe_for_a_report_is_opened_before_the_steps() {
+    let sandbox = sandbox();
+    sandbox.write("r.toml", format!("{STEP}experts = 2\n"));
+    sandbox.shell("mkfifo j").succeeds();
+    assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit j", 2, &["nobody reads"])));
+    sandbox
+        .shell(&format!(
+            "for i in $(seq 50); do cat j >j.xml & reader=$!; sleep 0.1; '{}' run r.toml --junit j -q && break; \
+             kill $reader; wait; done; wait",
+            crate::common::BINARY
+        ))
+        .succeeds();
+    assert!(String::from_utf8_lossy(&sandbox.read("j.xml")).contains("<testsuites"));
+}
+
 #[test]
 fn reports_name_no_folders_of_the_machine() {
     let sandbox = sandbox();

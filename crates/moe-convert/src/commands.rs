@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
-use moe_checkpoint::{Error, FoundFile, Kind, OutputDir, counted, json, shown, shown_path};
+use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
@@ -52,8 +52,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Verify { model } => timings.time("verify", || session.verify(&model)),
         Command::Run { recipe, set, resume, fresh, dry_run, junit, overwrite, summary } => {
-            let reports =
-                Reports { junit, overwrite, summary, found: FoundFile::default(), stream: None, failed: None };
+            let reports = Reports::new(junit, overwrite, summary);
             let how = How { resume, fresh, dry_run };
             session.recipe(&recipe, &set, how, reports, &mut timings)
         }

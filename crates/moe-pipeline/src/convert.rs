@@ -348,6 +348,19 @@ fn check_options(passes: &[&dyn Pass], input: &Path, output: &Path, options: &Co
     Ok(())
 }
 
+/// Refuses what lies where `passes` are to write and may not be replaced, without touching the disk.
+///
+/// # Errors
+/// As for [`OutputDir::check`]; [`Kind::Usage`] for plans, and for what a stopped training has saved.
+pub fn check_output(passes: &[&dyn Pass], output: &Path, options: &ConvertOptions) -> Result<()> {
+    OutputDir::check(output, existing(options))?;
+    check_plans(passes, options.overwrite)?;
+    match passes.iter().any(|pass| pass.trains()) {
+        true => TrainingDir::of(output).check(options.resume, options.overwrite),
+        false => Ok(()),
+    }
+}
+
 /// Why something is left, in a line.
 fn left(error: &Error) -> String {
     let file = error.named_file().map_or(String::new(), |file| format!(" ({})", file.display()));

@@ -275,6 +275,11 @@ pub fn is_observed(dir: &Path, options: &ObserveOptions, output: &Path, compute:
     Ok(file.about().run == Some(hash_of_run(&checkpoint, options, &digests, compute)?))
 }
 
+/// Whether statistics, of whatever they are, lie in the file `output`.
+pub fn has_statistics(output: &Path) -> bool {
+    StatisticsFile::open(output).is_ok()
+}
+
 fn hash_of_run(
     checkpoint: &Checkpoint,
     options: &ObserveOptions,

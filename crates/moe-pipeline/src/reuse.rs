@@ -43,6 +43,19 @@ pub fn find_result(passes: &[&dyn Pass], input: &Path, output: &Path, options: &
     })
 }
 
+/// Whether a run of ours has finished a result of whatever it is in `output`.
+pub fn has_result(output: &Path) -> bool {
+    output.join(RECEIPT_FILE).is_file()
+}
+
+/// How the work that made the result in `output` differs from `passes`, from its receipt alone.
+///
+/// # Errors
+/// What reading the receipt returns.
+pub fn other_work(passes: &[&dyn Pass], output: &Path) -> Result<Option<String>> {
+    Ok(differing_work(&json::read(&output.join(RECEIPT_FILE))?, passes))
+}
+
 /// The manifest of `output`, if it is that result and all that the manifest lists is there unchanged, or else how it differs; none where
 /// no result is there.
 fn finished(
@@ -68,8 +81,7 @@ fn finished(
     if !passes.iter().filter_map(|pass| pass.plan_out()).all(is_there) {
         return Ok(Some(Err("has no such plan beside it".to_owned())));
     }
-    let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
-    if let Some(how) = other_work(&work(&found), &wanted) {
+    if let Some(how) = differing_work(&found, passes) {
         return Ok(Some(Err(how)));
     }
     let prepared = Prepared::new(passes, input, output, options)?;
@@ -90,15 +102,17 @@ fn as_json(receipt: &Receipt) -> Result<Value> {
         .map_err(|e| Error::new(Kind::Malformed, "this receipt can't be written").source(e).remedy("please report it"))
 }
 
-/// How what was done differs from what is wanted.
-fn other_work(found: &[Work], wanted: &[Work]) -> Option<String> {
+/// How the work that the receipt `found` speaks of differs from `passes`.
+fn differing_work(found: &Value, passes: &[&dyn Pass]) -> Option<String> {
+    let found = work(found);
+    let wanted: Vec<Work> = passes.iter().map(|pass| (pass.name().into(), pass.options())).collect();
     let names = |work: &[Work]| {
         work.iter().map(|(name, _)| name.as_str().unwrap_or("?").to_owned()).collect::<Vec<_>>().join(" → ")
     };
-    if names(found) != names(wanted) {
-        return Some(format!("was made by {}, not by {}", names(found), names(wanted)));
+    if names(&found) != names(&wanted) {
+        return Some(format!("was made by {}, not by {}", names(&found), names(&wanted)));
     }
-    let options = found.iter().zip(wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
+    let options = found.iter().zip(&wanted).flat_map(|((_, found), (_, wanted))| other_keys(found, wanted));
     other_options(options.collect())
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use serde_json::Value;
 
 use super::lock::{locked, options_of};
 use super::modes::Rights;
@@ -16,7 +17,11 @@ use super::rename::{in_the_way, rename_to_free, unmoved};
 use super::stream::{is_stream, open_stream, unless_closed};
 use super::unfinished::unfinished;
 use super::version::Version;
+use crate::checkpoint::CONFIG_FILE;
 use crate::error::{Error, Kind, Result};
+use crate::index::{INDEX_FILE, SINGLE_FILE};
+use crate::json;
+use crate::result::RECEIPT_FILE;
 
 /// What a file holds, so that one of this kind may replace it.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +79,10 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
         return Ok(FoundFile(There::Stream));
     }
     partial(path)?;
+    if holds_a_model(&parent) {
+        let what = "a file of its own can't be written into the folder of a model or a result";
+        return Err(Error::new(Kind::Usage, what).file(path).remedy("give a path outside of models and results"));
+    }
     check_takes_names(&parent)?;
     let refused = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).file(path).remedy(remedy));
     let found = match path.symlink_metadata() {
@@ -103,6 +112,15 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     check_no_mount(path, &found)?;
     check_replaceable(path, &found)?;
     Ok(FoundFile(There::File(Version::of(&found))))
+}
+
+/// Whether a checkpoint or an earlier result lies in `folder`. A `config.json` alone may be any program's.
+fn holds_a_model(folder: &Path) -> bool {
+    if [RECEIPT_FILE, SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).is_file()) {
+        return true;
+    }
+    let config: Value = json::read_tree(&folder.join(CONFIG_FILE)).unwrap_or_default();
+    ["model_type", "architectures"].iter().any(|key| config.get(key).is_some())
 }
 
 /// Whether `path` ends in `/` or `/.`, which [`Path`] passes over and a rename doesn't.
@@ -383,6 +401,15 @@ mod tests {
         std::os::unix::fs::symlink("list", path("link")).unwrap();
         std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for (folder, file, text) in [
+            ("model", CONFIG_FILE, "{\"model_type\": \"mixtral\"}"),
+            ("result", RECEIPT_FILE, "{}"),
+            ("weights", SINGLE_FILE, ""),
+            ("project", CONFIG_FILE, "{\"port\": 80}"),
+        ] {
+            fs::create_dir(path(folder)).unwrap();
+            fs::write(path(folder).join(file), text).unwrap();
+        }
         let refused = |name: &str, overwrite, complaint: &str| {
             let error = check_file(&path(name), &LISTS, overwrite).unwrap_err().to_string();
             assert!(error.contains(complaint) && error.contains("remedy"), "{name}: {error}");
@@ -396,6 +423,10 @@ mod tests {
             refused("dangling", overwrite, "is a link");
             refused("socket", overwrite, "not a regular file");
             refused("nowhere/file", overwrite, "doesn't exist");
+            for name in ["model", "result", "weights"] {
+                refused(&format!("{name}/new"), overwrite, "folder of a model or a result");
+            }
+            check_file(&path("project/new"), &LISTS, overwrite).unwrap();
             refused("..", overwrite, "no name");
             for name in ["new/", "new/.", "new//", "new/./", "list/", "folder/", "folder/."] {
                 refused(name, overwrite, "ends as a directory's does");

@@ -1,26 +1,25 @@
 //! `run`: the steps of a recipe, and what is said of them.
 
+mod earlier;
+mod reports;
+
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{
-    Error, FoundFile, Kind, StagedFile, check_file, counted, is_stream, open_stream, open_to_append, shown, shown_path,
-    unless_closed,
-};
+use moe_checkpoint::{Error, counted, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, FoundResult, JUNIT, Outcome, Progress, Recipe, StepKind, StepOutcome, Summary, Timings,
-    begin_step, check_observe, check_summary, copy_finished, find_result, is_observed, junit, markdown,
+    Average, ConvertOptions, FoundResult, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, begin_step,
+    check_observe, copy_finished, find_result, is_observed,
 };
 
 use super::{After, Session, kind, other_result};
 use crate::allocator::purge;
 use crate::render;
+pub(super) use reports::Reports;
 
 impl Session {
     /// Runs the recipe `path`, whose variables `set` replaces.
@@ -32,7 +31,7 @@ impl Session {
         mut reports: Reports,
         timings: &mut Timings,
     ) -> Result<()> {
-        let recipe = self.checked(path, set, &mut reports)?;
+        let recipe = self.checked(path, set, how, &mut reports)?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
         let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };
@@ -96,12 +95,11 @@ impl Session {
     }
 
     /// The recipe `path`, all of whose steps can run as far as that can be known; `reports` say why one can't.
-    fn checked(&self, path: &Path, set: &[(String, String)], reports: &mut Reports) -> Result<Recipe> {
+    fn checked(&self, path: &Path, set: &[(String, String)], how: How, reports: &mut Reports) -> Result<Recipe> {
         let recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
-            // What it reads isn't known: reports replace nothing but reports.
             Err(error) => {
-                return Err(reports.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error));
+                return Err(reports.refused_unread(path, error));
             }
         };
         let places = recipe.check_outputs(path, &reports.paths());
@@ -111,7 +109,7 @@ impl Session {
             (Err(error), Err(_)) => return Err(error.into()),
         }
         reports.check()?;
-        match recipe.check_models(&self.compute) {
+        match recipe.check_models(&self.compute).and_then(|()| self.check_earlier(&recipe, how)) {
             Ok(()) => Ok(recipe),
             Err(error) => Err(reports.refused(&recipe.name, error)),
         }
@@ -250,113 +248,4 @@ enum StepResult {
     Reused,
     /// What an evaluation found, and whether its gates were met.
     Evaluated(Box<EvalReport>, Result<(), Error>),
-}
-
-/// Files that say what became of a recipe's steps.
-pub(super) struct Reports {
-    pub junit: Option<PathBuf>,
-    /// Whether an earlier JUnit file is replaced.
-    pub overwrite: bool,
-    pub summary: Option<PathBuf>,
-    /// The JUnit file as this run has last seen or written it, and may replace it.
-    pub found: FoundFile,
-    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if that was opened twice.
-    pub stream: Option<File>,
-    /// What went wrong with the JUnit file while steps ran, for which none of them stops.
-    pub failed: Option<Error>,
-}
-
-impl Reports {
-    fn paths(&self) -> Vec<&Path> {
-        [&self.junit, &self.summary].into_iter().filter_map(|path| path.as_deref()).collect()
-    }
-
-    /// Refuses what can't be written to, or holds something else, before there is anything to report.
-    fn check(&mut self) -> Result<()> {
-        for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
-            let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
-            if !parent.as_os_str().is_empty() && !parent.is_dir() {
-                let what = format!("{option} can't be written here, since the folder doesn't exist");
-                let error = Error::new(Kind::Usage, what).file(path.as_deref().unwrap_or(parent));
-                return Err(error.remedy("give a file in a folder that exists").into());
-            }
-        }
-        if let Some(path) = &self.junit {
-            self.found = check_file(path, &JUNIT, self.overwrite)?;
-        }
-        if let Some(path) = &self.summary {
-            check_summary(path)?;
-            if is_stream(path) {
-                self.stream = Some(open_stream(path)?);
-                return Ok(());
-            }
-            // Opened only: whatever keeps it from being written to shows now, not after all steps.
-            let is_new = path.symlink_metadata().is_err();
-            drop(open_to_append(path)?);
-            if is_new {
-                fs::remove_file(path).map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
-        let junit = self.write_junit(recipe, steps);
-        if let Some(path) = &self.summary {
-            let text = markdown(recipe, steps, averages);
-            let written = match &mut self.stream {
-                Some(stream) => unless_closed(stream.write_all(text.as_bytes())),
-                // Steps of a CI job share this file.
-                None => open_to_append(path)?.write_all(text.as_bytes()),
-            };
-            written.map_err(|e| Error::io("cannot write this summary", path, e))?;
-        }
-        junit?;
-        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A report that can't be written stops no step.
-    fn note_junit(&mut self, recipe: &str, steps: &[StepOutcome], progress: &dyn Progress) {
-        // What reads a pipe wants one report.
-        if self.found.is_stream() {
-            return;
-        }
-        let had_failed = self.failed.is_some();
-        // The last one may be written all the same, and says what is wrong if it isn't.
-        let failed = self.write_junit(recipe, steps).err();
-        let said = failed.as_ref().or(self.failed.as_ref()).filter(|_| !had_failed);
-        if let Some(error) = said {
-            progress.note(&format!("the JUnit file: {}", error.briefly()));
-        }
-    }
-
-    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report goes beside it from then on.
-    fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
-        let Some(path) = &self.junit else { return Ok(()) };
-        let file = StagedFile::create(path, self.found)?;
-        let placed = file.place(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
-        self.found = placed.found;
-        if let Some((place, error)) = placed.beside {
-            self.junit = Some(place);
-            self.failed.get_or_insert(error);
-        }
-        Ok(())
-    }
-
-    /// Says that the recipe was refused, whose steps can't run; `error` is why.
-    fn refused(&mut self, recipe: &str, error: Error) -> anyhow::Error {
-        let outcome = Outcome::failed(Some(error.kind()), error.to_string());
-        let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, outcome }];
-        // Why it was refused matters more than that nobody could write it down.
-        let _ = self.write(recipe, &refused, &[]);
-        error.into()
-    }
-
-    /// The same before anything was found out about where to say it.
-    fn refused_early(&mut self, recipe: &str, error: Error) -> anyhow::Error {
-        match self.check() {
-            Ok(()) => self.refused(recipe, error),
-            Err(_) => error.into(),
-        }
-    }
 }

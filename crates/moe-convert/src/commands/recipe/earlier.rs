@@ -1,0 +1,151 @@
+//! What lies where a recipe's steps are to write: what can't be replaced is refused before the first step runs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use moe_checkpoint::{Error, Result};
+use moe_passes::Pass;
+use moe_pipeline::{
+    FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result, has_statistics,
+    is_observed, other_work,
+};
+
+use super::How;
+use crate::commands::{Session, other_result};
+
+/// What becomes of the result that lies where a step writes, as far as that can be known before the steps run.
+enum Fate {
+    Kept,
+    /// It is of something else than what the step makes now; how it differs, where that can be said.
+    Other(Option<String>),
+    /// Nothing finished is there.
+    Made,
+    /// Whether it is kept depends on what an earlier step is yet to make.
+    Open,
+}
+
+impl Session {
+    /// Refuses steps whose outputs are in the way, and neither finished nor to be replaced. What an earlier step makes is left to its
+    /// turn.
+    ///
+    /// # Errors
+    /// What the step itself would end with, naming the step.
+    pub(super) fn check_earlier(&self, recipe: &Recipe, how: How) -> Result<()> {
+        let mut made: BTreeSet<&Path> = BTreeSet::new();
+        // Found out only where something is in the way: results are hashed for it.
+        let mut fates = Vec::new();
+        for (index, step) in recipe.steps.iter().enumerate() {
+            let writes = step.writes();
+            let is_made_before = writes.iter().any(|path| made.contains(path));
+            made.extend(writes);
+            let Some(refusal) = self.refusal(step, how).filter(|_| !is_made_before) else { continue };
+            if !how.fresh && has_finished(step) {
+                while fates.len() <= index {
+                    fates.push(self.fate(recipe, how, &fates));
+                }
+            }
+            let error = match fates.get(index) {
+                Some(Fate::Kept) => continue,
+                // An input that was removed to save space may be made again as it was.
+                Some(Fate::Open) if !overwrites(step) => continue,
+                Some(Fate::Other(Some(how))) if !overwrites(step) => other_result(how, step.writes()[0]),
+                _ => refusal,
+            };
+            return Err(step.in_keys(error).within(&format!("step {} ({})", index + 1, step.name())));
+        }
+        Ok(())
+    }
+
+    /// Why `step` can't write where it is to, if that is so.
+    fn refusal(&self, step: &Step, how: How) -> Option<Error> {
+        match &step.kind {
+            StepKind::Convert { passes, output, overwrite, writing } => {
+                let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+                check_output(&passes, output, &self.convert_options(*overwrite, how.resume, *writing)).err()
+            }
+            // An earlier step may make the folder.
+            StepKind::Observe { output, .. } if output.parent().is_some_and(is_missing) => None,
+            StepKind::Observe { output, overwrite, options } => {
+                check_observe(&step.model, options, output, *overwrite).err()
+            }
+            StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => None,
+        }
+    }
+
+    /// What becomes of what lies where the step behind those of `fates` writes.
+    fn fate(&self, recipe: &Recipe, how: How, fates: &[Fate]) -> Fate {
+        let index = fates.len();
+        let step = &recipe.steps[index];
+        if how.fresh || !has_finished(step) {
+            return Fate::Made;
+        }
+        let work = other_work_of(step);
+        if work.is_some() {
+            return Fate::Other(work);
+        }
+        let others = written(recipe, fates, |fate| matches!(fate, Fate::Other(_)));
+        if recipe.awaited(index, &others).is_some_and(|(path, _)| others.contains(path)) {
+            return Fate::Other(None);
+        }
+        if recipe.awaited(index, &written(recipe, fates, |fate| !matches!(fate, Fate::Kept))).is_some() {
+            return Fate::Open;
+        }
+        self.found(step, how)
+    }
+
+    /// What lies where `step` writes, all of whose inputs are as it will find them.
+    fn found(&self, step: &Step, how: How) -> Fate {
+        match &step.kind {
+            StepKind::Convert { passes, output, overwrite, writing } => {
+                let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+                let options = self.convert_options(*overwrite, how.resume, *writing);
+                match find_result(&passes, &step.model, output, &options) {
+                    Ok(FoundResult::Same) => Fate::Kept,
+                    Ok(FoundResult::Other(how)) => Fate::Other(Some(how)),
+                    Ok(FoundResult::Nothing) | Err(_) => Fate::Made,
+                }
+            }
+            StepKind::Observe { output, options, .. } => {
+                match is_observed(&step.model, options, output, &self.compute) {
+                    Ok(true) => Fate::Kept,
+                    Ok(false) => Fate::Other(None),
+                    Err(_) => Fate::Made,
+                }
+            }
+            StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => Fate::Made,
+        }
+    }
+}
+
+/// What the steps write whose fate `is_so`.
+fn written(recipe: &Recipe, fates: &[Fate], is_so: fn(&Fate) -> bool) -> BTreeSet<PathBuf> {
+    let steps = recipe.steps.iter().zip(fates).filter(|(_, fate)| is_so(fate));
+    steps.flat_map(|(step, _)| step.writes()).map(Path::to_owned).collect()
+}
+
+fn is_missing(folder: &Path) -> bool {
+    !folder.as_os_str().is_empty() && !folder.is_dir()
+}
+
+/// Whether a finished result, of whatever it is, lies where `step` writes one.
+fn has_finished(step: &Step) -> bool {
+    match &step.kind {
+        StepKind::Convert { output, .. } => has_result(output),
+        StepKind::Observe { output, .. } => has_statistics(output),
+        StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => false,
+    }
+}
+
+/// How the result that lies where `step` writes was made by other passes or options than those of the step.
+fn other_work_of(step: &Step) -> Option<String> {
+    let StepKind::Convert { passes, output, .. } = &step.kind else { return None };
+    let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
+    other_work(&passes, output).unwrap_or_default()
+}
+
+fn overwrites(step: &Step) -> bool {
+    match &step.kind {
+        StepKind::Convert { overwrite, .. } | StepKind::Observe { overwrite, .. } => *overwrite,
+        StepKind::Eval { .. } | StepKind::Verify | StepKind::Inspect => false,
+    }
+}

@@ -1,0 +1,142 @@
+//! What is said of a recipe's run in files: JUnit XML and a summary in Markdown.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use moe_checkpoint::{
+    Error, FoundFile, Kind, Locations, StagedFile, check_file, is_stream, open_stream, open_to_append, unless_closed,
+};
+use moe_pipeline::{Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown};
+
+/// Files that say what became of a recipe's steps.
+pub(in crate::commands) struct Reports {
+    junit: Option<PathBuf>,
+    /// Whether an earlier JUnit file is replaced.
+    overwrite: bool,
+    summary: Option<PathBuf>,
+    /// The JUnit file as this run has last seen or written it, and may replace it.
+    found: FoundFile,
+    /// Where the JUnit file goes if that is a stream, opened before the steps: nobody may read it any more when they are done.
+    junit_stream: Option<StagedFile>,
+    /// Where the summary goes if that isn't a file: a reader of a pipe would take it for over if that was opened twice.
+    stream: Option<File>,
+    /// What went wrong with the JUnit file while steps ran, for which none of them stops.
+    failed: Option<Error>,
+}
+
+impl Reports {
+    /// Reports that go to the files `junit` and `summary`. An earlier JUnit file is replaced with `overwrite`.
+    pub fn new(junit: Option<PathBuf>, overwrite: bool, summary: Option<PathBuf>) -> Self {
+        let found = FoundFile::default();
+        Self { junit, overwrite, summary, found, junit_stream: None, stream: None, failed: None }
+    }
+
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        [&self.junit, &self.summary].into_iter().filter_map(|path| path.as_deref()).collect()
+    }
+
+    /// Refuses what can't be written to, or holds something else, before there is anything to report.
+    pub(super) fn check(&mut self) -> Result<()> {
+        for (option, path) in [("--junit", &self.junit), ("--summary", &self.summary)] {
+            let Some(parent) = path.as_deref().and_then(Path::parent) else { continue };
+            if !parent.as_os_str().is_empty() && !parent.is_dir() {
+                let what = format!("{option} can't be written here, since the folder doesn't exist");
+                let error = Error::new(Kind::Usage, what).file(path.as_deref().unwrap_or(parent));
+                return Err(error.remedy("give a file in a folder that exists").into());
+            }
+        }
+        if let Some(path) = &self.junit {
+            self.found = check_file(path, &JUNIT, self.overwrite)?;
+            if self.found.is_stream() {
+                self.junit_stream = Some(StagedFile::create(path, self.found)?);
+            }
+        }
+        if let Some(path) = &self.summary {
+            check_summary(path)?;
+            if is_stream(path) {
+                self.stream = Some(open_stream(path)?);
+                return Ok(());
+            }
+            // Opened only: whatever keeps it from being written to shows now, not after all steps.
+            let is_new = path.symlink_metadata().is_err();
+            drop(open_to_append(path)?);
+            if is_new {
+                fs::remove_file(path).map_err(|e| Error::io("cannot remove this empty file again", path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, recipe: &str, steps: &[StepOutcome], averages: &[Average]) -> Result<()> {
+        let junit = self.write_junit(recipe, steps);
+        if let Some(path) = &self.summary {
+            let text = markdown(recipe, steps, averages);
+            let written = match &mut self.stream {
+                Some(stream) => unless_closed(stream.write_all(text.as_bytes())),
+                // Steps of a CI job share this file.
+                None => open_to_append(path)?.write_all(text.as_bytes()),
+            };
+            written.map_err(|e| Error::io("cannot write this summary", path, e))?;
+        }
+        junit?;
+        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Writes the JUnit file before a step: a job that is killed leaves one that says where. A report that can't be written stops no step.
+    pub(super) fn note_junit(&mut self, recipe: &str, steps: &[StepOutcome], progress: &dyn Progress) {
+        // What reads a pipe wants one report.
+        if self.found.is_stream() {
+            return;
+        }
+        let had_failed = self.failed.is_some();
+        // The last one may be written all the same, and says what is wrong if it isn't.
+        let failed = self.write_junit(recipe, steps).err();
+        let said = failed.as_ref().or(self.failed.as_ref()).filter(|_| !had_failed);
+        if let Some(error) = said {
+            progress.note(&format!("the JUnit file: {}", error.briefly()));
+        }
+    }
+
+    /// Replaces the JUnit file. What somebody has put in its place meanwhile stays, and the report goes beside it from then on.
+    fn write_junit(&mut self, recipe: &str, steps: &[StepOutcome]) -> Result<(), Error> {
+        let Some(path) = &self.junit else { return Ok(()) };
+        let file = self.junit_stream.take().map_or_else(|| StagedFile::create(path, self.found), Ok)?;
+        let placed = file.place(|file| file.write_all(junit(recipe, steps).as_bytes()))?;
+        self.found = placed.found;
+        if let Some((place, error)) = placed.beside {
+            self.junit = Some(place);
+            self.failed.get_or_insert(error);
+        }
+        Ok(())
+    }
+
+    /// Says that the recipe was refused, whose steps can't run; `error` is why.
+    pub(super) fn refused(&mut self, recipe: &str, error: Error) -> anyhow::Error {
+        let outcome = Outcome::failed(Some(error.kind()), error.to_string());
+        let refused = [StepOutcome { name: "the recipe".to_owned(), seconds: 0.0, outcome }];
+        // Why it was refused matters more than that nobody could write it down.
+        let _ = self.write(recipe, &refused, &[]);
+        error.into()
+    }
+
+    /// The same before anything was found out about where to say it.
+    pub(super) fn refused_early(&mut self, recipe: &str, error: Error) -> anyhow::Error {
+        match self.check() {
+            Ok(()) => self.refused(recipe, error),
+            Err(_) => error.into(),
+        }
+    }
+
+    /// The same of the recipe `path` that can't be understood. Of what it reads, only the file itself is known, so that reports go to no
+    /// folder of a model or result either.
+    pub(super) fn refused_unread(&mut self, path: &Path, error: Error) -> anyhow::Error {
+        let mut locations = Locations::default();
+        locations.reads(path);
+        if self.paths().into_iter().any(|report| locations.writes(report).is_err()) {
+            return error.into();
+        }
+        self.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error)
+    }
+}
