@@ -47,9 +47,9 @@ fn a_report_that_somebody_replaces_is_not_written_again() {
          kill -STOP $pid; sleep 0.02; echo THESIS >j.xml; kill -CONT $pid; wait $pid"
     ));
     // The second step is taken all the same, and its report is whole.
-    outcome.exits(1).says(&["j.xml-2", "in the way"]);
+    outcome.exits(1).says(&["j-2.xml", "in the way"]);
     assert_eq!(sandbox.read("j.xml"), b"THESIS\n");
-    let report = String::from_utf8(sandbox.read("j.xml-2")).unwrap();
+    let report = String::from_utf8(sandbox.read("j-2.xml")).unwrap();
     assert!(report.contains("2. observe: b") && !report.contains("<error") && !report.contains("<skipped"), "{report}");
     assert!(sandbox.path("b").is_file() && !sandbox.path("j.xml-3").exists());
 }

@@ -620,3 +620,45 @@ fn remedies_of_steps_are_for_recipes() {
     sandbox.write("taken/thesis.txt", "mine");
     sandbox.run("run recipe.toml").exits(2).says(&["the output exists", "put `overwrite = true` into the step"]);
 }
+
+/// What a step can't replace is found out before the first one runs; what is finished, or a step makes before, is no reason.
+#[test]
+fn what_is_in_the_way_of_a_later_step_is_refused_at_once() {
+    let sandbox = Sandbox::with_model_and_text();
+    let step = |model: &str, experts: u8, output: &str, more: &str| {
+        format!(
+            "[[step]]\nrun = \"prune\"\nmodel = \"{model}\"\nexperts = {experts}\nmethod = \"random\"\n\
+             output = \"{output}\"\n{more}\n"
+        )
+    };
+    let both = |first: u8, more: &str| step("m", first, "a", more) + &step("a", 4, "b", more);
+    let overwrite = "overwrite = true";
+    sandbox.write("r.toml", both(6, ""));
+    sandbox.write("over.toml", both(6, overwrite));
+    sandbox.write("other.toml", both(5, overwrite));
+    sandbox.write("last.toml", step("m", 6, "a", "") + &step("a", 3, "b", ""));
+    let observe = "[[step]]\nrun = \"observe\"\nmodel = \"a\"\noutput = \"stats\"\ndata = [\"ids.jsonl\"]\n";
+    sandbox.write("observe.toml", step("m", 6, "a", "") + observe);
+    let mut problems = Vec::new();
+    for (before, recipe, complaint, after) in [
+        ("mkdir b; echo x >b/thesis", "r", "step 2", "true"),
+        ("true", "over", "no run has written|was not written", "rm -r b"),
+        ("echo x >stats", "observe", "step 2", "rm stats"),
+        ("moe-convert run r.toml -q; rm -r a", "last", "other options", "true"),
+        ("moe-convert run r.toml -q; echo x >b/notes", "other", "b/notes", "rm b/notes; rm -r a b"),
+    ] {
+        sandbox.shell(before).exits(0);
+        for how in ["", "--dry-run"] {
+            let complaint = complaint.split('|').next_back().unwrap();
+            problems.extend(sandbox.refuses(&format!("run {recipe}.toml {how}"), 2, &[complaint, "step 2"]));
+        }
+        sandbox.shell(after).exits(0);
+    }
+    assert_none(&problems);
+    // An input that was removed to save space is made again, and what was made of it is kept.
+    sandbox.run("run r.toml -q").succeeds();
+    sandbox.shell("rm -r a").succeeds();
+    let again = sandbox.run("run r.toml").succeeds();
+    assert!(again.stdout.contains("b is finished already"), "{again}");
+    sandbox.run("run other.toml -q").succeeds();
+}

@@ -54,6 +54,10 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
     }
     sandbox.shell("truncate -s 40000 healed/model.safetensors; rm healed/run.json healed/training.jsonl").succeeds();
     sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
+    // What a crash leaves is nobody's: files without content, and weights that end within their header.
+    let cut = "truncate -s 0 healed/run.json healed/training.jsonl; truncate -s 300 healed/model.safetensors";
+    sandbox.shell(cut).succeeds();
+    sandbox.run(&format!("{HEAL} --overwrite")).succeeds();
     // An edited plan is a plan.
     sandbox.shell("sed -i 's/\"keep\": \\[/\"keep\": [ /' plan.json").succeeds();
     sandbox.run("prune m -o of-plan --plan plan.json").succeeds();
@@ -68,6 +72,7 @@ fn a_result_that_comes_while_a_run_works_is_not_replaced() {
         ("cp -r other out", "rm -r out; mv other out"),
         ("cp -r other out", "rm -r out/*; mv other/* out"),
         ("cp -r other out", "echo mine >out/README.md"),
+        ("cp -r other out", "chmod 700 out; echo mine >out/README.md"),
     ] {
         let sandbox = Sandbox::with_model_and_text();
         let prune = "prune m --experts 3 --method random";

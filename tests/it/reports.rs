@@ -49,7 +49,7 @@ fn a_recipe_that_is_refused_leaves_junit() {
 #[test]
 fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     let sandbox = sandbox();
-    sandbox.run("prune m -o made --experts 2 --method random").succeeds();
+    sandbox.run("prune m -o made --experts 4 --method random").succeeds();
     sandbox.write("r.md", "nonsense");
     sandbox.shell("ln r.md hard.md; ln -s m link").succeeds();
     let mut problems = Vec::new();
@@ -58,7 +58,7 @@ fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
             problems.extend(sandbox.refuses(&format!("run r.md {option} {path}"), 2, &["TOML"]));
         }
     }
-    sandbox.write("r.md", format!("{STEP}experts = 2\n"));
+    sandbox.write("r.md", format!("{STEP}experts = 4\n"));
     for option in ["--summary", "--junit"] {
         let line = format!("run r.md {option} made/new.md");
         problems.extend(sandbox.refuses(&line, 2, &["outside of models and results"]));
@@ -71,7 +71,7 @@ fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
 #[test]
 fn a_pipe_for_a_report_is_opened_before_the_steps() {
     let sandbox = sandbox();
-    sandbox.write("r.toml", format!("{STEP}experts = 2\n"));
+    sandbox.write("r.toml", format!("{STEP}experts = 4\n"));
     sandbox.shell("mkfifo j").succeeds();
     assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --junit j", 2, &["nobody reads"])));
     sandbox

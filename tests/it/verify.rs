@@ -406,3 +406,16 @@ fn code_at_any_depth_of_a_folder_comes_along() {
     sandbox.run("upcycle model -o out --experts 2 --top-k 1").succeeds();
     assert!(sandbox.path("out/gguf/a/b.py").is_file() && sandbox.path("out/original/x/y.py").is_file());
 }
+
+/// No manifest lists what differs from run to run; verify names it where somebody has changed it.
+#[test]
+fn an_edited_run_record_is_named() {
+    let sandbox = Sandbox::with_model_and_text();
+    sandbox.run("prune m -o out --experts 4 --method random -q").succeeds();
+    let unlisted = || sandbox.run("verify out --json").succeeds().json()["unlisted"].clone();
+    assert_eq!(unlisted(), json!([]));
+    sandbox
+        .shell("sed -i 's/\"host\": \".*\"/\"host\": \"mine\"/' out/run.json; echo {} >out/training.jsonl")
+        .succeeds();
+    assert_eq!(unlisted(), json!(["run.json", "training.jsonl"]));
+}

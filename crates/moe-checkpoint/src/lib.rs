@@ -48,9 +48,7 @@ pub use manifest::{Hasher, MANIFEST_FILE, Manifest, sha256_bytes, sha256_file};
 pub use plural::counted;
 pub use quantization::Quantization;
 pub use regular::{file_exists, open_file};
-pub use result::{
-    CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, UNLISTED_FILES, Written, is_own_log, is_own_run_record, is_run_record,
-};
+pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_own_run_record, is_run_record};
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;

@@ -21,8 +21,6 @@ pub const RUN_FILE: &str = "run.json";
 pub const LOG_FILE: &str = "training.jsonl";
 /// The model card.
 pub const CARD_FILE: &str = "README.md";
-/// Files that differ from run to run, which no manifest lists.
-pub const UNLISTED_FILES: [&str; 3] = [MANIFEST_FILE, RUN_FILE, LOG_FILE];
 
 /// What a run writes of itself takes a few kilobytes.
 const MAX_RUN_BYTES: u64 = 1 << 20;

@@ -17,8 +17,12 @@ use crate::whole::read_whole;
 /// beginning of a receipt, or the beginning of the very weights that the receipt or the index speaks of.
 pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
     let path = target.join(name);
-    let is_empty = path.metadata().is_ok_and(|found| found.len() == 0);
-    is_empty || (name == RECEIPT_FILE && is_cut_receipt(&path)) || are_cut_weights(target, name).unwrap_or(false)
+    is_empty(&path) || (name == RECEIPT_FILE && is_cut_receipt(&path)) || are_cut_weights(target, name).unwrap_or(false)
+}
+
+/// Whether nothing is in the file `path`.
+pub(super) fn is_empty(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() == 0)
 }
 
 /// What every receipt begins with.
@@ -31,8 +35,8 @@ fn is_cut_receipt(path: &Path) -> bool {
     begins && serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof())
 }
 
-/// Whether the file `name` has a sound header of a safetensors file, names the tensors that this result has there, and ends before the
-/// last of them does. None where it, or what says which tensors these are, can't be read.
+/// Whether the file `name` ends within the header of a safetensors file, or has a sound one, names the tensors that this result has there,
+/// and ends before the last of them does. None where it, or what says which tensors these are, can't be read.
 fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let mut file = open_file(&target.join(name)).ok()?;
     let mut length = [0; 8];
@@ -40,11 +44,21 @@ fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let length = u64::from_le_bytes(length);
     let mut header = Vec::new();
     file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+    if (header.len() as u64) < length {
+        // No weight is in it.
+        return Some(length <= MAX_HEADER_BYTES && is_cut_object(&header));
+    }
     let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
     let end = parsed.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64()).max()?;
     let present = file.metadata().ok()?.len().checked_sub(8 + length)?;
     let entries = parse_header(&header, end).ok()?;
     Some(present < end && are_the_results(target, name, &entries)?)
+}
+
+/// Whether `bytes` are the beginning of a JSON object, or nothing.
+fn is_cut_object(bytes: &[u8]) -> bool {
+    let begins = bytes.is_empty() || bytes.starts_with(b"{");
+    begins && serde_json::from_slice::<Value>(bytes).is_err_and(|error| error.is_eof())
 }
 
 /// Whether the result `target` has these tensors in its file `name`, as its index says or, where all are in one file, as many with as

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 
-use super::damaged::is_damaged;
+use super::damaged::{is_damaged, is_empty};
 use super::protected::{check_replaceable, is_mount_point, mounted};
 use super::version::Version;
 use crate::error::{Error, Kind, Result};
@@ -37,6 +38,8 @@ pub(super) fn check(target: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Found {
     dir: Version,
+    /// When a name last came or went.
+    modified: Option<SystemTime>,
     /// The files that the manifest lists and that were there.
     files: Versions,
 }
@@ -48,12 +51,13 @@ impl Found {
     /// As for [`check`].
     pub fn look(target: &Path, watch: Watch<'_>) -> Result<Self> {
         let fail = |e| Error::io("cannot look at the output", target, e);
-        let dir = Version::of(&target.symlink_metadata().map_err(fail)?);
+        let found = target.symlink_metadata().map_err(fail)?;
+        let (dir, modified) = (Version::of(&found), found.modified().ok());
         let files = match Earlier::open(target)? {
             Some(earlier) => earlier.versions(&Versions::new(), u64::MAX, watch)?,
             None => Versions::new(),
         };
-        Ok(Self { dir, files })
+        Ok(Self { dir, modified, files })
     }
 
     /// Whether `target` is still what was looked at. That takes no time where no file was touched meanwhile; what was touched is hashed
@@ -62,9 +66,11 @@ impl Found {
         self.is_at(target) && self.is_unchanged(target).unwrap_or(false)
     }
 
-    /// Whether the very directory is there still, to which nothing came, and from which nothing went.
+    /// Whether the very directory is there still, to which nothing came, and from which nothing went. Other permissions make no other
+    /// result of it, so that the time of change, which moves with them, doesn't count.
     fn is_at(&self, target: &Path) -> bool {
-        target.symlink_metadata().is_ok_and(|found| Version::of(&found) == self.dir)
+        let Ok(found) = target.symlink_metadata() else { return false };
+        Version::of(&found).is_of_same(&self.dir) && found.modified().ok() == self.modified
     }
 
     fn is_unchanged(&self, target: &Path) -> Result<bool> {
@@ -163,6 +169,8 @@ impl<'a> Earlier<'a> {
     fn is_ours(&self, name: &Path) -> bool {
         match name.to_str() {
             Some(MANIFEST_FILE) => true,
+            // After a crash a file may be there without its content.
+            Some(name @ (RUN_FILE | LOG_FILE)) if is_empty(&self.target.join(name)) => true,
             Some(RUN_FILE) => is_own_run_record(self.target),
             Some(LOG_FILE) => is_own_log(self.target),
             Some(name) => self.listed.files.contains_key(name),

@@ -13,8 +13,8 @@ use crate::error::{Error, Kind};
 
 /// Renames `from` to `to` or, where that name is taken, to a free one beside it, which is then returned.
 pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
-    let name = to.file_name().unwrap_or_default().to_string_lossy();
-    let others = (2..).map(|number| to.with_file_name(format!("{name}-{number}")));
+    let is_dir = from.is_dir();
+    let others = (2..).map(|number| beside(to, number, is_dir));
     for (index, place) in std::iter::once(to.to_owned()).chain(others).enumerate() {
         match rename_new(from, &place) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -22,6 +22,16 @@ pub(super) fn rename_to_free(from: &Path, to: &Path) -> io::Result<Option<PathBu
         }
     }
     Ok(None)
+}
+
+/// The name beside `path` with this number: what a file's name ends in still says what it holds.
+fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
+    match (path.file_stem(), path.extension()) {
+        (Some(stem), Some(end)) if !is_dir => {
+            path.with_file_name(format!("{}-{number}.{}", stem.to_string_lossy(), end.to_string_lossy()))
+        }
+        _ => path.with_file_name(format!("{}-{number}", path.file_name().unwrap_or_default().to_string_lossy())),
+    }
 }
 
 /// The result was renamed to `place`, since something else has the name `target`.

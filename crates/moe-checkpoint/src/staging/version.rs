@@ -17,6 +17,11 @@ pub(super) struct Version {
 }
 
 impl Version {
+    /// Whether both are states of one file or directory.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
     pub fn of(found: &Metadata) -> Self {
         Self { id: Id::of(found), bytes: found.len(), changed: (found.ctime(), found.ctime_nsec()) }
     }

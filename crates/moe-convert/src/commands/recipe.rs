@@ -109,7 +109,7 @@ impl Session {
             (Err(error), Err(_)) => return Err(error.into()),
         }
         reports.check()?;
-        match recipe.check_models(&self.compute).and_then(|()| self.check_earlier(&recipe, how)) {
+        match recipe.check_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how)) {
             Ok(()) => Ok(recipe),
             Err(error) => Err(reports.refused(&recipe.name, error)),
         }

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use moe_checkpoint::{
-    CARD_FILE, Error, Folder, Kind, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, UNLISTED_FILES, Written,
-    is_run_record, is_weights, sha256_file,
+    CARD_FILE, Error, Folder, Kind, LOG_FILE, MANIFEST_FILE, Manifest, RECEIPT_FILE, RUN_FILE, Result, Written,
+    is_own_log, is_own_run_record, is_run_record, is_weights, sha256_file,
 };
 use rayon::prelude::*;
 
@@ -96,7 +96,7 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
             }
             let path = entry.path();
             // A hub cache has links to its blobs in the place of files.
-            let is_run = UNLISTED_FILES.contains(&name.as_str()) && within.check_file(&path).is_ok();
+            let is_run = is_own_unlisted(dir, &name) && within.check_file(&path).is_ok();
             if !manifest.files.contains_key(&name) && !is_run {
                 // What a link leads to that isn't a file, a folder now or later, may bring anything.
                 let is_open = entry.file_type().map_err(fail)?.is_symlink() && !path.is_file();
@@ -106,6 +106,16 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether the file `name` of the result `dir` is one that runs write and no manifest lists, and nobody has changed it since.
+fn is_own_unlisted(dir: &Path, name: &str) -> bool {
+    match name {
+        MANIFEST_FILE => true,
+        RUN_FILE => is_own_run_record(dir),
+        LOG_FILE => is_own_log(dir),
+        _ => false,
+    }
 }
 
 /// Whether a loader may take the file `name` for a part of the model: weights, code, templates, configs, a tokenizer's

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Result};
+use moe_checkpoint::{Error, Result, shown_path};
 use moe_passes::Pass;
 use moe_pipeline::{
     FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result, has_statistics,
@@ -25,12 +25,12 @@ enum Fate {
 }
 
 impl Session {
-    /// Refuses steps whose outputs are in the way, and neither finished nor to be replaced. What an earlier step makes is left to its
+    /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step makes is left to its
     /// turn.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
-    pub(super) fn check_earlier(&self, recipe: &Recipe, how: How) -> Result<()> {
+    pub(super) fn check_earlier(&self, recipe: &Recipe, path: &Path, how: How) -> Result<()> {
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         // Found out only where something is in the way: results are hashed for it.
         let mut fates = Vec::new();
@@ -51,7 +51,12 @@ impl Session {
                 Some(Fate::Other(Some(how))) if !overwrites(step) => other_result(how, step.writes()[0]),
                 _ => refusal,
             };
-            return Err(step.in_keys(error).within(&format!("step {} ({})", index + 1, step.name())));
+            return Err(step.in_keys(error).within(&format!(
+                "step {} ({}) of {}",
+                index + 1,
+                step.name(),
+                shown_path(path)
+            )));
         }
         Ok(())
     }
