@@ -1,6 +1,6 @@
 //! `run`: recipes with variables, blocks for combinations, resume, dry runs and gates.
 
-use crate::common::{Sandbox, root};
+use crate::common::{Sandbox, assert_none, root};
 
 const RECIPE: &str = r#"
 [vars]
