@@ -212,6 +212,27 @@ def cases():
                          {"context_width": 1.5}, {"context_width": True}, {"hashing_key": "x"})), *({name: None} for name in ("logits_processor", "streamer")),
                        {"logits_processor": []}, {"transformers_version": 3}, {"validate": 3}, {"to_dict": None}, {"do_sample": True, "top_k": "x"}):
         found.append((DENSE, {}, {"generation_config.json": json.dumps(generation)}))
+    # Integers of more than 64 bits, of which transformers writes one into most tokenizers' configs.
+    large = int(1e30)
+    found += [(DENSE, {}, {"tokenizer_config.json": {"model_max_length": value}}) for value in (large, -large)]
+    for generation in ({"max_new_tokens": large}, {"max_new_tokens": -large}, {"pad_token_id": large}, {"num_return_sequences": large}):
+        found.append((DENSE, {}, {"generation_config.json": json.dumps(generation)}))
+    for golden in (LLAMA, QWEN3_MOE):
+        for key in ("max_position_embeddings", "eos_token_id", "bos_token_id"):
+            found += values(golden, key, [large])
+    for classes in ([None, None], [None, "x.Y"], ["x.Y", None], None, [], {}):
+        found.append((DENSE, {}, {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": classes}}}))
+    found += [(DENSE, {}, {"added_tokens.json": json.dumps({"<think>": place})}) for place in (2048, 2048.0, 2048.5)]
+    # Keys that some families compute with.
+    for golden in FAMILIES:
+        found += values(golden, "num_key_value_heads", [None])
+    for golden in (MIXTRAL, MISTRAL, QWEN3_MOE, OLMOE):
+        for kind in (yarn, linear):
+            for head in ({"-head_dim": 0}, {"head_dim": None}, {}):
+                found.append((golden, {"-rope_parameters": 0, "rope_theta": 50.0, "rope_scaling": kind, **head}, {}))
+    for golden in (QWEN2_MOE, QWEN3_MOE):
+        window = {"-layer_types": 0, "use_sliding_window": True, "sliding_window": 4}
+        found += [(golden, {**window, "max_window_layers": late}, {}) for late in (0, 1, 2)]
     return found
 
 
@@ -276,7 +297,9 @@ def main():
             continue
         seen.add(key)
         entry = known.get(key, {"case": case, "says": {}})
-        entry["says"][transformers.__version__] = verdict(golden, config, files)
+        # Remove the file to ask for all verdicts anew.
+        if transformers.__version__ not in entry["says"]:
+            entry["says"][transformers.__version__] = verdict(golden, config, files)
         found.append(entry)
     path.write_text("[\n" + ",\n".join(json.dumps(case) for case in found) + "\n]\n")
 

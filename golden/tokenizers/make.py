@@ -102,6 +102,9 @@ case("added_tokens.json with special ones", config=with_config(additional_specia
 case("special_tokens_map of texts", special_tokens_map__json={"pad_token": "[PAD]", "mask_token": "[MASK]"})
 case("special_tokens_map of objects", special_tokens_map__json={"pad_token": token("[PAD]", lstrip=True), "unk_token": {"content": "<unk>", "normalized": True}})
 case("special_tokens_map with additional ones", special_tokens_map__json={"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+case("roles of the model's own", config=with_config(image_token="<image>", think_token=token("<think>"), pad_token="<p>"))
+case("roles of the model's own, beside a dictionary", config=with_config(
+    think_token=token("<think>"), image_token="<image>", extra_special_tokens={"audio_token": "<audio>"}, box_token=token("<box>")))
 case("special_tokens_map beside extra ones", config=with_config(extra_special_tokens=["<think>"]),
      special_tokens_map__json={"extra_special_tokens": ["</think>", {k: v for k, v in token("<x>", lstrip=True).items() if k != "special"}]})
 case("special_tokens_map with a dictionary", special_tokens_map__json={"extra_special_tokens": {"image_token": "<image>"}})

@@ -92,6 +92,17 @@ pub fn is_float(value: &Value) -> bool {
     value.is_f64() || value.as_str().and_then(kept_number).is_some_and(|number| !is_integer(number))
 }
 
+/// Whether Python reads `value` as an integer, of any size.
+pub fn is_int(value: &Value) -> bool {
+    value.is_i64() || value.is_u64() || value.as_str().and_then(kept_number).is_some_and(is_integer)
+}
+
+/// The number that Python reads in `value`, as near as a float comes to it: integers may be of any size, and there are NaN and
+/// infinities.
+pub fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str().and_then(kept_number)?.parse().ok())
+}
+
 /// Whether Python holds `value` to be true.
 pub fn is_true(value: &Value) -> bool {
     match value {

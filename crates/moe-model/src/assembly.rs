@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use moe_checkpoint::Quantization;
+use moe_checkpoint::json::is_true;
 use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
@@ -88,9 +89,17 @@ impl Model {
             CaveatWhen::ScoreScale => {
                 self.layers.iter().any(|l| l.attention.latent().is_some_and(LatentAttention::scales_scores))
             }
+            CaveatWhen::IdleWindow => self.has_idle_window(),
             CaveatWhen::BiasedDense => self.has_biased_dense(),
         };
         self.family.caveats.iter().filter(applies).map(|caveat| caveat.note.as_str())
+    }
+
+    /// Whether the config switches a window on that no layer has.
+    fn has_idle_window(&self) -> bool {
+        let is_on = self.config.get("use_sliding_window").is_some_and(is_true);
+        let has_width = self.config.get("sliding_window").is_some_and(|window| !window.is_null());
+        is_on && has_width && self.layers.iter().all(|layer| layer.attention.window().is_none())
     }
 
     /// Whether networks that all tokens go through have biases, and experts that tokens are routed to have none.

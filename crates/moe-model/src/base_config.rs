@@ -3,7 +3,7 @@
 //! `golden/loaders/verdicts.py` tried each of these.
 
 use moe_checkpoint::EXPLICIT_KEY;
-use moe_checkpoint::json::{is_container, is_true};
+use moe_checkpoint::json::{is_container, is_int, is_true, number};
 use serde_json::{Map, Value};
 
 use crate::declare::AUTO_MAP_KEY;
@@ -94,12 +94,12 @@ pub(crate) fn has_layers_of_their_own(config: &Map<String, Value>) -> bool {
 
 /// Whether `value` is a whole number, as Python sees it: true is 1.
 pub(crate) fn is_whole(value: &Value) -> bool {
-    value.is_i64() || value.is_u64() || value.is_boolean()
+    is_int(value) || value.is_boolean()
 }
 
 /// Whether a cache of keys and values can be as long: it may be null, too.
 pub(crate) fn is_window(value: &Value) -> bool {
-    value.is_null() || *value == true || value.as_u64().is_some_and(|tokens| tokens > 0)
+    value.is_null() || *value == true || (is_int(value) && number(value).is_some_and(|tokens| tokens > 0.0))
 }
 
 fn is_false(value: &Value) -> bool {

@@ -145,6 +145,9 @@ pub struct Layout {
     pub expert: Option<ExpertNames>,
     /// Names of the fused tensors.
     pub fused: Option<FusedNames>,
+    /// Whether transformers doesn't know these names, and starts such experts at random.
+    #[serde(default)]
+    pub is_unknown: bool,
 }
 
 /// A family's shared expert.
@@ -263,6 +266,8 @@ pub enum CaveatWhen {
     HeadDim,
     /// Models whose latent attention scales scores by more than 1 / √(width of a head's queries): yarn with `mscale_all_dim`.
     ScoreScale,
+    /// Models whose config has a window, where no layer has one.
+    IdleWindow,
     /// Models with biases in dense blocks or shared experts, but none in routed experts.
     BiasedDense,
 }
@@ -320,6 +325,11 @@ pub struct Family {
     pub written: Map<String, Value>,
     /// Config keys whose values must be of one JSON type, since transformers 5 refuses others.
     pub strict: Strict,
+    /// Config keys whose type takes null, though transformers then fails at computing with them.
+    #[serde(default)]
+    pub never_null: Vec<String>,
+    /// The config key that transformers makes yarn's tables of, and has no value for where it is missing.
+    pub yarn_needs: Option<String>,
 }
 
 impl Family {

@@ -85,7 +85,16 @@ impl Model {
         if let Some(key) = self.null_method() {
             refused.push(format!("config.json says {key} null, where transformers wants a way of choosing experts"));
         }
+        for key in self.family.never_null.iter().filter(|key| config.get(*key).is_some_and(Value::is_null)) {
+            refused.push(format!("config.json says {key} null, where transformers computes with a number"));
+        }
         refused.extend(rope::refused(config));
+        let needed = self.family.yarn_needs.as_ref().filter(|_| rope::is_yarn(config));
+        if let Some(key) = needed.filter(|key| config.get(*key).is_none_or(Value::is_null)) {
+            refused.push(format!(
+                "config.json has no {key}, without which transformers can't compute yarn in this family"
+            ));
+        }
         refused
     }
 

@@ -281,6 +281,13 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
     refused
 }
 
+/// Whether the config has positions stretched by YaRN.
+pub(crate) fn is_yarn(config: &Map<String, Value>) -> bool {
+    let places = ["rope_scaling", "rope_parameters"].into_iter().filter_map(|key| config.get(key));
+    let mut kinds = places.filter_map(|keys| keys.get("rope_type").or(keys.get("type")));
+    kinds.any(|kind| kind == "yarn")
+}
+
 /// YaRN's factor on attention for a context stretched by `factor`.
 fn mscale(factor: f64, m: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }

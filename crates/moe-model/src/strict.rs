@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use moe_checkpoint::json::{is_float, shown};
+use moe_checkpoint::json::{is_float, is_int, shown};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -42,7 +42,7 @@ impl JsonType {
         match self {
             Self::Float => is_float(value),
             Self::Bool => value.is_boolean(),
-            Self::Int => value.is_i64() || value.is_u64(),
+            Self::Int => is_int(value),
             Self::Ints => value.as_array().is_some_and(|list| list.iter().all(|value| Self::Int.is_of(value))),
             Self::Null => value.is_null(),
         }

@@ -209,7 +209,9 @@ fn read_added_tokens(
         specials.extend(reader.token("extra_special_tokens", Some(token))?.map(|token| token.text().to_owned()));
     }
     for (text, id) in tokens {
-        let id = id.as_i64().ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
+        // Their order is all that counts.
+        let id = id.as_i64().or_else(|| Some(id.as_f64()?.floor() as i64));
+        let id = id.ok_or_else(|| reader.malformed(format!("the id of {text:?} is not an integer")))?;
         let is_special = specials.contains(&text);
         listed.insert(id, AddedToken::from(text, is_special));
     }
@@ -290,7 +292,9 @@ impl Reader {
             let is_token = value.is_string() || is_typed(value);
             key.ends_with("_token") && !STANDARD.contains(&key.as_str()) && is_token
         };
-        let keys: Vec<String> = config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
+        let mut keys: Vec<String> = config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
+        // transformers takes texts out while the others are still objects, and puts those in front.
+        keys.sort_by_key(|key| config[key].is_string());
         let mut roles = Vec::new();
         for key in keys {
             let token = self.token(&key, config.shift_remove(&key).as_ref())?;

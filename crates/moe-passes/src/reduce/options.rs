@@ -112,9 +112,13 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
     };
     let fits = |each: &usize| *each >= least && each * groups.kept >= moe.router.top_k;
     let before = moe.experts.len() / groups.count;
-    let fitting: Vec<_> = (1..=before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
-    Err(Error::new(Kind::Usage, format!("{problem} (layer {index})"))
-        .remedy(format!("give --experts as one of {}", fitting.join(", "))))
+    let fitting: Vec<_> = (1..before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
+    let remedy = match fitting.as_slice() {
+        [] => "none: its groups of experts can't have fewer".to_owned(),
+        [count] => format!("give --experts {count}"),
+        counts => format!("give --experts as one of {}", counts.join(", ")),
+    };
+    Err(Error::new(Kind::Usage, format!("{problem} (layer {index})")).remedy(remedy))
 }
 
 fn no_number() -> Error {

@@ -1,6 +1,6 @@
 //! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the whole model, that is.
 
-use moe_checkpoint::json::{is_container, is_float, is_true, shown};
+use moe_checkpoint::json::{self, is_container, is_true, shown};
 use serde_json::{Map, Value};
 
 pub(super) const CONFIG: &str = "generation_config.json";
@@ -100,11 +100,9 @@ fn of_forced(said: &Map<String, Value>) -> Option<String> {
     })
 }
 
-/// The number that `value` is to Python.
+/// The number that `value` is to Python, in which true is 1.
 fn number(value: &Value) -> Option<f64> {
-    // What is a float, but has no number here, is NaN or infinite.
-    let other = is_float(value).then_some(f64::NAN);
-    value.as_f64().or(value.as_bool().map(|value| f64::from(u8::from(value)))).or(other)
+    json::number(value).or(value.as_bool().map(|value| f64::from(u8::from(value))))
 }
 
 fn is_number(value: &Value) -> bool {

@@ -7,7 +7,7 @@ use moe_checkpoint::{
     read_whole,
 };
 use moe_forward::tokens_beyond_vocabulary;
-use moe_model::{Model, is_computed, loaded_name};
+use moe_model::{Layout, Model, is_computed, loaded_name};
 use serde_json::{Map, Value};
 
 use super::contents::{damaged, ignored};
@@ -27,6 +27,7 @@ pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     refused.extend(of_endings(checkpoint));
     refused.extend(of_config(model));
     refused.extend(of_plain(model));
+    refused.extend(of_unknown_names(checkpoint, model));
     refused.extend(of_side_files(checkpoint.side_files()));
     if refused.is_empty() {
         refused.extend(of_tokenizer(checkpoint, model));
@@ -101,6 +102,23 @@ fn of_plain(model: &Model) -> Option<Refused> {
         CONFIG_FILE,
         "list them under ignore in quantization_config; any pass of this program does",
     ))
+}
+
+/// Experts whose names no loader knows.
+fn of_unknown_names(checkpoint: &Checkpoint, model: &Model) -> Option<Refused> {
+    let name = named_by(checkpoint, model, |layout, _| layout.is_unknown)?;
+    let what = format!("{name}: transformers doesn't know this name in a {} model", model.family.model_type);
+    let remedy = "rename the experts' tensors; any pass of this program writes the usual names";
+    Some(Refused::new(what + ", and starts such experts at random", CONFIG_FILE, remedy))
+}
+
+/// The first tensor that is one of an expert by a layout that is `wanted`, of which the number is given, too.
+fn named_by<'c>(checkpoint: &'c Checkpoint, model: &Model, wanted: fn(&Layout, usize) -> bool) -> Option<&'c str> {
+    let layouts = model.family.moe.iter().flat_map(|rule| rule.layouts.iter().enumerate());
+    let wanted = layouts.filter(|(at, layout)| wanted(layout, *at)).filter_map(|(_, layout)| layout.expert.as_ref());
+    let ends: Vec<String> = wanted.map(|names| format!(".{}", names.gate.replace("{expert}", "0"))).collect();
+    let names = checkpoint.tensors().keys().map(String::as_str);
+    names.into_iter().find(|name| ends.iter().any(|end| name.ends_with(end.as_str())))
 }
 
 fn of_config(model: &Model) -> Vec<Refused> {
@@ -189,7 +207,9 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
         );
     }
     if let Some(rule) = &model.family.moe {
-        for key in rule.experts.iter().filter(|key| !has(key)) {
+        // transformers maps num_local_experts to the key that is the family's own.
+        let is_mapped = |key: &str| key == "num_local_experts" && rule.experts.len() > 1 && has("num_experts");
+        for key in rule.experts.iter().filter(|key| !has(key) && !is_mapped(key)) {
             notes
                 .push(format!("config.json has no {key}: loaders that read it assume their default number of experts"));
         }
@@ -199,6 +219,12 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
                 "experts are stored as fused 3-D tensors: transformers before 5 initialises them at random".to_owned(),
             );
         }
+    }
+    if let Some(name) = named_by(checkpoint, model, |layout, at| at > 0 && !layout.is_unknown) {
+        notes.push(format!(
+            "transformers before 5 doesn't know {name} in this family, and starts such experts at random; any pass of this \
+             program writes the usual names"
+        ));
     }
     notes.extend(model.caveats().map(str::to_owned));
     let tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) == Some(true);
@@ -337,6 +363,13 @@ fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
              versions before it read: they compute another function"
         )),
         _ => {}
+    }
+    let is_plain = kinds.0.or(kinds.1).is_some_and(|kind| kind == "default");
+    if is_plain && config.get("model_type").is_some_and(|kind| kind == "deepseek_v3") {
+        notes.push(
+            "config.json says rope_scaling of the type default, at which transformers before 5 fails: remove it"
+                .to_owned(),
+        );
     }
     if scaling.get("factor").is_some_and(Value::is_null) {
         notes.push("config.json says rope_scaling.factor null, which transformers before 5 refuses".to_owned());

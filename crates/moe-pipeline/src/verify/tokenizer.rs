@@ -1,7 +1,7 @@
 //! What transformers 5.23 refuses of a tokenizer_config.json, when it loads or when it tokenizes.
 
 use moe_checkpoint::SideFiles;
-use moe_checkpoint::json::{is_container, is_float, is_true, shown};
+use moe_checkpoint::json::{is_container, is_true, number, shown};
 use serde_json::{Map, Value};
 
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -109,7 +109,7 @@ pub(super) fn refused(said: &Map<String, Value>, files: &SideFiles) -> Vec<Strin
 }
 
 fn is_number_or_null(value: &Value) -> bool {
-    value.is_null() || value.is_number() || value.is_boolean() || is_float(value)
+    value.is_null() || value.is_boolean() || number(value).is_some()
 }
 
 fn is_text_or_null(value: &Value) -> bool {
@@ -134,7 +134,15 @@ fn is_false(value: &Value) -> bool {
 
 /// Old files have a list of two classes, slow and fast.
 fn is_map(value: &Value) -> bool {
-    value.is_object() || value.as_array().is_some_and(|classes| classes.len() > 1)
+    let is_class = |class: &Value| match class {
+        Value::Array(classes) => classes.iter().any(|class| !class.is_null()),
+        Value::Object(_) => false,
+        _ => true,
+    };
+    match value {
+        Value::Object(classes) => classes.get("AutoTokenizer").is_none_or(is_class),
+        value => value.as_array().is_some_and(|classes| classes.len() > 1) && is_class(value),
+    }
 }
 
 fn is_template(value: &Value) -> bool {
