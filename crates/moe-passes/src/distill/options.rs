@@ -243,6 +243,18 @@ impl DistillOptions {
         }
     }
 
+    /// The least tokens in windows of `sequence` that [`Self::check_tokens`] takes.
+    pub(super) fn least_tokens(&self, width: usize, sequence: usize) -> usize {
+        let sequence = sequence.max(1);
+        let ridge = self.down == Down::Ridge;
+        let deciding = if ridge { (TOKENS_PER_NEURON * width).div_ceil(sequence) } else { 1 };
+        let holds_out = ridge || self.training.trains();
+        // One window is held out behind every few that decide.
+        let held_out = if holds_out { (deciding.saturating_sub(1) / (HELD_OUT_EVERY - 1)).max(1) } else { 0 };
+        let least = if holds_out { HELD_OUT_EVERY } else { 1 };
+        (deciding + held_out).max(least) * sequence
+    }
+
     /// The family that holds `model` with its mixtures as dense networks of `width` neurons.
     ///
     /// # Errors
