@@ -123,7 +123,8 @@ pub(crate) fn room(
     let budget = budget?;
     let holds = |tokens: usize| {
         let held = tokens as u64 * HELD_BYTES_A_TOKEN + READING_BYTES;
-        live(tokens).is_ok_and(|live| fits(live + held, budget))
+        // What is asked for must fit when it has been read, too.
+        live(tokens + tokens / 16).is_ok_and(|live| fits(live + held, budget))
     };
     let mut too_many = 2;
     while too_many < MOST && holds(too_many) {
