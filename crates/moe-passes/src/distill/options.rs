@@ -332,3 +332,26 @@ fn check_biases(model: &Model) -> Result<()> {
             .remedy("if the biases are zero, drop them and mlp_bias")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many tokens as are named are enough, and a window fewer is not.
+    #[test]
+    fn the_least_tokens_are_just_enough() {
+        for (down, width, sequence) in [("ridge", 512, 512), ("ridge", 512, 64), ("ridge", 7, 64), ("measured", 9, 32)]
+        {
+            let options =
+                serde_json::json!({ "down": down, "data": ["t"], "data-tokens": 1, "sequence-length": sequence });
+            let options: DistillOptions = serde_json::from_value(options).unwrap();
+            let least = options.least_tokens(width, sequence);
+            let check = |windows: usize| {
+                let held_out = windows / HELD_OUT_EVERY;
+                options.check_tokens(width, (windows - held_out) * sequence, held_out * sequence)
+            };
+            assert!(check(least / sequence).is_ok(), "{down} {width} {sequence}: {least}");
+            assert!(check(least / sequence - 1).is_err(), "{down} {width} {sequence}: {least}");
+        }
+    }
+}
