@@ -68,7 +68,7 @@ fn write(sandbox: &Sandbox, name: &str, shapes: &BTreeMap<String, Vec<usize>>, c
 }
 
 /// Every command that promises memory.
-const CONVERSIONS: [(&str, &str); 25] = [
+const CONVERSIONS: [(&str, &str); 27] = [
     ("upcycle", "dense --experts 8 --top-k 2"),
     ("upcycle", "dense --experts 8 --top-k 2 --noise-std 1e-2"),
     ("prune", "moe --experts 4 --data text.jsonl"),
@@ -85,6 +85,12 @@ const CONVERSIONS: [(&str, &str); 25] = [
     ("heal", "moe --train router --steps 1 --data text.jsonl --batch-tokens 1024"),
     ("heal", "moe --train experts --steps 1 --data text.jsonl --batch-tokens 1024 --held-out held.jsonl"),
     ("heal", "moe --train all --steps 2 --data text.jsonl --batch-tokens 1024 --from moe --teacher top-k"),
+    (
+        "heal",
+        "moe --train experts --steps 2 --data text.jsonl --batch-tokens 512 --accumulate 2 --held-out held.jsonl \
+         --held-out-tokens 512",
+    ),
+    ("upcycle", "dense --experts 8 --top-k 2 --probe-tokens 4096"),
     ("quantize", "moe --scheme fp8 --held-out held.jsonl"),
     ("upcycle", "dense --experts 8 --top-k 2 --router kmeans --data text.jsonl"),
     (
@@ -195,6 +201,64 @@ fn a_budget_is_a_ceiling_or_an_error_before_work_starts() {
         }
     }
     crate::common::assert_none(&problems);
+}
+
+/// Comparing neurons takes more than all else where experts are far wider than states.
+#[test]
+fn wide_experts_are_merged_within_a_budget() {
+    const STATES: usize = 256;
+    const NEURONS: usize = 1536;
+    let sandbox = Sandbox::new();
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![512, STATES]);
+    shapes.insert("model.norm.weight".into(), vec![STATES]);
+    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![STATES])));
+    shapes.extend(["q", "k", "v", "o"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![STATES, STATES])));
+    shapes.extend(["gate", "up"].map(|name| (layer(&format!("mlp.{name}_proj")), vec![NEURONS, STATES])));
+    shapes.insert(layer("mlp.down_proj"), vec![STATES, NEURONS]);
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": STATES, "intermediate_size": NEURONS, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "vocab_size": 512, "tie_word_embeddings": true,
+    });
+    write(&sandbox, "wide", &shapes, &config);
+    sandbox.run("upcycle wide -o experts --experts 4 --top-k 2 --noise-std 1e-2 --quiet").succeeds();
+    let line =
+        |first: usize| format!("{{\"input_ids\": {:?}}}\n", (0..64).map(|i| (first + i * 7) % 512).collect::<Vec<_>>());
+    sandbox.write("text.jsonl", (0..8).map(line).collect::<String>());
+    let mut problems = Vec::new();
+    for method in ["dern", "ream", "m-smoe", "hc-smoe", "average"] {
+        let line = format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl");
+        let least = named(&refused(&sandbox, &line, "30MB").stderr);
+        let held = peak(&sandbox, &format!("{line} --memory-budget {least}MB")) / 1e6;
+        println!("{method}: at least {least} MB, held {held:.0} MB");
+        if held > least as f64 {
+            problems.push(format!("{method}: at least {least} MB, held {held:.0} MB"));
+        }
+    }
+    crate::common::assert_none(&problems);
+}
+
+/// Whoever does what a refusal says instead of raising the budget gets a run.
+#[test]
+fn what_a_refusal_says_to_lower_is_enough() {
+    let sandbox = Sandbox::new();
+    models(&sandbox);
+    let heal = "heal moe -o healed --train all --steps 1 --data text.jsonl --memory-budget 500MB --batch-tokens";
+    let refusal = sandbox.run(&format!("{heal} 8192 --quiet"));
+    assert_eq!(refusal.code, 2, "{}", refusal.stderr);
+    let ways = refusal.stderr.split_once("or more, or ").unwrap_or_else(|| panic!("{}", refusal.stderr)).1;
+    assert!(ways.contains("lower --batch-tokens"), "{ways}");
+    sandbox.run(&format!("{heal} 64 --quiet")).succeeds();
+    assert!(!ways.contains("--sequence-length"), "{ways}");
+    let eval = "eval moe --data text.jsonl --memory-budget 66MB --quiet";
+    let refusal = sandbox.run(eval);
+    assert_eq!(refusal.code, 2, "{}", refusal.stderr);
+    let said = refusal.stderr.split_once("(--max-tokens ").and_then(|(_, rest)| rest.split_once(')'));
+    let tokens = said.unwrap_or_else(|| panic!("{}", refusal.stderr)).0;
+    sandbox.run(&format!("{eval} --max-tokens {tokens}")).succeeds();
+    let verify = sandbox.run("verify moe --threads 1 --memory-budget 20MB");
+    assert!(verify.code == 2 && !verify.stderr.contains("--threads"), "{}", verify.stderr);
 }
 
 #[test]

@@ -301,7 +301,8 @@ impl Session {
     }
 
     fn verify(&self, model: &Path) -> Result<()> {
-        check_small_budget(self.common.memory_budget, verify_bytes(), Some("lower --threads"))?;
+        let fewer = (rayon::current_num_threads() > 1).then_some("lower --threads");
+        check_small_budget(self.common.memory_budget, verify_bytes(), fewer)?;
         let report = verify(model, self.progress.as_ref())?;
         self.print(&report, || render::verification(model, &report))
     }

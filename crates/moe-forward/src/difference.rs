@@ -12,8 +12,11 @@ use crate::context::Context;
 use crate::loader::{Loader, Shared};
 use crate::sweep::{Head, Observer, Silent, Sweep, weights_of};
 
+/// Logits are compared in blocks of this many bytes of f64.
+const LOGIT_BYTES: usize = 64 << 20;
+
 /// Logits of a model beside those of its original.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Difference {
     /// Tokens compared.
     pub tokens: usize,
@@ -56,20 +59,40 @@ pub fn logit_difference(
     }
     let loader = Loader::sharing(compute, &shared);
     shared.record();
-    let p = Head::load_with(original, loader)?.logits(&first.hidden(0..batch.tokens())?)?;
+    let original = Head::load_with(original, loader)?;
     shared.lend();
-    let q = Head::load_with(model, loader)?.logits(&second.hidden(0..batch.tokens())?)?;
-    let measure = || -> candle_core::Result<Difference> {
+    let model = Head::load_with(model, loader)?;
+    let all = 0..batch.tokens();
+    let (entering, entering_model) = (first.hidden(all.clone())?, second.hidden(all)?);
+    let mut difference = Difference::default();
+    let rows = (LOGIT_BYTES / 8 / original.vocab().max(1)).max(1);
+    for start in (0..batch.tokens()).step_by(rows) {
+        let count = rows.min(batch.tokens() - start);
+        let of = |head: &Head, states: &Tensor| {
+            head.logits(&states.narrow(0, start, count).context(|| "hidden states".into())?)
+        };
+        let (p, q) = (of(&original, &entering)?, of(&model, &entering_model)?);
+        difference.add(&p, &q).context(|| "the difference of logits".into())?;
+    }
+    Ok(difference.of_mean())
+}
+
+impl Difference {
+    /// Adds what two models give for some tokens, with sums where means belong.
+    fn add(&mut self, p: &Tensor, q: &Tensor) -> candle_core::Result<()> {
         let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
-        let (log_p, log_q) = (log_probabilities(&p)?, log_probabilities(&q)?);
-        let tokens = batch.tokens();
-        Ok(Difference {
-            tokens,
-            max_logit_difference: max((&p - &q)?)?,
-            max_logit: max(p.clone())?,
-            kl: divergence(&log_p, &log_q)?.iter().sum::<f64>() / tokens as f64,
-            top1_agreement: agreements(&log_p, &log_q)? as f64 / tokens as f64,
-        })
-    };
-    measure().context(|| "the difference of logits".into())
+        self.tokens += p.dim(0)?;
+        self.max_logit_difference = self.max_logit_difference.max(max((p - q)?)?);
+        self.max_logit = self.max_logit.max(max(p.clone())?);
+        let (log_p, log_q) = (log_probabilities(p)?, log_probabilities(q)?);
+        self.kl += divergence(&log_p, &log_q)?.iter().sum::<f64>();
+        self.top1_agreement += agreements(&log_p, &log_q)? as f64;
+        Ok(())
+    }
+
+    /// With means in the place of sums.
+    fn of_mean(self) -> Self {
+        let tokens = self.tokens as f64;
+        Self { kl: self.kl / tokens, top1_agreement: self.top1_agreement / tokens, ..self }
+    }
 }

@@ -11,14 +11,23 @@ use crate::linkage::squared_distance;
 ///
 /// # Errors
 /// What the device returns.
-pub fn negative_products(reference: &Tensor, member: &Tensor) -> Result<Vec<f64>> {
-    reference.matmul(&member.t()?)?.neg()?.flatten_all()?.to_vec1()
+pub fn negative_products(reference: Tensor, member: Tensor) -> Result<Vec<f64>> {
+    let products = reference.matmul(&member.t()?)?;
+    // Of large experts each of these is hundreds of megabytes.
+    drop((reference, member));
+    let mut costs: Vec<f64> = products.flatten_all()?.to_vec1()?;
+    costs.iter_mut().for_each(|product| *product = -*product);
+    Ok(costs)
 }
 
 /// ‖rᵢ − mⱼ‖₂ for rows of `reference` and `member`, `[n, d]` row by row.
 pub fn distances(reference: &[f64], member: &[f64], d: usize) -> Vec<f64> {
-    let of_row = |row: &[f64]| member.chunks_exact(d).map(|m| squared_distance(row, m).sqrt()).collect::<Vec<_>>();
-    reference.par_chunks_exact(d).flat_map_iter(of_row).collect()
+    let columns = member.len() / d;
+    let mut costs = vec![0.0; reference.len() / d * columns];
+    costs.par_chunks_exact_mut(columns.max(1)).zip(reference.par_chunks_exact(d)).for_each(|(costs, row)| {
+        costs.iter_mut().zip(member.chunks_exact(d)).for_each(|(cost, m)| *cost = squared_distance(row, m).sqrt());
+    });
+    costs
 }
 
 /// Which of the member's neurons comes to each place of the reference, at the least total of `cost`, `[n, n]`: rows are

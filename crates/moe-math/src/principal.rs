@@ -26,6 +26,16 @@ pub struct Principal {
     pub values: Vec<f64>,
 }
 
+/// The most bytes that [`Principal::of`] holds for `count` rows of width `d`, of which `part` are made at a time.
+pub fn bytes(count: usize, part: usize, d: usize) -> usize {
+    if d <= MOST_EXACT {
+        // A part, and that less its mean; the covariance, what a part adds, their sum, and what decomposing takes.
+        return 8 * (2 * part * d + 5 * d * d);
+    }
+    // What parts give, put together, in f64; or that beside what it is less its mean, in f32.
+    16 * count.min(SAMPLE) * d
+}
+
 /// Rows of width `d` in parts that are made when they are asked for, f64 tensors on the CPU.
 pub trait Rows: Sync {
     /// Their width.
@@ -67,7 +77,7 @@ impl Principal {
     /// What `rows` and the device return.
     pub fn of(rows: &impl Rows, rank: usize, seed: u64, device: &Device) -> Result<Self> {
         let rank = rank.min(rows.width()).min(rows.count());
-        if rows.width() <= MOST_EXACT { exact(rows, rank) } else { searched(&sample(rows)?, rank, seed, device) }
+        if rows.width() <= MOST_EXACT { exact(rows, rank) } else { searched(sample(rows)?, rank, seed, device) }
     }
 
     /// Number of directions.
@@ -119,11 +129,11 @@ fn sample(rows: &impl Rows) -> Result<Tensor> {
     Tensor::cat(&read.map(|(part, here)| rows.some(part, here)).collect::<Result<Vec<_>>>()?, 0)
 }
 
-fn searched(sample: &Tensor, rank: usize, seed: u64, device: &Device) -> Result<Principal> {
+fn searched(sample: Tensor, rank: usize, seed: u64, device: &Device) -> Result<Principal> {
     let (n, d) = sample.dims2()?;
     let k = (rank + SPARE).min(d);
     let mean = (sample.sum(0)? / (n as f64).max(1.0))?;
-    let x = sample.broadcast_sub(&mean)?.to_dtype(DType::F32)?.to_device(device)?;
+    let x = centred(sample, &mean)?.to_device(device)?;
     let start: Vec<f64> = normal(k * d, 1.0, &mut generator(seed, 0)).into_iter().map(f64::from).collect();
     let mut q = start.clone();
     orthonormalize(&mut q, d)?;
@@ -143,6 +153,18 @@ fn searched(sample: &Tensor, rank: usize, seed: u64, device: &Device) -> Result<
     let rotation = Tensor::from_slice(&found.vectors[..rank * k], (rank, k), &Device::Cpu)?;
     let directions = rotation.matmul(&q)?.t()?.contiguous()?;
     Ok(Principal { mean, directions, values: found.values[..rank].to_vec() })
+}
+
+/// Rows less their mean, in f32. A block at a time is centred in f64: all of them would be as large as the rows.
+fn centred(rows: Tensor, mean: &Tensor) -> Result<Tensor> {
+    const BLOCK: usize = 512;
+    let (n, d) = rows.dims2()?;
+    let mut values: Vec<f32> = Vec::with_capacity(n * d);
+    for first in (0..n).step_by(BLOCK) {
+        let some = rows.narrow(0, first, BLOCK.min(n - first))?.broadcast_sub(mean)?.to_dtype(DType::F32)?;
+        values.extend(some.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Tensor::from_vec(values, (n, d), &Device::Cpu)
 }
 
 /// Xᵀ X q for each row of `q`, `[k, d]`, f64 on the CPU; `x` is `[n, d]`.
@@ -184,7 +206,7 @@ mod tests {
     }
 
     fn searched_and_exact(rows: &Whole, rank: usize) -> [Principal; 2] {
-        [searched(&sample(rows).unwrap(), rank, 0, &Device::Cpu).unwrap(), exact(rows, rank).unwrap()]
+        [searched(sample(rows).unwrap(), rank, 0, &Device::Cpu).unwrap(), exact(rows, rank).unwrap()]
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_checkpoint::Result;
-use moe_forward::{Calibration, Corpus, EvalReport, Observer, Sweep, TextRead};
+use moe_forward::{Calibration, Corpus, EvalReport, Observer, Room, Sweep, TextRead};
 use moe_model::Model;
 use moe_passes::quantize::Pulled;
 use moe_passes::{CalibrationOptions, Decider, Decisions};
@@ -40,6 +40,9 @@ impl Deciding {
         let length = decider.text().sequence_length;
         let of_text = |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
         let room = of_text("--data-tokens", &|tokens| swept_bytes(&*decider, source, [tokens, 0], length, work));
+        // Fewer than it can decide by aren't asked for.
+        let least = decider.least_tokens(length);
+        let room = room.map(|room| if room.tokens < least { Room { tokens: 0, ..room } } else { room });
         let (text, corpus) = calibration(decider.text(), input, source.vocab, room)?;
         let own = text.batch.tokens();
         let read_pool = |text: CalibrationOptions| {
@@ -68,7 +71,9 @@ impl Deciding {
         let tokens = [self.text.batch.tokens(), self.pool.as_ref().map_or(0, |pool| pool.batch.tokens())];
         let option = if self.pool.is_some() { "--data-tokens and --pool-tokens" } else { "--data-tokens" };
         Needs::of_text(option, self.text.batch.longest(), |share, length| {
-            swept_bytes(&*self.decider, source, tokens.map(|tokens| share.of(tokens)), length, work)
+            let [own, pool] = tokens;
+            let shares = [share.of_least(own, self.decider.least_tokens(length)), share.of(pool)];
+            swept_bytes(&*self.decider, source, shares, length, work)
         })
     }
 

@@ -22,6 +22,8 @@ const EXPERT_TOKENS: usize = 4096;
 const LEFT_OUT_BYTES: usize = 512 << 20;
 /// Log-probabilities of a block are in f64 and take at most this.
 const LOGIT_BYTES: usize = 64 << 20;
+/// What is held by the time that text has been read, beyond the text: its tokenizer above all, and what reading left.
+const READING_BYTES: u64 = 1 << 20;
 /// Up to so many rows a product reads a matrix as it is stored; for more it is widened to f32.
 const FEW_ROWS: usize = 128;
 /// Buffers of the writer: eight of 2 MiB.
@@ -120,8 +122,9 @@ pub(crate) fn room(
     const MOST: usize = 1 << 36;
     let budget = budget?;
     let holds = |tokens: usize| {
-        let held = tokens as u64 * HELD_BYTES_A_TOKEN;
-        live(tokens).is_ok_and(|live| fits(live + held, budget))
+        let held = tokens as u64 * HELD_BYTES_A_TOKEN + READING_BYTES;
+        // What is asked for must fit when it has been read, too.
+        live(tokens + tokens / 16).is_ok_and(|live| fits(live + held, budget))
     };
     let mut too_many = 2;
     while too_many < MOST && holds(too_many) {
@@ -398,9 +401,9 @@ pub(crate) fn writing(
     probe_tokens: usize,
     compute: &Compute,
 ) -> u64 {
-    // What is made is made in f32, in one or two buffers, then encoded.
+    // What is made is summed in f64, of what is read as it is stored and in f32.
     let made = tensors.iter().filter(|(_, weight)| weight.stored().is_none());
-    let made = made.map(|(_, weight)| weight.bytes() + 8 * weight.elements() as u64).max().unwrap_or(0);
+    let made = made.map(|(_, weight)| weight.bytes() + 12 * weight.elements() as u64).max().unwrap_or(0);
     let writing = WRITER_BYTES + made;
     if probe_tokens == 0 {
         return writing;
@@ -410,8 +413,13 @@ pub(crate) fn writing(
     // Both run in step, and what the result takes over is kept of the source; an expert that is made is made as it is run.
     let shared = result.layers.iter().map(|layer| taken_over_bytes(layer, compute)).max().unwrap_or(0);
     let sweeps = of(source).max(of(result)) + made + shared;
-    let logits = (probe_tokens * source.vocab) as u64;
-    let head = head_bytes(source, probe_tokens, compute) + logits * (2 * 4 + 3 * 8);
+    let rows = (LOGIT_BYTES / 8 / source.vocab.max(1)).clamp(1, probe_tokens);
+    let own = result.head_weight();
+    let own = if own.same_source(source.head_weight()) { 0 } else { loaded(own, compute) };
+    // Of a block both logits, both logarithms, the one as probabilities, their difference, and the product.
+    let logits = (rows * source.vocab) as u64 * (2 * 4 + 5 * 8);
+    let states = 4 * text.states(source.hidden);
+    let head = head_bytes(source, rows, compute) + own + states + logits;
     writing + sweeps.max(head)
 }
 

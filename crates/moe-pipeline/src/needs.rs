@@ -20,8 +20,17 @@ pub(crate) struct Work<'a> {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Needs {
     pub live: u64,
-    /// What can be done to lower them, and what they are then at the least; a later way is for where no earlier one is enough.
-    ways: Vec<(String, u64)>,
+    ways: Vec<Way>,
+}
+
+/// What can be done to lower them.
+#[derive(Debug, Clone)]
+struct Way {
+    what: String,
+    /// What they are then at the least.
+    live: u64,
+    /// Whether it takes several options, and is for where no one is enough.
+    several: bool,
 }
 
 /// How much of a text.
@@ -44,6 +53,14 @@ impl Share {
             Self::Least => tokens.min(LEAST_TOKENS),
         }
     }
+
+    /// The same where fewer than `least` would be refused.
+    pub fn of_least(self, tokens: usize, least: usize) -> usize {
+        match self {
+            Self::All => tokens,
+            Self::Least => tokens.min(LEAST_TOKENS.max(least)),
+        }
+    }
 }
 
 impl Needs {
@@ -54,7 +71,17 @@ impl Needs {
 
     /// Of what a `way` makes `least`.
     pub fn lowered(live: u64, way: impl Into<String>, least: u64) -> Self {
-        Self { live, ways: vec![(way.into(), least)] }
+        Self { live, ways: vec![Way { what: way.into(), live: least, several: false }] }
+    }
+
+    /// Adds an option that makes it `live` at the least.
+    pub fn add(&mut self, what: impl Into<String>, live: u64) {
+        self.ways.push(Way { what: what.into(), live, several: false });
+    }
+
+    /// Adds several options that together do: they are named where none alone is enough.
+    pub fn add_several(&mut self, what: impl Into<String>, live: u64) {
+        self.ways.push(Way { what: what.into(), live, several: true });
     }
 
     /// Of work on text in sequences of `longest`, of which `option` limits the tokens; `live` says what a share of it takes in sequences
@@ -64,14 +91,11 @@ impl Needs {
     /// What `live` returns.
     pub fn of_text(option: &str, longest: usize, live: impl Fn(Share, usize) -> Result<u64>) -> Result<Self> {
         let short = longest.min(LEAST_LENGTH);
-        Ok(Self {
-            live: live(Share::All, longest)?,
-            ways: vec![
-                (format!("lower {option}"), live(Share::Least, longest)?),
-                ("lower --sequence-length".to_owned(), live(Share::All, short)?),
-                (format!("lower {option} and --sequence-length"), live(Share::Least, short)?),
-            ],
-        })
+        let mut needs = Self::fixed(live(Share::All, longest)?);
+        needs.add(format!("lower {option}"), live(Share::Least, longest)?);
+        needs.add("lower --sequence-length", live(Share::All, short)?);
+        needs.add_several(format!("lower {option} and --sequence-length"), live(Share::Least, short)?);
+        Ok(needs)
     }
 
     /// Of two that are held at once.
@@ -79,26 +103,31 @@ impl Needs {
         if other.live == 0 || self.live == 0 {
             return if self.live == 0 { other } else { self };
         }
-        let (all, least) = (self.live + other.live, |of: &Self| of.ways.last().map_or(of.live, |(_, least)| *least));
-        let ways = [(&self, other.live), (&other, self.live)];
-        let alone =
-            ways.into_iter().flat_map(|(of, rest)| of.ways.iter().map(move |(way, live)| (way.clone(), live + rest)));
-        let mut ways: Vec<(String, u64)> = alone.collect();
-        if let (Some((one, _)), Some((other_way, _))) = (self.ways.first(), other.ways.first()) {
-            ways.push((format!("{one}, and {other_way}"), least(&self) + least(&other)));
+        let least = |of: &Self| of.ways.last().map_or(of.live, |way| way.live);
+        let mut needs = Self::fixed(self.live + other.live);
+        for (of, rest) in [(&self, other.live), (&other, self.live)] {
+            needs.ways.extend(of.ways.iter().map(|way| Way { live: way.live + rest, ..way.clone() }));
         }
-        Self { live: all, ways }
+        if let (Some(one), Some(other_way)) = (self.ways.first(), other.ways.first()) {
+            needs.add_several(format!("{}, and {}", one.what, other_way.what), least(&self) + least(&other));
+        }
+        needs
     }
 
     /// What brings it below `budget`; none where nothing does.
     fn way(&self, budget: ByteSize) -> Option<String> {
-        let enough: Vec<&str> =
-            self.ways.iter().filter(|(_, live)| memory::fits(*live, budget)).map(|(way, _)| way.as_str()).collect();
-        // One that does more than an earlier one says the same again.
-        let plain = enough.iter().filter(|way| !enough.iter().any(|other| other != *way && way.starts_with(other)));
-        let mut plain: Vec<&str> = plain.copied().collect();
-        plain.dedup();
-        (!plain.is_empty()).then(|| plain.join(", or "))
+        let of = |several: bool| {
+            let enough = self.ways.iter().filter(|way| way.several == several && memory::fits(way.live, budget));
+            enough.map(|way| way.what.as_str()).collect::<Vec<_>>()
+        };
+        let mut enough = of(false);
+        if enough.is_empty() {
+            // The first takes the fewest.
+            enough = of(true);
+            enough.truncate(1);
+        }
+        enough.dedup();
+        (!enough.is_empty()).then(|| enough.join(", or "))
     }
 }
 

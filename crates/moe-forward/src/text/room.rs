@@ -45,7 +45,9 @@ impl Room {
         let each = round_down(self.tokens / labels.max(1));
         let instead = wanted.map_or(String::new(), |wanted| format!(" instead of {wanted}"));
         let of_label = if labels > 1 { " of each label" } else { "" };
-        (each >= 2).then(|| format!("ask for {each} tokens{of_label} or fewer{instead} ({} {each})", self.option))
+        let fewer = wanted.is_none_or(|wanted| each < wanted);
+        (each >= 2 && fewer)
+            .then(|| format!("ask for {each} tokens{of_label} or fewer{instead} ({} {each})", self.option))
     }
 }
 

@@ -97,6 +97,23 @@ impl Parameters {
         found(model, parts).iter().map(|(weight, ..)| weight.elements()).sum()
     }
 
+    /// Elements of the largest of those.
+    pub fn largest(model: &Model, parts: &[Part]) -> usize {
+        found(model, parts).iter().map(|(weight, ..)| weight.elements()).max().unwrap_or(0)
+    }
+
+    /// Bytes of all of those as files have them.
+    pub fn stored_bytes(model: &Model, parts: &[Part]) -> u64 {
+        found(model, parts).iter().map(|(weight, ..)| weight.bytes()).sum()
+    }
+
+    /// Elements of those in the layer of the most.
+    pub fn elements_of_a_layer(model: &Model, parts: &[Part]) -> usize {
+        let of =
+            |layer| of_layer(layer).iter().filter(|(_, part)| parts.contains(part)).map(|(w, _)| w.elements()).sum();
+        model.layers.iter().map(of).max().unwrap_or(0)
+    }
+
     /// The first place that has any, or comes before those that have.
     pub(crate) fn first(&self) -> Place {
         self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(Place::Head)

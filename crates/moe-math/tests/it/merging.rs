@@ -38,7 +38,7 @@ fn alignments_are_those_of_scipy() {
         let (n, d) = reference.dims2().unwrap();
         let product = case.starts_with("product");
         let cost = if product {
-            negative_products(&reference, &member).unwrap()
+            negative_products(reference, member).unwrap()
         } else {
             distances(&numbers(&reference), &numbers(&member), d)
         };

@@ -192,6 +192,10 @@ impl Decider for Distiller {
         self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
     }
 
+    fn least_tokens(&self, sequence: usize) -> usize {
+        self.options.least_tokens(self.width, sequence)
+    }
+
     fn working_bytes(&self, text: SweptText) -> u64 {
         // In f64 two Gram matrices, one of them with λ, and its factor; products with what comes out.
         let (width, hidden) = (self.width as u64, self.model.hidden as u64);

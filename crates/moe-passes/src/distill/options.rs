@@ -243,6 +243,18 @@ impl DistillOptions {
         }
     }
 
+    /// The least tokens in windows of `sequence` that [`Self::check_tokens`] takes.
+    pub(super) fn least_tokens(&self, width: usize, sequence: usize) -> usize {
+        let sequence = sequence.max(1);
+        let ridge = self.down == Down::Ridge;
+        let deciding = if ridge { (TOKENS_PER_NEURON * width).div_ceil(sequence) } else { 1 };
+        let holds_out = ridge || self.training.trains();
+        // One window is held out behind every few that decide.
+        let held_out = if holds_out { (deciding.saturating_sub(1) / (HELD_OUT_EVERY - 1)).max(1) } else { 0 };
+        let least = if holds_out { HELD_OUT_EVERY } else { 1 };
+        (deciding + held_out).max(least) * sequence
+    }
+
     /// The family that holds `model` with its mixtures as dense networks of `width` neurons.
     ///
     /// # Errors
@@ -318,5 +330,28 @@ fn check_biases(model: &Model) -> Result<()> {
         Some(bias) => Err(Error::new(Kind::Unsupported, "feed-forward blocks with biases can't be distilled")
             .tensor(bias.name())
             .remedy("if the biases are zero, drop them and mlp_bias")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many tokens as are named are enough, and a window fewer is not.
+    #[test]
+    fn the_least_tokens_are_just_enough() {
+        for (down, width, sequence) in [("ridge", 512, 512), ("ridge", 512, 64), ("ridge", 7, 64), ("measured", 9, 32)]
+        {
+            let options =
+                serde_json::json!({ "down": down, "data": ["t"], "data-tokens": 1, "sequence-length": sequence });
+            let options: DistillOptions = serde_json::from_value(options).unwrap();
+            let least = options.least_tokens(width, sequence);
+            let check = |windows: usize| {
+                let held_out = windows / HELD_OUT_EVERY;
+                options.check_tokens(width, (windows - held_out) * sequence, held_out * sequence)
+            };
+            assert!(check(least / sequence).is_ok(), "{down} {width} {sequence}: {least}");
+            assert!(check(least / sequence - 1).is_err(), "{down} {width} {sequence}: {least}");
+        }
     }
 }

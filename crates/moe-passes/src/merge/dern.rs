@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use moe_model::{Error, Expert, Kind, Result};
-use rayon::prelude::*;
 
 use super::groups::of_layer;
-use super::neurons::{neurons, unit_rows};
+use super::neurons::{ROWS_AT_ONCE, Sizes, at_once, found_by, unit_neurons};
 use super::weights::{Gift, Share, merged};
 use crate::reduce::{LayerView, Reduced};
 
@@ -58,7 +57,8 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
 pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> Result<Vec<Targets>> {
     let experts = &layer.moe.experts;
     let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
-    let find = |dropped: usize| -> Result<(usize, Vec<Option<Target>>)> {
+    let find = |dropped: &usize| -> Result<(usize, Vec<Option<Target>>)> {
+        let dropped = *dropped;
         let rows = device_rows(layer, &experts[dropped])?;
         let mut best = vec![(threshold, None); experts[dropped].width()];
         for (position, expert) in kept.iter().enumerate() {
@@ -66,14 +66,26 @@ pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> 
                 continue;
             }
             let other = device_rows(layer, &experts[*expert])?;
-            let cosines = rows.matmul(&other.t().map_err(|e| failed(layer, e))?).and_then(|c| c.to_vec2::<f64>());
-            let cosines = cosines.map_err(|e| failed(layer, e))?;
-            best.iter_mut().zip(&cosines).for_each(|(best, row)| raise(best, position, row));
+            let cosines = other.t().and_then(|other| rows.matmul(&other)).map_err(|e| failed(layer, e))?;
+            for (block, best) in best.chunks_mut(ROWS_AT_ONCE).enumerate() {
+                let some = cosines.narrow(0, block * ROWS_AT_ONCE, best.len()).and_then(|c| c.to_vec2::<f64>());
+                let some = some.map_err(|e| failed(layer, e))?;
+                best.iter_mut().zip(&some).for_each(|(best, row)| raise(best, position, row));
+            }
         }
         Ok((dropped, best.into_iter().map(|(_, target)| target).collect()))
     };
     let dropped: Vec<usize> = (0..experts.len()).filter(|e| !kept.contains(e)).collect();
-    dropped.into_par_iter().map(find).collect()
+    found_by(&dropped, at_once(Sizes::of(layer.moe).compared(COSTS)), find)
+}
+
+/// Cosines of all pairs are held once.
+const COSTS: usize = 1;
+
+/// Bytes that finding targets for neurons of experts of these sizes holds.
+pub(super) fn working_bytes(sizes: Sizes) -> usize {
+    let one = sizes.compared(COSTS);
+    at_once(one) * one
 }
 
 /// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the threshold.
@@ -88,8 +100,7 @@ fn raise(best: &mut (f64, Option<Target>), kept: usize, cosines: &[f64]) {
 /// Neurons of length 1 where they are compared, in f64, which Metal lacks.
 fn device_rows(layer: &LayerView<'_>, expert: &Expert) -> Result<Tensor> {
     let device = if layer.compute.device.is_metal() { &Device::Cpu } else { &layer.compute.device };
-    let rows = unit_rows(&neurons(expert)?).and_then(|rows| rows.to_dtype(DType::F64)?.to_device(device));
-    rows.map_err(|e| failed(layer, e))
+    unit_neurons(expert)?.to_device(device).map_err(|e| failed(layer, e))
 }
 
 struct Made {

@@ -3,12 +3,12 @@
 use moe_math::meter::Work;
 use moe_math::saliency;
 use moe_math::statistics::{Quantity, Sums};
-use moe_model::{Expert, Model, Result};
+use moe_model::{Expert, Model, Moe, Result};
 
 use super::dern;
 use super::fit::{self, Fit};
 use super::groups::{Division, Similarity, coefficients, of_layer};
-use super::neurons::{self, Permutations};
+use super::neurons::{self, Permutations, Sizes};
 use super::options::{Grouping, MergeMethod, usage};
 use super::weights::{Share, merged};
 use crate::reduce::{LayerView, Method, Needs, Reduced};
@@ -102,9 +102,19 @@ impl Method for Merging {
     }
 
     fn working_bytes(&self, model: &Model, experts: usize, tokens: usize) -> u64 {
+        let of = |moe: &Moe| {
+            let sizes = Sizes::of(moe);
+            match self.method {
+                MergeMethod::Dern => dern::working_bytes(sizes),
+                MergeMethod::MSmoe => neurons::bytes_by_weights(sizes),
+                MergeMethod::Ream => neurons::bytes_by_activations_and_weights(sizes, experts),
+                MergeMethod::Mergemoe | MergeMethod::HcSmoe | MergeMethod::Average => 0,
+            }
+        };
+        let compared = model.moes().map(|(_, moe)| of(moe) as u64).max().unwrap_or(0);
         match self.method {
             MergeMethod::Mergemoe => fit::working_bytes(model, experts, tokens),
-            _ => 0,
+            _ => compared,
         }
     }
 

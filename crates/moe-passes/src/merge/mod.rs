@@ -69,7 +69,9 @@ impl Pass for MergeOptions {
             true => "no experts are merged".to_owned(),
             false => format!("{} experts of each layer become {}", size.before, size.after),
         };
-        Ok(self.reduce.plan(sources, &size, why))
+        let undecided = sources.decisions.is_none() && !size.keeps_all();
+        let working_bytes = if undecided { weights::making_bytes(sources.model) } else { 0 };
+        Ok(Plan { working_bytes, ..self.reduce.plan(sources, &size, why) })
     }
 
     fn held_out(&self) -> Option<HeldOut<'_>> {

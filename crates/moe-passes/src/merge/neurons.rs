@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use moe_forward::to_f32;
 use moe_math::meter::Work;
 use moe_math::principal::Rows as _;
@@ -26,25 +26,129 @@ fn failed(expert: &Expert, error: candle_core::Error) -> Error {
         .tensor(expert.gate.weight.name())
 }
 
+/// What may be held of pairs that are compared at once: more than one thread's worth of wide experts would be gigabytes.
+const AT_ONCE_BYTES: usize = 512 << 20;
+/// Scores of pairs are looked at in blocks of so many rows.
+pub(super) const ROWS_AT_ONCE: usize = 128;
+
+/// The size of a layer's experts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub width: usize,
+    pub hidden: usize,
+}
+
+impl Sizes {
+    pub fn of(moe: &Moe) -> Self {
+        let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
+        Self { width, hidden: moe.experts.first().map_or(0, |expert| expert.gate.weight.shape()[1]) }
+    }
+
+    /// Bytes of one expert's neurons in f64.
+    fn neurons(self) -> usize {
+        8 * self.width * 3 * self.hidden
+    }
+
+    /// Bytes that reading them takes beside them: one matrix as it is stored, in f32, and as numbers.
+    fn reading(self) -> usize {
+        10 * self.width * self.hidden
+    }
+
+    /// Bytes of what all pairs of two experts' neurons cost.
+    fn costs(self) -> usize {
+        8 * self.width.pow(2)
+    }
+
+    /// Bytes that comparing one expert with another holds, which has both experts' neurons, and what they cost, so many times.
+    pub fn compared(self, costs: usize) -> usize {
+        let block = 8 * ROWS_AT_ONCE * self.width;
+        2 * self.neurons() + self.reading().max(costs * self.costs() + block)
+    }
+
+    /// Bytes that scoring one expert's neurons holds: they, and they less their mean.
+    fn scored(self) -> usize {
+        self.neurons() + self.neurons().max(self.reading())
+    }
+}
+
+/// Of how many, each of which holds so many bytes, one is found at once.
+pub(super) fn at_once(bytes_each: usize) -> usize {
+    (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
+}
+
+/// What `find` gives for each of `items`, of which so many are looked at together: threads that wait inside one would take up
+/// further ones.
+pub(super) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
+    items: &[T],
+    together: usize,
+    find: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<C> {
+    let found = items.chunks(together).map(|some| some.par_iter().map(&find).collect::<Result<Vec<R>>>());
+    Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Bytes that aligning experts of these sizes by their weights holds.
+pub(super) fn bytes_by_weights(sizes: Sizes) -> usize {
+    let one = sizes.compared(BY_WEIGHTS_COSTS);
+    at_once(one) * one
+}
+
+/// Bytes that aligning `experts` of these sizes by activations and weights holds.
+pub(super) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> usize {
+    let (scored, costs) = (sizes.scored(), sizes.costs());
+    let rho = 8 * experts * sizes.width * COMPONENTS;
+    let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
+    components.max(rho + (at_once(scored) * scored).max(at_once(costs) * costs))
+}
+
+/// Costs that aligning by weights holds at once: as they are made, and as numbers.
+const BY_WEIGHTS_COSTS: usize = 2;
+
 /// An expert's neurons, f64 `[width, 3 · hidden]`: gate row, up row, down column.
-pub(super) fn neurons(expert: &Expert) -> Result<Tensor> {
-    stored_neurons(expert)?.to_dtype(DType::F64).map_err(|e| failed(expert, e))
+fn neurons(expert: &Expert) -> Result<Tensor> {
+    let all = Vec::from_iter(0..expert.width() as u32);
+    tensor(chosen(expert, &all)?, &all).map_err(|e| failed(expert, e))
 }
 
-/// The same in f32, which is all that files hold.
-fn stored_neurons(expert: &Expert) -> Result<Tensor> {
-    let [gate, up, down] = expert.linears().map(|linear| to_f32(&linear.weight, &Compute::cpu()));
-    let (gate, up, down) = (gate?, up?, down?);
-    let rows = || Tensor::cat(&[&gate, &up, &down.t()?], 1);
-    rows().map_err(|e| failed(expert, e))
+/// The same of length 1; those of 0 stay.
+pub(super) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
+    some_unit_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
 }
 
-/// Rows of length 1; those of 0 stay.
-pub(super) fn unit_rows(rows: &Tensor) -> candle_core::Result<Tensor> {
-    let (n, d) = rows.dims2()?;
-    let mut values: Vec<f64> = rows.flatten_all()?.to_vec1()?;
-    unit(&mut values, d);
-    Tensor::from_vec(values, (n, d), rows.device())
+/// Those of the neurons `rows`.
+fn some_unit_neurons(expert: &Expert, rows: &[u32]) -> Result<Tensor> {
+    let mut values = chosen(expert, rows)?;
+    unit(&mut values, 3 * expert.gate.weight.shape()[1]);
+    tensor(values, rows).map_err(|e| failed(expert, e))
+}
+
+fn tensor(values: Vec<f64>, rows: &[u32]) -> candle_core::Result<Tensor> {
+    let d = values.len() / rows.len().max(1);
+    Tensor::from_vec(values, (rows.len(), d), &Device::Cpu)
+}
+
+/// The neurons `rows`, one behind the other. One matrix of three is read at a time, straight to where it belongs.
+fn chosen(expert: &Expert, rows: &[u32]) -> Result<Vec<f64>> {
+    let hidden = expert.gate.weight.shape()[1];
+    let mut values = vec![0.0; rows.len() * 3 * hidden];
+    for (place, linear) in expert.linears().into_iter().enumerate() {
+        let matrix = to_f32(&linear.weight, &Compute::cpu())?;
+        let matrix = matrix.flatten_all().and_then(|matrix| matrix.to_vec1::<f32>()).map_err(|e| failed(expert, e))?;
+        let down = place == 2;
+        for (neuron, row) in values.chunks_exact_mut(3 * hidden).zip(rows) {
+            let row = *row as usize;
+            let neuron = &mut neuron[place * hidden..][..hidden];
+            match down {
+                true => neuron.iter_mut().zip(matrix[row..].iter().step_by(expert.width())).for_each(copy),
+                false => neuron.iter_mut().zip(&matrix[row * hidden..][..hidden]).for_each(copy),
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn copy((to, from): (&mut f64, &f32)) {
+    *to = f64::from(*from);
 }
 
 fn unit(values: &mut [f64], d: usize) {
@@ -57,10 +161,15 @@ fn unit(values: &mut [f64], d: usize) {
 }
 
 /// The permutation of each member of `groups` but the centroids, by `find(centroid, member)`.
-fn of_members(groups: &[Vec<usize>], find: impl Fn(usize, usize) -> Result<Vec<u32>> + Sync) -> Result<Permutations> {
+/// Each of them holds `bytes_each`.
+fn of_members(
+    groups: &[Vec<usize>],
+    bytes_each: usize,
+    find: impl Fn(usize, usize) -> Result<Vec<u32>> + Sync,
+) -> Result<Permutations> {
     let pairs = groups.iter().flat_map(|group| group[1..].iter().map(|member| (group[0], *member)));
     let pairs: Vec<_> = pairs.collect();
-    pairs.par_iter().map(|(centroid, member)| Ok((*member, find(*centroid, *member)?.into()))).collect()
+    found_by(&pairs, at_once(bytes_each), |(centroid, member)| Ok((*member, find(*centroid, *member)?.into())))
 }
 
 fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
@@ -74,9 +183,9 @@ fn least(cost: &[f64], expert: &Expert) -> Result<Vec<u32>> {
 
 /// M-SMoE's: the greatest Σ ⟨v_c\[p\], v_j\[π(p)\]⟩.
 pub(crate) fn by_weights(moe: &Moe, groups: &[Vec<usize>]) -> Result<Permutations> {
-    of_members(groups, |centroid, member| {
+    of_members(groups, Sizes::of(moe).compared(BY_WEIGHTS_COSTS), |centroid, member| {
         let member = &moe.experts[member];
-        let cost = alignment::negative_products(&neurons(&moe.experts[centroid])?, &neurons(member)?);
+        let cost = alignment::negative_products(neurons(&moe.experts[centroid])?, neurons(member)?);
         least(&cost.map_err(|e| failed(member, e))?, member)
     })
 }
@@ -105,9 +214,10 @@ pub(super) fn by_activations_and_weights(
     };
     let merged = groups.iter().filter(|group| group.len() > 1).flatten().copied().collect::<Vec<_>>();
     let work = Work::products(rows.count(), rows.width() * rank);
-    let all = || merged.into_par_iter().map(rho).collect::<Result<_>>();
+    let sizes = Sizes::of(moe);
+    let all = || found_by(&merged, at_once(sizes.scored()), |expert| rho(*expert));
     let rho: BTreeMap<usize, Vec<f64>> = layer.compute.stage("scores", work, all)?;
-    of_members(groups, |centroid, member| {
+    of_members(groups, sizes.costs(), |centroid, member| {
         let mut cost = alignment::distances(&rho[&centroid], &rho[&member], rank);
         let (a, b) = (alpha(sums, centroid), alpha(sums, member));
         for (row, a) in cost.chunks_exact_mut(b.len()).zip(&a) {
@@ -137,9 +247,6 @@ impl principal::Rows for UnitNeurons<'_> {
     }
 
     fn some(&self, part: usize, rows: &[u32]) -> candle_core::Result<Tensor> {
-        let neurons = stored_neurons(&self.0.experts[part]).map_err(candle_core::Error::wrap)?;
-        let chosen = Tensor::from_slice(rows, rows.len(), &Device::Cpu)?;
-        // What is joined along columns lies in memory by columns.
-        unit_rows(&neurons.contiguous()?.index_select(&chosen, 0)?.to_dtype(DType::F64)?)
+        some_unit_neurons(&self.0.experts[part], rows).map_err(candle_core::Error::wrap)
     }
 }

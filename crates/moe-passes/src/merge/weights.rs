@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moe_forward::candle_dtype;
-use moe_model::{Expert, Linear, Make, Result, Weight};
+use moe_model::{Expert, Linear, Make, Model, Result, Weight};
 
 use crate::part::{Axis, encoded, finite_values};
 
@@ -53,6 +53,15 @@ pub(crate) fn merged(members: &[(&Expert, Share)]) -> Expert {
         Linear { weight: Weight::made(first.name(), first.dtype(), first.shape(), merged), bias: None }
     };
     Expert { gate: of(|e| &e.gate, Axis::Rows), up: of(|e| &e.up, Axis::Rows), down: of(|e| &e.down, Axis::Columns) }
+}
+
+/// Bytes that writing holds to make merged weights of `model`, which are stored ones until it is decided what is merged: one as it is
+/// written, another as the result is compared with its source.
+pub(super) fn making_bytes(model: &Model) -> u64 {
+    let experts = model.moes().flat_map(|(_, moe)| &moe.experts);
+    let weights = experts.flat_map(|expert| expert.linears().map(|linear| &linear.weight));
+    // The sum in f64, beside one that is added, as it is stored and in f32.
+    weights.map(|weight| 2 * (weight.bytes() + 12 * weight.elements() as u64)).max().unwrap_or(0)
 }
 
 impl Make for Merged {

@@ -36,6 +36,12 @@ pub trait Decider: Converter + Send + Sync {
         Ok(())
     }
 
+    /// The least tokens of text in sequences of `sequence` that [`Decider::check_text`] takes.
+    fn least_tokens(&self, sequence: usize) -> usize {
+        let _ = sequence;
+        0
+    }
+
     /// The model that it converts. Where another pass decides that model's layers in the same sweep, each is put there just before it
     /// is converted, and the whole model before [`Decider::finish`].
     fn model_mut(&mut self) -> &mut Model;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use self::model::{Proportions, VOCABULARY};
 pub use self::peaks::Peaks;
 use crate::convert::{ConvertOptions, convert};
+use crate::memory::check_small_budget;
 use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
 
@@ -99,6 +100,14 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
         return Err(Error::new(Kind::Usage, "there is nothing to measure")
             .remedy("give --layers, --tokens and --sequence-length above 0"));
     }
+    for (option, asked) in [("--tokens", options.tokens), ("--sequence-length", options.sequence_length)] {
+        if asked > MOST_TOKENS {
+            return Err(Error::new(Kind::Usage, format!("{option} {asked} is more than {MOST_TOKENS}"))
+                .remedy(format!("lower {option}: time grows with tokens, so that fewer tell as much")));
+        }
+    }
+    // What passes hold is said when they are planned.
+    check_small_budget(run.memory_budget, peaks::bytes(&run.compute), None)?;
     let peaks = Peaks::measure(&run.compute)
         .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     std::fs::create_dir_all(&options.scratch)
@@ -141,6 +150,9 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     let layers = [*layers, proportions.layers];
     Ok(BenchReport { like: like.clone(), layers, tokens: *tokens, bytes, peaks, passes: benched })
 }
+
+/// Nobody waits for a benchmark of more.
+const MOST_TOKENS: usize = 1 << 24;
 
 /// What lies in the directory of a run.
 const MODEL: &str = "model";

@@ -10,6 +10,9 @@ use serde::Serialize;
 /// Times that each is tried; the best counts.
 const TRIES: usize = 5;
 
+/// Numbers that are copied on a CPU.
+const CPU_COPIED: usize = 1 << 26;
+
 /// The machine's own speed on the device of a run.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Peaks {
@@ -25,7 +28,7 @@ impl Peaks {
     /// # Errors
     /// What the device returns.
     pub fn measure(compute: &Compute) -> Result<Self> {
-        let (size, copied) = if compute.device.is_cpu() { (2048, 1 << 26) } else { (8192, 1 << 29) };
+        let (size, copied) = if compute.device.is_cpu() { (2048, CPU_COPIED) } else { (8192, 1 << 29) };
         let flops = Self::product(compute, size)?;
         let values = Tensor::zeros(copied, DType::F32, &compute.device)?;
         let bytes = 2.0 * 4.0 * copied as f64 / best(&compute.device, || values.copy())?;
@@ -41,6 +44,11 @@ impl Peaks {
         let (a, b) = (matrix()?, matrix()?);
         Ok(2.0 * (size as f64).powi(3) / best(&compute.device, || product(&a, &b))?)
     }
+}
+
+/// Bytes of memory that measuring takes: what is copied, and the copy.
+pub(super) fn bytes(compute: &Compute) -> u64 {
+    if compute.device.is_cpu() { 2 * 4 * CPU_COPIED as u64 } else { 0 }
 }
 
 fn best(device: &Device, mut run: impl FnMut() -> Result<Tensor>) -> Result<f64> {

@@ -20,13 +20,12 @@ use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{Idle, Precision, Training, idle_routers, same_bytes};
 
-use need::less_memory;
 use order::Order;
 use settings::CHANGEABLE;
 use trainer::{Task, Trainer};
 
 use crate::memory::{self, Text};
-use crate::needs::{Needs, Work};
+use crate::needs::{Needs, Share, Work};
 use crate::progress::{Progress, Unit};
 use crate::resources::{ByteSize, directory_of, storage};
 
@@ -117,14 +116,63 @@ impl TrainingTask {
         Ok(Need::of(model, &self.training, self.longest(), teacher, measured, work.compute))
     }
 
-    /// The same beside what it would be with less of everything.
+    /// The same beside what it would be with less of each.
     ///
     /// # Errors
     /// As for [`Self::need`].
     pub fn needs(&self, model: &Model, teacher: Option<&Model>, work: &Work<'_>) -> Result<Needs> {
+        let all = Lessened::default();
         let live = self.need(model, teacher, work)?.planned(work.budget);
-        let least = Need::least(model, &self.training, teacher, work.compute);
-        Ok(Needs::lowered(live, less_memory(&self.training), least))
+        let of = |lessened: Lessened| self.lessened(model, teacher, lessened, work);
+        let mut needs = Needs::fixed(live);
+        let (parts, batch) = (Lessened { parts: true, ..all }, Lessened { batch: true, ..all });
+        let (shorter, measured) = (Lessened { batch: true, length: true, ..all }, Lessened { measured: true, ..all });
+        let has_parts = self.training.parts.iter().any(|part| *part != Part::Routers);
+        let has_parts = has_parts && Parameters::elements(model, &[Part::Routers]) > 0;
+        if has_parts {
+            needs.add("train fewer parts of the model (--train router takes least)", of(parts)?);
+        }
+        needs.add("lower --batch-tokens", of(batch)?);
+        if self.held_out.is_some() {
+            needs.add("lower --held-out-tokens", of(measured)?);
+        }
+        needs.add_several("lower --batch-tokens and --sequence-length", of(shorter)?);
+        let (held_out, also) = match self.held_out {
+            Some(_) => (true, "lower --batch-tokens, --sequence-length and --held-out-tokens"),
+            None => (false, "lower --batch-tokens and --sequence-length"),
+        };
+        let text = Lessened { measured: held_out, ..shorter };
+        if held_out {
+            needs.add_several(also, of(text)?);
+        }
+        if has_parts {
+            let way = format!("train fewer parts of the model (--train router takes least) and {also}");
+            needs.add_several(&way, of(Lessened { parts: true, ..text })?);
+        }
+        Ok(needs)
+    }
+
+    /// Live bytes with the least of what is `lessened`.
+    fn lessened(&self, model: &Model, teacher: Option<&Model>, lessened: Lessened, work: &Work<'_>) -> Result<u64> {
+        const TOKENS: usize = 64;
+        let mut training = self.training.clone();
+        if lessened.parts {
+            training.parts = vec![Part::Routers];
+        }
+        if lessened.batch {
+            training.options.batch_tokens = training.options.batch_tokens.min(TOKENS);
+        }
+        let shortened = |longest: usize| if lessened.length { longest.min(TOKENS) } else { longest };
+        let measured = match &self.held_out {
+            Some(corpus) => {
+                let share = if lessened.measured { Share::Least } else { Share::All };
+                let longest = Text::of(corpus, Storage::default()).longest;
+                measured_bytes(model, teacher, share.of(corpus.tokens()), shortened(longest), work)?
+            }
+            None => 0,
+        };
+        let length = shortened(self.longest());
+        Ok(Need::of(model, &training, length, teacher, measured, work.compute).planned(work.budget))
     }
 
     /// Tokens that it is measured on.
@@ -158,6 +206,17 @@ impl TrainingTask {
         }
         options
     }
+}
+
+/// What of a training is as little as can be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lessened {
+    /// Routers alone are trained.
+    parts: bool,
+    batch: bool,
+    length: bool,
+    /// Held-out text.
+    measured: bool,
 }
 
 /// Live bytes of measuring `model` beside `teacher` on so many tokens, in sequences of `length` at most.
@@ -212,7 +271,8 @@ impl Subject<'_> {
         let scratch = directory_of(self.output);
         let work = Work { budget: self.memory_budget, compute: self.compute, scratch };
         let need = self.task.need(self.model, self.teacher, &work)?;
-        let keep_graphs = need.check(training, self.memory_budget)?;
+        let ways = self.task.needs(self.model, self.teacher, &work)?;
+        let keep_graphs = need.check(&ways, self.memory_budget)?;
         let sequences: Vec<&[u32]> =
             text.domains.iter().flat_map(|domain| &domain.sequences).map(Vec::as_slice).collect();
         let precision = match training.options.precision {

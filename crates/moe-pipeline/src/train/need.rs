@@ -5,23 +5,13 @@ use moe_forward::Storage;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
-use moe_passes::{TrainOptions, Training};
+use moe_passes::Training;
 
+use super::state::ELEMENTS_AT_ONCE;
 use crate::live::live_bytes;
 use crate::memory::{self, Text, Watched};
+use crate::needs::{self, Needs};
 use crate::resources::{ByteSize, available_memory_bytes};
-
-/// What makes `training` take less memory.
-pub(crate) fn less_memory(training: &Training) -> String {
-    let rest = match training.text.held_out.is_empty() {
-        true => "lower --batch-tokens or --sequence-length",
-        false => "lower --batch-tokens, --sequence-length or --held-out-tokens",
-    };
-    match training.parts.iter().all(|part| *part == Part::Routers) {
-        true => rest.to_owned(),
-        false => format!("train fewer parts of the model (--train router takes least), {rest}"),
-    }
-}
 
 /// f32 value, m and v, which stay.
 const BYTES_A_PARAMETER: u64 = 12;
@@ -43,6 +33,14 @@ pub(crate) struct Need {
     /// Values and moments of what is trained.
     trained: u64,
     gradients: u64,
+    /// Those of one layer, which come beside the sums where there are several batches.
+    arriving: u64,
+    /// The best weights that were measured.
+    best: u64,
+    /// Weights as files have them, to be measured.
+    encoded: u64,
+    /// What is saved together.
+    saved: u64,
     /// One layer's graph, with weights that aren't trained.
     layer: u64,
     /// Layers whose graphs can be kept.
@@ -66,6 +64,8 @@ impl Need {
         compute: &Compute,
     ) -> Self {
         let elements = Parameters::elements(model, &training.parts) as u64;
+        let encoded = Parameters::stored_bytes(model, &training.parts);
+        let saved_together = elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
         let tokens = training.options.batch_tokens.max(length);
         let embeddings = Parameters::elements(model, &[moe_forward::train::Part::Embeddings]) as u64;
         let trains_head = training.parts.contains(&moe_forward::train::Part::Embeddings);
@@ -77,6 +77,13 @@ impl Need {
         Self {
             trained: elements * BYTES_A_PARAMETER,
             gradients: elements * GRADIENT_BYTES,
+            arriving: match training.options.accumulate {
+                0 | 1 => 0,
+                _ => Parameters::elements_of_a_layer(model, &training.parts) as u64 * GRADIENT_BYTES,
+            },
+            best: if training.text.held_out.is_empty() { 0 } else { encoded },
+            encoded,
+            saved: saved_together * BYTES_A_PARAMETER,
             layer: model
                 .layers
                 .iter()
@@ -92,16 +99,6 @@ impl Need {
         }
     }
 
-    /// Live bytes with as little text at once as can be, of routers alone where there are some.
-    pub fn least(model: &Model, training: &Training, teacher: Option<&Model>, compute: &Compute) -> u64 {
-        const TOKENS: usize = 64;
-        let has_routers = Parameters::elements(model, &[Part::Routers]) > 0;
-        let parts = if has_routers { vec![Part::Routers] } else { training.parts.clone() };
-        let options = TrainOptions { batch_tokens: TOKENS, ..training.options.clone() };
-        let least = Training { parts, options, ..training.clone() };
-        Self::of(model, &least, TOKENS, teacher, 0, compute).bytes(false)
-    }
-
     /// What is saved of training `model` so on the disk, at most.
     pub fn disk_bytes(model: &Model, training: &Training) -> u64 {
         Parameters::elements(model, &training.parts) as u64 * SAVED_BYTES_A_PARAMETER
@@ -112,8 +109,9 @@ impl Need {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
         // A layer's gradients take about as much as its graph. Those of weights come with each layer, whose graph goes.
         let first = kept.max(self.layer) + self.layer + self.gradients / self.layers.max(1);
-        let back = first.max(2 * self.layer + self.gradients);
-        self.trained + self.states + (kept + self.head).max(back).max(self.beside)
+        let back = first.max(2 * self.layer + self.gradients) + self.arriving;
+        let between = (self.encoded + self.beside).max(self.saved);
+        self.trained + self.best + self.states + (kept + self.head).max(back).max(between)
     }
 
     /// What it will hold under `budget`.
@@ -126,18 +124,20 @@ impl Need {
         memory::most_resident(self.bytes(true) + live_bytes().unwrap_or(0)) <= ByteSize(room(budget) / 2)
     }
 
-    /// Whether there is room to keep all graphs of `training`, which this is the need of.
+    /// Whether there is room to keep all graphs; `ways` says what makes it less.
     ///
     /// # Errors
     /// [`Kind::Usage`] where there isn't even room for one.
-    pub fn check(&self, training: &Training, budget: Option<ByteSize>) -> Result<bool> {
+    pub fn check(&self, ways: &Needs, budget: Option<ByteSize>) -> Result<bool> {
         let (needed, room) =
             (memory::most_resident(self.bytes(false) + live_bytes().unwrap_or(0)), ByteSize(room(budget)));
         if needed > room {
             let what = format!("this training holds about {needed} in memory, there is room for {room}");
             let is_budget = budget.is_some_and(|budget| budget <= room);
             let larger = if is_budget { "raise --memory-budget" } else { "use a larger machine" };
-            return Err(Error::new(Kind::Usage, what).remedy(format!("{}, or {larger}", less_memory(training))));
+            let ways =
+                needs::ways(std::slice::from_ref(ways), room).map_or(String::new(), |ways| format!("{ways}, or "));
+            return Err(Error::new(Kind::Usage, what).remedy(format!("{ways}{larger}")));
         }
         Ok(self.keeps_graphs(budget))
     }

@@ -39,7 +39,7 @@ pub(super) struct State {
     pub steps: Vec<StepRecord>,
     /// Load up to the first measurement, and since the last but one.
     pub load: [Vec<LayerCounts>; 2],
-    /// For each parameter its value, m and v.
+    /// What was read: for each parameter its value, m and v. They are written from where they are.
     pub values: Vec<[Vec<f32>; 3]>,
     /// The best values as files have them.
     pub best_bytes: Vec<Arc<Vec<u8>>>,
@@ -65,11 +65,65 @@ struct About {
 }
 
 impl State {
-    /// Writes it to `path`.
+    /// Writes it to `path`, with what `values` gives for each parameter of `elements`: value, m and v. A few parameters are copied
+    /// at a time, since all of them are most of what a training holds.
     ///
     /// # Errors
-    /// [`Kind::Io`]; an earlier file is untouched then.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    /// [`Kind::Io`], and what `values` returns; an earlier file is untouched then.
+    pub fn write(
+        &self,
+        path: &Path,
+        elements: &[usize],
+        values: impl Fn(usize) -> Result<[Vec<f32>; 3]> + Sync,
+    ) -> Result<()> {
+        let about = self.about();
+        let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
+        let measurements: Vec<f64> =
+            self.measurements.iter().flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)]).collect();
+        let first: [Part<'_>; 3] = [
+            (ABOUT.to_owned(), Dtype::U8, &about),
+            ("steps".to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
+            ("measurements".to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
+        ];
+        let best = self.best_bytes.iter().enumerate();
+        let last: Vec<Part<'_>> =
+            best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())).collect();
+        let size = |(name, dtype, bytes): &Part<'_>| (name.clone(), *dtype, bytes.len());
+        let mut sizes: Vec<(String, Dtype, usize)> = first.iter().map(size).collect();
+        for (index, elements) in elements.iter().enumerate() {
+            sizes.extend(VALUES.map(|name| (format!("{name}.{index}"), Dtype::F32, elements * size_of::<f32>())));
+        }
+        sizes.extend(last.iter().map(size));
+        let of_sums = sizes.iter().map(|(name, ..)| sum_bytes(name)).sum();
+        sizes.push((SUMS.to_owned(), Dtype::U8, of_sums));
+        let mut failed = None;
+        let written = write_file_atomically(path, |file| {
+            let mut out = Sealed { out: std::io::BufWriter::new(file), of: &self.fingerprint, sums: String::new() };
+            out.out.write_all(&header(&sizes))?;
+            out.write(&first)?;
+            for some in some_at_once(elements) {
+                let read = some.clone().into_par_iter().map(&values).collect::<Result<Vec<_>>>();
+                let read = read.map_err(|error| {
+                    failed = Some(error);
+                    std::io::Error::other("what is saved can't be read")
+                })?;
+                let parts = some.zip(&read).flat_map(|(index, values)| {
+                    VALUES.into_iter().zip(values).map(move |(name, values)| -> Part<'_> {
+                        (format!("{name}.{index}"), Dtype::F32, bytemuck::cast_slice(values))
+                    })
+                });
+                out.write(&parts.collect::<Vec<_>>())?;
+            }
+            out.write(&last)?;
+            // A resumed training must not learn on from what a disk made of it.
+            out.out.write_all(out.sums.as_bytes())?;
+            out.out.flush()
+        });
+        failed.map_or(written, Err)
+    }
+
+    /// What isn't numbers, padded so that what follows is aligned.
+    fn about(&self) -> Vec<u8> {
         let load = |of: &Vec<LayerCounts>| of.iter().map(|l| (l.layer, l.counts.clone(), l.dropped)).collect();
         let about = About {
             format: FORMAT.to_owned(),
@@ -81,38 +135,8 @@ impl State {
             load: self.load.each_ref().map(load),
         };
         let mut json = serde_json::to_vec(&about).unwrap_or_default();
-        // Padded, so that what follows is aligned.
         json.resize(json.len().next_multiple_of(8), b' ');
-        let steps: Vec<f64> = self.steps.iter().flat_map(StepRecord::row).collect();
-        let measurements: Vec<f64> =
-            self.measurements.iter().flat_map(|m| [m.step as f64, m.loss, m.kl.unwrap_or(f64::NAN)]).collect();
-        let mut parts: Vec<(String, Dtype, &[u8])> = vec![
-            (ABOUT.to_owned(), Dtype::U8, &json),
-            ("steps".to_owned(), Dtype::F64, bytemuck::cast_slice(&steps)),
-            ("measurements".to_owned(), Dtype::F64, bytemuck::cast_slice(&measurements)),
-        ];
-        for (index, values) in self.values.iter().enumerate() {
-            let named = ["value", "m", "v"].into_iter().zip(values);
-            parts.extend(named.map(|(name, v)| (format!("{name}.{index}"), Dtype::F32, bytemuck::cast_slice(v))));
-        }
-        let best = self.best_bytes.iter().enumerate();
-        parts.extend(best.map(|(index, bytes)| (format!("best.{index}"), Dtype::U8, bytes.as_slice())));
-        // A resumed training must not learn on from what a disk made of it.
-        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(&self.fingerprint, name, bytes)).collect();
-        parts.push((SUMS.to_owned(), Dtype::U8, sums.as_bytes()));
-        let mut end = 0;
-        let entry = |(name, dtype, bytes): &(String, Dtype, &[u8])| {
-            let start = end;
-            end += bytes.len() as u64;
-            Entry { name: name.clone(), dtype: *dtype, shape: vec![bytes.len() * 8 / dtype.bitsize()], start, end }
-        };
-        let header = encode_header(&parts.iter().map(entry).collect::<Vec<_>>());
-        write_file_atomically(path, |file| {
-            let mut out = std::io::BufWriter::new(file);
-            out.write_all(&header)?;
-            parts.iter().try_for_each(|(_, _, bytes)| out.write_all(bytes))?;
-            out.flush()
-        })
+        json
     }
 
     /// Reads it from `path`, of parameters of these sizes.
@@ -196,6 +220,65 @@ impl State {
     }
 }
 
+/// The name, dtype and bytes of what is saved.
+type Part<'a> = (String, Dtype, &'a [u8]);
+
+/// What is saved of each parameter.
+const VALUES: [&str; 3] = ["value", "m", "v"];
+
+/// Parameters are copied together up to so many elements.
+pub(super) const ELEMENTS_AT_ONCE: usize = 1 << 20;
+
+/// Neighbouring parameters of up to so many elements, or one that is larger.
+fn some_at_once(elements: &[usize]) -> Vec<std::ops::Range<usize>> {
+    let mut some: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut together = 0;
+    for (index, elements) in elements.iter().enumerate() {
+        match some.last_mut() {
+            Some(last) if together + elements <= ELEMENTS_AT_ONCE => {
+                last.end = index + 1;
+                together += elements;
+            }
+            _ => {
+                some.push(index..index + 1);
+                together = *elements;
+            }
+        }
+    }
+    some
+}
+
+/// The header of parts of these names, dtypes and bytes, one behind the other.
+fn header(sizes: &[(String, Dtype, usize)]) -> Vec<u8> {
+    let mut end = 0;
+    let entry = |(name, dtype, bytes): &(String, Dtype, usize)| {
+        let start = end;
+        end += *bytes as u64;
+        Entry { name: name.clone(), dtype: *dtype, shape: vec![bytes * 8 / dtype.bitsize()], start, end }
+    };
+    encode_header(&sizes.iter().map(entry).collect::<Vec<_>>())
+}
+
+/// A file of parts, with a line for each.
+struct Sealed<'a, W: Write> {
+    out: W,
+    of: &'a str,
+    sums: String,
+}
+
+impl<W: Write> Sealed<'_, W> {
+    fn write(&mut self, parts: &[Part<'_>]) -> std::io::Result<()> {
+        let sums: String = parts.par_iter().map(|(name, _, bytes)| sum(self.of, name, bytes)).collect();
+        self.sums += &sums;
+        parts.iter().try_for_each(|(_, _, bytes)| self.out.write_all(bytes))
+    }
+}
+
+/// Bytes of the line for the part `name`: a hash in hexadecimal, two spaces, the name, and the end of the line.
+fn sum_bytes(name: &str) -> usize {
+    64 + 2 + name.len() + 1
+}
+
 /// A line for the part `name` of the run `fingerprint`: that of another run is another one.
 fn sum(fingerprint: &str, name: &str, bytes: &[u8]) -> String {
     let of_bytes = sha256_bytes(bytes);
@@ -231,7 +314,8 @@ mod tests {
         };
         let sizes = |sizes: [(usize, u64); 2]| sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes });
         let parameters = sizes([(2, 3), (1, 0)]);
-        state.write(&path).unwrap();
+        let values = |index: usize| Ok(state.values[index].clone());
+        state.write(&path, &[2, 1], values).unwrap();
         let read = State::read(&path, "f", &parameters).unwrap();
         assert!(read == state);
         assert_eq!(State::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);

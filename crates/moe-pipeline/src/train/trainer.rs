@@ -328,22 +328,20 @@ impl Running<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let values = |(parameter, moments): (&moe_forward::train::Parameter, &Moments)| {
-            let read = || {
-                let [m, v] = moments.read()?;
-                Ok([parameter.value.flatten_all()?.to_vec1::<f32>()?, m, v])
-            };
-            read().map_err(|e| numeric(e, parameter.weight.name()))
-        };
-        let parameters = self.trainer.parameters.list.iter();
-        self.state.values = parameters.zip(&self.moments).map(values).collect::<Result<_>>()?;
         // Of every step that is gone on from there must be a line.
         self.log.sync().map_err(|e| self.log_failed(e))?;
         self.state.log = self.log.written();
         self.trainer.saved.begin()?;
-        self.state.write(&self.trainer.saved.path(STATE_FILE))?;
-        self.state.values = Vec::new();
-        Ok(())
+        let parameters = &self.trainer.parameters.list;
+        let values = |index: usize| {
+            let read = || {
+                let [m, v] = self.moments[index].read()?;
+                Ok([parameters[index].value.flatten_all()?.to_vec1::<f32>()?, m, v])
+            };
+            read().map_err(|e| numeric(e, parameters[index].weight.name()))
+        };
+        let elements: Vec<usize> = parameters.iter().map(|parameter| parameter.weight.elements()).collect();
+        self.state.write(&self.trainer.saved.path(STATE_FILE), &elements, values)
     }
 
     /// Notes options that are others than before.
