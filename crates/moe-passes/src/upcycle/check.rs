@@ -118,6 +118,12 @@ impl UpcycleOptions {
                 return usage(format!("{option} {share} is not a share"), "give a number from 0 to 1, such as 0.5");
             }
         }
+        if self.noise_std > 0.0 && self.noise_fraction == 0.0 {
+            return usage("--noise-fraction 0 adds no noise", "give a share above 0, or leave --noise-std out");
+        }
+        if self.init == Init::Drop && self.drop_fraction == 0.0 {
+            return usage("--drop-fraction 0 draws nothing anew", "give a share above 0, or leave --init drop out");
+        }
         if !(0.0..1.0).contains(&self.router_entropy) {
             return usage(
                 format!("--router-entropy {} is not below 1", self.router_entropy),
