@@ -74,6 +74,20 @@ enum Remedy {
     Help,
 }
 
+/// What the key of a recipe that `what` calls unknown is called here, where another tool's option has its name.
+pub fn key_instead(what: &str) -> Option<String> {
+    let (place, rest) = what.split_once("unknown field `")?;
+    let key = rest.split('`').next()?;
+    let after = |mark: &str| place.split_once(mark).map(|(_, rest)| rest);
+    let command = after("[defaults.").or_else(|| after("("))?;
+    let command = command.split([']', ')', ';']).next()?;
+    let program = program();
+    let said = peers::instead(&format!("--{key}"), program.find_subcommand(command)?, &program)?;
+    // The model and the output have keys.
+    let is_positional = said.contains("moe-convert ") || said.contains("-o OUT");
+    (!is_positional).then(|| said.replace("--", ""))
+}
+
 /// Whether clap's proposal is worth repeating.
 fn is_alike(given: &str, proposed: &str) -> bool {
     let bare = |option: &str| option.trim_start_matches('-').to_owned();
@@ -224,6 +238,22 @@ mod tests {
             let error = refused(line);
             let (before, after) = error.split_once("\n  remedy: ").unwrap();
             assert!(before.contains(what) && after.contains(remedy), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_of_recipes_have_their_names_here() {
+        for (what, said) in [
+            ("line 5, step 1 (quantize): unknown field `bits`, expected one of scheme", Some("give scheme w4a16")),
+            ("line 5, step 2.1 (heal; seed 0): unknown field `epochs`, expected", Some("give steps N")),
+            ("line 2, [defaults.heal]: unknown field `lr`, expected", Some("give learning-rate RATE")),
+            ("step 1 (prune): unknown field `keeep`, expected", None),
+            ("step 1 (prune): unknown field `output-dir`, expected", None),
+            ("the recipe has no step", None),
+        ] {
+            let found = key_instead(what);
+            let fits = said.map_or(found.is_none(), |said| found.as_ref().is_some_and(|found| found.starts_with(said)));
+            assert!(fits, "{what}: {found:?}");
         }
     }
 

@@ -20,7 +20,7 @@ use moe_pipeline::{
 
 use super::{After, Session, kind, other_result};
 use crate::allocator::purge;
-use crate::render;
+use crate::{render, usage};
 
 impl Session {
     /// Runs the recipe `path`, whose variables `set` replaces.
@@ -101,6 +101,10 @@ impl Session {
             Ok(recipe) => recipe,
             // What it reads isn't known: reports replace nothing but reports.
             Err(error) => {
+                let error = match usage::key_instead(error.what()) {
+                    Some(remedy) => error.better_remedy(remedy),
+                    None => error,
+                };
                 return Err(reports.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error));
             }
         };
