@@ -302,7 +302,13 @@ fn values_are_checked_before_any_step() {
 fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     let text = "data = [\"t\"]\n";
     for (run, default, key, uses, idle) in [
-        ("quantize", "damping = 0.2", text, "scheme = \"w4a16\"", "scheme = \"w8a16\"\nmethod = \"rtn\"\ndata = []"),
+        (
+            "quantize",
+            "damping = 0.2",
+            "",
+            "scheme = \"w4a16\"\ndata = [\"t\"]",
+            "scheme = \"w8a16\"\nmethod = \"rtn\"\ndata = []",
+        ),
         ("quantize", "damping = 0.2\nseed = 3", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
         ("quantize", "data = [\"t\"]", "", "scheme = \"w4a16\"", "scheme = \"fp8\""),
         ("quantize", "group-size = 64", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
