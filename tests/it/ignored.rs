@@ -78,6 +78,12 @@ fn options_without_their_companion_are_refused() {
         "observe golden/models/moe -o s --add stats --seed 1".to_owned(),
         "upcycle golden/models/dense -o out --experts 4 --top-k 2 --data-tokens 64".to_owned(),
         "heal golden/models/moe -o out --data golden/text/code.heldout.txt --held-out-tokens 64".to_owned(),
+        format!("{PRUNE} --plan plan.json --seed 3"),
+        format!("{PRUNE} --plan plan.json --sequence-length 64"),
+        format!("{PRUNE} --plan plan.json --no-baseline"),
+        "distill golden/models/moe -o out --data golden/text/code.heldout.txt --no-baseline".to_owned(),
+        "distill golden/models/moe -o out --data golden/text/code.heldout.txt --steps 0 --learning-rate 1".to_owned(),
+        "distill golden/models/moe -o out --data golden/text/code.heldout.txt --steps 0 --batch-tokens 64".to_owned(),
         "run r.toml --overwrite".to_owned(),
         "verify golden/models/moe --dtype bf16".to_owned(),
     ];

@@ -88,6 +88,12 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     std::fs::copy(sandbox.path(english), sandbox.path("renamed.txt")).unwrap();
     eval("renamed.txt").says(&["renamed.txt: pruned was made on this text"]);
     assert!(!eval(held_out).stderr.contains("was made on"));
+    for (pass, data) in [("prune pruned -o again --experts 8 --method random", ""), ("heal pruned -o healed", held_out)]
+    {
+        let data = if data.is_empty() { String::new() } else { format!(" --data {data}") };
+        let line = format!("{pass}{data} --held-out renamed.txt --held-out-tokens 64 --dry-run");
+        sandbox.run(&line).succeeds().says(&["renamed.txt: pruned was made on this text"]);
+    }
 }
 
 /// Beside shared experts routers decide nothing either, in all layers or every second one; their gates alone move.
@@ -98,6 +104,7 @@ fn routers_over_copies_beside_shared_experts_are_idle() {
     let made = sandbox.run(&format!("upcycle {DENSE} -o half {target}")).succeeds();
     assert!(made.stdout.contains("training routers alone gains nothing"), "{}", made.stdout);
     let text = "--data golden/text/english.calibration.txt --data-tokens 256 --sequence-length 64 --batch-tokens 64";
+    sandbox.run(&format!("heal half -o healed --dry-run {text}")).succeeds().says(&["routers decide nothing here"]);
     sandbox.run(&format!("heal half -o healed --steps 1 {text}")).succeeds().says(&[
         "routers decide nothing here",
         "how much the shared expert counts for",

@@ -40,6 +40,8 @@ fn options_without_an_effect_are_refused() {
             "--samples routed --hot-cap 2 --data {code}",
         ),
         ("--samples all-experts --gate-power 2 --data {code}", &["--gate-power"], "--gate-power 2 --data {code}"),
+        ("--method rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--method rtn"),
+        ("--pool-take 0 --pool {code} --data {code}", &["--pool-take 0"], "--pool {code} --data {code}"),
         ("--method rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--method rtn"),
         ("--scheme fp8 --pack", &["--pack", "no --data to read"], "--scheme fp8"),
         (
@@ -62,6 +64,7 @@ fn options_without_an_effect_are_refused() {
         ("--method reap --stats stats --mask-special", &["--mask-special"], "--method reap --stats stats"),
         ("--method aimer --sequence-length 64", &["--sequence-length"], "--method aimer"),
         ("--method random --held-out-tokens 99", &["no --held-out"], "--method random"),
+        ("--method random --no-baseline", &["--no-baseline", "--held-out"], "--method random"),
     ];
     let observe: &[Case] = &[
         ("--add stats --data-tokens 99", &["--data-tokens", "no --data to read"], "--add stats --overwrite"),
@@ -71,6 +74,7 @@ fn options_without_an_effect_are_refused() {
     let heal: &[Case] = &[
         ("--held-out-tokens 99", &["no --held-out"], "--held-out-tokens 99 --held-out {code}"),
         ("--balance 0 --balance-over model", &["--balance-over"], "--balance-over model"),
+        ("--steps 0 --learning-rate 1", &["--learning-rate says how steps are taken"], "--steps 0"),
     ];
     let heal_dense: &[Case] = &[
         ("--z-loss 0.1", &["--z-loss is about routers", "golden/models/dense"], ""),
@@ -85,6 +89,14 @@ fn options_without_an_effect_are_refused() {
             "--router-std 0.1",
         ),
         ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
+        ("--noise-std 0 --noise-fraction 0.5", &["--noise-std above 0"], "--noise-std 0.1 --noise-fraction 0.5"),
+        ("--noise-std 0.1 --noise-fraction 0", &["--noise-fraction 0 adds no noise"], ""),
+        ("--init drop --drop-fraction 0", &["--drop-fraction 0"], "--init drop"),
+        (
+            "--init partition --data {code}",
+            &["--partition-by activations"],
+            "--init partition --partition-by activations --data {code} --data-tokens 256",
+        ),
         ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
         ("--data-tokens 99", &["--data-tokens", "--router kmeans"], "--data-tokens 99 --router kmeans --data {code}"),
         ("--sequence-length 64", &["--sequence-length"], "--sequence-length 64 --router kmeans --data {code}"),
@@ -106,6 +118,37 @@ fn options_without_an_effect_are_refused() {
         ]
         .concat(),
     );
+}
+
+/// The largest numbers that can be typed, and what is no number, are refused before any work, or change nothing.
+#[test]
+fn numbers_beyond_all_bounds_are_no_panics() {
+    let sandbox = Sandbox::new();
+    let heal = format!("heal {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
+    let distill = format!("distill {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
+    let quantize = format!("quantize {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
+    let merge = format!("merge {MOE} -o out --keep 0.5 --data {CODE} --data-tokens 256 --dry-run");
+    const MOST: &str = "18446744073709551615";
+    let mut problems = Vec::new();
+    for (command, option, value, remedy) in [
+        (&heal, "batch-tokens", MOST, "at most 1048576"),
+        (&heal, "batch-tokens", "100000000000000", "at most 1048576"),
+        (&heal, "accumulate", MOST, "at most 1048576"),
+        (&heal, "steps", MOST, "at most 10000000"),
+        (&heal, "sequence-length", MOST, "at most 8388608"),
+        (&heal, "learning-rate", "nan", "a positive number, such as 1e-4"),
+        (&heal, "learning-rate", "-1", "a positive number, such as 1e-4"),
+        (&distill, "student-steps", MOST, "at most 10000000"),
+        (&distill, "steps", MOST, "at most 10000000"),
+        (&quantize, "shrinkage", "1e300", "from 0 to 1e6"),
+        (&quantize, "ridge", "1e300", "from 0 to 1e6"),
+        (&quantize, "min-samples", "1e300", "from 0 to 1e6"),
+    ] {
+        problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));
+    }
+    assert_none(&problems);
+    sandbox.run(&format!("{merge} --method hc-smoe --sample-every {MOST}")).succeeds();
+    sandbox.run(&format!("{heal} --memory-budget {MOST}")).succeeds();
 }
 
 /// [defaults] are for all steps of a command: how text is read is none of a step without text.
@@ -316,7 +359,9 @@ fn recipes_of_many_steps_are_checked_quickly() {
 #[test]
 fn the_old_name_of_no_baseline_is_known() {
     let sandbox = Sandbox::new();
-    sandbox.run(&format!("prune {MOE} -o out --method random --keep 0.5 --no-control --dry-run")).succeeds();
-    sandbox.write("r.toml", prune(MOE, "out", 12) + "no-control = true\n");
+    let random = format!("prune {MOE} -o out --method random --keep 0.5 --held-out {CODE} --held-out-tokens 64");
+    sandbox.run(&format!("{random} --no-control --dry-run")).succeeds();
+    let measured = format!("no-control = true\nheld-out = [{CODE:?}]\nheld-out-tokens = 64\n");
+    sandbox.write("r.toml", prune(MOE, "out", 12) + &measured);
     sandbox.run("run r.toml --dry-run").succeeds();
 }

@@ -44,13 +44,22 @@ struct Parts {
     file: Option<PathBuf>,
     tensor: Option<String>,
     remedy: Option<String>,
+    idle: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error of `kind` that says `what` went wrong.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self(Box::new(Parts { kind, what: what.into(), file: None, tensor: None, remedy: None, source: None }))
+        Self(Box::new(Parts {
+            kind,
+            what: what.into(),
+            file: None,
+            tensor: None,
+            remedy: None,
+            idle: Vec::new(),
+            source: None,
+        }))
     }
 
     /// The operating system's `source` error while doing `what` to `file`.
@@ -111,6 +120,18 @@ impl Error {
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
+    }
+
+    /// Says that all that is wrong is that these `options`, such as "--seed", would have no effect beside the others.
+    #[must_use]
+    pub fn idle(mut self, options: &[&str]) -> Self {
+        self.0.idle = options.iter().map(|option| (*option).to_owned()).collect();
+        self
+    }
+
+    /// Options without which nothing would be wrong, where that is known.
+    pub fn idle_options(&self) -> &[String] {
+        &self.0.idle
     }
 
     /// What went wrong, as it was said.

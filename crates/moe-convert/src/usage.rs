@@ -36,6 +36,9 @@ fn remedy(error: &clap::Error, command: Option<&clap::Command>) -> Option<Remedy
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let given = text(ContextKind::InvalidArg)?;
+            if let ["true" | "false"] = [given] {
+                return switch(given).map(Remedy::Whole);
+            }
             let known = command.and_then(|command| peers::instead(given, command, &program()));
             Some(match (known, text(ContextKind::SuggestedArg)) {
                 (Some(known), _) => Remedy::Whole(known),
@@ -71,6 +74,20 @@ enum Remedy {
     Help,
 }
 
+/// What the key of a recipe that `what` calls unknown is called here, where another tool's option has its name.
+pub fn key_instead(what: &str) -> Option<String> {
+    let (place, rest) = what.split_once("unknown field `")?;
+    let key = rest.split('`').next()?;
+    let after = |mark: &str| place.split_once(mark).map(|(_, rest)| rest);
+    let command = after("[defaults.").or_else(|| after("("))?;
+    let command = command.split([']', ')', ';']).next()?;
+    let program = program();
+    let said = peers::instead(&format!("--{key}"), program.find_subcommand(command)?, &program)?;
+    // The model and the output have keys.
+    let is_positional = said.contains("moe-convert ") || said.contains("-o OUT");
+    (!is_positional).then(|| said.replace("--", ""))
+}
+
 /// Whether clap's proposal is worth repeating.
 fn is_alike(given: &str, proposed: &str) -> bool {
     let bare = |option: &str| option.trim_start_matches('-').to_owned();
@@ -82,8 +99,26 @@ fn word(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else { return None };
     let Some(ContextValue::Strings(words)) = error.get(ContextKind::ValidValue) else { return None };
     let meant = value.to_ascii_lowercase().replace('_', "-");
+    let meant =
+        DTYPES.iter().find(|(names, _)| names.contains(&meant.as_str())).map_or(meant, |(_, name)| (*name).to_owned());
     words.iter().find(|word| **word == meant).map(|word| format!("write it as {word}"))
 }
+
+/// How an option is turned on or off, where a word of its own behind it says `given`.
+fn switch(given: &str) -> Option<String> {
+    let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let at = arguments.iter().position(|word| word == given)?;
+    let option = arguments.get(at.checked_sub(1)?).filter(|option| option.starts_with("--"))?;
+    Some(match option.as_str() {
+        "--act-order" => format!("write it as {option}={given}"),
+        _ if given == "true" => format!("leave {given} out: {option} alone turns it on"),
+        _ => format!("leave {option} and {given} out: it is off without them"),
+    })
+}
+
+/// What other tools call types of numbers.
+const DTYPES: [(&[&str], &str); 3] =
+    [(&["bfloat16", "bf-16"], "bf16"), (&["float32", "fp32", "float"], "f32"), (&["float16", "fp16", "half"], "f16")];
 
 /// What to write instead of a text that is not the number that an option takes; none for another error.
 fn number(error: &clap::Error) -> Option<String> {
@@ -186,6 +221,8 @@ mod tests {
             ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),
             ("moe-convert quantize model -o out --scheme W4A16", "no scheme", "write it as w4a16"),
             ("moe-convert prune model -o out --keep 0.5 --method REAP", "'REAP'", "write it as reap"),
+            ("moe-convert eval model --data t --dtype bfloat16", "'bfloat16'", "write it as bf16"),
+            ("moe-convert eval model --held-out t", "'--held-out'", "give --data TEXT"),
             ("moe-convert prune model -o out --plan p --method reap", "'--method", "leave --plan or --method out"),
             ("moe-convert prune model -o out --plan p --keep 0.5", "'--keep", "leave --plan or --keep out"),
             ("moe-convert quantize model -o out --bits 4", "'--bits'", "give --scheme w4a16"),
@@ -201,6 +238,22 @@ mod tests {
             let error = refused(line);
             let (before, after) = error.split_once("\n  remedy: ").unwrap();
             assert!(before.contains(what) && after.contains(remedy), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn keys_of_recipes_have_their_names_here() {
+        for (what, said) in [
+            ("line 5, step 1 (quantize): unknown field `bits`, expected one of scheme", Some("give scheme w4a16")),
+            ("line 5, step 2.1 (heal; seed 0): unknown field `epochs`, expected", Some("give steps N")),
+            ("line 2, [defaults.heal]: unknown field `lr`, expected", Some("give learning-rate RATE")),
+            ("step 1 (prune): unknown field `keeep`, expected", None),
+            ("step 1 (prune): unknown field `output-dir`, expected", None),
+            ("the recipe has no step", None),
+        ] {
+            let found = key_instead(what);
+            let fits = said.map_or(found.is_none(), |said| found.as_ref().is_some_and(|found| found.starts_with(said)));
+            assert!(fits, "{what}: {found:?}");
         }
     }
 

@@ -71,6 +71,17 @@ fn default_held_out_tokens() -> usize {
     16_384
 }
 
+/// A number as people write it, not with dozens of zeros.
+pub(crate) fn short(number: f64) -> String {
+    match number.abs() < 1e6 {
+        true => number.to_string(),
+        false => format!("{number:e}"),
+    }
+}
+
+/// The longest window, in tokens: what it takes in memory can be told in 64 bits.
+const MAX_SEQUENCE: usize = 1 << 23;
+
 /// Refuses windows and limits in which there is no token to predict; `limit` is the option and its value.
 ///
 /// # Errors
@@ -79,6 +90,10 @@ pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Re
     if sequence_length < 2 {
         let what = format!("--sequence-length {sequence_length} leaves no token to predict");
         return Err(Error::new(Kind::Usage, what).remedy("give at least 2, such as 512"));
+    }
+    if sequence_length > MAX_SEQUENCE {
+        let what = format!("--sequence-length {sequence_length} is longer than any model's context");
+        return Err(Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_SEQUENCE}, such as 512")));
     }
     match limit {
         Some((option, tokens @ 0..2)) => {
@@ -96,7 +111,8 @@ pub(crate) fn check_held_out_used(held_out: &[DataSpec], is_given: bool) -> Resu
             Kind::Usage,
             "--held-out-tokens says how much of --held-out is read, and there is no --held-out",
         )
-        .remedy("leave --held-out-tokens out, or give --held-out TEXT")),
+        .remedy("leave --held-out-tokens out, or give --held-out TEXT")
+        .idle(&["--held-out-tokens"])),
         false => Ok(()),
     }
 }
@@ -127,7 +143,20 @@ impl CalibrationOptions {
         ];
         let Some((option, _)) = idle.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
         let what = format!("{option} says how text is read, and there is no --data to read");
-        Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")))
+        Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")).idle(&[option]))
+    }
+}
+
+/// Refuses to leave out a baseline that nothing would be measured beside.
+///
+/// # Errors
+/// [`Kind::Usage`].
+pub(crate) fn check_baseline_used(no_baseline: bool, held_out: &HeldOutOptions) -> Result<()> {
+    match no_baseline && !held_out.is_given() {
+        true => Err(Error::new(Kind::Usage, "--no-baseline says what is measured on --held-out, and there is none")
+            .remedy("leave --no-baseline out, or give --held-out TEXT")
+            .idle(&["--no-baseline"])),
+        false => Ok(()),
     }
 }
 

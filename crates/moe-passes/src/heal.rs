@@ -223,22 +223,22 @@ impl Pass for HealOptions {
             return usage(format!("--from-weight {} is not a share", self.from_weight), "give a number from 0 to 1");
         }
         if self.from.is_none() && (self.from_weight != whole() || self.teacher != TeacherTokens::Full) {
-            return usage(
-                "--from-weight and --teacher say how a teacher is used, and there is none",
-                "give --from ORIGINAL",
-            );
+            let what = "--from-weight and --teacher say how a teacher is used, and there is none";
+            let error = Error::new(Kind::Usage, what).remedy("give --from ORIGINAL");
+            return Err(error.idle(&["--from-weight", "--teacher"]));
         }
         if self.from.is_some() && self.teacher != TeacherTokens::Full && self.teacher_tokens == 0 {
             return usage("--teacher-tokens 0 leaves the teacher nothing to say", "give at least 1; the default is 64");
         }
         if self.teacher_tokens != default_teacher_tokens() && self.teacher == TeacherTokens::Full {
-            return usage(
-                "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution",
-                "give --teacher top-k, or leave --teacher-tokens out",
-            );
+            let what =
+                "--teacher-tokens is for --teacher top-k and sampled, and this teacher gives its whole distribution";
+            let error = Error::new(Kind::Usage, what).remedy("give --teacher top-k, or leave --teacher-tokens out");
+            return Err(error.idle(&["--teacher-tokens"]));
         }
         if self.training.patience > 0 && self.text.held_out.is_empty() {
-            return usage("--patience needs something to measure on", "give --held-out TEXT");
+            let error = Error::new(Kind::Usage, "--patience needs something to measure on");
+            return Err(error.remedy("give --held-out TEXT").idle(&["--patience"]));
         }
         Ok(())
     }

@@ -8,6 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::calibrate::{check_held_out_used, check_windows};
 
+/// The most steps that are taken: more take years.
+const MAX_STEPS: u64 = 10_000_000;
+/// The most tokens of a batch, and batches of a step.
+const MAX_BATCH: usize = 1 << 20;
+
+/// Refuses more steps than can ever be taken; `option` says how many.
+pub(crate) fn check_steps(option: &str, steps: u64) -> Result<()> {
+    match steps > MAX_STEPS {
+        true => Err(Error::new(Kind::Usage, format!("{option} {steps} is more than can ever be taken"))
+            .remedy(format!("give at most {MAX_STEPS}, such as 1000"))),
+        false => Ok(()),
+    }
+}
+
 /// How training goes.
 #[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -110,8 +124,11 @@ impl TrainOptions {
     /// # Errors
     /// [`Kind::Usage`].
     pub fn check(&self) -> Result<()> {
-        let sizes =
-            [("--learning-rate", self.learning_rate), ("--weight-decay", self.weight_decay), ("--clip", self.clip)];
+        if !(self.learning_rate >= 0.0 && self.learning_rate.is_finite()) {
+            return Err(Error::new(Kind::Usage, format!("--learning-rate {} is not a rate", self.learning_rate))
+                .remedy("give a positive number, such as 1e-4"));
+        }
+        let sizes = [("--weight-decay", self.weight_decay), ("--clip", self.clip)];
         if let Some((option, value)) = sizes.into_iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
             let what = format!("{option} {value} is negative or not a number");
             return Err(Error::new(Kind::Usage, what).remedy("give a number of 0 or more"));
@@ -124,6 +141,14 @@ impl TrainOptions {
             return Err(Error::new(Kind::Usage, "--batch-tokens or --accumulate is 0: a step would have no tokens")
                 .remedy("give --batch-tokens and --accumulate of 1 or more"));
         }
+        check_steps("--steps", self.steps)?;
+        for (option, number) in [("--batch-tokens", self.batch_tokens), ("--accumulate", self.accumulate)] {
+            if number > MAX_BATCH {
+                let what = format!("{option} {number} is more than a step can take");
+                return Err(Error::new(Kind::Usage, what).remedy(format!("give at most {MAX_BATCH}")));
+            }
+        }
+        self.check_idle()?;
         if self.warmup() > self.steps {
             let what = format!("a warm-up of {} steps is longer than all {} steps", self.warmup(), self.steps);
             return Err(Error::new(Kind::Usage, what).remedy("lower --warmup, or raise --steps"));
@@ -133,9 +158,27 @@ impl TrainOptions {
                 Kind::Usage,
                 "--patience counts measurements, and without --eval-every there is only one",
             )
-            .remedy("give --eval-every, or leave --patience out"));
+            .remedy("give --eval-every, or leave --patience out")
+            .idle(&["--patience"]));
         }
         Ok(())
+    }
+
+    /// Refuses what says how steps are taken where none is.
+    fn check_idle(&self) -> Result<()> {
+        let idle = [
+            ("--learning-rate", self.learning_rate != default_learning_rate()),
+            ("--weight-decay", self.weight_decay != default_weight_decay()),
+            ("--clip", self.clip != 1.0),
+            ("--accumulate", self.accumulate != 1),
+            ("--warmup", self.warmup.is_some()),
+            ("--patience", self.patience != 0),
+        ];
+        let given = idle.into_iter().find(|(_, is_given)| *is_given && self.steps == 0);
+        let Some((option, _)) = given else { return Ok(()) };
+        let what = format!("{option} says how steps are taken, and --steps 0 takes none");
+        let error = Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --steps above 0"));
+        Err(error.idle(&[option]))
     }
 
     /// The most tokens that all steps see, of windows of `length`: one batch where no step is taken.
@@ -208,7 +251,8 @@ impl RouterOptions {
                 Kind::Usage,
                 "--balance-over says what is balanced, and --balance 0 balances nothing",
             )
-            .remedy("leave --balance-over out, or give --balance above 0"));
+            .remedy("leave --balance-over out, or give --balance above 0")
+            .idle(&["--balance-over"]));
         }
         match self.capacity_factor {
             Some(factor) if !(factor > 0.0 && factor.is_finite()) => {

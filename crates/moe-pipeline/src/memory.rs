@@ -80,7 +80,7 @@ pub fn check_small_budget(budget: Option<ByteSize>, live: u64, ways: Option<&str
 /// but what was promised is wrong.
 pub fn passed_budget(budget: ByteSize) -> Option<String> {
     let held = ByteSize(process_peak_memory_bytes()?);
-    (held.0 > budget.0 + budget.0 / 50).then(|| {
+    (held.0 > budget.0.saturating_add(budget.0 / 50)).then(|| {
         format!(
             "this run held {held} in memory, more than --memory-budget {budget}: please report its command and model"
         )

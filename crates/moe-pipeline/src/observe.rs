@@ -61,10 +61,16 @@ impl ObserveOptions {
             return self.calibration.check();
         }
         self.check_any()?;
-        let of_sweep = [("--no-left-out", self.no_left_out), ("--sample-every", self.sample_every != 0)];
+        let of_sweep = [
+            ("--no-left-out", self.no_left_out),
+            ("--sample-every", self.sample_every != 0),
+            ("--seed", self.calibration.seed != 0),
+        ];
         if let Some((option, _)) = of_sweep.into_iter().find(|(_, is_given)| *is_given) {
             let what = format!("{option} says what a sweep over --data looks at; statistics to --add are finished");
-            return Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")));
+            return Err(Error::new(Kind::Usage, what)
+                .remedy(format!("leave {option} out, or give --data TEXT"))
+                .idle(&[option]));
         }
         self.calibration.check_used(false)
     }

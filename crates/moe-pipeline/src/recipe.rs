@@ -7,6 +7,7 @@ mod models;
 mod outcome;
 mod schema;
 mod source;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -29,6 +30,7 @@ pub(crate) use outcome::STEPS_HEADER;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::Source;
+use spare::Spare;
 use variables::{Variables, given};
 
 /// The longest recipe.
@@ -183,9 +185,17 @@ impl Recipe {
         check_defaults(&defaults, &raw.step)?;
         Expansion::check_count(&raw.step)?;
         let source = Source::new(text);
-        let mut expansion = Expansion { source, defaults: &defaults, variables, chosen: Vec::new(), steps: Vec::new() };
+        let mut expansion = Expansion {
+            source,
+            defaults: &defaults,
+            variables,
+            chosen: Vec::new(),
+            steps: Vec::new(),
+            spare: Spare::default(),
+        };
         expansion.steps(&raw.step, "")?;
-        let Expansion { mut variables, steps, .. } = expansion;
+        let Expansion { mut variables, steps, spare, .. } = expansion;
+        spare.check()?;
         let commands: BTreeSet<&str> = steps.iter().flat_map(Step::commands).collect();
         check_defaults_run(&defaults, &commands)?;
         if let Some(name) = raw.vars.keys().find(|name| !variables.was_used(name)) {
@@ -401,12 +411,12 @@ fn as_keys(text: &str, is_key: impl Fn(&str) -> bool) -> String {
     made
 }
 
-/// Keys of earlier versions that options still go by.
-const EARLIER_KEYS: [&str; 1] = ["no-control"];
+/// Keys of earlier versions that options still go by, and their names now.
+const EARLIER_KEYS: [(&str, &str); 1] = [("no-control", "no-baseline")];
 
 /// Refuses keys that aren't `known`.
 fn check_keys(table: &toml::Table, known: &[String]) -> Result<()> {
-    match table.keys().find(|key| !known.contains(key) && !EARLIER_KEYS.contains(&key.as_str())) {
+    match table.keys().find(|key| !known.contains(key) && EARLIER_KEYS.iter().all(|(was, _)| was != key)) {
         Some(key) if of_program(key, "").is_some() => {
             let value = table[key].to_string();
             let what = format!("`{key}` is not a key of a step");

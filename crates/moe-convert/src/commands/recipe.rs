@@ -18,7 +18,7 @@ use moe_pipeline::{
 
 use super::{After, Session, kind, other_result};
 use crate::allocator::purge;
-use crate::render;
+use crate::{render, usage};
 pub(super) use reports::Reports;
 
 impl Session {
@@ -99,6 +99,10 @@ impl Session {
         let recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
             Err(error) => {
+                let error = match usage::key_instead(error.what()) {
+                    Some(remedy) => error.better_remedy(remedy),
+                    None => error,
+                };
                 return Err(reports.refused_unread(path, error));
             }
         };

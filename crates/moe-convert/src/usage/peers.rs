@@ -113,6 +113,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("target-architecture architecture arch target-family student-family", "give --target FAMILY"),
     // Measuring.
     ("baseline reference base-model original reference-model ref compare compare-to", "give --against ORIGINAL"),
+    ("held-out", "give --data TEXT: all of it is measured or observed"),
     ("tasks task", "give --data TEXT: loss and --against are measured on it; tasks are lm-eval's"),
     ("threshold max-kld kl-threshold", "give --max-kl NATS"),
     // What all have.

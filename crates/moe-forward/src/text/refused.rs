@@ -46,6 +46,9 @@ fn remedy(file: &TextFile, place: &Place, what: &str) -> String {
         return "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
             .to_owned();
     }
+    if has(&["in one record that isn't"]) {
+        return "cut it into several records, each on a line of its own".to_owned();
+    }
     if has(&["recursion limit"]) {
         return "leave the record out, or nest the lists and objects in its \"messages\" and \"tools\" at most 120 deep".to_owned();
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::observe::{Part, Tokens, failed};
 use super::record::{Look, Trained};
+use crate::train::check_steps;
 
 /// The weight of 1 − cos beside the relative squared error.
 const COSINE: f64 = 0.05;
@@ -71,7 +72,7 @@ fn default_learning_rate() -> f64 {
 impl Training {
     /// Whether any layer is trained.
     pub(super) fn trains(&self) -> bool {
-        self.steps + self.student_steps > 0
+        self.steps > 0 || self.student_steps > 0
     }
 
     /// What is said of a rate that can hardly train.
@@ -85,7 +86,7 @@ impl Training {
     pub(super) fn check(&self) -> Result<()> {
         let usage = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what).remedy(remedy));
         match self {
-            _ if !self.trains() => Ok(()),
+            _ if !self.trains() => self.check_idle(),
             Self { batch_tokens: 0, .. } => usage("--batch-tokens 0 teaches nothing".to_owned(), "give 512, say"),
             Self { learning_rate, .. } if !(learning_rate.is_finite() && *learning_rate > 0.0) => usage(
                 format!("--learning-rate {learning_rate} is not a learning rate"),
@@ -95,8 +96,23 @@ impl Training {
                 format!("--batch-tokens {batch_tokens} is more than a step can take"),
                 "give at most 1048576, such as 512",
             ),
-            _ => Ok(()),
+            Self { steps, student_steps, .. } => {
+                check_steps("--steps", *steps)?;
+                check_steps("--student-steps", *student_steps)
+            }
         }
+    }
+
+    /// Refuses what says how layers are trained where none is.
+    fn check_idle(&self) -> Result<()> {
+        let idle = [
+            ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
+            ("--learning-rate", self.learning_rate != default_learning_rate()),
+        ];
+        let Some((option, _)) = idle.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+        let what = format!("{option} says how layers are trained, and --steps 0 trains none");
+        let error = Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --steps above 0"));
+        Err(error.idle(&[option]))
     }
 }
 

@@ -9,7 +9,7 @@ use super::observe::HELD_OUT_EVERY;
 use super::score::Score;
 use super::select::Select;
 use super::weights::{padded, undecided};
-use crate::calibrate::{CalibrationOptions, HeldOutOptions};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used};
 
 /// Options of `distill`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -159,15 +159,19 @@ impl DistillOptions {
             return usage("distill measures gates on text", "give --data TEXT");
         }
         if self.init != Init::Select && (self.score != Score::default() || self.select != Select::default()) {
-            return usage("--score and --select choose what --init select takes", "leave them out, or --init");
+            let error = Error::new(Kind::Usage, "--score and --select choose what --init select takes");
+            return Err(error.remedy("leave them out, or --init").idle(&["--score", "--select"]));
         }
         let experts = self.init == Init::Select && self.select == Select::Experts;
         if self.down == Down::Uniform && !experts {
-            return usage("--down uniform divides by the number of experts taken", "give --select experts");
+            let error = Error::new(Kind::Usage, "--down uniform divides by the number of experts taken");
+            return Err(error.remedy("give --select experts").idle(&["--down"]));
         }
         if self.init == Init::Select && self.select == Select::Neurons && self.score != Score::default() {
-            return usage("--score ranks experts, and --select neurons takes none whole", "give --select experts");
+            let error = Error::new(Kind::Usage, "--score ranks experts, and --select neurons takes none whole");
+            return Err(error.remedy("give --select experts").idle(&["--score"]));
         }
+        check_baseline_used(self.no_baseline, &self.measuring)?;
         self.training.check()
     }
 

@@ -117,14 +117,16 @@ impl MergeOptions {
                 return Err(usage(
                     format!("{option} is for --method {names}"),
                     format!("leave {option} out, or choose that method"),
-                ));
+                )
+                .idle(&[option]));
             }
         }
         if self.sample_every.is_some() && self.reduce.stats.is_some() {
             return Err(usage(
                 "--sample-every says what a sweep over --data looks at; these statistics are finished",
                 "leave --sample-every out, or give it to observe",
-            ));
+            )
+            .idle(&["--sample-every"]));
         }
         if self.sample_every == Some(0) {
             return Err(usage("--sample-every 0 samples no token", "give at least 1"));

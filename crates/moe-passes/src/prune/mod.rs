@@ -125,8 +125,27 @@ impl PruneOptions {
         match given.into_iter().find(|(_, is_given)| *is_given) {
             Some((option, _)) => Err(Error::new(Kind::Usage, format!("{option} beside --plan, which has decided"))
                 .remedy(format!("leave {option} out, or --plan"))),
-            None => reduce.check_measuring(),
+            None => {
+                reduce.check_measuring()?;
+                self.check_measured(text)
+            }
         }
+    }
+
+    /// Refuses what says how the result of a given plan is measured where it isn't.
+    fn check_measured(&self, text: &CalibrationOptions) -> Result<()> {
+        let usual = CalibrationOptions::default();
+        let measures = self.reduce.held_out().is_some();
+        let idle = [
+            ("--sequence-length", text.sequence_length != usual.sequence_length && !measures),
+            // The baseline is drawn.
+            ("--seed", text.seed != usual.seed && (!measures || self.reduce.no_baseline)),
+        ];
+        let Some((option, _)) = idle.into_iter().find(|(_, is_idle)| *is_idle) else { return Ok(()) };
+        let wanted = if measures { "a baseline" } else { "--held-out" };
+        Err(Error::new(Kind::Usage, format!("{option} beside --plan goes with {wanted}, and there is none"))
+            .remedy(format!("leave {option} out, or give --held-out TEXT without --no-baseline"))
+            .idle(&[option]))
     }
 
     fn check(&self, sources: &Sources<'_>) -> Result<Size> {
@@ -188,7 +207,8 @@ impl Pass for PruneOptions {
         self.reduce.check_sources(needs)?;
         if !needs.sums && self.blend != Blend::Pool {
             return Err(Error::new(Kind::Usage, "this method doesn't look at domains")
-                .remedy("leave --blend out, or choose another --method"));
+                .remedy("leave --blend out, or choose another --method")
+                .idle(&["--blend"]));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::options::{
     default_group_size, default_hot_cap, default_pool_tokens, half, usage,
 };
 use super::widths::Profile;
+use crate::calibrate::short;
 
 impl QuantizeOptions {
     /// Refuses what contradicts itself, whatever the model.
@@ -25,8 +26,9 @@ impl QuantizeOptions {
             ("ridge", self.ridge),
             ("hot-cap", self.hot_cap),
         ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(usage(format!("--{name} {value}"), "give a number that isn't negative"));
+            if !(0.0..=1e6).contains(&value) {
+                let what = format!("--{name} {} is not from 0 to 1e6", short(value));
+                return Err(usage(what, "give a number from 0 to 1e6, such as 0.5"));
             }
         }
         if !(self.damping > 0.0 && self.damping <= 1.0) {
@@ -39,7 +41,7 @@ impl QuantizeOptions {
             self.check_float()?;
         }
         if self.method() == Method::Rtn && !self.pool.is_empty() {
-            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out"));
+            return Err(usage("rounding to nearest doesn't look at data", "leave --pool out").idle(&["--pool"]));
         }
         self.check_used()?;
         match (self.method(), self.calibration.data.is_empty()) {
@@ -53,7 +55,8 @@ impl QuantizeOptions {
             (Method::Rtn, false) if self.target_bits.is_none() => Err(usage(
                 "rounding to nearest doesn't look at data",
                 "leave --data out, or give an integer --scheme with --method gptq",
-            )),
+            )
+            .idle(&["--data"])),
             _ => self.calibration.check_used(self.measuring.is_given()),
         }
     }
@@ -61,17 +64,19 @@ impl QuantizeOptions {
     /// Refuses options of integers beside a scheme of floats.
     fn check_float(&self) -> Result<()> {
         if self.asymmetric {
-            return Err(usage("e4m3 has no zero points", "leave --asymmetric out"));
+            return Err(usage("e4m3 has no zero points", "leave --asymmetric out").idle(&["--asymmetric"]));
         }
         if self.method == Some(Method::Gptq) {
             return Err(usage(
                 "e4m3 is rounded to nearest, not chosen by GPTQ",
                 "leave --method out, or give an integer --scheme such as w8a16",
-            ));
+            )
+            .idle(&["--method"]));
         }
         if self.group_size != default_group_size() {
             let what = "--group-size is for integers: e4m3 has a scale for each row, or for each block of 128 × 128";
-            return Err(usage(what, "leave --group-size out, or give an integer --scheme such as w8a16"));
+            let remedy = "leave --group-size out, or give an integer --scheme such as w8a16";
+            return Err(usage(what, remedy).idle(&["--group-size"]));
         }
         Ok(())
     }
@@ -95,18 +100,25 @@ impl QuantizeOptions {
             return Err(usage(
                 format!("--{name} is for GPTQ, and this rounds to nearest"),
                 format!("leave --{name} out, or give --method gptq with an integer --scheme and --data TEXT"),
-            ));
+            )
+            .idle(&[&format!("--{name}")]));
+        }
+        if !gptq && self.calibration.data.is_empty() && self.calibration.seed != 0 {
+            let what = "--seed is for what is drawn, and rounding to nearest draws nothing";
+            return Err(usage(what, "leave --seed out, or give --method gptq and --data TEXT").idle(&["--seed"]));
         }
         let shrinks = [("shrinkage", self.shrinkage != half()), ("ridge", self.ridge != half())];
         if let Some((name, _)) = shrinks.into_iter().find(|(_, is_given)| *is_given)
             && self.samples() != Samples::PerExpert
         {
             let what = format!("--{name} shrinks the Hessians of --samples per-expert");
-            return Err(usage(what, format!("leave --{name} out, or give --samples per-expert")));
+            let remedy = format!("leave --{name} out, or give --samples per-expert");
+            return Err(usage(what, remedy).idle(&[&format!("--{name}")]));
         }
         if self.target_bits.is_none() && self.profile != Profile::default() {
             let what = "--profile says which bit widths --target-bits chooses from, and there is no --target-bits";
-            return Err(usage(what, "give --target-bits BITS in place of --scheme, or leave --profile out"));
+            let remedy = "give --target-bits BITS in place of --scheme, or leave --profile out";
+            return Err(usage(what, remedy).idle(&["--profile"]));
         }
         self.check_samples_used()?;
         let of_pool = self.pool_take.is_some() || self.pool_tokens != default_pool_tokens();
@@ -114,7 +126,11 @@ impl QuantizeOptions {
             return Err(usage(
                 "--pool-tokens and --pool-take say how --pool is used",
                 "give --pool TEXT, or leave them out",
-            ));
+            )
+            .idle(&["--pool-tokens", "--pool-take"]));
+        }
+        if self.pool_take == Some(0) {
+            return Err(usage("--pool-take 0 takes nothing of --pool", "give at least 1, or leave --pool out"));
         }
         Ok(())
     }
@@ -131,7 +147,8 @@ impl QuantizeOptions {
         ];
         let Some((name, _, subject)) = idle.into_iter().find(|(_, is_idle, _)| *is_idle) else { return Ok(()) };
         let what = format!("--{name} is about {subject}, which these --samples don't have");
-        Err(usage(what, format!("leave --{name} out, or give --samples per-expert")))
+        let remedy = format!("leave --{name} out, or give --samples per-expert");
+        Err(usage(what, remedy).idle(&[&format!("--{name}")]))
     }
 
     fn check_target(&self, target: f64) -> Result<()> {

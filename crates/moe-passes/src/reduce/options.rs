@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
-use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
+use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used, check_windows};
 use crate::pass::{HeldOut, Sources};
 
 /// How many experts are left, and from what that is decided.
@@ -306,7 +306,8 @@ impl ReduceOptions {
     /// [`Kind::Usage`].
     pub(crate) fn check_measuring(&self) -> Result<()> {
         check_windows(self.calibration.sequence_length, None)?;
-        self.measuring.check()
+        self.measuring.check()?;
+        check_baseline_used(self.no_baseline, &self.measuring)
     }
 
     /// Text that the result is measured on, if there is some.
@@ -329,7 +330,10 @@ impl ReduceOptions {
                 "give --data TEXT, or --stats STATS that observe has written",
             ),
             (false, _, false) | (_, true, false) => {
-                error("this method doesn't look at data", "leave --data and --stats out, or choose another --method")
+                let remedy = "leave --data and --stats out, or choose another --method";
+                Err(Error::new(Kind::Usage, "this method doesn't look at data")
+                    .remedy(remedy)
+                    .idle(&["--data", "--stats"]))
             }
             (true, true, true) if needs.inputs => {
                 error("this method looks at tokens, which statistics don't hold", "give --data instead of --stats")

@@ -178,7 +178,7 @@ impl Decider for Reducer {
         let top_k = self.model.moes().next().map_or(1, |(_, moe)| moe.router.top_k);
         let all_experts = match self.method.needs().sample_every {
             0 => 0.0,
-            every => self.size.before as f64 / (top_k * every) as f64,
+            every => self.size.before as f64 / (top_k as f64 * every as f64),
         };
         // Blocks are observed, then run again as they became.
         forward.attention + forward.networks * (2.0 + all_experts)

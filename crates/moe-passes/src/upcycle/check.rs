@@ -8,15 +8,8 @@ use moe_model::{Error, Family, Flag, Kind, Model, Result, families, family};
 use super::options::{survey_tokens, window};
 use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
+use crate::calibrate::short;
 use crate::pass::Sources;
-
-/// A number as people write it, not with dozens of zeros.
-fn short(number: f64) -> String {
-    match number.abs() < 1e6 {
-        true => number.to_string(),
-        false => format!("{number:e}"),
-    }
-}
 
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
@@ -46,7 +39,7 @@ impl UpcycleOptions {
         let idle = [
             (self.attention == Rest::Average && self.models.is_empty(), "--attention average", "--expert"),
             (self.drop_fraction != 0.5 && !drop, "--drop-fraction", "--init drop"),
-            (self.noise_fraction != 1.0 && self.noise_std == 0.0, "--noise-fraction", "--noise-std"),
+            (self.noise_fraction != 1.0 && self.noise_std == 0.0, "--noise-fraction", "--noise-std above 0"),
             (
                 self.router_std.is_some() && self.router.is_surveyed(),
                 "--router-std",
@@ -69,7 +62,10 @@ impl UpcycleOptions {
         match idle.into_iter().find(|(is_idle, ..)| *is_idle) {
             None => Ok(()),
             Some((_, option, wanted)) => {
-                usage(format!("{option} goes with {wanted}"), format!("give {wanted}, or leave {option} out"))
+                let error = Error::new(Kind::Usage, format!("{option} goes with {wanted}"));
+                // The option itself is another word for two of them.
+                let key = option.split(' ').next().unwrap_or(option);
+                Err(error.remedy(format!("give {wanted}, or leave {option} out")).idle(&[key]))
             }
         }
     }
@@ -122,6 +118,12 @@ impl UpcycleOptions {
                 return usage(format!("{option} {share} is not a share"), "give a number from 0 to 1, such as 0.5");
             }
         }
+        if self.noise_std > 0.0 && self.noise_fraction == 0.0 {
+            return usage("--noise-fraction 0 adds no noise", "give a share above 0, or leave --noise-std out");
+        }
+        if self.init == Init::Drop && self.drop_fraction == 0.0 {
+            return usage("--drop-fraction 0 draws nothing anew", "give a share above 0, or leave --init drop out");
+        }
         if !(0.0..1.0).contains(&self.router_entropy) {
             return usage(
                 format!("--router-entropy {} is not below 1", self.router_entropy),
@@ -158,10 +160,11 @@ impl UpcycleOptions {
             ("--sequence-length", self.sequence_length != window()),
         ];
         match idle.into_iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) => usage(
-                format!("{option} says how --data is read, and no option here uses any"),
-                format!("leave {option} out, or give --router kmeans --data TEXT"),
-            ),
+            Some((option, _)) => {
+                let what = format!("{option} says how --data is read, and no option here uses any");
+                let remedy = format!("leave {option} out, or give --router kmeans --data TEXT");
+                Err(Error::new(Kind::Usage, what).remedy(remedy).idle(&[option]))
+            }
             None => Ok(()),
         }
     }
@@ -174,7 +177,11 @@ impl UpcycleOptions {
                 return usage("this router or partition is found on text, and none is given", "give --data");
             }
             (false, false) => {
-                return usage("no option here uses --data", "leave it out, or give --router kmeans");
+                let remedy = match self.init {
+                    Init::Partition => "leave it out, or give --partition-by activations or --router activations",
+                    _ => "leave it out, or give --router kmeans",
+                };
+                return Err(Error::new(Kind::Usage, "no option here uses --data").remedy(remedy).idle(&["--data"]));
             }
             (false, true) => self.check_text_used()?,
             (true, false) => {}
@@ -186,7 +193,9 @@ impl UpcycleOptions {
         }
         match (self.router.takes_prompts(), &self.prompts) {
             (true, None) => usage("this router is made of prompts", "give --prompts PROMPTS.json"),
-            (false, Some(_)) => usage("no option here uses --prompts", "leave it out, or give --router prompts"),
+            (false, Some(_)) => Err(Error::new(Kind::Usage, "no option here uses --prompts")
+                .remedy("leave it out, or give --router prompts")
+                .idle(&["--prompts"])),
             _ => Ok(()),
         }
     }

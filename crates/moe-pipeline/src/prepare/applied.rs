@@ -11,7 +11,10 @@ use moe_checkpoint::{
 use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
-use moe_passes::{Decider, Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, TrainingText};
+use moe_passes::{
+    Decider, Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, TrainingText, same_bytes,
+    same_source,
+};
 
 use super::beside::Beside;
 use crate::deciding::Deciding;
@@ -67,7 +70,7 @@ impl<'p> Applied<'p> {
         snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
         let beside = Beside::read(pass, &source, first, checkpoint)?;
         let sources = beside.sources(&source, compute, Some(spill), None);
-        let plan = pass.plan(&sources)?;
+        let mut plan = pass.plan(&sources)?;
         let decider = pass.decider(&sources)?;
         check_tokenizers(input, pass.others())?;
         let (declaration, result) = declared(&plan)?;
@@ -81,6 +84,10 @@ impl<'p> Applied<'p> {
         let teacher = beside.models.first();
         let read = |training| TrainingTask::read(training, &plan.model, teacher, checkpoint, work);
         let training = pass.training().map(read).transpose()?;
+        // What passes before make isn't there to be read.
+        let same = if first { same_bytes } else { same_source };
+        let idle = training.as_ref().map_or(Ok(None), |task| task.idle(&plan.model, same))?;
+        plan.warnings.extend(idle.map(str::to_owned));
         Ok(Self {
             pass,
             source,
@@ -223,11 +230,13 @@ impl<'p> Applied<'p> {
         let decided = self.deciding.as_ref().map_or(0.0, Deciding::flops);
         let trained = self.training.as_ref().map_or(0.0, |task| {
             let (options, text) = (&task.training.options, &task.training.text);
-            let step =
-                ForwardWork::of(&self.plan.model, options.batch_tokens * options.accumulate, text.sequence_length);
+            let model = &self.plan.model;
+            let tokens = options.batch_tokens * options.accumulate;
+            let head = 2.0 * tokens as f64 * model.hidden as f64 * model.vocab as f64;
+            let step = ForwardWork::of(model, tokens, text.sequence_length).total() + head;
             // Backwards takes twice as much, and layers whose graphs aren't kept run again; a teacher runs beside.
             let times = if task.training.teacher.is_some() { 5.0 } else { 4.0 };
-            options.steps as f64 * times * step.total()
+            options.steps as f64 * times * step
         });
         surveyed.sum::<f64>() + decided + trained
     }

@@ -8,7 +8,7 @@ use moe_checkpoint::{Checkpoint, Result, Saved};
 use moe_forward::{EvalReport, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::Decisions;
+use moe_passes::{Decisions, same_bytes};
 
 use super::applied::{Applied, decided_on, declared};
 use super::{Prepared, shards};
@@ -216,7 +216,9 @@ impl Prepared<'_> {
             memory_budget: options.memory_budget,
             compute: &options.compute,
         };
-        let idle = subject.idle()?;
+        // Experts that the passes before have made are alike by their bytes alone; what is said already isn't said twice.
+        let known = &applied.plan.warnings;
+        let idle = task.idle(&applied.plan.model, same_bytes)?.filter(|idle| known.iter().all(|known| known != idle));
         idle.iter().for_each(|warning| progress.note(warning));
         let (model, record) = subject.train(progress)?;
         self.applied[index].plan.warnings.extend(idle.map(str::to_owned));

@@ -1,10 +1,12 @@
 //! Held-out text that isn't held out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use moe_checkpoint::Result;
 use moe_forward::{Corpus, overlap};
 
 use super::applied::Applied;
+use crate::learned;
 use crate::portable::portable;
 
 /// Text that is written by hand shares less than this with another; templates and licences may share some.
@@ -15,6 +17,19 @@ const LEAST_SHARE: f64 = 0.01;
 pub(super) fn warnings(applied: &[Applied<'_>], measured: Option<&Corpus>) -> Vec<String> {
     let trained = applied.iter().filter_map(|applied| applied.training.as_ref()?.held_out());
     measured.into_iter().chain(trained).filter_map(|corpus| warning(applied, corpus)).collect()
+}
+
+/// What is said where a pass measures on text that the checkpoint in `input` was made on already.
+///
+/// # Errors
+/// What reading that text and the receipt returns.
+pub(super) fn learned_before(applied: &[Applied<'_>], input: &Path) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for applied in applied {
+        texts.extend(applied.pass.held_out().into_iter().flat_map(|held_out| held_out.data.to_vec()));
+        texts.extend(applied.training.iter().flat_map(|task| task.training.text.held_out.clone()));
+    }
+    learned::notes(input, &texts)
 }
 
 fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {

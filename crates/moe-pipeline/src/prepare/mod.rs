@@ -116,7 +116,8 @@ impl<'p> Prepared<'p> {
         let held_out = held_out.map(read_held_out).transpose()?;
         let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
-        let not_held_out = held_out::warnings(&applied, held_out.as_ref());
+        let mut not_held_out = held_out::warnings(&applied, held_out.as_ref());
+        not_held_out.extend(held_out::learned_before(&applied, input)?);
         Ok(Self {
             checkpoint,
             source,

@@ -8,6 +8,7 @@ use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
 use super::source::Source;
+use super::spare::{Spare, Written};
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
 use crate::portable::portable;
@@ -24,6 +25,8 @@ pub(super) struct Expansion<'a> {
     /// What was chosen in the blocks around the present step, as messages say it.
     pub chosen: Vec<String>,
     pub steps: Vec<Step>,
+    /// Keys that are for several steps.
+    pub spare: Spare,
 }
 
 /// Keys of steps that run one pass which passes within a step don't have.
@@ -104,18 +107,33 @@ impl Expansion<'_> {
         if self.steps.len() == MAX_STEPS {
             return Err(too_many());
         }
-        let written = (!overridden.is_empty()).then(|| table.clone());
+        let overriding = (!overridden.is_empty()).then(|| table.clone());
         let replaced = self.replace(&mut table);
         drop_idle(&mut table, &own);
         for (pass, own) in passes_mut(&mut table).zip(&own_of_passes) {
             pass.as_table_mut().into_iter().for_each(|pass| drop_idle(pass, own));
         }
-        let step = replaced.and_then(|()| parse_step(table));
         let chosen = self.chosen.join(", ");
         let shown = if chosen.is_empty() { name.clone() } else { format!("{name}; {chosen}") };
-        let step = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
-        if let Some(written) = written {
-            self.check_overridden(&name, written, &overridden)?;
+        let of_tables = std::iter::once(own).chain(own_of_passes);
+        let commands = std::iter::once(&name).chain(&runs);
+        // What a variable has emptied of text needs nothing that text does.
+        let lacks_text = std::iter::once(&table).chain(passes_of(&table).filter_map(Value::as_table)).any(is_emptied);
+        let own_may_pass = !self.chosen.is_empty() || lacks_text;
+        let written =
+            of_tables.zip(commands).map(|(own, command)| Written { command: command.clone(), own, own_may_pass });
+        let written: Vec<Written> = written.collect();
+        let step = replaced.and_then(|()| self.spare.parse(table, &written, place));
+        let (step, passed) = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
+        for passed in passed.into_iter().filter(|_| !lacks_text) {
+            let error = match &passed.defaults {
+                Some(command) => self.wrong_default(command, passed.error),
+                None => self.wrong(place, &shown, &runs, passed.error),
+            };
+            self.spare.pass(passed.origin, error);
+        }
+        if let Some(overriding) = overriding {
+            self.check_overridden(&name, overriding, &overridden)?;
         }
         self.steps.push(Step { chosen, ..step });
         Ok(())
@@ -280,9 +298,8 @@ fn passes_mut(table: &mut Table) -> impl Iterator<Item = &mut Value> {
 /// Drops keys that say how text is read from a step without text, where they came from `[defaults]`, which are for all steps, or where a
 /// choice has emptied its list of text. `own` are the keys that the step has itself.
 fn drop_idle(step: &mut Table, own: &[String]) {
-    let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text));
-    let is_emptied = data == Some(false) || held_out == Some(false);
-    let [data, held_out] = [data, held_out].map(|text| text == Some(true));
+    let [data, held_out] = ["data", "held-out"].map(|text| has_text(step, text) == Some(true));
+    let is_emptied = is_emptied(step);
     step.retain(|key, _| {
         let is_used = match key {
             "data-tokens" | "pack" | "mask-special" => data,
@@ -293,6 +310,11 @@ fn drop_idle(step: &mut Table, own: &[String]) {
         };
         is_used || (!is_emptied && own.iter().any(|own| own == key))
     });
+}
+
+/// Whether a list of text of `step` is there, and has none.
+fn is_emptied(step: &Table) -> bool {
+    ["data", "held-out"].iter().any(|text| has_text(step, text) == Some(false))
 }
 
 /// Whether the list of text under `key` has any; none where there is no such key.

@@ -296,6 +296,78 @@ fn values_are_checked_before_any_step() {
     Recipe::parse(&random, &[], "x").unwrap();
 }
 
+/// [defaults] are for all steps of a command, and keys in a block for all of its choices: what one of them doesn't use passes by it, and
+/// is refused where none does.
+#[test]
+fn keys_for_several_steps_pass_by_those_without_use_for_them() {
+    let text = "data = [\"t\"]\n";
+    for (run, default, key, uses, idle) in [
+        (
+            "quantize",
+            "damping = 0.2",
+            "",
+            "scheme = \"w4a16\"\ndata = [\"t\"]",
+            "scheme = \"w8a16\"\nmethod = \"rtn\"\ndata = []",
+        ),
+        ("quantize", "damping = 0.2\nseed = 3", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
+        ("quantize", "data = [\"t\"]", "", "scheme = \"w4a16\"", "scheme = \"fp8\""),
+        ("quantize", "group-size = 64", "", "scheme = \"w4a16\"\ndata = [\"t\"]", "scheme = \"fp8\""),
+        ("quantize", "shrinkage = 2.0", text, "samples = \"per-expert\"", "samples = \"routed\""),
+        ("merge", "sample-every = 4", "keep = 0.5\ndata = [\"t\"]", "method = \"hc-smoe\"", "method = \"dern\""),
+        ("merge", "group-cap = 4", "keep = 0.5\ndata = [\"t\"]", "method = \"ream\"", "method = \"dern\""),
+        ("heal", "teacher-tokens = 8", "from = \"m\"\ndata = [\"t\"]", "teacher = \"top-k\"", "teacher = \"full\""),
+        ("heal", "patience = 2", text, "held-out = [\"h\"]", ""),
+        ("heal", "patience = 2", text, "held-out = [\"h\"]", "held-out = []"),
+        ("heal", "learning-rate = 1e-3", text, "steps = 4", "steps = 0"),
+        ("prune", "data = [\"t\"]", "keep = 0.5", "method = \"reap\"", "method = \"aimer\""),
+        ("prune", "data = [\"t\"]\ndata-tokens = 99", "keep = 0.5", "method = \"reap\"", "method = \"random\""),
+        ("prune", "no-baseline = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
+        ("prune", "no-control = true", "keep = 0.5\ndata = [\"t\"]", "held-out = [\"h\"]", ""),
+        ("distill", "score = \"cp\"", text, "select = \"experts\"", "select = \"neurons\""),
+        ("upcycle", "data = [\"t\"]", "experts = 4\ntop-k = 2", "router = \"kmeans\"", "router = \"normal\""),
+        (
+            "upcycle",
+            "router-std = 0.1\ndata = [\"t\"]",
+            "experts = 4\ntop-k = 2",
+            "router = \"normal\"",
+            "router = \"kmeans\"",
+        ),
+    ] {
+        let step = |output: &str, more: &str| {
+            format!("[[step]]\nrun = {run:?}\nmodel = \"m\"\noutput = {output:?}\n{key}\n{more}\n")
+        };
+        let defaults = format!("[defaults.{run}]\n{default}\n");
+        let both = format!("{defaults}{}{}", step("a", uses), step("b", idle));
+        let recipe = Recipe::parse(&both, &[], "x");
+        assert!(recipe.is_ok(), "{both}\n{}", recipe.unwrap_err());
+        // A step's own key is for it alone.
+        if !idle.contains("[]") {
+            let own = step("b", &format!("{idle}\n{default}"));
+            assert!(Recipe::parse(&own, &[], "x").is_err(), "{own}");
+        }
+    }
+    let damping = "[defaults.quantize]\ndamping = 0.2\n[[step]]\nrun = \"quantize\"\nmodel = \"m\"\noutput = \"o\"\nscheme = \"fp8\"";
+    let none = message(damping, &[]);
+    assert!(none.contains("line 2, [defaults.quantize]: `damping` is for GPTQ"), "{none}");
+    let passes = "[defaults.quantize]\ndamping = 0.2\n[[step]]\nrun = \"quantize\"\nmodel = \"m\"\noutput = \"o\"\ndata = [\"t\"]\n\
+                  [[step]]\nrun = \"convert\"\nmodel = \"m\"\noutput = \"p\"\n[[step.pass]]\nrun = \"quantize\"\nscheme = \"fp8\"\n";
+    Recipe::parse(passes, &[], "x").unwrap();
+}
+
+#[test]
+fn keys_of_a_block_pass_by_choices_without_use_for_them() {
+    let block = |methods: &str| {
+        format!(
+            "[[step]]\neach.method = {methods}\n[[step.step]]\nrun = \"merge\"\nmodel = \"m\"\noutput = \"${{method}}\"\n\
+             method = \"${{method}}\"\nkeep = 0.5\ndata = [\"t\"]\ngroup-cap = 4"
+        )
+    };
+    let steps = Recipe::parse(&block("[\"ream\", \"dern\"]"), &[], "x").unwrap().steps;
+    assert_eq!((&options(&steps[0])["group-cap"], &options(&steps[1])["group-cap"]), (&4.into(), &().into()));
+    let none = message(&block("[\"m-smoe\", \"dern\"]"), &[]);
+    assert!(none.contains("line 10, step 1.1 (merge; method m-smoe): `group-cap` is for `method` ream"), "{none}");
+}
+
 #[test]
 fn sizes_may_be_numbers_of_bytes() {
     let text = "[[step]]\nrun = \"eval\"\nmodel = \"m\"\ndata = [\"t\"]\ngates = { max-bytes = 4000000 }";

@@ -17,8 +17,8 @@ use moe_checkpoint::{Checkpoint, Result};
 use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Part, Reference, Scale, Trainee};
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
-use moe_model::Model;
-use moe_passes::{Idle, Precision, Training, idle_routers, same_bytes};
+use moe_model::{Expert, Model};
+use moe_passes::{Idle, Precision, Training, idle_routers};
 
 use order::Order;
 use settings::CHANGEABLE;
@@ -199,6 +199,21 @@ impl TrainingTask {
         self.text.texts.iter().chain(self.held_out.iter().flat_map(|held_out| &held_out.texts))
     }
 
+    /// What is said where only routers of `model` are trained, and have nothing to decide: all experts are the same network by `same`.
+    ///
+    /// # Errors
+    /// What `same` returns.
+    pub fn idle(&self, model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<Option<&'static str>> {
+        let only_routers = self.training.parts.iter().all(|part| *part == Part::Routers);
+        if !only_routers || self.training.options.steps == 0 {
+            return Ok(None);
+        }
+        Ok(idle_routers(model, same)?.map(|idle| match idle {
+            Idle::All => IDLE,
+            Idle::ButSharedGates => IDLE_BUT_SHARED,
+        }))
+    }
+
     /// Those of `options` that decide what comes of it: the others may be changed when it goes on.
     pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
         if let Some(options) = options.as_object_mut() {
@@ -243,22 +258,6 @@ const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each 
      drop or --expert";
 
 impl Subject<'_> {
-    /// What is said where only routers are trained, and have nothing to decide. The experts' weights are read, once, where they are alike.
-    ///
-    /// # Errors
-    /// What reading them returns.
-    pub fn idle(&self) -> Result<Option<&'static str>> {
-        let TrainingTask { training, .. } = self.task;
-        let only_routers = training.parts.iter().all(|part| *part == Part::Routers);
-        if !only_routers || training.options.steps == 0 {
-            return Ok(None);
-        }
-        Ok(idle_routers(self.model, same_bytes)?.map(|idle| match idle {
-            Idle::All => IDLE,
-            Idle::ButSharedGates => IDLE_BUT_SHARED,
-        }))
-    }
-
     /// Trains, and gives the trained model.
     ///
     /// # Errors
