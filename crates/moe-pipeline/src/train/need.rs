@@ -79,7 +79,8 @@ impl Need {
             gradients: elements * GRADIENT_BYTES,
             arriving: match training.options.accumulate {
                 0 | 1 => 0,
-                _ => Parameters::elements_of_a_layer(model, &training.parts) as u64 * GRADIENT_BYTES,
+                // The old sum lies beside the new one.
+                _ => 2 * Parameters::elements_of_a_layer(model, &training.parts) as u64 * GRADIENT_BYTES,
             },
             best: if training.text.held_out.is_empty() { 0 } else { encoded },
             encoded,
