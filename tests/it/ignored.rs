@@ -72,6 +72,7 @@ fn a_given_plan_leaves_layers_for_multi_token_prediction_to_their_weights() {
 fn options_without_their_companion_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.write("stats", "");
+    sandbox.run(&format!("{PRUNE} --experts 12 --method random --dry-run --plan-out plan.json")).succeeds();
     let lines = [
         format!("{PRUNE} --experts 12 --method random --held-out-tokens 64"),
         "observe golden/models/moe -o s --add stats --no-left-out".to_owned(),

@@ -114,7 +114,10 @@ pub(crate) fn check_groups(index: usize, moe: &Moe, after: usize) -> Result<()> 
     let before = moe.experts.len() / groups.count;
     let fitting: Vec<_> = (1..before).filter(fits).map(|each| (each * groups.count).to_string()).collect();
     let remedy = match fitting.as_slice() {
-        [] => "none: its groups of experts can't have fewer".to_owned(),
+        [] => {
+            let all = moe.experts.len();
+            format!("keep all {all} experts (--experts {all}): groups of {before} can't have fewer here")
+        }
         [count] => format!("give --experts {count}"),
         counts => format!("give --experts as one of {}", counts.join(", ")),
     };

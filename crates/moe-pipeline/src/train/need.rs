@@ -110,9 +110,9 @@ impl Need {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
         // A layer's gradients take about as much as its graph. Those of weights come with each layer, whose graph goes.
         let first = kept.max(self.layer) + self.layer + self.gradients / self.layers.max(1);
-        let back = first.max(2 * self.layer + self.gradients) + self.arriving;
+        let back = first.max(2 * self.layer + self.gradients);
         let between = (self.encoded + self.beside).max(self.saved);
-        self.trained + self.best + self.states + (kept + self.head).max(back).max(between)
+        self.trained + self.best + self.states + self.arriving + (kept + self.head).max(back).max(between)
     }
 
     /// What it will hold under `budget`.

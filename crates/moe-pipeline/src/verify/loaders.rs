@@ -364,13 +364,6 @@ fn of_rope_scaling(config: &Map<String, Value>) -> Vec<String> {
         )),
         _ => {}
     }
-    let is_plain = kinds.0.or(kinds.1).is_some_and(|kind| kind == "default");
-    if is_plain && config.get("model_type").is_some_and(|kind| kind == "deepseek_v3") {
-        notes.push(
-            "config.json says rope_scaling of the type default, at which transformers before 5 fails: remove it"
-                .to_owned(),
-        );
-    }
     if scaling.get("factor").is_some_and(Value::is_null) {
         notes.push("config.json says rope_scaling.factor null, which transformers before 5 refuses".to_owned());
     }

@@ -227,8 +227,7 @@ fn a_fitted_down_projection_has_the_least_error() {
     let moe = golden("models/moe");
     let made = |toml: &str| {
         let output = out.path().join("out");
-        let toml =
-            format!("width = 256\nsteps = 0\nforcing = \"teacher\"\nno-control = true\n{}{toml}", calibration(1024));
+        let toml = format!("width = 256\nsteps = 0\nforcing = \"teacher\"\n{}{toml}", calibration(1024));
         run::<DistillOptions>(&moe, &output, &toml).unwrap()
     };
     let ridge = made("");
