@@ -98,7 +98,8 @@ pub(super) fn bytes_by_activations_and_weights(sizes: Sizes, experts: usize) -> 
     let (scored, costs) = (sizes.scored(), sizes.costs());
     let rho = 8 * experts * sizes.width * COMPONENTS;
     let components = principal::bytes(experts * sizes.width, sizes.width, 3 * sizes.hidden);
-    components.max(rho + (at_once(scored) * scored).max(at_once(costs) * costs))
+    // Costs of some experts are found while neurons of others are still there.
+    components.max(rho + at_once(scored) * scored + at_once(costs) * costs)
 }
 
 /// Costs that aligning by weights holds at once: as they are made, and as numbers.
