@@ -3,6 +3,7 @@
 mod stage;
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,22 @@ const LOGGED: Duration = Duration::from_secs(10);
 
 /// Writes `text` to stderr, without what a terminal would obey. Where that is closed or full there is nobody to tell, and work goes on.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", shown(text, "\n\t"));
+    write(text, false);
+}
+
+/// [`say`] for the last time: what work that hasn't noticed its end says from now on would stand behind how to go on.
+pub fn say_last(text: &str) {
+    write(text, true);
+}
+
+fn write(text: &str, is_last: bool) {
+    static IS_OVER: AtomicBool = AtomicBool::new(false);
+    // Held until the flag is set.
+    let mut stderr = std::io::stderr().lock();
+    if !IS_OVER.load(Relaxed) {
+        let _ = writeln!(stderr, "{}", shown(text, "\n\t"));
+        IS_OVER.store(is_last, Relaxed);
+    }
 }
 
 /// A note is one line, whatever the names in it are.

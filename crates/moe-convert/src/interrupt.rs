@@ -18,7 +18,7 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::exfiltrator::origin::Origin;
 use signal_hook::low_level::{exit, signal_name};
 
-use crate::bar::say;
+use crate::bar::{say, say_last};
 use crate::cli::called;
 use crate::render::word;
 
@@ -65,7 +65,7 @@ fn say_soon(text: String) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let (done, is_done) = mpsc::channel();
     let speaker = std::thread::Builder::new().spawn(move || {
-        say(&text);
+        say_last(&text);
         let _ = done.send(());
     });
     if speaker.is_ok() {
