@@ -216,9 +216,11 @@ impl Prepared<'_> {
             memory_budget: options.memory_budget,
             compute: &options.compute,
         };
-        // Experts that the passes before have made are alike by their bytes alone; what is said already isn't said twice.
+        // The plan has compared a checkpoint's experts. Those that passes before this one made are alike by their bytes alone, and what is
+        // said already isn't said twice.
         let known = &applied.plan.warnings;
-        let idle = task.idle(&applied.plan.model, same_bytes)?.filter(|idle| known.iter().all(|known| known != idle));
+        let found = if index == 0 { None } else { task.idle(&applied.plan.model, same_bytes)? };
+        let idle = found.filter(|idle| known.iter().all(|known| known != idle));
         idle.iter().for_each(|warning| progress.note(warning));
         let (model, record) = subject.train(progress)?;
         self.applied[index].plan.warnings.extend(idle.map(str::to_owned));
