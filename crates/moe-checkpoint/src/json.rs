@@ -103,6 +103,16 @@ pub fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str().and_then(kept_number)?.parse().ok())
 }
 
+/// Whether `value` is a text, or null.
+pub fn is_text_or_null(value: &Value) -> bool {
+    value.is_null() || value.is_string()
+}
+
+/// Whether Python holds `value` to be false.
+pub fn is_false(value: &Value) -> bool {
+    !is_true(value)
+}
+
 /// Whether Python holds `value` to be true.
 pub fn is_true(value: &Value) -> bool {
     match value {

@@ -3,7 +3,7 @@
 //! `golden/loaders/verdicts.py` tried each of these.
 
 use moe_checkpoint::EXPLICIT_KEY;
-use moe_checkpoint::json::{is_container, is_int, is_true, number};
+use moe_checkpoint::json::{is_container, is_false, is_int, is_text_or_null, is_true, number};
 use serde_json::{Map, Value};
 
 use crate::declare::AUTO_MAP_KEY;
@@ -102,16 +102,8 @@ pub(crate) fn is_window(value: &Value) -> bool {
     value.is_null() || *value == true || (is_int(value) && number(value).is_some_and(|tokens| tokens > 0.0))
 }
 
-fn is_false(value: &Value) -> bool {
-    !is_true(value)
-}
-
 fn is_never(_: &Value) -> bool {
     false
-}
-
-fn is_text_or_null(value: &Value) -> bool {
-    value.is_string() || value.is_null()
 }
 
 fn is_switch(value: &Value) -> bool {

@@ -1,7 +1,7 @@
 //! What transformers 5.23 refuses of a tokenizer_config.json, when it loads or when it tokenizes.
 
 use moe_checkpoint::SideFiles;
-use moe_checkpoint::json::{is_container, is_true, number, shown};
+use moe_checkpoint::json::{is_container, is_false, is_text_or_null, number, shown};
 use serde_json::{Map, Value};
 
 pub(super) const CONFIG: &str = "tokenizer_config.json";
@@ -112,10 +112,6 @@ fn is_number_or_null(value: &Value) -> bool {
     value.is_null() || value.is_boolean() || number(value).is_some()
 }
 
-fn is_text_or_null(value: &Value) -> bool {
-    value.is_null() || value.is_string()
-}
-
 fn is_object_or_null(value: &Value) -> bool {
     value.is_null() || value.is_object()
 }
@@ -126,10 +122,6 @@ fn is_list_or_null(value: &Value) -> bool {
 
 fn is_side(value: &Value) -> bool {
     value == "right" || value == "left"
-}
-
-fn is_false(value: &Value) -> bool {
-    !is_true(value)
 }
 
 /// Old files have a list of two classes, slow and fast.
