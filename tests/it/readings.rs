@@ -110,7 +110,7 @@ fn names_with_and_without_the_prefix_are_refused() {
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }
 
-/// Of names that the hub's mixtral models don't have, transformers 5 knows some (`golden/loaders/README.md`).
+/// transformers 5 knows some names of experts that no mixtral on the hub has (`golden/loaders/README.md`).
 #[test]
 fn experts_of_other_names_are_read_and_judged() {
     let sandbox = Sandbox::new();

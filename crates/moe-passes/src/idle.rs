@@ -11,8 +11,8 @@ pub enum Idle {
     ButSharedGates,
 }
 
-/// How little training the routers of `model` can change, if in each mixture all experts are the same network, by `same`, and the weights of
-/// those that a token goes to sum to the same whatever the router says.
+/// How little training the routers of `model` can change, if in each mixture all experts are the same network, by `same`, and a token's
+/// routing weights have the same sum whatever the router says.
 ///
 /// # Errors
 /// What `same` returns.

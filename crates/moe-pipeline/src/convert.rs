@@ -144,8 +144,8 @@ pub struct Conversion {
     pub tokenizer: HasTokenizer,
 }
 
-/// Plans a run of passes, each on what the one before makes, without writing anything. What the last `own` of them need is estimated;
-/// those before are other runs'. With `decide`, decisions are taken where that takes little, and written where a pass shall write its plan,
+/// Plans a run of passes, each on what the one before makes, without writing anything. Estimates are of the last `own` passes, since other
+/// runs carry out the earlier ones. With `decide`, decisions are taken where that takes little, and written where a pass shall write its plan,
 /// unless a training comes before them.
 ///
 /// # Errors

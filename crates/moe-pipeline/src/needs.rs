@@ -84,8 +84,8 @@ impl Needs {
         self.ways.push(Way { what: what.into(), live, several: true });
     }
 
-    /// Of work on text in sequences of `longest`, of which `option` limits the tokens; `live` says what a share of it takes in sequences
-    /// of a length.
+    /// What work on text needs whose sequences have at most `longest` tokens, and whose tokens `option` limits. `live` gives the bytes for
+    /// a share of the text and a length of sequences.
     ///
     /// # Errors
     /// What `live` returns.

@@ -71,7 +71,7 @@ impl Sizes {
     }
 }
 
-/// Of how many, each of which holds so many bytes, one is found at once.
+/// How many results can be computed at once where each computation holds `bytes_each`.
 pub(super) fn at_once(bytes_each: usize) -> usize {
     (AT_ONCE_BYTES / bytes_each.max(1)).clamp(1, rayon::current_num_threads())
 }
@@ -116,7 +116,7 @@ pub(super) fn unit_neurons(expert: &Expert) -> Result<Tensor> {
     some_unit_neurons(expert, &Vec::from_iter(0..expert.width() as u32))
 }
 
-/// Those of the neurons `rows`.
+/// The neurons `rows` of an expert, scaled to length 1.
 fn some_unit_neurons(expert: &Expert, rows: &[u32]) -> Result<Tensor> {
     let mut values = chosen(expert, rows)?;
     unit(&mut values, 3 * expert.gate.weight.shape()[1]);

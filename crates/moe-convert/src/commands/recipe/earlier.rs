@@ -25,8 +25,8 @@ enum Fate {
 }
 
 impl Session {
-    /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step makes is left to its
-    /// turn.
+    /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step
+    /// makes is left to its turn.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
