@@ -5,6 +5,7 @@ use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::pass::HeldOut;
+use crate::unused::refuse_unused;
 
 /// What text a model is observed on, and how it becomes windows of tokens.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -106,15 +107,11 @@ pub fn check_windows(sequence_length: usize, limit: Option<(&str, usize)>) -> Re
 
 /// Refuses a number of tokens that was given for `held_out` text where there is none.
 pub(crate) fn check_held_out_used(held_out: &[DataSpec], is_given: bool) -> Result<()> {
-    match is_given && held_out.is_empty() {
-        true => Err(Error::new(
-            Kind::Usage,
-            "--held-out-tokens says how much of --held-out is read, and there is no --held-out",
-        )
-        .remedy("leave --held-out-tokens out, or give --held-out TEXT")
-        .idle(&["--held-out-tokens"])),
-        false => Ok(()),
-    }
+    refuse_unused(
+        [("--held-out-tokens", is_given && held_out.is_empty())],
+        "says how much of --held-out is read, and there is no --held-out",
+        "give --held-out TEXT",
+    )
 }
 
 impl CalibrationOptions {
@@ -141,9 +138,7 @@ impl CalibrationOptions {
             ("--mask-special", self.mask_special),
             ("--sequence-length", self.sequence_length != default_sequence_length() && !measures),
         ];
-        let Some((option, _)) = idle.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-        let what = format!("{option} says how text is read, and there is no --data to read");
-        Err(Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --data TEXT")).idle(&[option]))
+        refuse_unused(idle, "says how text is read, and there is no --data to read", "give --data TEXT")
     }
 }
 
@@ -152,12 +147,11 @@ impl CalibrationOptions {
 /// # Errors
 /// [`Kind::Usage`].
 pub(crate) fn check_baseline_used(no_baseline: bool, held_out: &HeldOutOptions) -> Result<()> {
-    match no_baseline && !held_out.is_given() {
-        true => Err(Error::new(Kind::Usage, "--no-baseline says what is measured on --held-out, and there is none")
-            .remedy("leave --no-baseline out, or give --held-out TEXT")
-            .idle(&["--no-baseline"])),
-        false => Ok(()),
-    }
+    refuse_unused(
+        [("--no-baseline", no_baseline && !held_out.is_given())],
+        "says what is measured on --held-out, and there is none",
+        "give --held-out TEXT",
+    )
 }
 
 impl HeldOutOptions {

@@ -18,6 +18,7 @@ pub mod prune;
 pub mod quantize;
 mod reduce;
 mod train;
+mod unused;
 pub mod upcycle;
 
 pub use calibrate::{CalibrationOptions, HeldOutOptions, check_windows};
@@ -33,4 +34,5 @@ pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
 pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
 pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
+pub use unused::refuse_unused;
 pub use upcycle::UpcycleOptions;

@@ -7,6 +7,7 @@ use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::{check_held_out_used, check_windows};
+use crate::unused::refuse_unused;
 
 /// The most steps that are taken: more take years.
 const MAX_STEPS: u64 = 10_000_000;
@@ -166,6 +167,9 @@ impl TrainOptions {
 
     /// Refuses what says how steps are taken where none is.
     fn check_idle(&self) -> Result<()> {
+        if self.steps > 0 {
+            return Ok(());
+        }
         let idle = [
             ("--learning-rate", self.learning_rate != default_learning_rate()),
             ("--weight-decay", self.weight_decay != default_weight_decay()),
@@ -174,11 +178,7 @@ impl TrainOptions {
             ("--warmup", self.warmup.is_some()),
             ("--patience", self.patience != 0),
         ];
-        let given = idle.into_iter().find(|(_, is_given)| *is_given && self.steps == 0);
-        let Some((option, _)) = given else { return Ok(()) };
-        let what = format!("{option} says how steps are taken, and --steps 0 takes none");
-        let error = Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --steps above 0"));
-        Err(error.idle(&[option]))
+        refuse_unused(idle, "says how steps are taken, and --steps 0 takes none", "give --steps above 0")
     }
 
     /// The most tokens that all steps see, of windows of `length`: one batch where no step is taken.
@@ -246,14 +246,11 @@ impl RouterOptions {
             return Err(Error::new(Kind::Usage, format!("{option} {} is not a weight", value.unwrap_or_default()))
                 .remedy("give a number of 0 or more"));
         }
-        if self.balance_over != Over::default() && self.balance == 0.0 {
-            return Err(Error::new(
-                Kind::Usage,
-                "--balance-over says what is balanced, and --balance 0 balances nothing",
-            )
-            .remedy("leave --balance-over out, or give --balance above 0")
-            .idle(&["--balance-over"]));
-        }
+        refuse_unused(
+            [("--balance-over", self.balance_over != Over::default() && self.balance == 0.0)],
+            "says what is balanced, and --balance 0 balances nothing",
+            "give --balance above 0",
+        )?;
         match self.capacity_factor {
             Some(factor) if !(factor > 0.0 && factor.is_finite()) => {
                 Err(Error::new(Kind::Usage, format!("--capacity-factor {factor} lets no expert take a token"))

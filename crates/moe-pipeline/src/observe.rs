@@ -13,7 +13,7 @@ use moe_math::Compute;
 use moe_math::load::Load;
 use moe_math::statistics::{Quantity, Sizes, Sums};
 use moe_model::Model;
-use moe_passes::{CalibrationOptions, LayerStatistics};
+use moe_passes::{CalibrationOptions, LayerStatistics, refuse_unused};
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{self, Fingerprint};
@@ -66,12 +66,8 @@ impl ObserveOptions {
             ("--sample-every", self.sample_every != 0),
             ("--seed", self.calibration.seed != 0),
         ];
-        if let Some((option, _)) = of_sweep.into_iter().find(|(_, is_given)| *is_given) {
-            let what = format!("{option} says what a sweep over --data looks at; statistics to --add are finished");
-            return Err(Error::new(Kind::Usage, what)
-                .remedy(format!("leave {option} out, or give --data TEXT"))
-                .idle(&[option]));
-        }
+        let what = "says what a sweep over --data looks at; statistics to --add are finished";
+        refuse_unused(of_sweep, what, "give --data TEXT")?;
         self.calibration.check_used(false)
     }
 

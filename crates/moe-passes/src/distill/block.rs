@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::observe::{Part, Tokens, failed};
 use super::record::{Look, Trained};
 use crate::train::check_steps;
+use crate::unused::refuse_unused;
 
 /// The weight of 1 − cos beside the relative squared error.
 const COSINE: f64 = 0.05;
@@ -109,10 +110,7 @@ impl Training {
             ("--batch-tokens", self.batch_tokens != default_batch_tokens()),
             ("--learning-rate", self.learning_rate != default_learning_rate()),
         ];
-        let Some((option, _)) = idle.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-        let what = format!("{option} says how layers are trained, and --steps 0 trains none");
-        let error = Error::new(Kind::Usage, what).remedy(format!("leave {option} out, or give --steps above 0"));
-        Err(error.idle(&[option]))
+        refuse_unused(idle, "says how layers are trained, and --steps 0 trains none", "give --steps above 0")
     }
 }
 

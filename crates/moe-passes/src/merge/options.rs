@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::method::Merging;
 use crate::pass::Sources;
 use crate::reduce::{Method, ReduceOptions, Size};
+use crate::unused::refuse_unused;
 
 /// Least cosine between a dropped neuron and the kept one that it goes to, unless given.
 const DERN_THRESHOLD: f64 = 0.3;
@@ -113,21 +114,14 @@ impl MergeOptions {
             ("--sample-every", self.sample_every.is_some(), &[HcSmoe, Average], "hc-smoe and average"),
         ];
         for (option, given, methods, names) in given {
-            if given && !methods.contains(&self.method) {
-                return Err(usage(
-                    format!("{option} is for --method {names}"),
-                    format!("leave {option} out, or choose that method"),
-                )
-                .idle(&[option]));
-            }
+            let is_idle = given && !methods.contains(&self.method);
+            refuse_unused([(option, is_idle)], &format!("is for --method {names}"), "choose that method")?;
         }
-        if self.sample_every.is_some() && self.reduce.stats.is_some() {
-            return Err(usage(
-                "--sample-every says what a sweep over --data looks at; these statistics are finished",
-                "leave --sample-every out, or give it to observe",
-            )
-            .idle(&["--sample-every"]));
-        }
+        refuse_unused(
+            [("--sample-every", self.sample_every.is_some() && self.reduce.stats.is_some())],
+            "says what a sweep over --data looks at; these statistics are finished",
+            "give it to observe",
+        )?;
         if self.sample_every == Some(0) {
             return Err(usage("--sample-every 0 samples no token", "give at least 1"));
         }

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{DecidedBy, Decider, Decisions, HeldOut, Pass, Plan, Sources, as_value};
 use crate::reduce::{Method, ReduceOptions, Size};
+use crate::unused::refuse_unused;
 
 pub use choose::Blend;
 pub use criteria::Criterion;
@@ -141,11 +142,9 @@ impl PruneOptions {
             // The baseline is drawn.
             ("--seed", text.seed != usual.seed && (!measures || self.reduce.no_baseline)),
         ];
-        let Some((option, _)) = idle.into_iter().find(|(_, is_idle)| *is_idle) else { return Ok(()) };
         let wanted = if measures { "a baseline" } else { "--held-out" };
-        Err(Error::new(Kind::Usage, format!("{option} beside --plan goes with {wanted}, and there is none"))
-            .remedy(format!("leave {option} out, or give --held-out TEXT without --no-baseline"))
-            .idle(&[option]))
+        let what = format!("beside --plan goes with {wanted}, and there is none");
+        refuse_unused(idle, &what, "give --held-out TEXT without --no-baseline")
     }
 
     fn check(&self, sources: &Sources<'_>) -> Result<Size> {

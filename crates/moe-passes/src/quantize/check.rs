@@ -8,6 +8,7 @@ use super::options::{
 };
 use super::widths::Profile;
 use crate::calibrate::short;
+use crate::unused::refuse_unused;
 
 impl QuantizeOptions {
     /// Refuses what contradicts itself, whatever the model.
@@ -84,36 +85,36 @@ impl QuantizeOptions {
     /// Refuses options that would change nothing, as far as their values show that they were given: who gives one expects an effect.
     fn check_used(&self) -> Result<()> {
         let gptq = self.method() == Method::Gptq;
-        let gptq_only = [
-            ("samples", self.samples() != Samples::default()),
-            ("per-expert", self.per_expert),
-            ("min-samples", self.min_samples != half()),
-            ("gate-power", self.gate_power != default_gate_power()),
-            ("shrinkage", self.shrinkage != half()),
-            ("ridge", self.ridge != half()),
-            ("hot-cap", self.hot_cap != default_hot_cap()),
-            ("damping", self.damping != default_damping()),
-            ("act-order", self.act_order != default_act_order()),
-            ("clip-search", self.clip_search),
-        ];
-        if let Some((name, _)) = gptq_only.into_iter().find(|(_, is_given)| *is_given && !gptq) {
-            return Err(usage(
-                format!("--{name} is for GPTQ, and this rounds to nearest"),
-                format!("leave --{name} out, or give --method gptq with an integer --scheme and --data TEXT"),
-            )
-            .idle(&[&format!("--{name}")]));
+        if !gptq {
+            let gptq_only = [
+                ("--samples", self.samples() != Samples::default()),
+                ("--per-expert", self.per_expert),
+                ("--min-samples", self.min_samples != half()),
+                ("--gate-power", self.gate_power != default_gate_power()),
+                ("--shrinkage", self.shrinkage != half()),
+                ("--ridge", self.ridge != half()),
+                ("--hot-cap", self.hot_cap != default_hot_cap()),
+                ("--damping", self.damping != default_damping()),
+                ("--act-order", self.act_order != default_act_order()),
+                ("--clip-search", self.clip_search),
+            ];
+            refuse_unused(
+                gptq_only,
+                "is for GPTQ, and this rounds to nearest",
+                "give --method gptq with an integer --scheme and --data TEXT",
+            )?;
+            refuse_unused(
+                [("--seed", self.calibration.data.is_empty() && self.calibration.seed != 0)],
+                "is for what is drawn, and rounding to nearest draws nothing",
+                "give --method gptq and --data TEXT",
+            )?;
         }
-        if !gptq && self.calibration.data.is_empty() && self.calibration.seed != 0 {
-            let what = "--seed is for what is drawn, and rounding to nearest draws nothing";
-            return Err(usage(what, "leave --seed out, or give --method gptq and --data TEXT").idle(&["--seed"]));
-        }
-        let shrinks = [("shrinkage", self.shrinkage != half()), ("ridge", self.ridge != half())];
-        if let Some((name, _)) = shrinks.into_iter().find(|(_, is_given)| *is_given)
-            && self.samples() != Samples::PerExpert
-        {
-            let what = format!("--{name} shrinks the Hessians of --samples per-expert");
-            let remedy = format!("leave --{name} out, or give --samples per-expert");
-            return Err(usage(what, remedy).idle(&[&format!("--{name}")]));
+        if self.samples() != Samples::PerExpert {
+            refuse_unused(
+                [("--shrinkage", self.shrinkage != half()), ("--ridge", self.ridge != half())],
+                "shrinks the Hessians of --samples per-expert",
+                "give --samples per-expert",
+            )?;
         }
         if self.target_bits.is_none() && self.profile != Profile::default() {
             let what = "--profile says which bit widths --target-bits chooses from, and there is no --target-bits";
@@ -140,15 +141,17 @@ impl QuantizeOptions {
         let all = self.samples() == Samples::AllExperts;
         // The pool, too, is searched for tokens of experts that have fewer.
         let tops_up = self.samples().tops_up() || !self.pool.is_empty();
-        let idle = [
-            ("min-samples", self.min_samples != half() && !tops_up, "experts that are topped up"),
-            ("hot-cap", self.hot_cap != default_hot_cap() && all, "samples of an expert's own"),
-            ("gate-power", self.gate_power != default_gate_power() && all, "samples of an expert's own"),
+        let or = "give --samples per-expert";
+        refuse_unused(
+            [("--min-samples", self.min_samples != half() && !tops_up)],
+            "is about experts that are topped up, which these --samples don't have",
+            or,
+        )?;
+        let own = [
+            ("--hot-cap", self.hot_cap != default_hot_cap() && all),
+            ("--gate-power", self.gate_power != default_gate_power() && all),
         ];
-        let Some((name, _, subject)) = idle.into_iter().find(|(_, is_idle, _)| *is_idle) else { return Ok(()) };
-        let what = format!("--{name} is about {subject}, which these --samples don't have");
-        let remedy = format!("leave --{name} out, or give --samples per-expert");
-        Err(usage(what, remedy).idle(&[&format!("--{name}")]))
+        refuse_unused(own, "is about samples of an expert's own, which these --samples don't have", or)
     }
 
     fn check_target(&self, target: f64) -> Result<()> {

@@ -10,6 +10,7 @@ use super::scales::Scales;
 use super::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
 use crate::calibrate::short;
 use crate::pass::Sources;
+use crate::unused::refuse_unused;
 
 fn usage<T>(what: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Usage, what).remedy(remedy))
@@ -159,14 +160,7 @@ impl UpcycleOptions {
             ("--data-tokens", self.data_tokens != survey_tokens()),
             ("--sequence-length", self.sequence_length != window()),
         ];
-        match idle.into_iter().find(|(_, is_given)| *is_given) {
-            Some((option, _)) => {
-                let what = format!("{option} says how --data is read, and no option here uses any");
-                let remedy = format!("leave {option} out, or give --router kmeans --data TEXT");
-                Err(Error::new(Kind::Usage, what).remedy(remedy).idle(&[option]))
-            }
-            None => Ok(()),
-        }
+        refuse_unused(idle, "says how --data is read, and no option here uses any", "give --router kmeans --data TEXT")
     }
 
     fn check_texts(&self) -> Result<()> {
