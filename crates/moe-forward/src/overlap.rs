@@ -1,6 +1,7 @@
 //! Text that stands in two places: what a model was made on says nothing of how good it is.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 /// So many tokens in a row aren't the same by chance.
 const RUN: usize = 32;
@@ -10,9 +11,15 @@ const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A run that stands in more sequences than these is a template of theirs, such as a system prompt or a licence, and no text of its own.
 const MOST_ALIKE: u32 = 2;
 
-/// How many tokens of `sequences` stand in runs of 32 tokens that `others` have, too, at whatever place. A sequence that is shorter is the
-/// same as a whole one of `others`, or counts as another text. Templates, which stand in three sequences or more, don't count, nor do runs
-/// that are half of one.
+/// A sequence of which less stands elsewhere is clean, the words that texts of one kind share being no more than that (Llama 2,
+/// arXiv:2307.09288, appendix A.6).
+const CLEAN: f64 = 0.2;
+
+/// How many tokens of `sequences` stand in `others`, too, at whatever place, in runs of 32 tokens. A sequence that is shorter is the same
+/// as a whole one of `others`, or counts as another text.
+///
+/// Templates, which stand in three sequences or more, say nothing of whether a sequence is known: that is judged by its own tokens, and
+/// then holds for all of them. A sequence of which less than a fifth is known doesn't count.
 pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s [u32]>) -> usize {
     // In how many sequences each run stands, and the last of them.
     let mut wanted: HashMap<u64, (u32, usize)> = HashMap::new();
@@ -27,38 +34,50 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
     let mut found = HashSet::new();
     for other in others {
         each_run(other, |_, hash| {
-            if wanted.get(&hash).is_some_and(|(count, _)| *count <= MOST_ALIKE) {
+            if wanted.contains_key(&hash) {
                 found.insert(hash);
             }
         });
     }
     let templates: HashSet<u64> =
         wanted.into_iter().filter(|(_, (count, _))| *count > MOST_ALIKE).map(|(hash, _)| hash).collect();
-    sequences.iter().map(|sequence| covered(sequence, &found, &templates)).sum()
+    let known = |sequence: &&[u32]| {
+        let share = known_share(sequence, &found, &templates);
+        if share < CLEAN { 0 } else { (share * sequence.len() as f64).round() as usize }
+    };
+    sequences.iter().map(known).sum()
 }
 
-/// Tokens of `sequence` in runs whose hashes were `found`, those of `templates` left out.
-fn covered(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>) -> usize {
-    let mut of_template = vec![false; sequence.len()];
+/// How much of a sequence's own tokens stands in runs whose hashes were `found`. Where all its tokens are of `templates`, it has no
+/// others by which to judge.
+fn known_share(sequence: &[u32], found: &HashSet<u64>, templates: &HashSet<u64>) -> f64 {
+    let of_template = covered(sequence, |_, hash| templates.contains(&hash));
+    let is_own: Vec<bool> = match of_template.contains(&false) {
+        true => of_template.iter().map(|of_template| !of_template).collect(),
+        false => vec![true; sequence.len()],
+    };
+    let known = covered(sequence, |run, hash| {
+        // Texts that begin alike behind a template share a few words more.
+        let own = is_own[run.clone()].iter().filter(|own| **own).count();
+        found.contains(&hash) && 2 * own > run.len()
+    });
+    let count = is_own.iter().filter(|own| **own).count();
+    let known = is_own.iter().zip(known).filter(|(own, known)| **own && *known).count();
+    known as f64 / count.max(1) as f64
+}
+
+/// Which tokens of `sequence` stand in a run that `is_meant`, given its place and hash.
+fn covered(sequence: &[u32], is_meant: impl Fn(Range<usize>, u64) -> bool) -> Vec<bool> {
+    let mut covered = vec![false; sequence.len()];
     let mut end = 0;
     each_run(sequence, |start, hash| {
-        if templates.contains(&hash) {
-            let to = sequence.len().min(start + RUN);
-            of_template[start.max(end)..to].fill(true);
-            end = to;
+        let run = start..sequence.len().min(start + RUN);
+        if is_meant(run.clone(), hash) {
+            covered[start.max(end)..run.end].fill(true);
+            end = run.end;
         }
     });
-    let (mut tokens, mut end) = (0, 0);
-    each_run(sequence, |start, hash| {
-        let to = sequence.len().min(start + RUN);
-        let own = |from: usize| of_template[from..to].iter().filter(|of_template| !**of_template).count();
-        // Texts that begin alike behind a template share a few words more.
-        if found.contains(&hash) && 2 * own(start) > to - start {
-            tokens += own(start.max(end));
-            end = to;
-        }
-    });
-    tokens
+    covered
 }
 
 /// Calls `see` with start and hash of every run of `sequence`, which is one run itself where it is shorter.
@@ -109,8 +128,29 @@ mod tests {
         let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
         let (other, again) = (chat(9000), chat(3000));
         assert_eq!(overlap(&held_out, [other.as_slice()]), 0);
-        // What is learned of a chat's own text counts.
-        assert_eq!(overlap(&held_out, [other.as_slice(), again.as_slice()]), 60);
+        // A chat whose own text is learned counts as a whole.
+        assert_eq!(overlap(&held_out, [other.as_slice(), again.as_slice()]), 163);
         assert_eq!(overlap(&held_out[..2], [other.as_slice()]), 2 * 103);
+    }
+
+    /// Texts of one kind use the same words; one that was learned is known from end to end.
+    #[test]
+    fn words_that_many_texts_use_are_not_learned() {
+        let phrase: Vec<u32> = (0..40).collect();
+        let text = |own: u32| {
+            [&(own..own + 100).collect::<Vec<u32>>()[..], &phrase, &(own + 100..own + 180).collect::<Vec<u32>>()]
+                .concat()
+        };
+        let held_out = [text(1000), text(2000)];
+        let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
+        let (other, again) = (text(9000), text(2000));
+        assert_eq!(overlap(&held_out, [other.as_slice()]), 0);
+        assert_eq!(overlap(&held_out, [other.as_slice(), again.as_slice()]), 220);
+        // A half of the text makes a half.
+        assert_eq!(overlap(&held_out, [&again[..110]]), 110);
+        // The same text three times is no template.
+        let same = [held_out[0], held_out[0], held_out[0]];
+        assert_eq!(overlap(&same, [held_out[0]]), 660);
+        assert_eq!(overlap(&same, [other.as_slice()]), 0);
     }
 }
