@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn hidden_names_of_outputs_are_outputs() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".out.partial-moe-convert", ".out.replaced-moe-convert"] {
+        for name in [".out.partial-moe-convert", ".out.replaced-moe-convert", ".out.complete-moe-convert"] {
             let mut locations = Locations::default();
             fs::create_dir_all(dir.path().join(name)).unwrap();
             locations.reads(&dir.path().join(name));

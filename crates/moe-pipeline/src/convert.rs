@@ -294,14 +294,22 @@ fn create(
     const SHOWN_BYTES: u64 = 1 << 30;
     let files = std::fs::read_dir(output).into_iter().flatten().flatten();
     let bytes: u64 = files.filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum();
-    if !options.overwrite || bytes < SHOWN_BYTES {
-        return OutputDir::create(output, existing(options));
+    let created = if !options.overwrite || bytes < SHOWN_BYTES {
+        OutputDir::create(output, existing(options))?
+    } else {
+        let start = Instant::now();
+        progress.stage("hash the earlier result", bytes, Unit::Bytes);
+        let created = OutputDir::create_watched(output, existing(options), &|bytes| progress.advance(bytes))?;
+        timings.add("hash the earlier result", start.elapsed(), Some(bytes));
+        created
+    };
+    if created.brought_back() {
+        progress.note(&format!(
+            "a run was stopped while it replaced {}: what it left is whole, lies there again, and is replaced when this run ends",
+            output.display()
+        ));
     }
-    let start = Instant::now();
-    progress.stage("hash the earlier result", bytes, Unit::Bytes);
-    let created = OutputDir::create_watched(output, existing(options), &|bytes| progress.advance(bytes));
-    timings.add("hash the earlier result", start.elapsed(), Some(bytes));
-    created
+    Ok(created)
 }
 
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {

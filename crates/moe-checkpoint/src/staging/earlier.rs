@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::damaged::{is_damaged, is_empty};
 use super::protected::{check_replaceable, is_mount_point, mounted};
+use super::unmovable::is_remainder;
 use super::version::Version;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{MANIFEST_FILE, Manifest, sha256_watched};
@@ -34,13 +35,32 @@ pub(super) fn check(target: &Path) -> Result<()> {
     earlier.versions(&Versions::new(), SMALL_BYTES, &|_| ()).map(drop)
 }
 
+/// Refuses the hidden directory `dir`, for which an earlier result is to go, unless it is a whole result. It is hashed.
+///
+/// # Errors
+/// [`Kind::Usage`] then.
+pub(super) fn check_whole(dir: &Path, watch: Watch<'_>) -> Result<()> {
+    let whole = Earlier::open(dir)?.is_some_and(|found| {
+        let is_as_listed =
+            |(name, hash): (&String, &String)| sha256_watched(&dir.join(name), watch).is_ok_and(|found| found == *hash);
+        found.listed.files.par_iter().all(is_as_listed)
+    });
+    if whole {
+        return Ok(());
+    }
+    let what = "a stopped run left this to replace an earlier result, and it isn't a whole result any more";
+    Err(Error::new(Kind::Usage, what).file(dir).remedy("remove it: the output needs the name while it is replaced"))
+}
+
 /// What a new result replaces, as it was when all of it was looked at.
 #[derive(Debug)]
 pub(super) struct Found {
     dir: Version,
     /// When a name last came or went.
     modified: Option<SystemTime>,
-    /// The files that the manifest lists and that were there.
+    /// The files that the manifest lists.
+    listed: Vec<String>,
+    /// Those of them that were there.
     files: Versions,
 }
 
@@ -53,11 +73,19 @@ impl Found {
         let fail = |e| Error::io("cannot look at the output", target, e);
         let found = target.symlink_metadata().map_err(fail)?;
         let (dir, modified) = (Version::of(&found), found.modified().ok());
-        let files = match Earlier::open(target)? {
-            Some(earlier) => earlier.versions(&Versions::new(), u64::MAX, watch)?,
-            None => Versions::new(),
+        let (listed, files) = match Earlier::open(target)? {
+            Some(earlier) => {
+                let files = earlier.versions(&Versions::new(), u64::MAX, watch)?;
+                (earlier.listed.files.into_keys().collect(), files)
+            }
+            None => (Vec::new(), Versions::new()),
         };
-        Ok(Self { dir, modified, files })
+        Ok(Self { dir, modified, listed, files })
+    }
+
+    /// The names of the files that the manifest lists, there or not.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.listed.iter().map(String::as_str)
     }
 
     /// Whether `target` is still what was looked at. That takes no time where no file was touched meanwhile; what was touched is hashed
@@ -86,7 +114,7 @@ struct Earlier<'a> {
 }
 
 impl<'a> Earlier<'a> {
-    /// The result in `target`; None for an empty directory.
+    /// The result in `target`; None for an empty directory, and for the last that is left of one that was being removed.
     fn open(target: &'a Path) -> Result<Option<Self>> {
         let found = target.symlink_metadata().map_err(|e| Error::io("cannot look at the output", target, e))?;
         if found.is_symlink() {
@@ -99,7 +127,7 @@ impl<'a> Earlier<'a> {
         }
         check_replaceable(target, &found)?;
         let entries = fs::read_dir(target).map(|mut entries| entries.next().is_some());
-        if entries.as_ref().is_ok_and(|has_some| !has_some) {
+        if entries.as_ref().is_ok_and(|has_some| !has_some) || is_remainder(target) {
             return Ok(None);
         }
         if !target.join(RECEIPT_FILE).symlink_metadata().is_ok_and(|receipt| receipt.is_file()) {

@@ -224,7 +224,7 @@ impl StagedFile {
         let written = self.file.metadata().ok();
         let found = FoundFile(written.map_or(There::Nothing, |written| There::File(Version::of(&written))));
         let beside = moved.map(|place| {
-            let error = in_the_way(&path, &place);
+            let error = in_the_way(&path, &place, None);
             (place, error)
         });
         Ok(Placed { found, beside })

@@ -3,6 +3,7 @@
 mod damaged;
 mod earlier;
 mod file;
+mod interrupted;
 mod lock;
 mod modes;
 mod names;
@@ -13,6 +14,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+mod unmovable;
 mod version;
 
 use std::collections::BTreeMap;
@@ -39,13 +41,15 @@ pub(crate) use names::{hidden_names, is_hidden};
 pub(crate) use protected::{is_mount_point, mounted};
 
 use earlier::Found;
+use interrupted::{bring_back, exists};
 use lock::{lock, locked, options_of};
 use modes::Modes;
-use names::{aside, parent_of, partial};
+use names::{parent_of, partial};
 use protected::{check_no_mount, check_takes_names};
 use remove::{check_no_mount_in, remove_tree};
-use rename::{in_the_way, rename_new, rename_to_free, replace, sync_directories, sync_directory, unmoved};
+use rename::{in_the_way, rename_to_free, replace, sync_directories, sync_directory, unmoved};
 use unfinished::{clear_directory, unfinished};
+use unmovable::{Unreplaced, replace_by_removal};
 
 /// What becomes of an earlier result in the place of an output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,6 +70,8 @@ pub struct OutputDir {
     staging: OpenDir,
     manifest: Manifest,
     committed: bool,
+    /// Whether what it replaces was brought back, or to its place, from a hidden name.
+    brought_back: bool,
     /// What it replaces; None where nothing was there.
     replaced: Option<Found>,
     /// Of what it replaces.
@@ -100,9 +106,7 @@ impl OutputDir {
         }
         check_no_mount(target, &there)?;
         if existing == Existing::Kept {
-            return Err(Error::new(Kind::Usage, "the output exists")
-                .file(target)
-                .remedy("remove it, choose another name, or give --overwrite"));
+            return Err(exists(target));
         }
         earlier::check(target)
     }
@@ -152,6 +156,8 @@ impl OutputDir {
         Self::check(target, existing)?;
         let parent = parent_of(target);
         let staging = partial(target)?;
+        // It may lie in a lower layer of an overlay, where it would never get another name.
+        Self::remove_leftover(target)?;
         // Held until the directory is listed: a signal that comes meanwhile finds it there, or finds none.
         let mut unfinished = unfinished(target)?;
         fs::create_dir_all(&parent).map_err(|e| Error::io("cannot create the output's parent", &parent, e))?;
@@ -165,18 +171,14 @@ impl OutputDir {
         let lock = locked(target, &staging, open)?;
         // What a killed run left behind is removed below.
         check_no_mount_in(&staging)?;
-        let aside = aside(target);
-        if target.symlink_metadata().is_err() && aside.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            // A run was killed between two renames.
-            rename_new(&aside, target).map_err(|e| Error::io("cannot bring this back", target, e))?;
-            Self::check(target, existing).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
-        }
+        let brought_back = bring_back(target, existing, watch).inspect_err(|_| drop(fs::remove_dir(&staging)))?;
         unfinished.insert(staging.clone());
         let mut created = Self {
             target: target.to_owned(),
             staging: OpenDir::held(lock, &staging),
             manifest: Manifest::default(),
             committed: false,
+            brought_back,
             replaced: None,
             modes: Modes::of(target),
         };
@@ -192,6 +194,12 @@ impl OutputDir {
             created.replaced = Some(Found::look(target, watch)?);
         }
         Ok(created)
+    }
+
+    /// Whether a run was killed while it replaced an earlier result here, and what it left under a hidden name, which is whole, has
+    /// got the output's name: that is what is replaced now.
+    pub fn brought_back(&self) -> bool {
+        self.brought_back
     }
 
     /// Where files are written until the commit.
@@ -333,35 +341,59 @@ impl OutputDir {
         self.committed = true;
         let moved = self.move_to_target()?;
         drop(unfinished);
-        let place = moved.as_deref().unwrap_or(&self.target);
+        let place = moved.as_ref().map_or(&self.target, |elsewhere| &elsewhere.place);
         sync_directory(&parent_of(place)).map_err(|e| unconfirmed(place, e))?;
         match moved {
             None => Ok(()),
-            Some(elsewhere) => Err(in_the_way(&self.target, &elsewhere)),
+            Some(Elsewhere { place, why }) => Err(in_the_way(&self.target, &place, why)),
         }
     }
 
     /// Gives the finished directory its final name or, where something that can't be replaced has that by now, a free one beside it,
     /// which is then returned.
-    fn move_to_target(&self) -> Result<Option<PathBuf>> {
+    fn move_to_target(&self) -> Result<Option<Elsewhere>> {
+        let mut left = Unreplaced { new: self.path().to_owned(), why: None };
         // Hours may have passed since it was looked at.
-        if self.replaced.as_ref().is_some_and(|found| found.is_still(&self.target)) {
-            // It is removed under a hidden name: a run that begins there must not take it for its own.
-            let earlier = File::open(&self.target).ok().filter(|earlier| lock(&self.target, earlier).is_ok());
-            let replaced = earlier.as_ref().and_then(|_| replace(self.path(), &self.target).ok());
-            if let Some(aside) = replaced {
-                return remove_tree(&aside).map(|()| None).map_err(|e| {
-                    let what = format!("the result is {}; the one before it can't be removed", self.target.display());
-                    Error::io(&what, &aside, e)
-                });
+        if let Some(found) = self.replaced.as_ref().filter(|found| found.is_still(&self.target)) {
+            match self.replace(found)? {
+                None => return Ok(None),
+                Some(unreplaced) => left = unreplaced,
             }
         }
-        rename_to_free(self.path(), &self.target).map_err(|e| self.failed(e))
+        let Unreplaced { new, why } = left;
+        let moved = rename_to_free(&new, &self.target).map_err(|e| unmoved(&new, &self.target, e))?;
+        Ok(moved.map(|place| Elsewhere { place, why }))
     }
 
-    fn failed(&self, error: io::Error) -> Error {
-        unmoved(self.path(), &self.target, error)
+    /// Puts the finished directory in the place of the earlier result that was `found`, unless that can't be replaced.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the new one is in its place, and the earlier one can't be removed.
+    fn replace(&self, found: &Found) -> Result<Option<Unreplaced>> {
+        // It is removed under a hidden name: a run that begins there must not take it for its own.
+        let earlier = File::open(&self.target);
+        let replaced = earlier.and_then(|earlier| {
+            lock(&self.target, &earlier).map_err(|busy| io::Error::other(busy.briefly()))?;
+            // Held until it is removed.
+            Ok((replace(self.path(), &self.target)?, earlier))
+        });
+        match replaced {
+            Ok((aside, _locked)) => remove_tree(&aside).map(|()| None).map_err(|e| {
+                let what = format!("the result is {}; the one before it can't be removed", self.target.display());
+                Error::io(&what, &aside, e)
+            }),
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                Ok(replace_by_removal(self.path(), &self.target, found.names()).err())
+            }
+            Err(why) => Ok(Some(Unreplaced { new: self.path().to_owned(), why: Some(why) })),
+        }
     }
+}
+
+/// Where a finished directory is that didn't get its name.
+struct Elsewhere {
+    place: PathBuf,
+    why: Option<io::Error>,
 }
 
 fn copy_file(from: &Path, to: &mut File) -> io::Result<()> {

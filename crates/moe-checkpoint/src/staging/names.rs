@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
-/// What the output `target` is called while it is unfinished, and an earlier one while it is replaced.
-pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 2] {
-    ["partial", "replaced"].map(|state| hidden(target, state))
+/// What the output `target` is called while it is unfinished, an earlier one while it is replaced, and a complete one that waits until the
+/// earlier one is removed.
+pub(crate) fn hidden_names(target: &Path) -> [PathBuf; 3] {
+    ["partial", "replaced", "complete"].map(|state| hidden(target, state))
 }
 
 /// Whether `name` is one that a file has while it is written.
@@ -19,6 +20,11 @@ pub(super) fn aside(target: &Path) -> PathBuf {
     hidden(target, "replaced")
 }
 
+/// What a complete result is called while the earlier one that it replaces is removed.
+pub(super) fn complete(target: &Path) -> PathBuf {
+    hidden(target, "complete")
+}
+
 /// What a file system takes for the name of a file, without its directories.
 const MAX_NAME_BYTES: usize = 255;
 
@@ -29,7 +35,7 @@ pub(super) fn partial(target: &Path) -> Result<PathBuf> {
             .file(target)
             .remedy("give a path that ends in a name of its own"));
     };
-    // The longer of its two hidden names must be one that file systems take.
+    // The longest of its hidden names must be one that file systems take.
     let length = hidden(target, "replaced").file_name().unwrap_or_default().len();
     if length > MAX_NAME_BYTES {
         let most = MAX_NAME_BYTES - (length - name.len());

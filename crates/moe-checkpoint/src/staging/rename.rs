@@ -34,10 +34,15 @@ fn beside(path: &Path, number: u32, is_dir: bool) -> PathBuf {
     }
 }
 
-/// The result was renamed to `place`, since something else has the name `target`.
-pub(super) fn in_the_way(target: &Path, place: &Path) -> Error {
+/// The result was renamed to `place`, since something else has the name `target`; `why` that can't be replaced, where that isn't because
+/// it came, or was changed, while the run worked.
+pub(super) fn in_the_way(target: &Path, place: &Path, why: Option<io::Error>) -> Error {
     let what = format!("this is in the way, and can't be replaced; the result is {}", place.display());
-    Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want")
+    let error = Error::new(Kind::Io, what).file(target).remedy("look at both, and rename the one you want");
+    match why {
+        Some(why) => error.source(why),
+        None => error,
+    }
 }
 
 /// The result is complete under the hidden name `staging`, and can't have the name `target`.

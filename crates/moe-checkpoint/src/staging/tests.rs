@@ -2,6 +2,7 @@
 
 mod overwrite;
 
+use super::names::aside;
 use super::rename::replace_by_turns;
 use super::*;
 use crate::manifest::sha256_bytes;
