@@ -223,7 +223,7 @@ impl<'a> FileSample<'a> {
             ids.extend_from_slice(found);
             Ok(ControlFlow::Continue(()))
         };
-        let (_, padding) = tokenize_record(encoder, record, (file, &at.to_string()), &mut take)?;
+        let (_, padding) = tokenize_record(encoder, record, (file, &at), &mut take)?;
         self.padding += padding;
         Ok(ids)
     }

@@ -1,6 +1,5 @@
 //! What is said of a line that is not a record, with a way on that fits what is wrong.
 
-use std::fmt;
 use std::ops::Range;
 
 use moe_checkpoint::{Error, Kind};
@@ -16,11 +15,13 @@ pub(super) struct Place {
     pub number: Option<u64>,
 }
 
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.number {
-            Some(number) => write!(f, "line {number}"),
-            None => write!(f, "the line that begins at byte {}", self.line.start),
+impl Place {
+    /// Where that is in `file`, for people.
+    pub fn shown(&self, file: &TextFile) -> String {
+        match (file.place_in_list(self.line.start), self.number) {
+            (Some((record, line)), _) => format!("line {line}, where record {record} of the list begins"),
+            (None, Some(number)) => format!("line {number}"),
+            (None, None) => format!("the line that begins at byte {}", self.line.start),
         }
     }
 }
@@ -37,7 +38,13 @@ pub(super) fn too_long(bytes: u64) -> String {
 /// The line at `place` of `file` is not a record, and `what` says why.
 pub(super) fn malformed(file: &TextFile, place: &Place, what: &str) -> Error {
     let remedy = remedy(file, place, what).replace("FILE", &file.path().to_string_lossy());
-    Error::new(Kind::Malformed, format!("{place}: {what}")).file(file.path()).remedy(remedy)
+    // In a list, a record isn't a line of its own.
+    let what = if file.unpacked == Some(ARRAY) {
+        what.replace(" at line 1 column ", " at character ")
+    } else {
+        what.to_owned()
+    };
+    Error::new(Kind::Malformed, format!("{}: {what}", place.shown(file))).file(file.path()).remedy(remedy)
 }
 
 fn remedy(file: &TextFile, place: &Place, what: &str) -> String {

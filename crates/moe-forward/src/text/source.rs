@@ -13,6 +13,9 @@ use super::unpack::{lines_of_array, unpacked};
 /// What a file was unpacked from whose records are the elements of a list.
 pub(super) const ARRAY: &str = "a JSON array";
 
+/// How much is read at once where all is looked at.
+const CHUNK_BYTES: u64 = 1 << 20;
+
 /// A data file, read by position.
 pub(crate) struct TextFile {
     path: PathBuf,
@@ -24,6 +27,8 @@ pub(crate) struct TextFile {
     pub format: Format,
     /// How it was made readable, where it isn't so as it lies there.
     pub unpacked: Option<&'static str>,
+    /// The list whose elements these lines are, byte for byte in the same places.
+    list: Option<Box<Self>>,
 }
 
 /// Where its bytes are.
@@ -52,7 +57,7 @@ impl TextFile {
     }
 
     fn whole(path: &Path, bytes: Bytes, end: u64) -> Self {
-        Self { path: path.to_owned(), bytes, start: 0, end, format: Format::Prose, unpacked: None }
+        Self { path: path.to_owned(), bytes, start: 0, end, format: Format::Prose, unpacked: None, list: None }
     }
 
     /// Finds out what it holds, which is called `name`.
@@ -81,6 +86,7 @@ impl TextFile {
                 let mut lines = Self::whole(&self.path, Bytes::Scratch(scratch), end);
                 lines.format = Format::Records;
                 lines.unpacked = Some(ARRAY);
+                lines.list = Some(Box::new(self));
                 Ok(lines)
             }
         }
@@ -112,6 +118,31 @@ impl TextFile {
     /// How many bytes of the file stand before byte `at` of its text; none where the text lies elsewhere.
     pub fn bytes_before(&self, at: u64) -> Option<u64> {
         self.is_plain().then_some(self.start + at)
+    }
+
+    /// Where the list, if it is one, has the record whose bytes begin at `at`: which record it is, and on which line it begins, both from 1 on.
+    /// None where that can't be read. All before it is read for it.
+    pub fn place_in_list(&self, at: u64) -> Option<(u64, u64)> {
+        let list = self.list.as_ref()?;
+        let (mut records, mut line) = (0, 1);
+        let mut has_begun = false;
+        let mut from = 0;
+        while from < self.len() {
+            let bytes = CHUNK_BYTES.min(self.len() - from) as usize;
+            let (mut own, mut of_list) = (vec![0; bytes], vec![0; bytes]);
+            self.read_at(from, &mut own).and_then(|()| list.read_at(from, &mut of_list)).ok()?;
+            for (offset, (own, of_list)) in (from..).zip(own.into_iter().zip(of_list)) {
+                // Blanks, and what is a line break in the list, may stand before the record.
+                if offset >= at && !own.is_ascii_whitespace() {
+                    return Some((records, line));
+                }
+                line += u64::from(of_list == b'\n');
+                has_begun |= of_list == b'[';
+                records += u64::from(has_begun && own == b'\n');
+            }
+            from += bytes as u64;
+        }
+        None
     }
 
     /// How many bytes of text there are.
@@ -159,4 +190,35 @@ fn other_format(ending: &str) -> Option<&'static str> {
         "rtf" => "commands of RTF",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_a_list_is_found_on_its_line_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.json");
+        let text = "\u{feff}\n[\n\n  {\"text\":\n \"a\\nb\"}, {\"text\": \"c\"},\n  {\"text\": \"d\"}\n]\n";
+        std::fs::write(&path, text).unwrap();
+        let file = TextFile::open(&path).unwrap();
+        let at = |record: &str| {
+            let bytes = text.find(record).unwrap() - "\u{feff}".len();
+            // A line of the records begins behind a comma or bracket.
+            let mut before = text.as_bytes()["\u{feff}".len()..][..bytes].iter();
+            let start = before.rposition(|byte| b"[,".contains(byte)).unwrap() + 1;
+            file.place_in_list(start as u64).unwrap()
+        };
+        assert_eq!(at("{\"text\":\n"), (1, 4));
+        assert_eq!(at("{\"text\": \"c\""), (2, 5));
+        assert_eq!(at("{\"text\": \"d\""), (3, 6));
+        std::fs::write(&path, "{\"text\": \"a\"}\n").unwrap();
+        assert_eq!(TextFile::open(&path).unwrap().place_in_list(0), None);
+        for (text, line) in [("[{},\n,{}]", 2), ("[{}]\n\nx", 3), ("[\n{},\n{}\n", 4), ("[{},\n]", 2)] {
+            std::fs::write(&path, text).unwrap();
+            let error = TextFile::open(&path).map(drop).unwrap_err().to_string();
+            assert!(error.contains(&format!("line {line}")), "{text}: {error}");
+        }
+    }
 }

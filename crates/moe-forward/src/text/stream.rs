@@ -91,7 +91,7 @@ impl Stream<'_, '_> {
                         continue;
                     }
                     let mut take = |ids: &[u32]| limits.take(windows, ids);
-                    let (flow, padding) = tokenize_record(encoder, record, (file, &place.to_string()), &mut take)?;
+                    let (flow, padding) = tokenize_record(encoder, record, (file, &place), &mut take)?;
                     windows.padding += padding;
                     flow
                 }
@@ -148,7 +148,7 @@ fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,
-    (file, place): (&TextFile, &str),
+    (file, place): (&TextFile, &Place),
     take: Take<'_>,
 ) -> Result<(ControlFlow<()>, usize)> {
     match record {
@@ -169,9 +169,10 @@ pub(super) fn tokenize_record(
 }
 
 /// An `error` of the record at this `place`, whose file is named beside the one that the error names.
-fn of_record(error: Error, file: &TextFile, place: &str) -> Error {
+fn of_record(error: Error, file: &TextFile, place: &Place) -> Error {
+    let place = place.shown(file);
     match error.named_file() {
         Some(_) => error.within(&format!("{place} of {}", file.path().display())),
-        None => error.within(place),
+        None => error.within(&place),
     }
 }

@@ -93,12 +93,12 @@ pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
         let mut chunk = vec![0; CHUNK_BYTES.min((file.len() - at) as usize)];
         file.read_at(at, &mut chunk)?;
         at += chunk.len() as u64;
-        lines.split(&mut chunk).map_err(malformed)?;
+        lines.split(&mut chunk).map_err(|what| malformed(format!("line {}: {what}", lines.breaks + 1)))?;
         scratch.write_at(end, &chunk).map_err(no_room)?;
         end += chunk.len() as u64;
     }
     if lines.state != State::Behind {
-        return Err(malformed("the list isn't closed".to_owned()));
+        return Err(malformed(format!("the file ends in line {}, and its list isn't closed", lines.breaks + 1)));
     }
     Ok((scratch, end))
 }
@@ -131,6 +131,8 @@ enum State {
 struct Lines {
     state: State,
     depth: usize,
+    /// Line breaks that were read.
+    breaks: u64,
     in_string: bool,
     is_escaped: bool,
     /// Whether something stands behind the last comma of the list.
@@ -142,6 +144,7 @@ struct Lines {
 impl Lines {
     fn split(&mut self, chunk: &mut [u8]) -> Result<(), String> {
         for byte in chunk {
+            self.breaks += u64::from(*byte == b'\n');
             if self.in_string {
                 self.in_string = self.is_escaped || *byte != b'"';
                 self.is_escaped = !self.is_escaped && *byte == b'\\';
