@@ -14,7 +14,7 @@ use crate::result::RECEIPT_FILE;
 use crate::whole::read_whole;
 
 /// Whether the file `name` of the result `target` is what is left of the one that a run wrote, rather than somebody's: nothing, the
-/// beginning of a receipt, or the beginning of the very weights that the receipt or the index speaks of.
+/// beginning of a receipt, or of weights, as far as it goes those that the receipt or the index speaks of.
 pub(super) fn is_damaged(target: &Path, name: &str) -> bool {
     let path = target.join(name);
     is_empty(&path) || (name == RECEIPT_FILE && is_cut_receipt(&path)) || are_cut_weights(target, name).unwrap_or(false)
@@ -35,24 +35,36 @@ fn is_cut_receipt(path: &Path) -> bool {
     begins && serde_json::from_slice::<Value>(&bytes).is_err_and(|error| error.is_eof())
 }
 
-/// Whether the file `name` ends within the header of a safetensors file, or has a sound one, names the tensors that this result has there,
-/// and ends before the last of them does. None where it, or what says which tensors these are, can't be read.
+/// Whether the file `name` ends too early for a safetensors file, and is as far as it goes what a run may have written there: it begins as
+/// such files do and ends before its header does, or has a sound one, names the tensors that this result has there, and ends before the
+/// last of them does. None where it, or what says which tensors these are, can't be read.
 fn are_cut_weights(target: &Path, name: &str) -> Option<bool> {
     let mut file = open_file(&target.join(name)).ok()?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = u64::from_le_bytes(length);
+    let mut start = Vec::new();
+    file.by_ref().take(8).read_to_end(&mut start).ok()?;
+    if !name.ends_with(".safetensors") || !begins_a_length(&start) {
+        return Some(false);
+    }
+    let Ok(length) = start.try_into().map(u64::from_le_bytes) else { return Some(true) };
     let mut header = Vec::new();
     file.by_ref().take(length.min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
     if (header.len() as u64) < length {
         // No weight is in it.
-        return Some(length <= MAX_HEADER_BYTES && is_cut_object(&header));
+        return Some(is_cut_object(&header));
     }
     let parsed: Map<String, Value> = serde_json::from_slice(&header).ok()?;
     let end = parsed.values().filter_map(|tensor| tensor["data_offsets"][1].as_u64()).max()?;
     let present = file.metadata().ok()?.len().checked_sub(8 + length)?;
     let entries = parse_header(&header, end).ok()?;
     Some(present < end && are_the_results(target, name, &entries)?)
+}
+
+/// Whether `bytes` are the length of a header as runs write it, or the beginning of one: little-endian, and headers are padded.
+fn begins_a_length(bytes: &[u8]) -> bool {
+    let mut least = [0; 8];
+    least[..bytes.len()].copy_from_slice(bytes);
+    // The bytes that are missing can only add to it.
+    u64::from_le_bytes(least) <= MAX_HEADER_BYTES && bytes.first().is_some_and(|byte| byte.is_multiple_of(8))
 }
 
 /// Whether `bytes` are the beginning of a JSON object, or nothing.

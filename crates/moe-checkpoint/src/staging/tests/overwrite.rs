@@ -270,6 +270,26 @@ fn only_what_is_left_of_a_result_is_damage() {
         let checked = OutputDir::check(&target, OVERWRITE);
         assert_eq!(checked.is_ok(), is_damage, "{what}: {checked:?}");
     }
+    // Wherever it ends, down to its first byte; the same bytes in a file that isn't weights are somebody's.
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
+    output.write("model.safetensors", &ours).unwrap();
+    output.write("vocab.bin", &ours).unwrap();
+    output.write(RECEIPT_FILE, &single).unwrap();
+    output.write(CARD_FILE, b"words").unwrap();
+    output.commit().unwrap();
+    for bytes in 0..ours.len() {
+        fs::write(target.join("model.safetensors"), &ours[..bytes]).unwrap();
+        OutputDir::check(&target, OVERWRITE).unwrap_or_else(|e| panic!("{bytes}: {e}"));
+    }
+    for mine in ["mine", "mine\n", "I", "hello"] {
+        fs::write(target.join("model.safetensors"), mine).unwrap();
+        assert!(OutputDir::check(&target, OVERWRITE).is_err(), "{mine}");
+    }
+    fs::write(target.join("model.safetensors"), &ours).unwrap();
+    fs::write(target.join("vocab.bin"), &ours[..4]).unwrap();
+    assert!(OutputDir::check(&target, OVERWRITE).is_err());
     // A receipt that was cut, or is somebody's.
     let whole = receipt(1, 40);
     for (left, is_damage) in [(&whole[..10], true), (&whole[..60], true), ("{\"mine\": [1,", false), ("words", false)] {
