@@ -8,6 +8,22 @@ output=$work/out/out
 hidden=$work/out/.out.partial-moe-convert
 mkdir "$work/out" "$work/alone"
 
+# The first run stops itself at the first file or folder that it waits for to be on the disk, however fast or slow it is: all that is
+# written is written under its lock, and has no name of its own yet.
+stops=$work/stops.so
+cc -shared -fPIC -o "$stops" -x c - <<'C'
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fsync(int file) {
+  static int has_stopped;
+  if (!__atomic_exchange_n(&has_stopped, 1, __ATOMIC_SEQ_CST)) raise(SIGSTOP);
+  return syscall(SYS_fsync, file);
+}
+C
+
+is_stopped() { [[ $(<"/proc/$pid/stat") == *") T "* ]]; } 2>/dev/null
+
 at_work() { # it holds a lock
   local locks
   read -r -d '' locks </proc/locks || true
@@ -15,13 +31,18 @@ at_work() { # it holds a lock
 }
 
 first() { # PASS FURTHER…: sets first
-  start "$1" "$(original "$1")" "$output" "${@:2}"
+  LD_PRELOAD=$stops start "$1" "$(original "$1")" "$output" "${@:2}"
   first=$pid
-  stop_when at_work && return
-  finish
-  problem "$1: it never takes a lock"
-  rm -rf "$output"
-  return 1
+  until is_stopped; do
+    if ! runs; then
+      finish
+      problem "$1: it ends without a word to the disk"
+      rm -rf "$output"
+      return 1
+    fi
+    sleep 0.01
+  done
+  at_work || problem "$1: it holds no lock"
 }
 
 second() { # PASS FURTHER…
