@@ -23,6 +23,7 @@ mod kept;
 mod kills;
 mod locations;
 mod manual;
+mod marks;
 mod memory;
 mod names;
 mod pleasant;

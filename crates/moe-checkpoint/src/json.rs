@@ -1,4 +1,5 @@
-//! JSON files with errors that name the file, and bytes that don't depend on anything but the value.
+//! JSON files with errors that name the file, and bytes that don't depend on anything but the value. A byte order mark before the JSON is
+//! passed over, although Python fails at one: `verify` names files that loaders don't read for it.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -12,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Kind, Result};
 use crate::is_object::IsObject;
 use crate::shown::escaped_json;
-use crate::whole::{read_text, read_whole};
+use crate::whole::{read_text, read_whole, without_mark};
 
 /// No JSON file of a checkpoint is larger than this; a tokenizer of 250,000 tokens takes 30 MiB.
 pub const MAX_JSON_BYTES: u64 = 256 << 20;
@@ -53,7 +54,7 @@ const NO_JSON: char = '\u{f8ff}';
 /// # Errors
 /// As for [`read`].
 pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
-    python(&read_whole(path, MAX_TREE_BYTES)?, path)
+    python(without_mark(&read_whole(path, MAX_TREE_BYTES)?), path)
 }
 
 /// Reads the JSON file `path` as a `T` that keeps no number, as Python does: what only Python reads may stand in it.
@@ -62,9 +63,10 @@ pub fn read_python(path: &Path) -> Result<Map<String, Value>> {
 /// As for [`read`].
 pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = read_whole(path, MAX_JSON_BYTES)?;
+    let bytes = without_mark(&bytes);
     // Few files need a copy that JSON's readers understand.
-    serde_json::from_slice(&bytes).or_else(|error| match error.is_syntax() {
-        true => python(&bytes, path),
+    serde_json::from_slice(bytes).or_else(|error| match error.is_syntax() {
+        true => python(bytes, path),
         false => Err(malformed(error, path, DAMAGED)),
     })
 }
@@ -77,7 +79,7 @@ fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
     parsed.map_err(|e| malformed(e, path, DAMAGED))
 }
 
-/// Whether the file `path` holds an object, as Python reads it; nothing of it is kept.
+/// Whether the file `path` holds an object, as Python reads it, which fails at a byte order mark; nothing of it is kept.
 ///
 /// # Errors
 /// As for [`read`].
@@ -233,7 +235,7 @@ fn is_lfs_pointer(file: &File) -> bool {
 const DAMAGED: &str = "this file is damaged: download or copy it again";
 
 fn parse<T: DeserializeOwned>(path: &Path, max_bytes: u64, remedy: &str) -> Result<T> {
-    serde_json::from_slice(&read_whole(path, max_bytes)?).map_err(|e| malformed(e, path, remedy))
+    serde_json::from_slice(without_mark(&read_whole(path, max_bytes)?)).map_err(|e| malformed(e, path, remedy))
 }
 
 fn malformed(error: serde_json::Error, path: &Path, remedy: &str) -> Error {
@@ -297,6 +299,24 @@ mod tests {
             let wanted = wanted.map_or(text.to_owned(), |wanted| wanted.replace('@', &NO_JSON.to_string()));
             assert_eq!(keep_numbers(text), wanted, "{text}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_where_python_need_not_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        for text in ["{\"a\": 1}", "{\"a\": NaN}"] {
+            std::fs::write(&path, [crate::BYTE_ORDER_MARK, text.as_bytes()].concat()).unwrap();
+            assert_eq!(read_python(&path).unwrap().len(), 1);
+            assert_eq!(read_python_as::<Map<String, Value>>(&path).unwrap().len(), 1);
+            assert_eq!(is_object(&path).unwrap_err().kind(), Kind::Malformed);
+        }
+        std::fs::write(&path, "\u{feff}{\"a\": 1}").unwrap();
+        assert_eq!(read_tree::<Value>(&path).unwrap()["a"], 1);
+        assert_eq!(read::<Value>(&path).unwrap()["a"], 1);
+        // One is no text of anybody's; the second is.
+        std::fs::write(&path, "\u{feff}\u{feff}{}").unwrap();
+        assert_eq!(read::<Value>(&path).unwrap_err().kind(), Kind::Malformed);
     }
 
     #[test]

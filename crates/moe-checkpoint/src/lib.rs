@@ -59,9 +59,9 @@ pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
 pub use spill::{Kept, Spill};
 pub use staging::{
-    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file, is_stream, open_stream,
-    open_to_append, remove_unfinished, unless_closed, write_file_atomically,
+    Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file, is_stream, lies_in_a_model,
+    open_stream, open_to_append, remove_unfinished, unless_closed, write_file_atomically,
 };
 pub use stored::{SourceFile, Stored};
-pub use whole::{read_text, read_whole};
+pub use whole::{BYTE_ORDER_MARK, begins_with_mark, read_text, read_whole, without_mark};
 pub use writer::{WriteSummary, Writer};

@@ -34,7 +34,8 @@ impl Manifest {
             return Ok(None);
         }
         let mut files = BTreeMap::new();
-        for (number, line) in read_text(&path, MAX_BYTES)?.lines().enumerate() {
+        let text = read_text(&path, MAX_BYTES)?;
+        for (number, line) in text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate() {
             let malformed = |what: &str| {
                 Error::new(Kind::Malformed, format!("line {} {what}", number + 1))
                     .file(&path)

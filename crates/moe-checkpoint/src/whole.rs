@@ -6,6 +6,23 @@ use std::path::Path;
 use crate::error::{Error, Kind, Result};
 use crate::regular::open_file;
 
+/// What some editors, and PowerShell, put before UTF-8 text.
+pub const BYTE_ORDER_MARK: &[u8; 3] = b"\xef\xbb\xbf";
+
+/// `bytes`, or what stands behind the [`BYTE_ORDER_MARK`] that they begin with.
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
+/// Whether the file `path` begins with a [`BYTE_ORDER_MARK`], at which Python's `json` fails.
+pub fn begins_with_mark(path: &Path) -> bool {
+    let mut start = [0; BYTE_ORDER_MARK.len()];
+    open_file(path)
+        .and_then(|mut file| file.read_exact(&mut start).map_err(|e| Error::io("cannot read this file", path, e)))
+        .is_ok()
+        && start == *BYTE_ORDER_MARK
+}
+
 /// The bytes of the file `path`, of which there may be `max_bytes`.
 ///
 /// # Errors

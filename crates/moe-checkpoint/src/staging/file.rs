@@ -114,6 +114,12 @@ pub fn check_file(path: &Path, kind: &FileKind, overwrite: bool) -> Result<Found
     Ok(FoundFile(There::File(Version::of(&found))))
 }
 
+/// Whether `path` lies in the folder of a model or a result, however deep.
+pub fn lies_in_a_model(path: &Path) -> bool {
+    let parent = parent_of(path);
+    parent.canonicalize().unwrap_or(parent).ancestors().any(holds_a_model)
+}
+
 /// Whether a checkpoint or an earlier result lies in `folder`. A `config.json` alone may be any program's.
 fn holds_a_model(folder: &Path) -> bool {
     if [RECEIPT_FILE, SINGLE_FILE, INDEX_FILE].iter().any(|name| folder.join(name).is_file()) {

@@ -32,7 +32,9 @@ use crate::open_dir::OpenDir;
 use crate::shard::ShardPlan;
 use crate::writer::Writer;
 
-pub use file::{FileKind, FoundFile, Placed, StagedFile, check_file, open_to_append, write_file_atomically};
+pub use file::{
+    FileKind, FoundFile, Placed, StagedFile, check_file, lies_in_a_model, open_to_append, write_file_atomically,
+};
 pub use stream::{is_stream, open_stream, unless_closed};
 pub use unfinished::{TemporaryDir, remove_unfinished};
 

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use moe_checkpoint::json::{LFS_POINTER, keep_numbers};
-use moe_checkpoint::{Error, Kind, Result};
+use moe_checkpoint::{Error, Kind, Result, without_mark};
 use serde::de::IgnoredAny;
 
 use super::record::{Start, object_start};
@@ -65,7 +65,6 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
     (b"\xfe\xff", "UTF-16", UTF_16),
 ];
 const UTF_16: &str = "write it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > data.txt";
-const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// What the file `name` holds, which begins with `head`; that is all of it where `is_all`.
 pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Content> {
@@ -85,9 +84,8 @@ pub(super) fn recognize(name: &Path, head: &[u8], is_all: bool) -> Result<Conten
     if looks_like_utf_16(head) {
         return refused("UTF-16 without a byte order mark, or binary", UTF_16);
     }
-    let start = if head.starts_with(BOM) { BOM.len() } else { 0 };
-    let text = &head[start..];
-    let start = start as u64;
+    let text = without_mark(head);
+    let start = (head.len() - text.len()) as u64;
     let ending = name.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     let records = Content::Text { format: Format::Records, start };
     let body = text.trim_ascii_start();
@@ -193,6 +191,8 @@ fn looks_like_utf_16(head: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use moe_checkpoint::BYTE_ORDER_MARK;
+
     use super::*;
 
     const RECORD: &str = r#"{"text": "words"}"#;
@@ -210,7 +210,7 @@ mod tests {
                 assert_eq!(of(name, &text).unwrap(), records, "{name} {text}");
             }
         }
-        let with_mark = [BOM, RECORD.as_bytes()].concat();
+        let with_mark = [BYTE_ORDER_MARK, RECORD.as_bytes()].concat();
         assert_eq!(of("a", &with_mark).unwrap(), Content::Text { format: Format::Records, start: 3 });
         for name in ["a.jsonl", "a.jsonl.bak", "a.jsonlines", "A.LDJSON"] {
             assert_eq!(of(name, "no JSON").unwrap(), records);

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole};
+use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, file_exists, json, read_whole, without_mark};
 use moe_model::families;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -204,8 +204,9 @@ fn build(
             .file(file)
             .remedy("download tokenizer.json again")
     };
-    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(&bytes)).map_err(malformed)?;
-    let added = added_tokens(&bytes).map_err(|e| malformed(e.into()))?;
+    let json = without_mark(&bytes);
+    let mut tokenizer = crate::guarded::guarded(|| Tokenizer::from_bytes(json)).map_err(malformed)?;
+    let added = added_tokens(json).map_err(|e| malformed(e.into()))?;
     drop(bytes);
     let defaults = Defaults {
         named: class.defaults(),

@@ -37,6 +37,7 @@ struct Scalar {
 /// What the card in `source` says.
 pub(crate) fn carried(source: &Path) -> Carried {
     let card = read_text(&source.join(CARD_FILE), json::MAX_JSON_BYTES).unwrap_or_default();
+    let card = card.strip_prefix('\u{feff}').unwrap_or(&card);
     let mut lines = card.lines().map(str::trim_end);
     if lines.next() != Some("---") {
         return Carried::default();

@@ -1,6 +1,6 @@
 //! Files beside the weights that are whole, and say what transformers refuses.
 
-use moe_checkpoint::{Kind, SideFile, SideFiles, json};
+use moe_checkpoint::{Kind, SideFile, SideFiles, begins_with_mark, json};
 
 use super::loaders::is_pointer;
 use super::{generation, tokenizer};
@@ -18,6 +18,9 @@ const READ: [(&str, bool); 7] = [
 /// Files that transformers goes on without where they aren't JSON.
 const IGNORED: [&str; 2] = [generation::CONFIG, "chat_template.json"];
 
+/// What is wrong with JSON behind a byte order mark.
+pub(super) const MARKED: &str = "begins with a byte order mark, at which Python's JSON reader fails";
+
 /// Files that loaders refuse, and why, a sentence each.
 pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
@@ -26,7 +29,7 @@ pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
         match json::is_object(&file.path) {
             Err(error) if error.kind() == Kind::Malformed => {
                 if !IGNORED.contains(&name) {
-                    damaged.push((name, format!("{name} is not JSON")));
+                    damaged.push((name, format!("{name} {}", why_malformed(file))));
                 }
                 continue;
             }
@@ -55,5 +58,12 @@ pub(crate) fn ignored(files: &SideFiles) -> Vec<String> {
         |file: &&SideFile| matches!(json::is_object(&file.path), Err(error) if error.kind() == Kind::Malformed);
     let named = files.carried.iter().filter(|file| IGNORED.contains(&file.name.as_str()) && !is_pointer(file));
     let broken = named.filter(is_malformed);
-    broken.map(|file| format!("{} is not JSON: transformers loads the model without it", file.name)).collect()
+    broken
+        .map(|file| format!("{} {}: transformers loads the model without it", file.name, why_malformed(file)))
+        .collect()
+}
+
+/// What is wrong with `file`, which Python doesn't read as JSON, behind its name.
+fn why_malformed(file: &SideFile) -> &'static str {
+    if begins_with_mark(&file.path) { MARKED } else { "is not JSON" }
 }

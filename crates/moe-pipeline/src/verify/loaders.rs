@@ -3,14 +3,14 @@
 use std::fs::File;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, SourceFile, json,
-    read_whole,
+    CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, SourceFile,
+    begins_with_mark, json, read_whole,
 };
 use moe_forward::tokens_beyond_vocabulary;
 use moe_model::{Layout, Model, is_computed, loaded_name};
 use serde_json::{Map, Value};
 
-use super::contents::{damaged, ignored};
+use super::contents::{MARKED, damaged, ignored};
 
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
@@ -20,7 +20,7 @@ const MAX_POINTER_BYTES: u64 = 1024;
 /// # Errors
 /// [`Kind::Mismatch`], with all that is refused; the file and the remedy are the first one's.
 pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
-    let mut refused = Vec::new();
+    let mut refused = of_marks(checkpoint);
     refused.extend(of_index(checkpoint));
     refused.extend(of_single_file(checkpoint));
     refused.extend(of_name(checkpoint));
@@ -48,6 +48,14 @@ impl Refused {
     fn new(what: impl Into<String>, file: &str, remedy: &'static str) -> Self {
         Self { what: what.into(), file: file.to_owned(), remedy }
     }
+}
+
+/// Python's JSON reader fails at what this program passes over.
+fn of_marks(checkpoint: &Checkpoint) -> Vec<Refused> {
+    let names = std::iter::once(CONFIG_FILE).chain(checkpoint.index().map(|_| INDEX_FILE));
+    let marked = names.filter(|name| begins_with_mark(&checkpoint.dir().join(name)));
+    let remedy = "write it as UTF-8 without that mark; any pass of this program does";
+    marked.map(|name| Refused::new(format!("{name} {MARKED}"), name, remedy)).collect()
 }
 
 /// transformers writes into the index's metadata while it loads (`get_checkpoint_shard_files`).
