@@ -209,6 +209,15 @@ fn reports_of_a_recipe_replace_nothing_that_it_reads_or_makes() {
         }
     }
     problems.extend(sandbox.refuses("run recipe.toml --junit report --summary ./report", 2, &["two outputs"]));
+    // A recipe that can't be understood names no inputs: what lies around a report says enough.
+    sandbox.write("broken.toml", "x = [");
+    sandbox.shell("mkdir -p m/sub/deep; ln -s m/sub by-link").succeeds();
+    for path in ["m/x", "m/sub/x", "m/sub/deep/x", "by-link/x", "broken.toml"] {
+        for option in ["--junit", "--summary"] {
+            let line = format!("run broken.toml {option} {path}{}", if path.ends_with('x') { ".md" } else { "" });
+            problems.extend(sandbox.refuses(&line, 2, &["TOML"]));
+        }
+    }
     // A summary is appended to Markdown alone.
     sandbox.write("thesis.tex", "years");
     sandbox.write("notes.json", "{}");

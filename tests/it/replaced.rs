@@ -92,6 +92,29 @@ fn a_result_that_comes_while_a_run_works_is_not_replaced() {
 }
 
 #[test]
+fn other_permissions_make_no_other_result_of_it() {
+    let mut problems = Vec::new();
+    for change in
+        ["chmod 700 out", "chmod 640 out/README.md out/model.safetensors", "chmod -R go-rwx out", "touch out/README.md"]
+    {
+        let sandbox = Sandbox::with_model_and_text();
+        sandbox.run("prune m --experts 3 --method random -o out").succeeds();
+        // The same work each time: what it makes is compared with the first result.
+        let outcome = sandbox.shell(&format!(
+            "'{BINARY}' prune golden/models/moe --keep 0.5 --data golden/text/english.calibration.txt \
+             --data-tokens 4096 -o out --overwrite -q & pid=$!\n\
+             while [ ! -e .out.partial-moe-convert ]; do kill -0 $pid || exit 7; sleep 0.01; done\n\
+             sleep 0.1; kill -STOP $pid; sleep 0.02; {change}; kill -CONT $pid; wait $pid"
+        ));
+        let is_new = sandbox.shell("grep -q leave-one-out out/moe-convert.json && [ ! -e out-2 ]").code == 0;
+        if outcome.code != 0 || !is_new {
+            problems.push(format!("{change}: {:?}\n{outcome}", sandbox.names(".")));
+        }
+    }
+    assert_none(&problems);
+}
+
+#[test]
 fn what_cannot_take_a_name_is_refused_before_the_work() {
     let sandbox = Sandbox::with_model_and_text();
     let prune = "prune m --experts 3 --method random -o";

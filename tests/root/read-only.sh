@@ -112,6 +112,24 @@ for mount in "mine model/deep" "words model/README.md" "words model/run.json" "m
 done
 rm -r "$disk/mine" "$disk/words" "$disk/model" "${hidden:?}"
 
+# Nor is what is mounted where a training is saved.
+mkdir "$disk/mine" "$disk/out.training"
+cp "$text" "$disk/mine"
+before=$(find "$disk/mine" -type f -exec sha256sum {} +)
+for how in "" --overwrite --resume; do
+  mount --bind "$disk/mine" "$disk/out.training"
+  options heal
+  # shellcheck disable=SC2206
+  line=(timeout 10 "$binary" "${line[0]}" golden/models/moe "${line[@]:1}" --output "$disk/out" $how)
+  code=0
+  "${line[@]}" >"$work/stdout" 2>"$log" || code=$?
+  [[ $code == 2 ]] && says "$disk/out.training" && says "mounted here" || problem "heal $how with a mount at out.training"
+  umount "$disk/out.training"
+  [[ $(find "$disk/mine" -type f -exec sha256sum {} +) == "$before" ]] || problem "heal $how changed what is mounted at out.training"
+  [[ ! -e $disk/out ]] || problem "heal $how wrote beside a mount at out.training"
+done
+rm -r "$disk/mine" "$disk/out.training"
+
 # In a directory where names may be added and not changed (not every file system knows that), nothing could be completed.
 mkdir "$disk/log"
 for pass in prune observe; do

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use moe_checkpoint::{
-    Error, FoundFile, Kind, Locations, StagedFile, check_file, is_stream, open_stream, open_to_append, unless_closed,
+    Error, FoundFile, Kind, Locations, StagedFile, check_file, is_stream, lies_in_a_model, open_stream, open_to_append,
+    unless_closed,
 };
 use moe_pipeline::{Average, JUNIT, Outcome, Progress, StepOutcome, check_summary, junit, markdown};
 
@@ -134,7 +135,7 @@ impl Reports {
     pub(super) fn refused_unread(&mut self, path: &Path, error: Error) -> anyhow::Error {
         let mut locations = Locations::default();
         locations.reads(path);
-        if self.paths().into_iter().any(|report| locations.writes(report).is_err()) {
+        if self.paths().into_iter().any(|report| lies_in_a_model(report) || locations.writes(report).is_err()) {
             return error.into();
         }
         self.refused_early(&path.file_stem().unwrap_or_default().to_string_lossy(), error)
