@@ -2,6 +2,7 @@
 
 mod stage;
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,10 +45,49 @@ fn note(text: &str) {
     say(&format!("note: {}", shown(text, "")));
 }
 
-/// The progress that fits stderr; `meter` knows which expert is at work.
-pub fn progress(quiet: bool, meter: &Meter) -> Box<dyn Progress> {
+/// Progress that knows which notes it has shown, so that nothing is said again in a summary.
+pub struct Stderr {
+    shown: Box<dyn Progress>,
+    notes: Mutex<BTreeSet<String>>,
+    is_quiet: bool,
+}
+
+impl Stderr {
+    /// The progress that fits stderr; `meter` knows which expert is at work.
+    pub fn new(is_quiet: bool, meter: &Meter) -> Self {
+        Self { shown: progress(is_quiet, meter), notes: Mutex::default(), is_quiet }
+    }
+
+    /// Whether the user has read this.
+    pub fn has_noted(&self, text: &str) -> bool {
+        lock(&self.notes).contains(text)
+    }
+}
+
+impl Progress for Stderr {
+    fn stage(&self, name: &str, total: u64, unit: Unit) {
+        self.shown.stage(name, total, unit);
+    }
+
+    fn advance(&self, units: u64) {
+        self.shown.advance(units);
+    }
+
+    fn status(&self, text: &str) {
+        self.shown.status(text);
+    }
+
+    fn note(&self, text: &str) {
+        self.shown.note(text);
+        if !self.is_quiet {
+            lock(&self.notes).insert(text.to_owned());
+        }
+    }
+}
+
+fn progress(is_quiet: bool, meter: &Meter) -> Box<dyn Progress> {
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    if quiet {
+    if is_quiet {
         Box::new(Quiet)
     } else if std::io::stderr().is_terminal() && !dumb {
         Box::new(Bar(Mutex::new(ProgressBar::hidden()), Arc::default(), meter.clone()))

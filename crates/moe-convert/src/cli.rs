@@ -213,7 +213,7 @@ pub enum Command {
         /// File to write
         #[arg(long, short, alias = "out", value_name = "STATS")]
         output: PathBuf,
-        /// Replace a file that holds statistics
+        /// Replace a file that holds statistics, of whatever model and text they are
         #[arg(long)]
         overwrite: bool,
         #[command(flatten)]
@@ -306,7 +306,7 @@ pub enum Command {
         /// File to write
         #[arg(long, short, alias = "out", value_name = "OUT.safetensors")]
         output: PathBuf,
-        /// Replace a file that holds logits
+        /// Replace a file that holds logits, of whatever model they are
         #[arg(long)]
         overwrite: bool,
     },

@@ -20,7 +20,7 @@ use moe_pipeline::{
 use serde::Serialize;
 
 use crate::allocator::{giving_back, remember_remedy};
-use crate::bar;
+use crate::bar::{self, Stderr};
 use crate::cli::{Cli, Command, Common, ComputeType, RouterType, Writing};
 use crate::{manual, render};
 use recipe::{How, Reports};
@@ -144,7 +144,7 @@ fn write_stdout(output: &str) -> Result<()> {
 struct Session {
     common: Common,
     compute: Compute,
-    progress: Box<dyn Progress>,
+    progress: Stderr,
 }
 
 impl Session {
@@ -166,8 +166,13 @@ impl Session {
         };
         let device_memory = common.device_memory.map(|size| size.0);
         let meter = if common.timings { Meter::waiting() } else { Meter::default() };
-        let progress = bar::progress(common.quiet, &meter);
+        let progress = Stderr::new(common.quiet, &meter);
         Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common })
+    }
+
+    /// Those of `warnings` that no note has said.
+    fn unsaid<'w>(&self, warnings: &'w [String]) -> Vec<&'w str> {
+        warnings.iter().map(String::as_str).filter(|warning| !self.progress.has_noted(warning)).collect()
     }
 
     /// Prints a result: `text`, or `value` with --json.
@@ -183,7 +188,7 @@ impl Session {
 
     fn logits(&self, model: &Path, tokens: &Path, output: &Path, overwrite: bool) -> Result<()> {
         let budget = self.common.memory_budget;
-        let shape = write_logits(model, tokens, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
+        let shape = write_logits(model, tokens, output, overwrite, budget, &self.compute, &self.progress)?;
         self.print(&serde_json::json!({ "output": output.to_string_lossy(), "shape": shape }), || {
             format!("logits {shape:?} f32 written to {}\n", shown_path(output))
         })
@@ -221,13 +226,13 @@ impl Session {
         timings: &mut Timings,
         after: After,
     ) -> Result<()> {
-        let run = || convert(passes, input, output, options, self.progress.as_ref());
+        let run = || convert(passes, input, output, options, &self.progress);
         // Layers that are fitted one by one while a pass decides have batches of one size: for them, memory that comes back in other places is
         // worse than what is kept.
         let heals = passes.iter().any(|pass| pass.training().is_some());
         let done = if heals { giving_back(run) } else { run() }?;
         timings.0.extend(done.timings.0.iter().cloned());
-        self.print(&done, || render::conversion(input, output, &done, after))
+        self.print(&done, || render::conversion(input, output, &done, &self.unsaid(&done.receipt.warnings), after))
     }
 
     /// Plans a run of which the last `own` passes are to be made now; the seconds that these will about take.
@@ -277,7 +282,7 @@ impl Session {
         against: Option<&Path>,
         options: &EvalOptions,
     ) -> Result<(EvalReport, Result<(), Error>)> {
-        let report = eval(model, against, options, self.common.memory_budget, &self.compute, self.progress.as_ref())?;
+        let report = eval(model, against, options, self.common.memory_budget, &self.compute, &self.progress)?;
         let (met, failures): (Vec<_>, Vec<_>) =
             options.gates.measured(&report, model)?.into_iter().partition(|gate| gate.met);
         let value = serde_json::json!({
@@ -296,14 +301,14 @@ impl Session {
     fn observe(&self, model: &Path, options: &ObserveOptions, output: &Path, overwrite: bool) -> Result<()> {
         options.check()?;
         let budget = self.common.memory_budget;
-        let done = observe(model, options, output, overwrite, budget, &self.compute, self.progress.as_ref())?;
+        let done = observe(model, options, output, overwrite, budget, &self.compute, &self.progress)?;
         self.print(&done, || render::observation(model, &done))
     }
 
     fn verify(&self, model: &Path) -> Result<()> {
         let fewer = (rayon::current_num_threads() > 1).then_some("lower --threads");
         check_small_budget(self.common.memory_budget, verify_bytes(), fewer)?;
-        let report = verify(model, self.progress.as_ref())?;
+        let report = verify(model, &self.progress)?;
         self.print(&report, || render::verification(model, &report))
     }
 
@@ -324,14 +329,14 @@ impl Session {
             compute: self.compute.clone(),
             memory_budget: self.common.memory_budget,
         };
-        let report = bench(options, &run, self.progress.as_ref())?;
+        let report = bench(options, &run, &self.progress)?;
         self.print(&report, || render::bench(&report))
     }
 
     fn selftest(&self) -> Result<()> {
         // What it is compared with is exact to f32.
         let compute = Compute { dtype: DType::F32, router_dtype: RouterDtype::F32, ..self.compute.clone() };
-        let checks = selftest(&compute, self.progress.as_ref())?;
+        let checks = selftest(&compute, &self.progress)?;
         let failed: Vec<_> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
         self.print(&checks, || render::selftest(&compute, &checks))?;
         if failed.is_empty() {

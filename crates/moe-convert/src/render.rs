@@ -183,15 +183,15 @@ fn quality(receipt: &Receipt) -> Option<String> {
     Some(format!("loss {before:.4} → {:.4}{against}, on {} held-out tokens", all.loss, all.tokens))
 }
 
-/// A finished conversion.
-pub fn conversion(input: &Path, output: &Path, done: &Conversion, after: After) -> String {
+/// A finished conversion, with `warnings` that weren't shown while it ran.
+pub fn conversion(input: &Path, output: &Path, done: &Conversion, warnings: &[&str], after: After) -> String {
     let mut rows = receipt_facts(&done.receipt, None);
     let seconds = done.timings.total();
     let writing: f64 = done.timings.0.iter().filter(|s| s.bytes.is_some()).map(|s| s.seconds).sum();
     let peak = peak_memory_bytes().map_or(String::new(), |b| format!(", peak memory {}", ByteSize(b)));
     let rate = ByteSize((done.bytes as f64 / writing.max(1e-9)) as u64);
     rows.push(("time", format!("{seconds:.2} s, of which writing {writing:.2} s ({rate}/s, hashed){peak}")));
-    rows.extend(done.receipt.warnings.iter().map(|w| ("warning", w.clone())));
+    rows.extend(warnings.iter().map(|warning| ("warning", (*warning).to_owned())));
     if after == After::Nothing {
         let next = next::steps(input, output, done).into_iter().enumerate();
         rows.extend(next.map(|(i, step)| (if i == 0 { "next" } else { "" }, step)));

@@ -12,8 +12,8 @@ use moe_checkpoint::{Error, counted, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, FoundResult, Outcome, Recipe, StepKind, StepOutcome, Summary, Timings, begin_step,
-    check_observe, copy_finished, find_result, is_observed,
+    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, StepKind, StepOutcome, Summary, Timings,
+    begin_step, check_observe, copy_finished, find_result, is_observed,
 };
 
 use super::{After, Session, kind, other_result};
@@ -44,7 +44,7 @@ impl Session {
             self.progress.note(&format!("{}, step {number} of {count}: {name}", recipe.name));
             if !how.dry_run {
                 outcomes[index].outcome = Outcome::unfinished();
-                reports.note_junit(&recipe.name, &outcomes, self.progress.as_ref());
+                reports.note_junit(&recipe.name, &outcomes, &self.progress);
             }
             let mut failure = |error: anyhow::Error| {
                 let error = error.downcast::<Error>().map_or_else(|other| other, |error| step.in_keys(error).into());

@@ -21,8 +21,7 @@ pub(super) fn trust(receipt: &Receipt) -> String {
     }
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let row = |(layer, trust): &(usize, &LayerTrust)| {
-        // Where every expert goes on in another, the mass is kept by definition, which says nothing of the result.
-        let merged = trust.retained_mass >= 1.0 && trust.clusters.iter().any(|cluster| cluster.len() > 1);
+        let merged = trust.merges_all();
         let worst = trust.worst_domain.as_ref().filter(|_| !merged);
         vec![
             layer.to_string(),

@@ -39,6 +39,12 @@ pub struct LayerTrust {
 }
 
 impl LayerTrust {
+    /// Whether all mass is kept by definition, since every expert goes on in another: that says nothing of what merging costs, which
+    /// shows in [`Self::output_error`].
+    pub fn merges_all(&self) -> bool {
+        self.retained_mass >= 1.0 && self.clusters.iter().any(|cluster| cluster.len() > 1)
+    }
+
     /// What the sums of `layer` say of `reduced`.
     pub(super) fn new(reduced: &Reduced, layer: &LayerView<'_>) -> Self {
         let pooled = layer.pooled();

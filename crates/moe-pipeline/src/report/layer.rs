@@ -56,6 +56,11 @@ impl<'a> ReportedLayer<'a> {
         self.choices() as f64 / self.trust.load.counts.len().max(1) as f64
     }
 
+    /// The share of mass that is kept; None where nothing was counted, or all of it is kept by definition.
+    pub fn mass(&self) -> Option<f64> {
+        self.counted(self.trust.retained_mass).filter(|_| !self.trust.merges_all())
+    }
+
     /// The share of mass that the worst domain keeps.
     pub fn worst(&self) -> Option<f64> {
         self.trust.worst_domain.as_ref().and_then(|(_, share)| self.counted(*share))

@@ -9,7 +9,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     let indices: Vec<usize> = layers.iter().map(|layer| layer.index).collect();
     let of = |value: fn(&ReportedLayer<'_>) -> Option<f64>| layers.iter().map(value).collect::<Vec<_>>();
     let [kept, worst, gone, error] =
-        [of(mass), of(|layer| layer.worst()), of(lost), of(|layer| layer.trust.output_error)];
+        [of(|layer| layer.mass()), of(|layer| layer.worst()), of(lost), of(|layer| layer.trust.output_error)];
     let chart = |id, title, values, marks, shares| {
         let format = if shares { percent } else { |value| decimal(value, 3) };
         columns(&Columns { id, title, layers: &indices, values, marks, format, shares })
@@ -25,7 +25,7 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     let row = |layer: &ReportedLayer<'_>| {
         vec![
             layer.index.to_string(),
-            percent(mass(layer)),
+            if layer.trust.merges_all() { "all, merged".to_owned() } else { percent(layer.mass()) },
             layer.trust.worst_domain.as_ref().map_or(ABSENT.to_owned(), |(label, _)| label.clone()),
             percent(layer.worst()),
             percent(lost(layer)),
@@ -38,6 +38,8 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
     } else {
         ""
     };
+    let masses =
+        kept.iter().any(Option::is_some).then(|| chart("error-mass", "Saliency mass kept", &kept, &worst, true));
     Section::new("error", "What each layer loses")
         .text(&format!(
             "Mass kept is the share of Σ gate × ‖output‖ that the experts which go on had before; choices lost is the share of routed \
@@ -45,16 +47,11 @@ pub(crate) fn section(layers: &[ReportedLayer<'_>]) -> Section {
              anew, on the states that reached it.{merged}"
         ))
         .legend(&[("kept", "all calibration text"), ("mark", "worst domain")])
-        .charts([
-            chart("error-mass", "Saliency mass kept", &kept, &worst, true),
+        .charts(masses.into_iter().chain([
             chart("error-lost", "Choices that lost their expert", &gone, &[], true),
             chart("error-output", "Relative error of the output, tokens rerouted", &error, &[], false),
-        ])
+        ]))
         .table(&Table::numbers("Error and retained mass, by layer", &header, layers.iter().map(row)))
-}
-
-fn mass(layer: &ReportedLayer<'_>) -> Option<f64> {
-    layer.counted(layer.trust.retained_mass)
 }
 
 fn lost(layer: &ReportedLayer<'_>) -> Option<f64> {

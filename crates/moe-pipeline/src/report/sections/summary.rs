@@ -49,8 +49,16 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
         let [before, after] = layer.trust.experts;
         tile("experts in a layer", format!("{before} → {after}"), of(before, after))
     });
-    let worst = layers.iter().filter_map(|l| Some((l.index, l.counted(l.trust.retained_mass)?)));
-    let worst = worst.min_by(|a, b| a.1.total_cmp(&b.1));
+    let in_layer =
+        |found: Option<(usize, f64)>| found.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}"));
+    let judged = if layers.iter().all(|layer| layer.trust.merges_all()) {
+        let worst = layers.iter().filter_map(|l| Some((l.index, l.trust.output_error?)));
+        let worst = worst.max_by(|a, b| a.1.total_cmp(&b.1));
+        tile("greatest relative output error", decimal(worst.map(|(_, error)| error), 3), in_layer(worst))
+    } else {
+        let worst = layers.iter().filter_map(|l| Some((l.index, l.mass()?))).min_by(|a, b| a.1.total_cmp(&b.1));
+        tile("least saliency mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
+    };
     let all = receipt.held_out.as_ref().map(|held_out| &held_out.result.all);
     let against = all.and_then(|all| all.against.as_ref());
     let control = receipt.held_out.as_ref().and_then(|held_out| held_out.control.as_ref()?.all.loss_change());
@@ -75,11 +83,7 @@ fn tiles(receipt: &Receipt, layers: &[ReportedLayer<'_>]) -> Vec<[String; 3]> {
             format!("{} of {}", result.tensors_copied, result.tensors),
             percent((result.tensors > 0).then(|| result.tensors_copied as f64 / result.tensors as f64)),
         ),
-        tile(
-            "least saliency mass kept",
-            percent(worst.map(|(_, share)| share)),
-            worst.map_or(ABSENT.to_owned(), |(layer, _)| format!("in layer {layer}")),
-        ),
+        judged,
         tile(
             "Δ loss on held-out text",
             signed(all.and_then(DomainReport::loss_change)),
