@@ -104,3 +104,29 @@ fn folders_named_like_files_of_a_source_are_refused_or_left_out() {
     }
     assert_none(&problems);
 }
+
+/// The same run gives the same receipt, wherever its user keeps the plan that it writes.
+#[test]
+fn a_receipt_names_no_folders_around_a_plan() {
+    let sandbox = Sandbox::with_model_and_text();
+    let here = sandbox.path(".").canonicalize().unwrap();
+    fs::create_dir_all(sandbox.path("jane/plans")).unwrap();
+    let prune = |plan: &str, how: &str| {
+        sandbox.run(&format!("prune m -o out --experts 3 --method random --plan-out {plan} {how}")).succeeds()
+    };
+    let receipt = |plan: &str| {
+        prune(plan, "--overwrite");
+        String::from_utf8(sandbox.read("out/moe-convert.json")).unwrap()
+    };
+    let absolute = here.join("jane/plans/plan.json").display().to_string();
+    let plain = receipt("plan.json");
+    assert!(plain.contains("\"plan.json\": \""), "{plain}");
+    assert_eq!(receipt(&absolute), plain);
+    // It is known again by any of its paths, as long as it is as it was written.
+    for plan in [&absolute, "jane/plans/plan.json", "./plan.json"] {
+        assert!(prune(plan, "--resume").stdout.contains("finished already"), "{plan}");
+    }
+    sandbox.write("plan.json", "{}");
+    let line = "prune m -o out --experts 3 --method random --plan-out plan.json --resume";
+    sandbox.run(line).exits(2).says(&["no such plan"]);
+}

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, json, read_whole, sha256_bytes, sha256_file};
 use moe_forward::tokenizer_files;
 use moe_math::Compute;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BUILD, VERSION};
+use crate::portable::short_names;
 use crate::resources::device_kind;
 
 /// Tensors are sampled at so many places each, of so many bytes.
@@ -131,6 +133,15 @@ pub(crate) fn sha256_of(path: &Path, digests: &BTreeMap<PathBuf, String>) -> Res
         Some(digest) => Ok(digest.clone()),
         None => sha256_file(path),
     }
+}
+
+/// The hash of each file, or of what was read of it, by its short name; files are hashed side by side.
+///
+/// # Errors
+/// What reading returns.
+pub(crate) fn hashes_of(paths: &[&Path], digests: &BTreeMap<PathBuf, String>) -> Result<BTreeMap<String, String>> {
+    let names: Vec<(&Path, String)> = short_names(paths.iter().copied()).into_iter().collect();
+    names.into_par_iter().map(|(path, name)| Ok((name, sha256_of(path, digests)?))).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -43,11 +43,12 @@ fn hashes(receipt: &Value) -> BTreeSet<&str> {
     let options = before.chain([receipt]).map(|pass| &pass["options"]);
     let specs =
         options.flat_map(|options| ["data", "pool"].map(|key| &options[key])).filter_map(Value::as_array).flatten();
-    let paths = specs.filter_map(|spec| spec["path"].as_str());
-    // Texts go by their names, or by their paths where names are the same.
-    let name = |path: &'_ str| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
-    let texts = &receipt["texts"];
-    paths.filter_map(|path| texts[path].as_str().or_else(|| texts[name(path)?].as_str())).collect()
+    let paths: Vec<&Path> = specs.filter_map(|spec| spec["path"].as_str()).map(Path::new).collect();
+    // Texts go by the ends of their paths.
+    let texts = receipt["texts"].as_object().into_iter().flatten();
+    let read = texts.filter(|(name, _)| paths.iter().any(|path| path.ends_with(name)));
+    let observed = receipt["observed"].as_object().into_iter().flatten();
+    read.chain(observed).filter_map(|(_, hash)| hash.as_str()).collect()
 }
 
 #[cfg(test)]
@@ -66,8 +67,9 @@ mod tests {
             "before": [{ "pass": "prune", "options": options(&["a/a.txt"]) }],
             "options": options(&["b/b.txt", "d/b.txt"]),
             "texts": { "a.txt": "A", "b/b.txt": "B", "d/b.txt": "D", "c.txt": "C" },
+            "observed": { "o.txt": "O" },
         });
-        assert_eq!(hashes(&receipt), BTreeSet::from(["A", "B", "D"]));
+        assert_eq!(hashes(&receipt), BTreeSet::from(["A", "B", "D", "O"]));
         assert!(hashes(&Value::Null).is_empty());
     }
 }

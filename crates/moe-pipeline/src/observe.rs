@@ -189,15 +189,29 @@ pub fn observe(
     let observed: Vec<ObservedLayer> = layers.iter().map(|(index, sums)| ObservedLayer::new(*index, sums)).collect();
     let more = if has_more { "raise --data-tokens" } else { "give more --data, or --add statistics of more text" };
     let warnings: Vec<String> = unchosen(observed.iter().map(|layer| &layer.load), more).into_iter().collect();
-    warnings.iter().for_each(|warning| progress.note(warning));
     let layers: BTreeMap<usize, Arc<Vec<Sums>>> =
         layers.into_iter().map(|(index, sums)| (index, Arc::new(sums))).collect();
-    let about =
-        About::new(fingerprint, groups.clone(), sizes, Some(hash_of_run(&checkpoint, options, &digests, compute)?));
+    let run = hash_of_run(&checkpoint, options, &digests, compute)?;
+    let texts = texts_of(options, &digests, &added)?;
+    let about = About::new(fingerprint, groups.clone(), sizes, Some(run), texts);
     checkpoint.check_unchanged()?;
     snapshot.check()?;
     statistics::write(file, &about, |index| Ok(layers[&index].clone()))?;
     Ok(Observation { output: output.to_owned(), groups, layers: observed, tokens, seconds, warnings })
+}
+
+/// SHA-256 of all text behind the statistics, those `added` included, by name.
+fn texts_of(
+    options: &ObserveOptions,
+    digests: &BTreeMap<PathBuf, String>,
+    added: &[StatisticsFile],
+) -> Result<BTreeMap<String, String>> {
+    let paths: Vec<&Path> = options.calibration.data.iter().map(|spec| spec.path.as_path()).collect();
+    let mut texts = fingerprint::hashes_of(&paths, digests)?;
+    for (name, hash) in added.iter().flat_map(|file| &file.about().texts) {
+        statistics::add_text(&mut texts, name, hash);
+    }
+    Ok(texts)
 }
 
 /// Says of how many experts nothing is known, since no token of the text chose them, and what gives `more`.

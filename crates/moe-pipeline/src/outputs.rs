@@ -1,11 +1,15 @@
 //! Where runs write: the kinds of single files, and that no output is, holds or lies in what the same run reads.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use moe_checkpoint::{Error, FileKind, Kind, Locations, Result, Seal, SourceFile, check_file, json, read_text};
+use moe_checkpoint::{
+    Error, FileKind, Kind, Locations, Result, Seal, SourceFile, check_file, is_stream, json, read_text,
+};
 use moe_passes::Pass;
 use serde_json::{Map, Value};
 
+use crate::portable::short_names;
 use crate::statistics::StatisticsFile;
 use crate::train::TrainingDir;
 
@@ -111,6 +115,11 @@ pub(crate) fn check_places(passes: &[&dyn Pass], input: &Path, output: &Path, fu
 /// As for [`check_file`].
 pub(crate) fn check_plans(passes: &[&dyn Pass], overwrite: bool) -> Result<()> {
     passes.iter().filter_map(|pass| pass.plan_out()).try_for_each(|path| check_file(path, &PLAN, overwrite).map(drop))
+}
+
+/// What the plans that `passes` write to files are called in receipts.
+pub(crate) fn plan_names<'p>(passes: impl Iterator<Item = &'p dyn Pass>) -> BTreeMap<&'p Path, String> {
+    short_names(passes.filter_map(|pass| pass.plan_out()).filter(|path| !is_stream(path)))
 }
 
 #[cfg(test)]

@@ -35,10 +35,13 @@ pub struct Receipt {
     /// Further checkpoints that it read, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<SourceRecord>,
-    /// SHA-256 of text, statistics and plans that it read, by file name, or by path where that is not unique.
+    /// SHA-256 of text, statistics and plans that it read, by file name, with the folders that tell it from others of that name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
-    /// SHA-256 of plans that it wrote beside, by path.
+    /// SHA-256 of the text that statistics which it read were gathered on, as far as they say so, by name likewise.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub observed: BTreeMap<String, String>,
+    /// SHA-256 of plans that it wrote beside, by name likewise.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub written: BTreeMap<String, String>,
     /// What it computed in.

@@ -7,14 +7,14 @@ use std::path::Path;
 
 use moe_checkpoint::{
     Error, Kind, LOG_FILE, MANIFEST_FILE, Manifest, OutputDir, Result, file_exists, is_own_log, is_own_run_record,
-    is_stream, json, read_text, read_whole, sha256_file,
+    json, read_text, read_whole, sha256_file,
 };
 use moe_passes::Pass;
 use serde_json::{Map, Value};
 
 use crate::card::{self, CARD_FILE, name_of};
 use crate::convert::{ConvertOptions, SLACK_BYTES, existing};
-use crate::outputs::check_places;
+use crate::outputs::{check_places, plan_names};
 use crate::prepare::Prepared;
 use crate::progress::Quiet;
 use crate::receipt::{RECEIPT_FILE, RUN_FILE, Receipt};
@@ -69,16 +69,12 @@ fn finished(
         return Ok(None);
     }
     let found: Value = json::read(&receipt)?;
-    // A plan that is written beside the result is part of it.
-    let is_there = |plan: &Path| {
-        // What was said is not said again.
-        if is_stream(plan) {
-            return true;
-        }
-        let written = found["written"][plan.to_string_lossy().as_ref()].as_str();
+    // A plan that is written beside the result is part of it; what was said to a pipe is not said again.
+    let is_there = |(plan, name): (&Path, String)| {
+        let written = found["written"][name].as_str();
         written.is_some() && sha256_file(plan).ok().as_deref() == written
     };
-    if !passes.iter().filter_map(|pass| pass.plan_out()).all(is_there) {
+    if !plan_names(passes.iter().copied()).into_iter().all(is_there) {
         return Ok(Some(Err("has no such plan beside it".to_owned())));
     }
     if let Some(how) = differing_work(&found, passes) {

@@ -34,17 +34,29 @@ pub struct About {
     /// Hash of the options and of all that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    /// SHA-256 of the text that they were gathered on, by name; empty where earlier builds wrote the file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub texts: BTreeMap<String, String>,
+}
+
+/// Adds the text `name` with its `hash` to `texts`, under another name where another text has that.
+pub(crate) fn add_text(texts: &mut BTreeMap<String, String>, name: &str, hash: &str) {
+    let numbered = (2..).map(|number| format!("{name} ({number})"));
+    let free =
+        std::iter::once(name.to_owned()).chain(numbered).find(|name| texts.get(name).is_none_or(|at| at == hash));
+    texts.extend(free.map(|name| (name, hash.to_owned())));
 }
 
 impl About {
-    /// Of a model that was observed, in the run of this hash.
+    /// Of a model that was observed, in the run of this hash, on these texts.
     pub fn new(
         fingerprint: Fingerprint,
         groups: Vec<Group>,
         layers: BTreeMap<usize, Sizes>,
         run: Option<String>,
+        texts: BTreeMap<String, String>,
     ) -> Self {
-        Self { format: FORMAT.to_owned(), fingerprint, groups, layers, run }
+        Self { format: FORMAT.to_owned(), fingerprint, groups, layers, run, texts }
     }
 }
 

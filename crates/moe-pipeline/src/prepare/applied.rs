@@ -1,5 +1,6 @@
 //! A pass applied to a model: its plan, and all that it reads.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,8 +59,8 @@ pub(crate) struct Applied<'p> {
     snapshot: Snapshot,
     /// Where decisions are written.
     plan_file: Option<StagedFile>,
-    /// What they were written to, and their hash.
-    pub written: Option<(String, String)>,
+    /// The hash of what was written there.
+    pub written: Option<String>,
 }
 
 impl<'p> Applied<'p> {
@@ -179,6 +180,12 @@ impl<'p> Applied<'p> {
         surveyed.chain(decided).chain(trained).collect()
     }
 
+    /// Hashes of the text that its statistics were gathered on, by name.
+    pub(super) fn observed(&self) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.beside.statistics.as_ref().map_or(NONE, |file| &file.about().texts)
+    }
+
     /// What was read of text that isn't measured on.
     pub(super) fn reads(&self) -> impl Iterator<Item = &TextRead> {
         let deciding = self.deciding.iter().flat_map(|deciding| &deciding.read);
@@ -209,8 +216,8 @@ impl<'p> Applied<'p> {
         let Some((file, decisions)) = self.plan_file.take().zip(self.decisions.as_ref()) else { return Ok(()) };
         let text = Seal::JSON.close(&json::to_pretty(&self.pass.describe_decisions(&self.source, decisions)));
         // What went to a pipe can't be looked at again.
-        let path = self.pass.plan_out().filter(|path| !is_stream(path));
-        self.written = path.map(|path| (path.to_string_lossy().into_owned(), sha256_bytes(text.as_bytes())));
+        let is_kept = self.pass.plan_out().is_some_and(|path| !is_stream(path));
+        self.written = is_kept.then(|| sha256_bytes(text.as_bytes()));
         file.commit(|file| file.write_all(text.as_bytes())).map(drop)
     }
 

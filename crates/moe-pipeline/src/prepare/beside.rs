@@ -20,7 +20,7 @@ pub(crate) struct Beside {
     pub models: Vec<Model>,
     others_differ: bool,
     first_alike: Vec<usize>,
-    statistics: Option<StatisticsFile>,
+    pub statistics: Option<StatisticsFile>,
     given_plan: Option<serde_json::Value>,
 }
 

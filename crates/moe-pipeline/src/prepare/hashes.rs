@@ -1,13 +1,13 @@
 //! SHA-256 of all that a run reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{CONFIG_FILE, Checkpoint, Result, sha256_bytes, sha256_file};
 use rayon::prelude::*;
 
 use crate::card;
-use crate::fingerprint::sha256_of;
+use crate::fingerprint::hashes_of;
 use crate::receipt::Receipt;
 
 /// What is hashed of the source's card, which isn't carried as a file.
@@ -38,7 +38,7 @@ impl Hashes {
         Ok(Self {
             source: of_source,
             others: others.map(hash_checkpoint).collect::<Result<_>>()?,
-            texts: hash_files(&texts, digests)?,
+            texts: hashes_of(&texts, digests)?,
         })
     }
 
@@ -59,15 +59,4 @@ fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> 
         Ok((name.to_string_lossy().into_owned(), sha256_file(path)?))
     };
     read.collect::<Vec<_>>().par_iter().map(|path| hash(path)).collect()
-}
-
-/// SHA-256 by file name, or by path where several files have one name; files are hashed side by side.
-fn hash_files(paths: &[&Path], digests: &BTreeMap<PathBuf, String>) -> Result<BTreeMap<String, String>> {
-    let paths: BTreeSet<&Path> = paths.iter().copied().collect();
-    let unique = |path: &Path| paths.iter().filter(|other| other.file_name() == path.file_name()).count() == 1;
-    let hash = |path: &&Path| -> Result<(String, String)> {
-        let name = path.file_name().filter(|_| unique(path)).unwrap_or(path.as_os_str());
-        Ok((name.to_string_lossy().into_owned(), sha256_of(path, digests)?))
-    };
-    paths.par_iter().map(hash).collect()
 }

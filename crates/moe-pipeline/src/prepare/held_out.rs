@@ -1,11 +1,13 @@
 //! Held-out text that isn't held out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, overlap};
 
 use super::applied::Applied;
+use crate::fingerprint::sha256_of;
 use crate::learned;
 use crate::portable::portable;
 
@@ -13,10 +15,41 @@ use crate::portable::portable;
 const LEAST_SHARE: f64 = 0.01;
 
 /// What is said where text that `applied` passes learn from is measured on: the same files, or the same windows, whatever their files.
-/// `measured` is what the result is measured on.
-pub(super) fn warnings(applied: &[Applied<'_>], measured: Option<&Corpus>) -> Vec<String> {
+/// `measured` is what the result is measured on; of texts that are read in parts, `digests` has the hash of what was read.
+///
+/// # Errors
+/// What reading that text returns.
+pub(super) fn warnings(
+    applied: &[Applied<'_>],
+    measured: Option<&Corpus>,
+    digests: &BTreeMap<PathBuf, String>,
+) -> Result<Vec<String>> {
     let trained = applied.iter().filter_map(|applied| applied.training.as_ref()?.held_out());
-    measured.into_iter().chain(trained).filter_map(|corpus| warning(applied, corpus)).collect()
+    let mut warnings = Vec::new();
+    for corpus in measured.into_iter().chain(trained) {
+        warnings.extend(match warning(applied, corpus) {
+            None => observed(applied, corpus, digests)?,
+            warning => warning,
+        });
+    }
+    Ok(warnings)
+}
+
+/// What is said where statistics were gathered on the text of `held_out`.
+fn observed(applied: &[Applied<'_>], held_out: &Corpus, digests: &BTreeMap<PathBuf, String>) -> Result<Option<String>> {
+    let learned: BTreeSet<&String> = applied.iter().flat_map(|applied| applied.observed().values()).collect();
+    if learned.is_empty() {
+        return Ok(None);
+    }
+    for text in &held_out.texts {
+        if learned.contains(&sha256_of(&text.path, digests)?) {
+            let name = portable(&text.path);
+            let what =
+                "is held out, and the statistics were gathered on it, so that what is measured looks better than it is";
+            return Ok(Some(format!("{name} {what}: give --held-out other text")));
+        }
+    }
+    Ok(None)
 }
 
 /// What is said where a pass measures on text that the checkpoint in `input` was made on already.

@@ -24,9 +24,11 @@ use crate::estimate::measuring;
 use crate::memory::{self, Text};
 use crate::needs::{Needs, Work};
 use crate::observe::unchosen;
+use crate::outputs::plan_names;
 use crate::portable::portable;
 use crate::receipt::{EarlierPass, Receipt, ResultRecord, SourceRecord, Tool};
 use crate::resources::{ByteSize, device_kind, directory_of, storage};
+use crate::statistics;
 use crate::train::TrainingRecord;
 use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
@@ -116,7 +118,7 @@ impl<'p> Prepared<'p> {
         let held_out = held_out.map(read_held_out).transpose()?;
         let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
-        let mut not_held_out = held_out::warnings(&applied, held_out.as_ref());
+        let mut not_held_out = held_out::warnings(&applied, held_out.as_ref(), &digests)?;
         not_held_out.extend(held_out::learned_before(&applied, input)?);
         Ok(Self {
             checkpoint,
@@ -249,7 +251,8 @@ impl<'p> Prepared<'p> {
             source: source(&self.checkpoint, &self.source),
             others: others.map(|(other, model)| source(other, model)).collect(),
             texts: BTreeMap::new(),
-            written: self.applied.iter().filter_map(|applied| applied.written.clone()).collect(),
+            observed: self.observed(),
+            written: self.written(),
             dtype: self.dtype,
             device: self.device,
             writing: self.writing,
@@ -267,6 +270,22 @@ impl<'p> Prepared<'p> {
             left_out: self.side_files.left_out.clone(),
             files: BTreeMap::new(),
         }
+    }
+
+    /// Hashes of the text that statistics were gathered on, by name.
+    fn observed(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for (name, hash) in self.applied.iter().flat_map(Applied::observed) {
+            statistics::add_text(&mut all, name, hash);
+        }
+        all
+    }
+
+    /// Hashes of the plans that were written, by name.
+    fn written(&self) -> BTreeMap<String, String> {
+        let names = plan_names(self.applied.iter().map(|applied| applied.pass));
+        let written = self.applied.iter().filter_map(|applied| applied.pass.plan_out().zip(applied.written.clone()));
+        written.filter_map(|(path, hash)| Some((names.get(path)?.clone(), hash))).collect()
     }
 
     /// Hashes of everything that is read.

@@ -47,6 +47,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
         source: source("source"),
         others: Vec::new(),
         texts: BTreeMap::from([("text.txt".to_owned(), "4567".to_owned())]),
+        observed: BTreeMap::new(),
         written: BTreeMap::new(),
         dtype: "f32",
         device: "cpu",
