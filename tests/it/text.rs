@@ -113,7 +113,11 @@ fn what_is_proposed_for_a_file_can_be_followed() {
         ("data.json", format!(r#"{{"version": 1, "data": [{record}]}}"#), &["line 1", "\"data\"", "jq "]),
         ("data2.json", format!("{{\n\"version\": 1,\n\"rows\": [{record}]}}"), &["rows", "jq "]),
         ("content.jsonl", r#"{"content": "some words here", "id": 3}"#.to_owned(), &["line 1", "content", "jq "]),
-        ("texts.json", r#"["some words", "more words"]"#.to_owned(), &["line 1", "record 1", "'.[] | {text: .}'", "jq "]),
+        (
+            "texts.json",
+            r#"["some words", "more words"]"#.to_owned(),
+            &["line 1", "record 1", "'.[] | {text: .}'", "jq "],
+        ),
         ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
     ];
     let has_jq = crate::common::has(&["jq"], "what is proposed for JSON is run");

@@ -370,10 +370,22 @@ fn merges_are_shown_as_clusters() {
     let giant = LayerTrust { saliency: vec![1.0, 2.0, 9000.0, 0.5, 0.0, 3.0], ..merged.clone() };
     let mut receipt = receipt(vec![merged, giant]);
     receipt.warnings = vec!["something to know".to_owned()];
-    let page = page(&receipt);
-    assert!(page.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{page}");
-    assert!(page.contains("Experts were merged") && page.contains("what merging costs shows in the error"));
-    keep_to_look_at("merged.html", &page);
+    let some = page(&receipt);
+    assert!(some.contains("<td>0, 2</td><td>1, 4</td><td>0 ← 3, 5</td>"), "{some}");
+    assert!(some.contains("Experts were merged") && some.contains("what merging costs shows in the error"));
+    // That all mass is kept says nothing where it is so by definition.
+    receipt.layers.iter_mut().filter_map(|layer| layer.trust.as_mut()).for_each(|trust| trust.retained_mass = 1.0);
+    let whole = page(&receipt);
+    for (said, is_said) in [
+        ("least saliency mass kept", false),
+        ("greatest relative output error", true),
+        ("error-mass", false),
+        ("all, merged", true),
+    ] {
+        assert_eq!(whole.contains(said), is_said, "{said}");
+    }
+    assert!(some.contains("least saliency mass kept") && some.contains("error-mass"));
+    keep_to_look_at("merged.html", &whole);
 }
 
 #[test]
