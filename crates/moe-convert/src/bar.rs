@@ -49,16 +49,15 @@ fn note(text: &str) {
 pub struct Stderr {
     shown: Box<dyn Progress>,
     notes: Mutex<BTreeSet<String>>,
-    is_quiet: bool,
 }
 
 impl Stderr {
     /// The progress that fits stderr; `meter` knows which expert is at work.
     pub fn new(is_quiet: bool, meter: &Meter) -> Self {
-        Self { shown: progress(is_quiet, meter), notes: Mutex::default(), is_quiet }
+        Self { shown: progress(is_quiet, meter), notes: Mutex::default() }
     }
 
-    /// Whether the user has read this.
+    /// Whether this was a note, which the user has read unless they wanted none: results on stdout are the same either way.
     pub fn has_noted(&self, text: &str) -> bool {
         lock(&self.notes).contains(text)
     }
@@ -79,9 +78,7 @@ impl Progress for Stderr {
 
     fn note(&self, text: &str) {
         self.shown.note(text);
-        if !self.is_quiet {
-            lock(&self.notes).insert(text.to_owned());
-        }
+        lock(&self.notes).insert(text.to_owned());
     }
 }
 
