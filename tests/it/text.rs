@@ -116,7 +116,7 @@ fn what_is_proposed_for_a_file_can_be_followed() {
         (
             "texts.json",
             r#"["some words", "more words"]"#.to_owned(),
-            &["line 1", "record 1", "'.[] | {text: .}'", "jq "],
+            &["record 1 of the list, on line 1", "'.[] | {text: .}'", "jq "],
         ),
         ("two.jsonl", format!("{record} {record}\n"), &["line 1", "trailing", "jq "]),
     ];

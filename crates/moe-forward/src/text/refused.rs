@@ -19,7 +19,7 @@ impl Place {
     /// Where that is in `file`, for people.
     pub fn shown(&self, file: &TextFile) -> String {
         match (file.place_in_list(self.line.start), self.number) {
-            (Some((record, line)), _) => format!("line {line}, where record {record} of the list begins"),
+            (Some((record, line)), _) => format!("record {record} of the list, on line {line}"),
             (None, Some(number)) => format!("line {number}"),
             (None, None) => format!("the line that begins at byte {}", self.line.start),
         }
@@ -38,13 +38,17 @@ pub(super) fn too_long(bytes: u64) -> String {
 /// The line at `place` of `file` is not a record, and `what` says why.
 pub(super) fn malformed(file: &TextFile, place: &Place, what: &str) -> Error {
     let remedy = remedy(file, place, what).replace("FILE", &file.path().to_string_lossy());
-    // In a list, a record isn't a line of its own.
-    let what = if file.unpacked == Some(ARRAY) {
-        what.replace(" at line 1 column ", " at character ")
-    } else {
-        what.to_owned()
-    };
+    // In a list, a record isn't a line of its own, of which something could be a column.
+    let what = if file.unpacked == Some(ARRAY) { without_column(what) } else { what.to_owned() };
     Error::new(Kind::Malformed, format!("{}: {what}", place.shown(file))).file(file.path()).remedy(remedy)
+}
+
+/// What serde says, without the place in the record.
+fn without_column(what: &str) -> String {
+    match what.split_once(" at line 1 column ") {
+        Some((said, rest)) => format!("{said}{}", rest.trim_start_matches(|c: char| c.is_ascii_digit())),
+        None => what.to_owned(),
+    }
 }
 
 fn remedy(file: &TextFile, place: &Place, what: &str) -> String {
@@ -92,7 +96,8 @@ fn remedy(file: &TextFile, place: &Place, what: &str) -> String {
                 its name doesn't say JSON: cp FILE data.txt"
             .to_owned();
     }
-    "each line is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"".to_owned()
+    let each = if file.unpacked == Some(ARRAY) { "element of the list" } else { "line" };
+    format!("each {each} is an object with \"text\", \"messages\", \"conversations\" or \"input_ids\"")
 }
 
 /// What [`super::record::parse`] says before the name of a key that has a list of objects.
@@ -118,5 +123,24 @@ fn of_unfinished(file: &TextFile, place: &Place, what: &str) -> String {
             _ => "leave this record out: its text ends within the line".to_owned(),
         },
         (false, _) => "write each record on a line of its own: jq -c . FILE > data.jsonl".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_serde_says_is_kept_but_for_the_column() {
+        for (said, shown) in [
+            (
+                "invalid type: integer `5`, expected a string at line 1 column 1",
+                "invalid type: integer `5`, expected a string",
+            ),
+            ("end of hex escape at line 1 column 12: half of a pair", "end of hex escape: half of a pair"),
+            ("a text under \"body\"", "a text under \"body\""),
+        ] {
+            assert_eq!(without_column(said), shown);
+        }
     }
 }

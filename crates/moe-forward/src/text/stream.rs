@@ -163,7 +163,8 @@ pub(super) fn tokenize_record(
                 Some(mask) => ids.iter().zip(mask).filter(|(_, seen)| *seen).map(|(id, _)| *id).collect(),
                 None => encoder.unpadded(&ids)?,
             };
-            Ok((take(&seen)?, ids.len() - seen.len()))
+            let flow = take(&seen).map_err(|e| of_record(e, file, place))?;
+            Ok((flow, ids.len() - seen.len()))
         }
     }
 }
