@@ -27,9 +27,9 @@ fn side_files_that_cannot_be_written_leave_nothing() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("families/llama/base/model", "model");
     // Larger than any shard.
-    model.write("tokenizer.json", vec![b' '; 400_000]);
+    model.write("NOTICE", vec![b' '; 400_000]);
     let line = "upcycle model -o out --experts 2 --top-k 1";
-    let outcome = limited(&sandbox, 300, line).exits(1).says(&["tokenizer.json", "remedy"]);
+    let outcome = limited(&sandbox, 300, line).exits(1).says(&["NOTICE", "remedy"]);
     assert_eq!(sandbox.names("."), ["golden", "model"], "{outcome}");
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::is_object::IsObject;
+use crate::members;
 use crate::shown::escaped_json;
 use crate::whole::{read_text, read_whole, without_mark};
 
@@ -87,6 +88,16 @@ pub fn is_object(path: &Path) -> Result<bool> {
     let text = read_text(path, MAX_JSON_BYTES)?;
     let read = serde_json::from_str::<IsObject>(&keep_numbers(&text)).map_err(|e| malformed(e, path, DAMAGED))?;
     Ok(read.0)
+}
+
+/// The text of the JSON file `path`, which holds an object, without `keys`. Everything else is as it stands there.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_without(path: &Path, keys: &[&str]) -> Result<String> {
+    let text = read_text(path, MAX_TREE_BYTES)?;
+    let kept = members::without(&keep_numbers(&text), keys).map_err(|e| malformed(e, path, DAMAGED))?;
+    Ok(with_kept_numbers(&kept))
 }
 
 /// Whether Python reads `value`, which [`read_python`] read, as a float.

@@ -19,6 +19,7 @@ pub mod json;
 mod locations;
 mod lossy;
 mod manifest;
+mod members;
 mod open_dir;
 mod plural;
 pub mod quantization;

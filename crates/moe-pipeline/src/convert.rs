@@ -412,5 +412,11 @@ fn push(writer: &mut Writer, copies: &[(String, Weight)]) -> Result<()> {
 /// Config, tokenizer, templates, code and whatever else comes along.
 fn write_side_files(dir: &mut OutputDir, prepared: &Prepared<'_>) -> Result<()> {
     dir.write(CONFIG_FILE, json::to_pretty_python(&prepared.declaration().config).as_bytes())?;
-    prepared.side_files.carried.iter().try_for_each(|file| dir.carry(&file.path, &file.name))
+    for file in &prepared.side_files.carried {
+        match prepared.rewritten.as_ref().filter(|rewritten| rewritten.name == file.name) {
+            Some(rewritten) => dir.write(&file.name, rewritten.text.as_bytes())?,
+            None => dir.carry(&file.path, &file.name)?,
+        }
+    }
+    Ok(())
 }

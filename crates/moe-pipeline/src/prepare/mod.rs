@@ -38,6 +38,7 @@ pub(crate) use beside::check_passes;
 pub(crate) use hashes::Hashes;
 
 use applied::Place;
+use side_files::Rewritten;
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
 pub(crate) struct Prepared<'p> {
@@ -48,6 +49,8 @@ pub(crate) struct Prepared<'p> {
     pub shards: Vec<ShardPlan>,
     /// What comes along from the source beside config and weights.
     pub side_files: SideFiles,
+    /// The one of them that comes along without some of its keys.
+    pub rewritten: Option<Rewritten>,
     writing: WritingOptions,
     dtype: &'static str,
     device: &'static str,
@@ -108,8 +111,8 @@ impl<'p> Prepared<'p> {
         let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
         check_loadable(&last.result, &checkpoint)?;
         let shards = shards(&last.declaration, options.max_shard_size)?;
-        let side_files = side_files::of_result(&checkpoint, last.result.family);
-        side_files.check_readable()?;
+        let mut side_files = side_files::of_result(&checkpoint, last.result.family);
+        let rewritten = side_files::loadable(&mut side_files, &checkpoint, last.result.vocab)?;
         let held_out = last.pass.held_out();
         let read_held_out = |held_out: HeldOut<'_>| {
             let live = |tokens| measured_bytes(&source, &last.result, tokens, held_out.sequence_length, &work);
@@ -128,6 +131,7 @@ impl<'p> Prepared<'p> {
             digests,
             shards,
             side_files,
+            rewritten,
             writing: options.writing(),
             dtype: options.compute.dtype.as_str(),
             device: device_kind(&options.compute.device),
@@ -183,7 +187,7 @@ impl<'p> Prepared<'p> {
         for other in self.applied.iter().flat_map(|applied| &applied.beside.others) {
             warnings.extend(other.warnings().iter().map(|warning| format!("{}: {warning}", portable(other.dir()))));
         }
-        warnings.extend(side_files::warnings(&self.side_files));
+        warnings.extend(side_files::warnings(&self.side_files, self.rewritten.as_ref()));
         warnings
     }
 

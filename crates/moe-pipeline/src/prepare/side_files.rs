@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use moe_checkpoint::{Checkpoint, SideFiles, json, read_text};
+use moe_checkpoint::{Checkpoint, Result, SideFiles, json, read_text};
 use moe_model::{AUTO_MAP_KEY, Family, is_of_model};
 use serde_json::{Map, Value};
 
-use crate::verify::{damaged, ignored, pointers};
+use crate::verify::{GENERATION_CONFIG, RefusedConfig, check_carried, ignored, refused_config};
 
 /// Why code stays behind.
 const OTHER_FAMILY: &str = "of the source's family";
+/// Why a file stays behind that transformers refuses the whole model for.
+const REFUSED: &str = "not an object, which transformers refuses the model for";
+/// Why a key of such a file stays behind.
+const REFUSED_KEY: &str = "transformers refuses the model for this key";
 /// No code of a model is longer.
 const MAX_CODE_BYTES: u64 = 8 << 20;
 
@@ -38,9 +42,43 @@ pub(super) fn of_result(checkpoint: &Checkpoint, family: &Family) -> SideFiles {
     files
 }
 
-/// What the user is told of files that are damaged, or stay behind.
-pub(super) fn warnings(files: &SideFiles) -> Vec<String> {
-    let mut warnings = pointers(files);
+/// A file of the source that a result has without some of its keys.
+pub(crate) struct Rewritten {
+    pub name: &'static str,
+    pub text: String,
+    /// The keys with their values, and what loaders want of them.
+    left_out: Vec<String>,
+}
+
+/// Refuses `files` of `checkpoint` for which loaders would refuse a result, before there is work to lose. What only
+/// generation_config.json says is left out instead, since the weights don't depend on it.
+pub(super) fn loadable(files: &mut SideFiles, checkpoint: &Checkpoint, vocab: usize) -> Result<Option<Rewritten>> {
+    files.check_readable()?;
+    check_carried(files, checkpoint.dir(), vocab)?;
+    let keys = match refused_config(files) {
+        None => return Ok(None),
+        Some(RefusedConfig::Whole) => {
+            files.leave_out(REFUSED, |name| name == GENERATION_CONFIG);
+            return Ok(None);
+        }
+        Some(RefusedConfig::Keys(keys)) => keys,
+    };
+    let named: Vec<&str> = keys.iter().map(|refused| refused.key).collect();
+    let text = json::read_without(&checkpoint.dir().join(GENERATION_CONFIG), &named)?;
+    for key in named {
+        files.left_out.insert(format!("{GENERATION_CONFIG}: {key}"), REFUSED_KEY);
+    }
+    let left_out = keys.into_iter().map(|refused| refused.why).collect();
+    Ok(Some(Rewritten { name: GENERATION_CONFIG, text, left_out }))
+}
+
+/// What the user is told of files that stay behind, as wholes or in part.
+pub(super) fn warnings(files: &SideFiles, rewritten: Option<&Rewritten>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(Rewritten { name, left_out, .. }) = rewritten {
+        let what = left_out.join("; ");
+        warnings.push(format!("{name} is written without what transformers refuses the whole model for: {what}"));
+    }
     let left: Vec<&str> =
         files.left_out.iter().filter(|(_, why)| **why == OTHER_FAMILY).map(|(name, _)| name.as_str()).collect();
     if !left.is_empty() {
@@ -49,12 +87,14 @@ pub(super) fn warnings(files: &SideFiles) -> Vec<String> {
             left.join(", ")
         ));
     }
-    let missed: Vec<String> =
-        files.missed().filter(|(_, why)| *why != OTHER_FAMILY).map(|(name, why)| format!("{name} ({why})")).collect();
+    let missed: Vec<String> = files
+        .missed()
+        .filter(|(_, why)| ![OTHER_FAMILY, REFUSED_KEY].contains(why))
+        .map(|(name, why)| format!("{name} ({why})"))
+        .collect();
     if !missed.is_empty() {
         warnings.push(format!("these stay behind: {}", missed.join(", ")));
     }
-    warnings.extend(damaged(files).into_iter().map(|(_, what)| format!("{what}: loaders refuse it")));
     warnings.extend(ignored(files));
     warnings
 }

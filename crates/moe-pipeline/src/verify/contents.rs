@@ -6,13 +6,12 @@ use super::loaders::is_pointer;
 use super::{generation, tokenizer};
 
 /// Files that loaders read as JSON, and whether they must hold an object.
-const READ: [(&str, bool); 7] = [
+const READ: [(&str, bool); 6] = [
     ("tokenizer.json", true),
     (tokenizer::CONFIG, true),
     ("special_tokens_map.json", true),
     ("added_tokens.json", true),
     ("vocab.json", true),
-    (generation::CONFIG, true),
     ("tekken.json", false),
 ];
 /// Files that transformers goes on without where they aren't JSON.
@@ -21,16 +20,15 @@ const IGNORED: [&str; 2] = [generation::CONFIG, "chat_template.json"];
 /// What is wrong with JSON behind a byte order mark.
 pub(super) const MARKED: &str = "begins with a byte order mark, at which Python's JSON reader fails";
 
-/// Files that loaders refuse, and why, a sentence each.
-pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
+/// Files that loaders refuse, and why, a sentence each; what they refuse of a generation_config.json, which passes can write
+/// without that, [`generation::refused_config`] says.
+pub(super) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
     let mut damaged = Vec::new();
     for file in files.carried.iter().filter(|file| !is_pointer(file)) {
         let Some((name, wants_object)) = READ.into_iter().find(|(name, _)| file.name == *name) else { continue };
         match json::is_object(&file.path) {
             Err(error) if error.kind() == Kind::Malformed => {
-                if !IGNORED.contains(&name) {
-                    damaged.push((name, format!("{name} {}", why_malformed(file))));
-                }
+                damaged.push((name, format!("{name} {}", why_malformed(file))));
                 continue;
             }
             // That it can't be read is another matter.
@@ -41,13 +39,11 @@ pub(crate) fn damaged(files: &SideFiles) -> Vec<(&str, String)> {
             }
             Ok(_) => {}
         }
-        let said = || json::read_python(&file.path).unwrap_or_default();
-        let why = match name {
-            tokenizer::CONFIG => tokenizer::refused(&said(), files),
-            generation::CONFIG => generation::refused(&said()),
-            _ => Vec::new(),
-        };
-        damaged.extend(why.into_iter().map(|why| (name, format!("{name} says {why}"))));
+        if name == tokenizer::CONFIG {
+            let said = json::read_python(&file.path).unwrap_or_default();
+            let why = tokenizer::refused(&said, files).into_iter();
+            damaged.extend(why.map(|why| (name, format!("{name} says {why}"))));
+        }
     }
     damaged
 }

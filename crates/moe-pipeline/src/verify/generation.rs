@@ -1,9 +1,12 @@
 //! What transformers 5.23 refuses of a generation_config.json (`GenerationConfig.validate`): the whole model, that is.
 
+use moe_checkpoint::SideFiles;
 use moe_checkpoint::json::{self, is_container, is_true, shown};
 use serde_json::{Map, Value};
 
-pub(super) const CONFIG: &str = "generation_config.json";
+use super::loaders::is_pointer;
+
+pub(crate) const CONFIG: &str = "generation_config.json";
 
 /// Caches of `generate` by name, older names included (`ALL_CACHE_IMPLEMENTATIONS`).
 const CACHES: [&str; 11] = [
@@ -37,13 +40,36 @@ const NO_KEYS: [&str; 10] = [
 /// A key, what transformers wants of it, in words, and whether a value is that.
 type Rule = (&'static str, &'static str, fn(&Value) -> bool);
 
+/// A key that is refused.
+pub(crate) struct RefusedKey {
+    pub key: &'static str,
+    /// The key, its value and what is wrong with it.
+    pub why: String,
+}
+
+/// What transformers refuses of a file that is JSON.
+pub(crate) enum RefusedConfig {
+    /// It doesn't hold an object.
+    Whole,
+    /// Some keys of it; at least one.
+    Keys(Vec<RefusedKey>),
+}
+
+/// What is refused of the file among `files`, if there is one. One that isn't JSON is ignored.
+pub(crate) fn refused_config(files: &SideFiles) -> Option<RefusedConfig> {
+    let file = files.carried.iter().find(|file| file.name == CONFIG && !is_pointer(file))?;
+    if !json::is_object(&file.path).ok()? {
+        return Some(RefusedConfig::Whole);
+    }
+    let keys = refused(&json::read_python(&file.path).unwrap_or_default());
+    (!keys.is_empty()).then_some(RefusedConfig::Keys(keys))
+}
+
 /// What of the keys is refused.
-pub(super) fn refused(said: &Map<String, Value>) -> Vec<String> {
-    let mut refused: Vec<String> = NO_KEYS
-        .into_iter()
-        .filter(|key| said.contains_key(*key))
-        .map(|key| format!("{key}, which can't be a key of it"))
-        .collect();
+fn refused(said: &Map<String, Value>) -> Vec<RefusedKey> {
+    let no_keys = NO_KEYS.into_iter().filter(|key| said.contains_key(*key));
+    let mut refused: Vec<RefusedKey> =
+        no_keys.map(|key| RefusedKey { key, why: format!("{key}, which can't be a key of it") }).collect();
     let rules: [Rule; 8] = [
         ("max_new_tokens", "must be positive", is_positive),
         ("cache_implementation", "transformers doesn't have", is_cache),
@@ -56,10 +82,10 @@ pub(super) fn refused(said: &Map<String, Value>) -> Vec<String> {
     ];
     for (key, wanted, takes) in rules {
         if let Some(value) = given(said, key).filter(|value| !takes(value)) {
-            refused.push(format!("{key} {}, which {wanted}", shown(value)));
+            refused.push(RefusedKey { key, why: format!("{key} {}, which {wanted}", shown(value)) });
         }
     }
-    refused.extend(of_sequences(said));
+    refused.extend(of_sequences(said).map(|why| RefusedKey { key: "num_return_sequences", why }));
     refused.extend(of_forced(said));
     refused
 }
@@ -86,18 +112,23 @@ fn of_sequences(said: &Map<String, Value>) -> Option<String> {
     (!has_as_many).then(|| format!("num_return_sequences {}, more than num_beams {}", shown(sequences), shown(beams)))
 }
 
-/// A token that is forced and suppressed.
-fn of_forced(said: &Map<String, Value>) -> Option<String> {
-    let suppressed = given(said, "suppress_tokens")?.as_array()?;
-    ["forced_bos_token_id", "forced_eos_token_id"].into_iter().find_map(|key| {
+/// Tokens that are forced and suppressed.
+fn of_forced(said: &Map<String, Value>) -> Vec<RefusedKey> {
+    let Some(suppressed) = given(said, "suppress_tokens").and_then(Value::as_array) else { return Vec::new() };
+    let keys = ["forced_bos_token_id", "forced_eos_token_id"].into_iter();
+    let refused = keys.filter_map(|key| {
         let forced = given(said, key)?;
         let is_suppressed = match forced {
             Value::Array(tokens) => !tokens.is_empty() && tokens.iter().all(|token| suppressed.contains(token)),
-            Value::Number(token) if token.is_f64() => return Some(format!("{key} {token}, which is not a token")),
+            Value::Number(token) if token.is_f64() => {
+                return Some(RefusedKey { key, why: format!("{key} {token}, which is not a token") });
+            }
             token => suppressed.contains(token),
         };
-        is_suppressed.then(|| format!("{key} {}, which suppress_tokens has, too", shown(forced)))
-    })
+        is_suppressed
+            .then(|| RefusedKey { key, why: format!("{key} {}, which suppress_tokens has, too", shown(forced)) })
+    });
+    refused.collect()
 }
 
 /// The number that `value` is to Python, in which true is 1.

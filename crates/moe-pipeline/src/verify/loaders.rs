@@ -1,6 +1,7 @@
 //! What stock loaders do with a checkpoint whose files are sound by themselves: refuse it, or trip over something.
 
 use std::fs::File;
+use std::path::Path;
 
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Error, INDEX_FILE, Kind, Result, SINGLE_FILE, SideFile, SideFiles, SourceFile,
@@ -11,6 +12,7 @@ use moe_model::{Layout, Model, is_computed, loaded_name};
 use serde_json::{Map, Value};
 
 use super::contents::{MARKED, damaged, ignored};
+use super::generation::{self, RefusedConfig};
 
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
@@ -29,12 +31,28 @@ pub(super) fn check(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     refused.extend(of_plain(model));
     refused.extend(of_unknown_names(checkpoint, model));
     refused.extend(of_side_files(checkpoint.side_files()));
+    refused.extend(of_generation(checkpoint.side_files()));
     if refused.is_empty() {
-        refused.extend(of_tokenizer(checkpoint, model));
+        refused.extend(of_tokenizer(checkpoint.dir(), model.vocab));
     }
     let Some(first) = refused.first() else { return Ok(()) };
-    let what: Vec<&str> = refused.iter().map(|refused| refused.what.as_str()).collect();
-    Err(Error::new(Kind::Mismatch, what.join("; ")).file(checkpoint.dir().join(&first.file)).remedy(first.remedy))
+    Err(Error::new(Kind::Mismatch, all(&refused)).file(checkpoint.dir().join(&first.file)).remedy(first.remedy))
+}
+
+/// Refuses files that come along from the folder `dir` to a result with a vocabulary of `vocab`, where loaders would refuse
+/// the result for them. Of a generation_config.json, passes leave out what is refused.
+///
+/// # Errors
+/// [`Kind::Malformed`], with all that is refused; the file and the remedy are the first one's.
+pub(crate) fn check_carried(files: &SideFiles, dir: &Path, vocab: usize) -> Result<()> {
+    let mut refused = of_side_files(files);
+    if refused.is_empty() {
+        refused.extend(of_tokenizer(dir, vocab));
+    }
+    let Some(first) = refused.first() else { return Ok(()) };
+    let what = format!("loaders would refuse the result for a file that comes along: {}", all(&refused));
+    let remedy = format!("{}; or move it elsewhere, and the result goes without it", first.remedy);
+    Err(Error::new(Kind::Malformed, what).file(dir.join(&first.file)).remedy(remedy))
 }
 
 /// Something that loaders refuse.
@@ -56,6 +74,11 @@ fn of_marks(checkpoint: &Checkpoint) -> Vec<Refused> {
     let marked = names.filter(|name| begins_with_mark(&checkpoint.dir().join(name)));
     let remedy = "write it as UTF-8 without that mark; any pass of this program does";
     marked.map(|name| Refused::new(format!("{name} {MARKED}"), name, remedy)).collect()
+}
+
+/// All that is refused, in one sentence.
+fn all(refused: &[Refused]) -> String {
+    refused.iter().map(|refused| refused.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// transformers writes into the index's metadata while it loads (`get_checkpoint_shard_files`).
@@ -143,8 +166,8 @@ fn of_config(model: &Model) -> Vec<Refused> {
 }
 
 /// A tokenizer that is JSON, but not one. What this program can't follow of a sound one is a note.
-fn of_tokenizer(checkpoint: &Checkpoint, model: &Model) -> Option<Refused> {
-    let error = tokens_beyond_vocabulary(checkpoint.dir(), model.vocab).err()?;
+fn of_tokenizer(dir: &Path, vocab: usize) -> Option<Refused> {
+    let error = tokens_beyond_vocabulary(dir, vocab).err()?;
     let what = format!("the tokenizer can't be read: {}", error.briefly());
     (error.kind() == Kind::Malformed)
         .then(|| Refused::new(what, "tokenizer.json", "this file is damaged: download or copy it again"))
@@ -167,8 +190,20 @@ fn of_side_files(files: &SideFiles) -> Vec<Refused> {
     refused
 }
 
+fn of_generation(files: &SideFiles) -> Vec<Refused> {
+    let what = match generation::refused_config(files) {
+        None => return Vec::new(),
+        Some(RefusedConfig::Whole) => vec![format!("{} doesn't hold an object", generation::CONFIG)],
+        Some(RefusedConfig::Keys(keys)) => {
+            keys.into_iter().map(|key| format!("{} says {}", generation::CONFIG, key.why)).collect()
+        }
+    };
+    let remedy = "correct it, or remove it; any pass of this program leaves out what is refused of it";
+    what.into_iter().map(|what| Refused::new(what, generation::CONFIG, remedy)).collect()
+}
+
 /// Files that are pointers of Git LFS, in a sentence; none where there are none.
-pub(crate) fn pointers(files: &SideFiles) -> Vec<String> {
+fn pointers(files: &SideFiles) -> Vec<String> {
     let pointers: Vec<&str> =
         files.carried.iter().filter(|file| is_pointer(file)).map(|file| file.name.as_str()).collect();
     if pointers.is_empty() {

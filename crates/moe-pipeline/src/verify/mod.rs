@@ -17,9 +17,10 @@ use serde::Serialize;
 
 use crate::progress::{Progress, Unit};
 
-pub(crate) use contents::{damaged, ignored};
+pub(crate) use contents::ignored;
+pub(crate) use generation::{CONFIG as GENERATION_CONFIG, RefusedConfig, refused_config};
 pub(crate) use listed::{check_hashes, listed};
-pub(crate) use loaders::{has_tokenizer, pointers};
+pub(crate) use loaders::{check_carried, has_tokenizer};
 
 /// Tensors are read in parts of this many bytes.
 const PART_BYTES: u64 = 1 << 20;

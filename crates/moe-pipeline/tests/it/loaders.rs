@@ -6,11 +6,12 @@ use std::path::Path;
 
 use moe_checkpoint::json;
 use moe_model::{Answer, Kind, Model, Verdict};
-use moe_pipeline::{Quiet, verify};
+use moe_passes::QuantizeOptions;
+use moe_pipeline::{ConvertOptions, Quiet, convert, plan, verify};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::common::golden;
+use crate::common::{golden, run_again};
 
 const NEWER: &str = "5.23.0";
 /// What it takes, and this program refuses by name: texts for numbers, patterns that ignore all, more experts to a token
@@ -33,10 +34,7 @@ struct Case {
 
 impl Case {
     fn write(&self, to: &Path) {
-        for entry in fs::read_dir(golden(&self.golden)).unwrap() {
-            let from = entry.unwrap().path();
-            fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
-        }
+        copy(&golden(&self.golden), to);
         edit(&to.join("config.json"), |config| self.config.iter().for_each(|(path, value)| set(config, path, value)));
         for (name, content) in &self.files {
             match content.as_object() {
@@ -55,6 +53,19 @@ impl Case {
 
 fn is_refused(verdict: &Verdict) -> bool {
     verdict.engine.ends_with(NEWER) && verdict.answer == Answer::Refuses
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
+    }
+}
+
+/// What `golden/loaders/verdicts.json` has. Some numbers are larger than serde_json keeps.
+fn verdicts() -> Vec<Tried> {
+    let text = fs::read_to_string(golden("loaders/verdicts.json")).unwrap();
+    serde_json::from_str(&json::keep_numbers(&text)).unwrap()
 }
 
 fn edit(file: &Path, edit: impl FnOnce(&mut Value)) {
@@ -76,11 +87,8 @@ fn set(config: &mut Value, path: &str, value: &Value) {
 
 #[test]
 fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
-    // Some numbers are larger than serde_json keeps.
-    let text = fs::read_to_string(golden("loaders/verdicts.json")).unwrap();
-    let verdicts: Vec<Tried> = serde_json::from_str(&json::keep_numbers(&text)).unwrap();
     let (mut problems, mut unmended) = (Vec::new(), Vec::new());
-    for Tried { case, says } in verdicts {
+    for Tried { case, says } in verdicts() {
         let dir = tempfile::tempdir().unwrap();
         case.write(dir.path());
         let found = verify(dir.path(), &Quiet);
@@ -108,5 +116,48 @@ fn what_transformers_refuses_is_not_sound_and_what_it_takes_is() {
     }
     // Nothing says which way of choosing experts is meant.
     assert_eq!(unmended, ["families/deepseek_v2/base/model {\"topk_method\":null} {}"]);
+    assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
+}
+
+/// What is wrong with the cheapest pass on a tiny mixture of experts that has the side files of `case` beside it.
+fn side_files_problem(case: &Case, is_taken: bool) -> Option<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, model, output) = (dir.path().join("from"), dir.path().join("model"), dir.path().join("out"));
+    [&from, &model].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    case.write(&from);
+    ["config.json", "model.safetensors"].iter().for_each(|name| fs::remove_file(from.join(name)).unwrap());
+    copy(&golden("families/qwen3_moe/base/model"), &model);
+    copy(&from, &model);
+    let options: QuantizeOptions = toml::from_str("scheme = \"w8a16\"\nmethod = \"rtn\"\ngroup-size = -1").unwrap();
+    let run = ConvertOptions { probe_tokens: 0, ..run_again() };
+    if is_taken {
+        let refused = plan(&[&options], 1, false, &model, &output, &run).err();
+        return refused.map(|error| format!("not converted: {error}"));
+    }
+    match convert(&[&options], &model, &output, &run, &Quiet) {
+        Ok(done) => {
+            let is_said = done.receipt.warnings.iter().any(|warning| warning.contains("generation_config.json"));
+            let unsound = verify(&output, &Quiet).err().map(|error| format!("verify: {error}"));
+            unsound.or((!is_said).then(|| "nothing is said of what was left out".to_owned()))
+        }
+        Err(error) => {
+            // What generation_config.json says is left out, and the rest is refused with nothing written.
+            let is_right = error.kind() == Kind::Malformed && error.to_string().contains("remedy");
+            let can_be = !case.files.contains_key("generation_config.json");
+            (!is_right || !can_be || output.exists()).then(|| format!("not converted: {error}"))
+        }
+    }
+}
+
+#[test]
+fn what_a_pass_writes_is_sound_whatever_lies_beside_the_source() {
+    let problems: Vec<String> = verdicts()
+        .iter()
+        .filter(|tried| !tried.case.files.is_empty())
+        .filter_map(|Tried { case, says }| {
+            let problem = side_files_problem(case, says[NEWER].is_none())?;
+            Some(format!("{}\n  {problem}", case.said()))
+        })
+        .collect();
     assert!(problems.is_empty(), "{} problems\n\n{}\n", problems.len(), problems.join("\n\n"));
 }
