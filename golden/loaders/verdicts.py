@@ -1,7 +1,7 @@
 """Writes what transformers makes of edited goldens, version by version, to verdicts.json.
 
 Each case is a golden checkpoint, config keys that are set or removed (`/` leads into objects), and other files that are written, or
-keys of theirs. A version's verdict is null where plain from_pretrained loads it with all its weights and runs, else what it says. A
+keys of theirs, and texts that take the place of others in the header of model.safetensors. A version's verdict is null where plain from_pretrained loads it with all its weights and runs, else what it says. A
 tokenizer must load and tokenize a text: where either fails, the verdict says so.
 
     python verdicts.py            # once with transformers==5.23.0, once with 4.57.6, each with compressed-tensors==0.20.0
@@ -233,10 +233,58 @@ def cases():
     for golden in (QWEN2_MOE, QWEN3_MOE):
         window = {"-layer_types": 0, "use_sliding_window": True, "sliding_window": 4}
         found += [(golden, {**window, "max_window_layers": late}, {}) for late in (0, 1, 2)]
+    # What older versions fail at.
+    for golden in (DEEPSEEK2, DEEPSEEK3, LLAMA):
+        null = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+        for scaling in ({"type": "default"}, {"rope_type": "default"}, {**null, "beta_fast": None}, {**null, "beta_slow": None}):
+            found.append((golden, {"-rope_parameters": 0, "rope_theta": 50.0, "rope_scaling": scaling}, {}))
+    for golden in FAMILIES:
+        found += values(golden, "partial_rotary_factor", [None])
+        found += values(golden, "tie_word_embeddings", [None]) + values(golden, "attention_bias", [None])
+    found.append((DENSE, {}, {"generation_config.json": json.dumps({"early_stopping": None})}))
+    for name in ("TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer", "Qwen3_5Tokenizer"):
+        found.append((DENSE, {}, {"tokenizer_config.json": {"tokenizer_class": name}}))
+    # A map that takes the place of the class's own.
+    counts = {MIXTRAL: ("num_local_experts", "num_experts"), QWEN2_MOE: ("num_experts", "num_local_experts"),
+              QWEN3_MOE: ("num_local_experts", "num_experts"), OLMOE: ("num_local_experts", "num_experts"),
+              DEEPSEEK2: ("n_routed_experts", "num_experts"), DEEPSEEK3: ("n_routed_experts", "num_local_experts"),
+              GLM: ("n_routed_experts", "num_local_experts")}
+    for golden, keys in counts.items():
+        said = json.loads((GOLDEN / golden / "config.json").read_text())
+        count = next(said[key] for key in keys if key in said)
+        for given in (keys[:1], keys[1:], keys):
+            drop = {f"-{key}": 0 for key in keys if key not in given}
+            found.append((golden, {"attribute_map": {}, **drop, **dict.fromkeys(given, count)}, {}))
+    # Half a surrogate pair is a text to Python.
+    found += [(golden, {"name_or_path": "a\ud800b"}, {}) for golden in (LLAMA, QWEN3_MOE)]
+    found.append((FP8, {f"-{q}/weight_block_size": 0}, {}))
     return found
 
 
-def edited(folder, golden, config, files):
+def headers():
+    """(golden, texts of the header of its weights with what takes their place)"""
+    router, experts = ("block_sparse_moe.gate", "mlp.gate"), ("block_sparse_moe.experts", "mlp.experts")
+    found = [(MIXTRAL, edits) for edits in ([router], [experts], [router, experts])]
+    said = '"__metadata__":{"format":"pt"}'
+    for metadata in ('{"format":"np"}', '{"format":"tf"}', '{"format":"flax"}', '{"format":"mlx"}', '{"a":"b"}', "{}", "null"):
+        found.append((LLAMA, [(said, f'"__metadata__":{metadata}')]))
+    return found
+
+
+def with_header(file, edits):
+    """Replaces texts in the header of the safetensors file."""
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8:8 + length].decode()
+    for old, new in edits:
+        assert old in header, (file, old)
+        header = header.replace(old, new)
+    header = header.encode()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length:])
+
+
+def edited(folder, golden, config, files, header=()):
     for file in (GOLDEN / golden).iterdir():
         if file.is_file():
             shutil.copy(file, folder)
@@ -255,15 +303,17 @@ def edited(folder, golden, config, files):
         if isinstance(content, dict):
             content = json.dumps({**json.loads((folder / name).read_text()), **content})
         (folder / name).write_text(content)
+    if header:
+        with_header(folder / "model.safetensors", header)
 
 
 def short(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"
 
 
-def verdict(golden, config, files):
+def verdict(golden, config, files, header=()):
     with tempfile.TemporaryDirectory() as folder:
-        edited(pathlib.Path(folder), golden, config, files)
+        edited(pathlib.Path(folder), golden, config, files, header)
         try:
             model, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **EAGER)
             if missing := sorted(map(str, found["missing_keys"])):
@@ -290,8 +340,10 @@ def main():
     known = json.loads(path.read_text()) if path.exists() else []
     known = {json.dumps(case["case"]): case for case in known}
     found, seen = [], set()
-    for golden, config, files in cases():
-        case = {"golden": golden, "config": config, "files": files}
+    tried = [{"golden": golden, "config": config, "files": files} for golden, config, files in cases()]
+    for golden, header in headers():
+        tried.append({"golden": golden, "config": {}, "files": {}, "header": header})
+    for case in tried:
         key = json.dumps(case)
         if key in seen:
             continue
@@ -299,7 +351,7 @@ def main():
         entry = known.get(key, {"case": case, "says": {}})
         # Remove the file to ask for all verdicts anew.
         if transformers.__version__ not in entry["says"]:
-            entry["says"][transformers.__version__] = verdict(golden, config, files)
+            entry["says"][transformers.__version__] = verdict(**case)
         found.append(entry)
     path.write_text("[\n" + ",\n".join(json.dumps(case) for case in found) + "\n]\n")
 

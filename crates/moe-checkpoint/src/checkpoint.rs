@@ -56,6 +56,7 @@ impl Checkpoint {
         side_files.left_out.retain(|name, _| !shards.files.contains(name) && name != INDEX_FILE);
         snapshot.extend(shards.files.iter().map(|name| dir.join(name)));
         let mut tensors = BTreeMap::<String, Stored>::new();
+        let mut twice = Vec::new();
         let mut files = Vec::with_capacity(shards.files.len());
         for name in &shards.files {
             let path = dir.join(name);
@@ -63,16 +64,11 @@ impl Checkpoint {
             let (file, entries) = SourceFile::open(&path)?;
             for entry in entries {
                 let stored = Stored::of_file(&file, entry);
-                if let Some(first) = tensors.get(stored.name()) {
-                    return Err(Error::new(
-                        Kind::Malformed,
-                        format!("two shards hold this tensor; the other is {}", first.path().display()),
-                    )
-                    .tensor(stored.name())
-                    .file(stored.path())
-                    .remedy("remove the stale shard, or download the checkpoint again"));
+                let name = stored.name().to_owned();
+                // transformers goes through shards by name, too, and keeps the last, whichever the index says.
+                if let Some(first) = tensors.insert(name.clone(), stored) {
+                    twice.push((name, first));
                 }
-                tensors.insert(stored.name().to_owned(), stored);
             }
             files.push(file);
         }
@@ -88,7 +84,8 @@ impl Checkpoint {
             }
             facts
         });
-        let warnings = shards.warnings;
+        let mut warnings = shards.warnings;
+        warnings.extend(of_twice(&twice, &tensors));
         Ok(Self { dir: dir.to_owned(), config, tensors, files, side_files, index, warnings, snapshot })
     }
 
@@ -134,6 +131,22 @@ impl Checkpoint {
     pub fn check_unchanged(&self) -> Result<()> {
         self.snapshot.check()
     }
+}
+
+/// What is said of tensors that several shards hold: each with the first that does, and the last in `tensors`.
+fn of_twice(twice: &[(String, Stored)], tensors: &BTreeMap<String, Stored>) -> Option<String> {
+    let (name, first) = twice.first()?;
+    let file = |stored: &Stored| stored.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let more = match twice.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more likewise"),
+    };
+    Some(format!(
+        "two shards hold {name}, {} and {}: transformers and this program read the last by name{more}; remove a stale shard, \
+         or download the checkpoint again",
+        file(first),
+        file(&tensors[name])
+    ))
 }
 
 /// Refuses an adapter beside a config. With PEFT installed, transformers applies it to the model; no other loader

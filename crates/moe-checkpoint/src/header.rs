@@ -71,7 +71,10 @@ fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Er
 }
 
 /// The entries as a list, so that a name that occurs twice is seen rather than overwritten.
-struct RawHeader(Vec<(String, RawEntry)>);
+struct RawHeader {
+    entries: Vec<(String, RawEntry)>,
+    format: Option<String>,
+}
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -82,20 +85,21 @@ impl<'de> Deserialize<'de> for RawHeader {
                 f.write_str("a JSON object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut entries = Vec::new();
+                let (mut entries, mut format) = (Vec::new(), None);
                 while let Some(name) = map.next_key::<String>()? {
                     if entries.len() == MAX_TENSORS {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
                     if name == "__metadata__" {
                         // Other readers want texts here, or null, so a file with anything else is no use to anybody.
-                        map.next_value::<Option<HashMap<String, String>>>()?;
+                        let said = map.next_value::<Option<HashMap<String, String>>>()?;
+                        format = said.map(|mut said| said.remove("format").unwrap_or_default());
                         continue;
                     }
                     let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
                     entries.push((name, entry));
                 }
-                Ok(RawHeader(entries))
+                Ok(RawHeader { entries, format })
             }
         }
         deserializer.deserialize_map(EntriesVisitor)
@@ -118,7 +122,19 @@ pub(crate) fn data_bytes(dtype: Dtype, shape: &[usize]) -> Option<u64> {
 /// [`Kind::Malformed`], naming the tensor, when the JSON is broken, a name occurs twice, a range
 /// overlaps or leaves a gap, a range does not match dtype and shape, or the data is cut short.
 pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
-    let RawHeader(raw) = serde_json::from_slice(json)
+    parse_whole(json, data_len).map(|header| header.entries)
+}
+
+/// What a header says.
+pub(crate) struct Header {
+    pub entries: Vec<Entry>,
+    /// The library that its metadata names, "" where that names none; None without metadata.
+    pub format: Option<String>,
+}
+
+/// As [`parse_header`], with what metadata says.
+pub(crate) fn parse_whole(json: &[u8], data_len: u64) -> Result<Header> {
+    let RawHeader { entries: raw, format } = serde_json::from_slice(json)
         .map_err(|e| malformed("the safetensors header is not a JSON object of tensors").source(e))?;
     let mut entries = Vec::with_capacity(raw.len());
     for (name, raw) in raw {
@@ -142,7 +158,7 @@ pub fn parse_header(json: &[u8], data_len: u64) -> Result<Vec<Entry>> {
     check_names_unique(&entries)?;
     entries.sort_by_key(|e| (e.start, e.end));
     check_contiguous(&entries, data_len)?;
-    Ok(entries)
+    Ok(Header { entries, format })
 }
 
 fn check_names_unique(entries: &[Entry]) -> Result<()> {

@@ -48,9 +48,11 @@ pub fn read_expecting<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<
 
 /// Stands before a number, within a text, that Python reads and JSON's readers don't keep.
 const NO_JSON: char = '\u{f8ff}';
+/// Stands before the four digits of half a surrogate pair, which Python keeps in a text and JSON's readers refuse.
+const HALF: char = '\u{f8fe}';
 
-/// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`. They become texts that
-/// [`to_pretty_python`] writes as it found them.
+/// Reads the JSON file `path` as Python does, which knows `Infinity`, `-Infinity` and `NaN`, and halves of surrogate pairs.
+/// They become texts that [`to_pretty_python`] writes as it found them.
 ///
 /// # Errors
 /// As for [`read`].
@@ -149,14 +151,23 @@ pub fn kept_number(value: &str) -> Option<&str> {
 }
 
 /// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`, infinities, integers of more than 64
-/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts.
+/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts. Escapes of half a surrogate pair become a
+/// mark and their digits.
 pub fn keep_numbers(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut kept = String::new();
     let (mut at, mut copied) = (0, 0);
     while at < bytes.len() {
         match bytes[at] {
-            b'"' => at = string_end(bytes, at),
+            b'"' => {
+                let end = string_end(bytes, at);
+                if let Some(string) = keep_halves(&text[at..end]) {
+                    kept.push_str(&text[copied..at]);
+                    kept.push_str(&string);
+                    copied = end;
+                }
+                at = end;
+            }
             b'-' | b'0'..=b'9' | b'N' | b'I' => {
                 let length = bytes[at..].iter().take_while(|byte| is_of_number(**byte)).count();
                 let number = &text[at..at + length];
@@ -190,6 +201,31 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
+/// The JSON `string` with a mark in the place of each escape of half a surrogate pair; None where it has none.
+fn keep_halves(string: &str) -> Option<String> {
+    let unit = |escape: &str| u16::from_str_radix(escape.get(2..6)?, 16).ok().filter(|_| escape.starts_with("\\u"));
+    let mut kept = String::new();
+    let (mut at, mut copied) = (0, 0);
+    while let Some(next) = string[at..].find('\\') {
+        at += next;
+        let rest = &string[at..];
+        let length = match unit(rest) {
+            Some(0xd800..=0xdbff) if matches!(rest.get(6..).and_then(unit), Some(0xdc00..=0xdfff)) => 12,
+            Some(0xd800..=0xdfff) => {
+                kept.push_str(&string[copied..at]);
+                kept.push(HALF);
+                kept.push_str(&rest[2..6]);
+                copied = at + 6;
+                6
+            }
+            // Whatever is escaped, a quote or a backslash in front of others.
+            _ => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
+        };
+        at += length;
+    }
+    (copied > 0).then(|| kept + &string[copied..])
+}
+
 fn is_of_number(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.')
 }
@@ -220,8 +256,9 @@ pub fn shown(value: &Value) -> String {
     with_kept_numbers(&value.to_string())
 }
 
-/// The JSON `text` with the numbers again that [`keep_numbers`] made texts of.
+/// The JSON `text` with the numbers and halves again that [`keep_numbers`] found.
 fn with_kept_numbers(text: &str) -> String {
+    let text = with_halves(text);
     let start = format!("\"{NO_JSON}");
     let mut parts = text.split(&start);
     let mut written = parts.next().unwrap_or_default().to_owned();
@@ -232,6 +269,25 @@ fn with_kept_numbers(text: &str) -> String {
         written.push_str(rest);
     }
     written
+}
+
+/// The JSON `text` with escapes where [`keep_numbers`] left marks.
+fn with_halves(text: &str) -> Cow<'_, str> {
+    let mut parts = text.split(HALF);
+    let first = parts.next().unwrap_or_default();
+    let mut written = String::new();
+    for part in parts {
+        let is_half = part.get(..4).and_then(|digits| u16::from_str_radix(digits, 16).ok());
+        match is_half.filter(|unit| (0xd800..=0xdfff).contains(unit)) {
+            Some(_) => written.push_str("\\u"),
+            None => written.push(HALF),
+        }
+        written.push_str(part);
+    }
+    match written.is_empty() {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(first.to_owned() + &written),
+    }
 }
 
 /// What a file begins with that Git keeps in the place of a large one.
@@ -334,6 +390,11 @@ mod tests {
     fn what_python_writes_beyond_json_is_read_and_written_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
+        let halves = "{\n  \"a\\ud800\": \"\\udc00\\\\ud800 \\ud83d\",\n  \"b\": 1\n}\n";
+        std::fs::write(&path, halves).unwrap();
+        assert_eq!(to_pretty_python(&read_python(&path).unwrap()), halves);
+        std::fs::write(&path, "{\"a\": \"\\ud83d\\ude00\"}").unwrap();
+        assert_eq!(read_python(&path).unwrap()["a"], "\u{1f600}");
         let text = "{\n  \"a\": [\n    0.0,\n    Infinity,\n    -Infinity\n  ],\n  \"NaN\": NaN,\n  \"b\\\"Infinity\": \"Infinity\\\\\"\n}\n";
         std::fs::write(&path, text).unwrap();
         let read = read_python(&path).unwrap();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use safetensors::Dtype;
 
 use crate::error::{Error, Kind, Result};
-use crate::header::{Entry, MAX_HEADER_BYTES, parse_header};
+use crate::header::{Entry, Header, MAX_HEADER_BYTES, parse_whole};
 use crate::regular::open_file;
 
 /// An open safetensors file whose header has been checked.
@@ -21,6 +21,7 @@ pub struct SourceFile {
     file: File,
     data_start: u64,
     bytes: u64,
+    format: Option<String>,
 }
 
 impl SourceFile {
@@ -55,15 +56,20 @@ impl SourceFile {
         }
         let mut json = vec![0; length as usize];
         read(&mut json, 8)?;
-        let entries = parse_header(&json, bytes - 8 - length)
+        let Header { entries, format } = parse_whole(&json, bytes - 8 - length)
             .map_err(|e| e.file(path).remedy("this file is damaged: download or copy it again"))?;
-        let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes };
+        let source = Self { path: path.to_owned(), file, data_start: 8 + length, bytes, format };
         Ok((Arc::new(source), entries))
     }
 
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The library that the header's metadata names as the one that wrote it, "" where that names none; None without metadata.
+    pub fn format(&self) -> Option<&str> {
+        self.format.as_deref()
     }
 
     /// The file's length in bytes.

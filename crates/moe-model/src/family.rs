@@ -219,6 +219,9 @@ pub struct MoeRule {
     /// Config keys of the same number that are read, but not written.
     #[serde(default)]
     pub experts_also: Vec<String>,
+    /// Config keys that must give this number where the config has an `attribute_map` of its own, since that takes the place
+    /// of the map by which transformers finds it; None where it then doesn't find it at all.
+    pub without_map: Option<Vec<String>>,
     /// The config key of the number of experts a token goes to.
     pub top_k: String,
     /// The config key of an expert's width.
@@ -283,6 +286,16 @@ pub struct TokenizerRule {
     pub overrules: bool,
 }
 
+/// Keys of `rope_scaling` that versions of transformers before 5 fail without.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OlderScaling {
+    /// Keys that must be there.
+    pub needs: Vec<String>,
+    /// Keys that must be numbers where they are there.
+    pub numbers: Vec<String>,
+}
+
 /// Everything that is particular to one `model_type`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -315,6 +328,9 @@ pub struct Family {
     /// Config keys that may only have these values, if they are there: others mean another function.
     #[serde(default)]
     pub only: BTreeMap<String, Vec<Value>>,
+    /// Those of them that transformers doesn't read: it computes as if they had such a value.
+    #[serde(default)]
+    pub only_ignored: Vec<String>,
     /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.
     pub defaults: Map<String, Value>,
     /// What stock loaders do wrong with valid models.
@@ -330,6 +346,10 @@ pub struct Family {
     pub never_null: Vec<String>,
     /// The config key that transformers makes yarn's tables of, and has no value for where it is missing.
     pub yarn_needs: Option<String>,
+    /// The same of versions before 5 alone.
+    pub older_yarn_needs: Option<String>,
+    /// What versions before 5 compute with of a `rope_scaling` of any type.
+    pub older_rope_scaling: Option<OlderScaling>,
 }
 
 impl Family {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use moe_checkpoint::json::shown;
 use serde_json::{Map, Value, json};
 
 use crate::assembly::Model;
@@ -33,8 +34,12 @@ impl Reader<'_> {
             return Err(config.error(&rule.top_k, &format!("is {top_k}, more than the {eligible} experts{of_groups}")));
         }
         let bias = layout.bias.as_ref().map(|name| self.take(format!("{prefix}{name}"), &shape[..1])).transpose()?;
+        // transformers renames routers and experts each by itself, so that one may have the name of another layout.
+        let names = rule.layouts.iter().map(|layout| &layout.router);
+        let is_there = |name: &&String| self.tensors.contains_key(&format!("{prefix}{name}"));
+        let name = [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router);
         Ok(Router {
-            weight: self.take(format!("{prefix}{}", layout.router), &shape)?,
+            weight: self.take(format!("{prefix}{name}"), &shape)?,
             bias,
             precision: rule.precision,
             scoring: rule.scoring,
@@ -145,7 +150,13 @@ pub(crate) fn is_sparse(config: &Config<'_>, rule: &MoeRule, index: usize) -> Re
             Some(Value::Array(list)) if list.iter().all(Value::is_u64) => {
                 list.iter().any(|v| v.as_u64() == Some(index as u64))
             }
-            Some(_) => return Err(config.error(key, "is not a list of layers")),
+            Some(said) => {
+                let what = format!(
+                    "is {}, where transformers 5 wants numbers of layers; older versions find no layer in a text",
+                    shown(said)
+                );
+                return Err(config.error(key, &what).better_remedy("write numbers of layers, or remove the key"));
+            }
         };
         if dense {
             return Ok(false);

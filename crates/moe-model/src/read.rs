@@ -166,10 +166,17 @@ fn family_of(raw: &Map<String, Value>, file: &Path) -> Result<&'static Family> {
 fn check_options(config: Config<'_>) -> Result<()> {
     for (key, values) in &config.family.only {
         if let Some(value) = config.raw.get(key).filter(|v| !v.is_null() && !values.contains(v)) {
-            let supported: Vec<_> = values.iter().map(Value::to_string).collect();
+            let supported = values.iter().map(Value::to_string).collect::<Vec<_>>().join(", ");
+            let remedy = match config.family.only_ignored.contains(key) {
+                true => format!(
+                    "transformers ignores this key and computes as for {supported}: if that is what the weights were trained \
+                     for, remove the key"
+                ),
+                false => format!("supported: {supported}"),
+            };
             return Err(Error::new(Kind::Unsupported, format!("{key} {value} is not supported"))
                 .file(config.file)
-                .remedy(format!("supported: {}", supported.join(", "))));
+                .remedy(remedy));
         }
     }
     if has_layers_of_their_own(config.raw) {
@@ -219,10 +226,20 @@ impl Reader<'_> {
         if matches!(weight.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Ok(weight);
         }
-        Err(Error::new(Kind::Unsupported, format!("{} weights are not supported here", weight.dtype()))
+        let (what, remedy) = match weight.dtype() {
+            Dtype::F64 => (
+                "F64 weights are not read here, though transformers loads them".to_owned(),
+                "convert them as transformers does: from_pretrained(DIR, dtype=\"float32\"), then save_pretrained(OTHER)",
+            ),
+            dtype => (
+                format!("{dtype} weights are not supported here"),
+                "supported: F32, F16, BF16; in projections also what quantization_config describes",
+            ),
+        };
+        Err(Error::new(Kind::Unsupported, what)
             .tensor(name.as_ref())
             .file(weight.stored().map_or(self.config.file, |s| s.path()))
-            .remedy("supported: F32, F16, BF16; in projections also what quantization_config describes"))
+            .remedy(remedy))
     }
 
     pub fn take_encoded(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {

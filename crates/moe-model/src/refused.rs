@@ -115,9 +115,11 @@ impl Model {
 
     /// Whether a map in the config hides the one that finds a number of experts under another key.
     fn needs_attribute_map(&self) -> bool {
-        let is_there = |key: &String| self.config.contains_key(key);
-        let lacks_one = |rule: &MoeRule| !rule.experts.iter().chain(&rule.experts_also).all(is_there);
-        self.config.contains_key(ATTRIBUTE_MAP_KEY) && self.family.moe.as_ref().is_some_and(lacks_one)
+        let Some((_, moe)) = self.moes().next() else { return false };
+        let counts = |key: &String| self.config.get(key).or_else(|| self.family.defaults.get(key));
+        let is_found = |key: &String| is_count(counts(key), moe.experts.len());
+        let finds_all = |rule: &MoeRule| rule.without_map.as_ref().is_some_and(|keys| keys.iter().all(is_found));
+        self.config.contains_key(ATTRIBUTE_MAP_KEY) && !self.family.moe.as_ref().is_some_and(finds_all)
     }
 
     /// Whether `head_dim` is null in a family whose config in transformers doesn't know the key, and so has no other

@@ -97,9 +97,9 @@ impl Strict {
         alone.chain(self.several.iter().map(|(key, kinds)| (key.as_str(), kinds.clone())))
     }
 
-    /// Whether `key` is a switch that may be null: loaders then take it for false.
-    pub(crate) fn is_off_by_null(&self, key: &str) -> bool {
-        self.bool.iter().any(|known| known.strip_suffix('?') == Some(key))
+    /// Whether `key` is a switch.
+    pub(crate) fn is_switch(&self, key: &str) -> bool {
+        self.bool.iter().any(|known| known.strip_suffix('?').unwrap_or(known) == key)
     }
 
     /// What transformers 5 refuses of `config`, a sentence each.

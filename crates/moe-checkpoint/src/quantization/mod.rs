@@ -14,9 +14,13 @@ pub use compressed::{CompressedTensors, Group};
 pub use target::Target;
 
 use crate::error::{Error, Kind, Result};
+use crate::json::shown;
 
 /// The config key that describes quantized weights.
 pub const QUANTIZATION_KEY: &str = "quantization_config";
+
+/// The blocks of Hugging Face's fp8 where a config has no `weight_block_size` (transformers' `FineGrainedFP8Config`).
+const DEFAULT_BLOCK: [usize; 2] = [128, 128];
 
 /// How the quantized weights of a checkpoint are encoded. Which weights are, the tensors' names and element types say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,9 +211,12 @@ fn block_fp8(said: &Value, refuse: impl Fn(String) -> Error) -> Result<Quantizat
     if let Some(scheme) = text(said, "activation_scheme").filter(|scheme| *scheme != "dynamic") {
         return Err(refuse(format!("fp8 with {scheme} scales of activations")));
     }
-    match said.get("weight_block_size").and_then(sides) {
-        Some(block) => Ok(Quantization::BlockFp8 { block }),
-        None => Err(refuse("fp8 without weight_block_size".to_owned())),
+    match said.get("weight_block_size") {
+        None => Ok(Quantization::BlockFp8 { block: DEFAULT_BLOCK }),
+        Some(said) => match sides(said) {
+            Some(block) => Ok(Quantization::BlockFp8 { block }),
+            None => Err(refuse(format!("fp8 with weight_block_size {}", shown(said)))),
+        },
     }
 }
 
@@ -265,6 +272,9 @@ mod tests {
         assert!(with("quant_method", json!("awq")).contains("\"awq\""));
         assert!(with("fmt", json!("e5m2")).contains("e5m2"));
         assert!(with("activation_scheme", json!("static")).contains("static"));
+        let mut without = fp8.clone();
+        without.as_object_mut().unwrap().remove("weight_block_size");
+        assert_eq!(read(without).unwrap(), Some(Quantization::BlockFp8 { block: [128, 128] }));
         for block in [json!(null), json!([128]), json!([0, 128]), json!(128)] {
             assert!(with("weight_block_size", block).contains("weight_block_size"));
         }

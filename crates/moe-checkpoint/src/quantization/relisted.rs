@@ -31,7 +31,11 @@ impl Quantization {
         let Some(mut said) = said.as_object().cloned() else { return self.declared(plain, quantized) };
         match self {
             Self::Compressed(compressed) => modules.relist_compressed(compressed, &mut said),
-            Self::BlockFp8 { .. } => modules.relist_fp8(&mut said),
+            Self::BlockFp8 { block } => {
+                // Where it isn't there, not all loaders take what transformers takes.
+                said.entry("weight_block_size").or_insert_with(|| json!(block));
+                modules.relist_fp8(&mut said);
+            }
             Self::Gptq(_) => modules.relist_gptq(&mut said),
         }
         Value::Object(said)

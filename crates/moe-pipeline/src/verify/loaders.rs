@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::contents::{MARKED, damaged, ignored};
 use super::generation::{self, RefusedConfig};
+use super::older;
 
 /// A pointer of Git LFS is no longer.
 const MAX_POINTER_BYTES: u64 = 1024;
@@ -269,6 +270,8 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
              program writes the usual names"
         ));
     }
+    notes.extend(of_router(checkpoint, model));
+    notes.extend(older::notes(checkpoint, model));
     notes.extend(model.caveats().map(str::to_owned));
     let tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool) == Some(true);
     if tied && checkpoint.tensors().contains_key("lm_head.weight") {
@@ -293,6 +296,20 @@ pub(crate) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
         notes.push("there is no tokenizer: AutoTokenizer, vLLM and SGLang need one beside the weights".to_owned());
     }
     notes
+}
+
+/// Routers that have another name than older loaders know.
+fn of_router(checkpoint: &Checkpoint, model: &Model) -> Option<String> {
+    let layouts = &model.family.moe.as_ref()?.layouts;
+    let usual = &layouts[0].router;
+    let others: Vec<String> =
+        layouts.iter().filter(|layout| layout.router != *usual).map(|layout| format!(".{}", layout.router)).collect();
+    let mut names = checkpoint.tensors().keys();
+    let name = names.find(|name| others.iter().any(|end| name.ends_with(end.as_str())))?;
+    Some(format!(
+        "transformers before 5 doesn't know {name} in this family, and starts such routers at random; any pass of this \
+         program writes the usual names"
+    ))
 }
 
 /// Tensors that loaders skip or refuse, and what an index says of tensors that aren't there.

@@ -4,6 +4,7 @@ mod contents;
 mod generation;
 mod listed;
 mod loaders;
+mod older;
 mod tokenizer;
 
 use std::path::Path;
