@@ -183,6 +183,26 @@ fn what_loaders_refuse_is_not_sound() {
         case("DataParallel", LLAMA, |c| prefixed(c, "module."), &["module.model.embed_tokens.weight", "removeprefix"]),
         case("torch.compile", LLAMA, |c| prefixed(c, "_orig_mod."), &["\"_orig_mod.\"", "removeprefix"]),
         case("PEFT", LLAMA, |c| prefixed(c, "base_model.model."), &["\"base_model.model.\"", "merge_and_unload"]),
+        // transformers reads these, and this program says that it doesn't.
+        case(
+            "F64",
+            LLAMA,
+            widen_norm,
+            &["model.norm.weight", "F64", "though transformers loads them", "save_pretrained"],
+        ),
+        case(
+            "another scoring",
+            "families/deepseek_v3/base/model",
+            |c| c.set("scoring_func", json!("softmax")),
+            &["scoring_func \"softmax\"", "transformers ignores this key", "\"sigmoid\""],
+        ),
+        case(
+            "a text for a layer",
+            QWEN3_MOE,
+            |c| c.set("mlp_only_layers", json!(["0"])),
+            &["mlp_only_layers", "[\"0\"]"],
+        ),
+        case("null for a switch", LLAMA, |c| c.set("tie_word_embeddings", json!(null)), &["tie_word_embeddings null"]),
         case("several", LLAMA, |c| prefixed(c, "_orig_mod.module."), &["\"_orig_mod.module.\"", "removeprefix"]),
     ];
     let mut problems = Vec::new();
@@ -215,6 +235,27 @@ fn rename_all(checkpoint: &Checkpoint, rename: impl Fn(&str) -> String) {
             tensor => (rename(tensor), entry),
         }));
     });
+}
+
+/// Stores the final norm in F64, behind everything else; where it was, lies something nobody reads.
+fn widen_norm(checkpoint: &Checkpoint) {
+    const NORM: &str = "model.norm.weight";
+    let mut added = 0;
+    checkpoint.edit_header(SHARD, |header| {
+        let end = header.values().filter_map(|entry| entry["data_offsets"][1].as_u64()).max().unwrap();
+        let old = header[NORM].clone();
+        let elements = old["shape"][0].as_u64().unwrap();
+        added = 8 * elements as usize;
+        header[NORM] = json!({"dtype": "F64", "shape": [elements], "data_offsets": [end, end + 8 * elements]});
+        let (from, to) = (old["data_offsets"][0].as_u64().unwrap(), old["data_offsets"][1].as_u64().unwrap());
+        header.insert("other".to_owned(), json!({"dtype": "U8", "shape": [to - from], "data_offsets": [from, to]}));
+    });
+    checkpoint.edit_bytes(SHARD, |bytes| bytes.extend(std::iter::repeat_n(0, added)));
+}
+
+fn copy_third_shard(c: &Checkpoint) {
+    fs::copy(c.path("model-00003-of-00003.safetensors"), c.path("more.safetensors")).unwrap();
+    c.set_index("model.norm.weight", "more.safetensors");
 }
 
 fn insert(checkpoint: &Checkpoint, name: &str) {
@@ -317,6 +358,34 @@ fn what_loaders_take_is_read_and_what_they_trip_over_is_said() {
                 c.set("rope_scaling", yarn);
             },
             &["transformers 5 reads 8, versions before it 16"],
+        ),
+        case(
+            "a tensor in two shards",
+            SHARDED,
+            copy_third_shard,
+            &[
+                "two shards hold model.layers.1.",
+                "model-00003-of-00003.safetensors and more.safetensors",
+                "the last by name",
+            ],
+        ),
+        case(
+            "kernels",
+            LLAMA,
+            |c| c.set("_attn_implementation", json!("flash_attention_2")),
+            &["_attn_implementation \"flash_attention_2\"", "flash-attn"],
+        ),
+        case(
+            "half a pair",
+            LLAMA,
+            |c| c.edit_bytes("config.json", |b| _ = b.splice(1..1, *b"\"a\": \"\\ud800\",")),
+            &[],
+        ),
+        case(
+            "routers elsewhere",
+            MIXTRAL,
+            |c| rename_all(c, |n| n.replace("block_sparse_moe.gate", "mlp.gate")),
+            &["such routers"],
         ),
         case("two dtypes", LLAMA, |c| c.set("torch_dtype", json!("float64")), &["torch_dtype \"float64\""]),
     ];
