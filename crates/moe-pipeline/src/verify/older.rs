@@ -19,8 +19,11 @@ const SLOW: &str = "Bartpho Basic BertGeneration BertJapanese Bertweet BioGpt By
     MistralCommon MyT5 PLBart Perceiver Phobert Pop2Piano ProphetNet Rag RoCBert Siglip Speech2Text Speech2Text2 SpeechT5 TFBert \
     TFGPT2 Tapas Tapex TransfoXL Vits Wav2Vec2 Wav2Vec2CTC Wav2Vec2PhonemeCTC Wordpiece XLM XLMProphetNet";
 
-/// Keys of a config that older versions stop at, and the values that they take.
-const CONFIG_RULES: [(&str, fn(&Value) -> bool); 7] = [
+/// A key, and whether older versions take a value for it.
+type Rule = (&'static str, fn(&Value) -> bool);
+
+/// Keys of a config that older versions stop at.
+const CONFIG_RULES: [Rule; 7] = [
     ("rope_theta", |theta| !theta.is_null()),
     ("base_model_tp_plan", is_object_or_null),
     ("base_model_pp_plan", is_object_or_null),
@@ -30,7 +33,7 @@ const CONFIG_RULES: [(&str, fn(&Value) -> bool); 7] = [
     ("pruned_heads", |heads| heads.is_null() || heads.as_object().is_some_and(Map::is_empty)),
 ];
 /// The same of a tokenizer's config.
-const TOKENIZER_RULES: [(&str, fn(&Value) -> bool); 2] =
+const TOKENIZER_RULES: [Rule; 2] =
     [("extra_special_tokens", Value::is_object), ("additional_special_tokens", |tokens| !tokens.is_object())];
 
 /// A sentence for each.
@@ -45,7 +48,7 @@ pub(super) fn notes(checkpoint: &Checkpoint, model: &Model) -> Vec<String> {
     notes
 }
 
-fn of_rules(file: &str, said: &Map<String, Value>, rules: &[(&str, fn(&Value) -> bool)]) -> Vec<String> {
+fn of_rules(file: &str, said: &Map<String, Value>, rules: &[Rule]) -> Vec<String> {
     let wrong = rules.iter().filter_map(|(key, takes)| Some((key, said.get(*key).filter(|value| !takes(value))?)));
     let note = |(key, value): (&&str, &Value)| {
         format!("{file} says {key} {}, at which transformers before 5 fails", json::shown(value))
