@@ -108,13 +108,58 @@ const CONVERSIONS: [(&str, &str); 27] = [
     ("distill", "moe --width 512 --init mean --steps 1 --data text.jsonl --held-out held.jsonl --held-out-tokens 1024"),
 ];
 
+/// Runs that ask for so little, or in so many sizes, that what the allocator keeps is much of what they hold: of a model with `{E}` for
+/// its text, and of one with many experts.
+const SMALL_BUFFERS: [(&str, &str); 6] = [
+    ("merge", "golden/models/moe --experts 8 --data {E}"),
+    ("prune", "golden/models/moe --experts 12 --method ranked-choice --data {E}"),
+    ("quantize", "golden/models/moe --target-bits 5.5 --data {E}"),
+    (
+        "upcycle",
+        "golden/models/dense --experts 64 --top-k 8 --init partition --partition-by activations \
+         --router activations --data {E}",
+    ),
+    (
+        "heal",
+        "golden/models/moe --train experts --steps 4 --precision bf16 --accumulate 4 --batch-tokens 512 --data {E}",
+    ),
+    ("prune", "many --experts 64 --method reap --data text.jsonl"),
+];
+
+/// A model of 128 small experts in its one layer.
+fn model_of_many_experts(sandbox: &Sandbox) {
+    const EXPERTS: usize = 128;
+    const NEURONS: usize = 128;
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
+    shapes.insert("model.norm.weight".into(), vec![HIDDEN]);
+    shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (layer(name), vec![HIDDEN])));
+    shapes.extend(["q", "k", "v", "o"].map(|name| (layer(&format!("self_attn.{name}_proj")), vec![HIDDEN, HIDDEN])));
+    shapes.extend(["q_norm", "k_norm"].map(|name| (layer(&format!("self_attn.{name}")), vec![HIDDEN / 4])));
+    shapes.insert(layer("mlp.gate"), vec![EXPERTS, HIDDEN]);
+    for expert in 0..EXPERTS {
+        let of = |name: &str| layer(&format!("mlp.experts.{expert}.{name}_proj"));
+        shapes.extend(["gate", "up"].map(|name| (of(name), vec![NEURONS, HIDDEN])));
+        shapes.insert(of("down"), vec![HIDDEN, NEURONS]);
+    }
+    let config = serde_json::json!({
+        "model_type": "qwen3_moe", "hidden_size": HIDDEN, "intermediate_size": NEURONS, "moe_intermediate_size": NEURONS,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": HIDDEN / 4,
+        "vocab_size": VOCAB, "num_experts": EXPERTS, "num_experts_per_tok": 8, "norm_topk_prob": true,
+        "tie_word_embeddings": true,
+    });
+    write(sandbox, "many", &shapes, &config);
+}
+
 /// Commands that only say how much they need where a budget is too small.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
     "observe moe -o stats.safetensors --data text.jsonl",
     "eval moe --data held.jsonl",
     "eval moe --against dense --data held.jsonl",
     "eval dense --against moe --data held.jsonl",
     "logits moe --tokens held.jsonl.ids -o logits.safetensors",
+    "selftest",
 ];
 
 /// The size behind `before` in `text`, in bytes.
@@ -131,10 +176,11 @@ fn peak(sandbox: &Sandbox, line: &str) -> f64 {
     size(&outcome.stderr, "  peak memory ").unwrap()
 }
 
-/// How far a promise may be from what was held: a quarter, and what a process this small holds beside.
+/// How far a promise may be from what was held: a quarter. It may be higher by what buffers of the writer take, which small results
+/// leave unused.
 fn is_honest(promised: f64, held: f64) -> bool {
-    const SMALL: f64 = 24e6;
-    (promised - held).abs() < 0.25 * held + SMALL
+    const UNUSED: f64 = 16e6;
+    0.75 * held < promised && promised < 1.25 * held + UNUSED
 }
 
 /// What a run says that has too little.
@@ -162,7 +208,9 @@ fn what_is_promised_is_what_is_held() {
         compare(line, promised, held);
         assert!(held < 1.01 * promised, "{line}: {promised} became {held}");
     }
-    for (index, (command, options)) in CONVERSIONS.iter().enumerate() {
+    model_of_many_experts(&sandbox);
+    for (index, (command, options)) in CONVERSIONS.iter().chain(&SMALL_BUFFERS).enumerate() {
+        let options = options.replace("{E}", "golden/text/english.calibration.txt");
         let line = format!("{command} {options} -o out-{index}");
         let plan = sandbox.run(&format!("{line} --dry-run --quiet"));
         let promised = size(&plan.stdout, "memory      about ").unwrap_or_else(|| panic!("{line}: {}", plan.stderr));

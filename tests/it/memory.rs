@@ -73,8 +73,8 @@ impl Peak {
     }
 }
 
-/// What a run may hold of the machine that asks for `live` bytes at once: a quarter and 64 MiB more, huge pages at the ends of
-/// what its threads use, and what was handed out since resident memory was looked at.
+/// What a run may hold of the machine that asks for `live` bytes at once: what it promised, which may be somewhat more than it needs,
+/// huge pages at the ends of what its threads use, and what was handed out since resident memory was looked at.
 fn bound(live: f64) -> f64 {
     1.4 * live + 120e6
 }

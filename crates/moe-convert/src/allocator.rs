@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use moe_forward::{allocated, freed};
-use moe_pipeline::{ByteSize, count_allocated, count_freed, live_bytes, resident_limit};
+use moe_pipeline::{ByteSize, count_allocated, count_freed, has_budget, live_bytes, resident_limit, untouched_bytes};
 use tikv_jemalloc_sys::mallctl;
 use tikv_jemallocator::Jemalloc;
 
@@ -29,6 +29,9 @@ pub fn giving_back<T>(run: impl FnOnce() -> T) -> T {
     decay(KEPT);
     result
 }
+
+/// From so many bytes on, memory that shall be zero is written to under a budget.
+const WRITTEN_BYTES: usize = 64 << 10;
 
 /// What makes the command that runs hold less.
 static REMEDY: OnceLock<&str> = OnceLock::new();
@@ -89,6 +92,14 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         taken(layout.size());
+        if has_budget() && layout.size() >= WRITTEN_BYTES {
+            // Fresh pages that are zero already become resident at any time later, when nobody looks.
+            // SAFETY: as for `alloc`.
+            let pointer = given(layout.size(), || unsafe { Jemalloc.alloc(layout) });
+            // SAFETY: so many bytes were allocated there.
+            unsafe { pointer.write_bytes(0, layout.size()) };
+            return pointer;
+        }
         // SAFETY: as for `alloc`.
         given(layout.size(), || unsafe { Jemalloc.alloc_zeroed(layout) })
     }
@@ -153,7 +164,8 @@ fn out_of_memory(bytes: usize) -> ! {
 
 /// Ends the program where a tokenizer would take more than it may. No call returns between here and the library that could carry an error.
 fn taken(bytes: usize) {
-    if count_allocated(bytes) && resident_bytes() + bytes as u64 > resident_limit() {
+    // Threads that ask at the same time must not all find room for themselves alone.
+    if count_allocated(bytes) && resident_bytes() + untouched_bytes() > resident_limit() {
         purge();
     }
     let Err(error) = allocated(bytes) else { return };

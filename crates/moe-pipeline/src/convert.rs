@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::applicable::healing;
 use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
-use crate::live::live_bytes;
+use crate::live::{live_bytes, promise_resident_memory};
 use crate::memory;
 use crate::needs::{self, Work};
 use crate::outputs::{check_places, check_plans};
@@ -164,7 +164,7 @@ pub fn plan(
     let mut prepared = Prepared::new(passes, input, output, options)?;
     let reading_seconds = start.elapsed().as_secs_f64();
     check_budget(&prepared, options, output)?;
-    let promised = memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)).0;
+    let promised = promised(&prepared, options, output)?.0;
     let at_once = passes.iter().take_while(|pass| pass.decides_at_once()).count();
     let deciding =
         passes.iter().rposition(|pass| pass.plan_out().is_some()).map_or(at_once, |last| at_once.max(last + 1));
@@ -204,6 +204,7 @@ pub fn convert(
     meter.take();
     let mut prepared = timings.time("plan", || Prepared::new(passes, input, output, options))?;
     check_budget(&prepared, options, output)?;
+    promise_resident_memory(promised(&prepared, options, output)?.0);
     prepared.warnings().iter().for_each(|w| progress.note(w));
     let mut dir = create(output, options, progress, &mut timings)?;
     dir.require_space(prepared.disk_bytes(passes.len()) + SLACK_BYTES)?;
@@ -310,6 +311,11 @@ fn create(
         ));
     }
     Ok(created)
+}
+
+/// Resident memory that the run is said to hold.
+fn promised(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<ByteSize> {
+    Ok(memory::resident(prepared.live_bytes(options, output)? + live_bytes().unwrap_or(0)))
 }
 
 fn check_budget(prepared: &Prepared<'_>, options: &ConvertOptions, output: &Path) -> Result<()> {

@@ -50,7 +50,9 @@ pub use evaluation::{EvalOptions, eval};
 pub use fingerprint::Fingerprint;
 pub use gates::{DomainGate, Gates, MeasuredGate, not_met};
 pub use inspect::{Inspection, LatentSummary, MoeSummary, inspect};
-pub use live::{count_allocated, count_freed, live_bytes, peak_live_bytes, resident_limit};
+pub use live::{
+    count_allocated, count_freed, has_budget, live_bytes, peak_live_bytes, resident_limit, untouched_bytes,
+};
 pub use logits::write_logits;
 pub use markdown::{MarkdownCode, MarkdownText};
 pub use memory::{check_small_budget, passed_budget};

@@ -8,12 +8,20 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 /// other down. By so much, for each thread, the numbers here can be off.
 const UNREPORTED_BYTES: i64 = 64 << 10;
 /// How much is handed out between two looks at resident memory, at least.
-const LOOK_EVERY_BYTES: i64 = 32 << 20;
-/// What the allocator may hold beside a quarter of what is asked for: the program itself, stacks and spare pages.
-const SPARE_BYTES: u64 = 36 << 20;
+const LOOK_EVERY_BYTES: i64 = 16 << 20;
+/// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
+const PROGRAM_BYTES: u64 = 24 << 20;
+
+/// Resident bytes of a program that asks for `live` bytes at once: what is promised before it runs, and what the allocator is held to
+/// while it does.
+pub(crate) fn resident_bytes(live: u64) -> u64 {
+    PROGRAM_BYTES + live + live / 8
+}
 
 thread_local! {
     static UNREPORTED: Cell<i64> = const { Cell::new(0) };
+    /// The last large allocation of this thread, until the thread asks for more or gives something back: by then it was written to.
+    static UNTOUCHED: Cell<i64> = const { Cell::new(0) };
 }
 
 static LIVE: Live = Live::new();
@@ -27,6 +35,10 @@ struct Live {
     earlier_peak: AtomicI64,
     /// What was handed out since the last look at resident memory.
     turnover: AtomicI64,
+    /// Large allocations that aren't resident yet, of all threads.
+    untouched: AtomicI64,
+    /// What the running work was said to hold: giving memory back takes time, and nobody expects less.
+    promised: AtomicU64,
     budget: AtomicU64,
 }
 
@@ -37,6 +49,8 @@ impl Live {
             peak: AtomicI64::new(0),
             earlier_peak: AtomicI64::new(0),
             turnover: AtomicI64::new(0),
+            untouched: AtomicI64::new(0),
+            promised: AtomicU64::new(0),
             budget: AtomicU64::new(u64::MAX),
         }
     }
@@ -68,14 +82,15 @@ impl Live {
         peak
     }
 
-    fn forget_peak(&self) {
+    fn begin_step(&self) {
+        self.promised.store(0, Relaxed);
         self.peak.store(self.held.load(Relaxed), Relaxed);
         self.earlier_peak.store(0, Relaxed);
     }
 
     fn resident_limit(&self) -> u64 {
         let peak = self.peak().max(0) as u64;
-        (peak + peak / 4 + SPARE_BYTES).min(self.budget.load(Relaxed))
+        resident_bytes(peak).max(self.promised.load(Relaxed)).min(self.budget.load(Relaxed))
     }
 }
 
@@ -90,7 +105,20 @@ pub fn count_freed(bytes: usize) {
     count(-(bytes as i64));
 }
 
+/// Bytes that were handed out and aren't resident yet, since nothing was written to them: about these, resident memory will grow.
+pub fn untouched_bytes() -> u64 {
+    LIVE.untouched.load(Relaxed).max(0) as u64
+}
+
 fn count(bytes: i64) -> bool {
+    let touched = UNTOUCHED.take();
+    if touched > 0 {
+        LIVE.untouched.fetch_sub(touched, Relaxed);
+    }
+    if bytes >= UNREPORTED_BYTES {
+        UNTOUCHED.set(bytes);
+        LIVE.untouched.fetch_add(bytes, Relaxed);
+    }
     let unreported = UNREPORTED.get() + bytes;
     if unreported.abs() < UNREPORTED_BYTES {
         UNREPORTED.set(unreported);
@@ -105,9 +133,19 @@ pub fn resident_limit() -> u64 {
     LIVE.resident_limit()
 }
 
+/// Says that the work which begins was promised to hold `resident` bytes.
+pub(crate) fn promise_resident_memory(resident: u64) {
+    LIVE.promised.store(resident, Relaxed);
+}
+
 /// Says that resident memory should stay below `budget` bytes.
 pub(crate) fn limit_resident_memory(budget: u64) {
     LIVE.budget.store(budget, Relaxed);
+}
+
+/// Whether resident memory has a ceiling.
+pub fn has_budget() -> bool {
+    LIVE.budget.load(Relaxed) != u64::MAX
 }
 
 /// Bytes that are held now. `None` where the program's allocator doesn't count.
@@ -120,9 +158,9 @@ pub fn peak_live_bytes() -> Option<u64> {
     known(LIVE.peak())
 }
 
-/// Counts the most bytes that are held at once from now on.
-pub(crate) fn forget_peak() {
-    LIVE.forget_peak();
+/// Counts the most bytes that are held at once from now on, of which nothing is promised yet.
+pub(crate) fn begin_step() {
+    LIVE.begin_step();
 }
 
 /// The most bytes that were held at once since this was called before: a stage ends.
@@ -149,7 +187,7 @@ mod tests {
         assert_eq!((live.held.load(Relaxed), live.peak()), (2 * MEGABYTE, 5 * MEGABYTE));
         assert_eq!([live.end_stage(), live.end_stage()], [5 * MEGABYTE, 2 * MEGABYTE]);
         assert_eq!(live.peak(), 5 * MEGABYTE);
-        live.forget_peak();
+        live.begin_step();
         assert_eq!(live.peak(), 2 * MEGABYTE);
     }
 
@@ -157,13 +195,18 @@ mod tests {
     fn resident_memory_is_looked_at_after_so_much_turnover_and_has_a_limit() {
         let live = Live::new();
         let due = |_| {
-            let due = live.add(16 * MEGABYTE);
-            live.add(-16 * MEGABYTE);
+            let due = live.add(8 * MEGABYTE);
+            live.add(-8 * MEGABYTE);
             due
         };
         assert_eq!([0; 4].map(due), [false, true, false, true]);
-        assert_eq!(live.resident_limit(), (20 << 20) + SPARE_BYTES);
+        assert_eq!(live.resident_limit(), resident_bytes(8 << 20));
+        live.promised.store(100 << 20, Relaxed);
+        assert_eq!(live.resident_limit(), 100 << 20);
         live.budget.store(7, Relaxed);
         assert_eq!(live.resident_limit(), 7);
+        live.begin_step();
+        live.budget.store(u64::MAX, Relaxed);
+        assert_eq!(live.resident_limit(), resident_bytes(0));
     }
 }

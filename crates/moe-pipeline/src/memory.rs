@@ -7,11 +7,9 @@ use moe_math::Compute;
 use moe_model::{Attention, Expert, Ffn, Layer, Model, Moe, Weight};
 use moe_passes::SweptText;
 
-use crate::live::{limit_resident_memory, live_bytes};
+use crate::live::{limit_resident_memory, live_bytes, resident_bytes};
 use crate::resources::{ByteSize, process_peak_memory_bytes};
 
-/// What the program holds before it does anything: its code, stacks, and what its libraries keep for each thread.
-const PROGRAM_BYTES: u64 = 24 << 20;
 /// What may be handed out between two looks at resident memory, beyond what a budget is held to.
 const BETWEEN_LOOKS_BYTES: u64 = 8 << 20;
 /// Sequences attend together up to so many tokens, queries of a block see all keys at once, and experts run on so many tokens.
@@ -31,10 +29,9 @@ const WRITER_BYTES: u64 = 16 << 20;
 /// What is kept of a token beside its states: its id in its sequence and in the batch, and its group.
 const TEXT_BYTES_A_TOKEN: u64 = 16;
 
-/// Resident memory of a run that asks for `live` bytes at once. The allocator gives back what is more than a quarter and 64 MiB above
-/// that (see [`crate::resident_limit`]); what it holds lies between.
+/// Resident memory of a run that asks for `live` bytes at once: what the allocator is held to (see [`crate::resident_limit`]).
 pub(crate) fn resident(live: u64) -> ByteSize {
-    ByteSize(PROGRAM_BYTES + live + live / 8)
+    ByteSize(resident_bytes(live))
 }
 
 /// The most resident memory of such a run under a budget.
@@ -266,8 +263,10 @@ fn attention_work(model: &Model, attention: &Attention, tokens: usize, longest: 
     // Raw and masked, or masked and as weights; products in a narrow dtype besides.
     let keys = window(attention).map_or(longest, |window| longest.min(window + QUERY_BLOCK));
     let scores = 5 * model.heads * QUERY_BLOCK.min(longest) * keys / 2;
-    // Queries, keys and values as they come and turned; what is attended to in parts and put together; states normalised and given.
-    4 * (tokens * (2 * (widths + attended) + model.hidden) + scores + widened) as u64
+    // Parts of what is attended to lie beside scores; put together, beside the parts.
+    let attending = tokens * attended + scores.max(tokens * attended);
+    // Queries, keys and values as they come and turned; states normalised and given.
+    4 * (tokens * (2 * widths + model.hidden) + attending + widened) as u64
 }
 
 fn window(attention: &Attention) -> Option<usize> {

@@ -12,7 +12,7 @@ use moe_math::Compute;
 use moe_model::Model;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::live::{forget_peak, peak_live_bytes};
+use crate::live::{self, peak_live_bytes};
 use crate::portable::portable;
 use crate::progress::Timings;
 
@@ -149,7 +149,7 @@ pub fn begin_step() {
     EARLIER_PEAK.fetch_max(peak_memory_bytes().unwrap_or(0), Relaxed);
     // "5" resets VmHWM to what is held now (proc(5)).
     if std::fs::write("/proc/self/clear_refs", "5").is_ok() {
-        forget_peak();
+        live::begin_step();
     }
 }
 

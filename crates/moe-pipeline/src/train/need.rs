@@ -5,7 +5,7 @@ use moe_forward::Storage;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
-use moe_passes::Training;
+use moe_passes::{Precision, Training};
 
 use super::state::ELEMENTS_AT_ONCE;
 use crate::live::live_bytes;
@@ -24,7 +24,9 @@ const STATES: usize = 20;
 /// The head, and what a teacher says, are found for as many tokens at a time as have logits of this many bytes.
 const LOGIT_BYTES: usize = 64 << 20;
 /// Logits, their softmax, gradients and what is made of them.
-const LOGIT_COPIES: usize = 7;
+const LOGIT_COPIES: usize = 8;
+/// What a layer's graph keeps of each state that goes to an expert: what enters it, what it gives, that in order, and weighed.
+const ROUTED_STATES: usize = 4;
 /// Tokens that a teacher which is kept runs on together.
 const TEACHER_TOKENS: usize = 4096;
 
@@ -33,6 +35,8 @@ pub(crate) struct Need {
     /// Values and moments of what is trained.
     trained: u64,
     gradients: u64,
+    /// Those that earlier batches of a step have left, all the way.
+    summed: u64,
     /// Those of one layer, which come beside the sums where there are several batches.
     arriving: u64,
     /// The best weights that were measured.
@@ -74,14 +78,17 @@ impl Need {
             let text = Text { tokens: together, longest: length, storage: Storage::default() };
             text.sweep(teacher, Watched::default(), compute).max(head_bytes(teacher, together, 3))
         });
+        let gradients = elements * GRADIENT_BYTES;
+        let of_a_layer = Parameters::elements_of_a_layer(model, &training.parts) as u64;
+        let accumulates = training.options.accumulate > 1;
+        // Matrices as they are rounded, beside those that are trained.
+        let rounded = if training.options.precision == Precision::Bf16 { 2 * of_a_layer } else { 0 };
         Self {
             trained: elements * BYTES_A_PARAMETER,
-            gradients: elements * GRADIENT_BYTES,
-            arriving: match training.options.accumulate {
-                0 | 1 => 0,
-                // The old sum lies beside the new one.
-                _ => 2 * Parameters::elements_of_a_layer(model, &training.parts) as u64 * GRADIENT_BYTES,
-            },
+            gradients,
+            summed: if accumulates { gradients } else { 0 },
+            // The old sum lies beside the new one.
+            arriving: if accumulates { 2 * of_a_layer * GRADIENT_BYTES } else { 0 },
             best: if training.text.held_out.is_empty() { 0 } else { encoded },
             encoded,
             saved: saved_together * BYTES_A_PARAMETER,
@@ -92,7 +99,8 @@ impl Need {
                     graph_bytes(model, layer, tokens, length) + untrained_bytes(layer, &training.parts, compute)
                 })
                 .max()
-                .unwrap_or(0),
+                .unwrap_or(0)
+                + rounded,
             layers: model.layers.len() as u64,
             states: (model.layers.len() * tokens * model.hidden * 4) as u64,
             head: head_bytes(model, tokens, LOGIT_COPIES) + if trains_head { 8 * embeddings } else { 0 },
@@ -109,10 +117,11 @@ impl Need {
     pub fn bytes(&self, keep_graphs: bool) -> u64 {
         let kept = if keep_graphs { self.layer * self.layers } else { 0 };
         // A layer's gradients take about as much as its graph. Those of weights come with each layer, whose graph goes.
-        let first = kept.max(self.layer) + self.layer + self.gradients / self.layers.max(1);
-        let back = first.max(2 * self.layer + self.gradients);
+        let coming = self.summed.max(self.gradients / self.layers.max(1));
+        let first = kept.max(self.layer) + self.layer + coming;
+        let back = first.max(2 * self.layer + self.gradients) + self.arriving;
         let between = (self.encoded + self.beside).max(self.saved);
-        self.trained + self.best + self.states + self.arriving + (kept + self.head).max(back).max(between)
+        self.trained + self.best + self.states + (kept + self.head + self.summed).max(back).max(between)
     }
 
     /// What it will hold under `budget`.
@@ -174,9 +183,10 @@ fn graph_bytes(model: &Model, layer: &Layer, tokens: usize, length: usize) -> u6
             width * moe.router.top_k + moe.shared.as_ref().map_or(0, |shared| shared.expert.width())
         }
     };
+    let routed = if let Ffn::Moe(moe) = &layer.ffn { ROUTED_STATES * moe.router.top_k * model.hidden } else { 0 };
     // Scores raw, masked, and as weights.
     let scores = 3 * model.heads * memory::mean_keys(&layer.attention, length);
     // Gate, that activated, up, and their product.
-    let of_token = STATES * model.hidden + 4 * width + scores;
+    let of_token = STATES * model.hidden + routed + 4 * width + scores;
     4 * (tokens * of_token) as u64
 }
