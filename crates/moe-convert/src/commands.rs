@@ -11,7 +11,7 @@ use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
 use moe_math::{Compute, Found, RouterDtype, find_device};
-use moe_passes::Pass;
+use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE, Timings,
     WritingOptions, bench, check_small_budget, convert, eval, find_result, inspect, not_met, observe, passed_budget,
@@ -155,9 +155,9 @@ impl Session {
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
         }
-        if device.is_cpu() && common.device_memory.is_some() && !common.quiet {
-            bar::say("--device-memory is for GPUs, and this run computes on the CPU, which --memory-budget bounds");
-        }
+        let idle = [("--device-memory", device.is_cpu() && common.device_memory.is_some())];
+        let what = "bounds the memory of a GPU, and this run computes on the CPU";
+        refuse_unused(idle, what, "bound what a run on the CPU holds by --memory-budget SIZE")?;
         let dtype = match common.dtype {
             ComputeType::F32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
