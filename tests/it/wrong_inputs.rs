@@ -4,6 +4,7 @@
 use crate::common::{Sandbox, assert_none};
 
 const MOE: &str = "golden/models/moe";
+const DENSE: &str = "golden/models/dense";
 const CODE: &str = "golden/text/code.calibration.txt";
 
 /// A command line, what its message says, and one that follows the remedy.
@@ -19,6 +20,11 @@ fn options_without_an_effect_are_refused() {
             "--scheme fp8-block --method gptq",
             &["e4m3 is rounded to nearest", "leave --method out"],
             "--scheme fp8-block",
+        ),
+        (
+            "--scheme fp8 --device cpu --device-memory 8GiB",
+            &["--device-memory bounds the memory of a GPU", "leave --device-memory out"],
+            "--scheme fp8 --device cpu --memory-budget 8GiB",
         ),
         ("--scheme fp8 --group-size 64", &["--group-size is for integers"], "--scheme fp8"),
         (
@@ -164,6 +170,37 @@ fn defaults_of_text_pass_by_steps_without_text() {
     sandbox.run("run r.toml --dry-run").succeeds();
     sandbox.write("r.toml", pruned(keys));
     assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --dry-run", 2, &["line 9", "`held-out-tokens`"])));
+}
+
+/// What only a model can say to be of no use passes by its step, and by no step's own key; where no step has a use for it, it is refused.
+#[test]
+fn defaults_pass_by_models_without_use_for_them() {
+    let sandbox = Sandbox::new();
+    let healed = |model: &str, output: &str, more: &str| {
+        let data = format!("data = [{CODE:?}]\ntrain = [\"all\"]\nsteps = 1");
+        step("heal", model, &format!("output = {output:?}\n{data}\n{more}"))
+    };
+    let upcycled = |target: &str, output: &str| {
+        step("upcycle", DENSE, &format!("output = {output:?}\nexperts = 4\ntop-k = 2\ntarget = {target:?}\n"))
+    };
+    let (moe, dense) = (healed(MOE, "a", ""), healed(DENSE, "b", ""));
+    for (defaults, uses, idle, own) in [
+        ("[defaults.heal]\nbalance = 0.5\n", &moe, &dense, healed(DENSE, "b", "z-loss = 0.1")),
+        ("[defaults.heal]\ncapacity-factor = 2.0\nz-loss = 0.1\n", &moe, &dense, healed(DENSE, "b", "balance = 0.5")),
+        (
+            "[defaults.upcycle]\nshared-experts = 2\n",
+            &upcycled("qwen2_moe", "a"),
+            &upcycled("mixtral", "b"),
+            upcycled("mixtral", "b") + "shared-fraction = 0.25\n",
+        ),
+    ] {
+        sandbox.write("r.toml", format!("{defaults}{uses}{idle}"));
+        sandbox.run("run r.toml --dry-run").succeeds();
+        for refused in [format!("{defaults}{idle}"), format!("{defaults}{uses}{own}")] {
+            sandbox.write("r.toml", &refused);
+            assert_none(&Vec::from_iter(sandbox.refuses("run r.toml --dry-run", 2, &["step ", "leave "])));
+        }
+    }
 }
 
 /// The problems of `cases`, whose options are given to `command`.

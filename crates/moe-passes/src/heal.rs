@@ -163,7 +163,8 @@ impl HealOptions {
     fn check_parts(&self, model: &Model) -> Result<()> {
         if let Some(option) = self.routers.given().filter(|_| model.moes().next().is_none()) {
             let error = Error::new(Kind::Usage, format!("{option} is about routers, and this model has none"));
-            return Err(error.file(&model.config_file).remedy(format!("leave {option} out: it is a dense model")));
+            let remedy = format!("leave {option} out: it is a dense model");
+            return Err(error.file(&model.config_file).remedy(remedy).idle(&[option]));
         }
         if self.train.contains(&Trained::All) {
             return Ok(());

@@ -226,10 +226,10 @@ impl Gates {
                 return Err(Error::new(Kind::Usage, what).remedy("give golden = FILE, or leave it out"));
             }
         }
-        let compares = self.overall().any(|(_, limit)| limit.is_some()) || !self.domain.is_empty();
-        if compares && !has_original {
+        if let Some(gate) = self.comparing().filter(|_| !has_original) {
             return Err(Error::new(Kind::Usage, "this gate compares with an original, and none is given")
-                .remedy("give --against ORIGINAL"));
+                .remedy("give --against ORIGINAL")
+                .idle(&[gate]));
         }
         match self.domain.iter().find(|gate| !labels.contains(&gate.label.as_str())) {
             Some(gate) => {
@@ -251,6 +251,16 @@ impl Gates {
             Some(row) => Err(unknown_label(&row.label, path)),
             None => Ok(()),
         }
+    }
+
+    /// A gate that compares with an original, as a key of a recipe, where gates have a table of their own.
+    fn comparing(&self) -> Option<&'static str> {
+        let overall = self.overall().find(|(_, limit)| limit.is_some()).map(|(figure, _)| match figure {
+            Figure::Kl => "gates.max-kl",
+            Figure::LossIncrease => "gates.max-loss-increase",
+            Figure::Agreement => "gates.min-agreement",
+        });
+        overall.or((!self.domain.is_empty()).then_some("gates.domain"))
     }
 
     fn overall(&self) -> impl Iterator<Item = (Figure, Option<f64>)> {

@@ -30,7 +30,7 @@ pub(crate) use outcome::STEPS_HEADER;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
 use source::Source;
-use spare::Spare;
+use spare::{Spare, StepKeys};
 use variables::{Variables, given};
 
 /// The longest recipe.
@@ -58,6 +58,8 @@ pub struct Step {
     pub chosen: String,
     /// What it does.
     pub kind: StepKind,
+    /// What it was made of.
+    keys: StepKeys,
 }
 
 impl Step {
@@ -352,7 +354,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
             return Err(usage(what + &guess(other, known.iter().copied()), "give run one of these"));
         }
     };
-    Ok(Step { command, model, label, chosen: String::new(), kind })
+    Ok(Step { command, model, label, chosen: String::new(), kind, keys: StepKeys::default() })
 }
 
 /// All that a step can run.

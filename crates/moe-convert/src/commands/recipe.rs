@@ -96,7 +96,7 @@ impl Session {
 
     /// The recipe `path`, all of whose steps can run as far as that can be known; `reports` say why one can't.
     fn checked(&self, path: &Path, set: &[(String, String)], how: How, reports: &mut Reports) -> Result<Recipe> {
-        let recipe = match Recipe::read(path, set) {
+        let mut recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
             Err(error) => {
                 let error = match usage::key_instead(error.what()) {
@@ -113,7 +113,7 @@ impl Session {
             (Err(error), Err(_)) => return Err(error.into()),
         }
         reports.check()?;
-        match recipe.check_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how)) {
+        match recipe.fit_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how)) {
             Ok(()) => Ok(recipe),
             Err(error) => Err(reports.refused(&recipe.name, error)),
         }

@@ -248,7 +248,8 @@ pub(super) fn shared(options: &UpcycleOptions, target: &Family) -> Result<()> {
         true => format!("{option} has no meaning for a partition, whose shared expert has neurons of its own"),
         false => format!("{} has no shared expert for {option}", target.model_type),
     };
-    usage(what, format!("leave {option} out, or choose another --target"))
+    let remedy = format!("leave {option} out, or choose another --target");
+    Err(Error::new(Kind::Usage, what).remedy(remedy).idle(&[option]))
 }
 
 /// Whether routing weights are divided by their sum.
@@ -256,7 +257,8 @@ pub(super) fn normalize(options: &UpcycleOptions, target: &Family) -> Result<boo
     let rule = &target.moe.as_ref().expect("targets are MoE families").normalize;
     match (rule, options.norm_topk_prob) {
         (Flag::Fixed(fixed), Some(wanted)) if wanted != *fixed => {
-            usage(format!("{} fixes norm_topk_prob to {fixed}", target.model_type), "leave --norm-topk-prob out")
+            let what = format!("{} fixes norm_topk_prob to {fixed}", target.model_type);
+            Err(Error::new(Kind::Usage, what).remedy("leave --norm-topk-prob out").idle(&["--norm-topk-prob"]))
         }
         (Flag::Fixed(fixed), _) => Ok(*fixed),
         (Flag::Key(_), wanted) => Ok(wanted.unwrap_or(true)),

@@ -123,7 +123,7 @@ impl Expansion<'_> {
         let written =
             of_tables.zip(commands).map(|(own, command)| Written { command: command.clone(), own, own_may_pass });
         let written: Vec<Written> = written.collect();
-        let step = replaced.and_then(|()| self.spare.parse(table, &written, place));
+        let step = replaced.and_then(|()| self.spare.parse(table, written, place));
         let (step, passed) = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
         for passed in passed.into_iter().filter(|_| !lacks_text) {
             let error = match &passed.defaults {

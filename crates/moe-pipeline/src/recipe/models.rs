@@ -10,6 +10,7 @@ use moe_model::Model;
 use moe_passes::Pass;
 
 use super::check::lies_within;
+use super::spare::Origin;
 use super::{Recipe, Step, StepKind};
 use crate::fingerprint::Fingerprint;
 use crate::observe::no_mixture;
@@ -35,19 +36,30 @@ struct Facts {
 
 impl Recipe {
     /// Refuses steps whose options don't fit the model that they read, as far as its config and shapes say it: models that are
-    /// there, and those that earlier steps make of them. No weight and no text is read.
+    /// there, and those that earlier steps make of them. No weight and no text is read. Keys for several steps that do nothing for the
+    /// model of one of them pass by it, if they do something for another.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
-    pub fn check_models(&self, compute: &Compute) -> Result<()> {
+    pub fn fit_models(&mut self, compute: &Compute) -> Result<()> {
         let (models, results, made) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         let mut known = Known { compute, models, results, made };
-        for (index, step) in self.steps.iter().enumerate() {
-            self.check_model(index, &mut known)
-                .map_err(|error| error.within(&format!("step {} ({})", index + 1, step.name())))?;
-            known.made.extend(step.writes().into_iter().map(Path::to_owned));
+        let mut passed: BTreeMap<Origin, Error> = BTreeMap::new();
+        for index in 0..self.steps.len() {
+            while let Err(error) = self.check_model(index, &mut known) {
+                let step = &mut self.steps[index];
+                let within = format!("step {} ({})", index + 1, step.name());
+                let Some((fitting, origin)) = step.keys.without(&error)? else { return Err(error.within(&within)) };
+                step.kind = fitting.kind;
+                passed.entry(origin).or_insert_with(|| error.within(&within));
+            }
+            known.made.extend(self.steps[index].writes().into_iter().map(Path::to_owned));
         }
-        Ok(())
+        let used: BTreeSet<Origin> = self.steps.iter().flat_map(|step| step.keys.origins()).collect();
+        match passed.into_iter().find(|(origin, _)| !used.contains(origin)) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
     }
 
     fn check_model(&self, index: usize, known: &mut Known<'_>) -> Result<()> {

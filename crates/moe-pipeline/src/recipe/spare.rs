@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::{EARLIER_KEYS, Step, parse_step};
 
-/// Where a key stands in the recipe.
+/// Where a key stands in the recipe. A key of a table in a step, such as a gate, is written with a dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Origin {
     /// The command of a table of defaults, or the number of a step in a block, with that of a pass.
@@ -16,6 +16,7 @@ pub(super) struct Origin {
 }
 
 /// The keys of a step, or of one of its passes, by where they were written.
+#[derive(Debug)]
 pub(super) struct Written {
     /// What it runs, whose defaults have all keys but the own ones.
     pub command: String,
@@ -28,17 +29,88 @@ pub(super) struct Written {
 impl Written {
     /// Where `key` stands, if it may pass by a step without use for it.
     fn origin(&self, key: &str, place: &str) -> Option<Origin> {
-        let is_own = self.own.iter().any(|own| own == key);
+        let is_own = self.has(key);
         let place = if is_own { format!("step {place}") } else { format!("defaults {}", self.command) };
         (!is_own || self.own_may_pass).then(|| Origin { place, key: key.to_owned() })
+    }
+
+    /// Whether `key` stands in the step itself.
+    fn has(&self, key: &str) -> bool {
+        let first = key.split('.').next().unwrap_or(key);
+        self.own.iter().any(|own| own == first)
     }
 
     /// A key of `table` that `error` says does nothing there, if it may pass by.
     fn without_use(&self, table: &Table, error: &Error, place: &str) -> Option<(String, Origin)> {
         let keys = error.idle_options().iter().map(|option| option.trim_start_matches('-'));
         let earlier = |key: &'_ str| EARLIER_KEYS.iter().find(|(_, now)| *now == key).map(|(was, _)| *was);
-        let mut keys = keys.flat_map(|key| [Some(key), earlier(key)]).flatten().filter(|key| table.contains_key(*key));
+        let mut keys = keys.flat_map(|key| [Some(key), earlier(key)]).flatten().filter(|key| has_key(table, key));
         keys.find_map(|key| Some((key.to_owned(), self.origin(key, place)?)))
+    }
+}
+
+/// The keys of a step, and where they come from.
+#[derive(Debug, Default)]
+pub(super) struct StepKeys {
+    table: Table,
+    /// Of the step, then of each of its passes.
+    written: Vec<Written>,
+    /// The number of the step, with those of the blocks around it.
+    place: String,
+}
+
+impl StepKeys {
+    /// Takes out a key of the step, or of its pass number `at`, that `error` says does nothing there, if it may pass by: where it was
+    /// written, and the command whose defaults have it, if the step itself doesn't.
+    fn pass_by(&mut self, at: usize, error: &Error) -> Option<(Origin, Option<String>)> {
+        let (written, table) = (self.written.get(at)?, table_at(&mut self.table, at)?);
+        let (key, origin) = written.without_use(table, error, &format!("{} {at}", self.place))?;
+        remove_key(table, &key);
+        Some((origin, (!written.has(&key)).then(|| written.command.clone())))
+    }
+
+    /// The step without a key that `error`, in planning it, says does nothing for its model; where that was written. None where there is no
+    /// such key, or it is for this step alone.
+    ///
+    /// # Errors
+    /// What is wrong with the step that is left.
+    pub fn without(&mut self, error: &Error) -> Result<Option<(Step, Origin)>> {
+        let Some((origin, _)) = (0..self.written.len()).find_map(|at| self.pass_by(at, error)) else { return Ok(None) };
+        Ok(Some((parse_step(self.table.clone())?, origin)))
+    }
+
+    /// Where its keys were written that may pass by.
+    pub fn origins(&self) -> Vec<Origin> {
+        let passes = self.table.get("pass").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_table);
+        let mut origins = Vec::new();
+        for (at, (table, written)) in std::iter::once(&self.table).chain(passes).zip(&self.written).enumerate() {
+            let place = format!("{} {at}", self.place);
+            origins.extend(keys_of(table).iter().filter_map(|key| written.origin(key, &place)));
+        }
+        origins
+    }
+}
+
+/// The keys of `table`, and those of tables in it, with a dot.
+fn keys_of(table: &Table) -> Vec<String> {
+    let mut keys: Vec<String> = table.keys().cloned().collect();
+    for (key, inner) in table.iter().filter_map(|(key, value)| Some((key, value.as_table()?))) {
+        keys.extend(inner.keys().map(|inner| format!("{key}.{inner}")));
+    }
+    keys
+}
+
+fn has_key(table: &Table, key: &str) -> bool {
+    match key.split_once('.') {
+        Some((outer, inner)) => table.get(outer).and_then(Value::as_table).is_some_and(|of| of.contains_key(inner)),
+        None => table.contains_key(key),
+    }
+}
+
+fn remove_key(table: &mut Table, key: &str) {
+    match key.split_once('.') {
+        Some((outer, inner)) => _ = table.get_mut(outer).and_then(Value::as_table_mut).map(|of| of.remove(inner)),
+        None => _ = table.remove(key),
     }
 }
 
@@ -64,33 +136,22 @@ impl Spare {
     ///
     /// # Errors
     /// What else is wrong with it.
-    pub fn parse(&mut self, mut table: Table, written: &[Written], place: &str) -> Result<(Step, Vec<Passed>)> {
+    pub fn parse(&mut self, table: Table, written: Vec<Written>, place: &str) -> Result<(Step, Vec<Passed>)> {
+        let mut keys = StepKeys { table, written, place: place.to_owned() };
         let mut passed = Vec::new();
         loop {
             // Steps that lack nothing are most.
-            let error = match parse_step(table.clone()) {
+            let error = match parse_step(keys.table.clone()) {
                 Ok(step) => {
-                    self.use_keys(&table, written, place);
-                    return Ok((step, passed));
+                    self.used.extend(keys.origins());
+                    return Ok((Step { keys, ..step }, passed));
                 }
                 Err(error) => error,
             };
-            let at = pass_of(error.what());
-            let (Some(of_table), Some(inner)) = (written.get(at), table_at(&mut table, at)) else { return Err(error) };
-            let Some((key, origin)) = of_table.without_use(inner, &error, &format!("{place} {at}")) else {
-                return Err(error);
-            };
-            inner.remove(&key);
-            let is_own = of_table.own.contains(&key);
-            passed.push(Passed { origin, defaults: (!is_own).then(|| of_table.command.clone()), error });
-        }
-    }
-
-    fn use_keys(&mut self, table: &Table, written: &[Written], place: &str) {
-        let passes = table.get("pass").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_table);
-        for (at, (table, written)) in std::iter::once(table).chain(passes).zip(written).enumerate() {
-            let place = format!("{place} {at}");
-            self.used.extend(table.keys().filter_map(|key| written.origin(key, &place)));
+            match keys.pass_by(pass_of(error.what()), &error) {
+                Some((origin, defaults)) => passed.push(Passed { origin, defaults, error }),
+                None => return Err(error),
+            }
         }
     }
 

@@ -354,6 +354,32 @@ fn keys_for_several_steps_pass_by_those_without_use_for_them() {
     Recipe::parse(passes, &[], "x").unwrap();
 }
 
+/// Gates that compare with an original pass by evaluations without one, in their table of their own.
+#[test]
+fn gates_pass_by_evaluations_without_an_original() {
+    let defaults = "[defaults.eval]\ndata = [\"code=t\"]\n[defaults.eval.gates]\nmax-bytes = 9\n";
+    let step = |more: &str| format!("[[step]]\nrun = \"eval\"\nmodel = \"m\"\n{more}\n");
+    let against = step("label = \"beside\"\nagainst = \"o\"");
+    for gate in ["max-kl = 0.1", "max-loss-increase = 0.1\nmin-agreement = 0.9", "domain = [\"code:max-kl=0.1\"]"] {
+        let recipe = Recipe::parse(&format!("{defaults}{gate}\n{against}{}", step("")), &[], "x").unwrap();
+        let gates = recipe.steps.iter().map(|step| match &step.kind {
+            StepKind::Eval { options, .. } => serde_json::json!(options.gates),
+            _ => panic!("{step:?}"),
+        });
+        let gates: Vec<serde_json::Value> = gates.collect();
+        let key = gate.split(' ').next().unwrap();
+        let is_given = |gate: &serde_json::Value| !gate.is_null() && gate.as_array().is_none_or(|all| !all.is_empty());
+        assert!(is_given(&gates[0][key]) && !is_given(&gates[1][key]), "{gate}: {gates:?}");
+        assert_eq!(gates[1]["max-bytes"], 9, "{gate}");
+        let none = message(&format!("{defaults}{gate}\n{}", step("")), &[]);
+        assert!(none.contains("[defaults.eval]: this gate compares with an original"), "{none}");
+        // A step's own gates are for it alone.
+        let own = step(&format!("data = [\"code=t\"]\n[step.gates]\n{gate}"));
+        let own = message(&format!("{own}{against}data = [\"t\"]"), &[]);
+        assert!(own.contains("step 1 (eval): this gate compares with an original"), "{own}");
+    }
+}
+
 #[test]
 fn keys_of_a_block_pass_by_choices_without_use_for_them() {
     let block = |methods: &str| {
