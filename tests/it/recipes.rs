@@ -63,6 +63,22 @@ fn variables_are_set() {
     sandbox.run("run recipe.toml --set outt=x").exits(2).says(&["outt"]);
 }
 
+/// What a run reads of files is counted, too, by the shell that waited for it.
+#[test]
+#[cfg(target_os = "linux")]
+fn finished_steps_are_hashed_once() {
+    let sandbox = Sandbox::new();
+    let step = "run = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"o\"\nexperts = 4\ntop-k = 2\n";
+    sandbox.write("r.toml", format!("[[step]]\n{step}"));
+    sandbox.run("run r.toml").succeeds();
+    let size = |path: &str| sandbox.path(path).metadata().unwrap().len();
+    let weights = size("golden/models/dense/model.safetensors") + size("o/model.safetensors");
+    let outcome = sandbox.shell("moe-convert run r.toml --quiet; cat /proc/$$/io");
+    let (said, counted) = outcome.stdout.split_once("rchar: ").unwrap_or_else(|| panic!("{outcome}"));
+    let read: u64 = counted.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(said.contains("finished already") && (weights..weights * 3 / 2).contains(&read), "{read} of {weights}");
+}
+
 #[test]
 fn finished_steps_are_kept() {
     let sandbox = sandbox(RECIPE);

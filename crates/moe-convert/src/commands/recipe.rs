@@ -3,23 +3,26 @@
 mod earlier;
 mod reports;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
-use moe_checkpoint::{Error, counted, shown, shown_path};
+use moe_checkpoint::{Error, Snapshot, counted, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_passes::Pass;
 use moe_pipeline::{
-    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, StepKind, StepOutcome, Summary, Timings,
-    begin_step, check_observe, copy_finished, find_result, is_observed,
+    Average, ConvertOptions, FoundResult, Outcome, Progress as _, Recipe, Step, StepKind, StepOutcome, Summary,
+    Timings, begin_step, check_observe, copy_finished, find_result, is_observed,
 };
 
 use super::{After, Session, kind, other_result};
 use crate::allocator::purge;
 use crate::{render, usage};
 pub(super) use reports::Reports;
+
+/// The steps that are finished, and all files that say so.
+type Finished = BTreeMap<usize, Snapshot>;
 
 impl Session {
     /// Runs the recipe `path`, whose variables `set` replaces.
@@ -31,7 +34,7 @@ impl Session {
         mut reports: Reports,
         timings: &mut Timings,
     ) -> Result<()> {
-        let recipe = self.checked(path, set, how, &mut reports)?;
+        let (recipe, finished) = self.checked(path, set, how, &mut reports)?;
         let count = recipe.steps.len();
         let (mut rows, mut planned) = (Vec::new(), Vec::new());
         let not_run = |index| StepOutcome { name: recipe.step_name(index), seconds: 0.0, outcome: Outcome::NotRun };
@@ -54,7 +57,10 @@ impl Session {
                 outcome
             };
             let start = Instant::now();
+            // What a step before made since then is another file.
+            let is_finished = finished.get(&index).is_some_and(|files| files.check().is_ok());
             let result = match how.dry_run {
+                _ if is_finished => self.keep(step),
                 true => self.plan_step(&recipe, index, how, &stale),
                 false => self.step(&recipe, index, how, timings),
             };
@@ -94,8 +100,14 @@ impl Session {
         failed.map_or(written, Err)
     }
 
-    /// The recipe `path`, all of whose steps can run as far as that can be known; `reports` say why one can't.
-    fn checked(&self, path: &Path, set: &[(String, String)], how: How, reports: &mut Reports) -> Result<Recipe> {
+    /// The recipe `path`, all of whose steps can run as far as that can be known, and those that needn't; `reports` say why one can't.
+    fn checked(
+        &self,
+        path: &Path,
+        set: &[(String, String)],
+        how: How,
+        reports: &mut Reports,
+    ) -> Result<(Recipe, Finished)> {
         let mut recipe = match Recipe::read(path, set) {
             Ok(recipe) => recipe,
             Err(error) => {
@@ -114,9 +126,17 @@ impl Session {
         }
         reports.check()?;
         match recipe.fit_models(&self.compute).and_then(|()| self.check_earlier(&recipe, path, how)) {
-            Ok(()) => Ok(recipe),
+            Ok(finished) => Ok((recipe, finished)),
             Err(error) => Err(reports.refused(&recipe.name, error)),
         }
+    }
+
+    /// Says that `step` has nothing to do.
+    fn keep(&self, step: &Step) -> Result<StepResult> {
+        if let StepKind::Convert { output, .. } | StepKind::Observe { output, .. } = &step.kind {
+            self.kept(output)?;
+        }
+        Ok(StepResult::Reused)
     }
 
     /// Says what step `index` would do, for which what is `stale` counts as not there.

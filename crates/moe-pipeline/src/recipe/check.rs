@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Kind, Locations, Result, is_stream};
+use moe_checkpoint::{Error, Kind, Locations, Result, Snapshot, is_stream};
 use moe_forward::DataSpec;
 use moe_passes::Pass;
 
@@ -207,6 +207,18 @@ impl Recipe {
     }
 }
 
+/// Adds `path` to `files`, and what lies below it. The time of a folder says whether something came to it or went.
+fn add_all(path: &Path, files: &mut Snapshot) {
+    files.add(path);
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        // Folders that links lead to are left out, which could lead back here.
+        match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            true => add_all(&entry.path(), files),
+            false => files.add(&entry.path()),
+        }
+    }
+}
+
 impl Step {
     /// What it reads, text apart.
     pub(super) fn reads(&self) -> Vec<&Path> {
@@ -247,6 +259,15 @@ impl Step {
         };
         let plans = plans.iter().filter_map(|pass| pass.plan_out());
         self.output().map(|(output, _)| output).into_iter().chain(plans).collect()
+    }
+
+    /// All files that it reads, and what lies where it writes, as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut files = Snapshot::default();
+        for path in self.reads().into_iter().chain(self.texts()).chain(self.writes()) {
+            add_all(path, &mut files);
+        }
+        files
     }
 
     /// Where it saves what it trains, if it does.

@@ -1,9 +1,9 @@
 //! What lies where a recipe's steps are to write: what can't be replaced is refused before the first step runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use moe_checkpoint::{Error, Result, shown_path};
+use moe_checkpoint::{Error, Result, Snapshot, shown_path};
 use moe_passes::Pass;
 use moe_pipeline::{
     FoundResult, Recipe, Step, StepKind, check_observe, check_output, find_result, has_result, has_statistics,
@@ -15,7 +15,8 @@ use crate::commands::{Session, other_result};
 
 /// What becomes of the result that lies where a step writes, as far as that can be known before the steps run.
 enum Fate {
-    Kept,
+    /// It is what the step would make, of these files.
+    Kept(Snapshot),
     /// It is of something else than what the step makes now; how it differs, where that can be said.
     Other(Option<String>),
     /// Nothing finished is there.
@@ -26,11 +27,12 @@ enum Fate {
 
 impl Session {
     /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step
-    /// makes is left to its turn.
+    /// makes is left to its turn. Gives the steps that were found to be finished, with the files that say so: as long as those don't change,
+    /// nothing needs to be hashed again.
     ///
     /// # Errors
     /// What the step itself would end with, naming the step.
-    pub(super) fn check_earlier(&self, recipe: &Recipe, path: &Path, how: How) -> Result<()> {
+    pub(super) fn check_earlier(&self, recipe: &Recipe, path: &Path, how: How) -> Result<BTreeMap<usize, Snapshot>> {
         let mut made: BTreeSet<&Path> = BTreeSet::new();
         // Found out only where something is in the way: results are hashed for it.
         let mut fates = Vec::new();
@@ -45,7 +47,7 @@ impl Session {
                 }
             }
             let error = match fates.get(index) {
-                Some(Fate::Kept) => continue,
+                Some(Fate::Kept(_)) => continue,
                 // An input that was removed to save space may be made again as it was.
                 Some(Fate::Open) if !overwrites(step) => continue,
                 Some(Fate::Other(Some(how))) if !overwrites(step) => other_result(how, step.writes()[0]),
@@ -58,7 +60,11 @@ impl Session {
                 shown_path(path)
             )));
         }
-        Ok(())
+        let kept = fates.into_iter().enumerate().filter_map(|(index, fate)| match fate {
+            Fate::Kept(files) => Some((index, files)),
+            Fate::Other(_) | Fate::Made | Fate::Open => None,
+        });
+        Ok(kept.collect())
     }
 
     /// Why `step` can't write where it is to, if that is so.
@@ -92,7 +98,7 @@ impl Session {
         if recipe.awaited(index, &others).is_some_and(|(path, _)| others.contains(path)) {
             return Fate::Other(None);
         }
-        if recipe.awaited(index, &written(recipe, fates, |fate| !matches!(fate, Fate::Kept))).is_some() {
+        if recipe.awaited(index, &written(recipe, fates, |fate| !matches!(fate, Fate::Kept(_)))).is_some() {
             return Fate::Open;
         }
         self.found(step, how)
@@ -100,19 +106,20 @@ impl Session {
 
     /// What lies where `step` writes, all of whose inputs are as it will find them.
     fn found(&self, step: &Step, how: How) -> Fate {
+        let files = step.snapshot();
         match &step.kind {
             StepKind::Convert { passes, output, overwrite, writing } => {
                 let passes: Vec<&dyn Pass> = passes.iter().map(Box::as_ref).collect();
                 let options = self.convert_options(*overwrite, how.resume, *writing);
                 match find_result(&passes, &step.model, output, &options) {
-                    Ok(FoundResult::Same) => Fate::Kept,
+                    Ok(FoundResult::Same) => Fate::Kept(files),
                     Ok(FoundResult::Other(how)) => Fate::Other(Some(how)),
                     Ok(FoundResult::Nothing) | Err(_) => Fate::Made,
                 }
             }
             StepKind::Observe { output, options, .. } => {
                 match is_observed(&step.model, options, output, &self.compute) {
-                    Ok(true) => Fate::Kept,
+                    Ok(true) => Fate::Kept(files),
                     Ok(false) => Fate::Other(None),
                     Err(_) => Fate::Made,
                 }
