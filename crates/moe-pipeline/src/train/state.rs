@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
@@ -39,8 +39,6 @@ pub(super) struct State {
     pub steps: Vec<StepRecord>,
     /// Load up to the first measurement, and since the last but one.
     pub load: [Vec<LayerCounts>; 2],
-    /// What was read: for each parameter its value, m and v. They are written from where they are.
-    pub values: Vec<[Vec<f32>; 3]>,
     /// The best values as files have them.
     pub best_bytes: Vec<Arc<Vec<u8>>>,
 }
@@ -139,26 +137,22 @@ impl State {
         json
     }
 
-    /// Reads it from `path`, of parameters of these sizes.
+    /// Reads it from `path`, of parameters of these sizes. Their values, m and v are checked and left where they are: a training holds all
+    /// that it needs of each parameter already, and reads these into it one by one.
     ///
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
-    pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<Self> {
-        const REMEDY: &str = "start over without --resume and with --overwrite";
-        let malformed = |what: &str| Error::new(Kind::Malformed, what.to_owned()).file(path).remedy(REMEDY);
-        let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(REMEDY))?;
+    pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<(Self, SavedValues)> {
+        let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(START_OVER))?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
-        let unchecked = |name: &str| -> Result<Vec<u8>> {
-            let tensor = tensors.get(name).ok_or_else(|| malformed("this is not a saved training").tensor(name))?;
-            let mut bytes = vec![0; tensor.bytes() as usize];
-            tensor.read_at(0, &mut bytes)?;
-            Ok(bytes)
-        };
+        let mut saved =
+            SavedParts { path: path.to_owned(), fingerprint: fingerprint.to_owned(), tensors, sums: BTreeSet::new() };
         // Another run's state is one to its own hashes: what it says of itself comes first.
-        let about: About = serde_json::from_slice(&unchecked(ABOUT)?).map_err(|e| malformed(&e.to_string()))?;
+        let about: About =
+            serde_json::from_slice(&saved.unchecked(ABOUT)?).map_err(|e| saved.malformed(&e.to_string()))?;
         if about.format != FORMAT {
-            return Err(malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
+            return Err(saved.malformed(&format!("this is {:?}, not {FORMAT:?}", about.format)));
         }
         if about.fingerprint != fingerprint {
             let what = "this training was of other options, models or texts, or of another build of this program";
@@ -166,32 +160,11 @@ impl State {
                 .file(path)
                 .remedy("give what it began with, or start over without --resume and with --overwrite"));
         }
-        let sums = String::from_utf8(unchecked(SUMS)?).unwrap_or_default();
-        let sums: BTreeSet<&str> = sums.split_inclusive('\n').collect();
-        let bytes = |name: &str| -> Result<Vec<u8>> {
-            let bytes = unchecked(name)?;
-            match sums.contains(sum(fingerprint, name, &bytes).as_str()) {
-                true => Ok(bytes),
-                false => Err(malformed("this is not what was saved here").tensor(name)),
-            }
-        };
-        bytes(ABOUT)?;
-        let f64s = |name: &str| -> Result<Vec<f64>> {
-            Ok(bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
-        };
-        let sized = |name: String, size: u64| match bytes(&name)? {
-            bytes if bytes.len() as u64 == size => Ok(bytes),
-            _ => Err(malformed("a saved parameter of another size").tensor(name)),
-        };
-        let of_parameter = |(index, size): (usize, &Size)| -> Result<[Vec<f32>; 3]> {
-            let of = |name: &str| -> Result<Vec<f32>> {
-                let bytes = sized(format!("{name}.{index}"), (size.elements * size_of::<f32>()) as u64)?;
-                Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            };
-            Ok([of("value")?, of("m")?, of("v")?])
-        };
+        let sums = String::from_utf8(saved.unchecked(SUMS)?).unwrap_or_default();
+        saved.sums = sums.split_inclusive('\n').map(str::to_owned).collect();
+        saved.bytes(ABOUT)?;
         let best_of_parameter =
-            |(index, size): (usize, &Size)| sized(format!("best.{index}"), size.stored_bytes).map(Arc::new);
+            |(index, size): (usize, &Size)| saved.sized(format!("best.{index}"), size.stored_bytes).map(Arc::new);
         let best = match about.best {
             Some(_) => parameters.iter().enumerate().map(best_of_parameter).collect::<Result<_>>()?,
             None => Vec::new(),
@@ -199,24 +172,93 @@ impl State {
         let load = |of: Vec<(usize, Vec<u64>, u64)>| {
             of.into_iter().map(|(layer, counts, dropped)| LayerCounts { layer, counts, dropped }).collect()
         };
-        let steps = f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
+        let steps = saved.f64s("steps")?.as_chunks().0.iter().map(|row| StepRecord::of_row(*row)).collect();
         let measurement = |[step, loss, kl]: &[f64; MEASUREMENT_COLUMNS]| Measurement {
             step: *step as u64,
             loss: *loss,
             kl: (!kl.is_nan()).then_some(*kl),
         };
-        Ok(Self {
+        let state = Self {
             fingerprint: about.fingerprint,
             log: about.log,
             step: about.step,
             best: about.best,
             worse: about.worse,
-            measurements: f64s("measurements")?.as_chunks().0.iter().map(measurement).collect(),
+            measurements: saved.f64s("measurements")?.as_chunks().0.iter().map(measurement).collect(),
             steps,
             load: about.load.map(load),
-            values: parameters.iter().enumerate().map(of_parameter).collect::<Result<_>>()?,
             best_bytes: best,
-        })
+        };
+        let values = SavedValues { parts: saved, elements: parameters.iter().map(|size| size.elements).collect() };
+        // What can't be gone on from is refused before anything is changed.
+        (0..parameters.len()).try_for_each(|index| values.of_parameter(index).map(drop))?;
+        Ok((state, values))
+    }
+}
+
+/// What to do about a state that can't be read.
+const START_OVER: &str = "start over without --resume and with --overwrite";
+
+/// The parts of a saved training, each with its hash.
+struct SavedParts {
+    path: PathBuf,
+    fingerprint: String,
+    tensors: BTreeMap<String, Stored>,
+    sums: BTreeSet<String>,
+}
+
+impl SavedParts {
+    fn malformed(&self, what: &str) -> Error {
+        Error::new(Kind::Malformed, what.to_owned()).file(&self.path).remedy(START_OVER)
+    }
+
+    fn unchecked(&self, name: &str) -> Result<Vec<u8>> {
+        let tensor =
+            self.tensors.get(name).ok_or_else(|| self.malformed("this is not a saved training").tensor(name))?;
+        let mut bytes = vec![0; tensor.bytes() as usize];
+        tensor.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let bytes = self.unchecked(name)?;
+        match self.sums.contains(&sum(&self.fingerprint, name, &bytes)) {
+            true => Ok(bytes),
+            false => Err(self.malformed("this is not what was saved here").tensor(name)),
+        }
+    }
+
+    fn f64s(&self, name: &str) -> Result<Vec<f64>> {
+        Ok(self.bytes(name)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+    }
+
+    fn sized(&self, name: String, size: u64) -> Result<Vec<u8>> {
+        match self.bytes(&name)? {
+            bytes if bytes.len() as u64 == size => Ok(bytes),
+            _ => Err(self.malformed("a saved parameter of another size").tensor(name)),
+        }
+    }
+}
+
+/// The saved values of parameters, in their file.
+pub(super) struct SavedValues {
+    parts: SavedParts,
+    elements: Vec<usize>,
+}
+
+impl SavedValues {
+    /// Value, m and v of the parameter at `index`.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where they aren't what was saved; what reading returns.
+    pub fn of_parameter(&self, index: usize) -> Result<[Vec<f32>; 3]> {
+        let of = |name: &str| -> Result<Vec<f32>> {
+            let size = (self.elements[index] * size_of::<f32>()) as u64;
+            let bytes = self.parts.sized(format!("{name}.{index}"), size)?;
+            Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let [value, m, v] = VALUES;
+        Ok([of(value)?, of(m)?, of(v)?])
     }
 }
 
@@ -306,18 +348,17 @@ mod tests {
             ],
             steps: vec![StepRecord { step: 7, loss: 1.0 / 7.0, ..StepRecord::default() }],
             load: [vec![counts.clone()], vec![counts]],
-            values: vec![
-                [vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]],
-                [vec![5.0], vec![6.0], vec![7.0]],
-            ],
             best_bytes: vec![Arc::new(vec![1, 2, 3]), Arc::new(vec![])],
         };
         let sizes = |sizes: [(usize, u64); 2]| sizes.map(|(elements, stored_bytes)| Size { elements, stored_bytes });
         let parameters = sizes([(2, 3), (1, 0)]);
-        let values = |index: usize| Ok(state.values[index].clone());
-        state.write(&path, &[2, 1], values).unwrap();
-        let read = State::read(&path, "f", &parameters).unwrap();
-        assert!(read == state);
+        let values =
+            [[vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]], [vec![5.0], vec![6.0], vec![7.0]]];
+        state.write(&path, &[2, 1], |index| Ok(values[index].clone())).unwrap();
+        let is_it = |(read, saved): &(State, SavedValues)| {
+            *read == state && (0..2).all(|index| saved.of_parameter(index).unwrap() == values[index])
+        };
+        assert!(is_it(&State::read(&path, "f", &parameters).unwrap()));
         assert_eq!(State::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
         assert_eq!(State::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(), Kind::Malformed);
         assert_eq!(State::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(), Kind::Malformed);
@@ -329,7 +370,7 @@ mod tests {
                 changed[at] = other;
                 std::fs::write(&path, &changed).unwrap();
                 if let Ok(read) = State::read(&path, "f", &parameters) {
-                    assert!(read == state, "byte {at}");
+                    assert!(is_it(&read), "byte {at}");
                 }
             }
             std::fs::write(&path, &written[..at]).unwrap();

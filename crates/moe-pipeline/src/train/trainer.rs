@@ -16,7 +16,7 @@ use super::dir::{STATE_FILE, logged_steps, open_log};
 use super::log::{self, Log, describe_load, figures, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
-use super::state::{Size, State};
+use super::state::{SavedValues, Size, State};
 use crate::progress::Progress;
 
 /// What is trained for.
@@ -111,7 +111,7 @@ impl Trainer<'_> {
     }
 
     /// Where a killed training was, if there is one to go on with.
-    fn resumed(&self) -> Result<Option<State>> {
+    fn resumed(&self) -> Result<Option<(State, SavedValues)>> {
         let path = self.saved.path(STATE_FILE);
         if !self.saved.resumes() || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return self.begins_anew(&path).map(|()| None);
@@ -141,16 +141,23 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn start(&self, task: &mut dyn Task, resumed: Option<State>, before: Option<&EvalReport>) -> Result<Running<'_>> {
-        let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
-        let mut moments = self.parameters.list.iter().map(of).collect::<Result<Vec<_>>>()?;
-        let mut state = State { fingerprint: self.saved.key().to_owned(), ..State::default() };
-        if let Some(resumed) = resumed {
-            state = resumed;
-            self.restore(&mut state, &mut moments)?;
-            task.skip(state.step);
-            self.progress.note(&format!("training goes on after step {}", state.step));
-        } else if let Some(before) = before {
+    fn start(
+        &self,
+        task: &mut dyn Task,
+        resumed: Option<(State, SavedValues)>,
+        before: Option<&EvalReport>,
+    ) -> Result<Running<'_>> {
+        let begins = resumed.is_none();
+        let (mut state, moments) = match resumed {
+            Some((state, values)) => {
+                let moments = self.restore(&values)?;
+                task.skip(state.step);
+                self.progress.note(&format!("training goes on after step {}", state.step));
+                (state, moments)
+            }
+            None => (State { fingerprint: self.saved.key().to_owned(), ..State::default() }, self.moments()?),
+        };
+        if let Some(before) = before.filter(|_| begins) {
             state.measurements.push(Measurement::new(0, before));
             state.best = Some(0);
             state.best_bytes = self.parameters.encoded()?;
@@ -165,17 +172,24 @@ impl Trainer<'_> {
         Ok(running)
     }
 
-    fn restore(&self, state: &mut State, moments: &mut [Moments]) -> Result<()> {
-        for ((parameter, moments), values) in self.parameters.list.iter().zip(moments).zip(state.values.drain(..)) {
-            let [value, m, v] = values;
+    /// Those of a training that begins.
+    fn moments(&self) -> Result<Vec<Moments>> {
+        let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
+        self.parameters.list.iter().map(of).collect()
+    }
+
+    /// Sets all parameters to their saved `values`, one after the other; their moments.
+    fn restore(&self, values: &SavedValues) -> Result<Vec<Moments>> {
+        let of = |(index, parameter): (usize, &Parameter)| {
+            let [value, m, v] = values.of_parameter(index)?;
+            let var = &parameter.value;
             let restore = || {
-                let var = &parameter.value;
                 var.set(&candle_core::Tensor::from_vec(value, var.shape(), var.device())?)?;
                 Moments::restore([m, v], var)
             };
-            *moments = restore().map_err(|e| numeric(e, parameter.weight.name()))?;
-        }
-        Ok(())
+            restore().map_err(|e| numeric(e, parameter.weight.name()))
+        };
+        self.parameters.list.iter().enumerate().map(of).collect()
     }
 }
 
