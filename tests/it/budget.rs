@@ -275,13 +275,15 @@ fn wide_experts_are_merged_within_a_budget() {
         |first: usize| format!("{{\"input_ids\": {:?}}}\n", (0..64).map(|i| (first + i * 7) % 512).collect::<Vec<_>>());
     sandbox.write("text.jsonl", (0..8).map(line).collect::<String>());
     let mut problems = Vec::new();
-    for method in ["dern", "ream", "m-smoe", "hc-smoe", "average"] {
-        let line = format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl");
+    let merged = |method| format!("merge experts -o {method} --method {method} --experts 2 --data text.jsonl");
+    let mut lines = ["dern", "ream", "m-smoe", "hc-smoe", "average"].map(merged).to_vec();
+    lines.push("distill experts -o mean --init mean --down measured --width 1536 --data text.jsonl".to_owned());
+    for line in lines {
         let least = named(&refused(&sandbox, &line, "30MB").stderr);
         let held = peak(&sandbox, &format!("{line} --memory-budget {least}MB")) / 1e6;
-        println!("{method}: at least {least} MB, held {held:.0} MB");
+        println!("{line}: at least {least} MB, held {held:.0} MB");
         if held > least as f64 {
-            problems.push(format!("{method}: at least {least} MB, held {held:.0} MB"));
+            problems.push(format!("{line}: at least {least} MB, held {held:.0} MB"));
         }
     }
     crate::common::assert_none(&problems);

@@ -18,6 +18,7 @@ use super::student::student;
 use super::weights::kept;
 use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
+use crate::merge::aligning_bytes;
 use crate::output_error::OutputError;
 use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources, SweptText};
 
@@ -208,7 +209,11 @@ impl Decider for Distiller {
         let batch = tokens.min(self.options.training.batch_tokens as u64);
         let training = 4 * 5 * 3 * width * hidden + samples + step_bytes(batch, width, hidden);
         let training = if self.options.training.trains() { training } else { 0 };
-        fit.max(training)
+        // Experts are aligned before anything is fitted, or for the baseline that the result is measured beside.
+        let has_baseline = !self.options.no_baseline && !self.options.measuring.held_out.is_empty();
+        let aligns = has_baseline || matches!(self.options.init, Init::Mean | Init::UsageMean);
+        let aligning = if aligns { aligning_bytes(&self.model) } else { 0 };
+        fit.max(training).max(aligning)
     }
 
     fn begin(&mut self, calibration: &Calibration) {

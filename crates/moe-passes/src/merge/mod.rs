@@ -32,7 +32,7 @@ use crate::reduce::Method as _;
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
 
-pub(crate) use neurons::by_weights as aligned;
+pub(crate) use neurons::{aligning_bytes, by_weights as aligned};
 pub(crate) use weights::{Share, merged};
 
 impl MergeOptions {

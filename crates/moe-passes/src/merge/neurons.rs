@@ -9,7 +9,7 @@ use moe_math::meter::Work;
 use moe_math::principal::Rows as _;
 use moe_math::statistics::{Quantity, Sums};
 use moe_math::{Compute, alignment, principal};
-use moe_model::{Error, Expert, Kind, Moe, Result};
+use moe_model::{Error, Expert, Kind, Model, Moe, Result};
 use rayon::prelude::*;
 
 use crate::reduce::LayerView;
@@ -91,6 +91,11 @@ pub(super) fn found_by<T: Sync, R: Send, C: FromIterator<R>>(
 pub(super) fn bytes_by_weights(sizes: Sizes) -> usize {
     let one = sizes.compared(BY_WEIGHTS_COSTS);
     at_once(one) * one
+}
+
+/// Bytes that aligning the experts of any layer of `model` by their weights holds.
+pub(crate) fn aligning_bytes(model: &Model) -> u64 {
+    model.moes().map(|(_, moe)| bytes_by_weights(Sizes::of(moe)) as u64).max().unwrap_or(0)
 }
 
 /// Bytes that aligning `experts` of these sizes by activations and weights holds.
