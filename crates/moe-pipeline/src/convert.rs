@@ -82,6 +82,9 @@ pub struct PlannedOutput {
     /// Tokens of held-out text that the result will be measured on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub measured_tokens: Option<usize>,
+    /// Logits of the result that are compared with the source's on that text.
+    #[serde(skip)]
+    compared_logits: f64,
     /// Seconds that reading took, text above all, which the run will take again.
     #[serde(skip)]
     reading_seconds: f64,
@@ -92,13 +95,14 @@ pub struct PlannedOutput {
 
 impl PlannedOutput {
     /// With an estimate of the time that it takes: its reading, which was done to plan it, its products at this machine's speed, which
-    /// is measured, and its writing. What is done on the host between products, such as groups and alignments of `merge`, isn't in it.
+    /// is measured, comparing distributions of next tokens on held-out text, and its writing. What is done on the host between products, such as groups and alignments of `merge`, isn't in it.
     ///
     /// # Errors
     /// What the device returns.
     pub fn timed(mut self, compute: &Compute) -> Result<Self> {
         let bytes = self.shards.iter().map(|(_, bytes)| bytes).sum();
-        self.time_estimate_seconds = Some(self.reading_seconds + estimate::seconds(self.flops, bytes, compute)?);
+        let cost = estimate::Cost { flops: self.flops, bytes, compared_logits: self.compared_logits };
+        self.time_estimate_seconds = Some(self.reading_seconds + cost.seconds(compute)?);
         Ok(self)
     }
 }
@@ -179,6 +183,7 @@ pub fn plan(
         disk_bytes: prepared.disk_bytes(own),
         flops: prepared.flops(own),
         measured_tokens: prepared.measured_tokens(),
+        compared_logits: prepared.compared_logits(),
         reading_seconds,
         time_estimate_seconds: None,
     })

@@ -314,6 +314,16 @@ impl<'p> Prepared<'p> {
         self.own(own).iter().map(Applied::flops).sum::<f64>() + measured
     }
 
+    /// Logits of the result that are compared with the source's on held-out text. A training measures before its first step and behind its
+    /// last one, at the least; without a teacher it takes one logarithm, which is about a third of that work.
+    pub fn compared_logits(&self) -> f64 {
+        let times = match &self.last().training {
+            Some(task) if self.held_out.is_none() => 2.0 * task.training.teacher.map_or(1.0 / 3.0, |_| 1.0),
+            _ => 1.0,
+        };
+        times * self.measured_tokens().unwrap_or(0) as f64 * self.source.vocab as f64
+    }
+
     /// Bytes on the disk that the last `own` passes need at once: the result's, and what is kept until that is written.
     pub fn disk_bytes(&self, own: usize) -> u64 {
         self.declaration().bytes()
