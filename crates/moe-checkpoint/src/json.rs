@@ -76,7 +76,7 @@ pub fn read_python_as<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
     let parsed = match std::str::from_utf8(bytes) {
-        Ok(text) => serde_json::from_str(&keep_numbers(text)),
+        Ok(text) => serde_json::from_str(&keep_python(text)),
         Err(_) => serde_json::from_slice(bytes),
     };
     parsed.map_err(|e| malformed(e, path, DAMAGED))
@@ -88,7 +88,7 @@ fn python<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T> {
 /// As for [`read`].
 pub fn is_object(path: &Path) -> Result<bool> {
     let text = read_text(path, MAX_JSON_BYTES)?;
-    let read = serde_json::from_str::<IsObject>(&keep_numbers(&text)).map_err(|e| malformed(e, path, DAMAGED))?;
+    let read = serde_json::from_str::<IsObject>(&keep_python(&text)).map_err(|e| malformed(e, path, DAMAGED))?;
     Ok(read.0)
 }
 
@@ -98,7 +98,7 @@ pub fn is_object(path: &Path) -> Result<bool> {
 /// As for [`read`].
 pub fn read_without(path: &Path, keys: &[&str]) -> Result<String> {
     let text = read_text(path, MAX_TREE_BYTES)?;
-    let kept = members::without(&keep_numbers(&text), keys).map_err(|e| malformed(e, path, DAMAGED))?;
+    let kept = members::without(&keep_python(&text), keys).map_err(|e| malformed(e, path, DAMAGED))?;
     Ok(with_kept_numbers(&kept))
 }
 
@@ -151,23 +151,14 @@ pub fn kept_number(value: &str) -> Option<&str> {
 }
 
 /// The JSON `text`, with numbers that Python reads and serde_json doesn't keep as texts: `NaN`, infinities, integers of more than 64
-/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts. Escapes of half a surrogate pair become a
-/// mark and their digits.
+/// bits, -0, and what overflows a float. [`kept_number`] tells them from other texts.
 pub fn keep_numbers(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut kept = String::new();
     let (mut at, mut copied) = (0, 0);
     while at < bytes.len() {
         match bytes[at] {
-            b'"' => {
-                let end = string_end(bytes, at);
-                if let Some(string) = keep_halves(&text[at..end]) {
-                    kept.push_str(&text[copied..at]);
-                    kept.push_str(&string);
-                    copied = end;
-                }
-                at = end;
-            }
+            b'"' => at = string_end(bytes, at),
             b'-' | b'0'..=b'9' | b'N' | b'I' => {
                 let length = bytes[at..].iter().take_while(|byte| is_of_number(**byte)).count();
                 let number = &text[at..at + length];
@@ -201,18 +192,27 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     bytes.len()
 }
 
-/// The JSON `string` with a mark in the place of each escape of half a surrogate pair; None where it has none.
-fn keep_halves(string: &str) -> Option<String> {
+/// The JSON `text` as [`keep_numbers`] gives it, in which escapes of half a surrogate pair are a mark and their digits. Where the
+/// words of a text count, such halves are a mistake instead.
+pub fn keep_python(text: &str) -> Cow<'_, str> {
+    match keep_numbers(text) {
+        Cow::Borrowed(text) => keep_halves(text),
+        Cow::Owned(text) => Cow::Owned(keep_halves(&text).into_owned()),
+    }
+}
+
+/// The JSON `text` with a mark and their digits in the place of escapes of half a surrogate pair, which stand in its strings alone.
+fn keep_halves(text: &str) -> Cow<'_, str> {
     let unit = |escape: &str| u16::from_str_radix(escape.get(2..6)?, 16).ok().filter(|_| escape.starts_with("\\u"));
     let mut kept = String::new();
     let (mut at, mut copied) = (0, 0);
-    while let Some(next) = string[at..].find('\\') {
+    while let Some(next) = text[at..].find('\\') {
         at += next;
-        let rest = &string[at..];
+        let rest = &text[at..];
         let length = match unit(rest) {
             Some(0xd800..=0xdbff) if matches!(rest.get(6..).and_then(unit), Some(0xdc00..=0xdfff)) => 12,
             Some(0xd800..=0xdfff) => {
-                kept.push_str(&string[copied..at]);
+                kept.push_str(&text[copied..at]);
                 kept.push(HALF);
                 kept.push_str(&rest[2..6]);
                 copied = at + 6;
@@ -223,7 +223,7 @@ fn keep_halves(string: &str) -> Option<String> {
         };
         at += length;
     }
-    (copied > 0).then(|| kept + &string[copied..])
+    if copied == 0 { Cow::Borrowed(text) } else { Cow::Owned(kept + &text[copied..]) }
 }
 
 fn is_of_number(byte: u8) -> bool {

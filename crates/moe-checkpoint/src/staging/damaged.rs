@@ -67,10 +67,11 @@ fn begins_a_length(bytes: &[u8]) -> bool {
     u64::from_le_bytes(least) <= MAX_HEADER_BYTES && bytes.first().is_some_and(|byte| byte.is_multiple_of(8))
 }
 
-/// Whether `bytes` are the beginning of a JSON object, or nothing.
+/// Whether `bytes` are the beginning of a JSON object with spaces behind it, or nothing.
 fn is_cut_object(bytes: &[u8]) -> bool {
     let begins = bytes.is_empty() || bytes.starts_with(b"{");
-    begins && serde_json::from_slice::<Value>(bytes).is_err_and(|error| error.is_eof())
+    // What is whole was cut among the spaces.
+    begins && serde_json::from_slice::<Value>(bytes).err().is_none_or(|error| error.is_eof())
 }
 
 /// Whether the result `target` has these tensors in its file `name`, as its index says or, where all are in one file, as many with as
