@@ -1,5 +1,6 @@
 //! `SHA256SUMS`: the hash of every file of an output, in the format of `sha256sum -c`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
@@ -42,7 +43,7 @@ impl Manifest {
                     .remedy("copy the directory again, whole")
             };
             let (hash, name) = parse_line(line).ok_or_else(|| malformed("is not a hash and a file name"))?;
-            if files.insert(name.to_owned(), hash.to_ascii_lowercase()).is_some() {
+            if files.insert(name.into_owned(), hash.to_ascii_lowercase()).is_some() {
                 return Err(malformed("names a file again"));
             }
         }
@@ -61,19 +62,39 @@ impl Manifest {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (name, hash) in &self.files {
-            let _ = writeln!(text, "{hash}  {name}");
+            let escaped = ESCAPES.iter().fold(name.clone(), |name, (plain, escape)| name.replace(*plain, escape));
+            let mark = if escaped == *name { "" } else { "\\" };
+            let _ = writeln!(text, "{mark}{hash}  {escaped}");
         }
         text
     }
 }
 
+/// What sha256sum writes in the place of characters that would end a line, the backslash first. Such a line begins with one.
+const ESCAPES: [(char, &str); 3] = [('\\', "\\\\"), ('\n', "\\n"), ('\r', "\\r")];
+
 /// The hash and the file name of a line.
-fn parse_line(line: &str) -> Option<(&str, &str)> {
-    let (hash, name) = line.split_once("  ")?;
+fn parse_line(line: &str) -> Option<(&str, Cow<'_, str>)> {
+    let escaped = line.strip_prefix('\\');
+    let (hash, name) = escaped.unwrap_or(line).split_once("  ")?;
+    let name = if escaped.is_some() { Cow::Owned(unescaped(name)?) } else { Cow::Borrowed(name) };
     let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
     // Folders in the directory may be named, nothing outside of it, and nothing in two ways.
     let is_plain = name.split('/').all(|part| !["", ".", ".."].contains(&part)) && !name.contains('\0');
     (is_hash && is_plain).then_some((hash, name))
+}
+
+/// `name` with the characters that its escapes stand for; None where one stands for none.
+fn unescaped(name: &str) -> Option<String> {
+    let mut plain = String::new();
+    let mut rest = name;
+    while let Some(at) = rest.find('\\') {
+        let (character, escape) = ESCAPES.iter().find(|(_, escape)| rest[at..].starts_with(escape))?;
+        plain.push_str(&rest[..at]);
+        plain.push(*character);
+        rest = &rest[at + escape.len()..];
+    }
+    Some(plain + rest)
 }
 
 /// The SHA-256 of the file `path`, in hexadecimal.
@@ -142,6 +163,22 @@ mod tests {
         let manifest = Manifest { files: [("abc".to_owned(), expected.to_owned())].into() };
         std::fs::write(dir.path().join(MANIFEST_FILE), manifest.to_text()).unwrap();
         assert_eq!(Manifest::read(dir.path()).unwrap(), Some(manifest));
+    }
+
+    /// What GNU sha256sum 9.1 writes for these names, and reads.
+    #[test]
+    fn names_that_would_end_a_line_are_escaped() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+        let names = ["a\nb", "a\rb", "b\r", "c\\d", "c\\n", "plain"];
+        let manifest = Manifest { files: names.map(|name| (name.to_owned(), hash.to_owned())).into() };
+        let text = manifest.to_text();
+        let lines = [r"\H  a\nb", r"\H  a\rb", r"\H  b\r", r"\H  c\\d", r"\H  c\\n", "H  plain"];
+        assert_eq!(text, lines.join("\n").replace('H', hash) + "\n");
+        std::fs::write(dir.path().join(MANIFEST_FILE), &text).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap(), Some(manifest));
+        std::fs::write(dir.path().join(MANIFEST_FILE), format!("\\{hash}  a\\tb\n")).unwrap();
+        assert!(Manifest::read(dir.path()).is_err());
     }
 
     #[test]
