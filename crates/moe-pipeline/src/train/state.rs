@@ -143,7 +143,7 @@ impl State {
     /// # Errors
     /// [`Kind::Mismatch`] for a state of another training than that of `fingerprint`; [`Kind::Malformed`] for a file that is none.
     pub fn read(path: &Path, fingerprint: &str, parameters: &[Size]) -> Result<(Self, SavedValues)> {
-        let (file, entries) = SourceFile::open(path).map_err(|e| e.remedy(START_OVER))?;
+        let (file, entries) = SourceFile::open(path).map_err(|e| e.better_remedy(START_OVER))?;
         let tensors: BTreeMap<String, Stored> =
             entries.into_iter().map(|entry| (entry.name.clone(), Stored::of_file(&file, entry))).collect();
         let mut saved =
