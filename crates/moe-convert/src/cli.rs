@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use moe_math::DeviceChoice;
-use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
-use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions, WritingOptions};
+use moe_pipeline::{BenchOptions, ByteSize, EvalOptions, ObserveOptions};
 
+pub use crate::convert::{Convert, Writing};
 use crate::idle;
 
 /// Converts and compresses Mixture-of-Experts checkpoints
@@ -133,73 +133,8 @@ pub enum Command {
         model: PathBuf,
     },
 
-    /// Turn a dense model into an MoE that starts out computing the same function
-    #[command(after_help = "Examples:\n  \
-        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2 --dry-run\n  \
-        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2\n  \
-        moe-convert upcycle golden/models/dense -o target/fine --experts 16 --top-k 4 --granularity 2\n  \
-        moe-convert upcycle golden/models/dense -o target/by-topic --experts 8 --top-k 2 --router kmeans \\\n    \
-        --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
-        docs/upcycling.md has an example for each way of making experts and routers.")]
-    Upcycle(Convert<UpcycleOptions>),
-
-    /// Keep the experts that matter most, by evidence from calibration text
-    #[command(after_help = "Examples:\n  \
-        moe-convert prune golden/models/moe -o target/pruned --keep 0.75 --data-tokens 4096 \\\n    \
-        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
-        --data golden/text/code.calibration.txt\n  \
-        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency \\\n    \
-        --stats target/stats\n  \
-        moe-convert prune golden/models/moe -o target/edited --experts 12 --stats target/stats \\\n    \
-        --dry-run --plan-out target/plan.json\n  \
-        moe-convert prune golden/models/moe -o target/edited --plan target/plan.json\n\ndocs/pruning.md is the guide.")]
-    Prune(Convert<PruneOptions>),
-
-    /// Merge experts that are alike, so that fewer are left; router rows shrink with them
-    #[command(after_help = "Examples:\n  \
-        moe-convert merge golden/models/moe -o target/merged --experts 18 --data-tokens 4096 \\\n    \
-        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --method mergemoe \\\n    \
-        --data golden/text/english.calibration.txt --data-tokens 4096\n  \
-        moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
-        --data golden/text/code.calibration.txt\n  \
-        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe \\\n    \
-        --stats target/stats\n\n\
-        docs/pruning.md is the guide.")]
-    Merge(Convert<MergeOptions>),
-
-    /// Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones
-    #[command(after_help = "Examples:\n  \
-        moe-convert quantize golden/models/moe -o target/w4 --per-expert --scheme w4a16 \\\n    \
-        --data-tokens 4096 --data english=golden/text/english.calibration.txt \\\n    \
-        --data code=golden/text/code.calibration.txt\n  \
-        moe-convert quantize golden/models/moe -o target/w3 --scheme w3a16 --group-size 32 \\\n    \
-        --data-tokens 4096 --data golden/text/english.calibration.txt \\\n    \
-        --held-out golden/text/english.heldout.txt\n  \
-        moe-convert quantize golden/models/moe -o target/fp8 --scheme fp8-block\n\n\
-        docs/quantization.md is the guide.")]
-    Quantize(Convert<QuantizeOptions>),
-
-    /// Turn an MoE into a true dense model that stock loaders know
-    #[command(after_help = "Examples:\n  \
-        moe-convert distill golden/models/moe -o target/dense --data-tokens 4096 \\\n    \
-        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
-        moe-convert distill golden/models/moe -o target/wide --width 1024 --down ridge \\\n    \
-        --data-tokens 8192 --data golden/text/english.calibration.txt \\\n    \
-        --held-out golden/text/english.heldout.txt\n\n\
-        docs/distillation.md is the guide.")]
-    Distill(Convert<DistillOptions>),
-
-    /// Train a little after upcycling, pruning or merging: routers alone, experts, or all
-    #[command(after_help = "Examples:\n  \
-        moe-convert heal golden/models/moe -o target/healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
-        --data golden/text/english.calibration.txt \\\n    \
-        --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
-        moe-convert heal golden/models/moe -o target/all --train all --steps 2 --learning-rate 1e-4 \\\n    \
-        --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
-        docs/heal.md is the guide.")]
-    Heal(Convert<HealOptions>),
+    #[command(flatten)]
+    Convert(Convert),
 
     /// Observe an MoE on calibration text: statistics that add up, which prune and merge accept instead of text
     #[command(after_help = "Examples:\n  \
@@ -332,43 +267,6 @@ pub enum Command {
         #[arg(long)]
         overwrite: bool,
     },
-}
-
-/// A conversion: input, output, and the pass with its options.
-#[derive(Args)]
-pub struct Convert<P: Args> {
-    /// Checkpoint directory to read
-    pub model: PathBuf,
-
-    /// Directory to write; it appears when it is complete
-    #[arg(long, short, alias = "out", value_name = "OUT")]
-    pub output: PathBuf,
-
-    #[command(flatten)]
-    pub pass: P,
-
-    #[command(flatten)]
-    pub writing: Writing,
-}
-
-/// Options of everything that writes a checkpoint.
-#[derive(Args)]
-#[command(next_help_heading = "Writing")]
-pub struct Writing {
-    /// Replace an earlier result of moe-convert in which nothing else lies and nothing was edited, and such a plan at --plan-out
-    #[arg(long)]
-    pub overwrite: bool,
-
-    /// Keep OUT if it is the finished result of the same pass, options, source and build; go on with a training that was killed
-    #[arg(long)]
-    pub resume: bool,
-
-    /// Print the plan with sizes and a memory estimate; write nothing
-    #[arg(long)]
-    pub dry_run: bool,
-
-    #[command(flatten)]
-    pub options: WritingOptions,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::allocator::{giving_back, remember_remedy};
 use crate::bar::{self, Stderr};
-use crate::cli::{Cli, Command, Common, ComputeType, RouterType, Writing};
+use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing};
 use crate::{manual, render};
 use recipe::{How, Reports};
 
@@ -37,12 +37,9 @@ pub fn run(cli: Cli) -> Result<()> {
     let meter = session.compute.meter.clone();
     let result = match cli.command {
         Command::Inspect { model } => session.inspect(&model),
-        Command::Upcycle(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Prune(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Merge(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Quantize(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Distill(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
-        Command::Heal(c) => session.convert(&[&c.pass], &c.model, &c.output, &c.writing, &mut timings),
+        Command::Convert(Convert { places, pass, writing }) => {
+            session.convert(&[pass.as_ref()], &places.model, &places.output, &writing, &mut timings)
+        }
         Command::Observe { model, output, overwrite, options } => {
             timings.time_metered("observe", &meter, || session.observe(&model, &options, &output, overwrite))
         }
@@ -78,13 +75,7 @@ pub fn run(cli: Cli) -> Result<()> {
 /// What makes `command` hold less, by options that it has.
 fn less_memory(command: &Command) -> &'static str {
     match command {
-        Command::Heal(_) => {
-            "lower --batch-tokens, --sequence-length or --held-out-tokens, or train fewer parts (--train router)"
-        }
-        Command::Upcycle(_) => "lower --data-tokens, --sequence-length or --probe-tokens",
-        Command::Prune(_) | Command::Merge(_) | Command::Quantize(_) | Command::Distill(_) => {
-            "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens"
-        }
+        Command::Convert(convert) => convert.pass.info().less_memory,
         Command::Observe { .. } => "lower --data-tokens or --sequence-length",
         Command::Eval { .. } => "lower --max-tokens or --sequence-length",
         Command::Logits { .. } => "give fewer tokens at once",

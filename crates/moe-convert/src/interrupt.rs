@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use libc::c_int;
 use moe_checkpoint::remove_unfinished;
-use moe_passes::{DistillOptions, HealOptions};
+use moe_passes::PassInfo;
 use signal_hook::consts::signal::{
     SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGSYS, SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
     SIGXFSZ,
@@ -138,7 +138,7 @@ fn how_to_go_on(arguments: &[String]) -> String {
         return "nothing was changed".to_owned();
     }
     // Trainings are saved, and a recipe's steps are kept.
-    let saves = [HealOptions::NAME, DistillOptions::NAME, "run"].contains(&command.get_name());
+    let saves = PassInfo::named(command.get_name()).map_or(command.get_name() == "run", |info| info.resumes_midway);
     let aim = if saves { "go on" } else { "run it again" };
     let given = arguments.iter().any(|word| word == "--resume");
     let words = arguments.iter().map(|text| word(text)).chain((!given).then(|| "--resume".to_owned()));

@@ -6,6 +6,7 @@ mod allocator;
 mod bar;
 mod cli;
 mod commands;
+mod convert;
 mod idle;
 mod interrupt;
 mod manual;

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
 use moe_checkpoint::{counted, shown, shown_path};
-use moe_passes::{Identity, UpcycleOptions};
+use moe_passes::Identity;
 use moe_pipeline::{
     ByteSize, Conversion, Observation, PlannedOutput, Receipt, VerifyReport, describe_identity, peak_memory_bytes,
 };
@@ -127,7 +127,7 @@ fn receipt_facts(receipt: &Receipt, measured_tokens: Option<usize>) -> Vec<(&'st
         None => {
             // What starts out as its source has nothing to measure yet.
             let measures =
-                if receipt.pass == UpcycleOptions::NAME { "eval does" } else { "--held-out TEXT does, and eval" };
+                if receipt.pass.has_option("held-out") { "--held-out TEXT does, and eval" } else { "eval does" };
             rows.push(("quality", format!("not measured on text ({measures})")));
         }
     }

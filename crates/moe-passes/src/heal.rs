@@ -10,7 +10,7 @@ use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{Effect, Kept, Pass, Plan, Sources, as_value};
+use crate::pass::{Effect, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
 /// Options of `heal`.
@@ -187,14 +187,31 @@ impl HealOptions {
     }
 }
 
-impl HealOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "heal";
-}
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "heal",
+    about: "Train a little after upcycling, pruning or merging: routers alone, experts, or all",
+    examples: "Examples:\n  \
+        moe-convert heal golden/models/moe -o target/healed --steps 4 --eval-every 2 --data-tokens 4096 \\\n    \
+        --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt --held-out-tokens 1024\n  \
+        moe-convert heal golden/models/moe -o target/all --train all --steps 2 --learning-rate 1e-4 \\\n    \
+        --z-loss 0.001 --data golden/text/english.calibration.txt --data-tokens 4096\n\n\
+        docs/heal.md is the guide.",
+    options: PassOptions::of::<HealOptions>(),
+    least_options: "train = [\"all\"]\ndata = [\"text\"]",
+    targets: no_targets,
+    benchmark: None,
+    baseline: None,
+    report: ReportKind::Training,
+    healed_with: None,
+    resumes_midway: true,
+    less_memory: "lower --batch-tokens, --sequence-length or --held-out-tokens, or train fewer parts (--train router)",
+};
 
 impl Pass for HealOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {

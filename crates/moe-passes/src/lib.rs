@@ -27,8 +27,9 @@ pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept, LayerRecord, LayerStatistics, Pass,
-    Plan, Pool, Sources, Survey, SurveyText, Surveyor, SweptText, TextSource,
+    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Kept,
+    LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool, ReportKind, Sources, Survey, SurveyText,
+    Surveyor, SweptText, TextSource,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;
@@ -36,3 +37,7 @@ pub use reduce::{LayerTrust, MtpChoice, ReduceOptions};
 pub use train::{Precision, RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 pub use unused::refuse_unused;
 pub use upcycle::UpcycleOptions;
+
+/// All passes, in the order in which help lists them.
+pub static PASSES: [&PassInfo; 6] =
+    [&upcycle::INFO, &prune::INFO, &merge::INFO, &quantize::INFO, &distill::INFO, &heal::INFO];

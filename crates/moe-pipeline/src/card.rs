@@ -8,7 +8,7 @@ use std::path::Path;
 
 use moe_checkpoint::{counted, json};
 use moe_forward::DomainReport;
-use moe_passes::{Identity, Kept, MergeOptions};
+use moe_passes::{Identity, Kept, ReportKind};
 
 use crate::markdown::{MarkdownBlock, MarkdownCode, MarkdownText};
 use crate::portable::portable_options;
@@ -189,12 +189,9 @@ fn trust(receipt: &Receipt) -> String {
         let domain = worst.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
             format!(", {:.1} % of the domain {}", 100.0 * share, MarkdownCode(label))
         });
-        let keeps = match worst.retained_mass {
-            1.0.. if receipt.pass == MergeOptions::NAME => {
-                "No layer loses saliency mass: every expert goes on, alone or merged into others.".to_owned()
-            }
-            1.0.. => "No layer loses saliency mass: the experts that went had none on this text.".to_owned(),
-            share => format!(
+        let keeps = match (worst.retained_mass, receipt.pass.report) {
+            (1.0.., ReportKind::Experts { none_lost }) => format!("No layer loses saliency mass: {none_lost}."),
+            (share, _) => format!(
                 "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
                 100.0 * share
             ),

@@ -14,7 +14,7 @@ use moe_model::{Verdict, Weight};
 use moe_passes::Pass;
 use serde::Serialize;
 
-use crate::applicable::healing;
+use crate::applicable::heals;
 use crate::card::{self, CARD_FILE, name_of};
 use crate::estimate;
 use crate::live::{live_bytes, promise_resident_memory};
@@ -285,7 +285,7 @@ pub fn convert(
         bytes: summary.bytes,
         hashing_seconds: summary.hashing.as_secs_f64(),
         engines: prepared.result().engines(),
-        heals: healing(prepared.result()).refuses.is_none(),
+        heals: heals(prepared.result()),
         tokenizer: HasTokenizer::of(&prepared.side_files),
     })
 }

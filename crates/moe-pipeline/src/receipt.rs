@@ -6,7 +6,7 @@ use moe_forward::Difference;
 use moe_model::Parameters;
 use moe_passes::distill::DistilledLayer;
 use moe_passes::quantize::{ExpertRecord, Pulled};
-use moe_passes::{DecidedBy, DistillOptions, Effect, HealOptions, Identity, LayerRecord, QuantizeOptions};
+use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, PassInfo, ReportKind};
 use serde::Serialize;
 
 use crate::build::{BUILD, VERSION};
@@ -27,7 +27,7 @@ pub struct Receipt {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<EarlierPass>,
     /// The pass, or the last one.
-    pub pass: &'static str,
+    pub pass: &'static PassInfo,
     /// Its options, defaults included.
     pub options: serde_json::Value,
     /// What it read.
@@ -90,7 +90,7 @@ pub struct Receipt {
 impl Receipt {
     /// The passes in order, with arrows between them.
     pub fn passes(&self) -> String {
-        let names = self.before.iter().map(|earlier| earlier.pass).chain([self.pass]);
+        let names = self.before.iter().map(|earlier| earlier.pass.name).chain([self.pass.name]);
         names.collect::<Vec<_>>().join(" → ")
     }
 
@@ -111,7 +111,7 @@ impl Receipt {
             receipts.push(Self {
                 before: Vec::new(),
                 source: std::mem::replace(&mut source, made),
-                training: self.training.clone().filter(|_| pass == HealOptions::NAME),
+                training: self.training.clone().filter(|_| pass.report == ReportKind::Training),
                 measured: None,
                 held_out: None,
                 warnings: Vec::new(),
@@ -177,7 +177,7 @@ impl Receipt {
     /// Why no layer has figures that tell how far decisions about its experts can be trusted; none where one has, and
     /// where nothing was decided.
     pub fn no_figures(&self) -> Option<&'static str> {
-        let has_others = [QuantizeOptions::NAME, DistillOptions::NAME].contains(&self.pass);
+        let has_others = matches!(self.pass.report, ReportKind::Quantized | ReportKind::Dense);
         if has_others || self.layers.iter().any(|layer| layer.trust.is_some()) {
             return None;
         }
@@ -195,7 +195,7 @@ impl Receipt {
 #[derive(Debug, Clone, Serialize)]
 pub struct EarlierPass {
     /// The pass.
-    pub pass: &'static str,
+    pub pass: &'static PassInfo,
     /// Its options, defaults included.
     pub options: serde_json::Value,
     /// What its decisions about experts rest on, where there were any.
@@ -214,7 +214,7 @@ impl EarlierPass {
     /// Of a pass that was applied.
     pub(crate) fn of(applied: &Applied<'_>) -> Self {
         Self {
-            pass: applied.pass.name(),
+            pass: applied.pass.info(),
             options: applied.pass.options(),
             decided: applied.decisions.as_ref().map(|decisions| decisions.by),
             pool: applied.deciding.as_ref().and_then(|deciding| deciding.pulled),

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{CONFIG_FILE, Error, Kind, Result, read_text};
-use moe_passes::{DistillOptions, HealOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions, UpcycleOptions};
+use moe_passes::{PASSES, Pass, PassInfo};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -236,7 +236,7 @@ fn defaults(given: BTreeMap<String, toml::Spanned<toml::Value>>, text: &str) -> 
             value => {
                 let what =
                     format!("line {line}, [defaults]: {key} is a key, and [defaults] has a table for each command");
-                let of_command = || format!("put it below [defaults.{}], say", PruneOptions::NAME);
+                let of_command = || format!("put it below [defaults.{}], say", PASSES[0]);
                 return Err(usage(what, of_program(&key, &value.to_string()).unwrap_or_else(of_command)));
             }
         }
@@ -313,7 +313,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
     let command: Option<String> = take(&mut table, "run")?;
     let command = command.ok_or_else(|| {
         let what = "every step has a key \"run\" that names its command";
-        usage(what, format!("add run = \"{}\" or another command: {}", UpcycleOptions::NAME, all_commands().join(", ")))
+        usage(what, format!("add run = \"{}\" or another command: {}", PASSES[0], all_commands().join(", ")))
     })?;
     if let Some(known) = schema::keys_of_step(&command) {
         check_keys(&table, known)?;
@@ -343,7 +343,7 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
         }
         "verify" => rest::<Nothing>(table).map(|_| StepKind::Verify)?,
         "inspect" => rest::<Nothing>(table).map(|_| StepKind::Inspect)?,
-        pass if PASSES.contains(&pass) => {
+        pass if PassInfo::named(pass).is_some() => {
             let (output, overwrite) = take_output(&mut table)?;
             let writing = take_writing(&mut table)?;
             StepKind::Convert { passes: vec![parse_pass(pass, table)?], output, overwrite, writing }
@@ -359,35 +359,26 @@ fn parse_step(mut table: toml::Table) -> Result<Step> {
 
 /// All that a step can run.
 fn all_commands() -> Vec<&'static str> {
-    PASSES.into_iter().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
+    pass_names().chain([CONVERT, "observe", "eval", "verify", "inspect"]).collect()
 }
 
 /// The command of a step that runs several passes.
 const CONVERT: &str = "convert";
 
-/// The passes that a step can run.
-const PASSES: [&str; 6] = [
-    UpcycleOptions::NAME,
-    PruneOptions::NAME,
-    MergeOptions::NAME,
-    HealOptions::NAME,
-    QuantizeOptions::NAME,
-    DistillOptions::NAME,
-];
+fn pass_names() -> impl Iterator<Item = &'static str> + Clone {
+    PASSES.iter().map(|info| info.name)
+}
+
+fn all_passes() -> String {
+    pass_names().collect::<Vec<_>>().join(", ")
+}
 
 fn parse_pass(name: &str, table: toml::Table) -> Result<Box<dyn Pass>> {
-    let pass: Box<dyn Pass> = match name {
-        UpcycleOptions::NAME => Box::new(rest::<UpcycleOptions>(table)?),
-        PruneOptions::NAME => Box::new(rest::<PruneOptions>(table)?),
-        MergeOptions::NAME => Box::new(rest::<MergeOptions>(table)?),
-        HealOptions::NAME => Box::new(rest::<HealOptions>(table)?),
-        QuantizeOptions::NAME => Box::new(rest::<QuantizeOptions>(table)?),
-        DistillOptions::NAME => Box::new(rest::<DistillOptions>(table)?),
-        other => {
-            let what = format!("there is no pass {other:?}, only {}{}", PASSES.join(", "), guess(other, PASSES));
-            return Err(usage(what, "give run one of these"));
-        }
+    let Some(info) = PassInfo::named(name) else {
+        let what = format!("there is no pass {name:?}, only {}{}", all_passes(), guess(name, pass_names()));
+        return Err(usage(what, "give run one of these"));
     };
+    let pass = read(table, |table| info.options.from_table(table))?;
     // What can be known to be wrong now must not be found when the steps before have run for hours.
     pass.check_options().map_err(with_keys)?;
     Ok(pass)
@@ -446,9 +437,9 @@ fn parse_passes(tables: Vec<toml::Table>) -> Result<Vec<Box<dyn Pass>>> {
 
 fn parse_pass_of_step(mut table: toml::Table) -> Result<Box<dyn Pass>> {
     let name: Option<String> = take(&mut table, "run")?;
-    let remedy = || format!("add run = \"{}\" or another of {}", PruneOptions::NAME, PASSES.join(", "));
+    let remedy = || format!("add run = \"{}\" or another of {}", PASSES[0], all_passes());
     let name = name.ok_or_else(|| usage("the key \"run\" that names the pass is missing", remedy()))?;
-    if PASSES.contains(&name.as_str()) {
+    if PassInfo::named(&name).is_some() {
         check_keys(&table, &schema::keys_of_pass(&name))?;
     }
     parse_pass(&name, table)
@@ -531,21 +522,25 @@ fn take_writing(table: &mut toml::Table) -> Result<WritingOptions> {
 const WRITING: [&str; 2] = ["max-shard-size", "probe-tokens"];
 
 fn rest<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
-    let read =
-        |table: toml::Table| toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| plain(&e.to_string()));
-    let said = read(table.clone()).map_err(|error: String| {
+    read(table, |table| toml::Value::Table(table).try_into())
+}
+
+/// What `parse` makes of `table`; its errors name the key.
+fn read<T>(table: toml::Table, parse: impl Fn(toml::Table) -> Result<T, toml::de::Error>) -> Result<T> {
+    let said = parse(table.clone()).map_err(|error| plain(&error.to_string()));
+    said.map_err(|error| {
         // Where options are put together of groups, serde doesn't say whose value is wrong: it's the key without which it isn't said.
         let is_subject = |key: &&String| {
             let mut others = table.clone();
             others.remove(*key);
-            read(others).map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_: T| true)
+            let other = parse(others).map_err(|other| plain(&other.to_string()));
+            other.map_or_else(|other| other != error && !other.contains(&format!("`{key}`")), |_| true)
         };
         match table.keys().find(is_subject) {
             Some(key) if ![format!("`{key}`"), format!("`{key}.")].iter().any(|named| error.contains(named)) => {
-                format!("{error} in `{key}`")
+                of_serde(&format!("{error} in `{key}`"))
             }
-            _ => error,
+            _ => of_serde(&error),
         }
-    });
-    said.map_err(|said| of_serde(&said))
+    })
 }

@@ -51,7 +51,7 @@ pub fn inspection(model: &Path, i: &Inspection) -> String {
     }
     rows.extend(i.warnings.iter().map(|warning| ("warning", warning.clone())));
     let dtypes = i.dtypes.iter().map(|(dtype, n)| vec![dtype.clone(), ByteSize(*n).to_string(), share(*n, bytes)]);
-    let passes = i.passes.iter().map(|p| (p.pass, answer(p)));
+    let passes = i.passes.iter().map(|p| (p.pass.name, answer(p)));
     [
         format!("{}\n{}", shown_path(model), facts(rows)),
         parameters(i),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moe_model::{Answer, Verdict};
-use moe_passes::{Identity, MergeOptions, PruneOptions, UpcycleOptions};
+use moe_passes::Identity;
 use moe_pipeline::{Conversion, HasTokenizer};
 
 /// What stands behind a command that is given ids.
@@ -21,12 +21,9 @@ pub fn steps(input: &Path, output: &Path, done: &Conversion) -> Vec<String> {
     if receipt.held_out.is_none() && receipt.training.as_ref().is_none_or(|training| training.after.is_none()) {
         steps.push(format!("moe-convert eval {out} --against {from} --data {data}{ids}"));
     }
-    let short_of_training = [UpcycleOptions::NAME, PruneOptions::NAME, MergeOptions::NAME].contains(&receipt.pass);
-    if short_of_training && done.heals {
+    if let Some(train) = receipt.pass.healed_with.filter(|_| done.heals) {
         // Where the function is the same, the original has nothing to teach.
         let teacher = if receipt.identity == Identity::Exact { String::new() } else { format!(" --from {from}") };
-        // Experts that start out alike, or with parts of their own, are what has something to learn.
-        let train = if receipt.pass == UpcycleOptions::NAME { " --train router,experts" } else { "" };
         let healed = path(&output.with_file_name(format!("{}-healed", name(output))));
         steps.push(format!("moe-convert heal {out} -o {healed}{train}{teacher} --data {data}{ids}"));
     }

@@ -23,7 +23,10 @@ use moe_forward::DataSpec;
 use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
-use crate::pass::{Decider, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources, as_value};
+use crate::pass::{
+    Baseline, BenchmarkedModel, Decider, Effect, HeldOut, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan,
+    ReportKind, Sources, as_value,
+};
 
 pub use block::Training;
 pub use options::{DistillOptions, Down, Forced, Init};
@@ -35,14 +38,41 @@ use distiller::Distiller;
 use options::shaped;
 use student::mean_of_experts;
 
-impl DistillOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "distill";
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "distill",
+    about: "Turn an MoE into a true dense model that stock loaders know",
+    examples: "Examples:\n  \
+        moe-convert distill golden/models/moe -o target/dense --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert distill golden/models/moe -o target/wide --width 1024 --down ridge \\\n    \
+        --data-tokens 8192 --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt\n\n\
+        docs/distillation.md is the guide.",
+    options: PassOptions::of::<DistillOptions>(),
+    least_options: "data = [\"text\"]",
+    targets: |family| &family.distills_to,
+    benchmark: Some(benchmark),
+    baseline: Some(Baseline {
+        name: "mean of the experts",
+        measured: "Beside it stands the mean of the experts at the same width, neurons aligned: the usual starting point.",
+        unmeasured: "The mean of the experts was not measured beside it.",
+    }),
+    report: ReportKind::Dense,
+    healed_with: None,
+    resumes_midway: true,
+    less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
+};
+
+/// Its benchmark fits the down projection where there is text for it: four tokens that aren't held out for each neuron.
+fn benchmark(model: &BenchmarkedModel) -> String {
+    let down = if model.tokens >= 5 * model.active_width { "ridge" } else { "measured" };
+    format!("down = \"{down}\"")
 }
 
 impl Pass for DistillOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {
@@ -51,10 +81,6 @@ impl Pass for DistillOptions {
 
     fn texts(&self) -> Vec<&Path> {
         DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
-    }
-
-    fn control_name(&self) -> &'static str {
-        "mean of the experts"
     }
 
     fn check_options(&self) -> Result<()> {

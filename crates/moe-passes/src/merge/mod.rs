@@ -27,22 +27,44 @@ use std::path::Path;
 use moe_model::{Model, Result};
 use serde_json::Value;
 
-use crate::pass::{Decider, Decisions, HeldOut, Pass, Plan, Sources, as_value};
-use crate::reduce::Method as _;
+use crate::pass::{
+    Decider, Decisions, HeldOut, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets,
+};
+use crate::reduce::{BASELINE, Method as _, fewer};
 
 pub use options::{Grouping, MergeMethod, MergeOptions};
 
 pub(crate) use neurons::{aligning_bytes, by_weights as aligned};
 pub(crate) use weights::{Share, merged};
 
-impl MergeOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "merge";
-}
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "merge",
+    about: "Merge experts that are alike, so that fewer are left; router rows shrink with them",
+    examples: "Examples:\n  \
+        moe-convert merge golden/models/moe -o target/merged --experts 18 --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o target/fitted --keep 0.75 --method mergemoe \\\n    \
+        --data golden/text/english.calibration.txt --data-tokens 4096\n  \
+        moe-convert observe golden/models/moe -o target/stats --sample-every 4 --data-tokens 4096 \\\n    \
+        --data golden/text/code.calibration.txt\n  \
+        moe-convert merge golden/models/moe -o target/clustered --experts 12 --method hc-smoe \\\n    \
+        --stats target/stats\n\n\
+        docs/pruning.md is the guide.",
+    options: PassOptions::of::<MergeOptions>(),
+    least_options: "keep = 1.0\ndata = [\"text\"]",
+    targets: no_targets,
+    benchmark: Some(|model| fewer("ream", model)),
+    baseline: Some(BASELINE),
+    report: ReportKind::Experts { none_lost: "every expert goes on, alone or merged into others" },
+    healed_with: Some(""),
+    resumes_midway: false,
+    less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
+};
 
 impl Pass for MergeOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {

@@ -1,6 +1,7 @@
 //! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
 
 mod decider;
+mod info;
 mod record;
 mod survey;
 
@@ -18,21 +19,23 @@ use serde_json::Value;
 use crate::train::Training;
 
 pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool, SweptText};
+pub(crate) use info::no_targets;
+pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use record::{Effect, Identity, Kept, LayerRecord};
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 
 /// A conversion pass; its options are its fields.
 pub trait Pass: std::fmt::Debug + Send + Sync {
+    /// What is known of it without its options: its row of [`crate::PASSES`].
+    fn info(&self) -> &'static PassInfo;
+
     /// The word for it on the command line, in recipes and in receipts.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.info().name
+    }
 
     /// Its options as recipes spell them, defaults included.
     fn options(&self) -> Value;
-
-    /// What [`Pass::control`] is.
-    fn control_name(&self) -> &'static str {
-        "random choice"
-    }
 
     /// Files of text that its options name, whether or not they are needed.
     fn texts(&self) -> Vec<&Path>;
@@ -81,7 +84,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
         None
     }
 
-    /// What the same size gives without much thought: the control that decisions are measured beside. `sources` has these.
+    /// A model of the same size that was made without evidence, which decisions are measured beside: [`PassInfo::baseline`]. `sources` has these.
     ///
     /// # Errors
     /// As for [`Pass::plan`].

@@ -16,8 +16,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
-use crate::pass::{DecidedBy, Decider, Decisions, HeldOut, Pass, Plan, Sources, as_value};
-use crate::reduce::{Method, ReduceOptions, Size};
+use crate::pass::{
+    DecidedBy, Decider, Decisions, HeldOut, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    no_targets,
+};
+use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
 use crate::unused::refuse_unused;
 
 pub use choose::Blend;
@@ -158,14 +161,34 @@ impl PruneOptions {
     }
 }
 
-impl PruneOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "prune";
-}
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "prune",
+    about: "Keep the experts that matter most, by evidence from calibration text",
+    examples: "Examples:\n  \
+        moe-convert prune golden/models/moe -o target/pruned --keep 0.75 --data-tokens 4096 \\\n    \
+        --data english=golden/text/english.calibration.txt --data code=golden/text/code.calibration.txt\n  \
+        moe-convert observe golden/models/moe -o target/stats --data-tokens 4096 \\\n    \
+        --data golden/text/code.calibration.txt\n  \
+        moe-convert prune golden/models/moe -o target/half --experts 12 --method frequency \\\n    \
+        --stats target/stats\n  \
+        moe-convert prune golden/models/moe -o target/edited --experts 12 --stats target/stats \\\n    \
+        --dry-run --plan-out target/plan.json\n  \
+        moe-convert prune golden/models/moe -o target/edited --plan target/plan.json\n\ndocs/pruning.md is the guide.",
+    options: PassOptions::of::<PruneOptions>(),
+    least_options: "keep = 1.0\ndata = [\"text\"]",
+    targets: no_targets,
+    benchmark: Some(|model| fewer("reap", model)),
+    baseline: Some(BASELINE),
+    report: ReportKind::Experts { none_lost: "the experts that went had none on this text" },
+    healed_with: Some(""),
+    resumes_midway: false,
+    less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
+};
 
 impl Pass for PruneOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {

@@ -26,7 +26,10 @@ use moe_forward::DataSpec;
 use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Packing, Result, Weight};
 use serde_json::Value;
 
-use crate::pass::{Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, Plan, Sources, as_value};
+use crate::pass::{
+    Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
+    as_value, no_targets,
+};
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
 pub use pool::Pulled;
@@ -37,17 +40,36 @@ pub use widths::{LayerWidths, Profile, WidthError};
 use encode::Store;
 use quantizer::Quantizer;
 
-impl QuantizeOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "quantize";
-}
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "quantize",
+    about: "Quantize experts, each calibrated on enough samples of its own, above all the rarely used ones",
+    examples: "Examples:\n  \
+        moe-convert quantize golden/models/moe -o target/w4 --per-expert --scheme w4a16 \\\n    \
+        --data-tokens 4096 --data english=golden/text/english.calibration.txt \\\n    \
+        --data code=golden/text/code.calibration.txt\n  \
+        moe-convert quantize golden/models/moe -o target/w3 --scheme w3a16 --group-size 32 \\\n    \
+        --data-tokens 4096 --data golden/text/english.calibration.txt \\\n    \
+        --held-out golden/text/english.heldout.txt\n  \
+        moe-convert quantize golden/models/moe -o target/fp8 --scheme fp8-block\n\n\
+        docs/quantization.md is the guide.",
+    options: PassOptions::of::<QuantizeOptions>(),
+    least_options: "scheme = \"fp8-block\"",
+    targets: no_targets,
+    benchmark: Some(|_| "scheme = \"w4a16\"\ngroup-size = 128".to_owned()),
+    baseline: None,
+    report: ReportKind::Quantized,
+    healed_with: None,
+    resumes_midway: false,
+    less_memory: "lower --data-tokens, --sequence-length, --held-out-tokens or --probe-tokens",
+};
 
 /// What is said of --clip-search where matrices may get 2 bits.
 const CLIPPED: &str = "--clip-search costs at 2 bits: 18 to 30 % more KL where it was measured; leave it out, or compare both with --held-out";
 
 impl Pass for QuantizeOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {

@@ -7,7 +7,21 @@ use moe_model::{Ffn, Model, Moe, Result};
 use super::mtp::with_mtp;
 use super::reducer::{Reducer, decide_now};
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
-use crate::pass::{DecidedLayer, Decider, Decisions, Effect, Kept, LayerRecord, Plan, Sources};
+use crate::pass::{
+    Baseline, BenchmarkedModel, DecidedLayer, Decider, Decisions, Effect, Kept, LayerRecord, Plan, Sources,
+};
+
+/// What fewer experts are measured beside.
+pub(crate) const BASELINE: Baseline = Baseline {
+    name: "random choice",
+    measured: "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing.",
+    unmeasured: "No random baseline was measured (`--no-baseline`).",
+};
+
+/// Options of a benchmark that halves the experts of `model` by `method`.
+pub(crate) fn fewer(method: &str, model: &BenchmarkedModel) -> String {
+    format!("method = \"{method}\"\nexperts = {}\nno-super-expert-guard = true", model.experts / 2)
+}
 
 impl ReduceOptions {
     /// The plan that leaves `size`, with what was decided where that is known; `why` says what becomes of experts.

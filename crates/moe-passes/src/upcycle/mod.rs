@@ -21,7 +21,7 @@ use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::idle::{idle_routers, same_source};
-use crate::pass::{LayerRecord, Pass, Plan, Sources, as_value};
+use crate::pass::{LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value};
 
 pub use layers::LayerChoice;
 pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
@@ -35,14 +35,32 @@ use scales::Scales;
 const ALIKE: &str = "all experts of a layer start out as the same network, so that training routers alone gains nothing: train experts, \
      too (heal --train router,experts), and let them differ from the start (--noise-std, --init drop or --expert)";
 
-impl UpcycleOptions {
-    /// What [`Pass::name`] is.
-    pub const NAME: &'static str = "upcycle";
-}
+/// The row of [`crate::PASSES`].
+pub(crate) static INFO: PassInfo = PassInfo {
+    name: "upcycle",
+    about: "Turn a dense model into an MoE that starts out computing the same function",
+    examples: "Examples:\n  \
+        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2 --dry-run\n  \
+        moe-convert upcycle golden/models/dense -o target/moe-8x --experts 8 --top-k 2\n  \
+        moe-convert upcycle golden/models/dense -o target/fine --experts 16 --top-k 4 --granularity 2\n  \
+        moe-convert upcycle golden/models/dense -o target/by-topic --experts 8 --top-k 2 --router kmeans \\\n    \
+        --data golden/text/english.calibration.txt --data golden/text/code.calibration.txt\n\n\
+        docs/upcycling.md has an example for each way of making experts and routers.",
+    options: PassOptions::of::<UpcycleOptions>(),
+    least_options: "experts = 2\ntop-k = 1",
+    targets: |family| &family.upcycles_to,
+    benchmark: None,
+    baseline: None,
+    report: ReportKind::Experts { none_lost: "no expert goes" },
+    // Experts that start out alike, or with parts of their own, are what has something to learn.
+    healed_with: Some(" --train router,experts"),
+    resumes_midway: false,
+    less_memory: "lower --data-tokens, --sequence-length or --probe-tokens",
+};
 
 impl Pass for UpcycleOptions {
-    fn name(&self) -> &'static str {
-        Self::NAME
+    fn info(&self) -> &'static PassInfo {
+        &INFO
     }
 
     fn options(&self) -> Value {

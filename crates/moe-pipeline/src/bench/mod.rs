@@ -10,9 +10,9 @@ use moe_checkpoint::{Error, Kind, Result, TemporaryDir};
 use moe_math::Compute;
 use moe_math::meter::Meter;
 use moe_math::sampling::{choose, generator};
-use moe_passes::{DistillOptions, MergeOptions, Pass, PruneOptions, QuantizeOptions};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use moe_passes::{BenchmarkedModel, PASSES, Pass, PassInfo};
+use serde::Serialize;
+use serde_json::json;
 
 use self::model::{Proportions, VOCABULARY};
 pub use self::peaks::Peaks;
@@ -70,7 +70,7 @@ pub struct BenchReport {
 #[derive(Debug, Serialize)]
 pub struct BenchedPass {
     /// Its name.
-    pub pass: String,
+    pub pass: &'static str,
     /// Wall time of all of it.
     pub seconds: f64,
     /// The same for the whole model, if its layers are alike.
@@ -95,7 +95,8 @@ pub struct BenchedStage {
 /// [`Kind::Usage`] for what isn't there; what passes return.
 pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progress) -> Result<BenchReport> {
     let proportions = Proportions::of(&options.like)?;
-    let passes = options.passes.iter().map(|name| passed(name, options, &proportions)).collect::<Result<Vec<_>>>()?;
+    // What is no pass is said before the model is made.
+    options.passes.iter().try_for_each(|name| passed(name, Path::new(""), options, &proportions).map(drop))?;
     if options.layers == 0 || options.tokens == 0 || options.sequence_length == 0 {
         return Err(Error::new(Kind::Usage, "there is nothing to measure")
             .remedy("give --layers, --tokens and --sequence-length above 0"));
@@ -125,14 +126,15 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     };
     let run =
         &ConvertOptions { compute: Compute { meter: Meter::default(), ..run.compute.clone() }, ..metered.clone() };
-    progress.stage("passes", passes.len() as u64, Unit::Parts);
+    progress.stage("passes", options.passes.len() as u64, Unit::Parts);
     let mut benched = Vec::new();
-    for pass in passes {
+    for name in &options.passes {
+        let pass = passed(name, dir.path(), options, &proportions)?;
         let output = dir.path().join("out");
         let timed = |run: &ConvertOptions| -> Result<(Vec<Stage>, f64)> {
             let start = Instant::now();
-            let done = (pass.run)(&pass.options, dir.path(), &output, run)?;
-            Ok((done, start.elapsed().as_secs_f64()))
+            let done = convert(&[pass.as_ref()], &dir.path().join(MODEL), &output, run, &Quiet)?;
+            Ok((done.timings.0, start.elapsed().as_secs_f64()))
         };
         let (done, mut seconds) = timed(&metered)?;
         if !run.compute.device.is_cpu() {
@@ -141,7 +143,7 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
         }
         let stages = done.into_iter().map(|stage| BenchedStage { of_peak: of_peak(&stage, &peaks), stage }).collect();
         let whole_model_seconds = seconds * proportions.layers as f64 / options.layers as f64;
-        benched.push(BenchedPass { pass: pass.name, seconds, whole_model_seconds, stages });
+        benched.push(BenchedPass { pass: pass.name(), seconds, whole_model_seconds, stages });
         std::fs::remove_dir_all(&output).map_err(|e| Error::io("cannot remove this result", &output, e))?;
         progress.advance(1);
     }
@@ -158,48 +160,22 @@ const MOST_TOKENS: usize = 1 << 24;
 const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
 
-/// Runs a pass of these options on the model in a directory, and writes its result to another.
-type Run = fn(&Value, &Path, &Path, &ConvertOptions) -> Result<Vec<Stage>>;
-
-/// A pass, its options but for the text, and what runs it.
-struct Benched {
-    name: String,
-    options: Value,
-    run: Run,
-}
-
-fn passed(name: &str, options: &BenchOptions, proportions: &Proportions) -> Result<Benched> {
-    let half = proportions.experts / 2;
-    let fewer = |method: &str| json!({ "method": method, "experts": half, "no-super-expert-guard": true });
-    // Ridge wants four tokens of those that aren't held out for each neuron.
-    let down = if options.tokens >= 5 * proportions.active_width { "ridge" } else { "measured" };
-    let (mut of_pass, run): (Value, Run) = match name {
-        "prune" => (fewer("reap"), stages::<PruneOptions>),
-        "merge" => (fewer("ream"), stages::<MergeOptions>),
-        "quantize" => (json!({ "scheme": "w4a16", "group-size": 128 }), stages::<QuantizeOptions>),
-        "distill" => (json!({ "down": down }), stages::<DistillOptions>),
-        other => {
-            return Err(Error::new(Kind::Usage, format!("there is no benchmark of {other:?}"))
-                .remedy("give prune, merge, quantize and distill, or some of them"));
-        }
+/// The pass `name`, on the text in `dir`.
+fn passed(name: &str, dir: &Path, options: &BenchOptions, proportions: &Proportions) -> Result<Box<dyn Pass>> {
+    let Some((info, benchmark)) = PassInfo::named(name).and_then(|info| Some((info, info.benchmark?))) else {
+        let known: Vec<&str> = PASSES.into_iter().filter(|info| info.benchmark.is_some()).map(|i| i.name).collect();
+        return Err(Error::new(Kind::Usage, format!("there is no benchmark of {name:?}"))
+            .remedy(format!("give {}, or some of them", known.join(", "))));
     };
-    of_pass["data-tokens"] = options.tokens.into();
-    of_pass["sequence-length"] = options.sequence_length.into();
-    Ok(Benched { name: name.to_owned(), options: of_pass, run })
-}
-
-/// Runs a pass of `options` on the model in `dir`; its stages.
-fn stages<P: Pass + for<'de> Deserialize<'de>>(
-    options: &Value,
-    dir: &Path,
-    output: &Path,
-    run: &ConvertOptions,
-) -> Result<Vec<Stage>> {
-    let mut options = options.clone();
-    options["data"] = json!([dir.join(TEXT)]);
-    let wrong = |e| Error::new(Kind::Usage, format!("this benchmark's options: {e}"));
-    let options = P::deserialize(&options).map_err(wrong)?;
-    Ok(convert(&[&options], &dir.join(MODEL), output, run, &Quiet)?.timings.0)
+    let Proportions { experts, active_width, .. } = *proportions;
+    let wrong = |e| Error::new(Kind::Usage, "this benchmark's options").source(e);
+    let mut table: toml::Table =
+        benchmark(&BenchmarkedModel { experts, active_width, tokens: options.tokens }).parse().map_err(wrong)?;
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    table.insert("data-tokens".to_owned(), count(options.tokens).into());
+    table.insert("sequence-length".to_owned(), count(options.sequence_length).into());
+    table.insert("data".to_owned(), vec![dir.join(TEXT).to_string_lossy().into_owned()].into());
+    info.options.from_table(table).map_err(wrong)
 }
 
 fn of_peak(stage: &Stage, peaks: &Peaks) -> Option<f64> {
@@ -239,8 +215,8 @@ mod tests {
         assert_eq!(Proportions::of("llama").err().unwrap().kind(), Kind::Usage);
     }
 
-    /// What the pass `name` says to its options.
-    fn check<P: Pass + for<'de> Deserialize<'de>>(name: &str) {
+    #[test]
+    fn options_of_each_benchmark_are_those_of_its_pass() {
         let options = BenchOptions {
             like: "qwen3-30b-a3b".to_owned(),
             layers: 1,
@@ -249,17 +225,11 @@ mod tests {
             passes: Vec::new(),
             scratch: PathBuf::new(),
         };
-        let mut options = passed(name, &options, &Proportions::of(&options.like).unwrap()).unwrap().options;
-        options["data"] = json!([TEXT]);
-        P::deserialize(&options).unwrap().check_options().unwrap();
-    }
-
-    #[test]
-    fn options_of_each_benchmark_are_those_of_its_pass() {
-        check::<PruneOptions>("prune");
-        check::<MergeOptions>("merge");
-        check::<QuantizeOptions>("quantize");
-        check::<DistillOptions>("distill");
+        let proportions = Proportions::of(&options.like).unwrap();
+        for info in PASSES.into_iter().filter(|info| info.benchmark.is_some()) {
+            passed(info.name, Path::new(""), &options, &proportions).unwrap().check_options().unwrap();
+        }
+        assert!(passed("heal", Path::new(""), &options, &proportions).is_err());
     }
 
     /// Their families read them, from headers alone.

@@ -250,7 +250,7 @@ impl<'p> Prepared<'p> {
         Receipt {
             tool: Tool::this(),
             before: self.applied[..self.applied.len() - 1].iter().map(EarlierPass::of).collect(),
-            pass: last.pass.name(),
+            pass: last.pass.info(),
             options: last.pass.options(),
             source: source(&self.checkpoint, &self.source),
             others: others.map(|(other, model)| source(other, model)).collect(),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use clap::builder::PossibleValue;
-use clap::{Arg, ArgAction, Args};
-use moe_passes::{DistillOptions, HealOptions, MergeOptions, PruneOptions, QuantizeOptions, UpcycleOptions};
+use clap::{Arg, ArgAction, Args, Command};
+use moe_passes::{PASSES, PassInfo};
 use serde_json::{Map, Value, json};
 
+use super::CONVERT;
 use super::expand::OF_STEPS;
-use super::{CONVERT, PASSES};
 use crate::evaluation::EvalOptions;
 use crate::gates::Gates;
 use crate::observe::ObserveOptions;
@@ -39,7 +39,7 @@ pub fn recipe_schema() -> Value {
     }
     let passes: Vec<Value> = commands
         .iter()
-        .filter(|(name, _)| PASSES.contains(name))
+        .filter(|(name, _)| PassInfo::named(name).is_some())
         .map(|(name, keys)| {
             let keys = keys.keys().filter(|key| !OF_STEPS.contains(&key.as_str()));
             let key = |key: &String| (key.clone(), reference(&format!("{name}/properties/{key}")));
@@ -98,25 +98,24 @@ pub(super) fn keys_of_pass(name: &str) -> Vec<String> {
 
 /// Every command with its keys.
 fn commands() -> Vec<(&'static str, Map<String, Value>)> {
-    fn writing<T: Args>(what: &str) -> Map<String, Value> {
-        let mut keys = reading(options::<T>());
+    fn writing(mut keys: Map<String, Value>, what: &str) -> Map<String, Value> {
         keys.insert("output".to_owned(), text(what));
         let overwrite = json!({ "type": "boolean", "description": "Replace an earlier result.", "default": false });
         keys.insert("overwrite".to_owned(), or_variable(overwrite));
-        keys
+        reading(keys)
     }
     fn reading(mut keys: Map<String, Value>) -> Map<String, Value> {
         keys.insert("model".to_owned(), text("The checkpoint that is read."));
         keys.insert("label".to_owned(), text("What the row of this step in the summary is called."));
         keys
     }
-    fn converting<T: Args>() -> Map<String, Value> {
-        let mut keys = writing::<T>("Where the result goes.");
-        keys.extend(options::<WritingOptions>());
+    fn converting(options: Map<String, Value>) -> Map<String, Value> {
+        let mut keys = writing(options, "Where the result goes.");
+        keys.extend(group::<WritingOptions>());
         keys
     }
     let convert = || {
-        let mut keys = converting::<NoOptions>();
+        let mut keys = converting(Map::new());
         let passes =
             "The passes, each of which converts what the one before makes; no checkpoint is written between them.";
         let pass =
@@ -126,31 +125,24 @@ fn commands() -> Vec<(&'static str, Map<String, Value>)> {
     };
     let eval = || {
         // On the command line gates stand among the other options.
-        let gates = options::<Gates>();
-        let mut keys = options::<EvalOptions>();
+        let gates = group::<Gates>();
+        let mut keys = group::<EvalOptions>();
         keys.retain(|key, _| !gates.contains_key(key));
         keys.insert("gates".to_owned(), closed(gates, &[]));
         keys.insert("against".to_owned(), text("The checkpoint to compare with."));
         reading(keys)
     };
-    vec![
-        ("upcycle", converting::<UpcycleOptions>()),
-        ("observe", writing::<ObserveOptions>("Where the statistics go.")),
-        ("prune", converting::<PruneOptions>()),
-        ("merge", converting::<MergeOptions>()),
-        ("heal", converting::<HealOptions>()),
-        ("quantize", converting::<QuantizeOptions>()),
-        ("distill", converting::<DistillOptions>()),
+    let passes =
+        PASSES.into_iter().map(|info| (info.name, converting(options(&info.options.add_to(Command::new(""))))));
+    let others = [
+        ("observe", writing(group::<ObserveOptions>(), "Where the statistics go.")),
         (CONVERT, convert()),
         ("eval", eval()),
         ("verify", reading(Map::new())),
         ("inspect", reading(Map::new())),
-    ]
+    ];
+    passes.chain(others).collect()
 }
-
-/// A step of several passes has none of its own.
-#[derive(Args)]
-struct NoOptions {}
 
 /// An object of these keys and no others.
 fn closed(keys: Map<String, Value>, required: &[&str]) -> Value {
@@ -180,8 +172,12 @@ fn or_variable(mut schema: Value) -> Value {
 }
 
 /// The options of `T` by their names.
-fn options<T: Args>() -> Map<String, Value> {
-    let command = T::augment_args(clap::Command::new(""));
+fn group<T: Args>() -> Map<String, Value> {
+    options(&T::augment_args(Command::new("")))
+}
+
+/// The options of `command` by their names.
+fn options(command: &Command) -> Map<String, Value> {
     let named = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), option(arg))));
     named.collect()
 }

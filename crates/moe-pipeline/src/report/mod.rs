@@ -11,7 +11,7 @@ mod svg;
 #[cfg(test)]
 mod tests;
 
-use moe_passes::{DistillOptions, HealOptions, QuantizeOptions};
+use moe_passes::ReportKind;
 
 use crate::receipt::Receipt;
 pub(crate) use html::Escaped;
@@ -39,7 +39,7 @@ pub(crate) fn pages(receipt: &Receipt) -> Vec<(String, String)> {
 /// What a page says, provenance apart, and its title.
 fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
     let source = &receipt.source.name;
-    if let (HealOptions::NAME, Some(training)) = (receipt.pass, &receipt.training) {
+    if let (ReportKind::Training, Some(training)) = (receipt.pass.report, &receipt.training) {
         let sections = vec![
             sections::training::summary(receipt, training),
             sections::training::held_out(training),
@@ -49,7 +49,7 @@ fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
         return Some((format!("{source}, trained on"), sections));
     }
     receipt.decided?;
-    if receipt.pass == QuantizeOptions::NAME {
+    if receipt.pass.report == ReportKind::Quantized {
         let sections = vec![
             sections::quantized::summary(receipt),
             sections::cost::section(receipt),
@@ -57,7 +57,7 @@ fn sections_of(receipt: &Receipt) -> Option<(String, Vec<Section>)> {
         ];
         return Some((format!("{source}, quantized"), sections));
     }
-    if receipt.pass == DistillOptions::NAME {
+    if receipt.pass.report == ReportKind::Dense {
         let sections = vec![
             sections::distilled::summary(receipt),
             sections::cost::section(receipt),

@@ -6,7 +6,7 @@ use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
 use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
 use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
-use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust};
+use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust, PassInfo};
 
 use super::{REPORT_FILE, pages};
 use crate::receipt::{Receipt, ResultRecord, SourceRecord, Tool};
@@ -42,7 +42,7 @@ fn receipt(layers: Vec<LayerTrust>) -> Receipt {
     Receipt {
         tool: Tool::this(),
         before: Vec::new(),
-        pass: "prune",
+        pass: PassInfo::named("prune").unwrap(),
         options: serde_json::json!({ "method": "reap", "data": [] }),
         source: source("source"),
         others: Vec::new(),
@@ -174,7 +174,7 @@ fn quantized(layer: usize, experts: usize) -> LayerRecord {
 #[test]
 fn quantized_experts_are_shown_coldest_first() {
     let pool = Some(Pulled { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
-    let mut receipt = Receipt { pass: "quantize", pool, ..receipt(Vec::new()) };
+    let mut receipt = Receipt { pass: PassInfo::named("quantize").unwrap(), pool, ..receipt(Vec::new()) };
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
     receipt.held_out = Some(HeldOutReport {
         stages: Vec::new(),
@@ -237,7 +237,12 @@ fn a_training_shows_its_curves() {
         after: Some(held_out("english", 3.25)),
         load: vec![LoadChange { layer: 2, first, last, dropped: 0.25 }],
     };
-    let receipt = Receipt { pass: "heal", decided: None, training: Some(training), ..receipt(Vec::new()) };
+    let receipt = Receipt {
+        pass: PassInfo::named("heal").unwrap(),
+        decided: None,
+        training: Some(training),
+        ..receipt(Vec::new())
+    };
     let page = page(&receipt);
     let shown = [
         ("what was trained", "12\u{202f}288"),
@@ -443,7 +448,12 @@ fn dense_layers_say_what_they_are_made_of() {
         control: Some(held_out("english", 5.0631)),
     };
     let layers = vec![layer(0, 8, fit(Some(0.001))), layer(2, 2, fit(None)), layer(3, 2, None)];
-    let page = page(&Receipt { pass: "distill", layers, held_out: Some(held_out), ..receipt(Vec::new()) });
+    let page = page(&Receipt {
+        pass: PassInfo::named("distill").unwrap(),
+        layers,
+        held_out: Some(held_out),
+        ..receipt(Vec::new())
+    });
     let shown = [
         ("what training did", "0.4100 → 0.3600 in step 20 of 40"),
         ("what came of it", "3 layers became one network of 520 neurons each, down projections of 2 fitted"),

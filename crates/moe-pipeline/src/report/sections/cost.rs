@@ -1,7 +1,6 @@
 //! What it costs on held-out text, beside the control.
 
 use moe_forward::DomainReport;
-use moe_passes::{DistillOptions, QuantizeOptions};
 
 use crate::receipt::Receipt;
 use crate::report::charts::{Bar, bars};
@@ -20,17 +19,10 @@ pub(crate) fn section(receipt: &Receipt) -> Section {
              `--held-out TEXT` with text that was not used for calibration.",
         );
     };
-    let beside = match held_out.control {
-        Some(_) if receipt.pass == DistillOptions::NAME => {
-            "Beside it stands the mean of the experts at the same width, neurons aligned: the usual starting point."
-        }
-        None if receipt.pass == DistillOptions::NAME => "The mean of the experts was not measured beside it.",
-        Some(_) => {
-            "Beside it stands a random choice of as many experts: where it is as good, the method has decided nothing."
-        }
-        None if receipt.pass == QuantizeOptions::NAME => "",
-        None => "No random baseline was measured (`--no-baseline`).",
-    };
+    let beside = receipt.pass.baseline.map_or("", |baseline| match held_out.control {
+        Some(_) => baseline.measured,
+        None => baseline.unmeasured,
+    });
     let rows: Vec<Row<'_>> = held_out.rows().map(row).collect();
     let chart = |id, title, format: fn(Option<f64>) -> String, value: fn(&Figures) -> f64| {
         let bar = |(d, figures): &Row| Bar {
