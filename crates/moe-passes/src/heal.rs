@@ -1,16 +1,15 @@
 //! Healing: a short continued training after upcycling, pruning or merging.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use moe_checkpoint::counted;
-use moe_forward::DataSpec;
 use moe_forward::train::{Parameters, Part, TeacherKind};
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::pass::{Effect, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets};
+use crate::pass::{Effect, Inputs, Kept, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets};
 use crate::train::{RouterOptions, TeacherOptions, TrainOptions, Training, TrainingText};
 
 /// Options of `heal`.
@@ -218,16 +217,12 @@ impl Pass for HealOptions {
         as_value(self)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        DataSpec::files(&self.text.data).chain(DataSpec::files(&self.text.held_out)).collect()
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { models: self.from.as_slice(), ..Inputs::of_text(&self.text.data, &self.text.held_out) }
     }
 
     fn spills(&self) -> bool {
         false
-    }
-
-    fn others(&self) -> &[PathBuf] {
-        self.from.as_slice()
     }
 
     fn check_options(&self) -> Result<()> {

@@ -97,11 +97,7 @@ pub(crate) fn check_places(passes: &[&dyn Pass], input: &Path, output: &Path, fu
     let mut locations = Locations::default();
     locations.reads(input);
     further.iter().for_each(|path| locations.reads(path));
-    for pass in passes {
-        pass.others().iter().for_each(|path| locations.reads(path));
-        let files = pass.texts().into_iter().chain(pass.statistics()).chain(pass.given_plan());
-        files.for_each(|path| locations.reads(path));
-    }
+    passes.iter().flat_map(|pass| pass.inputs().paths()).for_each(|path| locations.reads(path));
     locations.writes(output)?;
     if passes.iter().any(|pass| pass.trains()) {
         locations.writes(TrainingDir::of(output).path())?;

@@ -17,14 +17,11 @@ mod select;
 mod student;
 mod weights;
 
-use std::path::Path;
-
-use moe_forward::DataSpec;
 use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Decider, Effect, HeldOut, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan,
+    Baseline, BenchmarkedModel, Decider, Effect, HeldOut, Inputs, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan,
     ReportKind, Sources, as_value,
 };
 
@@ -79,8 +76,8 @@ impl Pass for DistillOptions {
         as_value(self)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs::of_text(&self.calibration.data, &self.measuring.held_out)
     }
 
     fn check_options(&self) -> Result<()> {

@@ -22,13 +22,11 @@ mod weights;
 #[cfg(test)]
 mod golden;
 
-use std::path::Path;
-
 use moe_model::{Model, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Decider, Decisions, HeldOut, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets,
+    Decider, Decisions, HeldOut, Inputs, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets,
 };
 use crate::reduce::{BASELINE, Method as _, fewer};
 
@@ -71,12 +69,8 @@ impl Pass for MergeOptions {
         as_value(self)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        self.reduce.texts()
-    }
-
-    fn statistics(&self) -> Option<&Path> {
-        self.reduce.stats.as_deref()
+    fn inputs(&self) -> Inputs<'_> {
+        self.reduce.inputs()
     }
 
     fn check_options(&self) -> Result<()> {

@@ -2,10 +2,11 @@
 
 mod decider;
 mod info;
+mod inputs;
 mod record;
 mod survey;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use moe_checkpoint::Spill;
@@ -21,6 +22,7 @@ use crate::train::Training;
 pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool, SweptText};
 pub(crate) use info::no_targets;
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
+pub use inputs::Inputs;
 pub use record::{Effect, Identity, Kept, LayerRecord};
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 
@@ -37,13 +39,8 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// Its options as recipes spell them, defaults included.
     fn options(&self) -> Value;
 
-    /// Files of text that its options name, whether or not they are needed.
-    fn texts(&self) -> Vec<&Path>;
-
-    /// Checkpoints that it reads beside the one that it converts.
-    fn others(&self) -> &[PathBuf] {
-        &[]
-    }
+    /// What it reads beside the model that it converts.
+    fn inputs(&self) -> Inputs<'_>;
 
     /// Refuses options that can't work with any model, and ones that contradict each other. Nothing is read.
     ///
@@ -58,17 +55,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     /// model that this pass can't take. No weight has been read then.
     fn plan(&self, sources: &Sources<'_>) -> Result<Plan>;
 
-    /// A file of statistics that it decides from.
-    fn statistics(&self) -> Option<&Path> {
-        None
-    }
-
-    /// A file with decisions, instead of statistics or data.
-    fn given_plan(&self) -> Option<&Path> {
-        None
-    }
-
-    /// A file that decisions are written to, in the form that [`Pass::given_plan`] is read in.
+    /// A file that decisions are written to, in the form that [`Inputs::plan`] is read in.
     fn plan_out(&self) -> Option<&Path> {
         None
     }
@@ -176,7 +163,7 @@ pub trait LayerStatistics: Send + Sync {
 pub struct Sources<'a> {
     /// The model that it converts.
     pub model: &'a Model,
-    /// The models of [`Pass::others`], in order.
+    /// The models of [`Inputs::models`], in order.
     pub others: &'a [Model],
     /// Whether any of these is another checkpoint than `model`.
     pub others_differ: bool,
@@ -185,9 +172,9 @@ pub struct Sources<'a> {
     pub first_alike: &'a [usize],
     /// Where to compute what weights alone decide.
     pub compute: &'a Compute,
-    /// The content of [`Pass::statistics`].
+    /// The content of [`Inputs::statistics`].
     pub statistics: Option<&'a dyn LayerStatistics>,
-    /// The content of [`Pass::given_plan`].
+    /// The content of [`Inputs::plan`].
     pub given_plan: Option<&'a Value>,
     /// Where made bytes are kept until they are written; decisions that make some need it.
     pub spill: Option<&'a Arc<Spill>>,

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, Decider, Decisions, HeldOut, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    DecidedBy, Decider, Decisions, HeldOut, Inputs, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
     no_targets,
 };
 use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
@@ -195,16 +195,8 @@ impl Pass for PruneOptions {
         as_value(self)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        self.reduce.texts()
-    }
-
-    fn statistics(&self) -> Option<&Path> {
-        self.reduce.stats.as_deref()
-    }
-
-    fn given_plan(&self) -> Option<&Path> {
-        self.plan.as_deref()
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { plan: self.plan.as_deref(), ..self.reduce.inputs() }
     }
 
     fn plan_out(&self) -> Option<&Path> {

@@ -18,7 +18,6 @@ mod survey;
 mod widths;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{QUANTIZATION_KEY, Quantization, Scheme};
@@ -27,8 +26,8 @@ use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe,
 use serde_json::Value;
 
 use crate::pass::{
-    Decider, Decisions, Effect, HeldOut, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
-    as_value, no_targets,
+    Decider, Decisions, Effect, HeldOut, Inputs, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind,
+    Sources, as_value, no_targets,
 };
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
@@ -78,11 +77,10 @@ impl Pass for QuantizeOptions {
         as_value(&said)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        [&self.calibration.data, &self.pool, &self.measuring.held_out]
-            .into_iter()
-            .flat_map(|specs| DataSpec::files(specs))
-            .collect()
+    fn inputs(&self) -> Inputs<'_> {
+        let mut inputs = Inputs::of_text(&self.calibration.data, &self.measuring.held_out);
+        inputs.learned.extend(DataSpec::files(&self.pool));
+        inputs
     }
 
     fn check_options(&self) -> Result<()> {

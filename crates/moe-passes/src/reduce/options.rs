@@ -1,17 +1,16 @@
 //! Options that pruning and merging share.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
-use moe_forward::DataSpec;
 use moe_model::{Error, GroupScore, Kind, Model, Moe, Result};
 use serde::{Deserialize, Serialize};
 
 use super::budget::{Masses, check_padding, equal_mass, least_uniform, masses};
 use super::{Needs, expert_count};
 use crate::calibrate::{CalibrationOptions, HeldOutOptions, check_baseline_used, check_windows};
-use crate::pass::{HeldOut, Sources};
+use crate::pass::{HeldOut, Inputs, Sources};
 
 /// How many experts are left, and from what that is decided.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -298,9 +297,12 @@ impl ReduceOptions {
         size.keeps_all().then(|| format!("all {all} experts of each layer stay: {asked}"))
     }
 
-    /// Files of text that are named.
-    pub(crate) fn texts(&self) -> Vec<&Path> {
-        DataSpec::files(&self.calibration.data).chain(DataSpec::files(&self.measuring.held_out)).collect()
+    /// What it reads.
+    pub(crate) fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            statistics: self.stats.as_deref(),
+            ..Inputs::of_text(&self.calibration.data, &self.measuring.held_out)
+        }
     }
 
     /// Refuses windows and limits that leave nothing to measure on.

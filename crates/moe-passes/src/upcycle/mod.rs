@@ -14,14 +14,12 @@ mod partition;
 mod routers;
 mod scales;
 
-use std::path::{Path, PathBuf};
-
 use moe_forward::DataSpec;
 use moe_model::{Error, Expert, Family, Ffn, Kind, Model, Moe, Result};
 use serde_json::Value;
 
 use crate::idle::{idle_routers, same_source};
-use crate::pass::{LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value};
+use crate::pass::{Inputs, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value};
 
 pub use layers::LayerChoice;
 pub use options::{Init, PartitionBy, Rest, RouterInit, ScalePlacement, UpcycleOptions};
@@ -67,16 +65,13 @@ impl Pass for UpcycleOptions {
         as_value(self)
     }
 
-    fn texts(&self) -> Vec<&Path> {
-        DataSpec::files(&self.data).chain(self.prompts.as_deref()).collect()
+    fn inputs(&self) -> Inputs<'_> {
+        let learned = DataSpec::files(&self.data).chain(self.prompts.as_deref()).collect();
+        Inputs { models: &self.models, learned, ..Inputs::default() }
     }
 
     fn spills(&self) -> bool {
         false
-    }
-
-    fn others(&self) -> &[PathBuf] {
-        &self.models
     }
 
     fn check_options(&self) -> Result<()> {

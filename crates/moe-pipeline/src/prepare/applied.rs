@@ -9,12 +9,11 @@ use moe_checkpoint::{
     Checkpoint, Error, Kind, Result, Seal, Snapshot, Spill, StagedFile, check_file, file_exists, is_stream, json,
     sha256_bytes,
 };
-use moe_forward::{Corpus, DataSpec, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
+use moe_forward::{Corpus, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
-    Decider, Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, TrainingText, same_bytes,
-    same_source,
+    Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes, same_source,
 };
 
 use super::beside::Beside;
@@ -68,14 +67,13 @@ impl<'p> Applied<'p> {
     pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
         let Place { input, checkpoint, compute, spill, work } = *place;
         let mut snapshot = Snapshot::default();
-        snapshot.extend(pass.statistics().into_iter().chain(pass.given_plan()));
+        snapshot.extend(pass.inputs().files());
         let beside = Beside::read(pass, &source, first, checkpoint)?;
         let sources = beside.sources(&source, compute, Some(spill), None);
         let mut plan = pass.plan(&sources)?;
         let decider = pass.decider(&sources)?;
-        check_tokenizers(input, pass.others())?;
+        check_tokenizers(input, pass.inputs().models)?;
         let (declaration, result) = declared(&plan)?;
-        snapshot.extend(texts(pass, &plan, decider.as_deref()));
         let mut survey_reads = Vec::new();
         let mut texts = Vec::new();
         for survey in &plan.surveys {
@@ -157,27 +155,11 @@ impl<'p> Applied<'p> {
         Ok(())
     }
 
-    /// All text, statistics and plans that it reads.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let decider = self.deciding.as_ref().map(|deciding| deciding.decider.as_ref());
-        let statistics = self.pass.statistics().map(Path::to_owned);
-        texts(self.pass, &self.plan, decider).into_iter().chain(statistics).collect()
-    }
-
     /// All windows of text that it surveys, decides or trains on.
     pub(super) fn windows(&self) -> impl Iterator<Item = &[u32]> {
         let surveyed = self.texts.iter().flat_map(|text| text.batch().sequences());
         let decided = self.deciding.iter().flat_map(Deciding::windows);
         surveyed.chain(decided).chain(self.training.iter().flat_map(TrainingTask::windows))
-    }
-
-    /// The files of that text.
-    pub(super) fn learned_from(&self) -> Vec<PathBuf> {
-        let surveyed = self.plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
-        let decided = self.deciding.iter().flat_map(|deciding| decided_on(deciding.decider.as_ref()));
-        let trained =
-            self.training.iter().flat_map(|task| DataSpec::files(&task.training.text.data)).map(Path::to_owned);
-        surveyed.chain(decided).chain(trained).collect()
     }
 
     /// Hashes of the text that its statistics were gathered on, by name.
@@ -191,11 +173,6 @@ impl<'p> Applied<'p> {
         let deciding = self.deciding.iter().flat_map(|deciding| &deciding.read);
         let trained = self.training.iter().flat_map(TrainingTask::reads);
         self.survey_reads.iter().chain(deciding).chain(trained)
-    }
-
-    /// The given plan, held-out text, and text that is trained on.
-    pub fn further_files(&self) -> Vec<PathBuf> {
-        further_files(self.pass)
     }
 
     /// Refuses what has changed since it was read.
@@ -290,30 +267,6 @@ fn surveyed(survey: &Survey, source: &Model, tokens: usize, length: usize, work:
     // A surveyor sees all tokens of a layer at once, so that no budget makes blocks of them.
     let text = Text::first(tokens, length, Storage::default());
     text.surveyed(source, survey.surveyor.working_bytes(source, tokens), work.compute)
-}
-
-/// All text that `pass` reads, and the given plan.
-fn texts(pass: &dyn Pass, plan: &Plan, decider: Option<&dyn Decider>) -> Vec<PathBuf> {
-    let surveyed = plan.surveys.iter().flat_map(|survey| survey.text.files()).map(Path::to_owned);
-    surveyed.chain(decider.into_iter().flat_map(decided_on)).chain(further_files(pass)).collect()
-}
-
-/// The given plan, held-out text, and text that is trained on.
-fn further_files(pass: &dyn Pass) -> Vec<PathBuf> {
-    let held_out = pass.held_out();
-    let held_out = held_out.iter().flat_map(|held_out| DataSpec::files(held_out.data)).map(Path::to_owned);
-    let trained = pass.training().into_iter().flat_map(|training| {
-        let TrainingText { data, held_out, .. } = training.text;
-        data.into_iter().chain(held_out).map(|spec| spec.path)
-    });
-    pass.given_plan().map(Path::to_owned).into_iter().chain(held_out).chain(trained).collect()
-}
-
-/// The files of the text that `decider` decides on.
-pub(super) fn decided_on(decider: &dyn Decider) -> Vec<PathBuf> {
-    let pool = decider.pool_text();
-    let specs = decider.text().data.iter().chain(pool.iter().flat_map(|pool| &pool.data));
-    specs.map(|spec| spec.path.clone()).collect()
 }
 
 /// Names and config of a plan, and the model that loaders will find: a contradiction shows here, before the first byte.

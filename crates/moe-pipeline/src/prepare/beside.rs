@@ -14,7 +14,7 @@ use crate::statistics::StatisticsFile;
 
 /// Other checkpoints, statistics and a given plan.
 pub(crate) struct Beside {
-    /// The checkpoints of [`Pass::others`], in order.
+    /// The checkpoints of [`moe_passes::Inputs::models`], in order.
     pub others: Vec<Checkpoint>,
     /// Their models.
     pub models: Vec<Model>,
@@ -27,7 +27,8 @@ pub(crate) struct Beside {
 impl Beside {
     /// Reads what `pass` names. It converts `model`, which is `checkpoint`'s if it is the `first` pass.
     pub fn read(pass: &dyn Pass, model: &Model, first: bool, checkpoint: &Checkpoint) -> Result<Self> {
-        let others = pass.others().iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
+        let inputs = pass.inputs();
+        let others = inputs.models.iter().map(|dir| Checkpoint::open(dir)).collect::<Result<Vec<_>>>()?;
         let mut models: Vec<Model> = Vec::new();
         for (at, other) in others.iter().enumerate() {
             // One that is given twice is read once: what is made of it is known to be the same.
@@ -36,8 +37,8 @@ impl Beside {
         }
         let first_alike = first_alike(&others, first.then_some(checkpoint))?;
         // What an earlier pass makes is not a checkpoint that is given.
-        let others_differ = pass.others().iter().any(|other| !first || real(other) != real(checkpoint.dir()));
-        let statistics = pass.statistics().map(|path| match first {
+        let others_differ = inputs.models.iter().any(|other| !first || real(other) != real(checkpoint.dir()));
+        let statistics = inputs.statistics.map(|path| match first {
             true => open_statistics(path, model, checkpoint),
             false => Err(Error::new(
                 Kind::Usage,
@@ -47,7 +48,7 @@ impl Beside {
             .remedy("give --data; or write what the pass before makes, and observe that")),
         });
         let statistics = statistics.transpose()?;
-        let given_plan = pass.given_plan().map(json::read_tree).transpose()?;
+        let given_plan = inputs.plan.map(json::read_tree).transpose()?;
         Ok(Self { others, models, others_differ, first_alike, statistics, given_plan })
     }
 

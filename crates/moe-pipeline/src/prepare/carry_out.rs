@@ -1,7 +1,7 @@
 //! What plans leave open is found out: passes decide, survey and train, one after the other or in one sweep.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use moe_checkpoint::{Checkpoint, Result, Saved};
@@ -10,7 +10,7 @@ use moe_math::Compute;
 use moe_model::Model;
 use moe_passes::{Decisions, same_bytes};
 
-use super::applied::{Applied, decided_on, declared};
+use super::applied::{Applied, declared};
 use super::{Prepared, shards};
 use crate::convert::ConvertOptions;
 use crate::deciding::{Deciding, decide_together};
@@ -90,7 +90,7 @@ impl Prepared<'_> {
         let decisions = match self.applied[index].deciding.take() {
             Some(mut deciding) => {
                 if deciding.decider.saves() {
-                    let saved = self.saved(index, &deciding, options, output)?;
+                    let saved = self.saved(index, options, output)?;
                     if options.resume {
                         progress.note(match saved.has_steps() {
                             true => "what was trained before is taken from what was saved",
@@ -158,12 +158,10 @@ impl Prepared<'_> {
         applied.write_plan()
     }
 
-    /// Where the costly steps of `deciding`, which is that of pass `index`, are saved beside `output`.
-    fn saved(&self, index: usize, deciding: &Deciding, options: &ConvertOptions, output: &Path) -> Result<Saved> {
-        let mut texts = decided_on(deciding.decider.as_ref());
-        texts.extend(self.applied[index].further_files());
+    /// Where the costly steps in which pass `index` decides are saved beside `output`.
+    fn saved(&self, index: usize, options: &ConvertOptions, output: &Path) -> Result<Saved> {
         let own = self.applied[index].pass.options();
-        let key = self.key(index, own, &options.compute, &texts, None)?;
+        let key = self.key(index, own, &options.compute, None)?;
         TrainingDir::of(output).open(key, options.resume)
     }
 
@@ -173,7 +171,6 @@ impl Prepared<'_> {
         index: usize,
         own: serde_json::Value,
         compute: &Compute,
-        texts: &[PathBuf],
         teacher: Option<&Checkpoint>,
     ) -> Result<String> {
         let before = &self.applied[..index];
@@ -184,11 +181,11 @@ impl Prepared<'_> {
                 serde_json::json!({ "earlier": earlier, "options": own })
             }
         };
-        let earlier: Vec<PathBuf> = before.iter().flat_map(Applied::files).collect();
-        let texts: Vec<&Path> = texts.iter().chain(&earlier).map(PathBuf::as_path).collect();
+        let files: Vec<&Path> =
+            self.applied[..=index].iter().flat_map(|applied| applied.pass.inputs().files()).collect();
         let read = before.iter().flat_map(|applied| &applied.beside.others);
         let models = std::iter::once(&self.checkpoint).chain(read).chain(teacher);
-        fingerprint::of_training(&options, &own, compute, models, &texts, &self.digests)
+        fingerprint::of_training(&options, &own, compute, models, &files, &self.digests)
     }
 
     /// Trains what pass `index` plans, if that is what it does; whether it is.
@@ -203,9 +200,9 @@ impl Prepared<'_> {
         let Some(task) = &applied.training else { return Ok(false) };
         let teacher =
             task.training.teacher.and_then(|_| applied.beside.others.first().zip(applied.beside.models.first()));
-        let (own, texts) = (task.deciding(applied.pass.options()), applied.further_files());
+        let own = task.deciding(applied.pass.options());
         let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
-        let key = self.key(index, own, &options.compute, &texts, teacher_read)?;
+        let key = self.key(index, own, &options.compute, teacher_read)?;
         let subject = Subject {
             model: &applied.plan.model,
             teacher: teacher.map(|(_, model)| model),

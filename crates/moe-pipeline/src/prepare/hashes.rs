@@ -25,10 +25,9 @@ impl Hashes {
     pub(super) fn of<'a>(
         source: &Checkpoint,
         others: impl Iterator<Item = &'a Checkpoint>,
-        texts: &[PathBuf],
+        texts: &[&Path],
         digests: &BTreeMap<PathBuf, String>,
     ) -> Result<Self> {
-        let texts: Vec<&Path> = texts.iter().map(PathBuf::as_path).collect();
         let mut of_source = hash_checkpoint(source)?;
         // The result's card takes over what the source's says of licence and languages.
         let front = card::carried(source.dir()).yaml;
@@ -38,7 +37,7 @@ impl Hashes {
         Ok(Self {
             source: of_source,
             others: others.map(hash_checkpoint).collect::<Result<_>>()?,
-            texts: hashes_of(&texts, digests)?,
+            texts: hashes_of(texts, digests)?,
         })
     }
 

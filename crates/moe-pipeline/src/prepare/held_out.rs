@@ -69,8 +69,9 @@ fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
     let windows: Vec<&[u32]> = held_out.sequences().collect();
     let shared = overlap(&windows, applied.iter().flat_map(Applied::windows));
     let share = shared as f64 / held_out.tokens().max(1) as f64;
-    let learned: Vec<PathBuf> = applied.iter().flat_map(Applied::learned_from).filter_map(real).collect();
-    let twice = held_out.texts.iter().find(|text| real(text.path.clone()).is_some_and(|path| learned.contains(&path)));
+    let learned: Vec<PathBuf> =
+        applied.iter().flat_map(|applied| applied.pass.inputs().learned).filter_map(real).collect();
+    let twice = held_out.texts.iter().find(|text| real(&text.path).is_some_and(|path| learned.contains(&path)));
     let remedy = "give --held-out other text";
     if share >= LEAST_SHARE {
         let percent = 100.0 * share;
@@ -87,6 +88,6 @@ fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
     })
 }
 
-fn real(path: PathBuf) -> Option<PathBuf> {
+fn real(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok()
 }

@@ -213,7 +213,7 @@ impl<'p> Prepared<'p> {
     fn unchosen(&self) -> Option<String> {
         let decided = self.applied.iter().filter_map(|applied| applied.decisions.as_ref());
         let trust = decided.flat_map(|d| d.layers.values()).filter_map(|l| l.record.trust.as_ref());
-        let more = if self.applied.iter().any(|applied| applied.pass.statistics().is_some()) {
+        let more = if self.applied.iter().any(|applied| applied.pass.inputs().statistics.is_some()) {
             "add statistics of more text (observe --add)"
         } else if self.reads().any(|read| read.has_more) {
             "raise --data-tokens"
@@ -294,7 +294,7 @@ impl<'p> Prepared<'p> {
 
     /// Hashes of everything that is read.
     pub fn hashes(&self) -> Result<Hashes> {
-        let texts: Vec<PathBuf> = self.applied.iter().flat_map(Applied::files).collect();
+        let texts: Vec<&Path> = self.applied.iter().flat_map(|applied| applied.pass.inputs().files()).collect();
         Hashes::of(
             &self.checkpoint,
             self.applied.iter().flat_map(|applied| &applied.beside.others),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use moe_checkpoint::{Error, Kind, Locations, Result, Snapshot, is_stream};
 use moe_forward::DataSpec;
-use moe_passes::Pass;
+use moe_passes::{Inputs, Pass};
 
 use super::{Recipe, Step, StepKind, usage};
 use crate::train::TrainingDir;
@@ -164,7 +164,9 @@ impl Recipe {
         let is_there = |path: &Path| path.exists() && !stale.contains(path);
         let lacks = |path: &&Path| **path != step.model && !is_there(path);
         // Statistics are of a checkpoint.
-        if is_there(&step.model) || step.reads().iter().any(lacks) || own.iter().any(|pass| pass.statistics().is_some())
+        if is_there(&step.model)
+            || step.reads().iter().any(lacks)
+            || own.iter().any(|pass| pass.inputs().statistics.is_some())
         {
             return None;
         }
@@ -190,7 +192,7 @@ impl Recipe {
             if is_there(&step.model) {
                 return Some((passes, &step.model));
             }
-            if own.iter().any(|pass| pass.statistics().is_some()) {
+            if own.iter().any(|pass| pass.inputs().statistics.is_some()) {
                 return None;
             }
             (model, end) = (&step.model, at);
@@ -226,8 +228,8 @@ impl Step {
             StepKind::Convert { passes, .. } => passes
                 .iter()
                 .flat_map(|pass| {
-                    let others = pass.others().iter().map(PathBuf::as_path);
-                    others.chain(pass.statistics()).chain(pass.given_plan())
+                    let Inputs { models, statistics, plan, .. } = pass.inputs();
+                    models.iter().map(PathBuf::as_path).chain(statistics).chain(plan)
                 })
                 .collect(),
             StepKind::Eval { against, .. } => against.iter().map(PathBuf::as_path).collect(),
@@ -246,7 +248,7 @@ impl Step {
             StepKind::Observe { options, .. } => {
                 DataSpec::files(&options.calibration.data).chain(options.add.iter().map(PathBuf::as_path)).collect()
             }
-            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| pass.texts()).collect(),
+            StepKind::Convert { passes, .. } => passes.iter().flat_map(|pass| pass.inputs().texts()).collect(),
             StepKind::Verify | StepKind::Inspect => Vec::new(),
         }
     }

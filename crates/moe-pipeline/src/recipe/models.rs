@@ -105,7 +105,7 @@ impl Recipe {
     fn check_statistics(&self, index: usize, known: &mut Known<'_>) -> Result<()> {
         let step = &self.steps[index];
         let StepKind::Convert { passes, .. } = &step.kind else { return Ok(()) };
-        for statistics in passes.iter().filter_map(|pass| pass.statistics()) {
+        for statistics in passes.iter().filter_map(|pass| pass.inputs().statistics) {
             let writes = |earlier: &&Step| earlier.output().is_some_and(|(path, _)| path == statistics);
             let Some(observed) = self.steps[..index].iter().rev().find(writes).map(|maker| maker.model.as_path())
             else {
