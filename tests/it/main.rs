@@ -12,6 +12,7 @@ mod budget;
 mod contract;
 mod dates;
 mod distill;
+mod failures;
 mod full_disk;
 mod gates;
 mod heal;

@@ -4,13 +4,16 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+
 use crate::shown::shown;
 
 /// The result of everything that reads, plans or writes checkpoints.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What sort of problem it is; callers map it to exit codes and tests match on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Kind {
     /// The operating system refused (permissions, full disk, a file that vanished).
@@ -178,14 +181,34 @@ impl Error {
     }
 }
 
+impl Parts {
+    /// What went wrong, and why.
+    fn whole(&self) -> String {
+        match &self.source {
+            Some(source) => format!("{}: {source}", self.what),
+            None => self.what.clone(),
+        }
+    }
+}
+
+/// An object of the three parts; those that aren't known are null.
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let parts = &self.0;
+        let mut object = serializer.serialize_struct("Error", 5)?;
+        object.serialize_field("kind", &parts.kind)?;
+        object.serialize_field("what", &parts.whole())?;
+        object.serialize_field("tensor", &parts.tensor)?;
+        object.serialize_field("file", &parts.file.as_deref().map(Path::to_string_lossy))?;
+        object.serialize_field("remedy", &parts.remedy)?;
+        object.end()
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = &self.0;
-        let what = match &parts.source {
-            Some(source) => &format!("{}: {source}", parts.what),
-            None => &parts.what,
-        };
-        write!(f, "{}", quoted(what, MAX_WHAT, "\n\t"))?;
+        write!(f, "{}", quoted(&parts.whole(), MAX_WHAT, "\n\t"))?;
         if let Some(tensor) = &parts.tensor {
             write!(f, "\n  tensor: {}", quoted(tensor, MAX_NAME, ""))?;
         }

@@ -101,7 +101,7 @@ pub struct Common {
     #[arg(long, global = true)]
     pub timings: bool,
 
-    /// Print results as JSON
+    /// Print results as JSON, and a failure as an object with the key "error"
     #[arg(long, global = true)]
     pub json: bool,
 

@@ -2,6 +2,7 @@
 
 mod recipe;
 
+use std::cell::Cell;
 use std::io::Write;
 use std::path::Path;
 
@@ -25,11 +26,34 @@ use crate::cli::{Cli, Command, Common, ComputeType, Convert, RouterType, Writing
 use crate::{manual, render};
 use recipe::{How, Reports};
 
-/// Runs the command.
+/// Runs the command. With --json, a failure is an object on stdout, too, unless the command's result says what failed.
 pub fn run(cli: Cli) -> Result<()> {
+    let is_json = cli.common.json;
+    let printed = Cell::new(false);
+    // A recipe prints the results of its steps, one behind the other.
+    let prints_many = matches!(cli.command, Command::Run { .. });
+    let done = run_command(cli, &printed);
+    if let Err(error) = done.as_ref()
+        && is_json
+        && (prints_many || !printed.get())
+    {
+        match error.downcast_ref::<Error>() {
+            Some(error) => print_error(error),
+            None => print_error(&Error::new(Kind::Io, format!("{error:#}"))),
+        }
+    }
+    done
+}
+
+/// Prints `error` as JSON. Where stdout can't be written to, stderr has said it.
+pub fn print_error(error: &Error) {
+    _ = write_stdout(&json::to_pretty(&serde_json::json!({ "error": error })));
+}
+
+fn run_command(cli: Cli, printed: &Cell<bool>) -> Result<()> {
     start_threads(cli.common.threads)?;
     remember_remedy(less_memory(&cli.command));
-    let session = Session::new(cli.common)?;
+    let session = Session::new(cli.common, printed)?;
     if let Some(live) = small_work(&cli.command) {
         check_small_budget(session.common.memory_budget, live, None)?;
     }
@@ -134,14 +158,16 @@ fn write_stdout(output: &str) -> Result<()> {
 }
 
 /// What all commands share.
-struct Session {
+struct Session<'a> {
     common: Common,
+    /// Whether a result was printed.
+    printed: &'a Cell<bool>,
     compute: Compute,
     progress: Stderr,
 }
 
-impl Session {
-    fn new(common: Common) -> Result<Self> {
+impl<'a> Session<'a> {
+    fn new(common: Common, printed: &'a Cell<bool>) -> Result<Self> {
         let Found { device, note } = find_device(common.device)?;
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
@@ -160,7 +186,7 @@ impl Session {
         let device_memory = common.device_memory.map(|size| size.0);
         let meter = if common.timings { Meter::waiting() } else { Meter::default() };
         let progress = Stderr::new(common.quiet, &meter);
-        Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common })
+        Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common, printed })
     }
 
     /// Those of `warnings` that no note has said.
@@ -171,6 +197,7 @@ impl Session {
     /// Prints a result: `text`, or `value` with --json.
     fn print<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
         let output = if self.common.json { json::to_pretty(value) } else { text() };
+        self.printed.set(true);
         write_stdout(&output)
     }
 

@@ -6,8 +6,11 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use moe_checkpoint::{Error, Kind};
+
 use crate::bar::say;
 use crate::cli::{called, program};
+use crate::commands::print_error;
 
 /// Below this, two names have little in common, and clap proposes nonsense: --ridge for --ignore.
 const ALIKE: f64 = 0.85;
@@ -21,7 +24,13 @@ pub fn report(error: &clap::Error) -> ExitCode {
         let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         let command = called(&arguments);
         let remedy = remedy(error, command.as_ref());
-        say(&three_parts(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), remedy));
+        let (what, remedy) =
+            what_and_remedy(&error.render().to_string(), command.as_ref().map(clap::Command::get_name), remedy);
+        say(&format!("{what}\n  remedy: {remedy}"));
+        if arguments.iter().any(|word| word == "--json") {
+            let what = what.trim_start_matches("error: ");
+            print_error(&Error::new(Kind::Usage, what).remedy(remedy));
+        }
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
@@ -141,8 +150,8 @@ const PLAIN: [(&str, &str, &str); 4] = [
     ("cannot parse integer from empty string", "not a whole number of 0 or more", "a whole number, such as 4"),
 ];
 
-/// clap's text is what is wrong, over several lines; tips; usage; and where to find help.
-fn three_parts(text: &str, command: Option<&str>, remedy: Option<Remedy>) -> String {
+/// What is wrong and the remedy, out of clap's text: what is wrong, over several lines; tips; usage; and where to find help.
+fn what_and_remedy(text: &str, command: Option<&str>, remedy: Option<Remedy>) -> (String, String) {
     let mut text = PLAIN.iter().fold(text.to_owned(), |text, (of_rust, plain, _)| text.replace(of_rust, plain));
     // clap shows the bounds of a number as Rust writes a range.
     if text.contains(" is not in ") {
@@ -168,7 +177,7 @@ fn three_parts(text: &str, command: Option<&str>, remedy: Option<Remedy>) -> Str
         Some(Remedy::Help) => help(),
         None => given(),
     };
-    error + "\n  remedy: " + &remedy
+    (error, remedy)
 }
 
 #[cfg(test)]
@@ -182,7 +191,9 @@ mod tests {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let command = called(&arguments);
         let remedy = error.as_ref().and_then(|error| remedy(error, command.as_ref()));
-        three_parts(&text.unwrap_or_default(), command.as_ref().map(clap::Command::get_name), remedy)
+        let command = command.as_ref().map(clap::Command::get_name);
+        let (what, remedy) = what_and_remedy(&text.unwrap_or_default(), command, remedy);
+        format!("{what}\n  remedy: {remedy}")
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) use reports::Reports;
 /// The steps that are finished, and all files that say so.
 type Finished = BTreeMap<usize, Snapshot>;
 
-impl Session {
+impl Session<'_> {
     /// Runs the recipe `path`, whose variables `set` replaces.
     pub(super) fn recipe(
         &self,

@@ -25,7 +25,7 @@ enum Fate {
     Open,
 }
 
-impl Session {
+impl Session<'_> {
     /// Refuses steps of the recipe at `path` whose outputs are in the way, and neither finished nor to be replaced. What an earlier step
     /// makes is left to its turn. Gives the steps that were found to be finished, with the files that say so: as long as those don't change,
     /// nothing needs to be hashed again.

@@ -1,0 +1,48 @@
+//! Failures under `--json`: an object on stdout that says what stderr says.
+
+use serde_json::{Deserializer, Value};
+
+use crate::common::Sandbox;
+
+/// The JSON documents of `stdout`, one behind the other.
+fn documents(stdout: &str) -> Vec<Value> {
+    Deserializer::from_str(stdout).into_iter().collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn failures_are_objects_where_results_are() {
+    let sandbox = Sandbox::new();
+    sandbox.copy("models/moe", "model");
+    let gate = "--data golden/text/english.heldout.txt --max-tokens 128 --max-loss-increase -100 --against golden/models/dense";
+    sandbox.write(
+        "recipe.toml",
+        "[[step]]\nrun = \"inspect\"\nmodel = \"model\"\n[[step]]\nrun = \"verify\"\nmodel = \"model\"\n",
+    );
+    sandbox.write("model/model.safetensors", "");
+    for (line, code, kind, documents_before) in [
+        ("inspect nowhere", 1, "missing", 0),
+        ("verify model", 1, "malformed", 0),
+        ("upcycle model -o out", 2, "usage", 0),
+        ("verify model --no-such-option", 2, "usage", 0),
+        ("verify model --threads 5000", 2, "usage", 0),
+        ("prune golden/models/moe -o out --keep 2 --data golden/text/code.calibration.txt", 2, "usage", 0),
+        ("run recipe.toml", 1, "malformed", 0),
+        ("run nowhere.toml", 1, "io", 0),
+    ] {
+        let failed = sandbox.run(&format!("{line} --json")).exits(code);
+        let printed = documents(&failed.stdout);
+        assert_eq!(printed.len(), documents_before + 1, "{line}: {}", failed.stdout);
+        let error = &printed[documents_before]["error"];
+        assert_eq!(error["kind"], kind, "{line}: {error}");
+        for part in ["what", "remedy"] {
+            let said = error[part].as_str().unwrap_or_default();
+            let first = said.lines().next().unwrap_or_default();
+            assert!(!first.is_empty() && failed.stderr.contains(first), "{line}: {part} {said:?}\n{}", failed.stderr);
+        }
+        assert!(sandbox.run(line).exits(code).stdout.is_empty(), "{line}");
+    }
+    // What was measured says itself which gates were not met.
+    let failed = sandbox.run(&format!("eval golden/models/moe {gate} --json")).exits(3);
+    let printed = documents(&failed.stdout);
+    assert!(printed.len() == 1 && printed[0]["gates_failed"].as_array().unwrap().len() == 1, "{}", failed.stdout);
+}
