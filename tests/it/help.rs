@@ -100,7 +100,7 @@ fn examples_run() {
 }
 
 /// The command with fewer steps, where it leaves their number open, and on the cheapest pass: what it prints is alike, and it takes
-/// seconds. `scripts/nightly` runs the benchmark as it is printed, half of the time that all examples took.
+/// seconds. `scripts/nightly` runs a benchmark of every pass, half of the time that all examples took.
 fn quickly(command: &str) -> String {
     match command.contains("moe-convert distill ") && !command.contains("--steps") {
         true => format!("{command} --steps 4"),

@@ -279,6 +279,11 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
         sandbox.refuses("run recipes", 1, &["recipes", "one of the files in it"]),
         sandbox.refuses("run recipes/r", 1, &["recipes/r", "give recipes/r.toml"]),
         sandbox.refuses(&logits, 1, &[".l.partial-moe-convert", "remove this"]),
+        sandbox.refuses(
+            "bench --tokens 1024 --passes prune,distill --scratch .",
+            2,
+            &["the benchmark of distill", "raise --tokens"],
+        ),
         sandbox.refuses("bench --like qwen3", 2, &["no built-in model is called \"qwen3\"", "one of qwen3-30b-a3b"]),
     ];
     assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());

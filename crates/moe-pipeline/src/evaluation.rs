@@ -104,7 +104,7 @@ pub fn eval(
     };
     let corpus = Corpus::load(&options.data, model, tokenize)?;
     corpus.texts.iter().filter_map(TextRead::note).for_each(|note| progress.note(&note));
-    learned::notes(model, &options.data)?.iter().for_each(|note| progress.note(note));
+    learned::notes(model, DataSpec::files(&options.data))?.iter().for_each(|note| progress.note(note));
     let stored = |budget| storage(&opened, corpus.tokens(), budget, compute, &std::env::temp_dir());
     let way = |_| room.and_then(|room| room.way(corpus.domains.len(), options.max_tokens));
     memory::check_budget(memory_budget, way, |budget| {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use moe_checkpoint::{Result, file_exists, json, sha256_file};
-use moe_forward::DataSpec;
 use serde_json::Value;
 
 use crate::receipt::RECEIPT_FILE;
@@ -16,7 +15,7 @@ const HASHED_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// What reading them returns.
-pub(crate) fn notes(dir: &Path, texts: &[DataSpec]) -> Result<Vec<String>> {
+pub(crate) fn notes<'t>(dir: &Path, texts: impl IntoIterator<Item = &'t Path>) -> Result<Vec<String>> {
     let path = dir.join(RECEIPT_FILE);
     if !file_exists(&path)? {
         return Ok(Vec::new());
@@ -25,7 +24,8 @@ pub(crate) fn notes(dir: &Path, texts: &[DataSpec]) -> Result<Vec<String>> {
     let receipt: Value = json::read(&path).unwrap_or_default();
     let learned = hashes(&receipt);
     let mut notes = Vec::new();
-    for path in DataSpec::files(texts).filter(|path| path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES)) {
+    let is_small = |path: &&Path| path.metadata().is_ok_and(|file| file.len() <= HASHED_BYTES);
+    for path in texts.into_iter().filter(is_small) {
         if !learned.is_empty() && learned.contains(sha256_file(path)?.as_str()) {
             notes.push(format!(
                 "{}: {} was made on this text, so that what is measured on it looks better than it is",

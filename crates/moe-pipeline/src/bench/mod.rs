@@ -16,7 +16,7 @@ use serde_json::json;
 
 use self::model::{Proportions, VOCABULARY};
 pub use self::peaks::Peaks;
-use crate::convert::{ConvertOptions, convert};
+use crate::convert::{ConvertOptions, convert, plan};
 use crate::memory::check_small_budget;
 use crate::progress::{Progress, Quiet, Stage, Unit};
 use crate::resources::ByteSize;
@@ -95,8 +95,6 @@ pub struct BenchedStage {
 /// [`Kind::Usage`] for what isn't there; what passes return.
 pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progress) -> Result<BenchReport> {
     let proportions = Proportions::of(&options.like)?;
-    // What is no pass is said before the model is made.
-    options.passes.iter().try_for_each(|name| passed(name, Path::new(""), options, &proportions).map(drop))?;
     if options.layers == 0 || options.tokens == 0 || options.sequence_length == 0 {
         return Err(Error::new(Kind::Usage, "there is nothing to measure")
             .remedy("give --layers, --tokens and --sequence-length above 0"));
@@ -107,18 +105,17 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
                 .remedy(format!("lower {option}: time grows with tokens, so that fewer tell as much")));
         }
     }
-    // What passes hold is said when they are planned.
     check_small_budget(run.memory_budget, peaks::bytes(&run.compute), None)?;
-    let peaks = Peaks::measure(&run.compute)
-        .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     std::fs::create_dir_all(&options.scratch)
         .map_err(|e| Error::io("cannot make this directory", &options.scratch, e))?;
     let make = || Ok(tempfile::Builder::new().prefix("bench-").tempdir_in(&options.scratch)?.keep());
     let dir = TemporaryDir::made(&options.scratch, make)?;
+    let passes = planned(dir.path(), options, &proportions, run)?;
+    let peaks = Peaks::measure(&run.compute)
+        .map_err(|e| Error::new(Kind::Numeric, "cannot measure the machine's speed").source(e))?;
     let bytes = proportions.bytes(options.layers);
     progress.note(&format!("a random model of {} layers like {}: {}", options.layers, options.like, ByteSize(bytes)));
     proportions.write(options.layers, &dir.path().join(MODEL))?;
-    write_text(&dir.path().join(TEXT), options)?;
     let metered = ConvertOptions {
         compute: Compute { meter: Meter::waiting(), ..run.compute.clone() },
         overwrite: true,
@@ -126,10 +123,9 @@ pub fn bench(options: &BenchOptions, run: &ConvertOptions, progress: &dyn Progre
     };
     let run =
         &ConvertOptions { compute: Compute { meter: Meter::default(), ..run.compute.clone() }, ..metered.clone() };
-    progress.stage("passes", options.passes.len() as u64, Unit::Parts);
+    progress.stage("passes", passes.len() as u64, Unit::Parts);
     let mut benched = Vec::new();
-    for name in &options.passes {
-        let pass = passed(name, dir.path(), options, &proportions)?;
+    for pass in passes {
         let output = dir.path().join("out");
         let timed = |run: &ConvertOptions| -> Result<(Vec<Stage>, f64)> {
             let start = Instant::now();
@@ -159,6 +155,32 @@ const MOST_TOKENS: usize = 1 << 24;
 /// What lies in the directory of a run.
 const MODEL: &str = "model";
 const TEXT: &str = "text.jsonl";
+
+/// The passes that are run, on the text that is written into `dir`. Each is planned on headers alone: what it refuses, such as too little
+/// text, is said before the machine is measured and the model made.
+fn planned(
+    dir: &Path,
+    options: &BenchOptions,
+    proportions: &Proportions,
+    run: &ConvertOptions,
+) -> Result<Vec<Box<dyn Pass>>> {
+    let passes: Vec<Box<dyn Pass>> =
+        options.passes.iter().map(|name| passed(name, dir, options, proportions)).collect::<Result<_>>()?;
+    let model = dir.join(MODEL);
+    write_text(&dir.join(TEXT), options)?;
+    proportions.write_headers(options.layers, &model)?;
+    for pass in &passes {
+        plan(&[pass.as_ref()], 1, false, &model, &dir.join("out"), run)
+            .map_err(|error| error.within(&format!("the benchmark of {}", pass.name())).reworded(in_options))?;
+    }
+    std::fs::remove_dir_all(&model).map_err(|e| Error::io("cannot remove this directory", &model, e))?;
+    Ok(passes)
+}
+
+/// `text` about a pass with the names of the benchmark's options.
+fn in_options(text: &str) -> String {
+    text.replace("give more --data, raise", "raise").replace("--data-tokens", "--tokens")
+}
 
 /// The pass `name`, on the text in `dir`.
 fn passed(name: &str, dir: &Path, options: &BenchOptions, proportions: &Proportions) -> Result<Box<dyn Pass>> {

@@ -110,14 +110,20 @@ impl Proportions {
         write_file_atomically(&dir.join(CONFIG_FILE), |file| file.write_all(json::to_pretty(&config).as_bytes()))
     }
 
-    /// The same with holes in the place of weights.
-    #[cfg(test)]
+    /// Writes the same model with holes in the place of weights: enough to plan passes by.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
     pub fn write_headers(&self, layers: usize, dir: &Path) -> Result<()> {
-        let shards = plan_shards(&self.declared(layers), u64::MAX)?;
-        for shard in &shards {
-            let mut file = std::fs::File::create(dir.join(&shard.file)).unwrap();
-            file.write_all(&shard.header).unwrap();
-            file.set_len(shard.header.len() as u64 + shard.data_bytes()).unwrap();
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make this directory", dir, e))?;
+        for shard in &plan_shards(&self.declared(layers), u64::MAX)? {
+            let path = dir.join(&shard.file);
+            let write = || {
+                let mut file = std::fs::File::create(&path)?;
+                file.write_all(&shard.header)?;
+                file.set_len(shard.header.len() as u64 + shard.data_bytes())
+            };
+            write().map_err(|e| Error::io("cannot write this model", &path, e))?;
         }
         self.write_config(layers, dir)
     }

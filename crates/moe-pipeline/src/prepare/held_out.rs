@@ -57,12 +57,7 @@ fn observed(applied: &[Applied<'_>], held_out: &Corpus, digests: &BTreeMap<PathB
 /// # Errors
 /// What reading that text and the receipt returns.
 pub(super) fn learned_before(applied: &[Applied<'_>], input: &Path) -> Result<Vec<String>> {
-    let mut texts = Vec::new();
-    for applied in applied {
-        texts.extend(applied.pass.held_out().into_iter().flat_map(|held_out| held_out.data.to_vec()));
-        texts.extend(applied.training.iter().flat_map(|task| task.training.text.held_out.clone()));
-    }
-    learned::notes(input, &texts)
+    learned::notes(input, applied.iter().flat_map(|applied| applied.pass.inputs().measured))
 }
 
 fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
