@@ -27,12 +27,12 @@ mod regular;
 mod result;
 mod saved;
 mod scratch;
+mod scratch_store;
 mod seal;
 mod shard;
 mod shown;
 mod side_files;
 mod snapshot;
-mod spill;
 mod staging;
 mod stored;
 mod whole;
@@ -53,12 +53,12 @@ pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_lo
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
+pub use scratch_store::{Kept, ScratchStore};
 pub use seal::Seal;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use shown::{is_obeyed, shown, shown_path};
 pub use side_files::{SideFile, SideFiles, is_weights};
 pub use snapshot::Snapshot;
-pub use spill::{Kept, Spill};
 pub use staging::{
     Existing, FileKind, FoundFile, OutputDir, Placed, StagedFile, TemporaryDir, check_file, is_stream, lies_in_a_model,
     open_stream, open_to_append, remove_unfinished, unless_closed, write_file_atomically,

@@ -5,17 +5,17 @@ use std::ops::Range;
 use candle_core::{Result as CandleResult, Tensor};
 use moe_checkpoint::{Error, Result};
 use moe_math::Compute;
+use moe_math::combine::ExpertCombine;
 use moe_math::device::is_out_of_memory;
 use moe_math::meter::Work;
-use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
-use crate::ahead::Ahead;
 use crate::context::{Context, failed};
 use crate::left_out::Parts;
 use crate::loader::Loader;
+use crate::prefetcher::Prefetcher;
 use crate::router::LoadedRouter;
 use crate::sweep::{ExpertRun, Observer};
 
@@ -178,8 +178,8 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let trained = router.gates(&logits, &routing).context(|| format!("the gates of layer {index}"))?;
     let capacity = observer.capacity(index, &routing).unwrap_or(usize::MAX);
     let mut mix = match &trained {
-        Some(_) => Mix::tracked(routing.tokens(), x.dims()[1]),
-        None => Mix::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
+        Some(_) => ExpertCombine::tracked(routing.tokens(), x.dims()[1]),
+        None => ExpertCombine::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
     };
     let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| Kept::new(&routing));
     let mut groups = groups(moe, &routing, !wants.experts && trained.is_none());
@@ -193,7 +193,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let ahead = !compute.device.is_cpu();
     let missing = linears.map(|linear| &linear.weight).filter(|weight| ahead && loader.reads(weight)).cloned();
     let mut from = 0;
-    Ahead::reading(missing, |ahead| {
+    Prefetcher::reading(missing, |ahead| {
         let loader = Loader { ahead: Some(ahead), ..loader };
         for (Group { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
             compute.meter.at_expert(*first, moe.experts.len());

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
-use moe_math::readback::Readback;
+use moe_math::deferred_readback::DeferredReadback;
 use moe_math::routing::{Routing, Rule, route_without_each};
 use moe_model::Moe;
 use rayon::prelude::*;
@@ -177,7 +177,7 @@ impl Mixtures<'_> {
     /// In f32, some tokens at a time.
     fn on_device(&self) -> CandleResult<Changes> {
         let (tokens, hidden) = self.y.dims2()?;
-        let mut parts = Readback::default();
+        let mut parts = DeferredReadback::default();
         let block = (DEVICE_BYTES / (4 * hidden)).max(1);
         for start in (0..tokens).step_by(block) {
             let count = block.min(tokens - start);

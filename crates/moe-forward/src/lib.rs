@@ -5,7 +5,6 @@
 
 #![deny(clippy::unwrap_used)]
 
-mod ahead;
 mod allowance;
 mod attention;
 mod batch;
@@ -20,11 +19,12 @@ mod finite;
 mod guarded;
 mod latent;
 mod left_out;
-mod lent;
 mod loader;
 mod observe;
 mod overlap;
+mod overrides;
 mod parity;
+mod prefetcher;
 mod prompts;
 mod quantized;
 mod rotary;

@@ -11,9 +11,9 @@ use moe_math::product::product;
 use moe_math::swiglu;
 use moe_model::{Encoding, Expert, Linear, Weight};
 
-use crate::ahead::{self, Ahead};
 use crate::context::Context;
-use crate::lent::Lent;
+use crate::overrides::Overrides;
+use crate::prefetcher::{self, Prefetcher};
 use crate::quantized::quantized_values;
 
 /// Loads weights in the dtype and on the device of `compute`.
@@ -23,14 +23,14 @@ pub(crate) struct Loader<'a> {
     /// Where to look first, and what to fill.
     pub shared: Option<&'a Shared>,
     /// What is being read before it is asked for.
-    pub ahead: Option<&'a Ahead>,
+    pub ahead: Option<&'a Prefetcher>,
 }
 
 /// Tensors of a model that another one, run in step with it, is made of too: each is loaded once. And those that take the
 /// place of what files hold.
 #[derive(Default)]
 pub(crate) struct Shared {
-    lent: Lent,
+    lent: Overrides,
     tensors: RefCell<Vec<(Weight, Tensor)>>,
     recording: Cell<bool>,
     /// What is kept, if not all.
@@ -39,7 +39,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Keeps nothing, and lends `lent`.
-    pub fn lending(lent: Lent) -> Self {
+    pub fn lending(lent: Overrides) -> Self {
         Self { lent, ..Self::default() }
     }
 
@@ -145,7 +145,8 @@ impl<'a> Loader<'a> {
     pub fn matrix(self, weight: &Weight) -> Result<Tensor> {
         self.load(weight, |weight| match weight.encoding() {
             Encoding::Plain => {
-                let values = self.ahead.and_then(|ahead| ahead.take(weight)).unwrap_or_else(|| ahead::read(weight))?;
+                let values =
+                    self.ahead.and_then(|ahead| ahead.take(weight)).unwrap_or_else(|| prefetcher::read(weight))?;
                 values.into_matrix(weight.shape(), self.compute).context(|| of(weight))
             }
             _ => self.dequantized(weight),

@@ -1,11 +1,11 @@
 //! What experts do on tokens, summed up where the tokens are.
 //!
 //! On a CPU every product is added in f64: that is the reference. A device adds some thousand rows in f32 and is asked for such
-//! parts once for a layer ([`Readback`]), so that it doesn't wait for the host expert by expert.
+//! parts once for a layer ([`DeferredReadback`]), so that it doesn't wait for the host expert by expert.
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::readback::Readback;
+use crate::deferred_readback::DeferredReadback;
 use crate::statistics::{Quantity, Sums};
 
 /// A device adds so many rows in f32.
@@ -28,7 +28,7 @@ pub struct Ran<'a> {
 pub struct Observed {
     /// Whether rows are added on the device wherever it is.
     on_device: bool,
-    parts: Readback<Part>,
+    parts: DeferredReadback<Part>,
 }
 
 /// What a part that lies on the device is.

@@ -39,5 +39,5 @@ pub use mtp::MtpLayer;
 pub use read::{is_computed, loaded_name};
 pub use rope::{Rope, RopeScaling};
 pub use strict::{JsonType, Strict};
-pub use weight::{Encoding, Make, Packed, Packing, Weight};
+pub use weight::{Encoding, Packed, Packing, Weight, WeightSource};
 pub use window::WindowRule;

@@ -8,7 +8,7 @@ use moe_checkpoint::{Dtype, Kept, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
 /// validated and written tensor by tensor. Making twice gives the same bytes.
-pub trait Make: Send + Sync {
+pub trait WeightSource: Send + Sync {
     /// The bytes, little-endian in the weight's element type; as many as its shape takes.
     ///
     /// # Errors
@@ -17,7 +17,7 @@ pub trait Make: Send + Sync {
 }
 
 /// Bytes that were made before.
-impl Make for Kept {
+impl WeightSource for Kept {
     fn make(&self) -> Result<Vec<u8>> {
         self.read()
     }
@@ -26,7 +26,7 @@ impl Make for Kept {
 #[derive(Clone)]
 enum Source {
     Stored(Stored),
-    Made { name: Arc<str>, make: Arc<dyn Make> },
+    Made { name: Arc<str>, make: Arc<dyn WeightSource> },
 }
 
 /// How a weight's elements become values.
@@ -119,7 +119,7 @@ impl From<Stored> for Weight {
 
 impl Weight {
     /// A weight that `make` computes; `name` says in messages what it is.
-    pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl Make + 'static) -> Self {
+    pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl WeightSource + 'static) -> Self {
         let source = Source::Made { name: name.into(), make: Arc::new(make) };
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }

@@ -27,9 +27,9 @@ pub use heal::HealOptions;
 pub use idle::{Idle, idle_routers, same_bytes, same_source};
 pub use merge::MergeOptions;
 pub use pass::{
-    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Decider, Decisions, Effect, HeldOut, Identity, Inputs, Kept,
-    LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool, ReportKind, Sources, Survey, SurveyText,
-    Surveyor, SweptText, TextSource,
+    Baseline, BenchmarkedModel, DecidedBy, DecidedLayer, Effect, HeldOut, Identity, Inputs, Kept, LayerEdits,
+    LayerPass, LayerRecord, LayerStatistics, Pass, PassInfo, PassOptions, Plan, Pool, ReportKind, Sources, Survey,
+    SurveyText, Surveyor, SweptText, TextSource,
 };
 pub use prune::PruneOptions;
 pub use quantize::QuantizeOptions;

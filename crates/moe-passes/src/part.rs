@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::DType;
 use moe_forward::{candle_dtype, not_finite};
 use moe_math::{encoding, orthogonal, sampling};
-use moe_model::{Error, Kind, Make, Result, Weight};
+use moe_model::{Error, Kind, Result, Weight, WeightSource};
 
 /// Where a projection has its neurons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Part {
     }
 }
 
-impl Make for Part {
+impl WeightSource for Part {
     fn make(&self) -> Result<Vec<u8>> {
         let fail = |e| numeric(self.base.name(), e);
         let (stored, dtype) = read_finite(&self.base)?;
@@ -228,7 +228,7 @@ pub(crate) fn chosen_rows(base: &Weight, rows: Arc<[usize]>) -> Weight {
     Weight::made(base.name(), base.dtype(), &shape, ChosenRows { base: base.clone(), rows })
 }
 
-impl Make for ChosenRows {
+impl WeightSource for ChosenRows {
     fn make(&self) -> Result<Vec<u8>> {
         let (bytes, _) = read_finite(&self.base)?;
         let row = bytes.len() / self.base.shape()[0];
@@ -249,7 +249,7 @@ pub(crate) fn with_tail(base: &Weight, count: usize, value: f32) -> Weight {
     Weight::made(base.name(), base.dtype(), base.shape(), made)
 }
 
-impl Make for WithTail {
+impl WeightSource for WithTail {
     fn make(&self) -> Result<Vec<u8>> {
         let (mut bytes, dtype) = read_finite(&self.base)?;
         let tail = encoded(&vec![self.value; self.count], dtype, self.base.name())?;
@@ -271,7 +271,7 @@ pub(crate) fn mean(weights: Vec<Weight>) -> Weight {
     Weight::made(first.name(), first.dtype(), first.shape(), Mean(weights))
 }
 
-impl Make for Mean {
+impl WeightSource for Mean {
     fn make(&self) -> Result<Vec<u8>> {
         let first = &self.0[0];
         let mut sums = vec![0f64; first.elements()];
@@ -320,7 +320,7 @@ pub(crate) fn rows(name: String, rows: Rows, shape: [usize; 2], times: usize, li
     Ok(Weight::made(name, like.dtype(), &shape, made))
 }
 
-impl Make for Repeated {
+impl WeightSource for Repeated {
     fn make(&self) -> Result<Vec<u8>> {
         let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
         let distinct = match &self.rows {

@@ -5,8 +5,8 @@ use std::path::Path;
 use moe_checkpoint::Result;
 use moe_forward::{Calibration, Corpus, EvalReport, Observer, Room, Sweep, TextRead};
 use moe_model::Model;
-use moe_passes::quantize::Pulled;
-use moe_passes::{CalibrationOptions, Decider, Decisions};
+use moe_passes::quantize::PoolStats;
+use moe_passes::{CalibrationOptions, LayerEdits, LayerPass};
 
 use crate::convert::ConvertOptions;
 use crate::memory::{self, Text, Watched};
@@ -18,14 +18,14 @@ use crate::trust::StageReport;
 
 /// What decides in a sweep, and its text.
 pub(crate) struct Deciding {
-    pub decider: Box<dyn Decider>,
+    pub decider: Box<dyn LayerPass>,
     text: Calibration,
     /// What was read for it, and for the pool.
     pub read: Vec<TextRead>,
     /// Text of which some may join.
     pool: Option<Calibration>,
     /// What did, once that is known.
-    pub pulled: Option<Pulled>,
+    pub pulled: Option<PoolStats>,
 }
 
 /// What is looked for in the whole original model, before anything is decided, is looked for in about this many tokens.
@@ -36,7 +36,7 @@ impl Deciding {
     ///
     /// # Errors
     /// What reading returns; [`moe_checkpoint::Kind::Usage`] for too little text.
-    pub fn new(decider: Box<dyn Decider>, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
+    pub fn new(decider: Box<dyn LayerPass>, source: &Model, input: &Path, work: &Work<'_>) -> Result<Self> {
         let length = decider.text().sequence_length;
         let of_text = |option, live: &dyn Fn(usize) -> Result<u64>| memory::room(work.budget, option, live);
         let room = of_text("--data-tokens", &|tokens| swept_bytes(&*decider, source, [tokens, 0], length, work));
@@ -134,8 +134,8 @@ impl Deciding {
         options: &ConvertOptions,
         scratch: &Path,
         progress: &dyn Progress,
-        measured: &mut dyn FnMut(&Decisions) -> Result<Option<EvalReport>>,
-    ) -> Result<(Decisions, Vec<StageReport>)> {
+        measured: &mut dyn FnMut(&LayerEdits) -> Result<Option<EvalReport>>,
+    ) -> Result<(LayerEdits, Vec<StageReport>)> {
         self.begin(source, options, scratch, progress)?;
         let layers = source.layers.len();
         let (decider, text) = (self.decider.as_mut(), &self.text);
@@ -208,7 +208,7 @@ pub(crate) fn decide_together(
 /// The most bytes that `decider` holds while it decides on `source` by so many `own` tokens and tokens of a pool, in sequences of
 /// `length` at most.
 fn swept_bytes(
-    decider: &dyn Decider,
+    decider: &dyn LayerPass,
     source: &Model,
     [own, pool]: [usize; 2],
     length: usize,

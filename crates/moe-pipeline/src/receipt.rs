@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use moe_forward::Difference;
 use moe_model::Parameters;
 use moe_passes::distill::DistilledLayer;
-use moe_passes::quantize::{ExpertRecord, Pulled};
+use moe_passes::quantize::{ExpertRecord, PoolStats};
 use moe_passes::{DecidedBy, Effect, Identity, LayerRecord, PassInfo, ReportKind};
 use serde::Serialize;
 
 use crate::build::{BUILD, VERSION};
-use crate::prepare::Applied;
+use crate::prepare::PassRun;
 use crate::report::REPORT_FILE;
 use crate::train::TrainingRecord;
 use crate::trust::HeldOutReport;
@@ -73,7 +73,7 @@ pub struct Receipt {
     pub decided: Option<DecidedBy>,
     /// What a pool of text gave.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<Pulled>,
+    pub pool: Option<PoolStats>,
     /// How each layer was made.
     pub layers: Vec<LayerRecord>,
     /// What the user was warned of.
@@ -203,7 +203,7 @@ pub struct EarlierPass {
     pub decided: Option<DecidedBy>,
     /// What a pool of text gave.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<Pulled>,
+    pub pool: Option<PoolStats>,
     /// What it made, which the next pass converted.
     pub result: ResultRecord,
     /// How it made each layer.
@@ -212,7 +212,7 @@ pub struct EarlierPass {
 
 impl EarlierPass {
     /// Of a pass that was applied.
-    pub(crate) fn of(applied: &Applied<'_>) -> Self {
+    pub(crate) fn of(applied: &PassRun<'_>) -> Self {
         Self {
             pass: applied.pass.info(),
             options: applied.pass.options(),
@@ -280,7 +280,7 @@ pub struct ResultRecord {
 
 impl ResultRecord {
     /// Of what a pass makes.
-    pub(crate) fn of(applied: &Applied<'_>) -> Self {
+    pub(crate) fn of(applied: &PassRun<'_>) -> Self {
         let (parameters, tensors) = (applied.plan.model.parameters(), &applied.declaration.tensors);
         Self {
             model_type: applied.plan.model.family.model_type.clone(),

@@ -3,7 +3,7 @@
 use moe_checkpoint::counted;
 use moe_passes::LayerTrust;
 use moe_passes::distill::{DistilledLayer, DownFit, Trained};
-use moe_passes::quantize::{ExpertRecord, LayerWidths, Pulled};
+use moe_passes::quantize::{ExpertRecord, LayerWidths, PoolStats};
 use moe_pipeline::Receipt;
 
 use super::{or_dash, table};
@@ -87,7 +87,7 @@ fn quantized(receipt: &Receipt) -> String {
             or_dash(record.fallback.clone()),
         ]
     };
-    let pool = receipt.pool.map_or(String::new(), |Pulled { scanned, joined, short }| {
+    let pool = receipt.pool.map_or(String::new(), |PoolStats { scanned, joined, short }| {
         format!(
             "\nPool: {} of {} sequences joined ({} of {} tokens); by the original's routing, experts short of tokens: {} before, {} after.\n",
             joined[0], scanned[0], joined[1], scanned[1], short[0], short[1]

@@ -6,12 +6,12 @@ use candle_core::{DType, Tensor, Var};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::encoding::encode_f32;
-use moe_model::{Expert, Ffn, Head, Layer, Linear, Make, Model, Weight};
+use moe_model::{Expert, Ffn, Head, Layer, Linear, Model, Weight, WeightSource};
 
 use crate::context::Context;
 use crate::finite;
-use crate::lent::Lent;
 use crate::loader::{candle_dtype, to_f32};
+use crate::overrides::Overrides;
 
 /// A kind of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Parameters {
     }
 
     /// What the forward pass uses at `place`; tracked, if gradients are wanted.
-    pub(crate) fn lend(&self, place: Place, tracked: bool) -> Result<Lent> {
+    pub(crate) fn lend(&self, place: Place, tracked: bool) -> Result<Overrides> {
         let lent = |(_, p): (usize, &Parameter)| {
             let value = if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
             let is_matrix = value.rank() > 1;
@@ -171,7 +171,7 @@ impl Parameters {
 
 struct Bytes(Arc<Vec<u8>>);
 
-impl Make for Bytes {
+impl WeightSource for Bytes {
     fn make(&self) -> Result<Vec<u8>> {
         Ok(self.0.to_vec())
     }

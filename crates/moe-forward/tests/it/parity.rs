@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};
 use moe_math::Compute;
 use moe_math::routing::{Rule, route};
-use moe_model::{Expert, Ffn, Make, Model, Result, Weight};
+use moe_model::{Expert, Ffn, Model, Result, Weight, WeightSource};
 
 use crate::common::golden;
 
@@ -115,7 +115,7 @@ fn sequences_do_not_see_each_other() {
 /// A weight whose elements are shifted by one: as good as dropping it, for any shape.
 struct Shifted(Weight);
 
-impl Make for Shifted {
+impl WeightSource for Shifted {
     fn make(&self) -> Result<Vec<u8>> {
         let mut bytes = self.0.read()?;
         bytes.rotate_right(self.0.dtype().bitsize() / 8);

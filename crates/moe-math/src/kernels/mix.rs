@@ -54,7 +54,7 @@ pub(crate) fn add_outputs(sums: &Tensor, outputs: &Tensor, table: &Table) -> Res
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Mix {
+pub(super) struct CombineKernel {
     pub sums: *mut f32,
     /// f32, or the bits of bf16.
     pub outputs: *const std::ffi::c_void,
@@ -67,7 +67,7 @@ pub(super) struct Mix {
 }
 
 // SAFETY: mix.cu declares it alike; `Adding` hands over tensors of the shapes named there.
-unsafe impl Arguments for Mix {
+unsafe impl Arguments for CombineKernel {
     const SOURCE: &'static str = "mix";
 
     fn kernel(&self) -> &'static str {
@@ -83,13 +83,13 @@ pub(super) struct Adding;
 
 impl Adding {
     /// All but the pointers.
-    pub(super) fn arguments(&self, [tokens, hidden, entries]: [usize; 3], outputs: DType) -> Result<Mix> {
+    pub(super) fn arguments(&self, [tokens, hidden, entries]: [usize; 3], outputs: DType) -> Result<CombineKernel> {
         let halves = match outputs {
             DType::F32 => 0,
             DType::BF16 => 1,
             other => bail!("no outputs in {other:?}"),
         };
-        Ok(Mix {
+        Ok(CombineKernel {
             sums: std::ptr::null_mut(),
             outputs: std::ptr::null(),
             table: std::ptr::null(),
@@ -149,6 +149,6 @@ impl InplaceOp3 for Adding {
         let (Floats { address: outputs, .. }, _outputs) = read_floats(outputs, lo, &stream)?;
         let (table, _table) = read::<u32>(table, lt, &stream)?;
         let (sums, _sums) = write(sums, ls, &stream)?;
-        launch(&device, Mix { sums, outputs, table, ..arguments })
+        launch(&device, CombineKernel { sums, outputs, table, ..arguments })
     }
 }

@@ -188,7 +188,7 @@ fn outputs_are_added_alike() {
         let words = table.words();
         let arguments = Adding.arguments([count, hidden, rows], dtype).unwrap();
         let run = |outputs: *const std::ffi::c_void, found: *mut f32| {
-            on_host(super::mix::Mix { sums: found, outputs, table: words.as_ptr(), ..arguments });
+            on_host(super::mix::CombineKernel { sums: found, outputs, table: words.as_ptr(), ..arguments });
         };
         match dtype {
             DType::F32 => run(values(&outputs).as_ptr().cast(), found.as_mut_ptr()),

@@ -6,12 +6,12 @@ use std::path::Path;
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme, Target};
 use moe_model::Answer::{NotKnown, Refuses, Takes};
-use moe_model::{Answer, Ffn, Linear, Make, Model, Packed, Packing, Verdict, Weight};
+use moe_model::{Answer, Ffn, Linear, Model, Packed, Packing, Verdict, Weight, WeightSource};
 use serde_json::{Value, json};
 
 struct NoBytes;
 
-impl Make for NoBytes {
+impl WeightSource for NoBytes {
     fn make(&self) -> moe_model::Result<Vec<u8>> {
         panic!("engines are asked about shapes alone")
     }

@@ -175,7 +175,7 @@ fn layers_for_multi_token_prediction_are_carried_pruned_or_dropped() {
 
 struct Zeros(usize);
 
-impl moe_model::Make for Zeros {
+impl moe_model::WeightSource for Zeros {
     fn make(&self) -> moe_model::Result<Vec<u8>> {
         Ok(vec![0; self.0])
     }

@@ -125,7 +125,7 @@ pub(super) fn step_bytes(tokens: u64, width: u64, hidden: u64) -> u64 {
 }
 
 /// What reaches a layer, and what its mixture gives for it.
-pub(super) struct Lessons<'a> {
+pub(super) struct LayerTrainingData<'a> {
     pub index: usize,
     pub inputs: &'a Inputs<'a>,
     pub tokens: &'a Tokens,
@@ -142,7 +142,12 @@ pub(super) struct Learned {
 }
 
 /// Trains `network` for `steps`.
-pub(super) fn train(lessons: &Lessons<'_>, network: &Expert, steps: u64, training: &Training) -> Result<Learned> {
+pub(super) fn train(
+    lessons: &LayerTrainingData<'_>,
+    network: &Expert,
+    steps: u64,
+    training: &Training,
+) -> Result<Learned> {
     let fail = |e| failed(lessons.index, e);
     let energy = lessons.energy()?;
     if energy == 0.0 {
@@ -283,7 +288,7 @@ impl Samples {
     }
 }
 
-impl Lessons<'_> {
+impl LayerTrainingData<'_> {
     /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there are none.
     fn samples(&self, block: usize, part: Part, first: usize, every: usize) -> Result<Option<Samples>> {
         let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
@@ -467,7 +472,7 @@ mod tests {
 
     #[test]
     fn what_was_learned_comes_back_bit_for_bit() {
-        let nothing = moe_checkpoint::Spill::new(&std::env::temp_dir()).keep(&[]).unwrap();
+        let nothing = moe_checkpoint::ScratchStore::new(&std::env::temp_dir()).keep(&[]).unwrap();
         let linear = |shape: [usize; 2]| moe_model::Linear {
             weight: Weight::made("w", moe_checkpoint::Dtype::F32, &shape, nothing.clone()),
             bias: None,

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use moe_checkpoint::{Saved, Spill};
+use moe_checkpoint::{Saved, ScratchStore};
 use moe_forward::{Calibration, Converted, Converter, ExpertRun, Forcing, ForwardWork, Inputs, Observer, Wants};
 use moe_math::Compute;
 use moe_math::meter::Work;
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
-use super::block::{GATHERED_BYTES, LOOKED_AT, Learned, Lessons, Training, step_bytes, train};
+use super::block::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, Training, step_bytes, train};
 use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
@@ -20,7 +20,7 @@ use super::{DistillOptions, Down, DownFit, Forced, Init};
 use crate::calibrate::CalibrationOptions;
 use crate::merge::aligning_bytes;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, Kept, LayerRecord, Sources, SweptText};
+use crate::pass::{DecidedBy, DecidedLayer, Kept, LayerEdits, LayerPass, LayerRecord, Sources, SweptText};
 
 /// Decides layer by layer.
 pub(super) struct Distiller {
@@ -29,7 +29,7 @@ pub(super) struct Distiller {
     width: usize,
     model: Model,
     compute: Compute,
-    spill: Arc<Spill>,
+    spill: Arc<ScratchStore>,
     tokens: Option<Tokens>,
     /// Watches the layer that runs.
     observer: Option<LayerObserver>,
@@ -49,7 +49,7 @@ pub(super) struct Distiller {
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
     /// Makes it dense.
-    Make,
+    WeightSource,
     /// Trains it on what --forcing says.
     Train,
     /// Trains it on what reaches it.
@@ -60,7 +60,7 @@ impl Stage {
     /// What it did, in words.
     fn done(self) -> &'static str {
         match self {
-            Self::Make => "made",
+            Self::WeightSource => "made",
             Self::Train => "trained",
             Self::TrainOnOwn => "trained on own states",
         }
@@ -68,7 +68,7 @@ impl Stage {
 
     fn steps(self, training: &Training) -> u64 {
         match self {
-            Self::Make => 0,
+            Self::WeightSource => 0,
             Self::Train => training.steps,
             Self::TrainOnOwn => training.student_steps,
         }
@@ -77,7 +77,7 @@ impl Stage {
     /// The next of those that are asked for.
     fn next(self, training: &Training) -> Option<Self> {
         let next = match self {
-            Self::Make => Self::Train,
+            Self::WeightSource => Self::Train,
             Self::Train => Self::TrainOnOwn,
             Self::TrainOnOwn => return None,
         };
@@ -86,7 +86,7 @@ impl Stage {
 }
 
 impl Distiller {
-    pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>, spill: &Arc<Spill>) -> Self {
+    pub fn new(options: &DistillOptions, width: usize, sources: &Sources<'_>, spill: &Arc<ScratchStore>) -> Self {
         Self {
             options: options.clone(),
             width,
@@ -98,7 +98,7 @@ impl Distiller {
             compared: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
-            stage: Stage::Make,
+            stage: Stage::WeightSource,
             before: None,
             saved: None,
         }
@@ -134,7 +134,8 @@ impl Distiller {
             None => {
                 let (seed, training) = (self.options.calibration.seed, &self.options.training);
                 let hidden = self.model.hidden;
-                let lessons = Lessons { index, inputs, tokens: self.tokens(), compute: &self.compute, hidden, seed };
+                let lessons =
+                    LayerTrainingData { index, inputs, tokens: self.tokens(), compute: &self.compute, hidden, seed };
                 let steps = self.stage.steps(training);
                 let train = || train(&lessons, network, steps, training);
                 let learned = self.compute.stage("looks", Work::UNCOUNTED, train)?;
@@ -158,7 +159,7 @@ impl Distiller {
     }
 }
 
-impl Decider for Distiller {
+impl LayerPass for Distiller {
     fn text(&self) -> &CalibrationOptions {
         &self.options.calibration
     }
@@ -252,7 +253,7 @@ impl Decider for Distiller {
         None
     }
 
-    fn finish(&mut self) -> Result<Decisions> {
+    fn finish(&mut self) -> Result<LayerEdits> {
         let mut layers = self.layers.clone();
         for (index, error) in &self.errors {
             let record = layers.get_mut(index).and_then(|layer| layer.record.distilled.as_mut());
@@ -262,7 +263,7 @@ impl Decider for Distiller {
             Forced::Student => DecidedBy::Sequence,
             Forced::Teacher => DecidedBy::OriginalText,
         };
-        Ok(Decisions { by, layers, attention: BTreeMap::new() })
+        Ok(LayerEdits { by, layers, attention: BTreeMap::new() })
     }
 }
 
@@ -277,7 +278,7 @@ impl Converter for Distiller {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         self.compared = 0;
-        if self.stage != Stage::Make {
+        if self.stage != Stage::WeightSource {
             let Some(layer) = self.layers.get(&index) else { return Ok(None) };
             if !self.changes(index) {
                 return Ok(Some(layer.ffn.clone().into()));
@@ -315,11 +316,13 @@ impl Converter for Distiller {
 
 impl Observer for Distiller {
     fn wants(&self) -> Wants {
-        Wants { experts: self.stage == Stage::Make, left_out: false }
+        Wants { experts: self.stage == Stage::WeightSource, left_out: false }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == Stage::Make) else { return Ok(()) };
+        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == Stage::WeightSource) else {
+            return Ok(());
+        };
         if self.observer.is_none() {
             let samples = self.options.init == Init::Select && self.options.score.needs_all_outputs();
             self.observer = Some(LayerObserver::new(moe, self.tokens(), samples, &self.compute)?);

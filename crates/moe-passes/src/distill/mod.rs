@@ -21,8 +21,8 @@ use moe_model::{Error, Ffn, Kind, Model, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Baseline, BenchmarkedModel, Decider, Effect, HeldOut, Inputs, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan,
-    ReportKind, Sources, as_value,
+    Baseline, BenchmarkedModel, Effect, HeldOut, Inputs, Kept, LayerPass, LayerRecord, Pass, PassInfo, PassOptions,
+    Plan, ReportKind, Sources, as_value,
 };
 
 pub use block::Training;
@@ -138,7 +138,7 @@ impl Pass for DistillOptions {
         self.training.trains()
     }
 
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         let width = self.check(sources.model)?;
         let spill = sources.spill.ok_or_else(|| {
             Error::new(Kind::Usage, "there is no place for weights that are made before they are written")

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use moe_forward::{Calibration, ExpertRun, GroupIndex, UNCOUNTED, group_factors};
 use moe_math::Compute;
+use moe_math::deferred_readback::DeferredReadback;
 use moe_math::product::product;
-use moe_math::readback::Readback;
 use moe_math::routing::Routing;
 use moe_model::{Error, Kind, Moe, Result, Weight};
 
@@ -111,7 +111,7 @@ pub(super) struct LayerObserver {
     scores: Vec<f32>,
     sampled_tokens: usize,
     /// Σ (g h)² and ‖f‖² that still lie on the device.
-    parts: Readback<Rows>,
+    parts: DeferredReadback<Rows>,
 }
 
 /// Tokens that an expert ran on.
@@ -148,7 +148,7 @@ impl LayerObserver {
             arrived: 0,
             scores: Vec::new(),
             sampled_tokens: 0,
-            parts: Readback::default(),
+            parts: DeferredReadback::default(),
         })
     }
 

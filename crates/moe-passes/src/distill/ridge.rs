@@ -3,7 +3,7 @@
 //! MergeMoE (2510.14436) fits the down projections of merged experts so, without λ.
 
 use candle_core::{DType, Device, Tensor};
-use moe_checkpoint::Spill;
+use moe_checkpoint::ScratchStore;
 use moe_forward::{Inputs, to_f32};
 use moe_math::meter::Work;
 use moe_math::product::product;
@@ -39,7 +39,7 @@ pub(super) fn fit(
     inputs: &Inputs<'_>,
     tokens: &Tokens,
     compute: &Compute,
-    spill: &Spill,
+    spill: &ScratchStore,
 ) -> Result<Fitted> {
     let fail = |e| failed(index, e);
     let of_layer = Samples { gate: to_f32(&student.gate.weight, compute)?, up: to_f32(&student.up.weight, compute)? };

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use moe_checkpoint::Spill;
+use moe_checkpoint::ScratchStore;
 use moe_forward::candle_dtype;
 use moe_math::{encoding, sampling};
-use moe_model::{Error, Expert, Kind, Linear, Make, Result, Weight};
+use moe_model::{Error, Expert, Kind, Linear, Result, Weight, WeightSource};
 
 use crate::part::{Axis, encoded, numeric, read_finite};
 
@@ -65,7 +65,7 @@ pub(super) fn random(like: &Expert, width: usize, seed: u64, index: usize) -> Ex
     network
 }
 
-impl Make for Normal {
+impl WeightSource for Normal {
     fn make(&self) -> Result<Vec<u8>> {
         let values = sampling::normal(self.elements, STD, &mut sampling::generator(self.seed, self.stream));
         encoded(&values, candle_dtype(&self.like)?, self.like.name())
@@ -90,7 +90,7 @@ impl Picked {
     }
 }
 
-impl Make for Picked {
+impl WeightSource for Picked {
     fn make(&self) -> Result<Vec<u8>> {
         let like = &self.networks[0];
         let dtype = candle_dtype(like)?;
@@ -135,7 +135,7 @@ impl Make for Picked {
 }
 
 /// A weight of the shape and encoding of `like` that holds `values`, kept in `spill` until it is written.
-pub(super) fn kept(values: &[f32], like: &Weight, spill: &Spill) -> Result<Weight> {
+pub(super) fn kept(values: &[f32], like: &Weight, spill: &ScratchStore) -> Result<Weight> {
     let bytes = encoded(values, candle_dtype(like)?, like.name())?;
     Ok(Weight::made(like.name(), like.dtype(), like.shape(), spill.keep(&bytes)?))
 }

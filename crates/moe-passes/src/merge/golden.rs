@@ -12,7 +12,7 @@ use moe_forward::{
 use moe_math::Compute;
 use moe_math::routing::Routing;
 use moe_math::statistics::Sums;
-use moe_model::{Expert, Linear, Make, Model, Moe, Result, Weight};
+use moe_model::{Expert, Linear, Model, Moe, Result, Weight, WeightSource};
 use serde_json::Value;
 
 use super::dern;
@@ -48,7 +48,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 
 struct Bytes(Vec<u8>);
 
-impl Make for Bytes {
+impl WeightSource for Bytes {
     fn make(&self) -> Result<Vec<u8>> {
         Ok(self.0.clone())
     }

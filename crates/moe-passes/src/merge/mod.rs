@@ -26,7 +26,8 @@ use moe_model::{Model, Result};
 use serde_json::Value;
 
 use crate::pass::{
-    Decider, Decisions, HeldOut, Inputs, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value, no_targets,
+    HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
+    no_targets,
 };
 use crate::reduce::{BASELINE, Method as _, fewer};
 
@@ -98,11 +99,11 @@ impl Pass for MergeOptions {
         Ok(self.reduce.control(sources.model, &self.reduce.size(sources)?))
     }
 
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
         self.reduce.decide(&self.merging(), &self.reduce.size(sources)?, sources)
     }
 
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         Ok(self.reduce.decider(self.merging(), self.reduce.size(sources)?, sources))
     }
 }

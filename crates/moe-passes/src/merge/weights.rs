@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use moe_forward::candle_dtype;
-use moe_model::{Expert, Linear, Make, Model, Result, Weight};
+use moe_model::{Expert, Linear, Model, Result, Weight, WeightSource};
 
 use crate::part::{Axis, encoded, finite_values};
 
@@ -64,7 +64,7 @@ pub(super) fn making_bytes(model: &Model) -> u64 {
     weights.map(|weight| 2 * (weight.bytes() + 12 * weight.elements() as u64)).max().unwrap_or(0)
 }
 
-impl Make for Merged {
+impl WeightSource for Merged {
     fn make(&self) -> Result<Vec<u8>> {
         let first = &self.members[0].0;
         let columns = first.shape()[1];
@@ -102,7 +102,7 @@ fn add_columns(sums: &mut [f64], values: &[f32], columns: usize, gifts: &[Gift])
 /// Bytes that were computed and are kept.
 struct Held(Vec<u8>);
 
-impl Make for Held {
+impl WeightSource for Held {
     fn make(&self) -> Result<Vec<u8>> {
         Ok(self.0.clone())
     }

@@ -1,15 +1,15 @@
 //! What every pass has: a name, options, and a plan that is fixed before the first byte is written.
 
-mod decider;
 mod info;
 mod inputs;
+mod layer_pass;
 mod record;
 mod survey;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use moe_checkpoint::Spill;
+use moe_checkpoint::ScratchStore;
 use moe_forward::{DataSpec, Group};
 use moe_math::Compute;
 use moe_math::statistics::Sums;
@@ -19,10 +19,10 @@ use serde_json::Value;
 
 use crate::train::Training;
 
-pub use decider::{DecidedBy, DecidedLayer, Decider, Decisions, Pool, SweptText};
 pub(crate) use info::no_targets;
 pub use info::{Baseline, BenchmarkedModel, PassInfo, PassOptions, ReportKind};
 pub use inputs::Inputs;
+pub use layer_pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, Pool, SweptText};
 pub use record::{Effect, Identity, Kept, LayerRecord};
 pub use survey::{Survey, SurveyText, Surveyor, TextSource};
 
@@ -61,7 +61,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     }
 
     /// Decisions as a file says them; null for passes that have no such files.
-    fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
+    fn describe_decisions(&self, model: &Model, decisions: &LayerEdits) -> Value {
         let _ = (model, decisions);
         Value::Null
     }
@@ -84,7 +84,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// What reading weights and statistics returns.
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
         let _ = sources;
         Ok(None)
     }
@@ -120,7 +120,7 @@ pub trait Pass: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// As for [`Pass::plan`].
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         let _ = sources;
         Ok(None)
     }
@@ -177,9 +177,9 @@ pub struct Sources<'a> {
     /// The content of [`Inputs::plan`].
     pub given_plan: Option<&'a Value>,
     /// Where made bytes are kept until they are written; decisions that make some need it.
-    pub spill: Option<&'a Arc<Spill>>,
+    pub spill: Option<&'a Arc<ScratchStore>>,
     /// What was decided, once it is; a plan without them shows sizes, and stands for no result.
-    pub decisions: Option<&'a Decisions>,
+    pub decisions: Option<&'a LayerEdits>,
 }
 
 impl<'a> Sources<'a> {

@@ -17,8 +17,8 @@ use serde_json::Value;
 
 use crate::calibrate::CalibrationOptions;
 use crate::pass::{
-    DecidedBy, Decider, Decisions, HeldOut, Inputs, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources, as_value,
-    no_targets,
+    DecidedBy, HeldOut, Inputs, LayerEdits, LayerPass, Pass, PassInfo, PassOptions, Plan, ReportKind, Sources,
+    as_value, no_targets,
 };
 use crate::reduce::{BASELINE, Method, ReduceOptions, Size, fewer};
 use crate::unused::refuse_unused;
@@ -203,7 +203,7 @@ impl Pass for PruneOptions {
         self.plan_out.as_deref()
     }
 
-    fn describe_decisions(&self, model: &Model, decisions: &Decisions) -> Value {
+    fn describe_decisions(&self, model: &Model, decisions: &LayerEdits) -> Value {
         let method = match (decisions.by, self.method.to_possible_value()) {
             (DecidedBy::GivenPlan, _) => "a given plan".to_owned(),
             (_, word) => word.map_or(String::new(), |word| word.get_name().to_owned()),
@@ -247,7 +247,7 @@ impl Pass for PruneOptions {
         Ok(self.reduce.control(sources.model, &self.size(sources)?))
     }
 
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
         match self.given(sources)? {
             Some(plan) => {
                 let size = plan.size(sources.model)?;
@@ -263,7 +263,7 @@ impl Pass for PruneOptions {
         self.reduce.calibration.data.is_empty()
     }
 
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         Ok(self.reduce.decider(self.method(), self.size(sources)?, sources))
     }
 }

@@ -6,7 +6,7 @@ use moe_model::{Error, Kind, Model, Moe, Result};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::pass::{DecidedBy, Decisions};
+use crate::pass::{DecidedBy, LayerEdits};
 use crate::reduce::{Reduced, Size, check_groups, check_padding, expert_count, padded};
 
 /// Which experts stay.
@@ -38,7 +38,7 @@ pub(super) struct PlannedLayer {
 
 impl PrunePlan {
     /// What `decisions` about `model` say.
-    pub fn new(method: String, model: &Model, decisions: &Decisions) -> Self {
+    pub fn new(method: String, model: &Model, decisions: &LayerEdits) -> Self {
         let planned = |(index, moe): (usize, &Moe)| {
             let layer = decisions.layers.get(&index)?;
             let keep = layer.clusters.iter().map(|cluster| cluster[0]).collect();
@@ -73,13 +73,13 @@ impl PrunePlan {
     }
 
     /// The plan as decisions; [`Self::size`] has found nothing wrong with it.
-    pub fn decisions(&self, model: &Model, size: &Size) -> Decisions {
+    pub fn decisions(&self, model: &Model, size: &Size) -> LayerEdits {
         let decided = |(index, moe): (usize, &Moe)| {
             let kept = self.layers[&index].keep.iter().copied();
             let layer = Reduced::unmerged(kept, Vec::new()).decided(index, moe, None);
             (index, padded(layer, moe, size.after))
         };
-        Decisions { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect(), attention: BTreeMap::new() }
+        LayerEdits { by: DecidedBy::GivenPlan, layers: model.moes().map(decided).collect(), attention: BTreeMap::new() }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use moe_checkpoint::quantization::{Blocks, Integers};
-use moe_checkpoint::{Dtype, Spill};
+use moe_checkpoint::{Dtype, ScratchStore};
 use moe_forward::{candle_dtype, float_dtype};
 use moe_math::fp8;
 use moe_math::quantize::{Codes, pack};
-use moe_model::{Error, Kind, Make, Packed, Packing, Result, Weight};
+use moe_model::{Error, Kind, Packed, Packing, Result, Weight, WeightSource};
 
 use super::solve::failed;
 use crate::part::encoded;
@@ -15,7 +15,7 @@ use crate::part::encoded;
 /// Bytes that are to be made; until then there is only their shape.
 struct Undecided;
 
-impl Make for Undecided {
+impl WeightSource for Undecided {
     fn make(&self) -> Result<Vec<u8>> {
         Err(Error::new(Kind::Numeric, "this weight is made when quantize runs"))
     }
@@ -23,7 +23,7 @@ impl Make for Undecided {
 
 /// Where made bytes are kept; without one there are only shapes.
 #[derive(Clone)]
-pub(super) struct Store(pub Option<Arc<Spill>>);
+pub(super) struct Store(pub Option<Arc<ScratchStore>>);
 
 impl Store {
     fn weight(

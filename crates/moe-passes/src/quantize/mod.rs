@@ -26,12 +26,12 @@ use moe_model::{Answer, Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe,
 use serde_json::Value;
 
 use crate::pass::{
-    Decider, Decisions, Effect, HeldOut, Inputs, Kept, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind,
+    Effect, HeldOut, Inputs, Kept, LayerEdits, LayerPass, LayerRecord, Pass, PassInfo, PassOptions, Plan, ReportKind,
     Sources, as_value, no_targets,
 };
 
 pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
-pub use pool::Pulled;
+pub use pool::PoolStats;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
 pub use widths::{LayerWidths, Profile, WidthError};
@@ -142,14 +142,14 @@ impl Pass for QuantizeOptions {
         self.measuring.text(&self.calibration)
     }
 
-    fn decide(&self, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+    fn decide(&self, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
         match (self.method(), self.target_bits) {
             (Method::Rtn, None) => quantizer::rounded(self, sources).map(Some),
             _ => Ok(None),
         }
     }
 
-    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn Decider>>> {
+    fn decider(&self, sources: &Sources<'_>) -> Result<Option<Box<dyn LayerPass>>> {
         match (self.method(), self.target_bits) {
             (Method::Rtn, None) => Ok(None),
             _ => Ok(Some(Box::new(Quantizer::new(self, sources)))),

@@ -38,7 +38,7 @@ struct Counted {
 /// What a pool gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Pulled {
+pub struct PoolStats {
     /// Sequences and tokens of the pool.
     pub scanned: [usize; 2],
     /// Those that joined the calibration.
@@ -120,7 +120,7 @@ impl Pool for Scan {
     /// Greedily, by how much of what is missing a sequence has for each of its tokens. What a sequence adds never grows as
     /// others join, so that of a heap only its top needs to be looked at again (Minoux 1978), and the greedy choice covers
     /// at least 1 − 1/e of what is the most for that many sequences (Nemhauser et al. 1978).
-    fn choose(&mut self) -> (Vec<usize>, Pulled) {
+    fn choose(&mut self) -> (Vec<usize>, PoolStats) {
         let mut missing = self.missing();
         let short = |missing: &[Vec<u32>]| missing.iter().flatten().filter(|missing| **missing > 0).count();
         let before = short(&missing);
@@ -153,7 +153,7 @@ impl Pool for Scan {
         let scanned = pool.clone().map(|sequence| self.length(sequence)).sum();
         let joined = [chosen.len(), tokens];
         chosen.sort_unstable();
-        (chosen, Pulled { scanned: [pool.len(), scanned], joined, short: [before, short(&missing)] })
+        (chosen, PoolStats { scanned: [pool.len(), scanned], joined, short: [before, short(&missing)] })
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     /// One layer of three experts, top-1; sequences by what each of their tokens chose, the first of them the calibration.
-    fn chosen(sequences: &[&[u32]], least: usize, most: usize) -> (Vec<usize>, Pulled) {
+    fn chosen(sequences: &[&[u32]], least: usize, most: usize) -> (Vec<usize>, PoolStats) {
         let ends = sequences.iter().scan(0, |end, sequence| {
             *end += sequence.len();
             Some(*end)
@@ -214,11 +214,11 @@ mod tests {
         // Expert 1 lacks two tokens, expert 2 three. Sequence 4 has three of them in three tokens, then 3 has one in four.
         let (joined, pulled) = chosen(&sequences, 3, 100);
         assert_eq!(joined, [3, 4]);
-        assert_eq!(pulled, Pulled { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
+        assert_eq!(pulled, PoolStats { scanned: [4, 13], joined: [2, 7], short: [2, 1] });
         // With room for three tokens, the one that covers most.
         assert_eq!(chosen(&sequences, 3, 3).0, [4]);
         // Sequence 2 is taken where 4 doesn't fit.
         assert_eq!(chosen(&sequences, 3, 2).0, [2]);
-        assert_eq!(chosen(&sequences, 0, 100), (vec![], Pulled { scanned: [4, 13], joined: [0, 0], short: [0, 0] }));
+        assert_eq!(chosen(&sequences, 0, 100), (vec![], PoolStats { scanned: [4, 13], joined: [0, 0], short: [0, 0] }));
     }
 }

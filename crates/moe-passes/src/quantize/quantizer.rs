@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use moe_checkpoint::Spill;
+use moe_checkpoint::ScratchStore;
 use moe_checkpoint::quantization::{Integers, Scheme};
 use moe_forward::{Calibration, Converted, Converter, ForwardWork, Inputs, LoadedRouter, Observer, UNCOUNTED};
 use moe_math::Compute;
@@ -24,7 +24,7 @@ use super::survey::Survey;
 use super::{Made, Place};
 use crate::calibrate::CalibrationOptions;
 use crate::part::{finite_values, read_finite};
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerRecord, Pool, Sources, SweptText};
+use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Pool, Sources, SweptText};
 
 /// What a layer's experts give is summed on the way if it takes at most this many bytes; otherwise they are run again.
 const OUTPUT_BYTES: usize = 1 << 30;
@@ -34,7 +34,7 @@ pub(super) struct Quantizer {
     options: QuantizeOptions,
     model: Model,
     compute: Compute,
-    spill: Option<Arc<Spill>>,
+    spill: Option<Arc<ScratchStore>>,
     /// Whether each token counts.
     counted: Vec<bool>,
     layers: BTreeMap<usize, DecidedLayer>,
@@ -46,7 +46,7 @@ pub(super) struct Quantizer {
 }
 
 /// Rounds every matrix to nearest.
-pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<Decisions> {
+pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Result<LayerEdits> {
     let store = Store(sources.spill.cloned());
     let mut layers = BTreeMap::new();
     for (index, moe) in sources.model.moes() {
@@ -62,7 +62,7 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
             attention.insert(index, quantized);
         }
     }
-    Ok(Decisions { by: DecidedBy::Weights, layers, attention })
+    Ok(LayerEdits { by: DecidedBy::Weights, layers, attention })
 }
 
 /// `weight`, rounded to nearest in `scheme`.
@@ -238,7 +238,7 @@ impl Quantizer {
     }
 }
 
-impl Decider for Quantizer {
+impl LayerPass for Quantizer {
     fn text(&self) -> &CalibrationOptions {
         &self.options.calibration
     }
@@ -318,9 +318,9 @@ impl Decider for Quantizer {
         Some(self.survey.insert(Survey::new(&self.options, target, &self.model, &self.compute, sample)))
     }
 
-    fn finish(&mut self) -> Result<Decisions> {
+    fn finish(&mut self) -> Result<LayerEdits> {
         let (layers, attention) = (std::mem::take(&mut self.layers), std::mem::take(&mut self.attention));
-        Ok(Decisions { by: DecidedBy::Sequence, layers, attention })
+        Ok(LayerEdits { by: DecidedBy::Sequence, layers, attention })
     }
 }
 
@@ -397,7 +397,7 @@ mod tests {
         let text = Calibration { batch: Batch::new(ids.iter().map(Vec::as_slice)), groups: vec![group], group_of };
         let options = serde_json::json!({ "scheme": "w4a16", "group-size": -1, "hot-cap": 1.0, "min-samples": least, "include": ["shared"] });
         let options: QuantizeOptions = serde_json::from_value(options).unwrap();
-        let spill = Arc::new(Spill::new(&std::env::temp_dir()));
+        let spill = Arc::new(ScratchStore::new(&std::env::temp_dir()));
         let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
         let mut quantizer = Quantizer::new(&options, &sources);
         quantizer.begin(&text);

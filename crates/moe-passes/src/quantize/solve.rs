@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use candle_core::{DType, Tensor};
 use moe_forward::Inputs;
 use moe_math::Compute;
+use moe_math::combine::ExpertCombine;
 use moe_math::meter::Work;
-use moe_math::mix::Mix;
 use moe_math::product::product;
 use moe_math::quantize::{self, Codes, Damping, Factor, HessianSum, Problem, QuantizeError, factorise_all};
 use moe_math::swiglu;
@@ -137,7 +137,7 @@ impl Solver<'_> {
         // What all tasks have in common is made once.
         let alike = tasks.iter().all(|task| task.samples.shares(&first.samples));
         let shared = if alike { Some(factored(&tasks[..1])?) } else { None };
-        let mix = first.routed.as_ref().map(|_| Mix::new(self.counted.len(), hidden, &self.compute.device));
+        let mix = first.routed.as_ref().map(|_| ExpertCombine::new(self.counted.len(), hidden, &self.compute.device));
         let mut mix = mix.transpose().map_err(|e| self.numeric("the outputs", e))?;
         // On a device sums are also ordered, damped, stacked and factored side by side.
         let copies = if self.compute.device.is_cpu() { 1 } else { 5 };
@@ -269,7 +269,7 @@ impl Solver<'_> {
         activations: Activations,
         solved: &[Solved],
         [width, hidden]: [usize; 2],
-        mix: &mut Mix,
+        mix: &mut ExpertCombine,
     ) -> Result<()> {
         for ((task, activations), solved) in tasks.iter().zip(activations).zip(solved) {
             let Some(Routed { route, .. }) = &task.routed else { continue };

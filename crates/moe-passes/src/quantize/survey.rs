@@ -291,7 +291,7 @@ mod tests {
         let (_, routing) = LoadedRouter::load(&moe.router, &compute).unwrap().route(&x).unwrap();
         for (width, scheme) in ["w4a16", "w8a16"].into_iter().enumerate() {
             let uniform = options(serde_json::json!({ "scheme": scheme, "method": "rtn", "group-size": 32 }));
-            let spill = std::sync::Arc::new(moe_checkpoint::Spill::new(&std::env::temp_dir()));
+            let spill = std::sync::Arc::new(moe_checkpoint::ScratchStore::new(&std::env::temp_dir()));
             let sources = Sources { spill: Some(&spill), ..Sources::new(&model, &compute) };
             let decisions = uniform.decide(&sources).unwrap().unwrap();
             let rounded = decisions.layers[&0].ffn.moe().unwrap();

@@ -6,7 +6,7 @@ use moe_forward::group_factors;
 use moe_math::statistics::{Quantity, Sums};
 use moe_model::{Error, Kind, Model, Moe, Result};
 
-use super::reducer::sums_of;
+use super::expert_reducer::sums_of;
 use super::with_experts;
 use crate::part;
 use crate::pass::{DecidedLayer, LayerStatistics};

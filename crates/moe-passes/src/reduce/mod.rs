@@ -1,11 +1,11 @@
 //! Fewer experts: what pruning and merging share.
 
 mod budget;
+mod expert_reducer;
 mod guard;
 mod mtp;
 mod options;
 mod pass;
-mod reducer;
 mod trust;
 
 use std::sync::Arc;

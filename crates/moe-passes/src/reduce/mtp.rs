@@ -6,7 +6,7 @@ use moe_math::saliency;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Moe, Result};
 
 use super::{MtpChoice, ReduceOptions, Reduced, Size, check_saliency, most_salient};
-use crate::pass::{Decisions, Effect, Kept, LayerRecord};
+use crate::pass::{Effect, Kept, LayerEdits, LayerRecord};
 
 impl ReduceOptions {
     /// Decides the layers for multi-token prediction of `model`, unless they are left out.
@@ -18,7 +18,7 @@ impl ReduceOptions {
         model: &Model,
         size: &Size,
         compute: &Compute,
-        decisions: &mut Decisions,
+        decisions: &mut LayerEdits,
     ) -> Result<()> {
         match self.mtp {
             MtpChoice::Prune => decide_mtp(model, size, compute, decisions),
@@ -28,7 +28,7 @@ impl ReduceOptions {
 }
 
 /// Decides the layers for multi-token prediction of `model`, numbered behind the others.
-fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut Decisions) -> Result<()> {
+fn decide_mtp(model: &Model, size: &Size, compute: &Compute, decisions: &mut LayerEdits) -> Result<()> {
     for (index, mtp) in model.mtp.iter().enumerate() {
         let Some(moe) = mtp.layer.ffn.moe() else { continue };
         let index = model.layers.len() + index;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use moe_model::{Ffn, Model, Moe, Result};
 
+use super::expert_reducer::{ExpertReducer, decide_now};
 use super::mtp::with_mtp;
-use super::reducer::{Reducer, decide_now};
 use super::{Method, ReduceOptions, Reduced, Size, random_model};
 use crate::pass::{
-    Baseline, BenchmarkedModel, DecidedLayer, Decider, Decisions, Effect, Kept, LayerRecord, Plan, Sources,
+    Baseline, BenchmarkedModel, DecidedLayer, Effect, Kept, LayerEdits, LayerPass, LayerRecord, Plan, Sources,
 };
 
 /// What fewer experts are measured beside.
@@ -55,7 +55,7 @@ impl ReduceOptions {
     ///
     /// # Errors
     /// What reading weights and statistics returns.
-    pub(crate) fn decide(&self, method: &dyn Method, size: &Size, sources: &Sources<'_>) -> Result<Option<Decisions>> {
+    pub(crate) fn decide(&self, method: &dyn Method, size: &Size, sources: &Sources<'_>) -> Result<Option<LayerEdits>> {
         if !self.calibration.data.is_empty() {
             return Ok(None);
         }
@@ -68,9 +68,9 @@ impl ReduceOptions {
         method: impl Method + 'static,
         size: Size,
         sources: &Sources<'_>,
-    ) -> Option<Box<dyn Decider>> {
+    ) -> Option<Box<dyn LayerPass>> {
         let wanted = !self.calibration.data.is_empty();
-        wanted.then(|| Box::new(Reducer::new(Arc::new(method), self, size, sources)) as Box<dyn Decider>)
+        wanted.then(|| Box::new(ExpertReducer::new(Arc::new(method), self, size, sources)) as Box<dyn LayerPass>)
     }
 }
 

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result, Spill, json};
+use moe_checkpoint::{CONFIG_FILE, Checkpoint, Error, Kind, Result, ScratchStore, json};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{Decisions, LayerStatistics, Pass, Sources};
+use moe_passes::{LayerEdits, LayerStatistics, Pass, Sources};
 
-use super::applied::declared;
+use super::pass_run::declared;
 use crate::fingerprint::Fingerprint;
 use crate::statistics::StatisticsFile;
 
@@ -57,8 +57,8 @@ impl Beside {
         &'a self,
         model: &'a Model,
         compute: &'a Compute,
-        spill: Option<&'a Arc<Spill>>,
-        decisions: Option<&'a Decisions>,
+        spill: Option<&'a Arc<ScratchStore>>,
+        decisions: Option<&'a LayerEdits>,
     ) -> Sources<'a> {
         Sources {
             model,

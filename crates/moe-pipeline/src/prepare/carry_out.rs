@@ -8,16 +8,16 @@ use moe_checkpoint::{Checkpoint, Result, Saved};
 use moe_forward::{EvalReport, Sweep};
 use moe_math::Compute;
 use moe_model::Model;
-use moe_passes::{Decisions, same_bytes};
+use moe_passes::{LayerEdits, same_bytes};
 
-use super::applied::{Applied, declared};
+use super::pass_run::{PassRun, declared};
 use super::{Prepared, shards};
 use crate::convert::ConvertOptions;
 use crate::deciding::{Deciding, decide_together};
 use crate::fingerprint;
 use crate::progress::{Progress, Timings, Unit};
 use crate::resources::directory_of;
-use crate::train::{NOTHING_SAVED, Subject, TrainingDir};
+use crate::train::{NOTHING_SAVED, TrainingDir, TrainingJob};
 use crate::trust;
 
 impl Prepared<'_> {
@@ -102,7 +102,7 @@ impl Prepared<'_> {
                 let applied = &self.applied[index];
                 // It is the last pass's text, and the last pass's result.
                 let held_out = self.held_out.as_ref().filter(|_| index + 1 == self.applied.len());
-                let mut measured = |decisions: &Decisions| -> Result<Option<EvalReport>> {
+                let mut measured = |decisions: &LayerEdits| -> Result<Option<EvalReport>> {
                     let Some(corpus) = held_out else { return Ok(None) };
                     let plan = applied.pass.plan(&applied.sources(compute, &self.spill, Some(decisions)))?;
                     let (_, result) = declared(&plan)?;
@@ -143,7 +143,7 @@ impl Prepared<'_> {
             if index > group.start {
                 self.applied[index].source = self.applied[index - 1].result.clone();
             }
-            let Applied { source, deciding: Some(deciding), .. } = &mut self.applied[index] else { continue };
+            let PassRun { source, deciding: Some(deciding), .. } = &mut self.applied[index] else { continue };
             deciding.decider.model_mut().clone_from(source);
             let decisions = deciding.decider.finish()?;
             self.decided(index, decisions, &options.compute)?;
@@ -152,7 +152,7 @@ impl Prepared<'_> {
     }
 
     /// Plans pass `index` with what was decided, which is written where its user wants it.
-    fn decided(&mut self, index: usize, decisions: Decisions, compute: &Compute) -> Result<()> {
+    fn decided(&mut self, index: usize, decisions: LayerEdits, compute: &Compute) -> Result<()> {
         let applied = &mut self.applied[index];
         applied.decided(decisions, compute, &self.spill)?;
         applied.write_plan()
@@ -203,7 +203,7 @@ impl Prepared<'_> {
         let own = task.deciding(applied.pass.options());
         let teacher_read = teacher.map(|(checkpoint, _)| checkpoint);
         let key = self.key(index, own, &options.compute, teacher_read)?;
-        let subject = Subject {
+        let subject = TrainingJob {
             model: &applied.plan.model,
             teacher: teacher.map(|(_, model)| model),
             task,
@@ -228,7 +228,7 @@ impl Prepared<'_> {
 
     /// Runs the surveys of pass `index`, each a sweep over what it converts.
     fn survey(&mut self, index: usize, compute: &Compute, progress: &dyn Progress) -> Result<()> {
-        let Applied { source, plan, texts, .. } = &mut self.applied[index];
+        let PassRun { source, plan, texts, .. } = &mut self.applied[index];
         for (survey, text) in plan.surveys.iter_mut().zip(texts) {
             let layers = source.layers.len();
             let tokens = text.batch().tokens();

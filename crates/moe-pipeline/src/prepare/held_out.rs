@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use moe_checkpoint::Result;
 use moe_forward::{Corpus, overlap};
 
-use super::applied::Applied;
+use super::pass_run::PassRun;
 use crate::fingerprint::sha256_of;
 use crate::learned;
 use crate::portable::portable;
@@ -20,7 +20,7 @@ const LEAST_SHARE: f64 = 0.01;
 /// # Errors
 /// What reading that text returns.
 pub(super) fn warnings(
-    applied: &[Applied<'_>],
+    applied: &[PassRun<'_>],
     measured: Option<&Corpus>,
     digests: &BTreeMap<PathBuf, String>,
 ) -> Result<Vec<String>> {
@@ -36,7 +36,7 @@ pub(super) fn warnings(
 }
 
 /// What is said where statistics were gathered on the text of `held_out`.
-fn observed(applied: &[Applied<'_>], held_out: &Corpus, digests: &BTreeMap<PathBuf, String>) -> Result<Option<String>> {
+fn observed(applied: &[PassRun<'_>], held_out: &Corpus, digests: &BTreeMap<PathBuf, String>) -> Result<Option<String>> {
     let learned: BTreeSet<&String> = applied.iter().flat_map(|applied| applied.observed().values()).collect();
     if learned.is_empty() {
         return Ok(None);
@@ -56,13 +56,13 @@ fn observed(applied: &[Applied<'_>], held_out: &Corpus, digests: &BTreeMap<PathB
 ///
 /// # Errors
 /// What reading that text and the receipt returns.
-pub(super) fn learned_before(applied: &[Applied<'_>], input: &Path) -> Result<Vec<String>> {
+pub(super) fn learned_before(applied: &[PassRun<'_>], input: &Path) -> Result<Vec<String>> {
     learned::notes(input, applied.iter().flat_map(|applied| applied.pass.inputs().measured))
 }
 
-fn warning(applied: &[Applied<'_>], held_out: &Corpus) -> Option<String> {
+fn warning(applied: &[PassRun<'_>], held_out: &Corpus) -> Option<String> {
     let windows: Vec<&[u32]> = held_out.sequences().collect();
-    let shared = overlap(&windows, applied.iter().flat_map(Applied::windows));
+    let shared = overlap(&windows, applied.iter().flat_map(PassRun::windows));
     let share = shared as f64 / held_out.tokens().max(1) as f64;
     let learned: Vec<PathBuf> =
         applied.iter().flat_map(|applied| applied.pass.inputs().learned).filter_map(real).collect();

@@ -1,10 +1,10 @@
 //! Passes applied to checkpoints, validated down to every output name and every text before the first weight is read.
 
-mod applied;
 mod beside;
 mod carry_out;
 mod hashes;
 mod held_out;
+mod pass_run;
 mod side_files;
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ShardPlan, SideFiles, Spill, plan_shards,
+    CONFIG_FILE, Checkpoint, Declared, Error, Kind, Result, ScratchStore, ShardPlan, SideFiles, plan_shards,
 };
 use moe_forward::{Corpus, Storage, TextRead, digests_of};
 use moe_math::Compute;
@@ -33,11 +33,11 @@ use crate::train::TrainingRecord;
 use crate::trust::{self, StageReport};
 use crate::writing::WritingOptions;
 
-pub(crate) use applied::Applied;
 pub(crate) use beside::check_passes;
 pub(crate) use hashes::Hashes;
+pub(crate) use pass_run::PassRun;
 
-use applied::Place;
+use pass_run::Place;
 use side_files::Rewritten;
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
@@ -45,7 +45,7 @@ pub(crate) struct Prepared<'p> {
     pub checkpoint: Checkpoint,
     pub source: Model,
     /// The passes; at least one.
-    applied: Vec<Applied<'p>>,
+    applied: Vec<PassRun<'p>>,
     pub shards: Vec<ShardPlan>,
     /// What comes along from the source beside config and weights.
     pub side_files: SideFiles,
@@ -55,7 +55,7 @@ pub(crate) struct Prepared<'p> {
     dtype: &'static str,
     device: &'static str,
     router_dtype: Option<&'static str>,
-    spill: Arc<Spill>,
+    spill: Arc<ScratchStore>,
     /// Text that the result is measured on, which is the last pass's.
     pub held_out: Option<Corpus>,
     /// What is said of held-out text that isn't.
@@ -100,13 +100,13 @@ impl<'p> Prepared<'p> {
     pub fn new(passes: &[&'p dyn Pass], input: &Path, output: &Path, options: &ConvertOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open(input)?;
         let source = Model::read(&checkpoint)?;
-        let spill = Arc::new(Spill::new(directory_of(output)));
+        let spill = Arc::new(ScratchStore::new(directory_of(output)));
         let work = options.work(output);
         let place = Place { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill, work: &work };
-        let mut applied: Vec<Applied<'p>> = Vec::new();
+        let mut applied: Vec<PassRun<'p>> = Vec::new();
         for pass in passes {
             let model = applied.last().map_or(&source, |before| &before.result).clone();
-            applied.push(Applied::new(*pass, model, applied.is_empty(), &place)?);
+            applied.push(PassRun::new(*pass, model, applied.is_empty(), &place)?);
         }
         let last = applied.last().ok_or_else(|| Error::new(Kind::Usage, "there is no pass to run"))?;
         check_loadable(&last.result, &checkpoint)?;
@@ -119,7 +119,7 @@ impl<'p> Prepared<'p> {
             trust::corpus(&held_out, input, source.vocab, memory::room(work.budget, "--held-out-tokens", live))
         };
         let held_out = held_out.map(read_held_out).transpose()?;
-        let reads = applied.iter().flat_map(Applied::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
+        let reads = applied.iter().flat_map(PassRun::reads).chain(held_out.iter().flat_map(|held_out| &held_out.texts));
         let digests = digests_of(reads)?;
         let mut not_held_out = held_out::warnings(&applied, held_out.as_ref(), &digests)?;
         not_held_out.extend(held_out::learned_before(&applied, input)?);
@@ -144,7 +144,7 @@ impl<'p> Prepared<'p> {
     }
 
     /// The last pass.
-    pub fn last(&self) -> &Applied<'p> {
+    pub fn last(&self) -> &PassRun<'p> {
         self.applied.last().expect("there is at least one pass")
     }
 
@@ -194,7 +194,7 @@ impl<'p> Prepared<'p> {
     /// What was read of all text.
     fn reads(&self) -> impl Iterator<Item = &TextRead> {
         let held_out = self.held_out.iter().flat_map(|held_out| &held_out.texts);
-        self.applied.iter().flat_map(Applied::reads).chain(held_out)
+        self.applied.iter().flat_map(PassRun::reads).chain(held_out)
     }
 
     /// Experts of the result that are chosen together, where a pass made such and none behind it changed their number.
@@ -279,7 +279,7 @@ impl<'p> Prepared<'p> {
     /// Hashes of the text that statistics were gathered on, by name.
     fn observed(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
-        for (name, hash) in self.applied.iter().flat_map(Applied::observed) {
+        for (name, hash) in self.applied.iter().flat_map(PassRun::observed) {
             statistics::add_text(&mut all, name, hash);
         }
         all
@@ -303,7 +303,7 @@ impl<'p> Prepared<'p> {
         )
     }
 
-    fn own(&self, own: usize) -> &[Applied<'p>] {
+    fn own(&self, own: usize) -> &[PassRun<'p>] {
         &self.applied[self.applied.len().saturating_sub(own)..]
     }
 
@@ -311,7 +311,7 @@ impl<'p> Prepared<'p> {
     pub fn flops(&self, own: usize) -> f64 {
         let measured = self.held_out.as_ref().zip(self.last().pass.held_out());
         let measured = measured.map_or(0.0, |(corpus, asked)| measuring(self, corpus.tokens(), asked.sequence_length));
-        self.own(own).iter().map(Applied::flops).sum::<f64>() + measured
+        self.own(own).iter().map(PassRun::flops).sum::<f64>() + measured
     }
 
     /// Logits of the result that are compared with the source's on held-out text. A training measures before its first step and behind its
@@ -328,7 +328,7 @@ impl<'p> Prepared<'p> {
     pub fn disk_bytes(&self, own: usize) -> u64 {
         self.declaration().bytes()
             + self.side_files.bytes()
-            + self.own(own).iter().map(Applied::disk_bytes).sum::<u64>()
+            + self.own(own).iter().map(PassRun::disk_bytes).sum::<u64>()
     }
 
     /// Refuses sources that have changed since they were read.
@@ -337,7 +337,7 @@ impl<'p> Prepared<'p> {
     /// [`Kind::Io`], naming the file.
     pub fn check_unchanged(&self) -> Result<()> {
         self.checkpoint.check_unchanged()?;
-        self.applied.iter().try_for_each(Applied::check_unchanged)
+        self.applied.iter().try_for_each(PassRun::check_unchanged)
     }
 
     /// What each stage of the run asks for at once beyond what is held now, with everything planned and no weight read.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use moe_forward::{Comparison, DomainReport, EvalReport, LayerLoad};
 use moe_math::load::Load;
 use moe_passes::distill::{DistilledLayer, DistilledPart, DownFit, Look, Trained};
-use moe_passes::quantize::{Counts, ExpertRecord, Pulled};
+use moe_passes::quantize::{Counts, ExpertRecord, PoolStats};
 use moe_passes::{DecidedBy, Effect, Identity, Kept, LayerRecord, LayerTrust, PassInfo};
 
 use super::{REPORT_FILE, pages};
@@ -173,7 +173,7 @@ fn quantized(layer: usize, experts: usize) -> LayerRecord {
 
 #[test]
 fn quantized_experts_are_shown_coldest_first() {
-    let pool = Some(Pulled { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
+    let pool = Some(PoolStats { scanned: [400, 51_200], joined: [8, 1024], short: [38, 3] });
     let mut receipt = Receipt { pass: PassInfo::named("quantize").unwrap(), pool, ..receipt(Vec::new()) };
     receipt.layers = vec![quantized(0, 6), quantized(1, 6)];
     receipt.held_out = Some(HeldOutReport {

@@ -36,7 +36,7 @@ pub use record::{LoadChange, Measurement, StepRecord, TrainingRecord};
 pub use settings::Settings;
 
 /// A model that shall be trained, and what with.
-pub(crate) struct Subject<'a> {
+pub(crate) struct TrainingJob<'a> {
     /// The planned model.
     pub model: &'a Model,
     pub teacher: Option<&'a Model>,
@@ -257,7 +257,7 @@ const IDLE_BUT_SHARED: &str = "routers decide nothing here: all experts of each 
      that training them changes only how much the shared expert counts for. Give --train router,experts, or upcycle with --noise-std, --init \
      drop or --expert";
 
-impl Subject<'_> {
+impl TrainingJob<'_> {
     /// Trains, and gives the trained model.
     ///
     /// # Errors

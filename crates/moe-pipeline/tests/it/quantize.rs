@@ -7,7 +7,7 @@ use moe_forward::quantized_values;
 use moe_math::Compute;
 use moe_model::{Encoding, Expert, Model};
 use moe_passes::QuantizeOptions;
-use moe_passes::quantize::{ExpertRecord, Pulled};
+use moe_passes::quantize::{ExpertRecord, PoolStats};
 use moe_pipeline::{ByteSize, ConvertOptions, Quiet, Receipt, convert, verify};
 
 use crate::common::{calibration_text, golden, run_again};
@@ -167,7 +167,7 @@ fn a_pool_brings_cold_experts_tokens_of_their_own() {
     let pool =
         format!("pool = [{:?}, {:?}]\npool-tokens = 4096", calibration_text("spanish"), calibration_text("arithmetic"));
     let (fewer, receipt) = measured(&pool);
-    let Pulled { scanned, joined, short } = receipt.pool.unwrap();
+    let PoolStats { scanned, joined, short } = receipt.pool.unwrap();
     assert_eq!(scanned, [64, 8192]);
     assert!(joined[0] > 0 && joined[1] <= 1024 && joined[1] == joined[0] * 128, "{joined:?}");
     assert!(short[1] < short[0], "{short:?}");

@@ -2,7 +2,7 @@
 
 use moe_forward::DomainReport;
 use moe_passes::LayerRecord;
-use moe_passes::quantize::{ExpertRecord, Pulled};
+use moe_passes::quantize::{ExpertRecord, PoolStats};
 
 use crate::card::identity;
 use crate::receipt::Receipt;
@@ -122,7 +122,7 @@ pub(crate) fn experts(receipt: &Receipt) -> Section {
          Damping is the share of the mean diagonal that was added to the Hessians of gate and up, and of down. The error is that of the expert's \
          output over what it was calibrated on, relative to its size.",
     );
-    if let Some(Pulled { scanned, joined, short }) = receipt.pool {
+    if let Some(PoolStats { scanned, joined, short }) = receipt.pool {
         section = section.text(&format!(
             "Of a pool of {} sequences {} joined ({} of {} tokens). By the original's routing {} experts were short of tokens before, {} after.",
             grouped(scanned[0] as u64),

@@ -16,12 +16,12 @@ use crate::loader::candle_dtype;
 const AHEAD: usize = 3;
 
 /// Weights on their way, in the order in which they will be asked for.
-pub(crate) struct Ahead {
+pub(crate) struct Prefetcher {
     coming: RefCell<VecDeque<Weight>>,
     read: Receiver<Result<Encoded>>,
 }
 
-impl Ahead {
+impl Prefetcher {
     /// Runs `work` while another thread reads those of `weights` that lie in files as they are computed with.
     pub fn reading<T>(weights: impl Iterator<Item = Weight>, work: impl FnOnce(&Self) -> T) -> T {
         let coming: VecDeque<Weight> = weights.filter(lies_plain).collect();
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn what_was_read_ahead_is_what_is_read_now() {
         let all = weights(&model());
-        Ahead::reading(all.iter().cloned(), |ahead| {
+        Prefetcher::reading(all.iter().cloned(), |ahead| {
             for weight in &all {
                 let mut found = ahead.take(weight).unwrap().unwrap();
                 assert_eq!(found.bytes_mut(), weight.read().unwrap(), "{}", weight.name());
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn another_order_is_read_by_whoever_asks() {
         let all = weights(&model());
-        Ahead::reading(all.iter().cloned(), |ahead| {
+        Prefetcher::reading(all.iter().cloned(), |ahead| {
             assert!(ahead.take(&all[5]).is_none());
             assert!(ahead.take(&all[0]).unwrap().is_ok());
         });

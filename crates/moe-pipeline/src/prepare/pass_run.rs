@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use moe_checkpoint::{
-    Checkpoint, Error, Kind, Result, Seal, Snapshot, Spill, StagedFile, check_file, file_exists, is_stream, json,
-    sha256_bytes,
+    Checkpoint, Error, Kind, Result, ScratchStore, Seal, Snapshot, StagedFile, check_file, file_exists, is_stream,
+    json, sha256_bytes,
 };
 use moe_forward::{Corpus, ForwardWork, Storage, TOKENIZER_FILE, TextRead, TokenizeOptions, load_prompts};
 use moe_math::Compute;
 use moe_model::{Declaration, Model};
 use moe_passes::{
-    Decisions, Effect, Kept, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes, same_source,
+    Effect, Kept, LayerEdits, Pass, Plan, Sources, Survey, SurveyText, TextSource, same_bytes, same_source,
 };
 
 use super::beside::Beside;
@@ -29,12 +29,12 @@ pub(super) struct Place<'a> {
     pub input: &'a Path,
     pub checkpoint: &'a Checkpoint,
     pub compute: &'a Compute,
-    pub spill: &'a Arc<Spill>,
+    pub spill: &'a Arc<ScratchStore>,
     pub work: &'a Work<'a>,
 }
 
 /// A pass applied to a model.
-pub(crate) struct Applied<'p> {
+pub(crate) struct PassRun<'p> {
     pub pass: &'p dyn Pass,
     /// What it converts: the checkpoint's model, or what the pass before makes of that.
     pub source: Model,
@@ -51,7 +51,7 @@ pub(crate) struct Applied<'p> {
     /// What decides in a sweep.
     pub deciding: Option<Deciding>,
     /// What was decided, once it is.
-    pub decisions: Option<Decisions>,
+    pub decisions: Option<LayerEdits>,
     /// How the plan's model is trained, if it is.
     pub training: Option<TrainingTask>,
     /// What its user gave beside checkpoints.
@@ -62,7 +62,7 @@ pub(crate) struct Applied<'p> {
     pub written: Option<String>,
 }
 
-impl<'p> Applied<'p> {
+impl<'p> PassRun<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
     pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
         let Place { input, checkpoint, compute, spill, work } = *place;
@@ -109,14 +109,14 @@ impl<'p> Applied<'p> {
     pub fn sources<'a>(
         &'a self,
         compute: &'a Compute,
-        spill: &'a Arc<Spill>,
-        decisions: Option<&'a Decisions>,
+        spill: &'a Arc<ScratchStore>,
+        decisions: Option<&'a LayerEdits>,
     ) -> Sources<'a> {
         self.beside.sources(&self.source, compute, Some(spill), decisions)
     }
 
     /// Applies the pass anew to `source`, whose layers have become what they were only planned to be.
-    pub(super) fn converts(&mut self, source: Model, compute: &Compute, spill: &Arc<Spill>) -> Result<()> {
+    pub(super) fn converts(&mut self, source: Model, compute: &Compute, spill: &Arc<ScratchStore>) -> Result<()> {
         self.source = source;
         let sources = self.sources(compute, spill, None);
         let (plan, decider) = (self.pass.plan(&sources)?, self.pass.decider(&sources)?);
@@ -127,7 +127,12 @@ impl<'p> Applied<'p> {
     }
 
     /// Plans with what was decided.
-    pub(super) fn decided(&mut self, decisions: Decisions, compute: &Compute, spill: &Arc<Spill>) -> Result<()> {
+    pub(super) fn decided(
+        &mut self,
+        decisions: LayerEdits,
+        compute: &Compute,
+        spill: &Arc<ScratchStore>,
+    ) -> Result<()> {
         let plan = self.pass.plan(&self.sources(compute, spill, Some(&decisions)))?;
         self.decisions = Some(decisions);
         self.planned(plan)

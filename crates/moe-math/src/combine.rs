@@ -11,7 +11,7 @@ const ROWS: usize = 64;
 const HELD_BYTES: usize = 1 << 30;
 
 /// What a mixture gives for some tokens. Sums are in f32, in the order in which experts are added.
-pub struct Mix {
+pub struct ExpertCombine {
     tokens: usize,
     hidden: usize,
     sum: Sum,
@@ -61,7 +61,7 @@ impl Held {
     }
 }
 
-impl Mix {
+impl ExpertCombine {
     /// 0 for each of `tokens` tokens of width `hidden`.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Mix {
         Ok(Self { tokens, hidden, sum })
     }
 
-    /// The same for outputs and gates that are trained: add them by [`Mix::add_tracked`].
+    /// The same for outputs and gates that are trained: add them by [`ExpertCombine::add_tracked`].
     pub fn tracked(tokens: usize, hidden: usize) -> Self {
         Self { tokens, hidden, sum: Sum::Tracked(Vec::new()) }
     }
@@ -181,13 +181,13 @@ mod tests {
         let (tokens, hidden) = (300, 5);
         let mut random = generator(1, 0);
         let mut expected = vec![0f64; tokens * hidden];
-        let mut mix = Mix::new(tokens, hidden, &Device::Cpu).unwrap();
-        let mut tracked = Mix::tracked(tokens, hidden);
+        let mut mix = ExpertCombine::new(tokens, hidden, &Device::Cpu).unwrap();
+        let mut tracked = ExpertCombine::tracked(tokens, hidden);
         // As on devices.
         let held = Held::new(tokens, hidden, &Device::Cpu).unwrap();
-        let mut device = Mix { tokens, hidden, sum: Sum::Cuda(held) };
+        let mut device = ExpertCombine { tokens, hidden, sum: Sum::Cuda(held) };
         let zeros = Tensor::zeros((tokens, hidden), DType::F32, &Device::Cpu).unwrap();
-        let mut other = Mix { tokens, hidden, sum: Sum::Device(zeros) };
+        let mut other = ExpertCombine { tokens, hidden, sum: Sum::Device(zeros) };
         for expert in 1..4 {
             let chosen: Vec<u32> = (0..tokens as u32).filter(|token| token % expert != 1).collect();
             let gates = normal(chosen.len(), 1.0, &mut random);
@@ -204,7 +204,8 @@ mod tests {
             let gates = Tensor::from_slice(&gates, gates.len(), &Device::Cpu).unwrap();
             tracked.add_tracked(&output, &chosen, &gates).unwrap();
         }
-        let values = |mix: Mix| mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values =
+            |mix: ExpertCombine| mix.finish(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let found = values(mix);
         assert_eq!(found, values(tracked));
         assert_eq!(found, values(device));
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_an_error() {
-        let mut mix = Mix::new(4, 3, &Device::Cpu).unwrap();
+        let mut mix = ExpertCombine::new(4, 3, &Device::Cpu).unwrap();
         let output = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
         assert!(mix.add(&output, &[0, 1, 2], &[1.0; 3]).is_err());
         assert!(mix.add(&output, &[0, 1], &[1.0]).is_err());

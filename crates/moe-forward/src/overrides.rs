@@ -7,19 +7,19 @@ use moe_model::Weight;
 
 /// Tensors by the weight whose place they take; found before any file is read.
 #[derive(Default)]
-pub(crate) struct Lent {
+pub(crate) struct Overrides {
     /// By name, which several weights may have: slices of one fused tensor do.
     tensors: HashMap<String, Vec<(Weight, Tensor)>>,
 }
 
-impl Lent {
+impl Overrides {
     pub fn find(&self, weight: &Weight) -> Option<&Tensor> {
         let named = self.tensors.get(weight.name())?;
         named.iter().find(|(lent, _)| lent.same_source(weight)).map(|(_, tensor)| tensor)
     }
 }
 
-impl FromIterator<(Weight, Tensor)> for Lent {
+impl FromIterator<(Weight, Tensor)> for Overrides {
     fn from_iter<I: IntoIterator<Item = (Weight, Tensor)>>(lent: I) -> Self {
         let mut tensors: HashMap<String, Vec<(Weight, Tensor)>> = HashMap::new();
         for (weight, tensor) in lent {

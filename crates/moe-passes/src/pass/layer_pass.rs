@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::LayerRecord;
 use crate::calibrate::CalibrationOptions;
-use crate::quantize::Pulled;
+use crate::quantize::PoolStats;
 
 /// How text goes through a sweep.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct SweptText {
 }
 
 /// Decides layer by layer in a sweep, in which what reaches a layer has gone through the converted ones before it.
-pub trait Decider: Converter + Send + Sync {
+pub trait LayerPass: Converter + Send + Sync {
     /// The text.
     fn text(&self) -> &CalibrationOptions;
 
@@ -36,14 +36,14 @@ pub trait Decider: Converter + Send + Sync {
         Ok(())
     }
 
-    /// The least tokens of text in sequences of `sequence` that [`Decider::check_text`] takes.
+    /// The least tokens of text in sequences of `sequence` that [`LayerPass::check_text`] takes.
     fn least_tokens(&self, sequence: usize) -> usize {
         let _ = sequence;
         0
     }
 
     /// The model that it converts. Where another pass decides that model's layers in the same sweep, each is put there just before it
-    /// is converted, and the whole model before [`Decider::finish`].
+    /// is converted, and the whole model before [`LayerPass::finish`].
     fn model_mut(&mut self) -> &mut Model;
 
     /// Whether it must see the whole model before it converts the first layer.
@@ -112,13 +112,13 @@ pub trait Decider: Converter + Send + Sync {
     ///
     /// # Errors
     /// What reading weights returns.
-    fn finish(&mut self) -> Result<Decisions>;
+    fn finish(&mut self) -> Result<LayerEdits>;
 }
 
 /// Watches a sweep of the original model over a calibration and the pool of text behind it.
 pub trait Pool: Observer {
     /// The sequences of the pool that join the calibration, ascending, and what is said of it.
-    fn choose(&mut self) -> (Vec<usize>, Pulled);
+    fn choose(&mut self) -> (Vec<usize>, PoolStats);
 }
 
 /// What decisions rest on.
@@ -138,7 +138,7 @@ pub enum DecidedBy {
 }
 
 /// What was decided for each layer that changes.
-pub struct Decisions {
+pub struct LayerEdits {
     /// What it rests on.
     pub by: DecidedBy,
     /// By layer.

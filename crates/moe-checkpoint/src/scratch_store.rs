@@ -8,7 +8,7 @@ use crate::scratch::Scratch;
 
 /// Keeps bytes until they are written.
 #[derive(Debug)]
-pub struct Spill {
+pub struct ScratchStore {
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -30,7 +30,7 @@ pub struct Kept {
     bytes: usize,
 }
 
-impl Spill {
+impl ScratchStore {
     /// Keeps bytes in a nameless file in `dir`, which is made when there are some.
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), state: Mutex::default() }
@@ -75,13 +75,13 @@ mod tests {
     #[test]
     fn what_was_kept_comes_back_from_a_file_without_a_name() {
         let dir = tempfile::tempdir().unwrap();
-        let spill = Spill::new(dir.path());
+        let spill = ScratchStore::new(dir.path());
         let given = [vec![1, 2, 3], vec![], vec![6], vec![7; 9]];
         let kept: Vec<_> = given.iter().map(|bytes| spill.keep(bytes).unwrap()).collect();
         drop(spill);
         let read: Vec<_> = kept.iter().map(|kept| kept.read().unwrap()).collect();
         assert_eq!(read, given);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(Spill::new(&dir.path().join("missing")).keep(&[1]).is_err());
+        assert!(ScratchStore::new(&dir.path().join("missing")).keep(&[1]).is_err());
     }
 }

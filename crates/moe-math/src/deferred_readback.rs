@@ -3,18 +3,18 @@
 use candle_core::{DType, Result, Tensor};
 
 /// Numbers of tensors that are read together, each with what is known of it: the host waits for the device once.
-pub struct Readback<T> {
+pub struct DeferredReadback<T> {
     known: Vec<T>,
     tensors: Vec<Tensor>,
 }
 
-impl<T> Default for Readback<T> {
+impl<T> Default for DeferredReadback<T> {
     fn default() -> Self {
         Self { known: Vec::new(), tensors: Vec::new() }
     }
 }
 
-impl<T> Readback<T> {
+impl<T> DeferredReadback<T> {
     /// Adds the numbers of `tensor`.
     pub fn push(&mut self, known: T, tensor: Tensor) {
         self.known.push(known);
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn parts_come_back_in_order_and_once() {
-        let mut readback = Readback::default();
+        let mut readback = DeferredReadback::default();
         assert!(readback.take().unwrap().is_empty());
         readback.push('a', Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap());
         readback.push('b', Tensor::new(5f64, &Device::Cpu).unwrap());

@@ -18,7 +18,7 @@ use super::guard::super_experts;
 use super::{LayerTrust, LayerView, Method, Needs, ReduceOptions, Size, check_saliency};
 use crate::calibrate::CalibrationOptions;
 use crate::output_error::OutputError;
-use crate::pass::{DecidedBy, DecidedLayer, Decider, Decisions, LayerStatistics, Sources, SweptText};
+use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerStatistics, Sources, SweptText};
 
 /// Decides from statistics, or from weights alone where the method needs none.
 pub(super) fn decide_now(
@@ -26,7 +26,7 @@ pub(super) fn decide_now(
     options: &ReduceOptions,
     size: &Size,
     sources: &Sources<'_>,
-) -> Result<Decisions> {
+) -> Result<LayerEdits> {
     let (model, needs) = (sources.model, method.needs());
     let statistics = sources.statistics.filter(|_| needs.sums);
     let protected = match statistics {
@@ -51,7 +51,7 @@ pub(super) fn decide_now(
         layers.insert(index, setting.decided(index, moe, &sums, &[])?);
     }
     let by = if statistics.is_some() { DecidedBy::OriginalStatistics } else { DecidedBy::Weights };
-    let mut decisions = Decisions { by, layers, attention: BTreeMap::new() };
+    let mut decisions = LayerEdits { by, layers, attention: BTreeMap::new() };
     options.decide_mtp(model, size, sources.compute, &mut decisions)?;
     Ok(decisions)
 }
@@ -107,7 +107,7 @@ fn largest(sums: &[Sums]) -> Vec<f64> {
 }
 
 /// Decides each layer on what reaches it through the converted layers before it.
-pub(super) struct Reducer {
+pub(super) struct ExpertReducer {
     method: Arc<dyn Method>,
     options: ReduceOptions,
     size: Size,
@@ -127,7 +127,7 @@ pub(super) struct Reducer {
     layers: BTreeMap<usize, DecidedLayer>,
 }
 
-impl Reducer {
+impl ExpertReducer {
     pub fn new(method: Arc<dyn Method>, options: &ReduceOptions, size: Size, sources: &Sources<'_>) -> Self {
         Self {
             method,
@@ -164,7 +164,7 @@ impl Reducer {
     }
 }
 
-impl Decider for Reducer {
+impl LayerPass for ExpertReducer {
     fn text(&self) -> &CalibrationOptions {
         &self.options.calibration
     }
@@ -216,7 +216,7 @@ impl Decider for Reducer {
         Some(self.survey.insert(SuperExpertSurvey { observer, largest: BTreeMap::new() }))
     }
 
-    fn finish(&mut self) -> Result<Decisions> {
+    fn finish(&mut self) -> Result<LayerEdits> {
         let mut layers = std::mem::take(&mut self.layers);
         for (index, error) in &self.errors {
             let trust = layers.get_mut(index).and_then(|layer| layer.record.trust.as_mut());
@@ -224,13 +224,13 @@ impl Decider for Reducer {
                 trust.output_error = Some(error.relative().unwrap_or(0.0));
             });
         }
-        let mut decisions = Decisions { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
+        let mut decisions = LayerEdits { by: DecidedBy::Sequence, layers, attention: BTreeMap::new() };
         self.options.decide_mtp(&self.model, &self.size, &self.compute, &mut decisions)?;
         Ok(decisions)
     }
 }
 
-impl Converter for Reducer {
+impl Converter for ExpertReducer {
     fn convert(&mut self, index: usize, _: &Inputs<'_>) -> Result<Option<Converted>> {
         let Some(sums) = self.observer().take()? else { return Ok(None) };
         let inputs = std::mem::take(&mut self.inputs);
@@ -257,7 +257,7 @@ impl Converter for Reducer {
     }
 }
 
-impl Observer for Reducer {
+impl Observer for ExpertReducer {
     fn wants(&self) -> Wants {
         self.observer.as_ref().map_or(Wants::default(), Observer::wants)
     }
@@ -357,7 +357,7 @@ mod tests {
         let options: ReduceOptions = serde_json::from_value(serde_json::json!({ "experts": 24 })).unwrap();
         let sources = Sources::new(&model, &compute);
         let watch = Arc::new(Watch::default());
-        let mut reducer = Reducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
+        let mut reducer = ExpertReducer::new(watch.clone(), &options, options.size(&sources).unwrap(), &sources);
         let sequences: Vec<Vec<u32>> = (0..3).map(|s| (10 * s..10 * s + 10).collect()).collect();
         let group_of = (0..30).map(|token| if counts(token) { 0 } else { UNCOUNTED }).collect();
         let group = Group { label: "text".to_owned(), half: 0, weight: None, tokens: 30 };
