@@ -38,10 +38,10 @@ pub enum Kind {
 
 /// An error in three parts: what, where (file and tensor), and the remedy.
 #[derive(Debug)]
-pub struct Error(Box<Parts>);
+pub struct Error(Box<ErrorParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct ErrorParts {
     kind: Kind,
     what: String,
     file: Option<PathBuf>,
@@ -54,7 +54,7 @@ struct Parts {
 impl Error {
     /// An error of `kind` that says `what` went wrong.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self(Box::new(Parts {
+        Self(Box::new(ErrorParts {
             kind,
             what: what.into(),
             file: None,
@@ -181,7 +181,7 @@ impl Error {
     }
 }
 
-impl Parts {
+impl ErrorParts {
     /// What went wrong, and why.
     fn whole(&self) -> String {
         match &self.source {

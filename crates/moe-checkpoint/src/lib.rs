@@ -53,7 +53,7 @@ pub use result::{CARD_FILE, LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_lo
 pub use safetensors::Dtype;
 pub use saved::{Saved, SavedFolder};
 pub use scratch::Scratch;
-pub use scratch_store::{Kept, ScratchStore};
+pub use scratch_store::{KeptBytes, ScratchStore};
 pub use seal::Seal;
 pub use shard::{Declared, ShardPlan, plan_shards};
 pub use shown::{is_obeyed, shown, shown_path};

@@ -21,8 +21,8 @@ const MAX_DEPTH: usize = 10;
 #[derive(Debug, Default)]
 pub struct Locations {
     given: HashSet<PathBuf>,
-    read: Places,
-    written: Places,
+    read: LocationIndex,
+    written: LocationIndex,
 }
 
 impl Locations {
@@ -31,7 +31,7 @@ impl Locations {
         if !self.given.insert(path.to_owned()) {
             return;
         }
-        self.read.add(&Place::of(path), path);
+        self.read.add(&Location::of(path), path);
         self.add_content(path, 0);
     }
 
@@ -41,7 +41,7 @@ impl Locations {
             let path = entry.path();
             let Ok(found) = path.symlink_metadata() else { continue };
             if found.is_symlink() {
-                self.read.add(&Place::of(&path), &path);
+                self.read.add(&Location::of(&path), &path);
             } else if found.is_dir() && depth + 1 < MAX_DEPTH {
                 self.add_content(&path, depth + 1);
             } else {
@@ -61,7 +61,7 @@ impl Locations {
             return Ok(());
         }
         let names = std::iter::once(path.to_owned()).chain(hidden_names(path));
-        let places: Vec<Place> = names.map(|name| Place::of(&name)).collect();
+        let places: Vec<Location> = names.map(|name| Location::of(&name)).collect();
         for place in &places {
             if let Some(input) = self.read.overlapping(place) {
                 let what = "the output would replace an input, lie inside an input, or around one";
@@ -83,7 +83,7 @@ impl Locations {
 
 /// Places, each with what its user calls it.
 #[derive(Debug, Default)]
-struct Places {
+struct LocationIndex {
     paths: BTreeMap<PathBuf, PathBuf>,
     /// Files and folders themselves.
     ids: HashMap<Id, PathBuf>,
@@ -91,8 +91,8 @@ struct Places {
     around: HashMap<Id, PathBuf>,
 }
 
-impl Places {
-    fn add(&mut self, place: &Place, given: &Path) {
+impl LocationIndex {
+    fn add(&mut self, place: &Location, given: &Path) {
         self.paths.entry(place.path.clone()).or_insert_with(|| given.to_owned());
         if let Some(id) = place.own {
             self.ids.entry(id).or_insert_with(|| given.to_owned());
@@ -103,7 +103,7 @@ impl Places {
     }
 
     /// One of these that is `place`, lies in it, or that it lies in.
-    fn overlapping(&self, place: &Place) -> Option<&Path> {
+    fn overlapping(&self, place: &Location) -> Option<&Path> {
         let above = || place.path.ancestors().find_map(|path| self.paths.get(path));
         let below = || {
             let (path, given) = self.paths.range(place.path.clone()..).next()?;
@@ -130,7 +130,7 @@ impl Id {
 
 /// A place on the disk, whether or not something is there.
 #[derive(Debug)]
-struct Place {
+struct Location {
     /// Its path, without links as far as it exists.
     path: PathBuf,
     /// None where nothing is there.
@@ -139,7 +139,7 @@ struct Place {
     around: Vec<Id>,
 }
 
-impl Place {
+impl Location {
     fn of(path: &Path) -> Self {
         let path = resolved(path);
         let id = |path: &Path| path.metadata().ok().map(|found| Id::of(&found));

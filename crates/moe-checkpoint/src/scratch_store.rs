@@ -10,18 +10,18 @@ use crate::scratch::Scratch;
 #[derive(Debug)]
 pub struct ScratchStore {
     dir: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<StoreState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct StoreState {
     file: Option<Arc<Scratch>>,
     end: u64,
 }
 
 /// Bytes that were kept.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct KeptBytes {
     /// The file, which is gone with the last of these.
     scratch: Arc<Scratch>,
     /// Where they start.
@@ -40,7 +40,7 @@ impl ScratchStore {
     ///
     /// # Errors
     /// [`crate::Kind::Io`], as where the disk is full.
-    pub fn keep(&self, bytes: &[u8]) -> Result<Kept> {
+    pub fn keep(&self, bytes: &[u8]) -> Result<KeptBytes> {
         let (scratch, offset) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let scratch = match &state.file {
@@ -52,11 +52,11 @@ impl ScratchStore {
             (scratch, offset)
         };
         scratch.write_at(offset, bytes)?;
-        Ok(Kept { scratch, offset, bytes: bytes.len() })
+        Ok(KeptBytes { scratch, offset, bytes: bytes.len() })
     }
 }
 
-impl Kept {
+impl KeptBytes {
     /// The bytes.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use moe_checkpoint::shown;
 use moe_math::meter::Meter;
 use moe_pipeline::{Progress, Quiet, Unit};
 
-use stage::Stage;
+use stage::BarStage;
 
 /// A bar is drawn again this often, whatever is done meanwhile: a layer can take minutes.
 const REDRAWN: Duration = Duration::from_millis(250);
@@ -89,18 +89,18 @@ fn progress(is_quiet: bool, meter: &Meter) -> Box<dyn Progress> {
     } else if std::io::stderr().is_terminal() && !dumb {
         Box::new(Bar(Mutex::new(ProgressBar::hidden()), Arc::default(), meter.clone()))
     } else {
-        Box::new(Lines(Mutex::default(), meter.clone()))
+        Box::new(LineProgress(Mutex::default(), meter.clone()))
     }
 }
 
 /// One bar, for the stage that runs, and that stage.
-struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<Stage>>>, Meter);
+struct Bar(Mutex<ProgressBar>, Arc<Mutex<Option<BarStage>>>, Meter);
 
 impl Progress for Bar {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
         let mut bar = lock(&self.0);
         bar.finish_and_clear();
-        *lock(&self.1) = Some(Stage::new(name, total, unit));
+        *lock(&self.1) = Some(BarStage::new(name, total, unit));
         let (stage, meter) = (self.1.clone(), self.2.clone());
         let line = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
             let columns = console::Term::stderr().size().1;
@@ -132,11 +132,11 @@ impl Drop for Bar {
 }
 
 /// A line for each stage, and more of them where it takes long. Holds the stage, and when the last line was written.
-struct Lines(Mutex<Option<(Stage, Instant)>>, Meter);
+struct LineProgress(Mutex<Option<(BarStage, Instant)>>, Meter);
 
-impl Progress for Lines {
+impl Progress for LineProgress {
     fn stage(&self, name: &str, total: u64, unit: Unit) {
-        let stage = Stage::new(name, total, unit);
+        let stage = BarStage::new(name, total, unit);
         say(&stage.announcement());
         *lock(&self.0) = Some((stage, Instant::now()));
     }

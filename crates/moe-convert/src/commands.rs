@@ -11,7 +11,7 @@ use candle_core::DType;
 use moe_checkpoint::{Error, Kind, OutputDir, counted, json, shown, shown_path};
 use moe_forward::EvalReport;
 use moe_math::meter::Meter;
-use moe_math::{Compute, Found, RouterDtype, find_device};
+use moe_math::{Compute, FoundDevice, RouterDtype, find_device};
 use moe_passes::{Pass, refuse_unused};
 use moe_pipeline::{
     BenchOptions, ConvertOptions, EvalOptions, FoundResult, ObserveOptions, Progress, RECEIPT_FILE, Timings,
@@ -168,7 +168,7 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn new(common: Common, printed: &'a Cell<bool>) -> Result<Self> {
-        let Found { device, note } = find_device(common.device)?;
+        let FoundDevice { device, note } = find_device(common.device)?;
         if let Some(note) = note.filter(|_| !common.quiet) {
             bar::say(&note);
         }

@@ -8,14 +8,14 @@ use moe_pipeline::WritingOptions;
 
 /// A conversion: input, output, and the pass with its options.
 pub struct Convert {
-    pub places: Places,
+    pub places: ModelPaths,
     pub pass: Box<dyn Pass>,
     pub writing: Writing,
 }
 
 /// What is read, and where the result goes.
 #[derive(Args)]
-pub struct Places {
+pub struct ModelPaths {
     /// Checkpoint directory to read
     pub model: PathBuf,
 
@@ -60,7 +60,7 @@ impl Subcommand for Convert {
 
 /// The command of a pass.
 fn command(info: &PassInfo) -> Command {
-    let command = info.options.add_to(Places::augment_args(Command::new(info.name)));
+    let command = info.options.add_to(ModelPaths::augment_args(Command::new(info.name)));
     // Behind the groups of options, whose descriptions clap takes for that of the command.
     Writing::augment_args(command).about(info.about).after_help(info.examples)
 }
@@ -72,7 +72,7 @@ impl FromArgMatches for Convert {
             .and_then(|(name, given)| Some((PassInfo::named(name)?, given)))
             .ok_or_else(|| Error::new(clap::error::ErrorKind::MissingSubcommand))?;
         Ok(Self {
-            places: Places::from_arg_matches(given)?,
+            places: ModelPaths::from_arg_matches(given)?,
             pass: info.options.from_arguments(given)?,
             writing: Writing::from_arg_matches(given)?,
         })

@@ -13,7 +13,7 @@ use moe_math::routing::{Routing, route_masked};
 use moe_model::{Expert, Ffn, Moe};
 
 use crate::context::{Context, failed};
-use crate::left_out::Parts;
+use crate::left_out::LeftOutParts;
 use crate::loader::Loader;
 use crate::prefetcher::Prefetcher;
 use crate::router::LoadedRouter;
@@ -181,7 +181,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
         Some(_) => ExpertCombine::tracked(routing.tokens(), x.dims()[1]),
         None => ExpertCombine::new(routing.tokens(), x.dims()[1], x.device()).context(of_layer)?,
     };
-    let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| Kept::new(&routing));
+    let mut kept = (wants.left_out && routing.experts > routing.top_k).then(|| KeptOutputs::new(&routing));
     let mut groups = groups(moe, &routing, !wants.experts && trained.is_none());
     groups.iter_mut().for_each(|group| group.slots.truncate(capacity));
     let gathered: Vec<_> = groups.iter().map(|group| gathered(&group.slots, &routing)).collect();
@@ -195,7 +195,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let mut from = 0;
     Prefetcher::reading(missing, |ahead| {
         let loader = Loader { ahead: Some(ahead), ..loader };
-        for (Group { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
+        for (ExpertGroup { first, expert, slots }, (tokens, gates)) in groups.iter().zip(&gathered) {
             compute.meter.at_expert(*first, moe.experts.len());
             let loaded = loader.expert(expert)?;
             let of = || format!("the expert of {} in layer {index}", expert.down.weight.name());
@@ -236,7 +236,7 @@ fn mixture(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, observer: &m
     let y = with_shared(loader, index, moe, x, mixed)?;
     if let Some(kept) = kept {
         let outputs = Tensor::cat(&kept.outputs, 0).context(of_layer)?;
-        let parts = Parts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
+        let parts = LeftOutParts { loader, index, moe, x, logits: &logits, rule: router.rule(), routing: &routing };
         compute.stage("experts left out", Work::UNCOUNTED, || {
             observer.left_out(index, &parts.without_each(&outputs, &kept.place, &y)?)
         })?;
@@ -262,14 +262,14 @@ pub(crate) fn with_shared(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tenso
 }
 
 /// Experts' outputs in the order of experts, and the row where that of each (token, choice) has come to lie.
-struct Kept {
+struct KeptOutputs {
     outputs: Vec<Tensor>,
     place: Vec<u32>,
     top_k: u32,
     rows: u32,
 }
 
-impl Kept {
+impl KeptOutputs {
     fn new(routing: &Routing) -> Self {
         Self { outputs: Vec::new(), place: vec![0; routing.selected.len()], top_k: routing.top_k as u32, rows: 0 }
     }
@@ -304,7 +304,7 @@ fn run_all_experts(loader: Loader<'_>, index: usize, moe: &Moe, x: &Tensor, obse
 
 /// Neighbouring experts that are run as one: the first one's index, its network, and the positions in
 /// `Routing::selected` that go to any of them.
-struct Group<'m> {
+struct ExpertGroup<'m> {
     first: usize,
     expert: &'m Expert,
     slots: Vec<u32>,
@@ -312,14 +312,14 @@ struct Group<'m> {
 
 /// Experts that have tokens. With `join`, neighbours that are made of the same bytes, as in a plain upcycling before it
 /// is written, are one.
-fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<Group<'m>> {
-    let mut groups: Vec<Group<'_>> = Vec::new();
+fn groups<'m>(moe: &'m Moe, routing: &Routing, join: bool) -> Vec<ExpertGroup<'m>> {
+    let mut groups: Vec<ExpertGroup<'_>> = Vec::new();
     let with_tokens = routing.slots_by_expert().into_iter().enumerate().filter(|(_, slots)| !slots.is_empty());
     for (first, slots) in with_tokens {
         let expert = &moe.experts[first];
         match groups.last_mut() {
             Some(last) if join && last.expert.same_source(expert) => last.slots.extend(slots),
-            _ => groups.push(Group { first, expert, slots }),
+            _ => groups.push(ExpertGroup { first, expert, slots }),
         }
     }
     groups

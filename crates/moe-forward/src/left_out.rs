@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
 use moe_math::deferred_readback::DeferredReadback;
-use moe_math::routing::{Routing, Rule, route_without_each};
+use moe_math::routing::{Routing, RoutingRule, route_without_each};
 use moe_model::Moe;
 use rayon::prelude::*;
 
@@ -31,18 +31,18 @@ pub struct LeftOut<'a> {
 }
 
 /// A mixture at work.
-pub(crate) struct Parts<'a> {
+pub(crate) struct LeftOutParts<'a> {
     pub loader: Loader<'a>,
     pub index: usize,
     pub moe: &'a Moe,
     pub x: &'a Tensor,
     /// `[tokens, experts]`.
     pub logits: &'a Tensor,
-    pub rule: &'a Rule,
+    pub rule: &'a RoutingRule,
     pub routing: &'a Routing,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> LeftOutParts<'a> {
     /// Leaves each expert out where it was selected. `outputs` holds experts' outputs, that for each (token, choice) in
     /// the row that `place` says; `y` is the block's output.
     ///

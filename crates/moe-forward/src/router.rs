@@ -3,7 +3,7 @@
 use candle_core::{DType, Result as CandleResult, Tensor};
 use moe_checkpoint::Result;
 use moe_math::product::product;
-use moe_math::routing::{self, Routing, Rule};
+use moe_math::routing::{self, Routing, RoutingRule};
 use moe_math::{Compute, RouterDtype};
 use moe_model::{GroupScore, Groups, Router, RouterPrecision, Scoring};
 
@@ -14,7 +14,7 @@ use crate::loader::{Loader, candle_dtype, to_f32};
 /// calls decide which expert a token goes to.
 pub struct LoadedRouter {
     weight: Tensor,
-    rule: Rule,
+    rule: RoutingRule,
     /// What states, weights and logits are rounded to; none: they aren't.
     rounds_to: Option<DType>,
 }
@@ -63,7 +63,7 @@ impl LoadedRouter {
     }
 
     /// How logits become a routing.
-    pub fn rule(&self) -> &Rule {
+    pub fn rule(&self) -> &RoutingRule {
         &self.rule
     }
 }
@@ -72,9 +72,9 @@ impl LoadedRouter {
 ///
 /// # Errors
 /// What reading and the device return.
-fn routing_rule(router: &Router, compute: &Compute, rounds_to: Option<DType>) -> Result<Rule> {
+fn routing_rule(router: &Router, compute: &Compute, rounds_to: Option<DType>) -> Result<RoutingRule> {
     let read = |bias| to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()));
-    Ok(Rule {
+    Ok(RoutingRule {
         scoring: scoring(router.scoring),
         bias: router.bias.as_ref().map(read).transpose()?,
         groups: router.groups.map(groups),

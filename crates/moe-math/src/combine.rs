@@ -19,7 +19,7 @@ pub struct ExpertCombine {
 
 enum Sum {
     Host(Vec<f32>),
-    Cuda(Held),
+    Cuda(HeldOutputs),
     /// On a device that we have no kernels for.
     Device(Tensor),
     /// Outputs, gates `[n, 1]` and tokens of experts, to be added up at once: a sum for each expert would stay in the graph.
@@ -27,14 +27,14 @@ enum Sum {
 }
 
 /// Outputs on a device that are still to be added, so that many are at once.
-struct Held {
+struct HeldOutputs {
     sum: Tensor,
     outputs: Vec<Tensor>,
     tokens: Vec<u32>,
     gates: Vec<f32>,
 }
 
-impl Held {
+impl HeldOutputs {
     fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
         let sum = Tensor::zeros((tokens, hidden), DType::F32, device)?;
         Ok(Self { sum, outputs: Vec::new(), tokens: Vec::new(), gates: Vec::new() })
@@ -69,7 +69,7 @@ impl ExpertCombine {
     pub fn new(tokens: usize, hidden: usize, device: &Device) -> Result<Self> {
         let sum = match device {
             Device::Cpu => Sum::Host(vec![0.0; tokens * hidden]),
-            Device::Cuda(_) => Sum::Cuda(Held::new(tokens, hidden, device)?),
+            Device::Cuda(_) => Sum::Cuda(HeldOutputs::new(tokens, hidden, device)?),
             Device::Metal(_) => Sum::Device(Tensor::zeros((tokens, hidden), DType::F32, device)?),
         };
         Ok(Self { tokens, hidden, sum })
@@ -184,7 +184,7 @@ mod tests {
         let mut mix = ExpertCombine::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut tracked = ExpertCombine::tracked(tokens, hidden);
         // As on devices.
-        let held = Held::new(tokens, hidden, &Device::Cpu).unwrap();
+        let held = HeldOutputs::new(tokens, hidden, &Device::Cpu).unwrap();
         let mut device = ExpertCombine { tokens, hidden, sum: Sum::Cuda(held) };
         let zeros = Tensor::zeros((tokens, hidden), DType::F32, &Device::Cpu).unwrap();
         let mut other = ExpertCombine { tokens, hidden, sum: Sum::Device(zeros) };

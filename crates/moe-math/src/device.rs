@@ -187,7 +187,7 @@ pub fn is_out_of_memory(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// A device that has run a kernel.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct FoundDevice {
     /// The device.
     pub device: Device,
     /// Why it is the CPU, where this build could have used a GPU; for the user to read.
@@ -207,7 +207,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
 ///
 /// # Errors
 /// [`DeviceError`], never for [`DeviceChoice::Auto`] or [`DeviceChoice::Cpu`].
-pub fn find_device(choice: DeviceChoice) -> Result<Found, DeviceError> {
+pub fn find_device(choice: DeviceChoice) -> Result<FoundDevice, DeviceError> {
     find(choice, &Machine)
 }
 
@@ -237,9 +237,9 @@ impl Devices for Machine {
     }
 }
 
-fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<Found, DeviceError> {
-    let cpu = |note| Ok(Found { device: Device::Cpu, note });
-    let gpu = |device| Found { device, note: None };
+fn find(choice: DeviceChoice, machine: &dyn Devices) -> Result<FoundDevice, DeviceError> {
+    let cpu = |note| Ok(FoundDevice { device: Device::Cpu, note });
+    let gpu = |device| FoundDevice { device, note: None };
     match choice {
         DeviceChoice::Cpu => cpu(None),
         DeviceChoice::Cuda(number) => tried(choice, machine.open_cuda(number), machine).map(gpu),

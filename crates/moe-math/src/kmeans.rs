@@ -121,7 +121,7 @@ pub fn kmeans(
     options: &Options,
     generator: &mut impl RngCore,
 ) -> Result<Clustering, ClusterError> {
-    let search = Search::new(points, clusters, None, options)?;
+    let search = ClusterSearch::new(points, clusters, None, options)?;
     search.run(search.points.plus_plus(clusters, generator))
 }
 
@@ -130,7 +130,7 @@ pub fn kmeans(
 /// # Errors
 /// As [`kmeans`], and if the widths differ.
 pub fn kmeans_from(points: &Tensor, initial: &Tensor, options: &Options) -> Result<Clustering, ClusterError> {
-    let search = Search::new(points, initial.dims2()?.0, None, options)?;
+    let search = ClusterSearch::new(points, initial.dims2()?.0, None, options)?;
     search.run(search.points.center(initial)?)
 }
 
@@ -147,7 +147,7 @@ pub fn balanced_kmeans(
     options: &Options,
     generator: &mut impl RngCore,
 ) -> Result<Clustering, ClusterError> {
-    let search = Search::new(points, clusters, Some(capacity), options)?;
+    let search = ClusterSearch::new(points, clusters, Some(capacity), options)?;
     search.run(search.points.plus_plus(clusters, generator))
 }
 
@@ -161,12 +161,12 @@ pub fn balanced_kmeans_from(
     capacity: usize,
     options: &Options,
 ) -> Result<Clustering, ClusterError> {
-    let search = Search::new(points, initial.dims2()?.0, Some(capacity), options)?;
+    let search = ClusterSearch::new(points, initial.dims2()?.0, Some(capacity), options)?;
     search.run(search.points.center(initial)?)
 }
 
 /// Lloyd's search: assign to the nearest centroids, move centroids, repeat. Neither step can raise the inertia.
-struct Search {
+struct ClusterSearch {
     points: Points,
     clusters: usize,
     capacity: Option<usize>,
@@ -174,13 +174,13 @@ struct Search {
 }
 
 /// An assignment, its centroids (less the points' mean) and its inertia.
-struct State {
+struct ClusterState {
     assignment: Vec<u32>,
     centroids: Vec<f64>,
     inertia: f64,
 }
 
-impl Search {
+impl ClusterSearch {
     fn new(points: &Tensor, clusters: usize, capacity: Option<usize>, options: &Options) -> Result<Self, ClusterError> {
         let (n, d) = points.dims2()?;
         if clusters == 0 || n < clusters {
@@ -207,7 +207,7 @@ impl Search {
         self.finish(state, self.max_iterations, false)
     }
 
-    fn step(&self, centroids: &[f64]) -> Result<State, ClusterError> {
+    fn step(&self, centroids: &[f64]) -> Result<ClusterState, ClusterError> {
         let mut assignment = match self.capacity {
             None => self.nearest(centroids)?,
             Some(capacity) => self.nearest_with_room(centroids, capacity)?,
@@ -215,7 +215,7 @@ impl Search {
         self.fill_empty(&mut assignment, centroids)?;
         let centroids = self.points.centroids(&assignment, centroids);
         let inertia = self.points.distances(&assignment, &centroids).iter().sum();
-        Ok(State { assignment, centroids, inertia })
+        Ok(ClusterState { assignment, centroids, inertia })
     }
 
     fn nearest(&self, centroids: &[f64]) -> candle_core::Result<Vec<u32>> {
@@ -256,8 +256,8 @@ impl Search {
         Ok(())
     }
 
-    fn finish(&self, state: State, iterations: usize, is_settled: bool) -> Result<Clustering, ClusterError> {
-        let State { assignment, centroids, inertia } = state;
+    fn finish(&self, state: ClusterState, iterations: usize, is_settled: bool) -> Result<Clustering, ClusterError> {
+        let ClusterState { assignment, centroids, inertia } = state;
         let centroids = self.points.uncenter(&centroids)?;
         Ok(Clustering { centroids, assignment, inertia, iterations, is_settled })
     }

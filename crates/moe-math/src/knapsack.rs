@@ -23,11 +23,11 @@ pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
     let bound = |choice: &Choice| choice.error + relaxed.multiplier * choice.size as f64;
     let bounds = suffixes(items, bound, 0.0, f64::min, |a, b| a + b)?;
     let enough = relaxed.error + 1e-9 * relaxed.error.abs();
-    let mut stages = vec![vec![State::default()]];
+    let mut stages = vec![vec![KnapsackState::default()]];
     for (index, item) in items.iter().enumerate() {
         let before = &stages[index];
         let grown = before.iter().enumerate().flat_map(|(from, state)| {
-            let with = move |(choice, of): (usize, &Choice)| State {
+            let with = move |(choice, of): (usize, &Choice)| KnapsackState {
                 size: state.size + of.size,
                 error: state.error + of.error,
                 from,
@@ -35,7 +35,7 @@ pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
             };
             item.iter().enumerate().map(with)
         });
-        let promising = |state: &State| {
+        let promising = |state: &KnapsackState| {
             let free = capacity.checked_sub(state.size).and_then(|free| free.checked_sub(rest[index + 1]));
             let slack = relaxed.multiplier * (capacity.saturating_sub(state.size)) as f64;
             free.is_some() && state.error + bounds[index + 1] - slack <= enough
@@ -55,7 +55,7 @@ pub fn knapsack(items: &[Vec<Choice>], capacity: u64) -> Option<Vec<usize>> {
 
 /// What choices of the first items come to.
 #[derive(Debug, Clone, Copy, Default)]
-struct State {
+struct KnapsackState {
     size: u64,
     error: f64,
     /// The state of the items before the last.
@@ -65,7 +65,7 @@ struct State {
 }
 
 /// By size, ascending, those of less error than all that are no larger.
-fn unbeaten(mut states: Vec<State>) -> Vec<State> {
+fn unbeaten(mut states: Vec<KnapsackState>) -> Vec<KnapsackState> {
     states.sort_by(|a, b| a.size.cmp(&b.size).then(a.error.total_cmp(&b.error)));
     let mut least = f64::INFINITY;
     states.retain(|state| {

@@ -43,5 +43,5 @@ mod swiglu;
 mod symmetric;
 pub mod temperature;
 
-pub use device::{Compute, DeviceChoice, DeviceError, Found, RouterDtype, find_device, open_device};
+pub use device::{Compute, DeviceChoice, DeviceError, FoundDevice, RouterDtype, find_device, open_device};
 pub use swiglu::swiglu;

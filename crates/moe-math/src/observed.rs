@@ -28,11 +28,11 @@ pub struct Ran<'a> {
 pub struct Observed {
     /// Whether rows are added on the device wherever it is.
     on_device: bool,
-    parts: DeferredReadback<Part>,
+    parts: DeferredReadback<ObservedPart>,
 }
 
 /// What a part that lies on the device is.
-enum Part {
+enum ObservedPart {
     /// ‖f‖² and max |f| of each row, then Σ g f, Σ φ, Σ (g φ)² and max |g φ|.
     Expert { group: usize, expert: usize, gates: Vec<f32> },
     /// Σ z, then Σ zᵢ zⱼ.
@@ -63,7 +63,7 @@ impl Observed {
         for (group, rows) in by_group(counted, sums.len()) {
             let gates: Vec<f32> = rows.iter().map(|row| ran.gates[*row as usize]).collect();
             let sums = expert_sums(&pick(ran.activations, &rows)?, &pick(ran.outputs, &rows)?, &gates)?;
-            self.parts.push(Part::Expert { group, expert: ran.expert, gates }, sums);
+            self.parts.push(ObservedPart::Expert { group, expert: ran.expert, gates }, sums);
         }
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Observed {
         for (group, rows) in by_group(counted, sums.len()) {
             let z = pick(logits, &rows)?;
             let both = Tensor::cat(&[z.sum(0)?, z.t()?.matmul(&z)?.flatten_all()?], 0)?;
-            self.parts.push(Part::Logits { group }, both);
+            self.parts.push(ObservedPart::Logits { group }, both);
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Observed {
             return Ok(());
         }
         for (group, rows) in by_group(counted, sums.len()) {
-            self.parts.push(Part::Sampled { group, expert }, pick(outputs, &rows)?.sum(0)?);
+            self.parts.push(ObservedPart::Sampled { group, expert }, pick(outputs, &rows)?.sum(0)?);
         }
         Ok(())
     }
@@ -115,13 +115,13 @@ impl Observed {
     pub fn finish(&mut self, sums: &mut [Sums]) -> Result<()> {
         for (part, values) in self.parts.take()? {
             match part {
-                Part::Expert { group, expert, gates } => take_expert(&mut sums[group], expert, &gates, &values),
-                Part::Logits { group } => {
+                ObservedPart::Expert { group, expert, gates } => take_expert(&mut sums[group], expert, &gates, &values),
+                ObservedPart::Logits { group } => {
                     let experts = sums[group].sizes().experts;
                     add(sums[group].get_mut(Quantity::Logits), &values[..experts], 1.0);
                     add(sums[group].get_mut(Quantity::LogitProducts), &values[experts..], 1.0);
                 }
-                Part::Sampled { group, expert } => {
+                ObservedPart::Sampled { group, expert } => {
                     add(sums[group].of_mut(Quantity::SampledOutputs, expert), &values, 1.0);
                 }
             }
@@ -144,7 +144,7 @@ fn pick(t: &Tensor, rows: &[u32]) -> Result<Tensor> {
     t.index_select(&Tensor::from_slice(rows, rows.len(), t.device())?, 0)?.to_dtype(DType::F32)
 }
 
-/// See [`Part::Expert`].
+/// See [`ObservedPart::Expert`].
 fn expert_sums(activations: &Tensor, outputs: &Tensor, gates: &[f32]) -> Result<Tensor> {
     let gates = Tensor::from_slice(gates, (gates.len(), 1), outputs.device())?;
     let gated = activations.broadcast_mul(&gates)?;

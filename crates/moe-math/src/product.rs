@@ -152,7 +152,7 @@ fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize)
     let mut transposed = vec![0f32; out * rows];
     transposed.par_chunks_mut(BLOCK * rows).zip(w.par_chunks(BLOCK * width)).for_each_init(
         || vec![0f32; BLOCK * width],
-        |wide, (y, w)| arch.dispatch(Block { x, w, wide, y, rows, width }),
+        |wide, (y, w)| arch.dispatch(ProductBlock { x, w, wide, y, rows, width }),
     );
     let mut y = vec![0f32; rows * out];
     y.par_chunks_mut(out).enumerate().for_each(|(row, y)| {
@@ -164,7 +164,7 @@ fn few_rows<T: Widen>(x: &[f32], w: &[T], rows: usize, out: usize, width: usize)
 }
 
 /// Some rows of W times all rows of x; `y` is `[rows of W, rows of x]`.
-struct Block<'a, T> {
+struct ProductBlock<'a, T> {
     x: &'a [f32],
     w: &'a [T],
     /// Room for the widened rows.
@@ -174,7 +174,7 @@ struct Block<'a, T> {
     width: usize,
 }
 
-impl<T: Widen> WithSimd for Block<'_, T> {
+impl<T: Widen> WithSimd for ProductBlock<'_, T> {
     type Output = ();
 
     #[inline(always)]

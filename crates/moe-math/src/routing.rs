@@ -84,7 +84,7 @@ pub struct Groups {
 /// of the largest c are selected; their weights are s, divided by their sum if `normalize`, times `scale`. All in f32, but
 /// that the weights are rounded to `gates` in the end.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rule {
+pub struct RoutingRule {
     /// What makes s of a logit.
     pub scoring: Scoring,
     /// `[experts]`: added for choosing, not for weighing.
@@ -104,7 +104,7 @@ pub struct Rule {
 /// Keeps a sum of scores that all underflowed from dividing by zero, as transformers does.
 const LEAST_SUM: f32 = 1e-20;
 
-impl Rule {
+impl RoutingRule {
     /// Softmax, then top-k: rule A of transformers' Mixtral, Qwen-MoE and OLMoE.
     pub fn softmax(top_k: usize, normalize: bool) -> Self {
         Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalize, scale: 1.0, gates: DType::F32 }
@@ -130,7 +130,7 @@ impl Rule {
 ///
 /// # Errors
 /// For a rule that doesn't fit this number of experts; what the device returns.
-pub fn route(logits: &Tensor, rule: &Rule) -> Result<Routing> {
+pub fn route(logits: &Tensor, rule: &RoutingRule) -> Result<Routing> {
     route_masked(logits, rule, None)
 }
 
@@ -144,7 +144,7 @@ pub fn route(logits: &Tensor, rule: &Rule) -> Result<Routing> {
 ///
 /// # Panics
 /// If `masked` has another length than there are experts.
-pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Result<Routing> {
+pub fn route_masked(logits: &Tensor, rule: &RoutingRule, masked: Option<&[bool]>) -> Result<Routing> {
     let (_, experts) = logits.dims2()?;
     let is_live = |e: &u32| masked.is_none_or(|masked| !masked[*e as usize]);
     assert!(masked.is_none_or(|masked| masked.len() == experts), "a mask for each expert");
@@ -159,7 +159,7 @@ pub fn route_masked(logits: &Tensor, rule: &Rule, masked: Option<&[bool]>) -> Re
 ///
 /// # Errors
 /// For logits of another shape; what the device returns.
-pub fn gates(logits: &Tensor, rule: &Rule, routing: &Routing) -> Result<Tensor> {
+pub fn gates(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Tensor> {
     let scores = score(&logits.to_dtype(DType::F32)?, rule.scoring)?;
     let selected = Tensor::from_slice(&routing.selected, (routing.tokens(), routing.top_k), logits.device())?;
     let chosen = scores.gather(&selected, 1)?;
@@ -185,7 +185,7 @@ pub fn score(logits: &Tensor, scoring: Scoring) -> Result<Tensor> {
 ///
 /// # Errors
 /// As for [`route_masked`].
-pub fn route_without_each(logits: &Tensor, rule: &Rule, routing: &Routing) -> Result<Routing> {
+pub fn route_without_each(logits: &Tensor, rule: &RoutingRule, routing: &Routing) -> Result<Routing> {
     let (experts, top_k) = (routing.experts, routing.top_k);
     rule.check(experts, experts - 1)?;
     let logits = logits.to_dtype(DType::F32)?;
@@ -203,7 +203,12 @@ pub fn route_without_each(logits: &Tensor, rule: &Rule, routing: &Routing) -> Re
 }
 
 /// Where tokens with these `scores`, row by row, go; `enter` says a chooser which experts a row may choose.
-fn chosen(scores: Vec<f32>, rule: &Rule, experts: usize, enter: impl Fn(&mut Chooser<'_>, usize) + Sync) -> Routing {
+fn chosen(
+    scores: Vec<f32>,
+    rule: &RoutingRule,
+    experts: usize,
+    enter: impl Fn(&mut Chooser<'_>, usize) + Sync,
+) -> Routing {
     let parts = scores.par_chunks(experts * ROWS).enumerate().map(|(part, scores)| {
         let mut chooser = Chooser::new(rule, experts);
         let (mut selected, mut weights) = (Vec::new(), Vec::new());
@@ -231,7 +236,7 @@ fn scores(logits: &Tensor, scoring: Scoring, masked: Option<&[bool]>) -> Result<
 
 /// Chooses the experts of one token after the other, in buffers that are reused.
 struct Chooser<'r> {
-    rule: &'r Rule,
+    rule: &'r RoutingRule,
     /// Experts that may be chosen, ascending.
     live: Vec<u32>,
     order: Vec<u32>,
@@ -251,7 +256,7 @@ fn rounded(value: f32, dtype: DType) -> f32 {
 }
 
 impl<'r> Chooser<'r> {
-    fn new(rule: &'r Rule, experts: usize) -> Self {
+    fn new(rule: &'r RoutingRule, experts: usize) -> Self {
         Self { rule, live: Vec::new(), order: Vec::new(), choice: vec![0.0; experts], dropped: vec![] }
     }
 
@@ -325,7 +330,7 @@ mod tests {
 
     fn softmax<const N: usize>(logits: &[[f32; 4]; N], top_k: usize, normalize: bool) -> Routing {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
-        route(&logits, &Rule::softmax(top_k, normalize)).unwrap()
+        route(&logits, &RoutingRule::softmax(top_k, normalize)).unwrap()
     }
 
     /// Logits whose σ are `scores`.
@@ -334,8 +339,8 @@ mod tests {
         Tensor::from_vec(logits, (1, scores.len()), &Device::Cpu).unwrap()
     }
 
-    fn sigmoid(top_k: usize) -> Rule {
-        Rule { scoring: Scoring::Sigmoid, ..Rule::softmax(top_k, false) }
+    fn sigmoid(top_k: usize) -> RoutingRule {
+        RoutingRule { scoring: Scoring::Sigmoid, ..RoutingRule::softmax(top_k, false) }
     }
 
     fn assert_close(actual: &[f32], expected: &[f32]) {
@@ -369,11 +374,11 @@ mod tests {
     #[test]
     fn a_bias_chooses_but_does_not_weigh() {
         let logits = logits(&[0.5, 0.6, 0.7, 0.2]);
-        let rule = Rule { bias: Some(vec![0.0, 0.0, -0.3, 0.5]), scale: 2.0, ..sigmoid(2) };
+        let rule = RoutingRule { bias: Some(vec![0.0, 0.0, -0.3, 0.5]), scale: 2.0, ..sigmoid(2) };
         let routing = route(&logits, &rule).unwrap();
         assert_eq!(routing.selected, [1, 3]);
         assert_close(&routing.weights, &[1.2, 0.4]);
-        let routing = route(&logits, &Rule { normalize: true, ..rule }).unwrap();
+        let routing = route(&logits, &RoutingRule { normalize: true, ..rule }).unwrap();
         assert_close(&routing.weights, &[1.5, 0.5]);
     }
 
@@ -381,7 +386,7 @@ mod tests {
     #[test]
     fn groups_are_ranked_by_their_best_or_by_their_two_best() {
         let logits = logits(&[0.9, 0.1, 0.6, 0.7]);
-        let with = |score| Rule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
+        let with = |score| RoutingRule { groups: Some(Groups { count: 2, kept: 1, score }), ..sigmoid(2) };
         assert_eq!(route(&logits, &with(GroupScore::Max)).unwrap().selected, [0, 1]);
         assert_eq!(route(&logits, &with(GroupScore::TopTwoSum)).unwrap().selected, [3, 2]);
     }
@@ -390,8 +395,9 @@ mod tests {
     fn gates_of_a_dtype_are_values_of_it() {
         let logits = Tensor::new(&[[0.3f32, -1.0, 0.7, 0.1]], &Device::Cpu).unwrap();
         for (dtype, scale) in [(DType::BF16, 256.0), (DType::F16, 2048.0)] {
-            let rule = Rule { gates: dtype, ..Rule::softmax(2, true) };
-            let (exact, found) = (route(&logits, &Rule::softmax(2, true)).unwrap(), route(&logits, &rule).unwrap());
+            let rule = RoutingRule { gates: dtype, ..RoutingRule::softmax(2, true) };
+            let (exact, found) =
+                (route(&logits, &RoutingRule::softmax(2, true)).unwrap(), route(&logits, &rule).unwrap());
             // From a half to one, a step is 1/scale wide, and below that half as wide.
             for (gate, exact) in found.weights.iter().zip(&exact.weights) {
                 let step = if *exact >= 0.5 { 1.0 / scale } else { 0.5 / scale };
@@ -408,10 +414,13 @@ mod tests {
         let values = crate::sampling::normal(5 * 8, 1.0, &mut crate::sampling::generator(6, 0));
         let logits = candle_core::Var::from_vec(values, (5, 8), &Device::Cpu).unwrap();
         let groups = Groups { count: 4, kept: 2, score: GroupScore::TopTwoSum };
-        let biased = Rule { bias: Some(vec![0.1; 8]), groups: Some(groups), scale: 2.5, ..sigmoid(3) };
-        for rule in
-            [Rule::softmax(3, false), Rule::softmax(3, true), Rule { normalize: true, ..biased.clone() }, biased]
-        {
+        let biased = RoutingRule { bias: Some(vec![0.1; 8]), groups: Some(groups), scale: 2.5, ..sigmoid(3) };
+        for rule in [
+            RoutingRule::softmax(3, false),
+            RoutingRule::softmax(3, true),
+            RoutingRule { normalize: true, ..biased.clone() },
+            biased,
+        ] {
             let routing = route(&logits, &rule).unwrap();
             let found = gates(&logits, &rule, &routing).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_close(&found, &routing.weights);
@@ -423,7 +432,7 @@ mod tests {
     #[test]
     fn negative_choice_scores_still_beat_dropped_groups() {
         let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
-        let rule = Rule { groups: Some(groups), bias: Some(vec![-2.0, -2.0, -1.5, -1.6]), ..sigmoid(2) };
+        let rule = RoutingRule { groups: Some(groups), bias: Some(vec![-2.0, -2.0, -1.5, -1.6]), ..sigmoid(2) };
         assert_eq!(route(&logits(&[0.9, 0.8, 0.5, 0.6]), &rule).unwrap().selected, [3, 2]);
     }
 
@@ -431,7 +440,7 @@ mod tests {
     fn masked_experts_are_as_good_as_gone() {
         let all = Tensor::new(&[[1.0f32, 3.0, 2.0, 0.0]], &Device::Cpu).unwrap();
         let rest = Tensor::new(&[[1.0f32, 2.0, 0.0]], &Device::Cpu).unwrap();
-        for rule in [Rule::softmax(2, false), sigmoid(2)] {
+        for rule in [RoutingRule::softmax(2, false), sigmoid(2)] {
             let masked = route_masked(&all, &rule, Some(&[false, true, false, false])).unwrap();
             assert_eq!(masked.selected, [2, 0]);
             assert_close(&masked.weights, &route(&rest, &rule).unwrap().weights);
@@ -442,19 +451,22 @@ mod tests {
     #[test]
     fn a_group_scores_what_is_left_of_it() {
         let groups = Groups { count: 2, kept: 1, score: GroupScore::TopTwoSum };
-        let rule = Rule { groups: Some(groups), ..sigmoid(1) };
+        let rule = RoutingRule { groups: Some(groups), ..sigmoid(1) };
         let logits = logits(&[0.9, 0.8, 0.3, 0.4]);
-        let select = |masked: [bool; 4], rule: &Rule| route_masked(&logits, rule, Some(&masked)).unwrap().selected;
+        let select =
+            |masked: [bool; 4], rule: &RoutingRule| route_masked(&logits, rule, Some(&masked)).unwrap().selected;
         assert_eq!(select([true, false, false, false], &rule), [1]);
         assert_eq!(select([true, true, false, false], &rule), [3]);
         // One is left in the group that is kept, so the other group lends its best.
-        assert_eq!(select([true, false, false, false], &Rule { top_k: 2, ..rule }), [1, 3]);
+        assert_eq!(select([true, false, false, false], &RoutingRule { top_k: 2, ..rule }), [1, 3]);
     }
 
     #[test]
     fn rules_that_cannot_work_are_refused() {
-        let groups = |count, kept| Rule { groups: Some(Groups { count, kept, score: GroupScore::Max }), ..sigmoid(1) };
-        for rule in [sigmoid(5), groups(3, 1), groups(0, 0), groups(2, 3), Rule { bias: Some(vec![0.0]), ..sigmoid(1) }]
+        let groups =
+            |count, kept| RoutingRule { groups: Some(Groups { count, kept, score: GroupScore::Max }), ..sigmoid(1) };
+        for rule in
+            [sigmoid(5), groups(3, 1), groups(0, 0), groups(2, 3), RoutingRule { bias: Some(vec![0.0]), ..sigmoid(1) }]
         {
             assert!(route(&logits(&[0.5; 4]), &rule).is_err(), "{rule:?}");
         }

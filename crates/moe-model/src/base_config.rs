@@ -12,40 +12,44 @@ use crate::declare::AUTO_MAP_KEY;
 pub(crate) const ATTRIBUTE_MAP_KEY: &str = "attribute_map";
 
 /// Keys that are judged alike.
-struct Rule {
+struct ConfigRule {
     keys: &'static [&'static str],
     /// What transformers takes, in words.
     wanted: &'static str,
     takes: fn(&Value) -> bool,
 }
 
-const RULES: [Rule; 16] = [
-    Rule { keys: &[AUTO_MAP_KEY, ATTRIBUTE_MAP_KEY], wanted: "an object", takes: is_container },
-    Rule { keys: &["id2label"], wanted: "an object of texts by whole numbers, or null", takes: is_by_number },
-    Rule { keys: &["num_labels"], wanted: "a whole number", takes: is_whole },
-    Rule { keys: &[EXPLICIT_KEY], wanted: "a text", takes: is_text_or_null },
-    Rule { keys: &["return_dict"], wanted: "true", takes: is_true },
-    Rule { keys: &["output_hidden_states"], wanted: "true or false", takes: is_switch },
-    Rule { keys: &NAMES_OF_METHODS, wanted: "no such key", takes: is_never },
+const RULES: [ConfigRule; 16] = [
+    ConfigRule { keys: &[AUTO_MAP_KEY, ATTRIBUTE_MAP_KEY], wanted: "an object", takes: is_container },
+    ConfigRule { keys: &["id2label"], wanted: "an object of texts by whole numbers, or null", takes: is_by_number },
+    ConfigRule { keys: &["num_labels"], wanted: "a whole number", takes: is_whole },
+    ConfigRule { keys: &[EXPLICIT_KEY], wanted: "a text", takes: is_text_or_null },
+    ConfigRule { keys: &["return_dict"], wanted: "true", takes: is_true },
+    ConfigRule { keys: &["output_hidden_states"], wanted: "true or false", takes: is_switch },
+    ConfigRule { keys: &NAMES_OF_METHODS, wanted: "no such key", takes: is_never },
     // Parts of a model that has several.
-    Rule {
+    ConfigRule {
         keys: &["text_config", "decoder", "generator"],
         wanted: "no such key in a language model",
         takes: Value::is_null,
     },
-    Rule { keys: &["_validate_default_rope_parameters"], wanted: "no such key", takes: Value::is_null },
-    Rule {
+    ConfigRule { keys: &["_validate_default_rope_parameters"], wanted: "no such key", takes: Value::is_null },
+    ConfigRule {
         keys: &["base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan"],
         wanted: "an object, or null",
         takes: is_plan,
     },
-    Rule { keys: &["fusion_config"], wanted: "null in a language model", takes: is_false },
-    Rule { keys: &["ignore_keys_at_rope_validation"], wanted: "a list, or null", takes: is_container_or_null },
-    Rule { keys: &["per_layer_config"], wanted: "an object of keys by layers, or null", takes: is_of_layers },
+    ConfigRule { keys: &["fusion_config"], wanted: "null in a language model", takes: is_false },
+    ConfigRule { keys: &["ignore_keys_at_rope_validation"], wanted: "a list, or null", takes: is_container_or_null },
+    ConfigRule { keys: &["per_layer_config"], wanted: "an object of keys by layers, or null", takes: is_of_layers },
     // Caches read it in families without windows, too.
-    Rule { keys: &["attention_chunk_size"], wanted: "a positive whole number, or null", takes: is_window },
-    Rule { keys: &["_attn_implementation"], wanted: "eager, sdpa or another kind of attention", takes: is_attention },
-    Rule { keys: &["_experts_implementation"], wanted: "eager, grouped_mm or batched_mm", takes: is_experts },
+    ConfigRule { keys: &["attention_chunk_size"], wanted: "a positive whole number, or null", takes: is_window },
+    ConfigRule {
+        keys: &["_attn_implementation"],
+        wanted: "eager, sdpa or another kind of attention",
+        takes: is_attention,
+    },
+    ConfigRule { keys: &["_experts_implementation"], wanted: "eager, grouped_mm or batched_mm", takes: is_experts },
 ];
 
 /// Methods and properties that a config's class has. Loading puts the value in their place, or fails at that.

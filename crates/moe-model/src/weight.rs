@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
-use moe_checkpoint::{Dtype, Kept, Result, Stored};
+use moe_checkpoint::{Dtype, KeptBytes, Result, Stored};
 
 /// Makes a weight's bytes on demand, so that a converted model larger than memory can be planned,
 /// validated and written tensor by tensor. Making twice gives the same bytes.
@@ -17,14 +17,14 @@ pub trait WeightSource: Send + Sync {
 }
 
 /// Bytes that were made before.
-impl WeightSource for Kept {
+impl WeightSource for KeptBytes {
     fn make(&self) -> Result<Vec<u8>> {
         self.read()
     }
 }
 
 #[derive(Clone)]
-enum Source {
+enum WeightOrigin {
     Stored(Stored),
     Made { name: Arc<str>, make: Arc<dyn WeightSource> },
 }
@@ -102,7 +102,7 @@ impl Packing {
 pub struct Weight {
     dtype: Dtype,
     shape: Vec<usize>,
-    source: Source,
+    source: WeightOrigin,
     encoding: Encoding,
 }
 
@@ -111,7 +111,7 @@ impl From<Stored> for Weight {
         Self {
             dtype: stored.dtype(),
             shape: stored.shape().to_vec(),
-            source: Source::Stored(stored),
+            source: WeightOrigin::Stored(stored),
             encoding: Encoding::Plain,
         }
     }
@@ -120,7 +120,7 @@ impl From<Stored> for Weight {
 impl Weight {
     /// A weight that `make` computes; `name` says in messages what it is.
     pub fn made(name: impl Into<Arc<str>>, dtype: Dtype, shape: &[usize], make: impl WeightSource + 'static) -> Self {
-        let source = Source::Made { name: name.into(), make: Arc::new(make) };
+        let source = WeightOrigin::Made { name: name.into(), make: Arc::new(make) };
         Self { dtype, shape: shape.to_vec(), source, encoding: Encoding::Plain }
     }
 
@@ -198,16 +198,16 @@ impl Weight {
     /// The name for messages: the tensor's in its file, or what it was made as.
     pub fn name(&self) -> &str {
         match &self.source {
-            Source::Stored(stored) => stored.name(),
-            Source::Made { name, .. } => name,
+            WeightOrigin::Stored(stored) => stored.name(),
+            WeightOrigin::Made { name, .. } => name,
         }
     }
 
     /// The bytes in a file, if that is where they come from.
     pub fn stored(&self) -> Option<&Stored> {
         match &self.source {
-            Source::Stored(stored) => Some(stored),
-            Source::Made { .. } => None,
+            WeightOrigin::Stored(stored) => Some(stored),
+            WeightOrigin::Made { .. } => None,
         }
     }
 
@@ -224,8 +224,8 @@ impl Weight {
 
     fn same_bytes(&self, other: &Self) -> bool {
         match (&self.source, &other.source) {
-            (Source::Stored(a), Source::Stored(b)) => a.same_bytes(b) && self.shape == other.shape,
-            (Source::Made { make: a, .. }, Source::Made { make: b, .. }) => Arc::ptr_eq(a, b),
+            (WeightOrigin::Stored(a), WeightOrigin::Stored(b)) => a.same_bytes(b) && self.shape == other.shape,
+            (WeightOrigin::Made { make: a, .. }, WeightOrigin::Made { make: b, .. }) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -236,12 +236,12 @@ impl Weight {
     /// What reading the file, or making the bytes, returns.
     pub fn read(&self) -> Result<Vec<u8>> {
         match &self.source {
-            Source::Stored(stored) => {
+            WeightOrigin::Stored(stored) => {
                 let mut bytes = vec![0; stored.bytes() as usize];
                 stored.read_at(0, &mut bytes)?;
                 Ok(bytes)
             }
-            Source::Made { make, .. } => {
+            WeightOrigin::Made { make, .. } => {
                 let bytes = make.make()?;
                 assert_eq!(bytes.len() as u64, self.bytes(), "{}: wrong number of bytes made", self.name());
                 Ok(bytes)

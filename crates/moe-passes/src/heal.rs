@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use moe_checkpoint::counted;
-use moe_forward::train::{Parameters, Part, TeacherKind};
+use moe_forward::train::{Parameters, TeacherKind, TrainedPart};
 use moe_model::{Error, Kind, Model, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -114,15 +114,15 @@ fn usage<T>(what: impl Into<String>, remedy: &str) -> Result<T> {
 }
 
 impl HealOptions {
-    fn parts(&self) -> Vec<Part> {
+    fn parts(&self) -> Vec<TrainedPart> {
         let parts = |trained: &Trained| match trained {
-            Trained::Router => vec![Part::Routers],
-            Trained::Experts => vec![Part::Experts],
-            Trained::Shared => vec![Part::Shared],
-            Trained::Attention => vec![Part::Attention],
-            Trained::Norms => vec![Part::Norms],
-            Trained::Embeddings => vec![Part::Embeddings],
-            Trained::All => Part::ALL.to_vec(),
+            Trained::Router => vec![TrainedPart::Routers],
+            Trained::Experts => vec![TrainedPart::Experts],
+            Trained::Shared => vec![TrainedPart::Shared],
+            Trained::Attention => vec![TrainedPart::Attention],
+            Trained::Norms => vec![TrainedPart::Norms],
+            Trained::Embeddings => vec![TrainedPart::Embeddings],
+            Trained::All => TrainedPart::ALL.to_vec(),
         };
         self.train.iter().flat_map(parts).collect()
     }
@@ -169,9 +169,9 @@ impl HealOptions {
             return Ok(());
         }
         for (trained, part, name) in [
-            (Trained::Router, Part::Routers, "routers"),
-            (Trained::Experts, Part::Experts, "experts"),
-            (Trained::Shared, Part::Shared, "shared experts"),
+            (Trained::Router, TrainedPart::Routers, "routers"),
+            (Trained::Experts, TrainedPart::Experts, "experts"),
+            (Trained::Shared, TrainedPart::Shared, "shared experts"),
         ] {
             if self.train.contains(&trained) && Parameters::elements(model, &[part]) == 0 {
                 let remedy = match model.moes().next() {

@@ -289,7 +289,7 @@ pub(crate) type Surveyed = Arc<OnceLock<Vec<f32>>>;
 
 /// Where the rows of a router come from.
 #[derive(Clone)]
-pub(crate) enum Rows {
+pub(crate) enum RowSelection {
     Zeros,
     Normal {
         std: f64,
@@ -307,7 +307,7 @@ pub(crate) enum Rows {
 
 /// A matrix `[rows · times, columns]`, each of whose rows stands there `times` times in a row.
 struct Repeated {
-    rows: Rows,
+    rows: RowSelection,
     shape: [usize; 2],
     times: usize,
     dtype: DType,
@@ -315,7 +315,7 @@ struct Repeated {
 }
 
 /// `shape[0]` rows in the encoding of `like`: distinct ones, each repeated `times` times.
-pub(crate) fn rows(name: String, rows: Rows, shape: [usize; 2], times: usize, like: &Weight) -> Result<Weight> {
+pub(crate) fn rows(name: String, rows: RowSelection, shape: [usize; 2], times: usize, like: &Weight) -> Result<Weight> {
     let made = Repeated { rows, shape, times, dtype: candle_dtype(like)?, name: name.clone() };
     Ok(Weight::made(name, like.dtype(), &shape, made))
 }
@@ -324,16 +324,16 @@ impl WeightSource for Repeated {
     fn make(&self) -> Result<Vec<u8>> {
         let [count, columns] = [self.shape[0] / self.times, self.shape[1]];
         let distinct = match &self.rows {
-            Rows::Zeros => vec![0.0; count * columns],
-            Rows::Normal { std, seed, stream } => {
+            RowSelection::Zeros => vec![0.0; count * columns],
+            RowSelection::Normal { std, seed, stream } => {
                 sampling::normal(count * columns, *std, &mut sampling::generator(*seed, *stream))
             }
-            Rows::Orthogonal { gain, seed, stream } => {
+            RowSelection::Orthogonal { gain, seed, stream } => {
                 let mut random = sampling::generator(*seed, *stream);
                 let rows = orthogonal::rows(count, columns, *gain, &mut random).map_err(|e| numeric(&self.name, e))?;
                 rows.into_iter().map(|x| x as f32).collect()
             }
-            Rows::Surveyed(cell) => match cell.get() {
+            RowSelection::Surveyed(cell) => match cell.get() {
                 Some(rows) => rows.clone(),
                 None => return Err(Error::new(Kind::Numeric, "the survey gave no rows").tensor(&self.name)),
             },

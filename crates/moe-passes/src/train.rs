@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use moe_forward::DataSpec;
-use moe_forward::train::{BalanceOver, Part, TeacherKind};
+use moe_forward::train::{BalanceOver, TeacherKind, TrainedPart};
 use moe_model::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -347,7 +347,7 @@ impl TrainingText {
 #[derive(Debug, Clone)]
 pub struct Training {
     /// What of it.
-    pub parts: Vec<Part>,
+    pub parts: Vec<TrainedPart>,
     /// How.
     pub options: TrainOptions,
     /// Beside the loss.

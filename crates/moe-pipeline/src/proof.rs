@@ -61,7 +61,7 @@ fn measure(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool)
     let ids = sampling::token_ids(options.probe_tokens, source.vocab, &mut sampling::generator(SEED, 0));
     let batch = Batch::new([ids.as_slice()]);
     let group = prepared.group();
-    let mut watch = Watch { stop, group, ties: GroupTies::default() };
+    let mut watch = StopObserver { stop, group, ties: GroupTies::default() };
     // Beside the writing, whose stages are those that the run's meter takes down.
     let compute = Compute { meter: Meter::default(), ..options.compute.clone() };
     let difference = logit_difference(source, prepared.result(), &batch, &compute, &mut watch)?;
@@ -69,13 +69,13 @@ fn measure(prepared: &Prepared<'_>, options: &ConvertOptions, stop: &AtomicBool)
 }
 
 /// Ends a sweep where `stop` is set, and counts ties between groups of experts.
-struct Watch<'a> {
+struct StopObserver<'a> {
     stop: &'a AtomicBool,
     group: usize,
     ties: GroupTies,
 }
 
-impl Observer for Watch<'_> {
+impl Observer for StopObserver<'_> {
     fn routed(&mut self, _: usize, logits: &Tensor, routing: &Routing) -> Result<()> {
         if self.group == 1 {
             return Ok(());

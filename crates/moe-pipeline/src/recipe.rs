@@ -29,7 +29,7 @@ use guess::{guess, guess_key};
 pub(crate) use outcome::STEPS_HEADER;
 pub use outcome::{Outcome, StepOutcome, junit, markdown};
 pub use schema::recipe_schema;
-use source::Source;
+use source::RecipeText;
 use spare::{Spare, StepKeys};
 use variables::{Variables, given};
 
@@ -186,7 +186,7 @@ impl Recipe {
         let defaults = defaults(raw.defaults, text)?;
         check_defaults(&defaults, &raw.step)?;
         Expansion::check_count(&raw.step)?;
-        let source = Source::new(text);
+        let source = RecipeText::new(text);
         let mut expansion = Expansion {
             source,
             defaults: &defaults,

@@ -20,14 +20,14 @@ const MAX_PATTERNS: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompressedTensors {
     /// `config_groups` in order.
-    pub groups: Vec<Group>,
+    pub groups: Vec<SchemeGroup>,
     /// Modules that are not quantized, whatever the groups say.
     pub ignore: Vec<Target>,
 }
 
 /// Modules of one scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
+pub struct SchemeGroup {
     /// The modules.
     pub targets: Vec<Target>,
     /// Their scheme.
@@ -60,9 +60,9 @@ impl CompressedTensors {
             said.get(key).and_then(Value::as_array).into_iter().flatten().map(target).collect()
         };
         let groups = said.get("config_groups").and_then(Value::as_object);
-        let group = |said: &Value| -> Result<Group> {
+        let group = |said: &Value| -> Result<SchemeGroup> {
             let input_activations = said.get("input_activations").cloned().unwrap_or_default();
-            Ok(Group { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)?, input_activations })
+            Ok(SchemeGroup { targets: targets(said, "targets")?, scheme: scheme(said, &refuse)?, input_activations })
         };
         let groups: Vec<_> = groups.into_iter().flat_map(Map::values).map(group).collect::<Result<_>>()?;
         if groups.is_empty() {
@@ -105,7 +105,7 @@ impl CompressedTensors {
     }
 }
 
-impl Group {
+impl SchemeGroup {
     /// Modules of the class `Linear`, whose activations stay as they are but for e4m3 by rows. No engine multiplies such experts with
     /// anything but float8, which they round each token to (llm-compressor's `FP8_DYNAMIC`).
     pub fn linear(scheme: Scheme) -> Self {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scheme;
-use super::compressed::{CompressedTensors, Group};
+use super::compressed::{CompressedTensors, SchemeGroup};
 use super::target::{Target, escaped};
 
 impl CompressedTensors {
@@ -22,14 +22,14 @@ impl CompressedTensors {
         }
         // Of equals, the first stays first.
         schemes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let places = Places::of(modules);
+        let places = TargetPlaces::of(modules);
         let targets = |index: usize, scheme: Scheme| match index {
             0 => vec![Target::Class("Linear".to_owned())],
             _ => places.targets(scheme),
         };
         let group = |(index, (scheme, _)): (usize, (Scheme, usize))| {
             let known = self.groups.iter().find(|group| group.scheme == scheme).cloned();
-            Group { targets: targets(index, scheme), ..known.unwrap_or_else(|| Group::linear(scheme)) }
+            SchemeGroup { targets: targets(index, scheme), ..known.unwrap_or_else(|| SchemeGroup::linear(scheme)) }
         };
         let groups = schemes.into_iter().enumerate().map(group).collect();
         Self { groups, ignore: self.ignore.clone() }
@@ -37,14 +37,14 @@ impl CompressedTensors {
 }
 
 /// Modules by layer and by the last part of their names.
-struct Places<'m> {
+struct TargetPlaces<'m> {
     modules: &'m [(String, Scheme)],
     layers: BTreeMap<usize, BTreeMap<&'m str, BTreeSet<usize>>>,
     /// Modules outside of layers.
     others: Vec<usize>,
 }
 
-impl<'m> Places<'m> {
+impl<'m> TargetPlaces<'m> {
     fn of(modules: &'m [(String, Scheme)]) -> Self {
         let mut places = Self { modules, layers: BTreeMap::new(), others: Vec::new() };
         for (index, (name, _)) in modules.iter().enumerate() {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use compressed::{CompressedTensors, Group};
+pub use compressed::{CompressedTensors, SchemeGroup};
 pub use target::Target;
 
 use crate::error::{Error, Kind, Result};
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn what_is_declared_is_read_back() {
         let integers = Integers { bits: 4, group: Some(128), symmetric: true };
-        let linear = Group::linear;
+        let linear = SchemeGroup::linear;
         let compressed = |groups| Quantization::Compressed(CompressedTensors { groups, ignore: vec![] });
         let wide = Integers { bits: 8, group: None, symmetric: false };
         let layer = Target::parse("re:.*layers\\.3\\.mlp\\.experts\\..*").unwrap();
@@ -295,7 +295,7 @@ mod tests {
             compressed(vec![linear(Scheme::Fp8(Blocks::Rows))]),
             compressed(vec![linear(Scheme::Fp8(Blocks::Of([128, 128])))]),
             compressed(vec![
-                Group { targets: vec![layer], ..linear(Scheme::Integers(wide)) },
+                SchemeGroup { targets: vec![layer], ..linear(Scheme::Integers(wide)) },
                 linear(Scheme::Integers(integers)),
             ]),
         ] {
@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn schemes_that_activations_take_part_in_are_refused() {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
-        let group = Group::linear(scheme);
+        let group = SchemeGroup::linear(scheme);
         let said =
             Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }).declared(&[], &[]);
         let with = |path: &str, value: Value| refused(said.clone(), path, value);
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn a_module_that_is_ignored_is_listed_once() {
         let scheme = Scheme::Integers(Integers { bits: 4, group: Some(32), symmetric: true });
-        let group = Group::linear(scheme);
+        let group = SchemeGroup::linear(scheme);
         let compressed = |ignore: &[&str]| {
             let ignore = ignore.iter().map(|text| target::Target::parse(text).unwrap()).collect();
             Quantization::Compressed(CompressedTensors { groups: vec![group.clone()], ignore })

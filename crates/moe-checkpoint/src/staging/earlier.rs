@@ -20,7 +20,7 @@ use crate::result::{LOG_FILE, RECEIPT_FILE, RUN_FILE, Written, is_own_log, is_ow
 pub(super) const SMALL_BYTES: u64 = 64 << 20;
 
 /// Called with the bytes that were hashed since it was called before.
-pub(super) type Watch<'a> = &'a (dyn Fn(u64) + Sync);
+pub(super) type HashProgress<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Files by name, each as it was.
 type Versions = BTreeMap<String, Version>;
@@ -39,7 +39,7 @@ pub(super) fn check(target: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Kind::Usage`] then.
-pub(super) fn check_whole(dir: &Path, watch: Watch<'_>) -> Result<()> {
+pub(super) fn check_whole(dir: &Path, watch: HashProgress<'_>) -> Result<()> {
     let whole = Earlier::open(dir)?.is_some_and(|found| {
         let is_as_listed =
             |(name, hash): (&String, &String)| sha256_watched(&dir.join(name), watch).is_ok_and(|found| found == *hash);
@@ -54,7 +54,7 @@ pub(super) fn check_whole(dir: &Path, watch: Watch<'_>) -> Result<()> {
 
 /// What a new result replaces, as it was when all of it was looked at.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct EarlierResult {
     dir: Version,
     /// When a name last came or went.
     modified: Option<SystemTime>,
@@ -64,12 +64,12 @@ pub(super) struct Found {
     files: Versions,
 }
 
-impl Found {
+impl EarlierResult {
     /// Looks at `target`, and hashes all files of it, which takes a second for each gigabyte.
     ///
     /// # Errors
     /// As for [`check`].
-    pub fn look(target: &Path, watch: Watch<'_>) -> Result<Self> {
+    pub fn look(target: &Path, watch: HashProgress<'_>) -> Result<Self> {
         let fail = |e| Error::io("cannot look at the output", target, e);
         let found = target.symlink_metadata().map_err(fail)?;
         let (dir, modified) = (Version::of(&found), found.modified().ok());
@@ -210,7 +210,7 @@ impl<'a> Earlier<'a> {
     ///
     /// # Errors
     /// [`Kind::Usage`], naming one that isn't what was written.
-    fn versions(&self, known: &Versions, most: u64, watch: Watch<'_>) -> Result<Versions> {
+    fn versions(&self, known: &Versions, most: u64, watch: HashProgress<'_>) -> Result<Versions> {
         let files = self.listed.files.par_iter();
         let looked =
             files.map(|(name, hash)| Ok(Some(name.clone()).zip(self.version(name, hash, known, most, watch)?)));
@@ -225,7 +225,7 @@ impl<'a> Earlier<'a> {
         hash: &str,
         known: &Versions,
         most: u64,
-        watch: Watch<'_>,
+        watch: HashProgress<'_>,
     ) -> Result<Option<Version>> {
         let path = self.target.join(name);
         // What somebody has removed is nobody's loss any more.

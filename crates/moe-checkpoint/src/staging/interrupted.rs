@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::earlier::{Found, Watch, check_whole};
+use super::earlier::{EarlierResult, HashProgress, check_whole};
 use super::lock::lock;
 use super::names::{aside, complete};
 use super::rename::rename_new;
@@ -30,7 +30,7 @@ pub(super) fn exists(target: &Path) -> Error {
 ///
 /// # Errors
 /// As for [`OutputDir::create_watched`].
-pub(super) fn bring_back(target: &Path, existing: Existing, watch: Watch<'_>) -> Result<bool> {
+pub(super) fn bring_back(target: &Path, existing: Existing, watch: HashProgress<'_>) -> Result<bool> {
     let fail = |e| Error::io("cannot bring this back", target, e);
     let (aside, complete) = (aside(target), complete(target));
     if is_waiting(target) {
@@ -44,7 +44,7 @@ pub(super) fn bring_back(target: &Path, existing: Existing, watch: Watch<'_>) ->
         // Whoever asks for that asks for no less than the killed run was asked for.
         Some(hidden) if *hidden == complete && existing == Existing::Replaced => {
             check_whole(hidden, watch)?;
-            let found = Found::look(target, watch)?;
+            let found = EarlierResult::look(target, watch)?;
             finish(target, found.names()).map_err(fail)?;
         }
         _ => return Ok(false),

@@ -42,7 +42,7 @@ pub(crate) use file::open_no_link;
 pub(crate) use names::{hidden_names, is_hidden};
 pub(crate) use protected::{is_mount_point, mounted};
 
-use earlier::Found;
+use earlier::EarlierResult;
 use interrupted::{bring_back, exists};
 use lock::{lock, locked, options_of};
 use modes::Modes;
@@ -75,7 +75,7 @@ pub struct OutputDir {
     /// Whether what it replaces was brought back, or to its place, from a hidden name.
     brought_back: bool,
     /// What it replaces; None where nothing was there.
-    replaced: Option<Found>,
+    replaced: Option<EarlierResult>,
     /// Of what it replaces.
     modes: Option<Modes>,
 }
@@ -193,7 +193,7 @@ impl OutputDir {
         };
         prepare().map_err(|e| Error::io("cannot create the output", &staging, e))?;
         if existing == Existing::Replaced && target.symlink_metadata().is_ok() {
-            created.replaced = Some(Found::look(target, watch)?);
+            created.replaced = Some(EarlierResult::look(target, watch)?);
         }
         Ok(created)
     }
@@ -371,7 +371,7 @@ impl OutputDir {
     ///
     /// # Errors
     /// [`Kind::Io`] where the new one is in its place, and the earlier one can't be removed.
-    fn replace(&self, found: &Found) -> Result<Option<Unreplaced>> {
+    fn replace(&self, found: &EarlierResult) -> Result<Option<Unreplaced>> {
         // It is removed under a hidden name: a run that begins there must not take it for its own.
         let earlier = File::open(&self.target);
         let replaced = earlier.and_then(|earlier| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use moe_checkpoint::quantization::{
-    Blocks, CompressedTensors, Group, Integers, QUANTIZATION_KEY, Quantization, Scheme, Target,
+    Blocks, CompressedTensors, Integers, QUANTIZATION_KEY, Quantization, Scheme, SchemeGroup, Target,
 };
 use moe_checkpoint::{
     CONFIG_FILE, Checkpoint, Declared, Dtype, Entry, MANIFEST_FILE, Manifest, Writer, encode_header, parse_header,
@@ -103,7 +103,7 @@ proptest! {
         let integers = Scheme::Integers(Integers { bits, group, symmetric });
         let floats = Scheme::Fp8(block.map_or(Blocks::Rows, Blocks::Of));
         let of_layer = Target::parse(&format!(r"re:.*layers\.{layer}\.")).unwrap();
-        let groups = vec![Group::linear(integers), Group { targets: vec![of_layer], ..Group::linear(floats) }];
+        let groups = vec![SchemeGroup::linear(integers), SchemeGroup { targets: vec![of_layer], ..SchemeGroup::linear(floats) }];
         let said = Quantization::Compressed(CompressedTensors { groups, ignore: vec![] });
         let config = json!({ QUANTIZATION_KEY: said.declared(&["lm_head".to_owned()], &[]) });
         let read = Quantization::read(config.as_object().unwrap(), CONFIG_FILE.as_ref()).unwrap().unwrap();

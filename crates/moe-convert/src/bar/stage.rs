@@ -11,7 +11,7 @@ const LEAST_BAR: usize = 5;
 const MOST_BAR: usize = 40;
 
 /// A stage of a run.
-pub struct Stage {
+pub struct BarStage {
     name: String,
     total: u64,
     unit: Unit,
@@ -22,7 +22,7 @@ pub struct Stage {
     pub status: String,
 }
 
-impl Stage {
+impl BarStage {
     pub fn new(name: &str, total: u64, unit: Unit) -> Self {
         Self { name: shown(name, "").into_owned(), total, unit, began: Instant::now(), done: 0, status: String::new() }
     }
@@ -129,8 +129,8 @@ fn clock(seconds: f64) -> String {
 mod tests {
     use super::*;
 
-    fn sweep(done: u64) -> Stage {
-        Stage { done, ..Stage::new("decide", 48, Unit::Layers { tokens: 8192 }) }
+    fn sweep(done: u64) -> BarStage {
+        BarStage { done, ..BarStage::new("decide", 48, Unit::Layers { tokens: 8192 }) }
     }
 
     #[test]
@@ -149,12 +149,12 @@ mod tests {
     fn nothing_is_extrapolated_from_nothing() {
         assert_eq!(sweep(0).figures(Duration::from_secs(9), None, None), ["layer  1/48"]);
         assert_eq!(sweep(48).figures(Duration::from_secs(8), None, None), ["layer 48/48", "1024 tok/s"]);
-        assert_eq!(Stage::new("write", 0, Unit::Bytes).blocks(3), "███");
+        assert_eq!(BarStage::new("write", 0, Unit::Bytes).blocks(3), "███");
     }
 
     #[test]
     fn written_bytes_have_their_place() {
-        let mut stage = Stage { done: 250_000_000, ..Stage::new("write", 1_000_000_000, Unit::Bytes) };
+        let mut stage = BarStage { done: 250_000_000, ..BarStage::new("write", 1_000_000_000, Unit::Bytes) };
         stage.status = "layer 3, expert 17".to_owned();
         let figures = stage.figures(Duration::from_secs(2), None, Some((1, 2)));
         assert_eq!(figures, ["250.00 MB/1.00 GB", " 0:06 left", "layer 3, expert 17", "125.00 MB/s"]);

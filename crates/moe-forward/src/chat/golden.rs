@@ -24,8 +24,9 @@ fn constructs_are_rendered_as_transformers_renders_them() {
     let mut wrong = Vec::new();
     for case in golden["cases"].as_array().unwrap() {
         let template = case["template"].as_str().unwrap();
-        let found = Template::parse(template)
-            .and_then(|template| template.render(variables.clone(), now(), Limits::USUAL, Path::new("t.jinja")));
+        let found = Template::parse(template).and_then(|template| {
+            template.render(variables.clone(), now(), TemplateLimits::USUAL, Path::new("t.jinja"))
+        });
         let found = found.map(|(text, _)| text);
         if found.as_deref().ok() != case["text"].as_str() {
             let found = found.unwrap_or_else(|error| format!("error: {error}"));
@@ -151,7 +152,7 @@ fn a_template_without_end_is_stopped() {
 /// Work that few steps do, on much text: whatever it is, the limits end it.
 #[test]
 fn work_is_charged_and_timed_whatever_its_steps_are() {
-    let limits = Limits { time: Duration::from_millis(300), ..Limits::USUAL };
+    let limits = TemplateLimits { time: Duration::from_millis(300), ..TemplateLimits::USUAL };
     let long =
         "{% set s = 'ab' * 5000000 %}{% set l = range(99999) | list %}{% set words = l | map('string') | list %}";
     let many = |body: &str| format!("{long}{{% for a in l %}}{{% for b in l %}}{body}{{% endfor %}}{{% endfor %}}");

@@ -14,7 +14,7 @@ use moe_checkpoint::{Error, Kind, Result, read_text};
 use serde_json::{Map, Value};
 
 use crate::tokenizer::{TOKENIZER_CONFIG_FILE, read_config};
-use jinja::{Limits, Template};
+use jinja::{Template, TemplateLimits};
 
 pub use dates::Clock;
 pub(crate) use dates::Dates;
@@ -29,21 +29,21 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A checkpoint's chat templates, with its special tokens.
 pub(crate) struct ChatTemplate {
-    templates: Vec<Source>,
+    templates: Vec<TemplateSource>,
     /// Whether templates have names, so that one is chosen by what a conversation has.
     are_named: bool,
     tokens: Vec<(String, String)>,
-    limits: Limits,
+    limits: TemplateLimits,
 }
 
-struct Source {
+struct TemplateSource {
     name: String,
     text: String,
     file: PathBuf,
     parsed: OnceLock<Template>,
 }
 
-impl Source {
+impl TemplateSource {
     fn new(name: &str, text: String, file: &Path) -> Self {
         Self { name: name.to_owned(), text, file: file.to_owned(), parsed: OnceLock::new() }
     }
@@ -70,8 +70,8 @@ impl ChatTemplate {
                 file.file_name().is_some_and(|name| name == TEMPLATE_FILE) && file.parent() == Some(model_dir);
             let stem = file.file_stem().and_then(OsStr::to_str).unwrap_or_default();
             let name = if is_main { "default" } else { stem };
-            templates.retain(|known: &Source| known.name != name);
-            templates.push(Source::new(name, read_text(&file, MAX_TEMPLATE_BYTES)?, &file));
+            templates.retain(|known: &TemplateSource| known.name != name);
+            templates.push(TemplateSource::new(name, read_text(&file, MAX_TEMPLATE_BYTES)?, &file));
         }
         let mut are_named = templates.iter().any(|template| template.name != "default");
         if templates.is_empty() {
@@ -83,12 +83,12 @@ impl ChatTemplate {
                 .file(model_dir)
                 .remedy("give \"text\" instead, or add chat_template.jinja"));
         }
-        Ok(Self { templates, are_named, tokens, limits: Limits::USUAL })
+        Ok(Self { templates, are_named, tokens, limits: TemplateLimits::USUAL })
     }
 
     /// The same in a run that may hold `memory` bytes.
     pub fn within(self, memory: Option<u64>) -> Self {
-        Self { limits: Limits::within(memory), ..self }
+        Self { limits: TemplateLimits::within(memory), ..self }
     }
 
     /// The conversation as text, without a prompt for a further answer, and the dates that the template wrote. `tools` are what
@@ -119,7 +119,7 @@ impl ChatTemplate {
         rendered.map_err(|e| bad_template(e).file(&source.file))
     }
 
-    fn choose(&self, has_tools: bool) -> Result<&Source> {
+    fn choose(&self, has_tools: bool) -> Result<&TemplateSource> {
         let named = |name: &str| self.templates.iter().find(|template| template.name == name);
         let found = match &self.templates[..] {
             [only] if !self.are_named => Some(only),
@@ -159,7 +159,7 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The templates that `tokenizer_config.json`, `file`, has under `chat_template`, and whether they have names.
-fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<Source>, bool)> {
+fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<TemplateSource>, bool)> {
     let malformed = || {
         Error::new(Kind::Malformed, "chat_template is neither a template nor a list of named ones")
             .file(file)
@@ -167,20 +167,20 @@ fn of_config(value: Option<&Value>, file: &Path) -> Result<(Vec<Source>, bool)> 
     };
     match value {
         None | Some(Value::Null) => Ok((Vec::new(), false)),
-        Some(Value::String(text)) => Ok((vec![Source::new("default", text.clone(), file)], false)),
+        Some(Value::String(text)) => Ok((vec![TemplateSource::new("default", text.clone(), file)], false)),
         Some(Value::Array(list)) => {
             let mut templates = Vec::new();
             for entry in list {
                 let (name, text) = (entry["name"].as_str(), entry["template"].as_str());
                 let (Some(name), Some(text)) = (name, text) else { return Err(malformed()) };
-                templates.retain(|known: &Source| known.name != name);
-                templates.push(Source::new(name, text.to_owned(), file));
+                templates.retain(|known: &TemplateSource| known.name != name);
+                templates.push(TemplateSource::new(name, text.to_owned(), file));
             }
             Ok((templates, true))
         }
         Some(Value::Object(named)) => {
             let source = |(name, text): (&String, &Value)| {
-                text.as_str().map(|text| Source::new(name, text.to_owned(), file)).ok_or_else(malformed)
+                text.as_str().map(|text| TemplateSource::new(name, text.to_owned(), file)).ok_or_else(malformed)
             };
             Ok((named.iter().map(source).collect::<Result<_>>()?, true))
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use moe_checkpoint::{Error, Kind, Result};
 
-use super::reader::Reader;
+use super::reader::TextReader;
 
 /// The longest thing that may not be cut: a surrogate pair, as two escapes.
 const LONGEST: u64 = 12;
@@ -25,7 +25,7 @@ impl Passage {
     ///
     /// # Errors
     /// [`Kind::Malformed`] for what isn't UTF-8, or no string of JSON; what reading returns.
-    pub fn part(&self, reader: &mut Reader<'_>, at: u64, bytes: u64) -> Result<(String, u64)> {
+    pub fn part(&self, reader: &mut TextReader<'_>, at: u64, bytes: u64) -> Result<(String, u64)> {
         self.decoded(reader, at..at.saturating_add(bytes.max(LONGEST)).min(self.range.end))
     }
 
@@ -33,7 +33,7 @@ impl Passage {
     ///
     /// # Errors
     /// As for [`Self::part`].
-    pub fn decoded(&self, reader: &mut Reader<'_>, range: Range<u64>) -> Result<(String, u64)> {
+    pub fn decoded(&self, reader: &mut TextReader<'_>, range: Range<u64>) -> Result<(String, u64)> {
         let at = range.start;
         let is_last = range.end == self.range.end;
         let raw = reader.bytes(range)?;
@@ -54,7 +54,7 @@ impl Passage {
     ///
     /// # Errors
     /// What reading returns.
-    pub fn boundary(&self, reader: &mut Reader<'_>, at: u64) -> Result<u64> {
+    pub fn boundary(&self, reader: &mut TextReader<'_>, at: u64) -> Result<u64> {
         let at = at.min(self.range.end);
         let from = at.saturating_sub(LOOK_BACK).max(self.range.start);
         let window = reader.bytes(from..(at + LONGEST).min(self.range.end))?;

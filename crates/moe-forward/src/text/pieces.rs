@@ -11,7 +11,7 @@ use moe_checkpoint::Result;
 
 use super::encoder::{Encoder, Placed};
 use super::escaped::Passage;
-use super::reader::Reader;
+use super::reader::TextReader;
 
 /// A text that isn't longer is tokenized at once.
 pub(super) const PIECE_BYTES: u64 = 64 << 10;
@@ -29,9 +29,9 @@ pub(super) trait Parts {
 }
 
 /// A text that is held whole.
-pub(super) struct Held<'a>(pub &'a str);
+pub(super) struct HeldText<'a>(pub &'a str);
 
-impl Parts for Held<'_> {
+impl Parts for HeldText<'_> {
     fn next(&mut self) -> Result<Option<String>> {
         let end = self.0.floor_char_boundary((PIECE_BYTES as usize).min(self.0.len()));
         let (part, rest) = self.0.split_at(end);
@@ -42,7 +42,7 @@ impl Parts for Held<'_> {
 
 /// A text in a file.
 pub(super) struct Read<'a, 'f> {
-    pub reader: &'a mut Reader<'f>,
+    pub reader: &'a mut TextReader<'f>,
     pub passage: Passage,
     /// Where the next part begins.
     pub at: u64,
@@ -159,7 +159,7 @@ mod tests {
             found.extend_from_slice(ids);
             Ok(ControlFlow::Continue(()))
         };
-        assert!(tokenize(encoder, &mut Held(text), true, &mut take).unwrap().is_continue());
+        assert!(tokenize(encoder, &mut HeldText(text), true, &mut take).unwrap().is_continue());
         found
     }
 
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn who_has_enough_gets_no_more() {
         let (model, text) = (golden("models/moe"), long_text().repeat(4));
-        let mut parts = Held(&text);
+        let mut parts = HeldText(&text);
         let mut take = |_: &[u32]| Ok(ControlFlow::Break(()));
         let done = tokenize(&mut Encoder::new(&model, 1 << 20, Clock::default()), &mut parts, true, &mut take).unwrap();
         assert!(done.is_break() && parts.0.len() > text.len() - 4 * PIECE_BYTES as usize);

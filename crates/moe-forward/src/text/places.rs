@@ -13,10 +13,10 @@ use rand_core::RngCore;
 
 use super::encoder::Encoder;
 use super::escaped::Passage;
-use super::reader::Reader;
+use super::reader::TextReader;
 use super::recognize::Format;
 use super::record::parse;
-use super::refused::{Place, malformed, too_long};
+use super::refused::{RecordLine, malformed, too_long};
 use super::scan::{Scanned, scan};
 use super::source::TextFile;
 use super::stream::{MAX_RECORD_BYTES, tokenize_record};
@@ -88,7 +88,7 @@ impl Places<'_, '_> {
 
 /// A file while it is sampled.
 struct FileSample<'a> {
-    reader: Reader<'a>,
+    reader: TextReader<'a>,
     cell: u64,
     phase: u64,
     cells: u64,
@@ -114,7 +114,7 @@ impl<'a> FileSample<'a> {
         let mut hasher = Hasher::default();
         hasher.update(format!("{} bytes, cells of {cell} from {phase}", file.len()).as_bytes());
         Self {
-            reader: Reader::new(file),
+            reader: TextReader::new(file),
             cell,
             phase,
             cells: (file.len() + phase).div_ceil(cell),
@@ -269,8 +269,8 @@ impl<'a> FileSample<'a> {
     }
 }
 
-fn place(line: Range<u64>) -> Place {
-    Place { line, number: None }
+fn place(line: Range<u64>) -> RecordLine {
+    RecordLine { line, number: None }
 }
 
 #[cfg(test)]

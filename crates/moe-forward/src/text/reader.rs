@@ -10,13 +10,13 @@ use super::source::TextFile;
 const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Reads a text wherever it is asked to.
-pub(super) struct Reader<'a> {
+pub(super) struct TextReader<'a> {
     pub file: &'a TextFile,
     block: Vec<u8>,
     at: u64,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TextReader<'a> {
     pub fn new(file: &'a TextFile) -> Self {
         Self { file, block: Vec::new(), at: 0 }
     }

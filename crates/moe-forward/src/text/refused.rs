@@ -8,14 +8,14 @@ use super::source::{ARRAY, TextFile};
 use super::stream::MAX_RECORD_BYTES;
 
 /// A line of a data file.
-pub(super) struct Place {
+pub(super) struct RecordLine {
     /// Its bytes, without the line break.
     pub line: Range<u64>,
     /// Its number from 1 on, where lines were counted.
     pub number: Option<u64>,
 }
 
-impl Place {
+impl RecordLine {
     /// Where that is in `file`, for people.
     pub fn shown(&self, file: &TextFile) -> String {
         match (file.place_in_list(self.line.start), self.number) {
@@ -36,7 +36,7 @@ pub(super) fn too_long(bytes: u64) -> String {
 }
 
 /// The line at `place` of `file` is not a record, and `what` says why.
-pub(super) fn malformed(file: &TextFile, place: &Place, what: &str) -> Error {
+pub(super) fn malformed(file: &TextFile, place: &RecordLine, what: &str) -> Error {
     let remedy = remedy(file, place, what).replace("FILE", &file.path().to_string_lossy());
     // In a list, a record isn't a line of its own, of which something could be a column.
     let what = if file.unpacked == Some(ARRAY) { without_column(what) } else { what.to_owned() };
@@ -51,7 +51,7 @@ fn without_column(what: &str) -> String {
     }
 }
 
-fn remedy(file: &TextFile, place: &Place, what: &str) -> String {
+fn remedy(file: &TextFile, place: &RecordLine, what: &str) -> String {
     let has = |parts: &[&str]| parts.iter().any(|part| what.contains(part));
     if has(&["surrogate pair"]) {
         return "leave the record out, or rewrite its text: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
@@ -106,7 +106,7 @@ pub(super) const LIST_OF_RECORDS: &str = "a list of records under \"";
 pub(super) const TEXT_UNDER: &str = "a text under \"";
 
 /// A record that isn't over at the end of its line.
-fn of_unfinished(file: &TextFile, place: &Place, what: &str) -> String {
+fn of_unfinished(file: &TextFile, place: &RecordLine, what: &str) -> String {
     let is_last = place.line.end >= file.len();
     let begin = file.bytes_before(place.line.start);
     match (is_last, begin) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use moe_checkpoint::Result;
 
-use super::reader::Reader;
+use super::reader::TextReader;
 
 /// Keys that we know are shorter.
 const MAX_KEY_BYTES: u64 = 64;
@@ -23,12 +23,12 @@ pub(super) enum Scanned {
 }
 
 /// What the line `line` of `reader` holds. Brackets and strings must be whole; what lies in them isn't looked at.
-pub(super) fn scan(reader: &mut Reader<'_>, line: Range<u64>) -> Result<Scanned> {
+pub(super) fn scan(reader: &mut TextReader<'_>, line: Range<u64>) -> Result<Scanned> {
     Scan { reader, at: line.start, end: line.end }.object()
 }
 
 struct Scan<'a, 'b> {
-    reader: &'a mut Reader<'b>,
+    reader: &'a mut TextReader<'b>,
     at: u64,
     end: u64,
 }

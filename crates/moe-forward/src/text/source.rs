@@ -19,7 +19,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// A data file, read by position.
 pub(crate) struct TextFile {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: ByteSource,
     /// Where the text begins: behind a byte order mark.
     start: u64,
     end: u64,
@@ -32,7 +32,7 @@ pub(crate) struct TextFile {
 }
 
 /// Where its bytes are.
-enum Bytes {
+enum ByteSource {
     File(File),
     /// In a nameless file, since the file itself can't be read by position.
     Scratch(Scratch),
@@ -52,11 +52,11 @@ impl TextFile {
         }
         let file = open_file(path)?;
         let end = file.metadata().map_err(|e| Error::io("cannot read this data file", path, e))?.len();
-        let file = Self::whole(path, Bytes::File(file), end);
+        let file = Self::whole(path, ByteSource::File(file), end);
         file.recognized(path).map_err(|e| e.file(path))
     }
 
-    fn whole(path: &Path, bytes: Bytes, end: u64) -> Self {
+    fn whole(path: &Path, bytes: ByteSource, end: u64) -> Self {
         Self { path: path.to_owned(), bytes, start: 0, end, format: Format::Prose, unpacked: None, list: None }
     }
 
@@ -74,16 +74,16 @@ impl TextFile {
                 Err(Error::new(Kind::Unsupported, "this is gzip within gzip").remedy("unpack it first: gunzip"))
             }
             Content::Gzip => {
-                let Bytes::File(file) = &self.bytes else { unreachable!("a scratch file was unpacked") };
+                let ByteSource::File(file) = &self.bytes else { unreachable!("a scratch file was unpacked") };
                 let (scratch, end) = unpacked(file)?;
-                let mut inner = Self::whole(&self.path, Bytes::Scratch(scratch), end);
+                let mut inner = Self::whole(&self.path, ByteSource::Scratch(scratch), end);
                 inner.unpacked = Some("gzip");
                 inner.recognized(&name.with_extension(""))
             }
             Content::Array { start } => {
                 self.start = start;
                 let (scratch, end) = lines_of_array(&self)?;
-                let mut lines = Self::whole(&self.path, Bytes::Scratch(scratch), end);
+                let mut lines = Self::whole(&self.path, ByteSource::Scratch(scratch), end);
                 lines.format = Format::Records;
                 lines.unpacked = Some(ARRAY);
                 lines.list = Some(Box::new(self));
@@ -152,7 +152,7 @@ impl TextFile {
 
     /// Whether its bytes are those of the file, in their places.
     pub fn is_plain(&self) -> bool {
-        matches!(self.bytes, Bytes::File(_))
+        matches!(self.bytes, ByteSource::File(_))
     }
 
     /// Fills `buffer` with the text's bytes from `at` on.
@@ -161,10 +161,10 @@ impl TextFile {
     /// [`Kind::Io`], as where the file has become shorter.
     pub fn read_at(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
         match &self.bytes {
-            Bytes::File(file) => file
+            ByteSource::File(file) => file
                 .read_exact_at(buffer, self.start + at)
                 .map_err(|e| Error::io("cannot read this data file", &self.path, e)),
-            Bytes::Scratch(scratch) => scratch.read_at(self.start + at, buffer),
+            ByteSource::Scratch(scratch) => scratch.read_at(self.start + at, buffer),
         }
     }
 

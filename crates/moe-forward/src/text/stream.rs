@@ -6,11 +6,11 @@ use moe_checkpoint::{Error, Result};
 
 use super::encoder::Encoder;
 use super::escaped::Passage;
-use super::pieces::{Held, Parts as _, Read, Take, tokenize};
-use super::reader::Reader;
+use super::pieces::{HeldText, Parts as _, Read, Take, tokenize};
+use super::reader::TextReader;
 use super::recognize::Format;
 use super::record::{Record, parse};
-use super::refused::{Place, malformed, too_long};
+use super::refused::{RecordLine, malformed, too_long};
 use super::room::LabelRoom;
 use super::scan::{Scanned, scan};
 use super::source::TextFile;
@@ -46,8 +46,8 @@ impl Stream<'_, '_> {
     /// vocabulary; what reading and the tokenizer return.
     pub fn read(self, windows: &mut Windows) -> Result<u64> {
         let Self { file, encoder, vocab, enough, room } = self;
-        let limits = Limits { vocab, enough, room };
-        let mut reader = Reader::new(file);
+        let limits = StreamLimits { vocab, enough, room };
+        let mut reader = TextReader::new(file);
         let mut at = 0;
         let mut number = 0u64;
         while at < file.len() && (!has_enough(windows, enough) || file.len() <= CHECKED_BYTES) {
@@ -85,7 +85,7 @@ impl Stream<'_, '_> {
                     if line.trim_ascii().is_empty() {
                         continue;
                     }
-                    let place = Place { line: at_line, number: Some(number) };
+                    let place = RecordLine { line: at_line, number: Some(number) };
                     let record = parse(line).map_err(|what| malformed(file, &place, &what))?;
                     if has_enough(windows, enough) {
                         continue;
@@ -100,11 +100,11 @@ impl Stream<'_, '_> {
                     continue;
                 }
                 Scanned::Other => {
-                    let place = Place { line: at_line, number: Some(number) };
+                    let place = RecordLine { line: at_line, number: Some(number) };
                     return Err(malformed(file, &place, &too_long(end - at)));
                 }
                 Scanned::Malformed(what) => {
-                    return Err(malformed(file, &Place { line: at_line, number: Some(number) }, &what));
+                    return Err(malformed(file, &RecordLine { line: at_line, number: Some(number) }, &what));
                 }
             };
             at = end + 1;
@@ -121,13 +121,13 @@ impl Stream<'_, '_> {
 }
 
 /// What a stream may take.
-struct Limits {
+struct StreamLimits {
     vocab: usize,
     enough: Option<usize>,
     room: Option<LabelRoom>,
 }
 
-impl Limits {
+impl StreamLimits {
     /// Puts tokens into `windows`.
     fn take(&self, windows: &mut Windows, ids: &[u32]) -> Result<ControlFlow<()>> {
         check_ids(ids, self.vocab)?;
@@ -148,15 +148,15 @@ fn has_enough(windows: &Windows, enough: Option<usize>) -> bool {
 pub(super) fn tokenize_record(
     encoder: &mut Encoder<'_>,
     record: Record,
-    (file, place): (&TextFile, &Place),
+    (file, place): (&TextFile, &RecordLine),
     take: Take<'_>,
 ) -> Result<(ControlFlow<()>, usize)> {
     match record {
-        Record::Text(text) => Ok((tokenize(encoder, &mut Held(&text), true, take)?, 0)),
+        Record::Text(text) => Ok((tokenize(encoder, &mut HeldText(&text), true, take)?, 0)),
         Record::Messages(messages, tools) => {
             let text = encoder.render(&messages, tools.as_ref()).map_err(|e| of_record(e, file, place))?;
             // The template writes the special tokens itself.
-            Ok((tokenize(encoder, &mut Held(&text), false, take)?, 0))
+            Ok((tokenize(encoder, &mut HeldText(&text), false, take)?, 0))
         }
         Record::Ids(ids, mask) => {
             let seen = match mask {
@@ -170,7 +170,7 @@ pub(super) fn tokenize_record(
 }
 
 /// An `error` of the record at this `place`, whose file is named beside the one that the error names.
-fn of_record(error: Error, file: &TextFile, place: &Place) -> Error {
+fn of_record(error: Error, file: &TextFile, place: &RecordLine) -> Error {
     let place = place.shown(file);
     match error.named_file() {
         Some(_) => error.within(&format!("{place} of {}", file.path().display())),

@@ -87,7 +87,7 @@ fn behind_zeros<R: BufRead>(mut reader: R) -> io::Result<Option<R>> {
 /// The elements of the list of JSON that `file` is, a line each, and their bytes.
 pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
     let scratch = scratch()?;
-    let mut lines = Lines::default();
+    let mut lines = ArrayLines::default();
     let (mut at, mut end) = (0, 0);
     while at < file.len() {
         let mut chunk = vec![0; CHUNK_BYTES.min((file.len() - at) as usize)];
@@ -97,7 +97,7 @@ pub(super) fn lines_of_array(file: &TextFile) -> Result<(Scratch, u64)> {
         scratch.write_at(end, &chunk).map_err(no_room)?;
         end += chunk.len() as u64;
     }
-    if lines.state != State::Behind {
+    if lines.state != UnpackState::Behind {
         return Err(malformed(format!("the file ends in line {}, and its list isn't closed", lines.breaks + 1)));
     }
     Ok((scratch, end))
@@ -118,7 +118,7 @@ fn malformed(what: String) -> Error {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
+enum UnpackState {
     #[default]
     Before,
     Within,
@@ -128,8 +128,8 @@ enum State {
 /// Puts elements of a list on lines of their own, byte for byte: brackets and commas between them become line breaks, and line breaks
 /// within them spaces.
 #[derive(Default)]
-struct Lines {
-    state: State,
+struct ArrayLines {
+    state: UnpackState,
     depth: usize,
     /// Line breaks that were read.
     breaks: u64,
@@ -141,7 +141,7 @@ struct Lines {
     has_comma: bool,
 }
 
-impl Lines {
+impl ArrayLines {
     fn split(&mut self, chunk: &mut [u8]) -> Result<(), String> {
         for byte in chunk {
             self.breaks += u64::from(*byte == b'\n');
@@ -152,16 +152,16 @@ impl Lines {
             }
             self.check_commas(*byte)?;
             match (self.state, *byte) {
-                (State::Before, b'[') => (self.state, *byte) = (State::Within, b'\n'),
-                (State::Within, b'"') => self.in_string = true,
-                (State::Within, b'[' | b'{') => self.depth += 1,
-                (State::Within, b']') if self.depth == 0 => (self.state, *byte) = (State::Behind, b'\n'),
-                (State::Within, b']' | b'}') => {
+                (UnpackState::Before, b'[') => (self.state, *byte) = (UnpackState::Within, b'\n'),
+                (UnpackState::Within, b'"') => self.in_string = true,
+                (UnpackState::Within, b'[' | b'{') => self.depth += 1,
+                (UnpackState::Within, b']') if self.depth == 0 => (self.state, *byte) = (UnpackState::Behind, b'\n'),
+                (UnpackState::Within, b']' | b'}') => {
                     self.depth = self.depth.checked_sub(1).ok_or("a bracket is closed that wasn't opened")?;
                 }
-                (State::Within, b',') if self.depth == 0 => *byte = b'\n',
-                (State::Within, b'\n' | b'\r') => *byte = b' ',
-                (State::Before | State::Behind, byte) if !byte.is_ascii_whitespace() => {
+                (UnpackState::Within, b',') if self.depth == 0 => *byte = b'\n',
+                (UnpackState::Within, b'\n' | b'\r') => *byte = b' ',
+                (UnpackState::Before | UnpackState::Behind, byte) if !byte.is_ascii_whitespace() => {
                     return Err(format!("{:?} outside of the list", char::from(byte)));
                 }
                 _ => {}
@@ -172,7 +172,7 @@ impl Lines {
 
     /// Refuses commas without a record before or behind them, as Python does: `byte` stands outside of strings.
     fn check_commas(&mut self, byte: u8) -> Result<(), String> {
-        if self.state != State::Within || byte.is_ascii_whitespace() {
+        if self.state != UnpackState::Within || byte.is_ascii_whitespace() {
             return Ok(());
         }
         match byte {
@@ -237,9 +237,9 @@ mod tests {
     fn elements_of_a_list_become_lines() {
         let split = |text: &str, chunk: usize| {
             let mut bytes = text.as_bytes().to_vec();
-            let mut lines = Lines::default();
+            let mut lines = ArrayLines::default();
             let split = bytes.chunks_mut(chunk).try_for_each(|chunk| lines.split(chunk));
-            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == State::Behind))
+            split.map(|()| (String::from_utf8(bytes).unwrap(), lines.state == UnpackState::Behind))
         };
         let text = "[{\"a\": \"],\\\"\\\\\",\n \"b\": [1, 2]}, {\"c\": {}}\n]\n";
         let wanted = "\n{\"a\": \"],\\\"\\\\\",  \"b\": [1, 2]}\n {\"c\": {}} \n\n";

@@ -7,7 +7,7 @@ const WINDOW_BYTES: u64 = 64;
 
 /// Which windows are held of those that are seen.
 #[derive(Debug, Default)]
-enum Kept {
+enum KeptTokens {
     #[default]
     All,
     /// None of them: how many tokens each has.
@@ -20,7 +20,7 @@ enum Kept {
 #[derive(Debug, Default)]
 pub(crate) struct Windows {
     length: usize,
-    kept: Kept,
+    kept: KeptTokens,
     /// Whether they run across documents.
     pack: bool,
     current: Vec<u32>,
@@ -46,20 +46,20 @@ impl Windows {
 
     /// Those of these numbers, counted from the first that is done.
     pub fn chosen(length: usize, pack: bool, numbers: BTreeSet<usize>) -> Self {
-        Self { kept: Kept::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
+        Self { kept: KeptTokens::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
     }
 
     /// Holds no window any more, only how long each is.
     pub fn count_only(&mut self) {
         let lengths = self.done.drain(..).map(|window| window.len() as u32).collect();
-        (self.kept, self.held, self.bytes) = (Kept::Lengths(lengths), 0, 0);
+        (self.kept, self.held, self.bytes) = (KeptTokens::Lengths(lengths), 0, 0);
         self.done.shrink_to_fit();
     }
 
     /// How long each window is, if that is all that was kept.
     pub fn lengths(&self) -> Option<&[u32]> {
         match &self.kept {
-            Kept::Lengths(lengths) => Some(lengths),
+            KeptTokens::Lengths(lengths) => Some(lengths),
             _ => None,
         }
     }
@@ -109,14 +109,14 @@ impl Windows {
 
     fn keep(&mut self, window: Vec<u32>) {
         match &mut self.kept {
-            Kept::Lengths(lengths) => return lengths.push(window.len() as u32),
-            Kept::Chosen { numbers, seen } => {
+            KeptTokens::Lengths(lengths) => return lengths.push(window.len() as u32),
+            KeptTokens::Chosen { numbers, seen } => {
                 *seen += 1;
                 if !numbers.contains(&(*seen - 1)) {
                     return;
                 }
             }
-            Kept::All => {}
+            KeptTokens::All => {}
         }
         self.held += window.len();
         self.bytes += 4 * window.capacity() as u64 + WINDOW_BYTES;

@@ -21,7 +21,7 @@ use tokenizers::{AddedToken, Encoding, ModelWrapper, Tokenizer};
 use class::Class;
 use settings::{Defaults, SETTINGS_FILES, Settings, Token};
 pub(crate) use settings::{TOKENIZER_CONFIG_FILE, read_config};
-use worker::{Limits, Worker};
+use worker::{Worker, WorkerLimits};
 
 /// The file that tells how text becomes tokens.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -60,7 +60,7 @@ impl TextTokenizer {
             _ = give.send(roles);
             Ok(tokenizer)
         };
-        let (worker, tokenizer) = Worker::start(&file, size, Limits::USUAL, load).map_err(|e| e.file(&file))?;
+        let (worker, tokenizer) = Worker::start(&file, size, WorkerLimits::USUAL, load).map_err(|e| e.file(&file))?;
         named.extend(take.into_iter().flatten());
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }

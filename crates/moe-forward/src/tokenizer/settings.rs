@@ -80,7 +80,7 @@ impl Settings {
     /// # Errors
     /// [`Kind::Malformed`] for what transformers refuses, too.
     pub fn read(model_dir: &Path, mut config: Map<String, Value>, defaults: Defaults<'_>) -> Result<Self> {
-        let reader = Reader { path: model_dir.join(TOKENIZER_CONFIG_FILE) };
+        let reader = SettingsReader { path: model_dir.join(TOKENIZER_CONFIG_FILE) };
         // Where there is a tokenizer.json, its post-processor alone says which tokens begin and end a text.
         config.shift_remove("add_bos_token");
         config.shift_remove("add_eos_token");
@@ -153,7 +153,7 @@ fn read_special_tokens_map(
     config: &mut Map<String, Value>,
     specific: &mut Vec<(String, Token)>,
 ) -> Result<Vec<(String, Token)>> {
-    let reader = Reader { path: model_dir.join(SPECIAL_TOKENS_MAP_FILE) };
+    let reader = SettingsReader { path: model_dir.join(SPECIAL_TOKENS_MAP_FILE) };
     let mut others = Vec::new();
     for (key, mut value) in read_object(&reader.path)?.unwrap_or_default() {
         if key == "extra_special_tokens" {
@@ -199,7 +199,7 @@ fn read_added_tokens(
     config: &Map<String, Value>,
     listed: &mut BTreeMap<i64, AddedToken>,
 ) -> Result<()> {
-    let reader = Reader { path: model_dir.join(ADDED_TOKENS_FILE) };
+    let reader = SettingsReader { path: model_dir.join(ADDED_TOKENS_FILE) };
     let Some(tokens) = read_object(&reader.path)? else { return Ok(()) };
     let mut specials = HashSet::new();
     for role in STANDARD {
@@ -236,11 +236,11 @@ fn is_falsy(value: &Value) -> bool {
 }
 
 /// Values out of the file `path`, which errors name.
-struct Reader {
+struct SettingsReader {
     path: PathBuf,
 }
 
-impl Reader {
+impl SettingsReader {
     fn malformed(&self, what: String) -> Error {
         Error::new(Kind::Malformed, what)
             .file(&self.path)

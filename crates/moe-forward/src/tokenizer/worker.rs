@@ -14,7 +14,7 @@ use crate::guarded::guarded;
 
 /// How long a tokenizer may take.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct WorkerLimits {
     /// To be set up.
     load: Duration,
     /// For a text, and for each MiB of it beside that.
@@ -22,7 +22,7 @@ pub(super) struct Limits {
     mebibyte: Duration,
 }
 
-impl Limits {
+impl WorkerLimits {
     /// Setting up a tokenizer of 250,000 tokens takes a second, and a few MiB of text take another. A slow machine that is busy with
     /// other things takes ten times that.
     pub const USUAL: Self =
@@ -48,7 +48,7 @@ struct Job {
 pub(super) struct Worker {
     jobs: Sender<Job>,
     done: Receiver<tokenizers::Result<Encoding>>,
-    limits: Limits,
+    limits: WorkerLimits,
 }
 
 impl Worker {
@@ -59,7 +59,7 @@ impl Worker {
     pub fn start(
         file: &Path,
         bytes: usize,
-        limits: Limits,
+        limits: WorkerLimits,
         load: impl FnOnce() -> Result<Tokenizer> + Send + 'static,
     ) -> Result<(Self, Arc<Tokenizer>)> {
         let (jobs, inbox) = channel::<Job>();
@@ -146,8 +146,8 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Limits =
-        Limits { load: Duration::from_millis(200), text: Duration::from_millis(1), mebibyte: Duration::ZERO };
+    const SHORT: WorkerLimits =
+        WorkerLimits { load: Duration::from_millis(200), text: Duration::from_millis(1), mebibyte: Duration::ZERO };
 
     fn words() -> Result<Tokenizer> {
         let vocab = [("a".to_owned(), 0)].into_iter().collect();
@@ -170,12 +170,12 @@ mod tests {
         };
         let error = refused(Worker::start(Path::new("tokenizer.json"), 0, SHORT, endless));
         assert!(error.contains("more than 0.2 s to be set up") && error.contains("remedy"), "{error}");
-        let patient = Limits { load: Limits::USUAL.load, ..SHORT };
+        let patient = WorkerLimits { load: WorkerLimits::USUAL.load, ..SHORT };
         let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, patient, words).unwrap();
         let error = refused(worker.encode(&"a".repeat(4 << 20), false));
         assert!(error.contains("more than 0.001 s for 4194304 bytes of text"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, Limits::USUAL, words).unwrap();
+        let (worker, _) = Worker::start(Path::new("tokenizer.json"), 0, WorkerLimits::USUAL, words).unwrap();
         assert_eq!(worker.encode("a", false).unwrap(), [0]);
     }
 }

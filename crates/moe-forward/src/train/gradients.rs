@@ -9,8 +9,8 @@ use moe_math::losses::{cross_entropy, divergence};
 use moe_math::routing::Routing;
 use moe_model::{Ffn, Model};
 
-use super::parameters::{Gradients, Parameters, Place};
-use super::routers::{BalanceOver, LayerCounts, RouterLosses, Shares, Watch, add_counts};
+use super::parameters::{Gradients, ParameterSlot, Parameters};
+use super::routers::{BalanceOver, LayerCounts, RouterLosses, RouterWatch, Shares, add_counts};
 use super::teacher::Targets;
 use crate::batch::Batch;
 use crate::context::Context;
@@ -190,11 +190,11 @@ impl Trainee<'_> {
             let weighted = weighted.context(|| "the losses of a router".into())?;
             arriving = self.back(index, &ran, &arriving, weighted, gradients)?;
         }
-        if self.parameters.first() == Place::Embedding {
+        if self.parameters.first() == ParameterSlot::Embedding {
             let embedded = self.embedded(batch, true)?;
             let mut back = || {
                 let found = (embedded.to_dtype(DType::F32)? * &arriving)?.sum_all()?.backward()?;
-                self.collect(Place::Embedding, &found, gradients)
+                self.collect(ParameterSlot::Embedding, &found, gradients)
             };
             back().context(|| "the gradient of the embedding".into())?;
         }
@@ -207,7 +207,7 @@ impl Trainee<'_> {
         let mut hidden = self.embedded(batch, false)?;
         let mut passed = Vec::with_capacity(self.model.layers.len());
         for index in 0..self.model.layers.len() {
-            let trains = Place::Layer(index) >= first;
+            let trains = ParameterSlot::Layer(index) >= first;
             let ran = self.run(index, batch, &hidden, trains && self.keep_graphs, objective)?;
             let routing = ran.routed.as_ref().map(|(_, routing)| routing);
             losses.load.extend(routing.map(|routing| LayerCounts::new(index, routing, objective.capacity_factor)));
@@ -236,26 +236,26 @@ impl Trainee<'_> {
                 sum = (sum + of_router)?;
             }
             let found = sum.backward()?;
-            self.collect(Place::Layer(index), &found, gradients)?;
+            self.collect(ParameterSlot::Layer(index), &found, gradients)?;
             found.get(&ran.input).map_or_else(|| arriving.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
         };
         back().context(|| format!("the gradients of layer {index}"))
     }
 
     fn embedded(&self, batch: &Batch, tracked: bool) -> Result<Tensor> {
-        let shared = Shared::lending(self.parameters.lend(Place::Embedding, tracked)?);
+        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Embedding, tracked)?);
         let embedded = embed_with(Loader::sharing(self.compute, &shared), &self.model.embed, &batch.ids)?;
         finite::check(&embedded, "the embeddings of these tokens", [&self.model.embed])?;
         Ok(embedded)
     }
 
     fn run(&self, index: usize, batch: &Batch, x: &Tensor, tracked: bool, objective: &Objective) -> Result<Ran> {
-        let shared = Shared::lending(self.parameters.lend(Place::Layer(index), tracked)?);
+        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Layer(index), tracked)?);
         let input = if tracked { variable(x)? } else { x.clone() };
         let mut sweep = Sweep::without_states(self.model, batch, self.compute)?;
         sweep.share(&shared);
         sweep.enter(input.clone())?;
-        let mut watch = Watch { capacity_factor: objective.capacity_factor, routed: None };
+        let mut watch = RouterWatch { capacity_factor: objective.capacity_factor, routed: None };
         sweep.layer(index, &mut watch)?;
         Ok(Ran { input, output: sweep.hidden(0..batch.tokens())?, routed: watch.routed })
     }
@@ -283,7 +283,7 @@ impl Trainee<'_> {
         gradients: &mut Gradients,
         losses: &mut Losses,
     ) -> Result<Tensor> {
-        let shared = Shared::lending(self.parameters.lend(Place::Head, true)?);
+        let shared = Shared::lending(self.parameters.lend(ParameterSlot::Head, true)?);
         let head = Head::load_with(self.model, Loader::sharing(self.compute, &shared))?;
         let rows = (LOGIT_BYTES / 4 / head.vocab()).max(1);
         let (tokens, targets) = (batch.tokens(), next_tokens(batch));
@@ -296,7 +296,7 @@ impl Trainee<'_> {
             let gradient = self.of_logits(&logits, &targets, range, goal, losses)?;
             let back = || {
                 let found = (logits * gradient)?.sum_all()?.backward()?;
-                self.collect(Place::Head, &found, gradients)?;
+                self.collect(ParameterSlot::Head, &found, gradients)?;
                 found.get(&input).map_or_else(|| input.zeros_like(), |gradient| gradient.to_dtype(DType::F32))
             };
             parts.push(back().context(|| "the gradients of the head".into())?);
@@ -331,7 +331,7 @@ impl Trainee<'_> {
 
     fn collect(
         &self,
-        place: Place,
+        place: ParameterSlot,
         found: &candle_core::backprop::GradStore,
         gradients: &mut Gradients,
     ) -> candle_core::Result<()> {

@@ -9,6 +9,6 @@ mod routers;
 mod teacher;
 
 pub use gradients::{Goal, Losses, Objective, Scale, Trainee};
-pub use parameters::{Gradients, Parameter, Parameters, Part};
+pub use parameters::{Gradients, Parameter, Parameters, TrainedPart};
 pub use routers::{BalanceOver, LayerCounts, add_counts};
 pub use teacher::{Reference, Targets, TeacherKind};

@@ -15,7 +15,7 @@ use crate::overrides::Overrides;
 
 /// A kind of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum TrainedPart {
     /// Routers, and gates of shared experts. Biases for choosing have no gradient, and stay.
     Routers,
     /// Routed experts.
@@ -32,7 +32,7 @@ pub enum Part {
     Embeddings,
 }
 
-impl Part {
+impl TrainedPart {
     /// All of them.
     pub const ALL: [Self; 7] =
         [Self::Routers, Self::Experts, Self::Shared, Self::Dense, Self::Attention, Self::Norms, Self::Embeddings];
@@ -40,7 +40,7 @@ impl Part {
 
 /// A part of the model that gradients are found for at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum ParameterSlot {
     Embedding,
     Layer(usize),
     Head,
@@ -54,7 +54,7 @@ pub struct Parameter {
     pub decays: bool,
     /// Its value, in f32.
     pub value: Var,
-    places: Vec<Place>,
+    places: Vec<ParameterSlot>,
 }
 
 /// All weights that are trained, from the embedding to the head.
@@ -66,7 +66,7 @@ pub struct Parameters {
 }
 
 /// A weight of a model, what it is, and where it is used.
-type Found<'m> = (&'m Weight, Part, Vec<Place>);
+type FoundParameter<'m> = (&'m Weight, TrainedPart, Vec<ParameterSlot>);
 
 impl Parameters {
     /// Reads those weights of `model` that belong to `parts`. Matrices are used in `precision`, and gradients go to the values before
@@ -74,8 +74,8 @@ impl Parameters {
     ///
     /// # Errors
     /// [`Kind::Unsupported`] for quantized weights, [`Kind::Usage`] where the model has none of these; what reading returns.
-    pub fn read(model: &Model, parts: &[Part], precision: DType, compute: &Compute) -> Result<Self> {
-        let read = |(weight, _, places): Found<'_>| {
+    pub fn read(model: &Model, parts: &[TrainedPart], precision: DType, compute: &Compute) -> Result<Self> {
+        let read = |(weight, _, places): FoundParameter<'_>| {
             candle_dtype(weight)?;
             // Text may never touch it, and then it would be written as it is, when all is done.
             finite::check_weight(weight)?;
@@ -93,39 +93,39 @@ impl Parameters {
     }
 
     /// Number of elements that [`Parameters::read`] would make variables of.
-    pub fn elements(model: &Model, parts: &[Part]) -> usize {
+    pub fn elements(model: &Model, parts: &[TrainedPart]) -> usize {
         found(model, parts).iter().map(|(weight, ..)| weight.elements()).sum()
     }
 
     /// Elements of the largest of those.
-    pub fn largest(model: &Model, parts: &[Part]) -> usize {
+    pub fn largest(model: &Model, parts: &[TrainedPart]) -> usize {
         found(model, parts).iter().map(|(weight, ..)| weight.elements()).max().unwrap_or(0)
     }
 
     /// Bytes of all of those as files have them.
-    pub fn stored_bytes(model: &Model, parts: &[Part]) -> u64 {
+    pub fn stored_bytes(model: &Model, parts: &[TrainedPart]) -> u64 {
         found(model, parts).iter().map(|(weight, ..)| weight.bytes()).sum()
     }
 
     /// Elements of those in the layer of the most.
-    pub fn elements_of_a_layer(model: &Model, parts: &[Part]) -> usize {
+    pub fn elements_of_a_layer(model: &Model, parts: &[TrainedPart]) -> usize {
         let of =
             |layer| of_layer(layer).iter().filter(|(_, part)| parts.contains(part)).map(|(w, _)| w.elements()).sum();
         model.layers.iter().map(of).max().unwrap_or(0)
     }
 
     /// The first place that has any, or comes before those that have.
-    pub(crate) fn first(&self) -> Place {
-        self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(Place::Head)
+    pub(crate) fn first(&self) -> ParameterSlot {
+        self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(ParameterSlot::Head)
     }
 
     /// Those of `place`, with their positions in the list.
-    pub(crate) fn of(&self, place: Place) -> impl Iterator<Item = (usize, &Parameter)> {
+    pub(crate) fn of(&self, place: ParameterSlot) -> impl Iterator<Item = (usize, &Parameter)> {
         self.list.iter().enumerate().filter(move |(_, p)| p.places.contains(&place))
     }
 
     /// What the forward pass uses at `place`; tracked, if gradients are wanted.
-    pub(crate) fn lend(&self, place: Place, tracked: bool) -> Result<Overrides> {
+    pub(crate) fn lend(&self, place: ParameterSlot, tracked: bool) -> Result<Overrides> {
         let lent = |(_, p): (usize, &Parameter)| {
             let value = if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
             let is_matrix = value.rank() > 1;
@@ -151,7 +151,7 @@ impl Parameters {
     /// `model` with weights of these bytes, as [`Parameters::encoded`] gives them, in the place of those that are trained.
     pub fn applied(&self, model: &Model, encoded: &[Arc<Vec<u8>>]) -> Model {
         let made = |p: &Parameter, bytes: &Arc<Vec<u8>>| {
-            let made = Weight::made(p.weight.name(), p.weight.dtype(), p.weight.shape(), Bytes(bytes.clone()));
+            let made = Weight::made(p.weight.name(), p.weight.dtype(), p.weight.shape(), TrainedBytes(bytes.clone()));
             (p.weight.clone(), made)
         };
         let mut replaced: std::collections::HashMap<&str, Vec<(Weight, Weight)>> = Default::default();
@@ -169,52 +169,53 @@ impl Parameters {
     }
 }
 
-struct Bytes(Arc<Vec<u8>>);
+struct TrainedBytes(Arc<Vec<u8>>);
 
-impl WeightSource for Bytes {
+impl WeightSource for TrainedBytes {
     fn make(&self) -> Result<Vec<u8>> {
         Ok(self.0.to_vec())
     }
 }
 
 /// The weights of `model` that belong to `parts`.
-fn found<'m>(model: &'m Model, parts: &[Part]) -> Vec<Found<'m>> {
-    let mut all: Vec<Found<'m>> = Vec::new();
+fn found<'m>(model: &'m Model, parts: &[TrainedPart]) -> Vec<FoundParameter<'m>> {
+    let mut all: Vec<FoundParameter<'m>> = Vec::new();
     let tied = matches!(model.head, Head::Tied);
-    let embedding = if tied { vec![Place::Embedding, Place::Head] } else { vec![Place::Embedding] };
-    all.push((&model.embed, Part::Embeddings, embedding));
+    let embedding =
+        if tied { vec![ParameterSlot::Embedding, ParameterSlot::Head] } else { vec![ParameterSlot::Embedding] };
+    all.push((&model.embed, TrainedPart::Embeddings, embedding));
     for (index, layer) in model.layers.iter().enumerate() {
-        all.extend(of_layer(layer).into_iter().map(|(weight, part)| (weight, part, vec![Place::Layer(index)])));
+        all.extend(of_layer(layer).into_iter().map(|(weight, part)| (weight, part, vec![ParameterSlot::Layer(index)])));
     }
-    all.push((&model.final_norm, Part::Norms, vec![Place::Head]));
+    all.push((&model.final_norm, TrainedPart::Norms, vec![ParameterSlot::Head]));
     if let Head::Own(weight) = &model.head {
-        all.push((weight, Part::Embeddings, vec![Place::Head]));
+        all.push((weight, TrainedPart::Embeddings, vec![ParameterSlot::Head]));
     }
     all.retain(|(_, part, _)| parts.contains(part));
     all
 }
 
-fn of_layer(layer: &Layer) -> Vec<(&Weight, Part)> {
-    let linear = |linear| weights_of(linear).map(|weight| (weight, Part::Attention));
-    let mut all = vec![(&layer.attention_norm, Part::Norms)];
+fn of_layer(layer: &Layer) -> Vec<(&Weight, TrainedPart)> {
+    let linear = |linear| weights_of(linear).map(|weight| (weight, TrainedPart::Attention));
+    let mut all = vec![(&layer.attention_norm, TrainedPart::Norms)];
     all.extend(layer.attention.linears().into_iter().flat_map(linear));
-    all.extend(layer.attention.norms().into_iter().map(|weight| (weight, Part::Norms)));
-    all.push((&layer.ffn_norm, Part::Norms));
+    all.extend(layer.attention.norms().into_iter().map(|weight| (weight, TrainedPart::Norms)));
+    all.push((&layer.ffn_norm, TrainedPart::Norms));
     match &layer.ffn {
-        Ffn::Dense(expert) => all.extend(network(expert, Part::Dense)),
+        Ffn::Dense(expert) => all.extend(network(expert, TrainedPart::Dense)),
         Ffn::Moe(moe) => {
-            all.push((&moe.router.weight, Part::Routers));
-            moe.experts.iter().for_each(|expert| all.extend(network(expert, Part::Experts)));
+            all.push((&moe.router.weight, TrainedPart::Routers));
+            moe.experts.iter().for_each(|expert| all.extend(network(expert, TrainedPart::Experts)));
             if let Some(shared) = &moe.shared {
-                all.extend(shared.gate.as_ref().map(|gate| (gate, Part::Routers)));
-                all.extend(network(&shared.expert, Part::Shared));
+                all.extend(shared.gate.as_ref().map(|gate| (gate, TrainedPart::Routers)));
+                all.extend(network(&shared.expert, TrainedPart::Shared));
             }
         }
     }
     all
 }
 
-fn network(expert: &Expert, part: Part) -> impl Iterator<Item = (&Weight, Part)> {
+fn network(expert: &Expert, part: TrainedPart) -> impl Iterator<Item = (&Weight, TrainedPart)> {
     expert.linears().into_iter().flat_map(weights_of).map(move |weight| (weight, part))
 }
 

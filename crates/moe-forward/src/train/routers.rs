@@ -21,12 +21,12 @@ pub enum BalanceOver {
 }
 
 /// Keeps the routing of a layer, and limits what experts take.
-pub(super) struct Watch {
+pub(super) struct RouterWatch {
     pub capacity_factor: Option<f64>,
     pub routed: Option<(Tensor, Routing)>,
 }
 
-impl Observer for Watch {
+impl Observer for RouterWatch {
     fn capacity(&self, _: usize, routing: &Routing) -> Option<usize> {
         self.capacity_factor.map(|factor| capacity(factor, routing))
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Part, Scale, Trainee};
+use moe_forward::train::{BalanceOver, Goal, Gradients, Losses, Objective, Parameters, Scale, TrainedPart, Trainee};
 use moe_math::Compute;
 use moe_model::Model;
 
@@ -24,7 +24,7 @@ impl Case {
         Self { model, batch, compute: Compute::cpu() }
     }
 
-    fn parameters(&self, parts: &[Part]) -> Parameters {
+    fn parameters(&self, parts: &[TrainedPart]) -> Parameters {
         Parameters::read(&self.model, parts, DType::F32, &self.compute).unwrap()
     }
 
@@ -48,7 +48,7 @@ fn the_loss_changes_along_every_gradient_as_it_says() {
     let objective = Objective { balance: 0.01, z: 0.001, ..PLAIN };
     for family in ["glm4_moe", "deepseek_v2"] {
         let case = Case::new(family);
-        let parameters = case.parameters(&Part::ALL);
+        let parameters = case.parameters(&TrainedPart::ALL);
         let (_, gradients) = case.gradients(&parameters, &objective, false);
         let mut checked = 0;
         for (index, parameter) in parameters.list.iter().enumerate() {
@@ -82,11 +82,11 @@ fn gradients_do_not_depend_on_what_is_kept_or_frozen() {
     let objective = Objective { balance: 0.01, over: BalanceOver::Model, z: 0.001, ..PLAIN };
     for family in ["qwen2_moe", "deepseek_v3"] {
         let case = Case::new(family);
-        let all = case.parameters(&Part::ALL);
+        let all = case.parameters(&TrainedPart::ALL);
         let (losses, again) = case.gradients(&all, &objective, false);
         let (same, kept) = case.gradients(&all, &objective, true);
         assert_eq!(losses, same);
-        let routers = case.parameters(&[Part::Routers]);
+        let routers = case.parameters(&[TrainedPart::Routers]);
         let (_, of_routers) = case.gradients(&routers, &objective, true);
         let mut found = 0;
         for (index, parameter) in all.list.iter().enumerate() {
@@ -106,7 +106,7 @@ fn gradients_do_not_depend_on_what_is_kept_or_frozen() {
 #[test]
 fn gradients_of_batches_add_up() {
     let case = Case::new("qwen3_moe");
-    let parameters = case.parameters(&Part::ALL);
+    let parameters = case.parameters(&TrainedPart::ALL);
     let (losses, whole) = case.gradients(&parameters, &PLAIN, true);
     let parts: Vec<Batch> = case.batch.spans.iter().map(|s| Batch::new([&case.batch.ids[s.clone()]])).collect();
     assert!(parts.len() > 1);
@@ -131,7 +131,7 @@ fn gradients_of_batches_add_up() {
 #[test]
 fn capacity_drops_choices() {
     let case = Case::new("mixtral");
-    let parameters = case.parameters(&[Part::Routers]);
+    let parameters = case.parameters(&[TrainedPart::Routers]);
     let (all, _) = case.gradients(&parameters, &PLAIN, true);
     let tight = Objective { capacity_factor: Some(0.5), ..PLAIN };
     let (limited, _) = case.gradients(&parameters, &tight, true);

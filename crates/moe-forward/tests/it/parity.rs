@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 use moe_forward::{Batch, Head, LoadedRouter, Silent, Sweep, max_difference, parity};
 use moe_math::Compute;
-use moe_math::routing::{Rule, route};
+use moe_math::routing::{RoutingRule, route};
 use moe_model::{Expert, Ffn, Model, Result, Weight, WeightSource};
 
 use crate::common::golden;
@@ -86,14 +86,14 @@ fn a_golden_needs_the_bias_to_choose_its_experts() {
             let logits = &reference[&format!("router_logits.{layer}")];
             let selected = &reference[&format!("selected.{layer}")].to_dtype(candle_core::DType::U32).unwrap();
             let selected = selected.to_vec2::<u32>().unwrap();
-            let differing = |rule: &Rule| {
+            let differing = |rule: &RoutingRule| {
                 let routing = route(logits, rule).unwrap();
                 let ours = routing.selected.chunks(routing.top_k);
                 ours.zip(&selected).filter(|(ours, theirs)| ours.iter().any(|e| !theirs.contains(e))).count()
             };
             assert_eq!(differing(rule), 0, "{name}");
-            by_score += differing(&Rule { bias: None, ..rule.clone() });
-            by_softmax += differing(&Rule::softmax(rule.top_k, true));
+            by_score += differing(&RoutingRule { bias: None, ..rule.clone() });
+            by_softmax += differing(&RoutingRule::softmax(rule.top_k, true));
         }
         assert!(by_score > 3 && by_softmax > 3, "{name}: {by_score} and {by_softmax} tokens go elsewhere without it");
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;
-use moe_forward::train::{BalanceOver, Goal, Gradients, Objective, Parameters, Part, Scale, Targets, Trainee};
+use moe_forward::train::{BalanceOver, Goal, Gradients, Objective, Parameters, Scale, Targets, TrainedPart, Trainee};
 use moe_math::Compute;
 use moe_math::adamw::{AdamW, Moments, Step, clipping, cosine, square_norm};
 use moe_model::Model;
@@ -75,7 +75,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
     for (family, about) in about.as_object().unwrap() {
         let (model, batch) = opened(family);
         let compute = Compute::cpu();
-        let parameters = Parameters::read(&model, &Part::ALL, DType::F32, &compute).unwrap();
+        let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
         let sampled = tensors(&format!("training/gradients/{family}.safetensors"));
         for (loss, value) in about["losses"].as_object().unwrap() {
             let objective = objective(loss);
@@ -147,7 +147,7 @@ fn a_run_is_that_of_pytorch() {
     let about = json("training/run.json");
     let (model, batch) = opened("qwen3_moe");
     let compute = Compute::cpu();
-    let parameters = Parameters::read(&model, &Part::ALL, DType::F32, &compute).unwrap();
+    let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
     let start: HashMap<String, Vec<f64>> =
         parameters.list.iter().map(|p| (p.weight.name().to_owned(), values(&p.value))).collect();
     let mut moments: Vec<Moments> = parameters.list.iter().map(|p| Moments::new(&p.value).unwrap()).collect();

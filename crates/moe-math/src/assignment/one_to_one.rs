@@ -15,7 +15,7 @@ pub(super) fn columns_of_rows(cost: &[f64], rows: usize, columns: usize) -> Vec<
     let mut matching =
         Matching { cost, v: vec![0.0; columns], row_of: vec![NONE; columns], column_of: vec![NONE; rows] };
     let free = if rows == columns && rows > 1 { matching.reduced() } else { (0..rows).collect() };
-    let mut search = Search::new(columns);
+    let mut search = PathSearch::new(columns);
     free.into_iter().for_each(|row| matching.augment(row, &mut search));
     matching.column_of
 }
@@ -110,7 +110,7 @@ impl<'a> Matching<'a> {
     }
 
     /// Matches `row` along the shortest way to a free column.
-    fn augment(&mut self, row: usize, search: &mut Search) {
+    fn augment(&mut self, row: usize, search: &mut PathSearch) {
         search.start();
         let (mut from, mut base) = (row, 0.0);
         let end = loop {
@@ -156,7 +156,7 @@ fn two_least(costs: &[f64], v: &[f64]) -> [(f64, usize); 2] {
 
 /// Dijkstra's search for the shortest way from a free row to a free column, over reduced costs ≥ 0. Whole rows are looked at without branches,
 /// which is faster than leaving out what is closed.
-struct Search {
+struct PathSearch {
     /// Distances of open columns; infinite where closed.
     open: Vec<f64>,
     /// Infinite for closed columns, otherwise 0: what is added to their distances.
@@ -168,7 +168,7 @@ struct Search {
     closed: Vec<usize>,
 }
 
-impl Search {
+impl PathSearch {
     fn new(columns: usize) -> Self {
         let zeros = vec![0.0; columns];
         Self { open: zeros.clone(), penalty: zeros.clone(), via: vec![0; columns], distance: zeros, closed: Vec::new() }

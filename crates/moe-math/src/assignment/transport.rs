@@ -74,7 +74,7 @@ impl<'a> Transport<'a> {
 
     fn insert(&mut self, item: usize) {
         let costs = &self.cost[item * self.clusters..][..self.clusters];
-        let mut search = Search::new(costs.iter().zip(&self.v).map(|(c, v)| c - v), item);
+        let mut search = TransportSearch::new(costs.iter().zip(&self.v).map(|(c, v)| c - v), item);
         let end = loop {
             let a = search.nearest(|a| self.free[a] > 0);
             if self.free[a] > 0 {
@@ -120,14 +120,14 @@ impl<'a> Transport<'a> {
 }
 
 /// Dijkstra's search for the shortest way from a new item to a free place, over reduced costs ≥ 0.
-struct Search {
+struct TransportSearch {
     distance: Vec<f64>,
     /// The item that enters each place on the shortest way there.
     via: Vec<usize>,
     scanned: Vec<bool>,
 }
 
-impl Search {
+impl TransportSearch {
     fn new(distance: impl Iterator<Item = f64>, item: usize) -> Self {
         let distance: Vec<f64> = distance.collect();
         Self { via: vec![item; distance.len()], scanned: vec![false; distance.len()], distance }

@@ -33,7 +33,7 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
             let block = behind.narrow(2, first, rows)?.transpose(1, 2)?.contiguous()?;
             left = (left - block.matmul(&behind.contiguous()?)?)?;
         }
-        let found = left.narrow(2, first, rows)?.contiguous()?.apply_op1_no_bwd(&Block)?;
+        let found = left.narrow(2, first, rows)?.contiguous()?.apply_op1_no_bwd(&DiagonalBlock)?;
         let diagonal = found.narrow(1, 0, rows)?.contiguous()?;
         let row = match first {
             0 => diagonal,
@@ -51,7 +51,7 @@ pub(crate) fn reverse_cholesky(matrices: &Tensor) -> Result<(Tensor, Vec<bool>)>
 }
 
 /// Of diagonal blocks `[E, B, B]` M, M⁻ᵀ and, in a last row, whether there is none: `[E, 2 B + 1, B]`.
-pub(super) struct Block;
+pub(super) struct DiagonalBlock;
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -75,7 +75,7 @@ unsafe impl Arguments for CholeskyBlock {
     }
 }
 
-impl Block {
+impl DiagonalBlock {
     /// All but the pointers.
     pub(super) fn arguments(&self, [matrices, size]: [usize; 2]) -> CholeskyBlock {
         CholeskyBlock { block: std::ptr::null(), found: std::ptr::null_mut(), matrices: int(matrices), size: int(size) }
@@ -90,7 +90,7 @@ impl Block {
     }
 }
 
-impl CustomOp1 for Block {
+impl CustomOp1 for DiagonalBlock {
     fn name(&self) -> &'static str {
         "diagonal block of a Cholesky factor"
     }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use libloading::Library;
 
-use super::cholesky::Block;
+use super::cholesky::DiagonalBlock;
 use super::mix::{Adding, Table, add_outputs};
 use super::round::{Grids, RoundBlock, Settle, group_grids, round_block, settle};
 use super::{Arguments, Geometry, int};
@@ -162,9 +162,9 @@ fn diagonal_blocks_are_factored_alike() {
         let blocks = x.transpose(1, 2).unwrap().matmul(&x).unwrap();
         let signs = tensor(&[1.0, -1.0, 1.0], &[3, 1, 1]);
         let blocks = blocks.broadcast_mul(&signs).unwrap();
-        let expected = values(&blocks.apply_op1_no_bwd(&Block).unwrap());
+        let expected = values(&blocks.apply_op1_no_bwd(&DiagonalBlock).unwrap());
         let (given, mut found) = (values(&blocks), vec![f32::NAN; expected.len()]);
-        let arguments = Block.arguments([3, size]);
+        let arguments = DiagonalBlock.arguments([3, size]);
         on_host(super::cholesky::CholeskyBlock { block: given.as_ptr(), found: found.as_mut_ptr(), ..arguments });
         assert_eq!(found, expected);
         let failed: Vec<f32> = found.chunks((2 * size + 1) * size).map(|of| of[2 * size * size]).collect();

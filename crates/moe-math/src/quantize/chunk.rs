@@ -57,8 +57,8 @@ pub(super) fn each_chunk<T: Real>(
     let mut sums = vec![0.0; jobs.len()];
     let places: Vec<Vec<usize>> = jobs.iter().map(places).collect();
     let parts = jobs.iter_mut().zip(&places).enumerate().flat_map(|(index, (job, places))| parts(index, job, places));
-    let parts: Vec<Part<'_>> = parts.collect();
-    let solve = |chunk: &mut Chunk<T>, part: Part<'_>| -> Result<(usize, f64), QuantizeError> {
+    let parts: Vec<ChunkPart<'_>> = parts.collect();
+    let solve = |chunk: &mut Chunk<T>, part: ChunkPart<'_>| -> Result<(usize, f64), QuantizeError> {
         chunk.load(&part)?;
         run(part.job, chunk);
         let error = chunk.errors.as_flattened().iter().map(|error| error.to_f64()).sum::<f64>();
@@ -81,7 +81,7 @@ fn places(job: &Job<'_>) -> Vec<usize> {
     places
 }
 
-struct Part<'a> {
+struct ChunkPart<'a> {
     job: usize,
     group: usize,
     places: &'a [usize],
@@ -91,12 +91,12 @@ struct Part<'a> {
     zeros: &'a mut [u8],
 }
 
-fn parts<'a>(index: usize, job: &'a mut Job<'_>, places: &'a [usize]) -> impl Iterator<Item = Part<'a>> {
+fn parts<'a>(index: usize, job: &'a mut Job<'_>, places: &'a [usize]) -> impl Iterator<Item = ChunkPart<'a>> {
     let Codes { shape: [_, width], group, codes, scales, zeros } = &mut *job.codes;
     let (group, groups) = (*group, ROWS * (*width / *group));
     let codes = job.weight.chunks(ROWS * *width).zip(codes.chunks_mut(ROWS * *width));
     let grids = scales.chunks_mut(groups).zip(zeros.chunks_mut(groups));
-    codes.zip(grids).map(move |((weight, codes), (scales, zeros))| Part {
+    codes.zip(grids).map(move |((weight, codes), (scales, zeros))| ChunkPart {
         job: index,
         group,
         places,
@@ -118,7 +118,7 @@ impl<T: Real> Chunk<T> {
         columns.start * self.strips..columns.end * self.strips
     }
 
-    fn load(&mut self, part: &Part<'_>) -> Result<(), QuantizeError> {
+    fn load(&mut self, part: &ChunkPart<'_>) -> Result<(), QuantizeError> {
         let width = part.places.len();
         let rows = part.weight.len() / width;
         let strips = rows.div_ceil(STRIP);
@@ -151,7 +151,7 @@ impl<T: Real> Chunk<T> {
         if wrong == 0 { Ok(()) } else { Err(QuantizeError::NotFinite) }
     }
 
-    fn store(&self, part: Part<'_>, grid: &Grid<T>) {
+    fn store(&self, part: ChunkPart<'_>, grid: &Grid<T>) {
         let (width, padded, groups) = (self.width, self.rows(), self.width / self.group);
         let from = self.codes.as_flattened();
         for (block, lines) in part.codes.chunks_mut(TILE * width).enumerate() {

@@ -80,7 +80,7 @@ struct Batch<'a> {
 }
 
 /// What has been found, on the device.
-struct Found {
+struct FoundScales {
     /// `[E, K, R]`, signed.
     codes: Tensor,
     /// `[2, E, K / g, R]`: scales and signed zeros.
@@ -163,7 +163,7 @@ impl<'a> Batch<'a> {
         self.group < self.shape[1] && self.problems.iter().all(|problem| problem.factor.order.is_none())
     }
 
-    fn solve(&self) -> Result<Found, QuantizeError> {
+    fn solve(&self) -> Result<FoundScales, QuantizeError> {
         let (count, width, rows) = self.weight.dims3()?;
         let codes = self.weight.zeros_like()?;
         let grids = match &self.fixed {
@@ -189,7 +189,7 @@ impl<'a> Batch<'a> {
                 errors = (errors + self.cost(first, &found)?)?;
             }
         }
-        Ok(Found { codes, grids, errors })
+        Ok(FoundScales { codes, grids, errors })
     }
 
     /// What the errors of all columns before `first` feed to a block: `[E, size, R]`.
@@ -241,7 +241,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-impl Found {
+impl FoundScales {
     fn finish(self, batch: &Batch<'_>) -> Result<Vec<Solved>, QuantizeError> {
         let ([rows, width], groups) = (batch.shape, batch.shape[1] / batch.group);
         let errors = self.errors.to_vec2::<f32>()?;

@@ -61,7 +61,7 @@ impl Model {
     /// What vLLM, SGLang and transformers do with this model's quantized experts; nothing for a model without any.
     pub fn engines(&self) -> Vec<Verdict> {
         let Some(experts) = Experts::of(self) else { return Vec::new() };
-        let verdict = |engine: &'static str, found: Found| {
+        let verdict = |engine: &'static str, found: EngineAnswer| {
             let (answer, says) = match found {
                 Ok(says) => (Answer::Takes, says),
                 Err((answer, says)) => (answer, says),
@@ -78,18 +78,18 @@ impl Model {
 }
 
 /// A condition under which it is taken, or the answer and its reason.
-type Found = Result<String, (Answer, String)>;
+type EngineAnswer = Result<String, (Answer, String)>;
 
-fn refuses(says: impl Into<String>) -> Found {
+fn refuses(says: impl Into<String>) -> EngineAnswer {
     Err((Answer::Refuses, says.into()))
 }
 
-fn not_known(says: impl Into<String>) -> Found {
+fn not_known(says: impl Into<String>) -> EngineAnswer {
     Err((Answer::NotKnown, says.into()))
 }
 
 /// What holds where each of `found` does.
-fn every(found: impl Iterator<Item = Found>) -> Found {
+fn every(found: impl Iterator<Item = EngineAnswer>) -> EngineAnswer {
     let mut says: Vec<String> = found.collect::<Result<_, _>>()?;
     says.retain(|condition| !condition.is_empty());
     says.dedup();
@@ -163,7 +163,7 @@ impl<'m> Experts<'m> {
 
     /// What engines need of all experts that compare the first one's projections, which they look for by `names`, and load by the names of
     /// the hub (vLLM's `models/mixtral.py` and SGLang's `srt/models/mixtral.py`: w1, w2 and w3).
-    fn served_alike(&self, names: Projections) -> Found {
+    fn served_alike(&self, names: Projections) -> EngineAnswer {
         if !self.hub_names {
             return refuses("it looks for experts under the hub's names, which `quantize` writes");
         }
@@ -213,7 +213,7 @@ impl<'m> Experts<'m> {
     }
 
     /// Up to how many GPUs share each expert's width, where `misfit` says what is wrong with a rank's part of it.
-    fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> Found {
+    fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
         let fits = |ranks: usize| {
             self.widths.iter().find_map(|width| match width % ranks {
                 0 => misfit(width / ranks),

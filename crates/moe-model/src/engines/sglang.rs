@@ -3,11 +3,11 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{Experts, Found, Projections, every, group_of, misfit, not_known, other_groups, refuses};
+use super::{EngineAnswer, Experts, Projections, every, group_of, misfit, not_known, other_groups, refuses};
 
 pub(super) const VERSION: &str = "SGLang 0.5.23";
 
-pub(super) fn takes(experts: &Experts<'_>) -> Found {
+pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
     // `compressed_tensors/compressed_tensors.py` (get_moe_scheme), layer by layer: .0.gate_proj, .0.up_proj and .0.down_proj in all families;
     // names come first, then classes (`compressed_tensors/utils.py`, find_matched_target).
     experts.served_alike(Projections::Plain)?;
@@ -24,7 +24,7 @@ pub(super) fn takes(experts: &Experts<'_>) -> Found {
 }
 
 /// `compressed_tensors/schemes/compressed_tensors_wNa16_moe.py` (CompressedTensorsWNA16MoE).
-fn packed(experts: &Experts<'_>, integers: Integers) -> Found {
+fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     if experts.quantizes_activations() {
         return not_known("its kernels for quantized activations are not looked at here");
     }
@@ -40,7 +40,7 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> Found {
 }
 
 /// `gptq/gptq.py`: what GPTQMarlinConfig.is_gptq_marlin_compatible doesn't take goes to GPTQConfig, which refuses experts.
-fn gptq(experts: &Experts<'_>, integers: Integers) -> Found {
+fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     if !integers.symmetric || ![4, 8].contains(&integers.bits) {
         return refuses(
             "it reads symmetric GPTQ of 4 and 8 bits only; quantize to w4a16 or w8a16 without --asymmetric",
@@ -51,7 +51,7 @@ fn gptq(experts: &Experts<'_>, integers: Integers) -> Found {
 
 /// `marlin_utils.py`: MARLIN_SUPPORTED_GROUP_SIZES, and the tiles of check_moe_marlin_supports_layer, which are those of the kernel
 /// (`kernels/jit/csrc/gemm/marlin_moe/moe_wna16_marlin.cuh`: rows by 128, columns by 64).
-fn marlin(experts: &Experts<'_>, integers: Integers) -> Found {
+fn marlin(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     if ![-1, 32, 64, 128].contains(&group_of(integers)) {
         let other = other_groups(experts.hidden, &experts.widths);
         return refuses(format!("its kernels have groups of 32, 64 and 128, not {}; {other}", group_of(integers)));
@@ -64,7 +64,7 @@ fn marlin(experts: &Experts<'_>, integers: Integers) -> Found {
 }
 
 /// `fp8.py` (Fp8MoEMethod.create_weights).
-fn whole_blocks(experts: &Experts<'_>, block: [usize; 2]) -> Found {
+fn whole_blocks(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
     if block != [128, 128] {
         return not_known(format!("its kernels for blocks of {} × {} are not looked at here", block[0], block[1]));
     }
@@ -73,7 +73,7 @@ fn whole_blocks(experts: &Experts<'_>, block: [usize; 2]) -> Found {
 
 /// `compressed_tensors/compressed_tensors.py` (get_moe_scheme): _is_fp8_w8a8 needs quantized activations, else it is an "Unsupported
 /// FusedMoe scheme"; `schemes/compressed_tensors_w8a8_fp8_moe.py`.
-fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> Found {
+fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(
             "of float-quantized experts it takes those alone whose input_activations are quantized too; \

@@ -4,14 +4,14 @@ use moe_checkpoint::quantization::{Blocks, Scheme};
 use moe_checkpoint::{Dtype, Quantization};
 use serde_json::Value;
 
-use super::{Experts, Found, dtype_name, not_known, refuses};
+use super::{EngineAnswer, Experts, dtype_name, not_known, refuses};
 
 pub(super) const NEWER: &str = "transformers 5.23.0";
 pub(super) const OLDER: &str = "transformers 4.57.6";
 
 /// `integrations/compressed_tensors.py`, `integrations/finegrained_fp8.py`: experts are decoded on loading, to the dtype of their scales
 /// (Hugging Face's fp8: to the model's), whatever `dtype` says.
-pub(super) fn newer(experts: &Experts<'_>) -> Found {
+pub(super) fn newer(experts: &Experts<'_>) -> EngineAnswer {
     common(experts)?;
     if experts.schemes.len() > 1 {
         // `integrations/compressed_tensors.py` (get_experts_scheme): the group whose targets say "experts", else the first with a class.
@@ -48,7 +48,7 @@ pub(super) fn newer(experts: &Experts<'_>) -> Found {
     })
 }
 
-pub(super) fn older(experts: &Experts<'_>) -> Found {
+pub(super) fn older(experts: &Experts<'_>) -> EngineAnswer {
     common(experts)?;
     if let Quantization::BlockFp8 { .. } = experts.quantization {
         return refuses(
@@ -68,7 +68,7 @@ pub(super) fn older(experts: &Experts<'_>) -> Found {
 }
 
 /// What neither takes.
-fn common(experts: &Experts<'_>) -> Found {
+fn common(experts: &Experts<'_>) -> EngineAnswer {
     if let Quantization::Gptq(_) = experts.quantization {
         return refuses("it asks for optimum, and even with that the experts do not work; GPTQModel reads them");
     }

@@ -3,14 +3,14 @@
 use moe_checkpoint::Quantization;
 use moe_checkpoint::quantization::{Blocks, Integers, Scheme};
 
-use super::{Experts, Found, Projections, every, misfit, not_known, other_groups, refuses};
+use super::{EngineAnswer, Experts, Projections, every, misfit, not_known, other_groups, refuses};
 
 pub(super) const VERSION: &str = "vLLM 0.33.0";
 
 /// Group sizes of the Marlin kernels, beside whole rows (`quantization/utils/marlin_utils.py`).
 const MARLIN_GROUPS: [usize; 3] = [32, 64, 128];
 
-pub(super) fn takes(experts: &Experts<'_>) -> Found {
+pub(super) fn takes(experts: &Experts<'_>) -> EngineAnswer {
     // `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe.py` (get_moe_method), layer by layer; names come first,
     // then classes (`quantization/compressed_tensors/utils.py`, find_matched_target).
     experts.served_alike(Projections::OfHub)?;
@@ -29,7 +29,7 @@ pub(super) fn takes(experts: &Experts<'_>) -> Found {
 
 /// `quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_wna16.py` (CompressedTensorsWNA16MoEMethod) and
 /// `fused_moe/oracle/int_wna16.py` (select_wna16_moe_backend).
-fn packed(experts: &Experts<'_>, integers: Integers) -> Found {
+fn packed(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     let Integers { bits, group, symmetric } = integers;
     if experts.quantizes_activations() {
         return not_known("its kernels for quantized activations are not looked at here");
@@ -78,7 +78,7 @@ fn packed(experts: &Experts<'_>, integers: Integers) -> Found {
 
 /// `quantization/auto_gptq.py` (AutoGPTQConfig, AutoGPTQMoEMethod); what Marlin doesn't take goes to `moe_wna16.py`, which halves groups
 /// until they fit, down to 32.
-fn gptq(experts: &Experts<'_>, integers: Integers) -> Found {
+fn gptq(experts: &Experts<'_>, integers: Integers) -> EngineAnswer {
     let Integers { bits, group, symmetric } = integers;
     if !symmetric || ![4, 8].contains(&bits) {
         return refuses(
@@ -106,7 +106,7 @@ fn gptq(experts: &Experts<'_>, integers: Integers) -> Found {
 
 /// `quantization/fp8.py` (Fp8MoEMethod), `quantization/utils/fp8_utils.py` (validate_fp8_block_shape_moe) and `fused_moe/oracle/fp8.py`
 /// (refine_fp8_moe_block_shape): where ranks split blocks, scales are repeated for blocks of at least 32.
-fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> Found {
+fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> EngineAnswer {
     if block != [128, 128] {
         return not_known(format!("its kernels for blocks of {} × {} are not looked at here", block[0], block[1]));
     }
@@ -119,7 +119,7 @@ fn fine_grained(experts: &Experts<'_>, block: [usize; 2]) -> Found {
 
 /// `compressed_tensors_moe.py`: without quantized activations, float8 in rows is taken for integers and refused for its format, and float8
 /// in blocks is an "Unsupported FusedMoe scheme". With them: `compressed_tensors_moe_w8a8_fp8.py`.
-fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> Found {
+fn float_quantized(experts: &Experts<'_>, blocks: Blocks) -> EngineAnswer {
     if !experts.quantizes_activations() {
         return refuses(
             "of float-quantized experts it takes those alone whose input_activations are quantized too; \

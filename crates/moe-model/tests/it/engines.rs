@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moe_checkpoint::Dtype;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme, Target};
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup, Target};
 use moe_model::Answer::{NotKnown, Refuses, Takes};
 use moe_model::{Answer, Ffn, Linear, Model, Packed, Packing, Verdict, Weight, WeightSource};
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ fn quantized(shape: [usize; 2], quantization: Quantization, scheme: Scheme) -> M
 }
 
 fn compressed(shape: [usize; 2], scheme: Scheme) -> Model {
-    let group = Group { input_activations: Value::Null, ..Group::linear(scheme) };
+    let group = SchemeGroup { input_activations: Value::Null, ..SchemeGroup::linear(scheme) };
     quantized(shape, Quantization::Compressed(CompressedTensors { groups: vec![group], ignore: vec![] }), scheme)
 }
 

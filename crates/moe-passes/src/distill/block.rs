@@ -11,7 +11,7 @@ use moe_math::{Compute, sampling, swiglu};
 use moe_model::{Error, Expert, Kind, Result, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::observe::{Part, Tokens, failed};
+use super::observe::{BlockPart, Tokens, failed};
 use super::record::{Look, Trained};
 use crate::train::check_steps;
 use crate::unused::refuse_unused;
@@ -174,7 +174,7 @@ pub(super) fn train(
     let mut samples = None;
     'training: for round in (0..rounds).cycle() {
         if rounds > 1 || samples.is_none() {
-            samples = lessons.gathered(Part::Decide, round, rounds)?;
+            samples = lessons.gathered(BlockPart::Decide, round, rounds)?;
         }
         let Some(samples) = &samples else { continue };
         let rows = sampling::choose(samples.len(), samples.len(), &mut random);
@@ -267,7 +267,7 @@ impl Best {
 }
 
 /// Tokens: what a network is shown, and what it shall give.
-struct Samples {
+struct BlockSamples {
     /// `[n, hidden]`
     x: Tensor,
     /// `[n, hidden]`
@@ -275,7 +275,7 @@ struct Samples {
     weights: Vec<f32>,
 }
 
-impl Samples {
+impl BlockSamples {
     fn len(&self) -> usize {
         self.weights.len()
     }
@@ -290,7 +290,7 @@ impl Samples {
 
 impl LayerTrainingData<'_> {
     /// The tokens of `block` that are `part`, every `every`-th from `first` on; none where there are none.
-    fn samples(&self, block: usize, part: Part, first: usize, every: usize) -> Result<Option<Samples>> {
+    fn samples(&self, block: usize, part: BlockPart, first: usize, every: usize) -> Result<Option<BlockSamples>> {
         let (rows, roots) = self.tokens.of(part, self.inputs.blocks()[block].clone());
         let rows: Vec<u32> = rows.into_iter().skip(first).step_by(every).collect();
         let roots = roots.iter().skip(first).step_by(every);
@@ -301,35 +301,35 @@ impl LayerTrainingData<'_> {
         let pick = || {
             let chosen = Tensor::from_slice(&rows, rows.len(), x.device())?;
             let pick = |t: &Tensor| t.index_select(&chosen, 0)?.to_dtype(DType::F32);
-            Ok(Samples { x: pick(&x)?, y: pick(&y)?, weights: roots.map(|root| root * root).collect() })
+            Ok(BlockSamples { x: pick(&x)?, y: pick(&y)?, weights: roots.map(|root| root * root).collect() })
         };
         pick().map(Some).map_err(|e: candle_core::Error| failed(self.index, e))
     }
 
     /// The same of all blocks together: a batch out of one block would have one kind of text, and unteach the others'.
-    fn gathered(&self, part: Part, first: usize, every: usize) -> Result<Option<Samples>> {
+    fn gathered(&self, part: BlockPart, first: usize, every: usize) -> Result<Option<BlockSamples>> {
         let of_block = |block| self.samples(block, part, first, every).transpose();
-        let parts: Vec<Samples> = (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
+        let parts: Vec<BlockSamples> = (0..self.inputs.blocks().len()).filter_map(of_block).collect::<Result<_>>()?;
         if parts.is_empty() {
             return Ok(None);
         }
-        let together = |of: fn(&Samples) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+        let together = |of: fn(&BlockSamples) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
         let all = || Ok((together(|samples| &samples.x)?, together(|samples| &samples.y)?));
         let (x, y) = all().map_err(|e: candle_core::Error| failed(self.index, e))?;
-        Ok(Some(Samples { x, y, weights: parts.into_iter().flat_map(|samples| samples.weights).collect() }))
+        Ok(Some(BlockSamples { x, y, weights: parts.into_iter().flat_map(|samples| samples.weights).collect() }))
     }
 
     /// In how many parts the tokens that decide are gathered.
     fn rounds(&self) -> usize {
         let width = self.hidden * 2 * size_of::<f32>();
-        (self.tokens.count(Part::Decide) * width).div_ceil(GATHERED_BYTES).max(1)
+        (self.tokens.count(BlockPart::Decide) * width).div_ceil(GATHERED_BYTES).max(1)
     }
 
     /// Σ ρ |y|² / Σ ρ over the tokens that decide.
     fn energy(&self) -> Result<f64> {
         let (mut sum, mut weight) = (0.0, 0.0);
         for block in 0..self.inputs.blocks().len() {
-            let Some(samples) = self.samples(block, Part::Decide, 0, 1)? else { continue };
+            let Some(samples) = self.samples(block, BlockPart::Decide, 0, 1)? else { continue };
             sum += weighted(&samples.y, &samples.weights).map_err(|e| failed(self.index, e))?;
             weight += samples.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
         }
@@ -337,13 +337,13 @@ impl LayerTrainingData<'_> {
     }
 
     /// The held-out tokens that are looked at, gathered once: looks come often.
-    fn test(&self) -> Result<Option<Samples>> {
-        self.gathered(Part::HeldOut, 0, self.tokens.count(Part::HeldOut).div_ceil(LOOKED_AT).max(1))
+    fn test(&self) -> Result<Option<BlockSamples>> {
+        self.gathered(BlockPart::HeldOut, 0, self.tokens.count(BlockPart::HeldOut).div_ceil(LOOKED_AT).max(1))
     }
 
     /// √(Σ ρ |y − y'|² / Σ ρ |y|²) over `test`.
-    fn error(&self, test: Option<&Samples>, network: &[Var; 3]) -> Result<f64> {
-        let Some(Samples { x, y, weights }) = test else { return Ok(0.0) };
+    fn error(&self, test: Option<&BlockSamples>, network: &[Var; 3]) -> Result<f64> {
+        let Some(BlockSamples { x, y, weights }) = test else { return Ok(0.0) };
         let network = network.each_ref().map(Var::as_detached_tensor);
         let error = || {
             let [error, all] = [weighted(&(output(x, &network)? - y)?, weights)?, weighted(y, weights)?];
@@ -393,7 +393,7 @@ impl Learner {
     }
 
     /// One step on `samples`; the loss, or none where it or its gradient isn't finite: then nothing changed.
-    fn step(&mut self, samples: &Samples, energy: f64) -> CandleResult<Option<f64>> {
+    fn step(&mut self, samples: &BlockSamples, energy: f64) -> CandleResult<Option<f64>> {
         let network = self.vars.each_ref().map(|var| var.as_tensor().clone());
         let loss = loss(&output(&samples.x, &network)?, samples, energy)?;
         let gradients = loss.backward()?;
@@ -423,8 +423,8 @@ impl Learner {
 }
 
 /// Σ ρ (|y − y'|² / E|y|² + 0.05 (1 − cos(y, y'))) / Σ ρ, E|y|² being `energy`.
-fn loss(found: &Tensor, samples: &Samples, energy: f64) -> CandleResult<Tensor> {
-    let Samples { y, weights, .. } = samples;
+fn loss(found: &Tensor, samples: &BlockSamples, energy: f64) -> CandleResult<Tensor> {
+    let BlockSamples { y, weights, .. } = samples;
     let sum: f32 = weights.iter().sum();
     let weights: Vec<f32> = weights.iter().map(|weight| weight / sum).collect();
     let weights = Tensor::from_vec(weights, (samples.len(), 1), y.device())?;
@@ -460,7 +460,7 @@ mod tests {
         }
         let tensor = |values: Vec<f32>| Tensor::from_vec(values, (rows, hidden), &Device::Cpu).unwrap();
         let y = tensor(y);
-        let samples = Samples { x: y.clone(), y, weights };
+        let samples = BlockSamples { x: y.clone(), y, weights };
         let loss =
             |found: &Tensor| f64::from(super::loss(found, &samples, energy).unwrap().to_scalar::<f32>().unwrap());
         let found = loss(&tensor(found));

@@ -12,7 +12,7 @@ use moe_math::routing::Routing;
 use moe_model::{Ffn, Model, Moe, Result};
 
 use super::block::{GATHERED_BYTES, LOOKED_AT, LayerTrainingData, Learned, Training, step_bytes, train};
-use super::observe::{LayerObserver, LayerSums, Part, Tokens, failed};
+use super::observe::{BlockPart, LayerObserver, LayerSums, Tokens, failed};
 use super::ridge::fit;
 use super::student::student;
 use super::weights::kept;
@@ -38,7 +38,7 @@ pub(super) struct Distiller {
     /// Σ ‖y − y'‖² and Σ ‖y‖² of each layer.
     errors: BTreeMap<usize, OutputError>,
     layers: BTreeMap<usize, DecidedLayer>,
-    stage: Stage,
+    stage: DistillStage,
     /// Layers and their errors as the stage before left them.
     before: Option<(BTreeMap<usize, DecidedLayer>, BTreeMap<usize, OutputError>)>,
     /// Where trained layers are saved.
@@ -47,7 +47,7 @@ pub(super) struct Distiller {
 
 /// What a sweep does with each layer.
 #[derive(Clone, Copy, PartialEq)]
-enum Stage {
+enum DistillStage {
     /// Makes it dense.
     WeightSource,
     /// Trains it on what --forcing says.
@@ -56,7 +56,7 @@ enum Stage {
     TrainOnOwn,
 }
 
-impl Stage {
+impl DistillStage {
     /// What it did, in words.
     fn done(self) -> &'static str {
         match self {
@@ -98,7 +98,7 @@ impl Distiller {
             compared: 0,
             errors: BTreeMap::new(),
             layers: BTreeMap::new(),
-            stage: Stage::WeightSource,
+            stage: DistillStage::WeightSource,
             before: None,
             saved: None,
         }
@@ -191,7 +191,7 @@ impl LayerPass for Distiller {
 
     fn check_text(&self, text: &Calibration, _: Option<&Calibration>) -> Result<()> {
         let tokens = Tokens::new(text);
-        self.options.check_tokens(self.width, tokens.count(Part::Decide), tokens.count(Part::HeldOut))
+        self.options.check_tokens(self.width, tokens.count(BlockPart::Decide), tokens.count(BlockPart::HeldOut))
     }
 
     fn least_tokens(&self, sequence: usize) -> usize {
@@ -270,7 +270,7 @@ impl LayerPass for Distiller {
 impl Converter for Distiller {
     fn forcing(&self) -> Forcing {
         match self.options.forcing {
-            _ if self.stage == Stage::TrainOnOwn => Forcing::Student,
+            _ if self.stage == DistillStage::TrainOnOwn => Forcing::Student,
             Forced::Student => Forcing::Student,
             Forced::Teacher => Forcing::Teacher,
         }
@@ -278,7 +278,7 @@ impl Converter for Distiller {
 
     fn convert(&mut self, index: usize, inputs: &Inputs<'_>) -> Result<Option<Converted>> {
         self.compared = 0;
-        if self.stage != Stage::WeightSource {
+        if self.stage != DistillStage::WeightSource {
             let Some(layer) = self.layers.get(&index) else { return Ok(None) };
             if !self.changes(index) {
                 return Ok(Some(layer.ffn.clone().into()));
@@ -302,7 +302,7 @@ impl Converter for Distiller {
         let fail = |e| failed(index, e);
         let first = self.compared;
         self.compared += original.dim(0).map_err(fail)?;
-        let part = if self.tokens().count(Part::HeldOut) > 0 { Part::HeldOut } else { Part::Decide };
+        let part = if self.tokens().count(BlockPart::HeldOut) > 0 { BlockPart::HeldOut } else { BlockPart::Decide };
         let (rows, _) = self.tokens().of(part, first..self.compared);
         if rows.is_empty() {
             return Ok(());
@@ -316,11 +316,11 @@ impl Converter for Distiller {
 
 impl Observer for Distiller {
     fn wants(&self) -> Wants {
-        Wants { experts: self.stage == Stage::WeightSource, left_out: false }
+        Wants { experts: self.stage == DistillStage::WeightSource, left_out: false }
     }
 
     fn ffn_input(&mut self, layer: usize, x: &Tensor) -> Result<()> {
-        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == Stage::WeightSource) else {
+        let Some(moe) = self.model.layers[layer].ffn.moe().filter(|_| self.stage == DistillStage::WeightSource) else {
             return Ok(());
         };
         if self.observer.is_none() {

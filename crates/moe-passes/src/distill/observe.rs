@@ -27,7 +27,7 @@ pub(super) struct Tokens {
 
 /// What a token is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum BlockPart {
     /// To decide on.
     Decide,
     /// To measure what was decided.
@@ -54,14 +54,14 @@ impl Tokens {
     }
 
     /// The tokens of `range` that are `part`, as positions in it, and √ of their weights.
-    pub fn of(&self, part: Part, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
+    pub fn of(&self, part: BlockPart, range: std::ops::Range<usize>) -> (Vec<u32>, Vec<f32>) {
         let first = range.start;
-        let wanted = range.filter(|t| self.weights[*t] > 0.0 && self.held_out[*t] == (part == Part::HeldOut));
+        let wanted = range.filter(|t| self.weights[*t] > 0.0 && self.held_out[*t] == (part == BlockPart::HeldOut));
         wanted.map(|token| ((token - first) as u32, self.weights[token].sqrt())).unzip()
     }
 
     /// How many are `part`.
-    pub fn count(&self, part: Part) -> usize {
+    pub fn count(&self, part: BlockPart) -> usize {
         self.of(part, 0..self.weights.len()).0.len()
     }
 }
@@ -111,11 +111,11 @@ pub(super) struct LayerObserver {
     scores: Vec<f32>,
     sampled_tokens: usize,
     /// Σ (g h)² and ‖f‖² that still lie on the device.
-    parts: DeferredReadback<Rows>,
+    parts: DeferredReadback<ObservedRows>,
 }
 
 /// Tokens that an expert ran on.
-struct Rows {
+struct ObservedRows {
     expert: usize,
     weights: Vec<f32>,
     gates: Vec<f32>,
@@ -225,7 +225,7 @@ impl LayerObserver {
             Tensor::cat(&[energies, pick(run.output)?.sqr()?.sum(1)?], 0)
         };
         let found = found().map_err(|e| failed(layer, e))?;
-        self.parts.push(Rows { expert: run.expert, weights, gates }, found);
+        self.parts.push(ObservedRows { expert: run.expert, weights, gates }, found);
         // Nothing is gained by keeping what lies here already.
         if run.output.device().is_cpu() { self.read_back(layer) } else { Ok(()) }
     }
@@ -236,7 +236,7 @@ impl LayerObserver {
             return Vec::new();
         }
         let most = (SAMPLE_BYTES / (4 * hidden * self.sums.experts.len())).clamp(1, SAMPLE_TOKENS);
-        let every = self.tokens.count(Part::Decide).div_ceil(most).max(1);
+        let every = self.tokens.count(BlockPart::Decide).div_ceil(most).max(1);
         let first = self.routed.start;
         let chosen = self.routed.clone().filter(|token| token.is_multiple_of(every) && self.tokens.decides(*token));
         let tokens: Vec<u32> = chosen.map(|token| (token - first) as u32).take(most - self.sampled_tokens).collect();

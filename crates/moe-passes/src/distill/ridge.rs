@@ -11,7 +11,7 @@ use moe_math::ridge::Ridge;
 use moe_math::{Compute, swiglu};
 use moe_model::{Expert, Result, Weight};
 
-use super::observe::{Part, Tokens, failed};
+use super::observe::{BlockPart, Tokens, failed};
 use super::weights::kept;
 
 /// λ as multiples of the mean diagonal of Σ h hᵀ.
@@ -42,14 +42,14 @@ pub(super) fn fit(
     spill: &ScratchStore,
 ) -> Result<Fitted> {
     let fail = |e| failed(index, e);
-    let of_layer = Samples { gate: to_f32(&student.gate.weight, compute)?, up: to_f32(&student.up.weight, compute)? };
+    let of_layer = GateAndUp { gate: to_f32(&student.gate.weight, compute)?, up: to_f32(&student.up.weight, compute)? };
     let [hidden, width] = [student.down.weight.shape()[0], student.width()];
     let new = || Ridge::new(width, hidden).map_err(fail);
     let (mut deciding, mut held_out) = (new()?, new()?);
     for (block, range) in inputs.blocks().iter().enumerate() {
         let x = inputs.get(block)?;
         let y = inputs.output(block)?.expect("the block was observed");
-        for (part, sums) in [(Part::Decide, &mut deciding), (Part::HeldOut, &mut held_out)] {
+        for (part, sums) in [(BlockPart::Decide, &mut deciding), (BlockPart::HeldOut, &mut held_out)] {
             let (rows, weights) = tokens.of(part, range.clone());
             for (rows, weights) in rows.chunks(TOKEN_BLOCK).zip(weights.chunks(TOKEN_BLOCK)) {
                 let products = 2 * hidden * width + width * width + hidden * width;
@@ -83,12 +83,12 @@ pub(super) fn fit(
 }
 
 /// What makes samples of tokens.
-struct Samples {
+struct GateAndUp {
     gate: Tensor,
     up: Tensor,
 }
 
-impl Samples {
+impl GateAndUp {
     /// Adds the tokens `rows` of inputs `x` and outputs `y`, each times √ of its weight.
     fn add(&self, sums: &mut Ridge, x: &Tensor, y: &Tensor, rows: &[u32], weights: &[f32]) -> candle_core::Result<()> {
         let chosen = Tensor::from_slice(rows, rows.len(), x.device())?;

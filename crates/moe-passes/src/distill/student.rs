@@ -30,7 +30,7 @@ pub(super) fn student(
         Init::UsageMean => averaged(moe, &gates, shared_gate, &gates, width)?,
         Init::Random => drawn(index, moe, options.calibration.seed, width),
     };
-    let Made { network, parts, distinct, zeros, scores, kept } = made;
+    let MadeStudent { network, parts, distinct, zeros, scores, kept } = made;
     let record = DistilledLayer {
         distinct,
         width,
@@ -52,7 +52,7 @@ pub(super) fn mean_of_experts(moe: &Moe, gates: &[f64], shared_gate: Option<f64>
     Ok(averaged(moe, gates, shared_gate, &vec![1.0; gates.len()], width)?.network)
 }
 
-struct Made {
+struct MadeStudent {
     network: Expert,
     parts: Vec<DistilledPart>,
     distinct: usize,
@@ -62,7 +62,7 @@ struct Made {
 }
 
 /// Some of the neurons that there are.
-fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions, width: usize) -> Result<Made> {
+fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions, width: usize) -> Result<MadeStudent> {
     let networks = Networks::of(moe);
     let neurons = distinct(moe, &networks, sums)?;
     let taken = (width - shared_width(moe)).div_ceil(moe.experts[0].width());
@@ -86,7 +86,7 @@ fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions,
         None => "shared expert".to_owned(),
         Some(expert) => format!("expert {expert}"),
     };
-    Ok(Made {
+    Ok(MadeStudent {
         parts: parts(&picks, name),
         distinct: neurons.iter().filter(|neuron| neuron.gives).count(),
         zeros: width - picks.len(),
@@ -97,8 +97,8 @@ fn selected(index: usize, moe: &Moe, sums: &LayerSums, options: &DistillOptions,
 }
 
 /// A network that knows nothing of layer `index`, which is `moe`.
-fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> Made {
-    Made {
+fn drawn(index: usize, moe: &Moe, seed: u64, width: usize) -> MadeStudent {
+    MadeStudent {
         network: random(&moe.experts[0], width, seed, index),
         parts: vec![DistilledPart { from: "chance".to_owned(), neurons: width, factor: 1.0 }],
         distinct: moe.experts.iter().chain(moe.shared.iter().map(|shared| &shared.expert)).map(Expert::width).sum(),
@@ -121,7 +121,7 @@ fn kept(neurons: &[Neuron], chosen: &[usize]) -> Kept {
 }
 
 /// Means of as many groups of experts as fit, which had these mean gates, beside the shared expert.
-fn averaged(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, weights: &[f64], width: usize) -> Result<Made> {
+fn averaged(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, weights: &[f64], width: usize) -> Result<MadeStudent> {
     let known = Gates::of(moe)?;
     let (shared, each) = (shared_width(moe), moe.experts[0].width());
     let count = ((width - shared) / each).min(moe.experts.len());
@@ -144,7 +144,7 @@ fn averaged(moe: &Moe, gates: &[f64], shared_gate: Option<f64>, weights: &[f64],
         (0..network.width() as u32).map(pick).collect::<Vec<_>>()
     };
     let picks: Arc<[Pick]> = all.iter().zip(&factors).enumerate().flat_map(of_network).collect();
-    Ok(Made {
+    Ok(MadeStudent {
         parts: parts(&picks, |network| names[network].clone()),
         distinct: shared + moe.experts.len() * each,
         zeros: width - picks.len(),

@@ -12,14 +12,14 @@ use crate::reduce::{LayerView, Reduced};
 
 /// Where a dropped neuron goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Target {
+pub(super) struct MergeTarget {
     /// Position among the kept experts, and the neuron there.
     pub kept: usize,
     pub neuron: usize,
 }
 
 /// A dropped expert, and the target of each of its neurons; none for one that is lost.
-pub(super) type Targets = (usize, Vec<Option<Target>>);
+pub(super) type Targets = (usize, Vec<Option<MergeTarget>>);
 
 /// The experts of greatest `saliency` stay; each neuron of the others goes to the kept neuron of greatest cosine, if that
 /// is at least `threshold`, and is lost otherwise. Neurons that come together are their mean weighed by saliency.
@@ -57,7 +57,7 @@ fn kept(layer: &LayerView<'_>, saliency: &[f64]) -> Vec<usize> {
 pub(super) fn targets(layer: &LayerView<'_>, kept: &[usize], threshold: f64) -> Result<Vec<Targets>> {
     let experts = &layer.moe.experts;
     let size = experts.len() / layer.moe.router.groups.map_or(1, |groups| groups.count);
-    let find = |dropped: &usize| -> Result<(usize, Vec<Option<Target>>)> {
+    let find = |dropped: &usize| -> Result<(usize, Vec<Option<MergeTarget>>)> {
         let dropped = *dropped;
         let rows = device_rows(layer, &experts[dropped])?;
         let mut best = vec![(threshold, None); experts[dropped].width()];
@@ -89,10 +89,10 @@ pub(super) fn working_bytes(sizes: Sizes) -> usize {
 }
 
 /// Takes the greatest of `cosines` if it is greater than the best so far, or as great as the threshold.
-fn raise(best: &mut (f64, Option<Target>), kept: usize, cosines: &[f64]) {
+fn raise(best: &mut (f64, Option<MergeTarget>), kept: usize, cosines: &[f64]) {
     for (neuron, cosine) in cosines.iter().enumerate() {
         if *cosine > best.0 || (best.1.is_none() && *cosine >= best.0) {
-            *best = (*cosine, Some(Target { kept, neuron }));
+            *best = (*cosine, Some(MergeTarget { kept, neuron }));
         }
     }
 }
@@ -103,7 +103,7 @@ fn device_rows(layer: &LayerView<'_>, expert: &Expert) -> Result<Tensor> {
     unit_neurons(expert)?.to_device(device).map_err(|e| failed(layer, e))
 }
 
-struct Made {
+struct MergedBlock {
     cluster: Vec<usize>,
     description: String,
     expert: Expert,
@@ -116,12 +116,13 @@ fn with_arrivals(
     position: usize,
     targets: &[Targets],
     saliency: &[f64],
-) -> Made {
+) -> MergedBlock {
     let (experts, own) = (&layer.moe.experts, kept[position]);
     let mut totals = vec![saliency[own]; experts[own].width()];
     let mut arrivals: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
     for (dropped, targets) in targets {
-        let here = |(q, target): (usize, &Option<Target>)| target.filter(|t| t.kept == position).map(|t| (q, t.neuron));
+        let here =
+            |(q, target): (usize, &Option<MergeTarget>)| target.filter(|t| t.kept == position).map(|t| (q, t.neuron));
         let here: Vec<_> = targets.iter().enumerate().filter_map(here).collect();
         here.iter().for_each(|(_, to)| totals[*to] += saliency[*dropped]);
         if !here.is_empty() {
@@ -131,7 +132,7 @@ fn with_arrivals(
     let donors: Vec<usize> = arrivals.iter().map(|(dropped, _)| *dropped).collect();
     let cluster = std::iter::once(own).chain(donors.iter().copied()).collect();
     if donors.is_empty() {
-        return Made { cluster, description: format!("expert {own}"), expert: experts[own].clone() };
+        return MergedBlock { cluster, description: format!("expert {own}"), expert: experts[own].clone() };
     }
     // Where all weights are 0, the kept neuron stays.
     let share = |expert: usize, to: usize| {
@@ -148,7 +149,7 @@ fn with_arrivals(
     }
     let names: Vec<_> = donors.iter().map(usize::to_string).collect();
     let description = format!("expert {own} with {count} neurons of {}", names.join(", "));
-    Made { cluster, description, expert: merged(&members) }
+    MergedBlock { cluster, description, expert: merged(&members) }
 }
 
 fn failed(layer: &LayerView<'_>, error: candle_core::Error) -> Error {

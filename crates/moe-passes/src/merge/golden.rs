@@ -249,7 +249,7 @@ fn neurons_go_where_numpy_sends_them() {
     assert_eq!(serde_json::to_value(&kept).unwrap(), golden["kept"]);
     let width = fixture.moe.experts[0].width();
     let targets = dern::targets(&view, &kept, 0.3).unwrap();
-    let place = |target: &Option<dern::Target>| target.map_or(-1.0, |t| (kept[t.kept] * width + t.neuron) as f64);
+    let place = |target: &Option<dern::MergeTarget>| target.map_or(-1.0, |t| (kept[t.kept] * width + t.neuron) as f64);
     let found: Vec<f64> = targets.iter().flat_map(|(_, targets)| targets.iter().map(place)).collect();
     let expected = numbers(&tensors("dern")["targets"]);
     assert_eq!(found, expected);

@@ -100,9 +100,9 @@ fn add_columns(sums: &mut [f64], values: &[f32], columns: usize, gifts: &[Gift])
 }
 
 /// Bytes that were computed and are kept.
-struct Held(Vec<u8>);
+struct HeldBytes(Vec<u8>);
 
-impl WeightSource for Held {
+impl WeightSource for HeldBytes {
     fn make(&self) -> Result<Vec<u8>> {
         Ok(self.0.clone())
     }
@@ -112,5 +112,5 @@ impl WeightSource for Held {
 pub(super) fn held(values: &[f64], like: &Weight) -> Result<Weight> {
     let narrow: Vec<f32> = values.iter().map(|x| *x as f32).collect();
     let bytes = encoded(&narrow, candle_dtype(like)?, like.name())?;
-    Ok(Weight::made(like.name(), like.dtype(), like.shape(), Held(bytes)))
+    Ok(Weight::made(like.name(), like.dtype(), like.shape(), HeldBytes(bytes)))
 }

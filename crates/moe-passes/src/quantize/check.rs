@@ -3,8 +3,8 @@
 use moe_model::Result;
 
 use super::options::{
-    Format, Method, Part, QuantizeOptions, Samples, default_act_order, default_damping, default_gate_power,
-    default_group_size, default_hot_cap, default_pool_tokens, half, usage,
+    Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, default_act_order, default_damping,
+    default_gate_power, default_group_size, default_hot_cap, default_pool_tokens, half, usage,
 };
 use super::widths::Profile;
 use crate::calibrate::short;
@@ -87,7 +87,7 @@ impl QuantizeOptions {
         let gptq = self.method() == Method::Gptq;
         if !gptq {
             let gptq_only = [
-                ("--samples", self.samples() != Samples::default()),
+                ("--samples", self.samples() != SampleChoice::default()),
                 ("--per-expert", self.per_expert),
                 ("--min-samples", self.min_samples != half()),
                 ("--gate-power", self.gate_power != default_gate_power()),
@@ -109,7 +109,7 @@ impl QuantizeOptions {
                 "give --method gptq and --data TEXT",
             )?;
         }
-        if self.samples() != Samples::PerExpert {
+        if self.samples() != SampleChoice::PerExpert {
             refuse_unused(
                 [("--shrinkage", self.shrinkage != half()), ("--ridge", self.ridge != half())],
                 "shrinks the Hessians of --samples per-expert",
@@ -138,7 +138,7 @@ impl QuantizeOptions {
 
     /// Refuses numbers that the chosen --samples don't ask for.
     fn check_samples_used(&self) -> Result<()> {
-        let all = self.samples() == Samples::AllExperts;
+        let all = self.samples() == SampleChoice::AllExperts;
         // The pool, too, is searched for tokens of experts that have fewer.
         let tops_up = self.samples().tops_up() || !self.pool.is_empty();
         let or = "give --samples per-expert";
@@ -161,7 +161,7 @@ impl QuantizeOptions {
         if self.format.is_some_and(|format| format != Format::CompressedTensors) {
             return Err(usage("only compressed-tensors holds matrices of several bit widths", "leave --format out"));
         }
-        if self.include.contains(&Part::Attention) {
+        if self.include.contains(&QuantizedPart::Attention) {
             return Err(usage(
                 "--target-bits chooses bit widths for experts alone",
                 "leave attention out of --include",

@@ -30,7 +30,7 @@ use crate::pass::{
     Sources, as_value, no_targets,
 };
 
-pub use options::{Format, Method, Part, QuantizeOptions, Samples, WeightScheme};
+pub use options::{Format, Method, QuantizeOptions, QuantizedPart, SampleChoice, WeightScheme};
 pub use pool::PoolStats;
 pub use samples::Counts;
 pub use solve::ExpertRecord;
@@ -111,7 +111,7 @@ impl Pass for QuantizeOptions {
             model.layers[index].ffn = ffn;
             layers.push(record);
         }
-        if self.include.contains(&Part::Attention) {
+        if self.include.contains(&QuantizedPart::Attention) {
             for (index, layer) in model.layers.iter_mut().enumerate() {
                 let decided = sources.decisions.and_then(|decisions| decisions.attention.get(&index));
                 layer.attention = match decided {
@@ -159,19 +159,19 @@ impl Pass for QuantizeOptions {
 
 impl QuantizeOptions {
     /// `moe` with what `of` makes of each matrix that is to be quantized; of an expert they are gate, up and down.
-    fn quantized(&self, moe: &Moe, mut of: impl FnMut(Place, usize, &Weight) -> Result<Weight>) -> Result<Moe> {
+    fn quantized(&self, moe: &Moe, mut of: impl FnMut(ExpertSlot, usize, &Weight) -> Result<Weight>) -> Result<Moe> {
         let mut moe = moe.clone();
-        let mut expert = |place: Place, expert: &mut Expert| -> Result<()> {
+        let mut expert = |place: ExpertSlot, expert: &mut Expert| -> Result<()> {
             for (matrix, linear) in [&mut expert.gate, &mut expert.up, &mut expert.down].into_iter().enumerate() {
                 linear.weight = of(place, matrix, &linear.weight)?;
             }
             Ok(())
         };
         for (index, network) in moe.experts.iter_mut().enumerate() {
-            expert(Place::Routed(index), network)?;
+            expert(ExpertSlot::Routed(index), network)?;
         }
-        if let Some(shared) = moe.shared.as_mut().filter(|_| self.include.contains(&Part::Shared)) {
-            expert(Place::Shared, &mut shared.expert)?;
+        if let Some(shared) = moe.shared.as_mut().filter(|_| self.include.contains(&QuantizedPart::Shared)) {
+            expert(ExpertSlot::Shared, &mut shared.expert)?;
         }
         Ok(moe)
     }
@@ -191,7 +191,7 @@ impl QuantizeOptions {
 
     /// What is quantized, in words.
     fn parts(&self) -> &'static str {
-        match (self.include.contains(&Part::Shared), self.include.contains(&Part::Attention)) {
+        match (self.include.contains(&QuantizedPart::Shared), self.include.contains(&QuantizedPart::Attention)) {
             (false, false) => "routed experts",
             (true, false) => "routed and shared experts",
             (false, true) => "routed experts and attention",
@@ -200,19 +200,19 @@ impl QuantizeOptions {
     }
 
     /// `weight` in `scheme`, of what was made for it; without that, there is only its shape.
-    fn encoded(&self, weight: &Weight, scheme: Scheme, store: &Store, made: Option<&Made>) -> Result<Weight> {
+    fn encoded(&self, weight: &Weight, scheme: Scheme, store: &Store, made: Option<&MadeWeight>) -> Result<Weight> {
         match scheme {
             Scheme::Integers(integers) => {
                 let codes = made.map(|made| match made {
-                    Made::Codes(codes) => codes,
-                    Made::Values(_) => unreachable!("integers are made of codes"),
+                    MadeWeight::Codes(codes) => codes,
+                    MadeWeight::Values(_) => unreachable!("integers are made of codes"),
                 });
                 store.packed(weight, self.packing(), integers, codes)
             }
             Scheme::Fp8(blocks) => {
                 let values = made.map(|made| match made {
-                    Made::Values(values) => values.as_slice(),
-                    Made::Codes(_) => unreachable!("floats are made of values"),
+                    MadeWeight::Values(values) => values.as_slice(),
+                    MadeWeight::Codes(_) => unreachable!("floats are made of values"),
                 });
                 let dtype = match self.quantization()? {
                     Quantization::BlockFp8 { .. } => Dtype::F32,
@@ -234,8 +234,8 @@ impl QuantizeOptions {
             Method::Gptq => format!("{encoding} by GPTQ"),
             Method::Rtn => format!("{encoding}, rounded to nearest"),
         };
-        let shared = moe.shared.iter().any(|_| self.include.contains(&Part::Shared)).then(|| how.clone());
-        let attention = self.include.contains(&Part::Attention).then(|| how.clone());
+        let shared = moe.shared.iter().any(|_| self.include.contains(&QuantizedPart::Shared)).then(|| how.clone());
+        let attention = self.include.contains(&QuantizedPart::Attention).then(|| how.clone());
         LayerRecord {
             layer,
             experts: vec![how; moe.experts.len()],
@@ -278,16 +278,16 @@ impl QuantizeOptions {
                 .file(&model.config_file)
                 .remedy("give an MoE; upcycle makes one of a dense model"));
         }
-        if self.include.contains(&Part::Shared) && model.moes().all(|(_, moe)| moe.shared.is_none()) {
+        if self.include.contains(&QuantizedPart::Shared) && model.moes().all(|(_, moe)| moe.shared.is_none()) {
             return Err(Error::new(Kind::Usage, "this model has no shared experts")
                 .file(&model.config_file)
                 .remedy("leave --include shared out"));
         }
-        if self.include.contains(&Part::Attention) {
+        if self.include.contains(&QuantizedPart::Attention) {
             model.layers.iter().flat_map(|layer| layer.attention.linears()).try_for_each(|l| self.check_matrix(l))?;
         }
         for (_, moe) in model.moes() {
-            let shared = moe.shared.iter().filter(|_| self.include.contains(&Part::Shared)).map(|s| &s.expert);
+            let shared = moe.shared.iter().filter(|_| self.include.contains(&QuantizedPart::Shared)).map(|s| &s.expert);
             for linear in moe.experts.iter().chain(shared).flat_map(Expert::linears) {
                 self.check_matrix(linear)?;
             }
@@ -328,13 +328,13 @@ impl QuantizeOptions {
 
 /// Which network of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ExpertSlot {
     Routed(usize),
     Shared,
 }
 
 /// What a quantized matrix is made of.
-enum Made {
+enum MadeWeight {
     Codes(moe_math::quantize::Codes),
     Values(Vec<f32>),
 }

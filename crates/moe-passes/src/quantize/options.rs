@@ -1,7 +1,7 @@
 //! What `quantize` can be told.
 
 use clap::ValueEnum;
-use moe_checkpoint::quantization::{Blocks, CompressedTensors, Group, Integers, Quantization, Scheme};
+use moe_checkpoint::quantization::{Blocks, CompressedTensors, Integers, Quantization, Scheme, SchemeGroup};
 use moe_forward::DataSpec;
 use moe_model::{Error, Kind, Packing, Result};
 use serde::{Deserialize, Serialize};
@@ -53,12 +53,12 @@ pub struct QuantizeOptions {
     /// What is quantized beside the routed experts. Routers, norms, embeddings and head never are.
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     #[serde(default)]
-    pub include: Vec<Part>,
+    pub include: Vec<QuantizedPart>,
 
     /// Tokens that each expert is calibrated on.
     #[arg(long, value_enum, default_value_t, help_heading = "Samples")]
     #[serde(default)]
-    pub samples: Samples,
+    pub samples: SampleChoice,
 
     /// Calibrate every expert on enough samples of its own: the same as --samples per-expert.
     #[arg(long, conflicts_with = "samples", help_heading = "Samples")]
@@ -189,7 +189,7 @@ pub enum Format {
 /// What can be quantized beside the routed experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Part {
+pub enum QuantizedPart {
     /// Experts that every token goes through.
     Shared,
     /// Projections of attention, in all layers.
@@ -199,7 +199,7 @@ pub enum Part {
 /// Tokens that each expert is calibrated on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Samples {
+pub enum SampleChoice {
     /// Tokens that are routed to it.
     Routed,
     /// All tokens, as llm-compressor does.
@@ -211,7 +211,7 @@ pub enum Samples {
     PerExpert,
 }
 
-impl Samples {
+impl SampleChoice {
     /// Whether experts with too few tokens get others.
     pub(super) fn tops_up(self) -> bool {
         matches!(self, Self::TopUp | Self::PerExpert)
@@ -264,8 +264,8 @@ impl QuantizeOptions {
         if self.is_float() { Method::Rtn } else { self.method.unwrap_or_default() }
     }
 
-    pub(super) fn samples(&self) -> Samples {
-        if self.per_expert { Samples::PerExpert } else { self.samples }
+    pub(super) fn samples(&self) -> SampleChoice {
+        if self.per_expert { SampleChoice::PerExpert } else { self.samples }
     }
 
     /// Tokens that an expert needs whose matrices read `hidden` and `width` values.
@@ -313,8 +313,12 @@ impl QuantizeOptions {
     /// [`Kind::Usage`] for a format that has no such scheme.
     pub(super) fn quantization(&self) -> Result<Quantization> {
         let scheme = self.encoding();
-        let compressed =
-            || Quantization::Compressed(CompressedTensors { groups: vec![Group::linear(scheme)], ignore: Vec::new() });
+        let compressed = || {
+            Quantization::Compressed(CompressedTensors {
+                groups: vec![SchemeGroup::linear(scheme)],
+                ignore: Vec::new(),
+            })
+        };
         match (self.format, scheme) {
             (None | Some(Format::Fp8), Scheme::Fp8(Blocks::Of(block))) => Ok(Quantization::BlockFp8 { block }),
             (None | Some(Format::CompressedTensors), _) => Ok(compressed()),

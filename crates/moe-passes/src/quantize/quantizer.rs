@@ -16,12 +16,12 @@ use moe_model::{Attention, Error, Expert, Ffn, Kind, Linear, Model, Moe, Result,
 
 use super::attention::AttentionInputs;
 use super::encode::{Store, scale_dtype};
-use super::options::{Method, Part, QuantizeOptions, Samples};
+use super::options::{Method, QuantizeOptions, QuantizedPart, SampleChoice};
 use super::pool::Scan;
-use super::samples::{Counts, ExpertSamples, Route, Routed, Rule, Sampler};
+use super::samples::{Counts, ExpertSamples, Route, Routed, SampleRule, Sampler};
 use super::solve::{self, ExpertRecord, Solved, Solver, Task, failed};
 use super::survey::Survey;
-use super::{Made, Place};
+use super::{ExpertSlot, MadeWeight};
 use crate::calibrate::CalibrationOptions;
 use crate::part::{finite_values, read_finite};
 use crate::pass::{DecidedBy, DecidedLayer, LayerEdits, LayerPass, LayerRecord, Pool, Sources, SweptText};
@@ -54,7 +54,7 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
         layers.insert(index, decided(quantized, options.record(index, moe, None)));
     }
     let mut attention = BTreeMap::new();
-    if options.include.contains(&Part::Attention) {
+    if options.include.contains(&QuantizedPart::Attention) {
         for (index, layer) in sources.model.layers.iter().enumerate() {
             let quantized = options.quantized_attention(&layer.attention, |_, weight| {
                 nearest(options, options.encoding(), weight, &store)
@@ -69,11 +69,11 @@ pub(super) fn rounded(options: &QuantizeOptions, sources: &Sources<'_>) -> Resul
 fn nearest(options: &QuantizeOptions, scheme: Scheme, weight: &Weight, store: &Store) -> Result<Weight> {
     let values = finite_values(weight)?;
     let made = match scheme {
-        Scheme::Fp8(_) => Made::Values(values),
+        Scheme::Fp8(_) => MadeWeight::Values(values),
         Scheme::Integers(integers) => {
             let shape = [weight.shape()[0], weight.shape()[1]];
             let codes = round_to_nearest(&values, shape, &grid(options, integers, weight)?);
-            Made::Codes(codes.map_err(|e| failed(e).tensor(weight.name()))?)
+            MadeWeight::Codes(codes.map_err(|e| failed(e).tensor(weight.name()))?)
         }
     };
     options.encoded(weight, scheme, store, Some(&made))
@@ -120,7 +120,7 @@ impl Quantizer {
     fn samples(&self, moe: &Moe, inputs: &Inputs<'_>) -> Result<Vec<(ExpertSamples, Option<Routed>)>> {
         let hidden = self.model.hidden;
         let width = moe.experts[0].width();
-        let rule = Rule {
+        let rule = SampleRule {
             samples: self.options.samples(),
             least: self.options.least_tokens(hidden, width),
             gate_power: self.options.gate_power,
@@ -166,7 +166,7 @@ impl Quantizer {
         inputs: &Inputs<'_>,
     ) -> Result<(Vec<Packed>, Option<Tensor>)> {
         let options = |scheme| self.solving(scheme, &moe.experts[0].gate.weight);
-        let shrinks = self.options.samples() == Samples::PerExpert;
+        let shrinks = self.options.samples() == SampleChoice::PerExpert;
         let solver = Solver {
             layer: index,
             inputs,
@@ -189,7 +189,7 @@ impl Quantizer {
         let pack = |network: &Expert, Solved { gate, up, down, record }: Solved| -> Result<Packed> {
             let [of_gate, of_up, of_down] = network.linears();
             let encode = |linear: &Linear, scheme, codes| {
-                self.options.encoded(&linear.weight, scheme, &store, Some(&Made::Codes(codes)))
+                self.options.encoded(&linear.weight, scheme, &store, Some(&MadeWeight::Codes(codes)))
             };
             let encode = || {
                 let gate = encode(of_gate, schemes[0], gate)?;
@@ -199,7 +199,7 @@ impl Quantizer {
         };
         let tasks: Vec<_> = samples.into_iter().enumerate().map(task).collect();
         let (mut packed, routed) = solver.run(&tasks, pack)?;
-        if let Some(shared) = moe.shared.as_ref().filter(|_| self.options.include.contains(&Part::Shared)) {
+        if let Some(shared) = moe.shared.as_ref().filter(|_| self.options.include.contains(&QuantizedPart::Shared)) {
             let (name, samples) = ("the shared expert".to_owned(), self.all_tokens());
             let task = Task { name, network: &shared.expert, samples, routed: None };
             packed.extend(Solver { shrinkage: 0.0, ..solver }.run(&[task], pack)?.0);
@@ -270,7 +270,7 @@ impl LayerPass for Quantizer {
             let shared = |tokens: usize| (tokens * moe.router.top_k / experts.max(1)).min(tokens);
             let routed = shared(text.tokens);
             let width = moe.experts.iter().map(Expert::width).max().unwrap_or(0);
-            let seen = if self.options.samples() == Samples::AllExperts { text.block } else { shared(text.block) };
+            let seen = if self.options.samples() == SampleChoice::AllExperts { text.block } else { shared(text.block) };
             // Where there is room for them, the experts' outputs are summed for all tokens.
             let summed = text.in_memory && text.tokens * hidden * 4 <= OUTPUT_BYTES;
             let sums = if summed { text.tokens * hidden * 4 } else { 0 };
@@ -332,7 +332,7 @@ impl Converter for Quantizer {
     }
 
     fn converts_attention(&self) -> bool {
-        self.options.include.contains(&Part::Attention)
+        self.options.include.contains(&QuantizedPart::Attention)
     }
 
     fn attention_input(&mut self, _: usize, linear: usize, tokens: Range<usize>, x: &Tensor) -> Result<()> {
@@ -346,7 +346,8 @@ impl Converter for Quantizer {
         let solving = self.solving(self.options.encoding(), &attention.output().weight)?;
         let (damping, act_order) = (self.damping(), self.options.act_order);
         let codes = || inputs.codes(index, attention, &solving, &damping, act_order, &self.compute.device);
-        let mut codes = self.compute.stage("attention's codes", Work::UNCOUNTED, codes)?.into_iter().map(Made::Codes);
+        let mut codes =
+            self.compute.stage("attention's codes", Work::UNCOUNTED, codes)?.into_iter().map(MadeWeight::Codes);
         let store = Store(self.spill.clone());
         let quantized = self.options.quantized_attention(attention, |_, weight| {
             self.options.encoded(weight, self.options.encoding(), &store, codes.next().as_ref())
@@ -370,8 +371,8 @@ impl Converter for Quantizer {
         record.quantized = packed[..moe.experts.len()].iter().map(|packed| packed.record.clone()).collect();
         let quantized = self.options.quantized(moe, |place, matrix, _| {
             let network = match place {
-                Place::Routed(index) => index,
-                Place::Shared => moe.experts.len(),
+                ExpertSlot::Routed(index) => index,
+                ExpertSlot::Shared => moe.experts.len(),
             };
             Ok(packed[network].weights[matrix].clone())
         })?;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use moe_math::routing::Routing;
 use serde::Serialize;
 
-use super::options::Samples;
+use super::options::SampleChoice;
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rule {
-    pub samples: Samples,
+pub(super) struct SampleRule {
+    pub samples: SampleChoice,
     /// Experts with fewer tokens are topped up to this many.
     pub least: usize,
     /// Tokens weigh as much as their gate to this power.
@@ -114,7 +114,7 @@ pub struct Counts {
 
 /// Collects the routing of all blocks of a layer's tokens, and then the tokens nearest to cold experts.
 pub(super) struct Sampler {
-    rule: Rule,
+    rule: SampleRule,
     experts: usize,
     tokens: usize,
     /// Of each expert the tokens that chose it, ascending, and their gates.
@@ -151,7 +151,7 @@ impl PartialOrd for Near {
 }
 
 impl Sampler {
-    pub fn new(rule: Rule, experts: usize) -> Self {
+    pub fn new(rule: SampleRule, experts: usize) -> Self {
         Self {
             rule,
             experts,
@@ -219,7 +219,7 @@ impl Sampler {
     /// What each expert is calibrated on.
     pub fn finish(self, counted: impl Fn(usize) -> bool) -> Vec<ExpertSamples> {
         let typical = if self.typical.1 > 0 { (self.typical.0 / self.typical.1 as f64) as f32 } else { 1.0 };
-        if self.rule.samples == Samples::AllExperts {
+        if self.rule.samples == SampleChoice::AllExperts {
             let tokens: Vec<u32> = (0..self.tokens).filter(|token| counted(*token)).map(|token| token as u32).collect();
             let counts = |routed: usize| Counts { routed, used: routed, topped_up: tokens.len() - routed };
             let all = ExpertSamples::evenly_weighed(tokens.clone(), Counts::default());
@@ -267,8 +267,8 @@ fn evenly<T: Copy>(all: &[T], most: usize) -> impl ExactSizeIterator<Item = T> {
 mod tests {
     use super::*;
 
-    fn rule(samples: Samples) -> Rule {
-        Rule { samples, least: 2, gate_power: 1, hot_cap: 0.0 }
+    fn rule(samples: SampleChoice) -> SampleRule {
+        SampleRule { samples, least: 2, gate_power: 1, hot_cap: 0.0 }
     }
 
     /// Four tokens, three experts, top-1: 0, 0, 0, 1. Expert 2 is chosen by none.
@@ -282,7 +282,7 @@ mod tests {
         }
     }
 
-    fn samples(rule: Rule) -> Vec<ExpertSamples> {
+    fn samples(rule: SampleRule) -> Vec<ExpertSamples> {
         let mut sampler = Sampler::new(rule, 3);
         sampler.routed(&routing(), |_| true);
         if sampler.wants_more() {
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn cold_experts_get_the_tokens_that_came_nearest() {
-        let found = samples(rule(Samples::TopUp));
+        let found = samples(rule(SampleChoice::TopUp));
         assert_eq!(*found[0].tokens, [0, 1, 2]);
         assert_eq!(*found[0].weights, [0.5, 0.8, 0.6]);
         assert_eq!(*found[1].tokens, [0, 3]);
@@ -306,16 +306,16 @@ mod tests {
 
     #[test]
     fn without_topping_up_a_cold_expert_has_nothing() {
-        let found = samples(rule(Samples::Routed));
+        let found = samples(rule(SampleChoice::Routed));
         assert_eq!(found[2], ExpertSamples::evenly_weighed(Vec::new(), Counts::default()));
-        let all = samples(rule(Samples::AllExperts));
+        let all = samples(rule(SampleChoice::AllExperts));
         assert!(all.iter().all(|expert| *expert.tokens == [0, 1, 2, 3] && *expert.weights == [1.0; 4]));
         assert_eq!(all[2].counts, Counts { routed: 0, used: 0, topped_up: 4 });
     }
 
     #[test]
     fn hot_experts_are_thinned_out() {
-        let found = samples(Rule { hot_cap: 1.0, least: 1, ..rule(Samples::Routed) });
+        let found = samples(SampleRule { hot_cap: 1.0, least: 1, ..rule(SampleChoice::Routed) });
         assert_eq!(*found[0].tokens, [0, 1]);
         assert_eq!(found[0].counts, Counts { routed: 3, used: 2, topped_up: 0 });
     }
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn masked_tokens_are_nobodys() {
-        let mut sampler = Sampler::new(rule(Samples::TopUp), 3);
+        let mut sampler = Sampler::new(rule(SampleChoice::TopUp), 3);
         let counted = |token: usize| token != 0;
         sampler.routed(&routing(), counted);
         sampler.near(0, &routing(), None, counted);

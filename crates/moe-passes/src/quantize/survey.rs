@@ -13,7 +13,7 @@ use moe_math::quantize::{self, round_to_nearest};
 use moe_math::routing::Routing;
 use moe_model::{Error, Expert, Ffn, Kind, Model, Result, Weight};
 
-use super::options::{Part, QuantizeOptions};
+use super::options::{QuantizeOptions, QuantizedPart};
 use super::quantizer::grid;
 use super::solve::failed;
 use super::widths::{Errors, LayerWidths};
@@ -32,7 +32,7 @@ pub(super) struct Survey {
     counted: Vec<bool>,
     /// Tokens that reached the running layer before this block.
     first: usize,
-    block: Block,
+    block: SurveyBlock,
     /// Sums over tokens.
     errors: Errors,
     /// What was chosen, once the last layer is done.
@@ -41,7 +41,7 @@ pub(super) struct Survey {
 
 /// Tokens that go through a layer together.
 #[derive(Default)]
-struct Block {
+struct SurveyBlock {
     /// `[tokens, hidden]`, in f32.
     x: Option<Tensor>,
     /// Tokens from the first of the last `routed` on.
@@ -61,7 +61,7 @@ impl Survey {
             compute: compute.clone(),
             counted: groups.map(|(token, group)| token.is_multiple_of(every) && *group != UNCOUNTED).collect(),
             first: 0,
-            block: Block::default(),
+            block: SurveyBlock::default(),
             errors: BTreeMap::new(),
             widths: BTreeMap::new(),
         }
@@ -115,8 +115,8 @@ impl Observer for Survey {
         let tokens = x.dim(0).map_err(|e| Self::numeric(layer, e))?;
         let profile = self.options.profile;
         let errors = vec![vec![vec![0.0; tokens]; profile.widths().len()]; profile.parts().len()];
-        self.block = Block { x: Some(x.clone()), part: 0..0, errors };
-        let Some(shared) = moe.shared.clone().filter(|_| self.options.include.contains(&Part::Shared)) else {
+        self.block = SurveyBlock { x: Some(x.clone()), part: 0..0, errors };
+        let Some(shared) = moe.shared.clone().filter(|_| self.options.include.contains(&QuantizedPart::Shared)) else {
             return Ok(());
         };
         let gates = match &shared.gate {
@@ -143,7 +143,7 @@ impl Observer for Survey {
     fn layer_output(&mut self, layer: usize, hidden: &Tensor) -> Result<()> {
         let squares = || hidden.to_dtype(DType::F32)?.sqr()?.sum(1)?.to_vec1::<f32>();
         let squares: Vec<f32> = squares().map_err(|e| Self::numeric(layer, e))?;
-        let Block { errors: found, .. } = std::mem::take(&mut self.block);
+        let SurveyBlock { errors: found, .. } = std::mem::take(&mut self.block);
         let counted = &self.counted[self.first..self.first + squares.len()];
         self.first += squares.len();
         if found.is_empty() {

@@ -9,7 +9,7 @@ use moe_model::{Encoding, Expert, Model, Moe, Result, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::encode::Store;
-use super::options::{Part, QuantizeOptions, usage};
+use super::options::{QuantizeOptions, QuantizedPart, usage};
 
 /// Names of an expert's matrices.
 const MATRICES: [&str; 3] = ["gate", "up", "down"];
@@ -151,7 +151,7 @@ impl QuantizeOptions {
 
     /// Experts of `moe` that are quantized.
     pub(super) fn networks<'m>(&self, moe: &'m Moe) -> impl Iterator<Item = &'m Expert> {
-        let shared = moe.shared.iter().filter(|_| self.include.contains(&Part::Shared));
+        let shared = moe.shared.iter().filter(|_| self.include.contains(&QuantizedPart::Shared));
         moe.experts.iter().chain(shared.map(|shared| &shared.expert))
     }
 

@@ -9,7 +9,7 @@ use moe_model::{Error, Expert, Kind, Linear, Result, SharedExpert, Weight};
 use super::partition::LayerPartition;
 use super::scales::{Factors, Scales};
 use super::{Init, Rest, UpcycleOptions};
-use crate::part::{Axis, Neurons, Noise, Part, Redraw, Rows, mean, rows};
+use crate::part::{Axis, Neurons, Noise, Part, Redraw, RowSelection, mean, rows};
 
 /// Random streams of a layer: its router's is the first, each expert has [`STREAMS`] of its own from the second on.
 pub(super) fn stream(layer: usize) -> u64 {
@@ -84,8 +84,13 @@ impl Experts<'_> {
             }
         };
         let like = &network.gate.weight;
-        let gate =
-            rows(format!("layer {} shared expert's gate", self.layer), Rows::Zeros, [1, like.shape()[1]], 1, like)?;
+        let gate = rows(
+            format!("layer {} shared expert's gate", self.layer),
+            RowSelection::Zeros,
+            [1, like.shape()[1]],
+            1,
+            like,
+        )?;
         let expert = match (&self.partition, self.options.shared_experts) {
             (Some(partition), _) => self.make(network, &partition.shared(), factors, None),
             (None, 1) => self.make(network, &Neurons::All, factors, None),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::experts::stream;
 use super::{RouterInit, UpcycleOptions};
-use crate::part::{Rows, Surveyed, rows};
+use crate::part::{RowSelection, Surveyed, rows};
 use crate::pass::{Survey, SurveyText, Surveyor, TextSource};
 
 /// Iterations of k-means; assignments hardly change after a few dozen.
@@ -37,9 +37,9 @@ impl<'a> Routers<'a> {
         let options = self.options;
         let (std, seed, stream, hidden) = (options.router_std(), options.seed, stream(index), self.model.hidden);
         let source = match options.router {
-            RouterInit::Normal | RouterInit::Zeros => Rows::Normal { std, seed, stream },
-            RouterInit::Orthogonal => Rows::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream },
-            _ => Rows::Surveyed(self.cell(index)),
+            RouterInit::Normal | RouterInit::Zeros => RowSelection::Normal { std, seed, stream },
+            RouterInit::Orthogonal => RowSelection::Orthogonal { gain: std * (hidden as f64).sqrt(), seed, stream },
+            _ => RowSelection::Surveyed(self.cell(index)),
         };
         let shape = [options.experts, hidden];
         let weight = rows(format!("layer {index} router"), source, shape, options.granularity, like)?;

@@ -37,7 +37,7 @@ pub(crate) use beside::check_passes;
 pub(crate) use hashes::Hashes;
 pub(crate) use pass_run::PassRun;
 
-use pass_run::Place;
+use pass_run::RunContext;
 use side_files::Rewritten;
 
 /// Passes applied to a checkpoint, each to what the one before makes, with no checkpoint between them.
@@ -102,7 +102,8 @@ impl<'p> Prepared<'p> {
         let source = Model::read(&checkpoint)?;
         let spill = Arc::new(ScratchStore::new(directory_of(output)));
         let work = options.work(output);
-        let place = Place { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill, work: &work };
+        let place =
+            RunContext { input, checkpoint: &checkpoint, compute: &options.compute, spill: &spill, work: &work };
         let mut applied: Vec<PassRun<'p>> = Vec::new();
         for pass in passes {
             let model = applied.last().map_or(&source, |before| &before.result).clone();

@@ -24,7 +24,7 @@ use crate::outputs::PLAN;
 use crate::train::{Need, TrainingRecord, TrainingTask};
 
 /// Where a pass finds what it reads, and what it makes goes.
-pub(super) struct Place<'a> {
+pub(super) struct RunContext<'a> {
     /// The directory of the checkpoint.
     pub input: &'a Path,
     pub checkpoint: &'a Checkpoint,
@@ -64,8 +64,8 @@ pub(crate) struct PassRun<'p> {
 
 impl<'p> PassRun<'p> {
     /// Applies `pass` to `source`, which an earlier pass makes unless it is the `first`.
-    pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &Place<'_>) -> Result<Self> {
-        let Place { input, checkpoint, compute, spill, work } = *place;
+    pub(super) fn new(pass: &'p dyn Pass, source: Model, first: bool, place: &RunContext<'_>) -> Result<Self> {
+        let RunContext { input, checkpoint, compute, spill, work } = *place;
         let mut snapshot = Snapshot::default();
         snapshot.extend(pass.inputs().files());
         let beside = Beside::read(pass, &source, first, checkpoint)?;

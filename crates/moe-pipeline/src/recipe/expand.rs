@@ -7,8 +7,8 @@ use std::path::Path;
 use moe_checkpoint::{Error, Result};
 use toml::{Table, Value};
 
-use super::source::Source;
-use super::spare::{Spare, Written};
+use super::source::RecipeText;
+use super::spare::{Spare, WrittenStep};
 use super::variables::Variables;
 use super::{Step, parse_step, take, usage};
 use crate::portable::portable;
@@ -18,7 +18,7 @@ const MAX_STEPS: usize = 10_000;
 
 /// The steps of a recipe so far.
 pub(super) struct Expansion<'a> {
-    pub source: Source<'a>,
+    pub source: RecipeText<'a>,
     /// Keys by command, where a step itself doesn't have them.
     pub defaults: &'a BTreeMap<String, Table>,
     pub variables: Variables,
@@ -121,8 +121,8 @@ impl Expansion<'_> {
         let lacks_text = std::iter::once(&table).chain(passes_of(&table).filter_map(Value::as_table)).any(is_emptied);
         let own_may_pass = !self.chosen.is_empty() || lacks_text;
         let written =
-            of_tables.zip(commands).map(|(own, command)| Written { command: command.clone(), own, own_may_pass });
-        let written: Vec<Written> = written.collect();
+            of_tables.zip(commands).map(|(own, command)| WrittenStep { command: command.clone(), own, own_may_pass });
+        let written: Vec<WrittenStep> = written.collect();
         let step = replaced.and_then(|()| self.spare.parse(table, written, place));
         let (step, passed) = step.map_err(|error| self.wrong(place, &shown, &runs, error))?;
         for passed in passed.into_iter().filter(|_| !lacks_text) {

@@ -6,12 +6,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A recipe as it is written.
-pub(super) struct Source<'t> {
+pub(super) struct RecipeText<'t> {
     text: &'t str,
     root: Option<Spanned<DeTable<'t>>>,
 }
 
-impl<'t> Source<'t> {
+impl<'t> RecipeText<'t> {
     pub fn new(text: &'t str) -> Self {
         Self { text, root: DeTable::parse(text).ok() }
     }
@@ -100,15 +100,15 @@ mod tests {
     #[test]
     fn steps_and_keys_have_lines() {
         let text = "[vars]\nx = 1\n\n[[step]]\nrun = \"verify\"\n\n[[step]]\neach.a = [1]\n[[step.step]]\nrun = \"eval\"\ngates = { max-kl = 1 }\n";
-        let source = Source::new(text);
+        let source = RecipeText::new(text);
         assert_eq!(source.line("1", "the key \"model\" is missing"), Some(4));
         assert_eq!(source.line("2.1", "unknown field `run`"), Some(10));
         assert_eq!(source.line("2.1", "invalid type in `gates.max-kl`"), Some(11));
         assert_eq!(source.line("2", "each: nothing"), Some(8));
         let passes = "[[step]]\nrun = \"convert\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 1\n[[step.pass]]\nrun = \"merge\"\nkeep = 2\n";
-        let source_of_passes = Source::new(passes);
+        let source_of_passes = RecipeText::new(passes);
         assert_eq!(source_of_passes.line("1", "pass 2: unknown field `keep`"), Some(8));
         assert_eq!(source_of_passes.line("1", "pass 2: there is no method"), Some(6));
-        assert_eq!((source.line("3", ""), Source::new("no = [").line("1", "")), (None, None));
+        assert_eq!((source.line("3", ""), RecipeText::new("no = [").line("1", "")), (None, None));
     }
 }

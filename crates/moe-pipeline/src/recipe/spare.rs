@@ -17,7 +17,7 @@ pub(super) struct Origin {
 
 /// The keys of a step, or of one of its passes, by where they were written.
 #[derive(Debug)]
-pub(super) struct Written {
+pub(super) struct WrittenStep {
     /// What it runs, whose defaults have all keys but the own ones.
     pub command: String,
     /// The keys that it has itself.
@@ -26,7 +26,7 @@ pub(super) struct Written {
     pub own_may_pass: bool,
 }
 
-impl Written {
+impl WrittenStep {
     /// Where `key` stands, if it may pass by a step without use for it.
     fn origin(&self, key: &str, place: &str) -> Option<Origin> {
         let is_own = self.has(key);
@@ -54,7 +54,7 @@ impl Written {
 pub(super) struct StepKeys {
     table: Table,
     /// Of the step, then of each of its passes.
-    written: Vec<Written>,
+    written: Vec<WrittenStep>,
     /// The number of the step, with those of the blocks around it.
     place: String,
 }
@@ -136,7 +136,7 @@ impl Spare {
     ///
     /// # Errors
     /// What else is wrong with it.
-    pub fn parse(&mut self, table: Table, written: Vec<Written>, place: &str) -> Result<(Step, Vec<Passed>)> {
+    pub fn parse(&mut self, table: Table, written: Vec<WrittenStep>, place: &str) -> Result<(Step, Vec<Passed>)> {
         let mut keys = StepKeys { table, written, place: place.to_owned() };
         let mut passed = Vec::new();
         loop {

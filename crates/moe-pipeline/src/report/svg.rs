@@ -33,13 +33,13 @@ impl Svg {
     }
 
     pub fn rect(&mut self, class: &str, [x, y]: [f64; 2], [width, height]: [f64; 2]) {
-        let [x, y, width, height] = [x, y, width, height].map(Place);
+        let [x, y, width, height] = [x, y, width, height].map(Coordinate);
         let _ =
             writeln!(self.body, "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"/>");
     }
 
     pub fn line(&mut self, class: &str, from: [f64; 2], to: [f64; 2]) {
-        let [x1, y1, x2, y2] = [from[0], from[1], to[0], to[1]].map(Place);
+        let [x1, y1, x2, y2] = [from[0], from[1], to[0], to[1]].map(Coordinate);
         let _ = writeln!(self.body, "<path class=\"{class}\" d=\"M{x1} {y1}L{x2} {y2}\"/>");
     }
 
@@ -56,7 +56,7 @@ impl Svg {
             Anchor::Middle => " text-anchor=\"middle\"",
             Anchor::End => " text-anchor=\"end\"",
         };
-        let (x, y, text) = (Place(x), Place(y), Escaped(text));
+        let (x, y, text) = (Coordinate(x), Coordinate(y), Escaped(text));
         let _ = writeln!(self.body, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\"{anchor}>{text}</text>");
     }
 }
@@ -64,7 +64,7 @@ impl Svg {
 impl Display for Svg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, body, .. } = self;
-        let (width, height) = (Place(self.width), Place(self.height));
+        let (width, height) = (Coordinate(self.width), Coordinate(self.height));
         let (title, description) = (Escaped(&self.title), Escaped(&self.description));
         write!(
             f,
@@ -85,34 +85,34 @@ impl Path {
 
     /// A filled rectangle.
     pub fn rect(&mut self, [x, y]: [f64; 2], [width, height]: [f64; 2]) {
-        let [x, y, width, height, back] = [x, y, width, height, -width].map(Place);
+        let [x, y, width, height, back] = [x, y, width, height, -width].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}h{width}v{height}h{back}z");
     }
 
     /// A stroke.
     pub fn stroke(&mut self, from: [f64; 2], [dx, dy]: [f64; 2]) {
-        let [x, y, dx, dy] = [from[0], from[1], dx, dy].map(Place);
+        let [x, y, dx, dy] = [from[0], from[1], dx, dy].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}l{dx} {dy}");
     }
 
     /// A line through `points`.
     pub fn through(&mut self, points: impl IntoIterator<Item = [f64; 2]>) {
         for (index, [x, y]) in points.into_iter().enumerate() {
-            let _ = write!(self.0, "{}{} {}", if index == 0 { 'M' } else { 'L' }, Place(x), Place(y));
+            let _ = write!(self.0, "{}{} {}", if index == 0 { 'M' } else { 'L' }, Coordinate(x), Coordinate(y));
         }
     }
 
     /// A filled triangle that points down to `tip`.
     pub fn triangle(&mut self, tip: [f64; 2], size: f64) {
-        let [x, y, up, half, width] = [tip[0], tip[1], -size, size / 2.0, -size].map(Place);
+        let [x, y, up, half, width] = [tip[0], tip[1], -size, size / 2.0, -size].map(Coordinate);
         let _ = write!(self.0, "M{x} {y}l{half} {up}h{width}z");
     }
 }
 
 /// A coordinate, to a tenth of a pixel.
-struct Place(f64);
+struct Coordinate(f64);
 
-impl Display for Place {
+impl Display for Coordinate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         assert!(cfg!(not(test)) || self.0.is_finite(), "a place that is no number");
         let tenths = (self.0 * 10.0).round() as i64;
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn places_are_short() {
-        let places = [1.0, -1.25, 0.04, -0.04, 12.35].map(|x| Place(x).to_string());
+        let places = [1.0, -1.25, 0.04, -0.04, 12.35].map(|x| Coordinate(x).to_string());
         assert_eq!(places, ["1", "-1.3", "0", "0", "12.4"]);
     }
 }

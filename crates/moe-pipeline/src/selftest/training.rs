@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Tensor};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Batch;
-use moe_forward::train::{Goal, Gradients, Objective, Parameters, Part, Scale, Trainee};
+use moe_forward::train::{Goal, Gradients, Objective, Parameters, Scale, TrainedPart, Trainee};
 use moe_math::Compute;
 use moe_math::ridge::Ridge;
 use moe_model::Model;
@@ -33,7 +33,7 @@ pub fn checks(goldens: &Goldens, compute: &Compute) -> Result<Vec<Check>> {
 fn gradients(goldens: &Goldens, family: &str, about: &Value, compute: &Compute) -> Result<Check> {
     let dir = goldens.path("families").join(family).join("base");
     let (model, batch) = (Model::open(&dir.join("model"))?, Batch::from_json(&dir.join("tokens.json"))?);
-    let parameters = Parameters::read(&model, &Part::ALL, DType::F32, compute)?;
+    let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, compute)?;
     let mut gradients = Gradients::new(&parameters);
     let trainee = Trainee { model: &model, parameters: &parameters, compute, keep_graphs: false };
     let goal = Goal { objective: &Objective::NEXT_TOKENS, teacher: None, scale: Scale::over([&batch]) };

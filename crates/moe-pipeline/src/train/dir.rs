@@ -8,7 +8,7 @@ use moe_checkpoint::{
     Error, Kind, LOG_FILE, Result, Saved, SavedFolder, open_to_append, read_text, write_file_atomically,
 };
 
-use super::log::{self, Written};
+use super::log::{self, LoggedSteps};
 
 /// What a training of the whole model goes on from.
 pub(super) const STATE_FILE: &str = "state.safetensors";
@@ -90,7 +90,7 @@ pub fn training_left(output: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`Kind::Malformed`] where the log begins with anything else; [`Kind::Io`].
-pub(super) fn open_log(saved: &Saved, steps: u64, written: &Written) -> Result<(File, String)> {
+pub(super) fn open_log(saved: &Saved, steps: u64, written: &LoggedSteps) -> Result<(File, String)> {
     let path = saved.path(LOG_FILE);
     let kept = if written.bytes > 0 { beginning(&path, steps, written)? } else { String::new() };
     write_file_atomically(&path, |file| file.write_all(kept.as_bytes()))?;
@@ -104,14 +104,14 @@ pub(super) fn logged_steps(saved: &Saved) -> u64 {
 }
 
 /// The beginning of the log `path`, which must be what was `written` by the first `steps` steps.
-fn beginning(path: &Path, steps: u64, written: &Written) -> Result<String> {
+fn beginning(path: &Path, steps: u64, written: &LoggedSteps) -> Result<String> {
     const REMEDY: &str =
         "put the log back that the training wrote, or begin anew without --resume and with --overwrite";
     let malformed = |what: String| Error::new(Kind::Malformed, what).file(path).remedy(REMEDY);
     let mut text = read_text(path, MAX_LOG_BYTES)
         .map_err(|e| malformed("the log of this training can't be read".to_owned()).source(e.briefly()))?;
     let bytes = usize::try_from(written.bytes).unwrap_or(usize::MAX);
-    if !text.is_char_boundary(bytes) || Written::of(&text.as_bytes()[..bytes]) != *written {
+    if !text.is_char_boundary(bytes) || LoggedSteps::of(&text.as_bytes()[..bytes]) != *written {
         return Err(malformed(differs(&text, steps)));
     }
     text.truncate(bytes);
@@ -146,7 +146,7 @@ mod tests {
         let path = dir.path().join(LOG_FILE);
         let kept = |text: &str, saved: &str| {
             std::fs::write(&path, text).unwrap();
-            beginning(&path, 1, &Written::of(saved.as_bytes()))
+            beginning(&path, 1, &LoggedSteps::of(saved.as_bytes()))
         };
         let [first, measured, second] =
             ["{\"step\":1,\"loss\":2}", "{\"step\":1,\"held_out\":{}}", "{\"step\":2,\"loss\":1}"];
@@ -162,6 +162,6 @@ mod tests {
             assert!(error.kind() == Kind::Malformed && error.to_string().contains(LOG_FILE), "{error}");
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(beginning(&path, 1, &Written::of(b"x")).is_err());
+        assert!(beginning(&path, 1, &LoggedSteps::of(b"x")).is_err());
     }
 }

@@ -14,14 +14,14 @@ use super::settings::Settings;
 
 /// The log of a training, as far as it is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Written {
+pub(super) struct LoggedSteps {
     /// Its length.
     pub bytes: u64,
     /// SHA-256 of these bytes; empty where nothing is written.
     pub sha256: String,
 }
 
-impl Written {
+impl LoggedSteps {
     /// Of a log that says `text`.
     pub fn of(text: &[u8]) -> Self {
         let mut hasher = Hasher::default();
@@ -66,8 +66,8 @@ impl Log {
     }
 
     /// What was written.
-    pub fn written(&self) -> Written {
-        Written { bytes: self.bytes, sha256: self.hasher.clone().finish() }
+    pub fn written(&self) -> LoggedSteps {
+        LoggedSteps { bytes: self.bytes, sha256: self.hasher.clone().finish() }
     }
 }
 

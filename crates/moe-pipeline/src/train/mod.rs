@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use moe_checkpoint::{Checkpoint, Result};
-use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Part, Reference, Scale, Trainee};
+use moe_forward::train::{Goal, Gradients, Losses, Objective, Parameters, Reference, Scale, TrainedPart, Trainee};
 use moe_forward::{Batch, Corpus, EvalReport, Silent, Storage, TextRead, TokenizeOptions, evaluate};
 use moe_math::Compute;
 use moe_model::{Expert, Model};
@@ -127,8 +127,8 @@ impl TrainingTask {
         let mut needs = Needs::fixed(live);
         let (parts, batch) = (Lessened { parts: true, ..all }, Lessened { batch: true, ..all });
         let (shorter, measured) = (Lessened { batch: true, length: true, ..all }, Lessened { measured: true, ..all });
-        let has_parts = self.training.parts.iter().any(|part| *part != Part::Routers);
-        let has_parts = has_parts && Parameters::elements(model, &[Part::Routers]) > 0;
+        let has_parts = self.training.parts.iter().any(|part| *part != TrainedPart::Routers);
+        let has_parts = has_parts && Parameters::elements(model, &[TrainedPart::Routers]) > 0;
         if has_parts {
             needs.add("train fewer parts of the model (--train router takes least)", of(parts)?);
         }
@@ -157,7 +157,7 @@ impl TrainingTask {
         const TOKENS: usize = 64;
         let mut training = self.training.clone();
         if lessened.parts {
-            training.parts = vec![Part::Routers];
+            training.parts = vec![TrainedPart::Routers];
         }
         if lessened.batch {
             training.options.batch_tokens = training.options.batch_tokens.min(TOKENS);
@@ -204,7 +204,7 @@ impl TrainingTask {
     /// # Errors
     /// What `same` returns.
     pub fn idle(&self, model: &Model, same: fn(&Expert, &Expert) -> Result<bool>) -> Result<Option<&'static str>> {
-        let only_routers = self.training.parts.iter().all(|part| *part == Part::Routers);
+        let only_routers = self.training.parts.iter().all(|part| *part == TrainedPart::Routers);
         if !only_routers || self.training.options.steps == 0 {
             return Ok(None);
         }

@@ -2,7 +2,7 @@
 
 use moe_checkpoint::{Error, Kind, Result};
 use moe_forward::Storage;
-use moe_forward::train::{Parameters, Part, TeacherKind};
+use moe_forward::train::{Parameters, TeacherKind, TrainedPart};
 use moe_math::Compute;
 use moe_model::{Expert, Ffn, Layer, Model};
 use moe_passes::{Precision, Training};
@@ -71,8 +71,8 @@ impl Need {
         let encoded = Parameters::stored_bytes(model, &training.parts);
         let saved_together = elements.min(Parameters::largest(model, &training.parts).max(ELEMENTS_AT_ONCE) as u64);
         let tokens = training.options.batch_tokens.max(length);
-        let embeddings = Parameters::elements(model, &[moe_forward::train::Part::Embeddings]) as u64;
-        let trains_head = training.parts.contains(&moe_forward::train::Part::Embeddings);
+        let embeddings = Parameters::elements(model, &[moe_forward::train::TrainedPart::Embeddings]) as u64;
+        let trains_head = training.parts.contains(&moe_forward::train::TrainedPart::Embeddings);
         let taught = teacher.zip(training.teacher).map_or(0, |(teacher, options)| {
             let together = if options.kind == TeacherKind::Logits { tokens } else { TEACHER_TOKENS.max(length) };
             let text = Text { tokens: together, longest: length, storage: Storage::default() };
@@ -166,12 +166,12 @@ fn head_bytes(model: &Model, tokens: usize, copies: usize) -> u64 {
 }
 
 /// Weights of a layer that aren't trained.
-fn untrained_bytes(layer: &Layer, parts: &[Part], compute: &Compute) -> u64 {
+fn untrained_bytes(layer: &Layer, parts: &[TrainedPart], compute: &Compute) -> u64 {
     let attention = memory::attention_bytes(layer, compute);
     let networks = memory::layer_bytes(layer, compute) - attention;
-    let of = |part: Part, bytes| if parts.contains(&part) { 0 } else { bytes };
-    let network = if matches!(layer.ffn, Ffn::Dense(_)) { Part::Dense } else { Part::Experts };
-    of(Part::Attention, attention) + of(network, networks)
+    let of = |part: TrainedPart, bytes| if parts.contains(&part) { 0 } else { bytes };
+    let network = if matches!(layer.ffn, Ffn::Dense(_)) { TrainedPart::Dense } else { TrainedPart::Experts };
+    of(TrainedPart::Attention, attention) + of(network, networks)
 }
 
 /// A layer's graph for `tokens` tokens in sequences of `length`.

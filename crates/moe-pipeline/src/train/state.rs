@@ -12,7 +12,7 @@ use moe_forward::train::LayerCounts;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::log::Written;
+use super::log::LoggedSteps;
 use super::record::{Measurement, StepRecord};
 
 const ABOUT: &str = "about";
@@ -22,11 +22,11 @@ const MEASUREMENT_COLUMNS: usize = 3;
 
 /// A training after some steps.
 #[derive(Default, PartialEq)]
-pub(super) struct State {
+pub(super) struct TrainingState {
     /// Hash of all that decides what comes of it.
     pub fingerprint: String,
     /// What the log said by then: the two are of one run.
-    pub log: Written,
+    pub log: LoggedSteps,
     /// Steps that were taken.
     pub step: u64,
     /// The step that measured best.
@@ -55,14 +55,14 @@ pub(super) struct Size {
 struct About {
     format: String,
     fingerprint: String,
-    log: Written,
+    log: LoggedSteps,
     step: u64,
     best: Option<u64>,
     worse: u64,
     load: [Vec<(usize, Vec<u64>, u64)>; 2],
 }
 
-impl State {
+impl TrainingState {
     /// Writes it to `path`, with what `values` gives for each parameter of `elements`: value, m and v. A few parameters are copied
     /// at a time, since all of them are most of what a training holds.
     ///
@@ -336,9 +336,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let counts = LayerCounts { layer: 2, counts: vec![3, 0, u64::from(u32::MAX)], dropped: 1 };
-        let state = State {
+        let state = TrainingState {
             fingerprint: "f".into(),
-            log: Written { bytes: 12, sha256: "0".repeat(64) },
+            log: LoggedSteps { bytes: 12, sha256: "0".repeat(64) },
             step: 7,
             best: Some(4),
             worse: 1,
@@ -355,13 +355,13 @@ mod tests {
         let values =
             [[vec![0.1, f32::MIN_POSITIVE], vec![1.0, 2.0], vec![3.0, 4.0]], [vec![5.0], vec![6.0], vec![7.0]]];
         state.write(&path, &[2, 1], |index| Ok(values[index].clone())).unwrap();
-        let is_it = |(read, saved): &(State, SavedValues)| {
+        let is_it = |(read, saved): &(TrainingState, SavedValues)| {
             *read == state && (0..2).all(|index| saved.of_parameter(index).unwrap() == values[index])
         };
-        assert!(is_it(&State::read(&path, "f", &parameters).unwrap()));
-        assert_eq!(State::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
-        assert_eq!(State::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(), Kind::Malformed);
-        assert_eq!(State::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(), Kind::Malformed);
+        assert!(is_it(&TrainingState::read(&path, "f", &parameters).unwrap()));
+        assert_eq!(TrainingState::read(&path, "g", &parameters).err().unwrap().kind(), Kind::Mismatch);
+        assert_eq!(TrainingState::read(&path, "f", &sizes([(2, 3), (2, 0)])).err().unwrap().kind(), Kind::Malformed);
+        assert_eq!(TrainingState::read(&path, "f", &sizes([(2, 3), (1, 1)])).err().unwrap().kind(), Kind::Malformed);
         // Whichever byte is another one, and wherever it ends: it is this state or an error.
         let written = std::fs::read(&path).unwrap();
         for at in 0..written.len() {
@@ -369,12 +369,12 @@ mod tests {
                 let mut changed = written.clone();
                 changed[at] = other;
                 std::fs::write(&path, &changed).unwrap();
-                if let Ok(read) = State::read(&path, "f", &parameters) {
+                if let Ok(read) = TrainingState::read(&path, "f", &parameters) {
                     assert!(is_it(&read), "byte {at}");
                 }
             }
             std::fs::write(&path, &written[..at]).unwrap();
-            assert!(State::read(&path, "f", &parameters).is_err(), "cut at {at}");
+            assert!(TrainingState::read(&path, "f", &parameters).is_err(), "cut at {at}");
         }
     }
 }

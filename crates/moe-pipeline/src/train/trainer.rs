@@ -16,7 +16,7 @@ use super::dir::{STATE_FILE, logged_steps, open_log};
 use super::log::{self, Log, describe_load, figures, step_line};
 use super::record::{Measurement, StepRecord, collapsed};
 use super::settings::Settings;
-use super::state::{SavedValues, Size, State};
+use super::state::{SavedValues, Size, TrainingState};
 use crate::progress::Progress;
 
 /// What is trained for.
@@ -72,7 +72,7 @@ pub(crate) struct Trainer<'a> {
 struct Running<'t> {
     trainer: &'t Trainer<'t>,
     moments: Vec<Moments>,
-    state: State,
+    state: TrainingState,
     log: Log,
     settings: Vec<Settings>,
     /// Load since the last measurement.
@@ -96,7 +96,7 @@ impl Trainer<'_> {
         let mut running = self.start(task, resumed, before.as_ref())?;
         let stopped_early = running.train(task)?;
         let settings = if running.settings.len() > 1 { running.settings } else { Vec::new() };
-        let State { step, best, steps, measurements, load, best_bytes, .. } = running.state;
+        let TrainingState { step, best, steps, measurements, load, best_bytes, .. } = running.state;
         let (encoded, written) = match best {
             Some(best) => (best_bytes, best),
             None => (self.parameters.encoded()?, step),
@@ -111,14 +111,14 @@ impl Trainer<'_> {
     }
 
     /// Where a killed training was, if there is one to go on with.
-    fn resumed(&self) -> Result<Option<(State, SavedValues)>> {
+    fn resumed(&self) -> Result<Option<(TrainingState, SavedValues)>> {
         let path = self.saved.path(STATE_FILE);
         if !self.saved.resumes() || path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             return self.begins_anew(&path).map(|()| None);
         }
         let size = |p: &Parameter| Size { elements: p.weight.elements(), stored_bytes: p.weight.bytes() };
         let sizes: Vec<Size> = self.parameters.list.iter().map(size).collect();
-        State::read(&path, self.saved.key(), &sizes).map(Some)
+        TrainingState::read(&path, self.saved.key(), &sizes).map(Some)
     }
 
     /// Refuses to start over where a state must have been saved, which is gone.
@@ -144,7 +144,7 @@ impl Trainer<'_> {
     fn start(
         &self,
         task: &mut dyn Task,
-        resumed: Option<(State, SavedValues)>,
+        resumed: Option<(TrainingState, SavedValues)>,
         before: Option<&EvalReport>,
     ) -> Result<Running<'_>> {
         let begins = resumed.is_none();
@@ -155,7 +155,10 @@ impl Trainer<'_> {
                 self.progress.note(&format!("training goes on after step {}", state.step));
                 (state, moments)
             }
-            None => (State { fingerprint: self.saved.key().to_owned(), ..State::default() }, self.moments()?),
+            None => (
+                TrainingState { fingerprint: self.saved.key().to_owned(), ..TrainingState::default() },
+                self.moments()?,
+            ),
         };
         if let Some(before) = before.filter(|_| begins) {
             state.measurements.push(Measurement::new(0, before));

@@ -38,7 +38,7 @@ const NO_KEYS: [&str; 10] = [
 ];
 
 /// A key, what transformers wants of it, in words, and whether a value is that.
-type Rule = (&'static str, &'static str, fn(&Value) -> bool);
+type GenerationRule = (&'static str, &'static str, fn(&Value) -> bool);
 
 /// A key that is refused.
 pub(crate) struct RefusedKey {
@@ -70,7 +70,7 @@ fn refused(said: &Map<String, Value>) -> Vec<RefusedKey> {
     let no_keys = NO_KEYS.into_iter().filter(|key| said.contains_key(*key));
     let mut refused: Vec<RefusedKey> =
         no_keys.map(|key| RefusedKey { key, why: format!("{key}, which can't be a key of it") }).collect();
-    let rules: [Rule; 8] = [
+    let rules: [GenerationRule; 8] = [
         ("max_new_tokens", "must be positive", is_positive),
         ("cache_implementation", "transformers doesn't have", is_cache),
         ("early_stopping", "must be true, false or \"never\"", is_stop),

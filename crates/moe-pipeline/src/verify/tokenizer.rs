@@ -7,28 +7,32 @@ use serde_json::{Map, Value};
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 
 /// A key, what transformers takes for it, in words, and whether a value is that.
-struct Rule {
+struct TokenizerCheck {
     key: &'static str,
     wanted: &'static str,
     takes: fn(&Value) -> bool,
 }
 
-const RULES: [Rule; 14] = [
+const RULES: [TokenizerCheck; 14] = [
     // Loading takes anything; the first text is compared with it.
-    Rule { key: "model_max_length", wanted: "a number", takes: is_number_or_null },
-    Rule { key: "tokenizer_class", wanted: "the name of a class", takes: is_text_or_null },
-    Rule { key: "padding_side", wanted: "right or left", takes: is_side },
-    Rule { key: "truncation_side", wanted: "right or left", takes: is_side },
-    Rule { key: "auto_map", wanted: "an object", takes: is_map },
-    Rule { key: "chat_template", wanted: "a text, or a list of objects with name and template", takes: is_template },
-    Rule { key: "model_input_names", wanted: "a list of texts", takes: is_container },
-    Rule { key: "init_inputs", wanted: "a list", takes: is_container },
-    Rule { key: "fast_tokenizer_files", wanted: "a list of texts", takes: is_files },
-    Rule { key: "split_special_tokens", wanted: "true or false", takes: Value::is_boolean },
-    Rule { key: "tokenizer_object", wanted: "no such key", takes: Value::is_null },
-    Rule { key: "model_specific_special_tokens", wanted: "an object, or null", takes: is_object_or_null },
-    Rule { key: "post_processor", wanted: "no such key", takes: is_false },
-    Rule { key: "chat_control_tokens", wanted: "a list of texts, or null", takes: is_list_or_null },
+    TokenizerCheck { key: "model_max_length", wanted: "a number", takes: is_number_or_null },
+    TokenizerCheck { key: "tokenizer_class", wanted: "the name of a class", takes: is_text_or_null },
+    TokenizerCheck { key: "padding_side", wanted: "right or left", takes: is_side },
+    TokenizerCheck { key: "truncation_side", wanted: "right or left", takes: is_side },
+    TokenizerCheck { key: "auto_map", wanted: "an object", takes: is_map },
+    TokenizerCheck {
+        key: "chat_template",
+        wanted: "a text, or a list of objects with name and template",
+        takes: is_template,
+    },
+    TokenizerCheck { key: "model_input_names", wanted: "a list of texts", takes: is_container },
+    TokenizerCheck { key: "init_inputs", wanted: "a list", takes: is_container },
+    TokenizerCheck { key: "fast_tokenizer_files", wanted: "a list of texts", takes: is_files },
+    TokenizerCheck { key: "split_special_tokens", wanted: "true or false", takes: Value::is_boolean },
+    TokenizerCheck { key: "tokenizer_object", wanted: "no such key", takes: Value::is_null },
+    TokenizerCheck { key: "model_specific_special_tokens", wanted: "an object, or null", takes: is_object_or_null },
+    TokenizerCheck { key: "post_processor", wanted: "no such key", takes: is_false },
+    TokenizerCheck { key: "chat_control_tokens", wanted: "a list of texts, or null", takes: is_list_or_null },
 ];
 
 /// Methods and properties of tokenizers, which no key may be called as.

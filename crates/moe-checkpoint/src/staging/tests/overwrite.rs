@@ -357,7 +357,7 @@ fn a_result_that_cannot_be_moved_is_removed_for_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let target = made_with_folder(dir.path(), "out", "{\"old\": 1}");
     let new = made_with_folder(dir.path(), "new", "{\"new\": 1}");
-    let listed = Found::look(&target, &|_| ()).unwrap();
+    let listed = EarlierResult::look(&target, &|_| ()).unwrap();
     replace_by_removal(&new, &target, listed.names()).unwrap();
     assert_eq!((names(dir.path()), receipt(&target).as_str()), (vec!["out".to_owned()], "{\"new\": 1}"));
     // What came meanwhile stays, and nothing of the new one is lost.

@@ -30,9 +30,9 @@ pub(super) enum StmtKind {
         arms: Vec<(Expr, Body)>,
         otherwise: Body,
     },
-    Set(Target, Expr),
+    Set(AssignmentTarget, Expr),
     SetBlock {
-        target: Target,
+        target: AssignmentTarget,
         filters: Vec<(Name, Args)>,
         body: Body,
     },
@@ -46,7 +46,7 @@ pub(super) enum StmtKind {
         body: Body,
     },
     With {
-        values: Vec<(Target, Expr)>,
+        values: Vec<(AssignmentTarget, Expr)>,
         body: Body,
     },
     /// A part with variables of its own: `{% generation %}`, `{% autoescape false %}`.
@@ -61,7 +61,7 @@ pub(super) enum StmtKind {
 }
 
 pub(super) struct For {
-    pub target: Target,
+    pub target: AssignmentTarget,
     pub iter: Expr,
     pub filter: Option<Expr>,
     pub recursive: bool,
@@ -78,11 +78,11 @@ pub(super) struct Macro {
     pub takes_caller: bool,
 }
 
-pub(super) enum Target {
+pub(super) enum AssignmentTarget {
     Name(Name),
     /// `namespace.attribute`
     Attr(Name, Name),
-    Tuple(Vec<Target>),
+    Tuple(Vec<AssignmentTarget>),
 }
 
 pub(super) struct Expr {

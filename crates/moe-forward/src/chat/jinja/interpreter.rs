@@ -11,11 +11,11 @@ use super::ast::Tree;
 use super::held::{excess, room};
 use super::scope::Scope;
 use super::value::{Function, Value};
-use super::{Fail, Limits, Outcome, STACK_BYTES, json};
+use super::{Fail, Outcome, STACK_BYTES, TemplateLimits, json};
 use crate::chat::dates::{Dates, Present};
 
 pub(super) struct Interpreter {
-    limits: Limits,
+    limits: TemplateLimits,
     steps: u64,
     since: Instant,
     /// An address at the start of the stack.
@@ -35,7 +35,7 @@ pub(super) fn render(
     tree: &Tree,
     variables: &[(String, Json)],
     now: NaiveDateTime,
-    limits: Limits,
+    limits: TemplateLimits,
 ) -> Outcome<(String, Dates)> {
     let marker = 0u8;
     let globals = Scope::outermost();

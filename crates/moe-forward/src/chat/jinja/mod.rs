@@ -49,7 +49,7 @@ const STACK_BYTES: usize = 64 << 20;
 
 /// How much a template may do for a conversation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct TemplateLimits {
     /// A conversation takes a few hundred a message.
     pub steps: u64,
     /// Whatever its steps are: a long conversation takes milliseconds.
@@ -58,7 +58,7 @@ pub(super) struct Limits {
     pub bytes: usize,
 }
 
-impl Limits {
+impl TemplateLimits {
     pub const USUAL: Self = Self { steps: 10_000_000, time: Duration::from_secs(30), bytes: MAX_BYTES };
 
     /// The limits in a run that may hold `memory` bytes.
@@ -132,7 +132,7 @@ impl Template {
         &self,
         variables: Vec<(String, Json)>,
         now: NaiveDateTime,
-        limits: Limits,
+        limits: TemplateLimits,
         file: &Path,
     ) -> Result<(String, Dates), Fail> {
         let tree = Arc::clone(&self.tree);

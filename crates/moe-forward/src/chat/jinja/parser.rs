@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ast::{Args, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Target, Tree};
+use super::ast::{Args, AssignmentTarget, Body, Expr, ExprKind, For, Macro, Name, Stmt, StmtKind, Tree};
 use super::lexer::{Kind, Token, tokenize};
 use super::{Fail, Outcome};
 
@@ -208,7 +208,7 @@ impl Parser {
                 Ok(StmtKind::Filter { filters, body: self.whole("endfilter")? })
             }
             "with" => {
-                let mut values: Vec<(Target, Expr)> = Vec::new();
+                let mut values: Vec<(AssignmentTarget, Expr)> = Vec::new();
                 while *self.kind() != Kind::BlockEnd && !self.is_op(":") {
                     if !values.is_empty() {
                         self.expect_op(",")?;
@@ -342,7 +342,7 @@ impl Parser {
     }
 
     /// What is assigned to. As in Jinja2, a comma at its end wants parentheses.
-    fn target(&mut self) -> Outcome<Target> {
+    fn target(&mut self) -> Outcome<AssignmentTarget> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -356,7 +356,7 @@ impl Parser {
             is_tuple = true;
         }
         if is_tuple {
-            return Ok(Target::Tuple(targets));
+            return Ok(AssignmentTarget::Tuple(targets));
         }
         match targets.pop() {
             Some(target) => Ok(target),
@@ -364,7 +364,7 @@ impl Parser {
         }
     }
 
-    fn one_target(&mut self) -> Outcome<Target> {
+    fn one_target(&mut self) -> Outcome<AssignmentTarget> {
         if self.skip_op("(") {
             let target = self.nested(|parser| parser.target())?;
             self.expect_op(")")?;
@@ -374,7 +374,11 @@ impl Parser {
         if matches!(&*name, "true" | "false" | "True" | "False" | "none" | "None") {
             return self.fail("can't assign to a constant");
         }
-        if self.skip_op(".") { Ok(Target::Attr(name, self.expect_name()?)) } else { Ok(Target::Name(name)) }
+        if self.skip_op(".") {
+            Ok(AssignmentTarget::Attr(name, self.expect_name()?))
+        } else {
+            Ok(AssignmentTarget::Name(name))
+        }
     }
 
     fn filters(&mut self, inline: bool) -> Outcome<Vec<(Name, Args)>> {

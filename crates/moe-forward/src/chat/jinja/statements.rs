@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ast::{Args, ExprKind, For, Name, Stmt, StmtKind, Target};
+use super::ast::{Args, AssignmentTarget, ExprKind, For, Name, Stmt, StmtKind};
 use super::interpreter::Interpreter;
 use super::scope::{LoopState, Scope};
 use super::value::Value;
@@ -178,10 +178,10 @@ impl Interpreter {
         Ok(text.into())
     }
 
-    fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>, outer: &Rc<Scope>) -> Outcome<()> {
+    fn assign(&mut self, target: &AssignmentTarget, value: Value, scope: &Rc<Scope>, outer: &Rc<Scope>) -> Outcome<()> {
         match target {
-            Target::Name(name) => scope.set(name, value),
-            Target::Attr(name, attribute) => {
+            AssignmentTarget::Name(name) => scope.set(name, value),
+            AssignmentTarget::Attr(name, attribute) => {
                 let Some(Value::Namespace(namespace)) = outer.get(name) else {
                     return Err(Fail::new("cannot assign attribute on non-namespace object"));
                 };
@@ -190,7 +190,7 @@ impl Interpreter {
                 }
                 namespace.set((&**attribute).into(), value);
             }
-            Target::Tuple(targets) => {
+            AssignmentTarget::Tuple(targets) => {
                 let values = value.iterate()?;
                 if values.len() != targets.len() {
                     let what = format!("{} values to unpack, {} names for them", values.len(), targets.len());

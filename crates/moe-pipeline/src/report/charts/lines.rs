@@ -7,7 +7,7 @@ use crate::report::svg::{Anchor, Path, Scale, Svg};
 pub(crate) type Line<'a> = (&'a str, &'a str, Vec<(u64, f64)>);
 
 /// Lines over one axis of steps.
-pub(crate) struct Lines<'a> {
+pub(crate) struct LineChart<'a> {
     pub id: &'a str,
     pub title: &'a str,
     pub lines: &'a [Line<'a>],
@@ -22,7 +22,7 @@ const BOTTOM: f64 = 38.0;
 const LABEL: f64 = 40.0;
 
 /// The lines, with both axes; values that are no numbers are left out.
-pub(crate) fn lines(chart: &Lines<'_>) -> Svg {
+pub(crate) fn lines(chart: &LineChart<'_>) -> Svg {
     let all = || chart.lines.iter().flat_map(|(_, _, points)| points.iter().copied()).filter(|(_, v)| v.is_finite());
     let last = all().map(|(step, _)| step).max().unwrap_or(0).max(1);
     let ends = |points: &[(u64, f64)]| Some((points.first()?.1, points.last()?.1));

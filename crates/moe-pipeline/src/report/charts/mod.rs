@@ -11,5 +11,5 @@ pub(super) use bars::{Bar, bars};
 pub(super) use columns::{Columns, columns};
 pub(super) use curve::curve;
 pub(super) use heatmap::{LEVELS, heatmap};
-pub(super) use lines::{Line, Lines, lines};
+pub(super) use lines::{Line, LineChart, lines};
 pub(super) use scatter::{Scatter, scatter};

@@ -3,7 +3,7 @@
 use moe_forward::DomainReport;
 
 use crate::receipt::Receipt;
-use crate::report::charts::{Line, Lines, lines};
+use crate::report::charts::{Line, LineChart, lines};
 use crate::report::html::{Section, Table};
 use crate::report::number::{decimal, grouped, percent, signed};
 use crate::train::{LoadChange, Measurement, StepRecord, TrainingRecord};
@@ -48,7 +48,7 @@ pub(crate) fn curves(training: &TrainingRecord) -> Section {
     let measured = |value: fn(&Measurement) -> Option<f64>| -> Vec<(u64, f64)> {
         training.measurements.iter().filter_map(|m| Some((m.step, value(m)?))).collect()
     };
-    let chart = |id, title, points: &[Line<'_>]| lines(&Lines { id, title, lines: points });
+    let chart = |id, title, points: &[Line<'_>]| lines(&LineChart { id, title, lines: points });
     let mut losses = vec![("kept", "next tokens of the batch", of_steps(|s| s.cross_entropy))];
     let held_out = measured(|m| Some(m.loss));
     losses.extend((!held_out.is_empty()).then_some(("control", "next tokens of held-out text", held_out)));
