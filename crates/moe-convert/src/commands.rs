@@ -189,7 +189,7 @@ impl<'a> Session<'a> {
         Ok(Self { compute: Compute { device, dtype, router_dtype, device_memory, meter }, progress, common, printed })
     }
 
-    /// Those of `warnings` that no note has said.
+    /// The `warnings` that no note has said.
     fn unsaid<'w>(&self, warnings: &'w [String]) -> Vec<&'w str> {
         warnings.iter().map(String::as_str).filter(|warning| !self.progress.has_noted(warning)).collect()
     }

@@ -91,7 +91,7 @@ impl Calibration {
         }
     }
 
-    /// Those of these sequences.
+    /// The calibration on these sequences alone.
     #[must_use]
     pub fn selected(&self, sequences: impl IntoIterator<Item = usize>) -> Self {
         let spans: Vec<_> = sequences.into_iter().map(|sequence| self.batch.spans[sequence].clone()).collect();

@@ -113,7 +113,7 @@ pub(crate) fn output_of(loader: Loader<'_>, network: &Expert, x: &Tensor) -> Res
     loader.compute.stage(EXPERTS, work, run).context(|| format!("the expert of {}", network.down.weight.name()))
 }
 
-/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a bias for choosing, scores plus
+/// What tokens `x`, `[tokens, hidden]`, rank the experts of `moe` by: logits or, with a expert correction bias, scores plus
 /// bias; `[tokens, experts]`, row by row.
 ///
 /// # Errors

@@ -328,7 +328,7 @@ pub struct Family {
     /// Config keys that may only have these values, if they are there: others mean another function.
     #[serde(default)]
     pub only: BTreeMap<String, Vec<Value>>,
-    /// Those of them that transformers doesn't read: it computes as if they had such a value.
+    /// Keys of `only` that transformers doesn't read: it computes as if they had such a value.
     #[serde(default)]
     pub only_ignored: Vec<String>,
     /// What stock loaders assume for config keys that are missing. TOML has no null: `"null"` stands for it.

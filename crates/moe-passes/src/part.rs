@@ -66,7 +66,7 @@ pub(crate) struct Noise {
     pub stream: u64,
 }
 
-/// Some of an expert's neurons, drawn anew from N(mean, std²) of the whole matrix (Drop-Upcycling, 2502.19261 §3).
+/// Some of an expert's neurons, redrawn from N(mean, std²) of the whole matrix (Drop-Upcycling, 2502.19261 §3).
 #[derive(Clone)]
 pub(crate) struct Redraw {
     /// Positions among the expert's neurons; the same for gate, up and down.

@@ -48,9 +48,9 @@ pub enum Scheme {
 /// Which codes share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocks {
-    /// Those of a row.
+    /// All codes of a row share one.
     Rows,
-    /// Those of a block of so many rows and columns; blocks at the end of a matrix may be smaller.
+    /// The codes of a block of so many rows and columns share one; blocks at the end of a matrix may be smaller.
     Of([usize; 2]),
 }
 

@@ -60,7 +60,7 @@ pub(super) struct EarlierResult {
     modified: Option<SystemTime>,
     /// The files that the manifest lists.
     listed: Vec<String>,
-    /// Those of them that were there.
+    /// The listed files that were there.
     files: Versions,
 }
 

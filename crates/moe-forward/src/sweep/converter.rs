@@ -67,9 +67,9 @@ pub trait Converter: Observer {
 /// Whose states go on from a converted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forcing {
-    /// Those of the original block, which must have been observed.
+    /// The states of the original block, which must have been observed.
     Teacher,
-    /// Those of what takes its place.
+    /// The states of what takes its place.
     Student,
 }
 

@@ -12,7 +12,7 @@ enum KeptTokens {
     All,
     /// None of them: how many tokens each has.
     Lengths(Vec<u32>),
-    /// Those of these numbers.
+    /// The windows that have these numbers.
     Chosen { numbers: BTreeSet<usize>, seen: usize },
 }
 
@@ -44,7 +44,7 @@ impl Windows {
         Self { length, pack, ..Self::default() }
     }
 
-    /// Those of these numbers, counted from the first that is done.
+    /// Keeps the windows that have these numbers, counted from the first that is done.
     pub fn chosen(length: usize, pack: bool, numbers: BTreeSet<usize>) -> Self {
         Self { kept: KeptTokens::Chosen { numbers, seen: 0 }, ..Self::new(length, pack) }
     }

@@ -107,7 +107,7 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Those of several batches of one step.
+    /// The losses of several batches of one step together.
     pub fn together(batches: &[Self]) -> Self {
         let sum = |of: fn(&Self) -> usize| batches.iter().map(of).sum::<usize>();
         let mean = |weight: fn(&Self) -> f64, value: fn(&Self) -> f64| {

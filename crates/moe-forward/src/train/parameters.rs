@@ -119,7 +119,7 @@ impl Parameters {
         self.list.iter().flat_map(|p| &p.places).min().copied().unwrap_or(ParameterSlot::Head)
     }
 
-    /// Those of `place`, with their positions in the list.
+    /// The parameters of `place`, with their positions in the list.
     pub(crate) fn of(&self, place: ParameterSlot) -> impl Iterator<Item = (usize, &Parameter)> {
         self.list.iter().enumerate().filter(move |(_, p)| p.places.contains(&place))
     }

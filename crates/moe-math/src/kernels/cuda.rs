@@ -157,7 +157,7 @@ struct Staging {
 /// Bytes of a [`Staging`]. Two of them take turns: while a device copies from one, the host fills the other.
 const STAGING_BYTES: usize = 32 << 20;
 
-/// Those of each device that was copied to.
+/// Buffers of each device that something was copied to.
 static STAGED: Mutex<Vec<(usize, VecDeque<Staging>)>> = Mutex::new(Vec::new());
 
 /// Queues copying `bytes` to `address`, which has room for them. The host may forget them at once.

@@ -76,7 +76,7 @@ fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Resul
     Ok(&storage.as_slice::<T>()?[span(layout)?])
 }
 
-/// Those of one in f32 or bf16, in f32.
+/// The values of a tensor in f32 or bf16, as f32.
 fn widened<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [f32]>> {
     Ok(match storage {
         CpuStorage::BF16(_) => elements::<bf16>(storage, layout)?.iter().map(|value| value.to_f32()).collect(),

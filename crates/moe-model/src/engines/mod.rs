@@ -265,7 +265,7 @@ fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
 /// By which names of projections an engine looks for the scheme of experts.
 #[derive(Clone, Copy)]
 enum Projections {
-    /// Those of the hub's tensors, such as w1, w2 and w3.
+    /// The names that the tensors have on the hub, such as w1, w2 and w3.
     OfHub,
     /// `gate_proj`, `up_proj` and `down_proj`, whatever the tensors are called.
     Plain,

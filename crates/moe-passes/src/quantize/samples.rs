@@ -91,7 +91,7 @@ impl Routed {
         Self { route, with_samples, rows }
     }
 
-    /// Those of `seen`, rows of `with_samples`, that are routed, counted from the first of `seen`; none for all.
+    /// The routed rows among `seen`, which are rows of `with_samples`, counted from the first of `seen`; None if all of them are routed.
     pub fn rows_in(&self, seen: &Range<usize>) -> Option<Vec<u32>> {
         let at = |row: usize, rows: &[u32]| rows.partition_point(|r| (*r as usize) < row);
         let rows = self.rows.as_ref()?;
@@ -106,7 +106,7 @@ impl Routed {
 pub struct Counts {
     /// Tokens that chose the expert.
     pub routed: usize,
-    /// Those of them that it is calibrated on.
+    /// Tokens among them that it is calibrated on.
     pub used: usize,
     /// Tokens that it is calibrated on though they didn't choose it.
     pub topped_up: usize,

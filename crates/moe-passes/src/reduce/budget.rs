@@ -14,7 +14,7 @@ use crate::pass::{DecidedLayer, LayerStatistics};
 /// Σ g ‖f‖ of each expert, descending, by layer.
 pub(super) type Masses = BTreeMap<usize, Vec<f64>>;
 
-/// What a router with a bias for choosing is given for an expert that no token shall go to: scores lie between 0 and 1.
+/// What a router with a expert correction bias is given for an expert that no token shall go to: scores lie between 0 and 1.
 const NEVER: f32 = -1e4;
 
 /// The masses of `model`'s layers.

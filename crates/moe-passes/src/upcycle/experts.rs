@@ -135,7 +135,7 @@ impl Experts<'_> {
         (self.options.drop_fraction * width as f64).round() as usize
     }
 
-    /// The neurons that are drawn anew: one set for gate, up and down (2502.19261 §3.1).
+    /// The neurons that are redrawn: one set for gate, up and down (2502.19261 §3.1).
     fn dropped(&self, width: usize, stream: u64) -> Option<Arc<BTreeSet<usize>>> {
         let count = self.dropped_neurons(width);
         (self.options.init == Init::Drop && count > 0).then(|| {

@@ -42,7 +42,7 @@ pub(super) const MODELS: [(&str, &str); 3] = [
 ];
 
 impl Proportions {
-    /// Those of the model `name`.
+    /// The proportions of the model `name`.
     ///
     /// # Errors
     /// [`Kind::Usage`] for any other name.

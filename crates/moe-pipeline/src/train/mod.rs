@@ -214,7 +214,7 @@ impl TrainingTask {
         }))
     }
 
-    /// Those of `options` that decide what comes of it: the others may be changed when it goes on.
+    /// The part of `options` that decides what a training gives; the rest may change when it resumes.
     pub fn deciding(&self, mut options: serde_json::Value) -> serde_json::Value {
         if let Some(options) = options.as_object_mut() {
             CHANGEABLE.iter().for_each(|key| _ = options.remove(*key));

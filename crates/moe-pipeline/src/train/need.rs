@@ -35,9 +35,9 @@ pub(crate) struct Need {
     /// Values and moments of what is trained.
     trained: u64,
     gradients: u64,
-    /// Those that earlier batches of a step have left, all the way.
+    /// Gradients that earlier batches of a step have left, which stay until the step is taken.
     summed: u64,
-    /// Those of one layer, which come beside the sums where there are several batches.
+    /// Gradients of one layer, which lie beside the sums where a step has several batches.
     arriving: u64,
     /// The best weights that were measured.
     best: u64,

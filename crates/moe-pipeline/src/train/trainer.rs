@@ -175,7 +175,7 @@ impl Trainer<'_> {
         Ok(running)
     }
 
-    /// Those of a training that begins.
+    /// The moments that a training begins with: zeros.
     fn moments(&self) -> Result<Vec<Moments>> {
         let of = |p: &Parameter| Moments::new(&p.value).map_err(|e| numeric(e, p.weight.name()));
         self.parameters.list.iter().map(of).collect()

@@ -143,7 +143,7 @@ fn shards_give_the_dense_network_back() {
     }
 }
 
-/// One set of ⌊r·m⌉ neurons is drawn anew in gate, up and down alike; all others are the dense network's.
+/// One set of ⌊r·m⌉ neurons is redrawn in gate, up and down alike; all others are the dense network's.
 #[test]
 fn dropped_neurons_are_one_set_with_the_moments_of_the_matrix() {
     let dense = dense();
